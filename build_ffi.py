@@ -1,0 +1,91 @@
+"""Build the cffi extension ``pyxlsnap._ffi``, and the whole package (the build backend).
+
+``include/*.h`` declares what is bound, ``include/bridge.h`` is C that goes along with it. Run as a
+script it compiles the extension in place, for work in the source tree.
+
+A backend of our own, thin as it is, because setuptools takes ``cffi_modules`` only as an argument
+of ``setup()``, and there is no other reason for a ``setup.py``.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cffi
+import setuptools
+from setuptools import build_meta
+
+HERE = Path(__file__).resolve().parent
+# In order: later ones use the types of earlier ones.
+DECLARATIONS = ["types", "context", "host", "domain", "disk", "xlutil", "xs", "pyxlsnap"]
+LIBRARIES = ["xenlight", "xlutil", "xentoollog", "xenstore"]
+# The newest API that all of Xen 4.14 to 4.22 offer; it gives every long call its ao_how form.
+API_VERSION = "0x041400"
+
+SOURCE = """
+#define _GNU_SOURCE 1
+#define LIBXL_API_VERSION {api_version}
+{bridge}
+static const int PYXLSNAP_XEN_MAJOR = {major};
+static const int PYXLSNAP_XEN_MINOR = {minor};
+"""
+
+
+def pkg_config(*arguments: str) -> list[str]:
+    """Ask pkg-config about the Xen libraries, or stop with the one line that helps."""
+    try:
+        run = subprocess.run(
+            ["pkg-config", *arguments, *LIBRARIES], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit(
+            "pyxlsnap: the Xen headers are missing: "
+            "apt-get install libxen-dev pkg-config gcc python3-dev"
+        )
+    return run.stdout.split()
+
+
+def make_ffibuilder() -> cffi.FFI:
+    """Put declarations and source together."""
+    major, minor = pkg_config("--modversion")[0].split(".")[:2]
+    builder = cffi.FFI()
+    for name in DECLARATIONS:
+        builder.cdef((HERE / "include" / f"{name}.h").read_text())
+    builder.set_source(
+        "pyxlsnap._ffi",
+        SOURCE.format(
+            api_version=API_VERSION,
+            bridge=(HERE / "include" / "bridge.h").read_text(),
+            major=major,
+            minor=minor,
+        ),
+        include_dirs=[f[2:] for f in pkg_config("--cflags-only-I")],
+        library_dirs=[f[2:] for f in pkg_config("--libs-only-L")],
+        libraries=[f[2:] for f in pkg_config("--libs-only-l")],
+        depends=[str(p.relative_to(HERE)) for p in sorted((HERE / "include").glob("*.h"))],
+    )
+    return builder
+
+
+class _Backend(build_meta._BuildMetaBackend):
+    """setuptools' own backend, with the cffi module put in."""
+
+    def run_setup(self, setup_script: str = "setup.py") -> None:
+        # An sdist needs no headers: only what compiles asks for the extension.
+        compiles = not {"sdist", "egg_info", "dist_info"} & set(sys.argv[1:])
+        setuptools.setup(cffi_modules=["build_ffi.py:make_ffibuilder"] if compiles else [])
+
+
+_backend = _Backend()
+build_wheel = _backend.build_wheel
+build_sdist = _backend.build_sdist
+build_editable = _backend.build_editable
+prepare_metadata_for_build_wheel = _backend.prepare_metadata_for_build_wheel
+prepare_metadata_for_build_editable = _backend.prepare_metadata_for_build_editable
+get_requires_for_build_wheel = _backend.get_requires_for_build_wheel
+get_requires_for_build_sdist = _backend.get_requires_for_build_sdist
+get_requires_for_build_editable = _backend.get_requires_for_build_editable
+
+
+if __name__ == "__main__":
+    make_ffibuilder().compile(tmpdir=str(HERE), verbose=False)

@@ -1,0 +1,225 @@
+/* The little C that cffi cannot express: libxl's callbacks.
+ *
+ * libxl forks without exec, and its children log. A callback that took Python's lock would hang
+ * such a child for ever (another thread may have held the lock at the fork), so everything here is
+ * plain C and takes no lock at all: one record is one write() to a pipe, of at most PIPE_BUF bytes,
+ * which the kernel keeps whole whoever else writes. Python reads the other end (bridge.py).
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <libxl.h>
+#include <libxl_event.h>
+#include <libxl_utils.h>
+#include <libxlutil.h>
+#include <xenstore.h>
+#include <xentoollog.h>
+
+enum { PYXLSNAP_LOG = 'L', PYXLSNAP_PROGRESS = 'P', PYXLSNAP_DISASTER = 'D' };
+
+struct pyxlsnap_record {
+    uint32_t size; /* of the whole record: this header, context, text */
+    int32_t kind, level, errnoval;
+    uint32_t context_size;
+    uint64_t done, total;
+};
+
+struct pyxlsnap_bridge {
+    xentoollog_logger logger; /* first: libxl hands back a pointer to it */
+    libxl_childproc_hooks childproc;
+    libxl_event_hooks events;
+    int min_level;
+    int log_fd, log_write_fd;     /* records */
+    int child_fd, child_write_fd; /* an int for each child: its pidfd, -1 if there is none */
+    unsigned long lost;           /* records dropped because nobody read */
+};
+
+static void pyxlsnap__send(struct pyxlsnap_bridge *b, struct pyxlsnap_record head,
+                           const char *context, const char *text)
+{
+    char buf[PIPE_BUF];
+    size_t room = sizeof buf - sizeof head;
+    size_t c = context ? strnlen(context, room / 8) : 0;
+    size_t t = strnlen(text, room - c);
+    int saved = errno;
+
+    head.size = sizeof head + c + t;
+    head.context_size = c;
+    memcpy(buf, &head, sizeof head);
+    if (c)
+        memcpy(buf + sizeof head, context, c);
+    memcpy(buf + sizeof head + c, text, t);
+    if (write(b->log_write_fd, buf, head.size) < 0)
+        __atomic_add_fetch(&b->lost, 1, __ATOMIC_RELAXED);
+    errno = saved;
+}
+
+static void pyxlsnap__vmessage(xentoollog_logger *logger, xentoollog_level level, int errnoval,
+                               const char *context, const char *format, va_list al)
+{
+    struct pyxlsnap_bridge *b = (struct pyxlsnap_bridge *)logger;
+    struct pyxlsnap_record head = { .kind = PYXLSNAP_LOG, .level = level, .errnoval = errnoval };
+    char text[PIPE_BUF];
+
+    if ((int)level < b->min_level)
+        return;
+    vsnprintf(text, sizeof text, format, al);
+    pyxlsnap__send(b, head, context, text);
+}
+
+static void pyxlsnap__progress(xentoollog_logger *logger, const char *context,
+                               const char *doing_what, int percent, unsigned long done,
+                               unsigned long total)
+{
+    struct pyxlsnap_record head = { .kind = PYXLSNAP_PROGRESS, .level = XTL_PROGRESS,
+                                    .errnoval = -1, .done = done, .total = total };
+    (void)percent;
+    pyxlsnap__send((struct pyxlsnap_bridge *)logger, head, context, doing_what);
+}
+
+static void pyxlsnap__destroy(xentoollog_logger *logger)
+{
+    (void)logger; /* pyxlsnap_bridge_free does it */
+}
+
+static void pyxlsnap__disaster(void *user, libxl_event_type type, const char *msg, int errnoval)
+{
+    struct pyxlsnap_record head = { .kind = PYXLSNAP_DISASTER, .level = XTL_CRITICAL,
+                                    .errnoval = errnoval };
+    (void)type;
+    pyxlsnap__send(user, head, "disaster", msg ? msg : "");
+}
+
+/* Called by libxl for fork(). The pidfd is opened here, while nobody else can reap the child. */
+static pid_t pyxlsnap__fork(void *user)
+{
+    struct pyxlsnap_bridge *b = user;
+    pid_t pid = fork();
+
+    if (pid > 0) {
+        int saved = errno;
+        int fd = syscall(SYS_pidfd_open, pid, 0);
+        ssize_t n = write(b->child_write_fd, &fd, sizeof fd);
+        if (n < 0 && fd >= 0)
+            close(fd);
+        errno = saved;
+    }
+    return pid;
+}
+
+static void pyxlsnap_bridge_free(struct pyxlsnap_bridge *b)
+{
+    int *fds[] = { &b->log_fd, &b->log_write_fd, &b->child_fd, &b->child_write_fd };
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (*fds[i] >= 0)
+            close(*fds[i]);
+    free(b);
+}
+
+static struct pyxlsnap_bridge *pyxlsnap_bridge_new(int min_level)
+{
+    struct pyxlsnap_bridge *b = calloc(1, sizeof *b);
+    int log[2] = { -1, -1 }, child[2] = { -1, -1 };
+
+    if (!b)
+        return NULL;
+    b->logger.vmessage = pyxlsnap__vmessage;
+    b->logger.progress = pyxlsnap__progress;
+    b->logger.destroy = pyxlsnap__destroy;
+    b->childproc.chldowner = libxl_sigchld_owner_mainloop;
+    b->childproc.fork_replacement = pyxlsnap__fork;
+    b->events.disaster = pyxlsnap__disaster;
+    b->min_level = min_level;
+    int bad = pipe2(log, O_CLOEXEC | O_NONBLOCK) || pipe2(child, O_CLOEXEC | O_NONBLOCK);
+    b->log_fd = log[0];
+    b->log_write_fd = log[1];
+    b->child_fd = child[0];
+    b->child_write_fd = child[1];
+    if (bad) {
+        pyxlsnap_bridge_free(b);
+        return NULL;
+    }
+    fcntl(log[1], F_SETPIPE_SZ, 1 << 20); /* best effort: root may, and a burst then fits */
+    return b;
+}
+
+static xentoollog_logger *pyxlsnap_bridge_logger(struct pyxlsnap_bridge *b)
+{
+    return &b->logger;
+}
+
+/* The hooks are not copied by libxl: they live as long as the bridge, which outlives the ctx. */
+static void pyxlsnap_bridge_attach(struct pyxlsnap_bridge *b, libxl_ctx *ctx)
+{
+    libxl_childproc_setmode(ctx, &b->childproc, b);
+    libxl_event_register_callbacks(ctx, &b->events, b);
+}
+
+/* For the tests of the bridge, which must work where there is no Xen. */
+static void pyxlsnap_bridge_test_message(struct pyxlsnap_bridge *b, int level, const char *text)
+{
+    xtl_log(&b->logger, level, -1, "test", "%s", text);
+}
+
+static pid_t pyxlsnap_bridge_test_fork(struct pyxlsnap_bridge *b, int exit_code)
+{
+    pid_t pid = pyxlsnap__fork(b);
+    if (!pid) {
+        xtl_log(&b->logger, XTL_INFO, -1, "test", "in the child");
+        _exit(exit_code);
+    }
+    return pid;
+}
+
+/* Children of a process that ignores SIGCHLD reap themselves, and libxl calls that a disaster. */
+static int pyxlsnap_sigchld_is_ignored(void)
+{
+    struct sigaction sa;
+    if (sigaction(SIGCHLD, NULL, &sa))
+        return 0;
+    return sa.sa_handler == SIG_IGN || (sa.sa_flags & SA_NOCLDWAIT);
+}
+
+/* A FILE for libxlutil to complain to, whose text can be read. */
+struct pyxlsnap_report {
+    FILE *file;
+    char *text;
+    size_t size;
+};
+
+static struct pyxlsnap_report *pyxlsnap_report_new(void)
+{
+    struct pyxlsnap_report *r = calloc(1, sizeof *r);
+    if (r && !(r->file = open_memstream(&r->text, &r->size))) {
+        free(r);
+        r = NULL;
+    }
+    return r;
+}
+
+static FILE *pyxlsnap_report_file(struct pyxlsnap_report *r)
+{
+    return r->file;
+}
+
+static const char *pyxlsnap_report_text(struct pyxlsnap_report *r)
+{
+    return fflush(r->file) ? "" : r->text;
+}
+
+static void pyxlsnap_report_free(struct pyxlsnap_report *r)
+{
+    fclose(r->file);
+    free(r->text);
+    free(r);
+}

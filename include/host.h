@@ -1,0 +1,21 @@
+/* libxl.h, libxl_utils.h: the host, its version and its memory. */
+typedef struct {
+    bool cap_hap, cap_shadow;
+    ...;
+} libxl_physinfo;
+void libxl_physinfo_init(libxl_physinfo *p);
+void libxl_physinfo_dispose(libxl_physinfo *p);
+int libxl_get_physinfo(libxl_ctx *ctx, libxl_physinfo *physinfo);
+
+typedef struct {
+    int xen_version_major, xen_version_minor;
+    char *xen_version_extra;
+    char *commandline;
+    ...;
+} libxl_version_info;
+const libxl_version_info *libxl_get_version_info(libxl_ctx *ctx);
+
+int libxl_get_free_memory(libxl_ctx *ctx, uint64_t *memkb);
+int libxl_set_memory_target(libxl_ctx *ctx, uint32_t domid, int64_t target_memkb, int relative,
+                            int enforce);
+int libxl_wait_for_free_memory(libxl_ctx *ctx, uint32_t domid, uint64_t memory_kb, int wait_secs);

@@ -1,0 +1,30 @@
+/* What bridge.h defines. */
+struct pyxlsnap_bridge {
+    int log_fd;
+    int child_fd;
+    unsigned long lost;
+    ...;
+};
+struct pyxlsnap_record {
+    uint32_t size;
+    int32_t kind, level, errnoval;
+    uint32_t context_size;
+    uint64_t done, total;
+};
+#define PYXLSNAP_LOG ...
+#define PYXLSNAP_PROGRESS ...
+#define PYXLSNAP_DISASTER ...
+
+struct pyxlsnap_bridge *pyxlsnap_bridge_new(int min_level);
+void pyxlsnap_bridge_free(struct pyxlsnap_bridge *b);
+xentoollog_logger *pyxlsnap_bridge_logger(struct pyxlsnap_bridge *b);
+void pyxlsnap_bridge_attach(struct pyxlsnap_bridge *b, libxl_ctx *ctx);
+void pyxlsnap_bridge_test_message(struct pyxlsnap_bridge *b, int level, const char *text);
+pid_t pyxlsnap_bridge_test_fork(struct pyxlsnap_bridge *b, int exit_code);
+int pyxlsnap_sigchld_is_ignored(void);
+
+struct pyxlsnap_report;
+struct pyxlsnap_report *pyxlsnap_report_new(void);
+FILE *pyxlsnap_report_file(struct pyxlsnap_report *r);
+const char *pyxlsnap_report_text(struct pyxlsnap_report *r);
+void pyxlsnap_report_free(struct pyxlsnap_report *r);

@@ -1,0 +1,7 @@
+/* xenstore.h: reading what libxl does not tell (device states, the device model's pid). */
+#define XS_OPEN_READONLY ...
+struct xs_handle;
+struct xs_handle *xs_open(unsigned long flags);
+void xs_close(struct xs_handle *xsh);
+void *xs_read(struct xs_handle *h, uint32_t t, const char *path, unsigned int *len);
+char **xs_directory(struct xs_handle *h, uint32_t t, const char *path, unsigned int *num);

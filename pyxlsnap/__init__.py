@@ -1,0 +1,97 @@
+"""Whole-domain snapshots (memory and disks at one instant) for the Xen hypervisor.
+
+High level, each call in a worker process of its own: :func:`create_snapshot`,
+:func:`revert_snapshot`, :func:`recover`. Low level, libxl in this process: :class:`Toolstack`,
+:class:`Domain`.
+"""
+
+import logging
+
+from pyxlsnap.api import create_snapshot, recover, revert_snapshot
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.domain import Domain
+from pyxlsnap.errors import (
+    Aborted,
+    AlreadyExists,
+    BadMemoryFile,
+    Busy,
+    ClosedError,
+    ConfigError,
+    DiskError,
+    DomainNotFound,
+    ForkedError,
+    GuestTimeout,
+    Interrupted,
+    MonitorError,
+    NeedsAttention,
+    OperationFailed,
+    PyxlsnapError,
+    Refused,
+    Risky,
+    UsageError,
+    WorkerDied,
+    XenError,
+    XenUnavailable,
+)
+from pyxlsnap.model import (
+    Artefact,
+    Disk,
+    DiskRequest,
+    DomainConfig,
+    DomainInfo,
+    GuestKind,
+    Progress,
+    Reverted,
+    RunState,
+    Snapshot,
+    SnapshotConfig,
+)
+from pyxlsnap.toolstack import Toolstack
+from pyxlsnap.version import VERSION
+
+# Most to least important, then the errors.
+__all__ = [  # noqa: RUF022
+    "create_snapshot",
+    "revert_snapshot",
+    "recover",
+    "Snapshot",
+    "Reverted",
+    "SnapshotConfig",
+    "DiskRequest",
+    "Artefact",
+    "Progress",
+    "Cancel",
+    "RunState",
+    "Toolstack",
+    "Domain",
+    "DomainInfo",
+    "DomainConfig",
+    "Disk",
+    "GuestKind",
+    "__version__",
+    "PyxlsnapError",
+    "UsageError",
+    "ConfigError",
+    "Refused",
+    "XenUnavailable",
+    "DomainNotFound",
+    "AlreadyExists",
+    "Busy",
+    "BadMemoryFile",
+    "Risky",
+    "XenError",
+    "GuestTimeout",
+    "Aborted",
+    "MonitorError",
+    "DiskError",
+    "ClosedError",
+    "ForkedError",
+    "WorkerDied",
+    "OperationFailed",
+    "Interrupted",
+    "NeedsAttention",
+]
+
+__version__ = VERSION
+
+logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())

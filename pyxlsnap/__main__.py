@@ -1,0 +1,8 @@
+"""``python -m pyxlsnap`` is the command line."""
+
+import sys
+
+from pyxlsnap.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Cancelling a long operation from any thread."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_RETRY_S = 0.05
+
+
+class Cancelled(BaseException):
+    """Raised inside a sequence where it stops because its :class:`Cancel` was set.
+
+    A BaseException, so that no ``except Exception`` of a strategy swallows it. The sequences turn
+    it into :class:`~pyxlsnap.errors.Interrupted`.
+    """
+
+
+class Cancel:
+    """A token: :meth:`set` it from any thread and the operation that holds it rolls back."""
+
+    def __init__(self) -> None:
+        self._set = threading.Event()
+        self._lock = threading.Lock()
+        self._abort: Callable[[], bool] | None = None
+
+    def is_set(self) -> bool:
+        return self._set.is_set()
+
+    def check(self) -> None:
+        """:raises Cancelled: the token is set."""
+        if self._set.is_set():
+            raise Cancelled
+
+    def set(self) -> None:
+        """Cancel. Returns at the latest when the call under way has been told to stop.
+
+        A call that is just being made may not be there yet for libxl to abort: try until it has
+        taken the abort, or has ended.
+        """
+        self._set.set()
+        while (abort := self._armed()) and not abort():
+            time.sleep(_RETRY_S)
+
+    def _armed(self) -> Callable[[], bool] | None:
+        with self._lock:
+            return self._abort
+
+    @contextmanager
+    def armed(self, abort: Callable[[], bool]) -> Iterator[None]:
+        """While the body runs, :meth:`set` calls ``abort`` until it answers true.
+
+        :raises Cancelled: the token is set already.
+        """
+        with self._lock:
+            self.check()
+            self._abort = abort
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._abort = None

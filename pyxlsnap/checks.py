@@ -1,0 +1,202 @@
+"""The checks of a plan: what is refused, each with its reason and the way out.
+
+They look and never touch. Each raises :class:`~pyxlsnap.errors.Refused`, or returns its finding.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pyxlsnap.domain import XENBUS_CONNECTED, XENBUS_INITIALISING
+from pyxlsnap.errors import DomainNotFound, Refused
+from pyxlsnap.freemem import may_shrink_dom0
+from pyxlsnap.model import Disk, DomainConfig
+from pyxlsnap.ports import Guest, Host
+from pyxlsnap.version import VERSION
+
+LIBVIRT_DIR = Path("/run/libvirt/libxl")
+_FRONTENDS_S = 30.0
+_UNUSED_S = 5.0
+_POLL_S = 0.1
+_SLACK_KB = 64 * 1024
+
+# Lists of devices in libxl's JSON whose state no memory file can hold.
+_DEVICES = {
+    "pcidevs": "passed-through PCI devices",
+    "dtdevs": "passed-through devices",
+    "usbdevs": "passed-through USB devices",
+    "vtpms": "a vTPM",
+    "p9s": "a 9pfs share",
+}
+
+
+def refuse_special(guest: Guest) -> None:
+    """dom0 is no guest."""
+    if guest.domid == 0:
+        raise Refused("domain 0 is the host itself and cannot be snapshotted or reverted")
+
+
+def refuse_state(guest: Guest) -> None:
+    """Only a domain that runs can be snapshotted."""
+    refuse_special(guest)
+    info = guest.info()
+    if info.dying:
+        raise Refused(f"{guest.name} is dying: there is nothing left to snapshot")
+    if info.suspended:
+        raise Refused(
+            f"{guest.name} is suspended already: resume it first "
+            f"(pyxlsnap's own: `pyxlsnap snapshot-recover {guest.uuid}`)"
+        )
+    if info.shutdown:
+        raise Refused(f"{guest.name} has shut down ({info.shutdown_reason})")
+    if info.paused:
+        raise Refused(f"{guest.name} is paused: run `xl unpause {guest.name}` first")
+
+
+def refuse_config(config: DomainConfig, guest: Guest) -> None:
+    """What the configuration says that makes a snapshot impossible."""
+    found = [what for key, what in _DEVICES.items() if config.values.get(key)]
+    build = config.section("b_info")
+    hvm = build.get("type.hvm", {})
+    for key, what in (
+        ("nested_hvm", "nested virtualization"),
+        ("dm_restrict", "a restricted device model (dm_restrict)"),
+        ("device_model_stubdomain", "a stub domain"),
+    ):
+        if "True" in (build.get(key), hvm.get(key) if isinstance(hvm, Mapping) else None):
+            found.append(what)
+    if build.get("vnuma_nodes"):
+        found.append("vNUMA")
+    if config.section("c_info").get("driver_domain") == "True":
+        found.append("a driver domain's role")
+    if found:
+        raise Refused(
+            f"{guest.name} has {', '.join(found)}, which cannot be saved: take it away first"
+        )
+    if reasons := libvirt_reason(guest):
+        raise Refused(f"{reasons[0]}: pyxlsnap would act behind libvirt's back")
+
+
+def libvirt_reason(guest: Guest) -> list[str]:
+    """Whether libvirt's Xen driver looks after the domain: it keeps a status file for each."""
+    managed = (LIBVIRT_DIR / f"{guest.name}.xml").exists()
+    return [f"{guest.name} is managed by libvirt"] if managed else []
+
+
+def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> None:
+    """A disk to be snapshotted or reverted must belong to nobody else."""
+    ours = {os.path.realpath(d.target): d.vdev for d in disks}
+    for info in host.domains():
+        if info.domid == 0 or (guest and info.domid == guest.domid):
+            continue
+        try:
+            other = host.find(str(info.domid))
+            shared = [t for t in other.disk_targets() if os.path.realpath(t) in ours]
+        except DomainNotFound:
+            continue  # it has just gone
+        if shared:
+            vdev = ours[os.path.realpath(shared[0])]
+            raise Refused(f"{vdev}: domain {other.name} has {shared[0]} too: detach it there")
+
+
+def refuse_full(directory: Path, memory_kb: int) -> None:
+    """Space for the memory file. A live one repeats pages, how many nobody knows."""
+    while not directory.exists():
+        directory = directory.parent
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise Refused(f"cannot write in {directory}")
+    fs = os.statvfs(directory)
+    free_kb, need_kb = fs.f_bavail * fs.f_frsize // 1024, memory_kb + _SLACK_KB
+    if free_kb < need_kb:
+        raise Refused(
+            f"{directory} has {free_kb // 1024} MiB free, and the memory file takes about "
+            f"{need_kb // 1024} MiB: name another place with memory_path"
+        )
+
+
+def wait_for_frontends(
+    guest: Guest,
+    config: DomainConfig,
+    *,
+    timeout_s: float = _FRONTENDS_S,
+    unused_s: float = _UNUSED_S,
+) -> None:
+    """Wait until every disk and network frontend is connected.
+
+    A guest saved while one of them is connecting (just after a restore) cannot be restored
+    (xen-lab.md, E8). A device that the guest has no driver for never connects: after ``unused_s``
+    seconds it is taken as unused.
+
+    :raises Refused: one is still on its way after ``timeout_s`` seconds.
+    """
+    start = time.monotonic()
+    while True:
+        states = guest.frontend_states()
+        waited = time.monotonic() - start
+        settled = {XENBUS_CONNECTED} | ({XENBUS_INITIALISING} if waited >= unused_s else set())
+        moving = {device: s for device, s in states.items() if s not in settled}
+        if not moving:
+            return
+        if waited >= timeout_s:
+            raise Refused(
+                f"{guest.name}: {', '.join(moving)} is neither connected nor unused (xenbus state "
+                f"{', '.join(map(str, moving.values()))}): a snapshot now could not be restored"
+            )
+        time.sleep(_POLL_S)
+
+
+def refuse_name_or_uuid_in_use(host: Host, config: DomainConfig, guest: Guest | None) -> None:
+    """Once ``guest`` is gone, nobody may have the name or the uuid of the domain to be."""
+    for key in (config.name, config.uuid):
+        if key.isdigit():
+            continue  # find() would take it for a domid
+        try:
+            holder = host.find(key)
+        except DomainNotFound:
+            continue
+        if guest is None or holder.domid != guest.domid:
+            raise Refused(
+                f"another domain ({holder.name}, domid {holder.domid}) holds {key}, which the "
+                f"reverted domain needs: rename or destroy it"
+            )
+
+
+def refuse_missing_paths(config: DomainConfig) -> None:
+    """Every host path that the saved configuration names must be there."""
+    build = config.section("b_info")
+    paths = [str(build.get(key) or "") for key in ("kernel", "ramdisk")]
+    paths += [d.target for d in config.disks if d.format != "empty" and not d.script]
+    missing = [p for p in paths if p.startswith("/") and not os.path.exists(p)]
+    nics = config.values.get("nics", [])
+    bridges = [str(n.get("bridge") or "") for n in nics if isinstance(n, Mapping)]
+    missing += [f"bridge {b}" for b in bridges if b and not Path("/sys/class/net", b).exists()]
+    if missing:
+        raise Refused(f"the saved domain needs {', '.join(missing)}, which does not exist")
+
+
+def refuse_memory(host: Host, config: DomainConfig, guest: Guest | None) -> None:
+    """Memory for the restored domain, once the present one has gone."""
+    if may_shrink_dom0(host):
+        return  # revert makes room
+    need = host.needed_memory_kb(config)
+    have = host.free_memory_kb() + (guest.info().memory_kb if guest else 0)
+    if have < need:
+        raise Refused(
+            f"the domain needs {need // 1024} MiB of memory and Xen has {have // 1024} MiB for it"
+        )
+
+
+def versions(host: Host) -> dict[str, str]:
+    """What goes into the memory file about its makers."""
+    return {"pyxlsnap": VERSION, "xen": "{}.{}".format(*host.xen_version())}
+
+
+def monitor_warning(host: Host, guest: Guest) -> list[str]:
+    """Before Xen 4.20 xl's monitor of the domain leaves when it sees the suspend (E7)."""
+    if host.xen_version() >= (4, 20):
+        return []
+    return [
+        f"if xl watched {guest.name}, it does so no longer (Xen before 4.20): a reboot or crash "
+        f"of the guest is not acted on until it is started or restored by xl again"
+    ]

@@ -1,0 +1,233 @@
+"""The command line: what the RFC asks for, word for word, and no more.
+
+stdout carries the result only; everything else goes to stderr.
+"""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from pyxlsnap import api
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.errors import Interrupted, NeedsAttention, PyxlsnapError, UsageError, to_wire
+from pyxlsnap.model import Progress, Reverted, Snapshot
+from pyxlsnap.version import VERSION
+
+#: of the JSON documents on stdout
+JSON_VERSION = 1
+
+_PAGE = 4096
+_EXIT_CODES = """\
+exit status:
+  0  done
+  1  failed; everything is as before
+  2  usage or config file wrong; nothing was tried
+  3  refused, and why; nothing was tried
+  4  failed and needs a person: what is left is listed, with the command that finishes it
+  5  risky; --force would do it; nothing was tried
+  130, 143  interrupted (SIGINT, SIGTERM) and rolled back
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser, for the command and for whoever generates its documentation."""
+    parser = _Parser(
+        prog="pyxlsnap",
+        description="Whole-domain snapshots for Xen: memory and disks at one instant.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pyxlsnap {VERSION}")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: all")
+    parser.add_argument("--json", action="store_true", help="the result as one JSON document")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    create = commands.add_parser("snapshot-create", help="take a snapshot of a running domain")
+    create.add_argument("domain", help="name, domid or uuid")
+    create.add_argument("cfgfile", nargs="?", help="what to snapshot, and where to")
+    create.add_argument("--name", help="the snapshot's name; the cfgfile's goes first")
+    create.add_argument(
+        "--live", action="store_true", help="let the domain run while its memory is saved"
+    )
+    create.set_defaults(run=_create)
+
+    revert = commands.add_parser("snapshot-revert", help="bring a domain back to a snapshot")
+    revert.add_argument("domain", help="name, domid or uuid; it may be off")
+    revert.add_argument("cfgfile", help="the file that snapshot-create wrote")
+    revert.add_argument(
+        "--running", action="store_true", help="let it run afterwards, even if it was paused"
+    )
+    revert.add_argument("--force", action="store_true", help="try harder on risky reverts")
+    revert.set_defaults(run=_revert)
+
+    recover = commands.add_parser(
+        "snapshot-recover", help="finish what an operation that was killed had begun"
+    )
+    recover.add_argument("domain", metavar="uuid", help="the domain's uuid")
+    recover.set_defaults(run=_recover)
+    return parser
+
+
+def _create(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snapshot:
+    return api.create_snapshot(
+        arguments.domain,
+        cfgfile=arguments.cfgfile,
+        name=arguments.name,
+        live=arguments.live,
+        on_progress=progress,
+        cancel=cancel,
+    )
+
+
+def _revert(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Reverted:
+    return api.revert_snapshot(
+        arguments.domain,
+        arguments.cfgfile,
+        running=arguments.running,
+        force=arguments.force,
+        on_progress=progress,
+        cancel=cancel,
+    )
+
+
+def _recover(arguments: argparse.Namespace, _progress: "_Bar", _cancel: Cancel) -> tuple[str, ...]:
+    return api.recover(arguments.domain)
+
+
+class _Bar:
+    """A progress bar on a terminal, nothing on a pipe."""
+
+    def __init__(self) -> None:
+        self._bar: Any = tqdm(
+            disable=not sys.stderr.isatty(), unit="B", unit_scale=True, unit_divisor=1024
+        )
+        self._phase: tuple[str, int] = ("", 0)
+
+    def __call__(self, progress: Progress) -> None:
+        if (phase := (progress.phase, progress.iteration)) != self._phase:
+            self._phase = phase
+            again = f", pass {progress.iteration + 1}" if progress.iteration else ""
+            self._bar.reset(progress.total * _PAGE or None)
+            self._bar.set_description(progress.phase + again)
+        self._bar.update(progress.done * _PAGE - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM cancels; later ones do not disturb the rollback."""
+
+    def __init__(self, cancel: Cancel) -> None:
+        self._cancel = cancel
+        self.caught = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._catch)
+
+    def _catch(self, number: int, _frame: FrameType | None) -> None:
+        if not self.caught:
+            self.caught = number
+            print("interrupted: rolling back", file=sys.stderr)
+            threading.Thread(target=self._cancel.set, daemon=True).start()
+
+
+def _show_snapshot(snapshot: Snapshot) -> None:
+    how = "live" if snapshot.live else "stopped"
+    print(
+        f"snapshot {snapshot.name} of {snapshot.domain} ({how}, suspended for "
+        f"{snapshot.seconds_suspended:.2f} s)"
+    )
+    for artefact in snapshot.artefacts:
+        print(f"  {artefact.kind}: {artefact.where}\n    delete: {artefact.delete}")
+    for vdev, why in snapshot.left_out.items():
+        print(f"  not in it: {vdev} ({why})")
+    print(f"revert: pyxlsnap snapshot-revert {snapshot.domain} {snapshot.cfgfile}")
+
+
+def _show_reverted(reverted: Reverted) -> None:
+    print(
+        f"{reverted.domain} is back at {reverted.name} and {reverted.state} "
+        f"(domid {reverted.domid}; disks: {', '.join(reverted.disks) or 'none'})"
+    )
+
+
+def _show(result: Any) -> None:
+    if isinstance(result, Snapshot):
+        _show_snapshot(result)
+    elif isinstance(result, Reverted):
+        _show_reverted(result)
+    else:
+        print("\n".join(result) or "nothing to recover")
+
+
+def _document(command: str, **content: Any) -> str:
+    return json.dumps({"pyxlsnap": JSON_VERSION, "command": command, **content}, indent=2)
+
+
+def _fail(error: PyxlsnapError) -> None:
+    print(f"pyxlsnap: {error}", file=sys.stderr)
+    if isinstance(error, NeedsAttention) and error.finish:
+        print(f"pyxlsnap: to finish: {error.finish}", file=sys.stderr)
+
+
+def _exit_code(error: PyxlsnapError, signals: _Signals) -> int:
+    if isinstance(error, Interrupted) and signals.caught:
+        return 128 + signals.caught
+    return error.exit_code
+
+
+def _set_up_logging(verbose: int) -> None:
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="pyxlsnap: %(levelname)s: %(message)s"
+    )
+    if not verbose:  # what matters of libxl's messages is in the error
+        logging.getLogger("pyxlsnap.libxl").setLevel(logging.CRITICAL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    as_json = "--json" in (sys.argv[1:] if argv is None else argv)
+    command = ""
+    signals = _Signals(cancel := Cancel())
+    try:
+        arguments = build_parser().parse_args(argv)
+        command = arguments.command
+        _set_up_logging(arguments.verbose)
+        result = _with_bar(lambda bar: arguments.run(arguments, bar, cancel))
+    except PyxlsnapError as error:
+        _fail(error)
+        code = _exit_code(error, signals)
+        if as_json:
+            print(_document(command, exit_code=code, error=to_wire(error)))
+        return code
+    for warning in getattr(result, "warnings", ()):
+        print(f"pyxlsnap: warning: {warning}", file=sys.stderr)
+    if as_json:
+        plain = list(result) if isinstance(result, tuple) else asdict(result)
+        print(_document(command, exit_code=0, result=plain))
+    else:
+        _show(result)
+    return 0
+
+
+def _with_bar(run: Callable[[_Bar], Any]) -> Any:
+    bar = _Bar()
+    try:
+        return run(bar)
+    finally:
+        bar.close()

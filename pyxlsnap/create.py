@@ -1,0 +1,304 @@
+"""Taking a snapshot: the sequence, readable from top to bottom in :meth:`Creation.steps`.
+
+The guest is suspended from the end of ``suspend`` to ``resume``; what happens in between is only
+what makes the snapshot consistent.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.errors import (
+    DomainNotFound,
+    Interrupted,
+    NeedsAttention,
+    OperationFailed,
+    PyxlsnapError,
+    Refused,
+)
+from pyxlsnap.files import NewFile, make_directory, open_regular, remove_directories, temporary_name
+from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
+from pyxlsnap.memory import read_header, walk, write_header
+from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig
+from pyxlsnap.plan import CreatePlan, plan_create
+from pyxlsnap.ports import Host
+
+log = logging.getLogger(__name__)
+
+# A suspend that failed may come late: watch so long, and longer while its request stands (E5).
+_SETTLE_S, _REQUEST_S = 2.0, 90.0
+
+Step = tuple[str, Callable[[], None]]
+
+
+def create(
+    host: Host,
+    domain: str,
+    wanted: SnapshotConfig,
+    *,
+    live: bool = False,
+    on_progress: OnProgress = lambda _: None,
+    cancel: Cancel | None = None,
+    share_lock: ShareLock = lambda _uuid, _fd: None,
+) -> Snapshot:
+    """Take a snapshot of a domain, in this process.
+
+    ``api.create_snapshot`` runs this in a worker process; call it here and a libxl that aborts
+    takes your process with it, and nobody rolls back.
+
+    :param host: its libxl context belongs to this call until it returns.
+    :param share_lock: is given the uuid and descriptor of the lock as soon as it is held.
+    :raises UsageError, Refused: nothing was tried.
+    :raises OperationFailed: it failed; guest, disks and files are as before.
+    :raises Interrupted: ``cancel`` was set; the same.
+    :raises NeedsAttention: it failed and something is left; the error says what.
+    """
+    guest = host.find(domain)
+    lock = DomainLock(guest.uuid, domain=str(guest.name))
+    try:
+        share_lock(guest.uuid, lock.fd)
+        on_progress(Progress("checking"))
+        journal = Journal(guest.uuid)
+        refuse_unfinished(journal)
+        plan = plan_create(host, guest, wanted, live=live)
+        try:
+            return Creation(plan, journal, on_progress=on_progress, cancel=cancel).run()
+        finally:
+            plan.close()
+    finally:
+        lock.release()
+
+
+def refuse_unfinished(journal: Journal) -> None:
+    """:raises Refused: an earlier operation on the domain was killed and left things undone."""
+    if entry := journal.read():
+        raise Refused(
+            f"a {entry.operation} of {entry.domain} ({entry.name}) was killed in the middle: run "
+            f"`pyxlsnap snapshot-recover {entry.uuid}` first"
+        )
+
+
+class Creation:
+    """One run of a :class:`~pyxlsnap.plan.CreatePlan`."""
+
+    def __init__(
+        self,
+        plan: CreatePlan,
+        journal: Journal,
+        *,
+        on_progress: OnProgress = lambda _: None,
+        cancel: Cancel | None = None,
+    ) -> None:
+        self._plan = plan
+        self._guest = plan.guest
+        self._journal = journal
+        self._on_progress = on_progress
+        self._cancel = cancel or Cancel()
+        self._memory: NewFile | None = None
+        self._temporary = temporary_name(plan.memory_path)
+        self._cleanups: list[Callable[[], list[str]]] = []
+        self._suspend_began = False
+        self._memory_complete = False
+        self._resumed = False
+        self._suspended_at = 0.0
+        self._seconds_suspended = 0.0
+
+    def steps(self) -> list[Step]:
+        """The sequence. A step that fails is undone, and so are those before it."""
+        return [
+            ("journal", self._write_journal),
+            ("header", self._write_header),
+            ("suspend", self._suspend),
+            ("disk snapshots", self._snapshot_disks),
+            ("resume", self._resume),
+            ("memory file", self._publish_memory),
+            ("cfgfile", self._write_cfgfile),
+        ]
+
+    def run(self) -> Snapshot:
+        """Do all steps, or undo those that were done.
+
+        On failure: see :func:`create`; the guest is resumed before anything else is undone.
+        """
+        step = ""
+        try:
+            for step, do in self.steps():
+                self._cancel.check()
+                log.debug("%s: %s", self._guest, step)
+                do()
+        except BaseException as cause:
+            raise self._undo(step, cause) from cause
+        self._journal.clear()
+        return self._result()
+
+    def _suspending(self, progress: Progress) -> None:
+        """Pass progress on; libxl tells here when the guest stops running."""
+        if progress.phase == "domain now suspended":
+            self._suspended_at = time.monotonic()
+        self._on_progress(progress)
+
+    def _write_journal(self) -> None:
+        plan = self._plan
+        entry = Entry(
+            operation="create",
+            uuid=self._guest.uuid,
+            domid=self._guest.domid,
+            domain=self._guest.name,
+            name=plan.metadata.name,
+            temporary=(str(self._temporary),),
+            memory_path=str(plan.memory_path),
+            cfgfile=str(plan.cfgfile),
+            disks=plan.metadata.disks,
+            started=time.time(),
+        )
+        self._journal.write(entry)
+
+    def _write_header(self) -> None:
+        made = make_directory(self._plan.memory_path.parent)
+        self._cleanups.append(lambda: remove_directories(made))
+        self._memory = NewFile(self._plan.memory_path, temporary=self._temporary)
+        self._cleanups.append(self._discard_memory)
+        write_header(
+            self._memory.file,
+            config_json=self._plan.config.json,
+            metadata=self._plan.metadata,
+        )
+
+    def _suspend(self) -> None:
+        assert self._memory
+        self._guest.check_same()
+        fd = self._memory.fileno()
+        with self._cancel.armed(self._guest.abort):
+            self._suspend_began = True
+            self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
+        self._memory_complete = True
+
+    def _snapshot_disks(self) -> None:
+        self._guest.check_same()
+        for strategy in self._plan.strategies:
+            self._cleanups.append(strategy.undo_create)
+            strategy.create()
+
+    def _resume(self) -> None:
+        self._guest.check_same()
+        self._guest.resume()
+        if self._suspended_at:
+            self._seconds_suspended = time.monotonic() - self._suspended_at
+        self._resumed = True
+        self._on_progress(Progress("resumed"))
+
+    def _publish_memory(self) -> None:
+        assert self._memory
+        self._memory.sync()
+        self._read_back(self._memory.temporary)
+        self._memory.publish()
+        self._cleanups.append(lambda: _unlink(self._plan.memory_path))
+
+    def _read_back(self, path: Path) -> None:
+        """What cannot be reverted is no snapshot: read it as revert will."""
+        with open_regular(path) as file:
+            header = read_header(file, str(path))
+            file.seek(header.stream_offset)
+            walk(file, str(path))
+
+    def _write_cfgfile(self) -> None:
+        with NewFile(self._plan.cfgfile) as new:
+            new.file.write(self._plan.cfgfile_text.encode())
+            new.publish()
+        self._cleanups.append(lambda: _unlink(self._plan.cfgfile))
+
+    # When something fails
+
+    def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
+        """Guest first, then files. Returns the error to raise."""
+        what = _describe(step, cause, self._guest.name)
+        log.warning("%s; undoing", what)
+        undone: list[str] = []
+        left: list[str] = []
+        try:
+            self._bring_guest_back(undone)
+        except DomainNotFound as e:
+            left.append(f"{e}: somebody else has destroyed it")
+        except PyxlsnapError as e:
+            return self._keep_everything(step, what, e)
+        for cleanup in reversed(self._cleanups):
+            try:
+                undone += cleanup()
+            except (PyxlsnapError, OSError) as e:
+                left.append(str(e))
+        if left:
+            return NeedsAttention(
+                f"{what}; left: {'; '.join(left)}",
+                step=step,
+                undone=undone,
+                left=left,
+                finish=f"pyxlsnap snapshot-recover {self._guest.uuid}",
+            )
+        self._journal.clear()
+        cls = Interrupted if isinstance(cause, Cancelled | KeyboardInterrupt) else OperationFailed
+        return cls(f"{what}; everything is as before", step=step, undone=undone)
+
+    def _bring_guest_back(self, undone: list[str]) -> None:
+        if not self._suspend_began or self._resumed:
+            return
+        late = not self._memory_complete
+        resumed = self._guest.ensure_running(
+            settle_s=_SETTLE_S if late else 0.0, request_s=_REQUEST_S if late else 0.0
+        )
+        if resumed:
+            undone.append(f"resumed {self._guest.name}")
+
+    def _keep_everything(self, step: str, what: str, error: PyxlsnapError) -> PyxlsnapError:
+        """The guest cannot be resumed: memory file and disk snapshots are its only copy."""
+        left = [f"{self._guest} is suspended and cannot be resumed ({error})"]
+        finish = f"pyxlsnap snapshot-recover {self._guest.uuid}"
+        if self._memory_complete:
+            try:
+                self._publish_memory()
+                self._write_cfgfile()
+                finish = f"pyxlsnap snapshot-revert {self._guest.uuid} {self._plan.cfgfile}"
+                self._journal.clear()
+            except (PyxlsnapError, OSError) as e:
+                left.append(f"its memory is in {self._temporary} ({e})")
+        return NeedsAttention(
+            f"{what}; {'; '.join(left)}; nothing was deleted", step=step, left=left, finish=finish
+        )
+
+    def _discard_memory(self) -> list[str]:
+        assert self._memory
+        self._memory.discard()
+        return ["removed the unfinished memory file"]
+
+    def _result(self) -> Snapshot:
+        plan, meta = self._plan, self._plan.metadata
+        files = [
+            Artefact("memory file", str(plan.memory_path), f"rm {plan.memory_path}"),
+            Artefact("cfgfile", str(plan.cfgfile), f"rm {plan.cfgfile}"),
+        ]
+        disks = [a for s in plan.strategies for a in s.artefacts(self._guest.name)]
+        return Snapshot(
+            name=meta.name,
+            domain=self._guest.name,
+            domid=self._guest.domid,
+            uuid=self._guest.uuid,
+            live=plan.live,
+            memory_path=str(plan.memory_path),
+            cfgfile=str(plan.cfgfile),
+            artefacts=(*files, *disks),
+            left_out=plan.left_out,
+            warnings=plan.warnings,
+            seconds_suspended=self._seconds_suspended,
+        )
+
+
+def _describe(step: str, cause: BaseException, domain: str) -> str:
+    if isinstance(cause, Cancelled | KeyboardInterrupt):
+        return f"the snapshot of {domain} was interrupted ({step})"
+    return f"the snapshot of {domain} failed ({step}): {cause or type(cause).__name__}"
+
+
+def _unlink(path: Path) -> list[str]:
+    path.unlink(missing_ok=True)
+    return [f"removed {path}"]

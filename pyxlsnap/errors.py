@@ -1,0 +1,239 @@
+"""The exceptions of pyxlsnap, one class for each thing a caller may want to catch.
+
+::
+
+    PyxlsnapError
+    ├── UsageError (ValueError)             bad argument or config file; nothing was tried
+    │   └── ConfigError                     .file, .item
+    ├── Refused                             cannot be done as asked; nothing was tried
+    │   ├── XenUnavailable                  no Xen here, or no right to talk to it
+    │   ├── DomainNotFound (LookupError)    .domain
+    │   ├── AlreadyExists                   .where
+    │   ├── Busy                            .domain: another operation holds its lock
+    │   └── BadMemoryFile                   .path
+    ├── Risky                               .reasons: revert with force would do it
+    ├── XenError                            .rc, .operation, .domain, .log
+    │   ├── GuestTimeout (TimeoutError)
+    │   └── Aborted
+    ├── MonitorError                        .command, .refused: by the guest's QEMU
+    ├── DiskError                           .vdev
+    ├── ClosedError, ForkedError            a Toolstack used after close(), or after os.fork()
+    ├── WorkerDied                          .stderr: the worker process ended without a result
+    └── OperationFailed                     .step, .undone, .left: failed, everything is as before
+        ├── Interrupted                     cancelled by the caller, everything is as before
+        └── NeedsAttention                  .finish: something is left that needs a person
+
+Every class has an ``exit_code``, the one the command line ends with (see README). Text is for
+people; programs use the attributes. All of them survive the way from the worker process to the
+caller: :func:`to_wire` and :func:`from_wire` turn them into plain values and back.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+
+class PyxlsnapError(Exception):
+    """Base of all errors of this package. The message is one line, fit to be shown."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(PyxlsnapError, ValueError):
+    """An argument makes no sense. Nothing was tried."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A config file is wrong; :attr:`file` and :attr:`item` name the place."""
+
+    def __init__(self, message: str, *, file: str, item: str = "") -> None:
+        where = f"{file}: {item}: " if item else f"{file}: "
+        super().__init__(where + message)
+        #: the file's path, and the key or disk within it ("" for the file as a whole)
+        self.file, self.item = file, item
+
+
+class Refused(PyxlsnapError):
+    """The request cannot be granted. Nothing was tried and nothing changed."""
+
+    exit_code = 3
+
+
+class XenUnavailable(Refused):
+    """libxl cannot be used here: not a Xen host, not root, or a process it must not run in."""
+
+
+class DomainNotFound(Refused, LookupError):
+    """There is no such domain."""
+
+    def __init__(self, message: str, *, domain: str) -> None:
+        super().__init__(message)
+        #: the name, domid or uuid as it was given
+        self.domain = domain
+
+
+class AlreadyExists(Refused):
+    """A name or file that the snapshot would take is taken. It was left as it is."""
+
+    def __init__(self, message: str, *, where: str) -> None:
+        super().__init__(message)
+        #: the path, or the disk's vdev
+        self.where = where
+
+
+class Busy(Refused):
+    """Another snapshot operation on the same domain is under way."""
+
+    def __init__(self, message: str, *, domain: str) -> None:
+        super().__init__(message)
+        self.domain = domain
+
+
+class BadMemoryFile(Refused):
+    """A memory file is truncated, damaged or not one at all."""
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+
+
+class Risky(PyxlsnapError):
+    """A revert that cannot be shown to be safe; with ``force`` it is done. Nothing was tried."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, reasons: Sequence[str]) -> None:
+        super().__init__(message)
+        self.reasons = tuple(reasons)
+
+
+class XenError(PyxlsnapError):
+    """A libxl call failed.
+
+    ``rc`` alone misleads (-8 stands for many things), so the libxl log lines of the very call
+    are kept in :attr:`log`.
+    """
+
+    def __init__(
+        self, message: str, *, rc: int, operation: str, domain: str = "", log: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message)
+        #: libxl's return code (enum libxl_error, negative) and the function that gave it
+        self.rc, self.operation = rc, operation
+        #: the domain concerned, "" if none
+        self.domain = domain
+        self.log = tuple(log)
+
+
+class GuestTimeout(XenError, TimeoutError):
+    """libxl says that the guest did not answer in time (or that its helper failed early)."""
+
+
+class Aborted(XenError):
+    """The libxl operation was aborted on request."""
+
+
+class MonitorError(PyxlsnapError):
+    """A QMP command to the guest's QEMU failed or was not answered in time."""
+
+    def __init__(self, message: str, *, command: str, refused: bool = False) -> None:
+        super().__init__(message)
+        self.command = command
+        #: QEMU said no, so nothing was done; otherwise nobody knows
+        self.refused = refused
+
+
+class DiskError(PyxlsnapError):
+    """A disk could not be snapshotted or reverted."""
+
+    def __init__(self, message: str, *, vdev: str) -> None:
+        super().__init__(f"{vdev}: {message}")
+        self.vdev = vdev
+
+
+class ClosedError(PyxlsnapError):
+    """A Toolstack was used after ``close()``."""
+
+
+class ForkedError(PyxlsnapError):
+    """A Toolstack was used in a child made by ``os.fork()``; libxl does not survive that."""
+
+
+class WorkerDied(PyxlsnapError):
+    """The worker process ended without a result."""
+
+    def __init__(self, message: str, *, stderr: str = "") -> None:
+        super().__init__(message)
+        #: the last lines it wrote to its standard error
+        self.stderr = stderr
+
+
+class OperationFailed(PyxlsnapError):
+    """A create or revert failed after it had begun, and was undone: everything is as before."""
+
+    def __init__(
+        self, message: str, *, step: str, undone: Sequence[str] = (), left: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message)
+        #: the step that failed
+        self.step = step
+        #: what was undone, and what is left, a line each
+        self.undone, self.left = tuple(undone), tuple(left)
+
+
+class Interrupted(OperationFailed):
+    """The caller cancelled (or went away) and the operation was rolled back."""
+
+    exit_code = 130
+
+
+class NeedsAttention(OperationFailed):
+    """The operation failed and something is left; :attr:`finish` is the command to run."""
+
+    exit_code = 4
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: str,
+        undone: Sequence[str] = (),
+        left: Sequence[str] = (),
+        finish: str = "",
+    ) -> None:
+        super().__init__(message, step=step, undone=undone, left=left)
+        self.finish = finish
+
+
+def to_wire(error: PyxlsnapError) -> dict[str, Any]:
+    """Turn an error into values that JSON can carry."""
+    attributes = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(error).items()}
+    return {"class": type(error).__name__, **attributes}
+
+
+def from_wire(values: dict[str, Any]) -> PyxlsnapError:
+    """Rebuild the error that :func:`to_wire` took apart; an unknown class becomes the base."""
+    cls = _classes().get(values["class"], PyxlsnapError)
+    error = cls.__new__(cls, values["message"])
+    for name, value in values.items():
+        if name != "class":
+            setattr(error, name, tuple(value) if isinstance(value, list) else value)
+    return error
+
+
+def _classes() -> dict[str, type[PyxlsnapError]]:
+    found: dict[str, type[PyxlsnapError]] = {}
+    todo = [PyxlsnapError]
+    while todo:
+        cls = todo.pop()
+        found[cls.__name__] = cls
+        todo += cls.__subclasses__()
+    return found

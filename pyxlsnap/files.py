@@ -1,0 +1,156 @@
+"""Files that are whole or not there: written under a temporary name, fsynced, then published.
+
+Nothing here ever follows a symbolic link at the final name, or replaces a file that exists.
+"""
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from pyxlsnap.errors import AlreadyExists, Refused
+
+_OURS = 0o700
+_PRIVATE = 0o600
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` that nobody else has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+class NewFile:
+    """A file in the making: open under a temporary name in the directory of ``path``.
+
+    Mode 0600. As a context manager it removes the temporary file unless :meth:`publish` was called.
+
+    :param temporary: that name, for a caller that has to know it beforehand.
+
+    :raises Refused: the directory cannot be written to.
+    """
+
+    def __init__(self, path: Path, *, temporary: Path | None = None) -> None:
+        self.path = path
+        self.temporary = temporary or temporary_name(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(self.temporary, flags, _PRIVATE)
+        except OSError as e:
+            raise Refused(f"cannot write in {path.parent}: {e.strerror}") from e
+        self.file: BinaryIO = os.fdopen(fd, "wb")
+
+    def __enter__(self) -> "NewFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self.discard()
+
+    def fileno(self) -> int:
+        """The descriptor, for libxl to write to; what was buffered is flushed first."""
+        self.file.flush()
+        return self.file.fileno()
+
+    def sync(self) -> None:
+        """Put the content on the disk. Slow on a big file."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def publish(self) -> None:
+        """Give the file its name, durably.
+
+        :raises AlreadyExists: the name has been taken meanwhile; the temporary file is still there.
+        """
+        self.sync()
+        _rename_new(self.temporary, self.path)
+        sync_directory(self.path.parent)
+        self.file.close()
+
+    def discard(self) -> None:
+        """Remove the temporary file, if it is still there."""
+        self.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+
+def _rename_new(old: Path, new: Path) -> None:
+    """Rename without replacing: link, then unlink."""
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except FileExistsError:
+        raise AlreadyExists(
+            f"{new} exists: it was left as it is; choose another name", where=str(new)
+        ) from None
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        refuse_existing(new)  # a filesystem without hard links: the gap is as small as can be
+        os.rename(old, new)
+        return
+    os.unlink(old)
+
+
+def refuse_existing(path: Path) -> None:
+    """:raises AlreadyExists: something has that name, be it a dangling link."""
+    if os.path.lexists(path):
+        raise AlreadyExists(
+            f"{path} exists: it was left as it is; choose another name", where=str(path)
+        )
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names in a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(directory: Path) -> list[Path]:
+    """Make a directory of our own (0700) with its parents; return those that are new.
+
+    :raises Refused: it cannot be made, or is not a directory.
+    """
+    missing = [d for d in (directory, *directory.parents) if not d.exists()]
+    made = []
+    try:
+        for path in reversed(missing):
+            path.mkdir(_OURS)
+            made.append(path)
+    except OSError as e:
+        remove_directories(made)
+        raise Refused(f"cannot make the directory {path}: {e.strerror}") from e
+    if not directory.is_dir():
+        raise Refused(f"{directory} is not a directory")
+    return made
+
+
+def remove_directories(made: list[Path]) -> list[str]:
+    """Take back :func:`make_directory`, as far as they are still empty; say which."""
+    removed = []
+    for path in reversed(made):
+        try:
+            path.rmdir()
+        except OSError:
+            break
+        removed.append(f"removed the directory {path}")
+    return removed
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, if it is a regular one: no waiting on a fifo, no device.
+
+    :raises OSError: it cannot be opened, or is not a regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file

@@ -1,0 +1,118 @@
+"""The lock of a domain, and the note of what is in flight on it.
+
+The lock (``/run/pyxlsnap/<uuid>.lock``) is an OFD lock: it belongs to the open file, not to the
+process, so that caller and worker hold it together and it falls when both are gone. The journal
+(``/var/lib/pyxlsnap/<uuid>.journal``) is written before anything is touched and removed at the end;
+one that is still there says what an operation that was killed had begun.
+"""
+
+import fcntl
+import json
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pyxlsnap.errors import Busy, Refused
+from pyxlsnap.files import NewFile, make_directory, sync_directory
+from pyxlsnap.model import DiskRequest
+
+LOCK_DIR = Path("/run/pyxlsnap")
+JOURNAL_DIR = Path("/var/lib/pyxlsnap")
+#: is given the uuid and the descriptor of a lock that is held
+ShareLock = Callable[[str, int], None]
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
+
+
+def write_lock() -> bytes:
+    """The struct flock for a write lock on a whole file."""
+    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+
+class DomainLock:
+    """The right to work on a domain, held while :attr:`fd` (or a copy of it) is open.
+
+    :raises Busy: somebody else has it.
+    """
+
+    def __init__(self, uuid: str, *, domain: str, directory: Path | None = None) -> None:
+        directory = directory or LOCK_DIR
+        make_directory(directory)
+        path = directory / f"{uuid}.lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self.fd = os.open(path, flags, 0o600)
+        except OSError as e:
+            raise Refused(f"cannot open the lock {path}: {e.strerror}") from e
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, write_lock())
+        except OSError:
+            os.close(self.fd)
+            raise Busy(
+                f"another snapshot operation on {domain} is under way (lock {path}): wait for it",
+                domain=domain,
+            ) from None
+
+    def release(self) -> None:
+        """Close our descriptor. Idempotent. The lock falls when no copy is left."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What an operation is about to do, enough for another process to undo or finish it."""
+
+    operation: str
+    uuid: str
+    domid: int
+    domain: str
+    name: str
+    #: files that are ours until the operation is done
+    temporary: tuple[str, ...] = ()
+    memory_path: str = ""
+    cfgfile: str = ""
+    disks: tuple[DiskRequest, ...] = ()
+    #: seconds since the epoch
+    started: float = 0.0
+
+
+class Journal:
+    """The journal of one domain."""
+
+    def __init__(self, uuid: str, *, directory: Path | None = None) -> None:
+        self.path = (directory or JOURNAL_DIR) / f"{uuid}.journal"
+
+    def write(self, entry: Entry) -> None:
+        """Say what is about to be done, durably.
+
+        :raises AlreadyExists: an operation was killed here, and nobody has recovered yet.
+        :raises Refused: it cannot be written.
+        """
+        make_directory(self.path.parent)
+        with NewFile(self.path) as new:
+            new.file.write(json.dumps(asdict(entry), indent=1).encode())
+            new.publish()
+
+    def read(self) -> Entry | None:
+        """What was in flight; ``None`` if nothing was.
+
+        :raises Refused: there is a journal and it cannot be read.
+        """
+        try:
+            values = json.loads(self.path.read_bytes())
+            disks = tuple(DiskRequest(**d) for d in values.pop("disks"))
+            temporary = tuple(values.pop("temporary"))
+            return Entry(disks=disks, temporary=temporary, **values)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            raise Refused(f"the journal {self.path} cannot be read: {e}") from e
+
+    def clear(self) -> None:
+        """The operation is over, one way or the other."""
+        self.path.unlink(missing_ok=True)
+        sync_directory(self.path.parent)

@@ -1,0 +1,265 @@
+"""The values that pyxlsnap hands around: plain, frozen, free of libxl."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pyxlsnap.errors import UsageError
+
+
+class GuestKind(StrEnum):
+    """The three kinds of guest, in the words of xl.cfg's ``type=``."""
+
+    PV = "pv"
+    PVH = "pvh"
+    HVM = "hvm"
+
+
+class RunState(StrEnum):
+    """The state a snapshot was taken in, and comes back in."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainInfo:
+    """What the hypervisor says of a domain now (``libxl_domain_info``)."""
+
+    domid: int
+    uuid: str
+    paused: bool
+    shutdown: bool
+    #: why it shut down, in libxl's words ("poweroff", "suspend", …); "" while it has not
+    shutdown_reason: str
+    dying: bool
+    #: current allocation, KiB
+    memory_kb: int
+
+    @property
+    def suspended(self) -> bool:
+        """Suspended by a save (or by itself), and resumable."""
+        return self.shutdown and self.shutdown_reason == "suspend"
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One disk of a guest, as its configuration has it (``libxl_device_disk``)."""
+
+    vdev: str
+    #: host path; "" for an empty drive
+    target: str
+    #: raw, qcow2, vhd, qed, empty or unknown
+    format: str
+    #: phy, qdisk or unknown
+    backend: str = "unknown"
+    readwrite: bool = True
+    cdrom: bool = False
+    script: str = ""
+    backend_domain: str = ""
+    #: "xen", or "virtio" (Xen 4.17 and later)
+    specification: str = "xen"
+
+    @property
+    def left_out(self) -> str:
+        """Why this disk needs no snapshot; "" when it needs one."""
+        if self.cdrom:
+            return "a CD-ROM drive"
+        if self.format == "empty" or not self.target:
+            return "an empty drive"
+        return "" if self.readwrite else "read-only"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainConfig:
+    """A domain's configuration: libxl's own JSON, and the parts of it that we look at."""
+
+    #: libxl_domain_config as JSON, the text that goes into a memory file
+    json: str
+    values: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> "DomainConfig":
+        """Read libxl's JSON.
+
+        :raises ValueError: it is not a JSON object.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        return cls(text, values)
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A nested object such as ``c_info``; empty when it is absent."""
+        found = self.values.get(name, {})
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def name(self) -> str:
+        return str(self.section("c_info").get("name", ""))
+
+    @property
+    def uuid(self) -> str:
+        return str(self.section("c_info").get("uuid", ""))
+
+    @property
+    def kind(self) -> GuestKind:
+        """pv, pvh or hvm: only the configuration tells PVH from HVM."""
+        return GuestKind(str(self.section("c_info").get("type", "pv")).lower())
+
+    @property
+    def disks(self) -> tuple[Disk, ...]:
+        found = self.values.get("disks", [])
+        return tuple(_disk(d) for d in found if isinstance(d, dict))
+
+    def with_name(self, name: str) -> "DomainConfig":
+        """The same configuration under another name."""
+        values = {**self.values, "c_info": {**self.section("c_info"), "name": name}}
+        return DomainConfig(json.dumps(values), values)
+
+
+def _disk(values: Mapping[str, Any]) -> Disk:
+    return Disk(
+        vdev=str(values.get("vdev") or ""),
+        target=str(values.get("pdev_path") or ""),
+        format=str(values.get("format", "unknown")),
+        backend=str(values.get("backend", "unknown")),
+        readwrite=bool(values.get("readwrite", 0)),
+        cdrom=bool(values.get("is_cdrom", 0)),
+        script=str(values.get("script") or ""),
+        backend_domain=str(values.get("backend_domname") or values.get("backend_domid") or ""),
+        specification=str(values.get("specification", "xen")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRequest:
+    """One item of a cfgfile's ``disks``: which disk, and where its snapshot goes."""
+
+    vdev: str
+    #: external path and format; both "" for an internal disk snapshot
+    path: str = ""
+    format: str = ""
+
+    @property
+    def internal(self) -> bool:
+        return not self.path and not self.format
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotConfig:
+    """A cfgfile's content. What it leaves out is ``None``."""
+
+    name: str | None = None
+    description: str | None = None
+    memory_path: str | None = None
+    disks: tuple[DiskRequest, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a memory file of ours says of its snapshot, beside the domain's configuration."""
+
+    name: str
+    description: str
+    #: seconds since the epoch, when the operation began
+    created: int
+    state: RunState
+    #: the disk snapshots, as a cfgfile names them
+    disks: tuple[DiskRequest, ...]
+    #: who made it: "pyxlsnap", "xen", "qemu" -> version
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """Something that a snapshot left on the host, and how a person deletes it."""
+
+    #: "memory file", "cfgfile" or "disk snapshot"
+    kind: str
+    where: str
+    delete: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an operation is.
+
+    ``done`` and ``total`` are in the unit of the phase (pages of memory while it is saved);
+    ``total`` is 0 where nobody knows it.
+    """
+
+    phase: str
+    done: int = 0
+    total: int = 0
+    #: the pass over memory, from 0, of a live save
+    iteration: int = 0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot that was taken."""
+
+    name: str
+    domain: str
+    domid: int
+    uuid: str
+    live: bool
+    memory_path: str
+    cfgfile: str
+    artefacts: tuple[Artefact, ...]
+    #: disks that are not in it, each with the reason
+    left_out: Mapping[str, str]
+    warnings: tuple[str, ...]
+    #: seconds from the guest's suspension to the return of its resume, measured
+    seconds_suspended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reverted:
+    """A revert that was done."""
+
+    name: str
+    domain: str
+    #: the domain's new domid
+    domid: int
+    uuid: str
+    state: RunState
+    #: vdevs whose content was put back
+    disks: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+_NAME_LIMIT = 127  # qcow2 and QEMU take 255 bytes, LVM 127 with the volume's own name
+_NAME = re.compile(r"[A-Za-z0-9_+.@:-]+")
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if every storage can hold it as a snapshot's name.
+
+    It becomes a qcow2 tag, a file's name and an argument of ``qemu-img snapshot``, which takes
+    an ID (digits) before a name: so digits alone will not do.
+
+    :raises UsageError: saying what is wrong with it.
+    """
+    if not name:
+        raise UsageError("the snapshot's name is empty")
+    if len(name) > _NAME_LIMIT:
+        raise UsageError(f"the snapshot's name is longer than {_NAME_LIMIT} characters")
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"snapshot name {name!r}: only letters, digits and _ + . @ : - can be stored everywhere"
+        )
+    if name.isdigit():
+        raise UsageError(
+            f"snapshot name {name!r}: digits alone would be taken for a qcow2 snapshot ID"
+        )
+    if name[0] in ".-":
+        raise UsageError(f"snapshot name {name!r} must not start with {name[0]!r}")
+    return name

@@ -1,0 +1,116 @@
+"""What the sequences need of the world, as Protocols: a test can put a fault at any step."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pyxlsnap.model import Artefact, DomainConfig, DomainInfo, OnProgress
+
+
+class Guest(Protocol):
+    """One domain; :class:`pyxlsnap.domain.Domain` has the meanings."""
+
+    domid: int
+    uuid: str
+    name: str
+
+    def info(self) -> DomainInfo: ...
+    def check_same(self) -> DomainInfo: ...
+    def config(self) -> DomainConfig: ...
+    def suspend(self, fd: int, *, live: bool, on_progress: OnProgress | None = None) -> None: ...
+    def resume(self) -> None: ...
+    def ensure_running(self, *, settle_s: float, request_s: float) -> bool: ...
+    def pause(self) -> None: ...
+    def unpause(self) -> None: ...
+    def destroy(self) -> None: ...
+    def wait_gone(self, *, timeout_s: float) -> None: ...
+    def abort(self) -> bool: ...
+    def device_model_pid(self) -> int | None: ...
+    def frontend_states(self) -> dict[str, int]: ...
+    def disk_targets(self) -> tuple[str, ...]: ...
+
+
+class Host(Protocol):
+    """The host; :class:`pyxlsnap.toolstack.Toolstack` has the meanings."""
+
+    def xen_version(self) -> tuple[int, int]: ...
+    def xen_command_line(self) -> str: ...
+    def has_shadow_paging(self) -> bool: ...
+    def free_memory_kb(self) -> int: ...
+    def needed_memory_kb(self, config: DomainConfig) -> int: ...
+    def shrink_dom0(self, by_kb: int, *, wait_s: int) -> None: ...
+    def domains(self) -> Sequence[DomainInfo]: ...
+    def find(self, domain: str) -> Guest: ...
+    def restore(self, config: DomainConfig, fd: int) -> Guest: ...
+    def abort(self) -> bool: ...
+
+
+class DiskStrategy(Protocol):
+    """How the disks of one kind of storage are snapshotted and reverted, in one operation.
+
+    An object stands for *all* disks of its kind in the operation, so that they can be done
+    together. :mod:`pyxlsnap.disks` chooses among them.
+    """
+
+    #: its name, for plans and messages
+    kind: str
+    #: the disks it stands for
+    vdevs: tuple[str, ...]
+
+    # create
+
+    def check_create(self, domid: int) -> None:
+        """Make sure that :meth:`create` will work; connect to what it needs. Changes nothing.
+
+        :raises Refused: it would not; the message says what would.
+        """
+
+    def create(self) -> None:
+        """Take the disk snapshots, all or none. The guest is suspended: be quick.
+
+        :raises PyxlsnapError: none was taken, or :meth:`undo_create` is needed to tell.
+        """
+
+    def undo_create(self) -> list[str]:
+        """Remove what :meth:`create` made, and nothing else; say what was removed.
+
+        The guest runs again. To be called after :meth:`create` failed, too; more than once does no
+        harm.
+
+        :raises PyxlsnapError: something is left.
+        """
+
+    def adopt_create(self, domid: int, *, began: float) -> None:
+        """Stand for a :meth:`create` that another process began (seconds since the epoch).
+
+        So that :meth:`undo_create` can take it back. Its process is known to be dead.
+
+        :raises PyxlsnapError: the disks cannot be reached.
+        """
+
+    def artefacts(self, domain: str) -> list[Artefact]:
+        """What :meth:`create` made, and how to delete it."""
+
+    # revert
+
+    def check_revert(self) -> None:
+        """Make sure that the disk snapshots are there and whole. Changes nothing.
+
+        :raises Refused: they are not.
+        """
+
+    def revert(self) -> None:
+        """Put the disks back. The domain and its QEMU are gone. Can be run again.
+
+        What it replaces is kept until :meth:`finish_revert`.
+
+        :raises PyxlsnapError: the disks may be half-reverted; running it again mends that.
+        """
+
+    def finish_revert(self, domid: int) -> list[str]:
+        """The domain is restored, as ``domid``: drop what was kept.
+
+        Returns what could not be dropped, a line each; that is no failure of the revert.
+        """
+
+    def close(self) -> None:
+        """Let go of connections. Idempotent."""

@@ -1,0 +1,81 @@
+"""The guest's QEMU over QMP: qemu.qmp behind a blocking face, every command with a time limit."""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+from pyxlsnap.errors import MonitorError
+
+T = TypeVar("T")
+
+RUN_DIR = Path("/run/xen")
+GREETING_S = 10.0
+COMMAND_S = 30.0
+
+
+def socket_path(domid: int) -> Path:
+    """The monitor that libxl itself never uses: a monitor serves one client at a time."""
+    return RUN_DIR / f"qmp-libxenstat-{domid}"
+
+
+class Monitor:
+    """A connection to one QEMU, to be closed after use.
+
+    :raises MonitorError: nobody answers; another client may be holding the socket.
+    """
+
+    def __init__(self, path: Path, *, timeout_s: float = GREETING_S) -> None:
+        self._path = path
+        self._client = QMPClient("pyxlsnap")
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._run(self._client.connect(str(path)), "connect", timeout_s)
+        except MonitorError:
+            self._loop.close()
+            raise
+
+    def execute(
+        self,
+        command: str,
+        arguments: dict[str, object] | None = None,
+        *,
+        timeout_s: float = COMMAND_S,
+    ) -> Any:
+        """Run one command and return its answer.
+
+        :raises MonitorError: QEMU refused it, or did not answer within ``timeout_s`` seconds (then
+            nobody knows whether it was done).
+        """
+        return self._run(self._client.execute(command, arguments), command, timeout_s)
+
+    def version(self) -> tuple[int, int]:
+        """QEMU's major and minor version."""
+        qemu = self.execute("query-version")["qemu"]
+        return (qemu["major"], qemu["minor"])
+
+    def close(self) -> None:
+        """Disconnect. Idempotent; never raises."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._run(self._client.disconnect(), "disconnect", GREETING_S)
+        except MonitorError:
+            pass  # gone is gone
+        finally:
+            self._loop.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, T], command: str, timeout_s: float) -> T:
+        try:
+            return self._loop.run_until_complete(asyncio.wait_for(coroutine, timeout_s))
+        except TimeoutError as e:
+            raise MonitorError(
+                f"QEMU did not answer {command} on {self._path} within {timeout_s:g} s",
+                command=command,
+            ) from e
+        except ExecuteError as e:
+            raise MonitorError(f"QEMU refused {command}: {e}", command=command, refused=True) from e
+        except (QMPError, OSError) as e:
+            raise MonitorError(f"QEMU's monitor {self._path}: {e}", command=command) from e

@@ -1,0 +1,282 @@
+"""Going back to a snapshot: the sequence, readable from top to bottom in :meth:`Reversion.steps`.
+
+From the destroy on there is only forward: every step can be done again, and the same command
+finishes what was interrupted.
+"""
+
+import logging
+import os
+import select
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pyxlsnap import checks
+from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.errors import (
+    DomainNotFound,
+    Interrupted,
+    NeedsAttention,
+    OperationFailed,
+    PyxlsnapError,
+    XenError,
+)
+from pyxlsnap.files import open_regular
+from pyxlsnap.freemem import make_room
+from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
+from pyxlsnap.model import OnProgress, Progress, Reverted, RunState, SnapshotConfig
+from pyxlsnap.plan import RevertPlan, plan_revert, saved_uuid
+from pyxlsnap.ports import Guest, Host
+
+log = logging.getLogger(__name__)
+
+_GONE_S = 60.0
+
+Step = tuple[str, Callable[[], None]]
+
+
+def revert(
+    host: Host,
+    domain: str,
+    wanted: SnapshotConfig,
+    cfgfile: Path,
+    *,
+    running: bool = False,
+    force: bool = False,
+    on_progress: OnProgress = lambda _: None,
+    cancel: Cancel | None = None,
+    share_lock: ShareLock = lambda _uuid, _fd: None,
+) -> Reverted:
+    """Bring a domain back to a snapshot, in this process (see :func:`pyxlsnap.create.create`).
+
+    :param wanted: what the cfgfile says; ``cfgfile`` is its path.
+    :param share_lock: is given the uuid and descriptor of each lock as soon as it is held.
+    :raises UsageError, Refused, Risky: nothing was tried.
+    :raises OperationFailed, Interrupted: it ended before the domain was destroyed: nothing changed.
+    :raises NeedsAttention: it failed later. The domain is off; the error has the command that
+        finishes it.
+    """
+    locks: list[DomainLock] = []
+    try:
+        for uuid in _uuids(host, domain, wanted, cfgfile):
+            locks.append(DomainLock(uuid, domain=domain))
+            share_lock(uuid, locks[-1].fd)
+        on_progress(Progress("checking"))
+        plan = plan_revert(host, domain, wanted, cfgfile, running=running, force=force)
+        try:
+            run = Reversion(host, plan, force=force, on_progress=on_progress, cancel=cancel)
+            return run.run()
+        finally:
+            plan.close()
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _uuids(host: Host, domain: str, wanted: SnapshotConfig, cfgfile: Path) -> list[str]:
+    """The domains concerned: the one in the memory file, and the one that is there now."""
+    uuids = {saved_uuid(wanted, cfgfile)}
+    try:
+        uuids.add(host.find(domain).uuid)
+    except DomainNotFound:
+        pass  # it is off, or the name is wrong: the plan will tell
+    return sorted(uuids)
+
+
+class Reversion:
+    """One run of a :class:`~pyxlsnap.plan.RevertPlan`."""
+
+    def __init__(
+        self,
+        host: Host,
+        plan: RevertPlan,
+        *,
+        force: bool = False,
+        journal: Journal | None = None,
+        on_progress: OnProgress = lambda _: None,
+        cancel: Cancel | None = None,
+    ) -> None:
+        self._host = host
+        self._plan = plan
+        self._force = force
+        self._on_progress = on_progress
+        self._cancel = cancel or Cancel()
+        self._journal = journal or Journal(plan.config.uuid)
+        self._destroying = False
+        self._new: Guest | None = None
+        self._left: list[str] = []
+
+    def steps(self) -> list[Step]:
+        """The sequence."""
+        return [
+            ("journal", self._write_journal),
+            ("destroy", self._destroy),
+            ("disks", self._revert_disks),
+            ("memory", self._make_room),
+            ("restore", self._restore),
+            ("unpause", self._unpause),
+            ("clean up", self._finish_disks),
+        ]
+
+    def run(self) -> Reverted:
+        """Do all steps.
+
+        On failure: see :func:`revert`.
+        """
+        step = ""
+        try:
+            for step, do in self.steps():
+                if not self._destroying:
+                    self._cancel.check()
+                log.debug("%s: %s", self._plan.config.name, step)
+                self._on_progress(Progress(step))
+                do()
+        except BaseException as cause:
+            raise self._failed(step, cause) from cause
+        self._journal.clear()
+        return self._result()
+
+    def _write_journal(self) -> None:
+        # One from a revert that was killed says the same: this run finishes that one.
+        self._journal.clear()
+        plan = self._plan
+        entry = Entry(
+            operation="revert",
+            uuid=plan.config.uuid,
+            domid=plan.guest.domid if plan.guest else -1,
+            domain=plan.config.name,
+            name=plan.name,
+            memory_path=str(plan.memory_path),
+            cfgfile=str(plan.cfgfile),
+            started=time.time(),
+        )
+        self._journal.write(entry)
+
+    def _destroy(self) -> None:
+        if guest := self._plan.guest:
+            self._destroy_guest(guest)
+        # Whoever has started it meanwhile has its disks open.
+        checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
+
+    def _destroy_guest(self, guest: Guest) -> None:
+        try:
+            guest.check_same()
+        except DomainNotFound:
+            return  # it has gone by itself meanwhile
+        device_model = _open_process(guest.device_model_pid())
+        self._destroying = True
+        try:
+            guest.destroy()
+            guest.wait_gone(timeout_s=_GONE_S)
+            if device_model is not None:
+                _wait_ended(device_model, f"the QEMU of {guest.name}")
+        finally:
+            if device_model is not None:
+                os.close(device_model)
+
+    def _revert_disks(self) -> None:
+        self._destroying = True
+        for strategy in self._plan.strategies:
+            strategy.revert()
+
+    def _make_room(self) -> None:
+        make_room(self._host, self._plan.config)
+
+    def _restore(self) -> None:
+        with open_regular(self._plan.memory_path) as file:
+            os.lseek(file.fileno(), self._plan.stream_offset, os.SEEK_SET)
+            self._new = self._host.restore(self._plan.config, file.fileno())
+
+    def _unpause(self) -> None:
+        assert self._new
+        if self._plan.state is RunState.RUNNING:
+            self._new.unpause()
+
+    def _finish_disks(self) -> None:
+        assert self._new
+        for strategy in self._plan.strategies:
+            self._left += strategy.finish_revert(self._new.domid)
+
+    # When something fails
+
+    def _failed(self, step: str, cause: BaseException) -> PyxlsnapError:
+        plan = self._plan
+        interrupted = isinstance(cause, Cancelled | KeyboardInterrupt)
+        what = f"reverting {plan.config.name} to {plan.name} " + (
+            f"was interrupted ({step})" if interrupted else f"failed ({step}): {cause}"
+        )
+        if not self._destroying or self._untouched():
+            self._journal.clear()
+            cls = Interrupted if interrupted else OperationFailed
+            return cls(f"{what}; nothing was changed", step=step)
+        left = [*self._remove_half_made(), f"{plan.config.name} is off, its disks may be reverted"]
+        return NeedsAttention(
+            f"{what}; {'; '.join(left)}; the snapshot is whole: run the command again to finish",
+            step=step,
+            left=left,
+            finish=self._command(),
+        )
+
+    def _untouched(self) -> bool:
+        """Whether the domain that was to be destroyed is alive."""
+        guest = self._plan.guest
+        try:
+            return guest is not None and not guest.check_same().shutdown
+        except PyxlsnapError:
+            return False
+
+    def _remove_half_made(self) -> list[str]:
+        """A restore that failed may leave a domain; nobody had this uuid before, so it is ours."""
+        try:
+            half = self._host.find(self._plan.config.uuid)
+        except DomainNotFound:
+            return []
+        except PyxlsnapError as e:
+            return [str(e)]
+        if self._new is not None:
+            return [f"{half} is restored but could not be finished"]
+        try:
+            half.destroy()
+            half.wait_gone(timeout_s=_GONE_S)
+        except PyxlsnapError as e:
+            return [f"{half} is half made and could not be removed ({e})"]
+        return []
+
+    def _command(self) -> str:
+        words = ["pyxlsnap", "snapshot-revert", self._plan.config.uuid, str(self._plan.cfgfile)]
+        if self._force:
+            words.append("--force")
+        return shlex.join(words)
+
+    def _result(self) -> Reverted:
+        assert self._new
+        plan = self._plan
+        return Reverted(
+            name=plan.name,
+            domain=plan.config.name,
+            domid=self._new.domid,
+            uuid=self._new.uuid,
+            state=plan.state,
+            disks=tuple(v for s in plan.strategies for v in s.vdevs),
+            warnings=(*plan.warnings, *(f"could not be removed: {line}" for line in self._left)),
+        )
+
+
+def _open_process(pid: int | None) -> int | None:
+    """A pidfd, which stays with the process whatever becomes of its number."""
+    try:
+        return os.pidfd_open(pid) if pid else None
+    except ProcessLookupError:
+        return None
+
+
+def _wait_ended(pidfd: int, what: str) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(_GONE_S * 1000):
+        raise XenError(
+            f"{what} has not ended {_GONE_S:g} s after the domain was destroyed",
+            rc=-9,
+            operation="libxl_domain_destroy",
+        )

@@ -1,0 +1,294 @@
+"""libxl in this process: a context, the domains it shows, and the restore of one.
+
+A :class:`Toolstack` is cheap (some 10 ms): use one for each thread and each long operation.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyxlsnap._libxl import (
+    C,
+    CData,
+    c_string,
+    check,
+    domain_info,
+    ffi,
+    struct,
+    taken,
+    text,
+)
+from pyxlsnap.bridge import Bridge
+from pyxlsnap.domain import Domain
+from pyxlsnap.errors import (
+    Aborted,
+    ClosedError,
+    DomainNotFound,
+    ForkedError,
+    XenError,
+    XenUnavailable,
+)
+from pyxlsnap.model import DomainConfig, DomainInfo, OnProgress
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_STREAM_V2 = 2  # libxl's own default is 1, the legacy format
+_NO_DOMID = 0xFFFFFFFF
+
+
+class Toolstack:
+    """One libxl context (``libxl_ctx_alloc``), for use as a context manager.
+
+    Its calls are serialised: a second thread waits. :meth:`abort` does not wait. Nothing of the
+    host process is touched: no signal handler, no other child (see bridge.py). After
+    ``os.fork()`` it is dead in the child.
+
+    :param operation: goes with every log record of this context, as does ``domain``.
+    :raises XenUnavailable: not a Xen host, no rights, or SIGCHLD is ignored in this process.
+    """
+
+    def __init__(
+        self,
+        *,
+        operation: str = "",
+        domain: str = "",
+    ) -> None:
+        self._ctx: CData = ffi.NULL
+        self._xs: CData = ffi.NULL
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        _refuse_ignored_sigchld()
+        self._bridge = Bridge(operation=operation, domain=domain)
+        ctx = ffi.new("libxl_ctx **")
+        rc = C.libxl_ctx_alloc(ctx, C.LIBXL_VERSION, 0, self._bridge.logger)
+        if rc:
+            said = "; ".join(self._bridge.said())
+            self._bridge.close()
+            raise XenUnavailable(
+                "cannot talk to Xen: run as root in dom0 of a running Xen host"
+                + (f" ({said})" if said else "")
+            )
+        self._ctx = ctx[0]
+        self._bridge.attach(self._ctx)
+
+    def close(self) -> None:
+        """Free the context, its thread and its descriptors. Idempotent; a no-op after a fork."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if self._ctx != ffi.NULL:
+                self._bridge.detach()
+                C.libxl_ctx_free(self._ctx)
+                self._ctx = ffi.NULL
+            if self._xs != ffi.NULL:
+                C.xs_close(self._xs)
+                self._xs = ffi.NULL
+        self._bridge.close()
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._ctx == ffi.NULL)
+
+    def __enter__(self) -> "Toolstack":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # The host
+
+    def xen_version(self) -> tuple[int, int]:
+        """Major and minor release of the running hypervisor."""
+        with self.calling() as ctx:
+            info = C.libxl_get_version_info(ctx)
+            return (info.xen_version_major, info.xen_version_minor)
+
+    def xen_command_line(self) -> str:
+        """The hypervisor's command line."""
+        with self.calling() as ctx:
+            return text(C.libxl_get_version_info(ctx).commandline)
+
+    def has_shadow_paging(self) -> bool:
+        """Whether this Xen can log dirty pages of a PV guest (``libxl_physinfo.cap_shadow``)."""
+        with self.calling() as ctx, struct("libxl_physinfo") as info:
+            self.check(C.libxl_get_physinfo(ctx, info), "libxl_get_physinfo")
+            return bool(info.cap_shadow)
+
+    def free_memory_kb(self) -> int:
+        """Memory that Xen can give to a new domain, KiB (``libxl_get_free_memory``)."""
+        with self.calling() as ctx:
+            free = ffi.new("uint64_t *")
+            self.check(C.libxl_get_free_memory(ctx, free), "libxl_get_free_memory")
+            return int(free[0])
+
+    def needed_memory_kb(self, config: DomainConfig) -> int:
+        """Memory that a domain of this configuration takes (``libxl_domain_need_memory``)."""
+        with self.calling() as ctx, self._parsed(config) as parsed:
+            need = ffi.new("uint64_t *")
+            rc = C.libxl_domain_need_memory(ctx, parsed, _NO_DOMID, need)
+            self.check(rc, "libxl_domain_need_memory")
+            return int(need[0])
+
+    def shrink_dom0(self, by_kb: int, *, wait_s: int) -> None:
+        """Balloon dom0 down and give it ``wait_s`` seconds (``libxl_set_memory_target``)."""
+        with self.calling() as ctx:
+            rc = C.libxl_set_memory_target(ctx, 0, -by_kb, 1, 0)
+            self.check(rc, "libxl_set_memory_target", domain="0")
+            C.libxl_wait_for_free_memory(ctx, _NO_DOMID, by_kb, wait_s)
+
+    # Domains
+
+    def domains(self) -> list[DomainInfo]:
+        """All domains, dom0 included (``libxl_list_domain``)."""
+        with self.calling() as ctx:
+            count = ffi.new("int *")
+            found = C.libxl_list_domain(ctx, count)
+            if found == ffi.NULL:
+                self.check(C.ERROR_FAIL, "libxl_list_domain")
+            try:
+                return [domain_info(found[i]) for i in range(count[0])]
+            finally:
+                C.libxl_dominfo_list_free(found, count[0])
+
+    def find(self, domain: str) -> Domain:
+        """The domain of that name, domid or uuid; digits are a domid, as with xl.
+
+        :raises DomainNotFound: there is none.
+        """
+        if domain.isdigit():
+            found = [d for d in self.domains() if d.domid == int(domain)]
+        elif _UUID.fullmatch(domain):
+            found = [d for d in self.domains() if d.uuid == domain.lower()]
+        else:
+            domid = self._domid_of(domain)
+            found = [d for d in self.domains() if d.domid == domid]
+        if not found:
+            raise DomainNotFound(f"there is no domain {domain!r} (see `xl list`)", domain=domain)
+        return Domain(self, found[0].domid, found[0].uuid, self.name_of(found[0].domid))
+
+    def _domid_of(self, name: str) -> int | None:
+        with self.calling() as ctx:
+            domid = ffi.new("uint32_t *")
+            rc = C.libxl_name_to_domid(ctx, c_string(name), domid)
+            return int(domid[0]) if rc == 0 else None
+
+    def name_of(self, domid: int) -> str:
+        """A domain's name; "" if it has none (any more)."""
+        with self.calling() as ctx:
+            return taken(C.libxl_domid_to_name(ctx, domid))
+
+    def restore(self, config: DomainConfig, fd: int) -> Domain:
+        """Make a domain from a configuration and the stream that ``fd`` stands at.
+
+        ``libxl_domain_create_restore``. The domain is left paused: unpause it. On failure there
+        is no new domain: what libxl leaves half-made after an abort is destroyed here.
+
+        :raises Aborted: :meth:`abort` was called.
+        :raises XenError: libxl could not.
+        """
+        name = config.name
+        with (
+            self.calling() as ctx,
+            self._parsed(config) as parsed,
+            struct("libxl_domain_restore_params") as params,
+        ):
+            params.stream_version = _STREAM_V2
+            parsed.c_info.domid = 0  # Xen chooses: the saved one may be in use, or used recently
+            domid = ffi.new("uint32_t *", _NO_DOMID)
+            rc = C.libxl_domain_create_restore(
+                ctx, parsed, domid, fd, -1, params, ffi.NULL, ffi.NULL
+            )
+            try:
+                self.check(rc, "libxl_domain_create_restore", domain=name)
+            except Aborted:
+                if domid[0] != _NO_DOMID:
+                    C.libxl_domain_destroy(ctx, domid[0], ffi.NULL)
+                raise
+        return self.find(str(int(domid[0])))
+
+    def abort(self) -> bool:
+        """Ask the long call under way on this context to stop (``libxl_ao_abort``).
+
+        Returns false when there was none. The call ends with :class:`Aborted`, or succeeds after
+        all. To be called from another thread.
+        """
+        self._usable()
+        return C.libxl_ao_abort(self._ctx, ffi.NULL) in (0, C.ERROR_ABORTED)
+
+    # For domain.py
+
+    @contextmanager
+    def calling(self, on_progress: OnProgress | None = None) -> Iterator[CData]:
+        """The ``libxl_ctx`` for one call; log lines are collected for its error.
+
+        :param on_progress: called, on a thread of ours, with what libxl says of its progress.
+        """
+        with self._lock:
+            self._usable()
+            _refuse_ignored_sigchld()
+            self._bridge.begin()
+            self._bridge.on_progress = on_progress
+            try:
+                yield self._ctx
+            finally:
+                self._bridge.drain()
+                self._bridge.on_progress = None
+
+    def check(self, rc: int, operation: str, *, domain: str = "") -> None:
+        """Turn a call's return code into an exception that carries what libxl said."""
+        if rc == 0:
+            return
+        log = self._bridge.said()
+        if self._bridge.disaster:
+            log = (*log, f"libxl is broken: {self._bridge.disaster}")
+        check(rc, operation, domain=domain, log=log)
+
+    @contextmanager
+    def _parsed(self, config: DomainConfig) -> Iterator[CData]:
+        with struct("libxl_domain_config") as parsed:
+            rc = C.libxl_domain_config_from_json(self._ctx, parsed, c_string(config.json))
+            self.check(rc, "libxl_domain_config_from_json", domain=config.name)
+            yield parsed
+
+    def xenstore_read(self, path: str) -> str | None:
+        """A xenstore node's value; ``None`` when there is no such node."""
+        with self._lock:
+            value = C.xs_read(self._xenstore(), 0, c_string(path), ffi.new("unsigned int *"))
+            return None if value == ffi.NULL else taken(value)
+
+    def xenstore_list(self, path: str) -> list[str]:
+        """The names below a xenstore node; empty when there is no such node."""
+        with self._lock:
+            count = ffi.new("unsigned int *")
+            names = C.xs_directory(self._xenstore(), 0, c_string(path), count)
+            if names == ffi.NULL:
+                return []
+            try:
+                return [text(names[i]) for i in range(count[0])]
+            finally:
+                C.free(names)
+
+    def _xenstore(self) -> CData:
+        self._usable()
+        if self._xs == ffi.NULL:
+            self._xs = C.xs_open(C.XS_OPEN_READONLY)
+            if self._xs == ffi.NULL:
+                raise XenError(
+                    f"cannot open xenstore: {os.strerror(ffi.errno)}", rc=-1, operation="xs_open"
+                )
+        return self._xs
+
+    def _usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedError("this Toolstack belongs to the parent process: open one of your own")
+        if self._ctx == ffi.NULL:
+            raise ClosedError("this Toolstack is closed")
+
+
+def _refuse_ignored_sigchld() -> None:
+    if C.pyxlsnap_sigchld_is_ignored():
+        raise XenUnavailable(
+            "SIGCHLD is ignored in this process (SIG_IGN or SA_NOCLDWAIT), so libxl would lose its "
+            "children: restore SIGCHLD to its default first"
+        )

@@ -1,0 +1,168 @@
+"""The worker process: runs one operation, and rolls it back when its caller goes away.
+
+Started by :mod:`pyxlsnap.api` as ``python -m pyxlsnap.worker FD``. A process of its own because
+libxl may abort it, forks without exec, and cares who owns SIGCHLD: none of that may reach the
+caller.
+"""
+
+import logging
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pyxlsnap import cfgfile, wire
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.create import create
+from pyxlsnap.errors import PyxlsnapError, to_wire
+from pyxlsnap.model import DiskRequest, Progress, SnapshotConfig, check_name
+from pyxlsnap.recover import recover
+from pyxlsnap.revert import revert
+from pyxlsnap.toolstack import Toolstack
+from pyxlsnap.wire import Channel, Message
+
+log = logging.getLogger(__name__)
+
+
+class Caller:
+    """The other end of the socket. Sending never blocks and never fails: a thread does it.
+
+    A caller that is stopped, or gone, must not hold up a guest that is suspended.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._queue: queue.SimpleQueue[tuple[Message, int | None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._send, name="pyxlsnap-send", daemon=True)
+        self._thread.start()
+
+    def send(self, message: Message, fd: int | None = None) -> None:
+        """Send a message some time soon; ``fd`` stays open until :meth:`finish`."""
+        self._queue.put((message, fd))
+
+    def progress(self, progress: Progress) -> None:
+        """Report progress."""
+        self.send({"progress": asdict(progress)})
+
+    def share_lock(self, uuid: str, fd: int) -> None:
+        """Let the caller hold the lock, too."""
+        self.send({"lock": uuid}, fd)
+
+    def finish(self, message: Message) -> None:
+        """Send the last message and see it off."""
+        self._queue.put((message, None))
+        self._queue.put(None)
+        self._thread.join()
+
+    def wait_for_cancel(self, cancel: Cancel) -> None:
+        """Set the token when the caller says so, or is gone."""
+        while (message := self._channel.receive()) and not message.get("cancel"):
+            pass
+        cancel.set()
+
+    def _send(self) -> None:
+        while (item := self._queue.get()) is not None:
+            try:
+                self._channel.send(*item)
+            except OSError:
+                pass  # it has gone; wait_for_cancel sees that, too
+
+
+class _LogSender(logging.Handler):
+    def __init__(self, caller: Caller) -> None:
+        super().__init__()
+        self._caller = caller
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._caller.send({"log": wire.log_to_wire(record)})
+
+
+def perform(request: Message, caller: Caller, cancel: Cancel) -> Any:
+    """Run the operation that a request names; returns its result as plain values."""
+    operation, domain = request["operation"], request["domain"]
+    config = _config(request)  # before Xen is asked for: a bad file is a bad file anywhere
+    with Toolstack(operation=operation, domain=domain) as host:
+        if operation == "recover":
+            return recover(host, domain, share_lock=caller.share_lock)
+        if operation == "create":
+            return asdict(
+                create(
+                    host,
+                    domain,
+                    config,
+                    live=request["live"],
+                    on_progress=caller.progress,
+                    cancel=cancel,
+                    share_lock=caller.share_lock,
+                )
+            )
+        return asdict(
+            revert(
+                host,
+                domain,
+                config,
+                Path(request["cfgfile"]),
+                running=request["running"],
+                force=request["force"],
+                on_progress=caller.progress,
+                cancel=cancel,
+                share_lock=caller.share_lock,
+            )
+        )
+
+
+def _config(request: Message) -> SnapshotConfig:
+    """What the caller said, overridden by the cfgfile if there is one."""
+    values = dict(request.get("config") or {})
+    disks = values.pop("disks", None)
+    requests = None if disks is None else tuple(DiskRequest(**d) for d in disks)
+    said = SnapshotConfig(**values, disks=requests)
+    if said.name is not None:
+        check_name(said.name)
+    if not request.get("cfgfile"):
+        return said
+    config = cfgfile.read(Path(request["cfgfile"]))
+    if said.name and config.name and said.name != config.name:
+        log.warning("the name is %s, as the cfgfile says, not %s", config.name, said.name)
+    return replace(config, name=config.name or said.name)
+
+
+def _answer(perform_it: Callable[[], Any]) -> Message:
+    try:
+        return {"result": perform_it()}
+    except PyxlsnapError as e:
+        return {"error": to_wire(e)}
+    except Exception as e:
+        log.exception("internal error")
+        return {"error": to_wire(PyxlsnapError(f"internal error: {type(e).__name__}: {e}"))}
+
+
+def main() -> None:
+    """Serve the one request that comes over the socket whose descriptor is the argument."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whatever the caller's daemon does with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller cancels over the socket
+    cancel = Cancel()
+    signal.signal(
+        signal.SIGTERM, lambda *_: threading.Thread(target=cancel.set, daemon=True).start()
+    )
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock.set_inheritable(False)  # or a restored domain's QEMU would keep it open for ever
+    channel = Channel(sock)
+    request = channel.receive()
+    if request is None:
+        return
+    caller = Caller(channel)
+    logger = logging.getLogger("pyxlsnap")
+    logger.addHandler(_LogSender(caller))
+    logger.setLevel(request["log_level"])
+    threading.Thread(target=caller.wait_for_cancel, args=(cancel,), daemon=True).start()
+    caller.finish(_answer(lambda: perform(request, caller, cancel)))
+
+
+if __name__ == "__main__":
+    main()
