@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <libxl.h>
@@ -38,9 +39,11 @@ struct pyxlsnap_bridge {
     xentoollog_logger logger; /* first: libxl hands back a pointer to it */
     libxl_childproc_hooks childproc;
     libxl_event_hooks events;
+    pid_t owner;
     int min_level;
     int log_fd, log_write_fd;     /* records */
     int child_fd, child_write_fd; /* an int for each child: its pidfd, -1 if there is none */
+    uint64_t progress_ms;         /* when progress was last reported */
     unsigned long lost;           /* records dropped because nobody read */
 };
 
@@ -81,10 +84,19 @@ static void pyxlsnap__progress(xentoollog_logger *logger, const char *context,
                                const char *doing_what, int percent, unsigned long done,
                                unsigned long total)
 {
+    struct pyxlsnap_bridge *b = (struct pyxlsnap_bridge *)logger;
     struct pyxlsnap_record head = { .kind = PYXLSNAP_PROGRESS, .level = XTL_PROGRESS,
                                     .errnoval = -1, .done = done, .total = total };
+    struct timespec t;
     (void)percent;
-    pyxlsnap__send((struct pyxlsnap_bridge *)logger, head, context, doing_what);
+
+    /* libxc reports every 4 MiB: ten a second are enough. Beginnings and ends all count. */
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    uint64_t now_ms = t.tv_sec * 1000ull + t.tv_nsec / 1000000;
+    if (done && done < total && now_ms < b->progress_ms + 100)
+        return;
+    b->progress_ms = now_ms;
+    pyxlsnap__send(b, head, context, doing_what);
 }
 
 static void pyxlsnap__destroy(xentoollog_logger *logger)
@@ -100,13 +112,17 @@ static void pyxlsnap__disaster(void *user, libxl_event_type type, const char *ms
     pyxlsnap__send(user, head, "disaster", msg ? msg : "");
 }
 
-/* Called by libxl for fork(). The pidfd is opened here, while nobody else can reap the child. */
+/* Called by libxl for fork(). The pidfd is opened here, while nobody else can reap the child.
+ *
+ * libxl also calls it in a child of its own (the middle process of a spawn), where a pidfd would be
+ * of that process: its number told to the owner, the owner would close a descriptor of its own.
+ */
 static pid_t pyxlsnap__fork(void *user)
 {
     struct pyxlsnap_bridge *b = user;
     pid_t pid = fork();
 
-    if (pid > 0) {
+    if (pid > 0 && getpid() == b->owner) {
         int saved = errno;
         int fd = syscall(SYS_pidfd_open, pid, 0);
         ssize_t n = write(b->child_write_fd, &fd, sizeof fd);
@@ -139,6 +155,7 @@ static struct pyxlsnap_bridge *pyxlsnap_bridge_new(int min_level)
     b->childproc.chldowner = libxl_sigchld_owner_mainloop;
     b->childproc.fork_replacement = pyxlsnap__fork;
     b->events.disaster = pyxlsnap__disaster;
+    b->owner = getpid();
     b->min_level = min_level;
     int bad = pipe2(log, O_CLOEXEC | O_NONBLOCK) || pipe2(child, O_CLOEXEC | O_NONBLOCK);
     b->log_fd = log[0];
@@ -171,11 +188,19 @@ static void pyxlsnap_bridge_test_message(struct pyxlsnap_bridge *b, int level, c
     xtl_log(&b->logger, level, -1, "test", "%s", text);
 }
 
+static void pyxlsnap_bridge_test_progress(struct pyxlsnap_bridge *b, const char *what,
+                                          unsigned long done, unsigned long total)
+{
+    xtl_progress(&b->logger, "test", what, done, total);
+}
+
 static pid_t pyxlsnap_bridge_test_fork(struct pyxlsnap_bridge *b, int exit_code)
 {
     pid_t pid = pyxlsnap__fork(b);
     if (!pid) {
         xtl_log(&b->logger, XTL_INFO, -1, "test", "in the child");
+        if (!pyxlsnap__fork(b)) /* as the middle process of a spawn does */
+            _exit(0);
         _exit(exit_code);
     }
     return pid;

@@ -20,6 +20,8 @@ void pyxlsnap_bridge_free(struct pyxlsnap_bridge *b);
 xentoollog_logger *pyxlsnap_bridge_logger(struct pyxlsnap_bridge *b);
 void pyxlsnap_bridge_attach(struct pyxlsnap_bridge *b, libxl_ctx *ctx);
 void pyxlsnap_bridge_test_message(struct pyxlsnap_bridge *b, int level, const char *text);
+void pyxlsnap_bridge_test_progress(struct pyxlsnap_bridge *b, const char *what,
+                                   unsigned long done, unsigned long total);
 pid_t pyxlsnap_bridge_test_fork(struct pyxlsnap_bridge *b, int exit_code);
 int pyxlsnap_sigchld_is_ignored(void);
 

@@ -6,10 +6,10 @@ High level, each call in a worker process of its own: :func:`create_snapshot`,
 """
 
 import logging
+from typing import TYPE_CHECKING, Any
 
 from pyxlsnap.api import create_snapshot, recover, revert_snapshot
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.domain import Domain
 from pyxlsnap.errors import (
     Aborted,
     AlreadyExists,
@@ -46,8 +46,11 @@ from pyxlsnap.model import (
     Snapshot,
     SnapshotConfig,
 )
-from pyxlsnap.toolstack import Toolstack
 from pyxlsnap.version import VERSION
+
+if TYPE_CHECKING:
+    from pyxlsnap.domain import Domain
+    from pyxlsnap.toolstack import Toolstack
 
 # Most to least important, then the errors.
 __all__ = [  # noqa: RUF022
@@ -95,3 +98,16 @@ __all__ = [  # noqa: RUF022
 __version__ = VERSION
 
 logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    """Load libxl only for those who use the low level: the high level has it in its worker."""
+    if name == "Toolstack":
+        from pyxlsnap.toolstack import Toolstack
+
+        return Toolstack
+    if name == "Domain":
+        from pyxlsnap.domain import Domain
+
+        return Domain
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,6 +74,8 @@ def create_snapshot(
     """
     if config is not None and (cfgfile, name) != (None, None):
         raise UsageError("give either config, or cfgfile and name")
+    if config is not None and config.memory_path:
+        config = replace(config, memory_path=_absolute(config.memory_path))
     request: wire.Message = {
         "operation": "create",
         "domain": domain,
@@ -144,6 +146,8 @@ def _run(request: wire.Message, on_progress: OnProgress | None, cancel: Cancel |
         raise Interrupted("cancelled before it began", step="start") from None
     except WorkerDied as died:
         worker.close()  # with it our share of the lock, which the recovery takes
+        if request["operation"] == "recover":
+            raise _not_recovered(died, request["domain"]) from died
         raise _recovered(died, worker.locked) from died
     finally:
         worker.close()
@@ -165,6 +169,16 @@ def _recovered(died: WorkerDied, uuids: list[str]) -> PyxlsnapError:
             finish="; ".join(f"pyxlsnap snapshot-recover {uuid}" for uuid in uuids),
         )
     return OperationFailed(f"{died}; everything is as before", step="worker", undone=done)
+
+
+def _not_recovered(died: WorkerDied, uuid: str) -> NeedsAttention:
+    """A recovery's worker is dead: another one would end likewise."""
+    return NeedsAttention(
+        f"recovering {uuid} failed: {died}",
+        step="recover",
+        left=[f"what the journal of {uuid} says"],
+        finish=f"pyxlsnap snapshot-recover {uuid}",
+    )
 
 
 class _Worker:
@@ -190,7 +204,10 @@ class _Worker:
                 cwd="/",
                 env=_environment(),
             )
-        self._channel.send(request | {"log_level": log.getEffectiveLevel()})
+        try:
+            self._channel.send(request | {"log_level": log.getEffectiveLevel()})
+        except OSError:
+            pass  # it has died already, which the reader sees
 
     def cancel(self) -> bool:
         """Ask it to stop; it answers with its result all the same."""
@@ -223,10 +240,13 @@ class _Worker:
                 self.cancel()
 
     def _outcome(self, message: wire.Message) -> Any:
+        error = from_wire(message["error"]) if "error" in message else None
+        if isinstance(error, NeedsAttention):  # it matters more than why it was cancelled
+            raise error from self._failed
         if self._failed:
             raise self._failed
-        if "error" in message:
-            raise from_wire(message["error"])
+        if error:
+            raise error
         return message["result"]
 
     def _handle(self, message: wire.Message) -> None:

@@ -14,8 +14,6 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
-
 from pyxlsnap import api
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import Interrupted, NeedsAttention, PyxlsnapError, UsageError, to_wire
@@ -112,12 +110,16 @@ class _Bar:
     """A progress bar on a terminal, nothing on a pipe."""
 
     def __init__(self) -> None:
-        self._bar: Any = tqdm(
-            disable=not sys.stderr.isatty(), unit="B", unit_scale=True, unit_divisor=1024
-        )
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(unit="B", unit_scale=True, unit_divisor=1024)
         self._phase: tuple[str, int] = ("", 0)
 
     def __call__(self, progress: Progress) -> None:
+        if self._bar is None:
+            return
         if (phase := (progress.phase, progress.iteration)) != self._phase:
             self._phase = phase
             again = f", pass {progress.iteration + 1}" if progress.iteration else ""
@@ -126,7 +128,8 @@ class _Bar:
         self._bar.update(progress.done * _PAGE - self._bar.n)
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 class _Signals:

@@ -5,12 +5,14 @@ what makes the snapshot consistent.
 """
 
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import (
+    Aborted,
     DomainNotFound,
     Interrupted,
     NeedsAttention,
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 
 # A suspend that failed may come late: watch so long, and longer while its request stands (E5).
 _SETTLE_S, _REQUEST_S = 2.0, 90.0
+
+# An abort comes from nobody else: it is the token's way through libxl.
+_INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
 
 Step = tuple[str, Callable[[], None]]
 
@@ -221,13 +226,13 @@ class Creation:
             self._bring_guest_back(undone)
         except DomainNotFound as e:
             left.append(f"{e}: somebody else has destroyed it")
-        except PyxlsnapError as e:
+        except Exception as e:  # a bug is no reason to delete the guest's only copy
             return self._keep_everything(step, what, e)
         for cleanup in reversed(self._cleanups):
             try:
                 undone += cleanup()
-            except (PyxlsnapError, OSError) as e:
-                left.append(str(e))
+            except Exception as e:  # whatever it is, the next one is still to be done
+                left.append(str(e) or type(e).__name__)
         if left:
             return NeedsAttention(
                 f"{what}; left: {'; '.join(left)}",
@@ -237,7 +242,7 @@ class Creation:
                 finish=f"pyxlsnap snapshot-recover {self._guest.uuid}",
             )
         self._journal.clear()
-        cls = Interrupted if isinstance(cause, Cancelled | KeyboardInterrupt) else OperationFailed
+        cls = Interrupted if isinstance(cause, _INTERRUPTED) else OperationFailed
         return cls(f"{what}; everything is as before", step=step, undone=undone)
 
     def _bring_guest_back(self, undone: list[str]) -> None:
@@ -250,7 +255,7 @@ class Creation:
         if resumed:
             undone.append(f"resumed {self._guest.name}")
 
-    def _keep_everything(self, step: str, what: str, error: PyxlsnapError) -> PyxlsnapError:
+    def _keep_everything(self, step: str, what: str, error: Exception) -> PyxlsnapError:
         """The guest cannot be resumed: memory file and disk snapshots are its only copy."""
         left = [f"{self._guest} is suspended and cannot be resumed ({error})"]
         finish = f"pyxlsnap snapshot-recover {self._guest.uuid}"
@@ -258,10 +263,16 @@ class Creation:
             try:
                 self._publish_memory()
                 self._write_cfgfile()
-                finish = f"pyxlsnap snapshot-revert {self._guest.uuid} {self._plan.cfgfile}"
+                finish = shlex.join(
+                    ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(self._plan.cfgfile)]
+                )
                 self._journal.clear()
             except (PyxlsnapError, OSError) as e:
-                left.append(f"its memory is in {self._temporary} ({e})")
+                published = not self._temporary.exists()
+                where = self._plan.memory_path if published else self._temporary
+                left.append(f"its memory is in {where} ({e})")
+        if self._memory:
+            self._memory.file.close()
         return NeedsAttention(
             f"{what}; {'; '.join(left)}; nothing was deleted", step=step, left=left, finish=finish
         )
@@ -274,8 +285,8 @@ class Creation:
     def _result(self) -> Snapshot:
         plan, meta = self._plan, self._plan.metadata
         files = [
-            Artefact("memory file", str(plan.memory_path), f"rm {plan.memory_path}"),
-            Artefact("cfgfile", str(plan.cfgfile), f"rm {plan.cfgfile}"),
+            Artefact(kind, str(path), shlex.join(["rm", str(path)]))
+            for kind, path in (("memory file", plan.memory_path), ("cfgfile", plan.cfgfile))
         ]
         disks = [a for s in plan.strategies for a in s.artefacts(self._guest.name)]
         return Snapshot(
@@ -294,7 +305,7 @@ class Creation:
 
 
 def _describe(step: str, cause: BaseException, domain: str) -> str:
-    if isinstance(cause, Cancelled | KeyboardInterrupt):
+    if isinstance(cause, _INTERRUPTED):
         return f"the snapshot of {domain} was interrupted ({step})"
     return f"the snapshot of {domain} failed ({step}): {cause or type(cause).__name__}"
 

@@ -222,7 +222,8 @@ def to_wire(error: PyxlsnapError) -> dict[str, Any]:
 def from_wire(values: dict[str, Any]) -> PyxlsnapError:
     """Rebuild the error that :func:`to_wire` took apart; an unknown class becomes the base."""
     cls = _classes().get(values["class"], PyxlsnapError)
-    error = cls.__new__(cls, values["message"])
+    error = cls.__new__(cls)
+    error.args = (values["message"],)
     for name, value in values.items():
         if name != "class":
             setattr(error, name, tuple(value) if isinstance(value, list) else value)

@@ -65,16 +65,24 @@ class NewFile:
     def publish(self) -> None:
         """Give the file its name, durably.
 
-        :raises AlreadyExists: the name has been taken meanwhile; the temporary file is still there.
+        :raises AlreadyExists: the name has been taken meanwhile.
+        :raises OSError: it could not be made durable. Then, too, the temporary file is still there.
         """
         self.sync()
         _rename_new(self.temporary, self.path)
-        sync_directory(self.path.parent)
+        try:
+            sync_directory(self.path.parent)
+        except OSError:
+            os.rename(self.path, self.temporary)  # a name that may not last is none
+            raise
         self.file.close()
 
     def discard(self) -> None:
         """Remove the temporary file, if it is still there."""
-        self.file.close()
+        try:
+            self.file.close()
+        except OSError:
+            pass  # a full disk: what could not be written is not wanted any more
         self.temporary.unlink(missing_ok=True)
 
 
@@ -150,7 +158,8 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     :raises OSError: it cannot be opened, or is not a regular file.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
         yield file

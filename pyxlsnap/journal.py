@@ -109,10 +109,13 @@ class Journal:
             return Entry(disks=disks, temporary=temporary, **values)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as e:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise Refused(f"the journal {self.path} cannot be read: {e}") from e
 
     def clear(self) -> None:
         """The operation is over, one way or the other."""
-        self.path.unlink(missing_ok=True)
+        try:
+            self.path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return
         sync_directory(self.path.parent)

@@ -238,6 +238,7 @@ class Reverted:
 
 _NAME_LIMIT = 127  # qcow2 and QEMU take 255 bytes, LVM 127 with the volume's own name
 _NAME = re.compile(r"[A-Za-z0-9_+.@:-]+")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def check_name(name: str) -> str:
@@ -263,3 +264,13 @@ def check_name(name: str) -> str:
     if name[0] in ".-":
         raise UsageError(f"snapshot name {name!r} must not start with {name[0]!r}")
     return name
+
+
+def check_uuid(uuid: str) -> str:
+    """Return ``uuid`` in lower case, as locks and journals are named.
+
+    :raises UsageError: it is none.
+    """
+    if not _UUID.fullmatch(uuid.lower()):
+        raise UsageError(f"{uuid!r} is not a domain's uuid (`xl list -v` shows it)")
+    return uuid.lower()

@@ -348,8 +348,10 @@ def _risks(
         return reasons
     if guest.uuid != config.uuid:
         reasons.append(f"{guest.name} has another uuid than the snapshot ({config.uuid})")
-    now_there = {(d.vdev, os.path.realpath(d.target)) for d in guest.config().disks if d.readwrite}
-    then = {(d.vdev, os.path.realpath(d.target)) for d in config.disks if d.readwrite}
+    now_there = {
+        (d.vdev, os.path.realpath(d.target)) for d in guest.config().disks if not d.left_out
+    }
+    then = {(d.vdev, os.path.realpath(d.target)) for d in config.disks if not d.left_out}
     changed = sorted({vdev for vdev, _ in now_there ^ then})
     if changed:
         reasons.append(f"disks were added, removed or changed since: {', '.join(changed)}")

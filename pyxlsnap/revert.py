@@ -65,8 +65,9 @@ def revert(
         on_progress(Progress("checking"))
         plan = plan_revert(host, domain, wanted, cfgfile, running=running, force=force)
         try:
-            run = Reversion(host, plan, force=force, on_progress=on_progress, cancel=cancel)
-            return run.run()
+            return Reversion(
+                host, plan, running=running, force=force, on_progress=on_progress, cancel=cancel
+            ).run()
         finally:
             plan.close()
     finally:
@@ -92,6 +93,7 @@ class Reversion:
         host: Host,
         plan: RevertPlan,
         *,
+        running: bool = False,
         force: bool = False,
         journal: Journal | None = None,
         on_progress: OnProgress = lambda _: None,
@@ -99,11 +101,12 @@ class Reversion:
     ) -> None:
         self._host = host
         self._plan = plan
-        self._force = force
+        self._running, self._force = running, force
         self._on_progress = on_progress
         self._cancel = cancel or Cancel()
         self._journal = journal or Journal(plan.config.uuid)
         self._destroying = False
+        self._restoring = False
         self._new: Guest | None = None
         self._left: list[str] = []
 
@@ -184,6 +187,8 @@ class Reversion:
         make_room(self._host, self._plan.config)
 
     def _restore(self) -> None:
+        checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
+        self._restoring = True
         with open_regular(self._plan.memory_path) as file:
             os.lseek(file.fileno(), self._plan.stream_offset, os.SEEK_SET)
             self._new = self._host.restore(self._plan.config, file.fileno())
@@ -210,7 +215,9 @@ class Reversion:
             self._journal.clear()
             cls = Interrupted if interrupted else OperationFailed
             return cls(f"{what}; nothing was changed", step=step)
-        left = [*self._remove_half_made(), f"{plan.config.name} is off, its disks may be reverted"]
+        left = self._remove_half_made()
+        if self._new is None:
+            left.append(f"{plan.config.name} is off, its disks may be reverted")
         return NeedsAttention(
             f"{what}; {'; '.join(left)}; the snapshot is whole: run the command again to finish",
             step=step,
@@ -228,6 +235,8 @@ class Reversion:
 
     def _remove_half_made(self) -> list[str]:
         """A restore that failed may leave a domain; nobody had this uuid before, so it is ours."""
+        if not self._restoring:
+            return []
         try:
             half = self._host.find(self._plan.config.uuid)
         except DomainNotFound:
@@ -245,8 +254,7 @@ class Reversion:
 
     def _command(self) -> str:
         words = ["pyxlsnap", "snapshot-revert", self._plan.config.uuid, str(self._plan.cfgfile)]
-        if self._force:
-            words.append("--force")
+        words += ["--running"] * self._running + ["--force"] * self._force
         return shlex.join(words)
 
     def _result(self) -> Reverted:

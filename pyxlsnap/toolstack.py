@@ -255,7 +255,7 @@ class Toolstack:
         """A xenstore node's value; ``None`` when there is no such node."""
         with self._lock:
             value = C.xs_read(self._xenstore(), 0, c_string(path), ffi.new("unsigned int *"))
-            return None if value == ffi.NULL else taken(value)
+            return None if value == ffi.NULL else taken(ffi.cast("char *", value))
 
     def xenstore_list(self, path: str) -> list[str]:
         """The names below a xenstore node; empty when there is no such node."""

@@ -20,13 +20,13 @@ from pyxlsnap import cfgfile, wire
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import create
 from pyxlsnap.errors import PyxlsnapError, to_wire
-from pyxlsnap.model import DiskRequest, Progress, SnapshotConfig, check_name
-from pyxlsnap.recover import recover
+from pyxlsnap.model import DiskRequest, Progress, SnapshotConfig, check_name, check_uuid
+from pyxlsnap.recovery import recover
 from pyxlsnap.revert import revert
 from pyxlsnap.toolstack import Toolstack
 from pyxlsnap.wire import Channel, Message
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyxlsnap.worker")  # __name__ is "__main__" here
 
 
 class Caller:
@@ -86,6 +86,8 @@ def perform(request: Message, caller: Caller, cancel: Cancel) -> Any:
     """Run the operation that a request names; returns its result as plain values."""
     operation, domain = request["operation"], request["domain"]
     config = _config(request)  # before Xen is asked for: a bad file is a bad file anywhere
+    if operation == "recover":
+        domain = check_uuid(domain)
     with Toolstack(operation=operation, domain=domain) as host:
         if operation == "recover":
             return recover(host, domain, share_lock=caller.share_lock)
@@ -129,7 +131,10 @@ def _config(request: Message) -> SnapshotConfig:
     config = cfgfile.read(Path(request["cfgfile"]))
     if said.name and config.name and said.name != config.name:
         log.warning("the name is %s, as the cfgfile says, not %s", config.name, said.name)
-    return replace(config, name=config.name or said.name)
+    memory = config.memory_path  # relative to the file, as it is for a revert; we are in /
+    if memory:
+        memory = str(Path(request["cfgfile"]).parent / memory)
+    return replace(config, name=config.name or said.name, memory_path=memory)
 
 
 def _answer(perform_it: Callable[[], Any]) -> Message:

@@ -6,6 +6,7 @@ while a QEMU has it.
 """
 
 import json
+import shlex
 import subprocess
 import time
 from collections.abc import Sequence
@@ -77,19 +78,20 @@ class Qcow2Internal:
         monitor = self._connected()
         for command, arguments in self._activate:
             monitor.execute(command, arguments)
-        self._began = time.time()
-        monitor.execute(
-            "transaction",
+        actions = [
             {
-                "actions": [
-                    {
-                        "type": "blockdev-snapshot-internal-sync",
-                        "data": {"device": node, "name": self._name},
-                    }
-                    for node in self._nodes.values()
-                ]
-            },
-        )
+                "type": "blockdev-snapshot-internal-sync",
+                "data": {"device": node, "name": self._name},
+            }
+            for node in self._nodes.values()
+        ]
+        self._began = time.time()
+        try:
+            monitor.execute("transaction", {"actions": actions})
+        except MonitorError as e:
+            if e.refused:
+                self._began = None  # nothing was made: what has that name is another's
+            raise
 
     def undo_create(self) -> list[str]:
         """QEMU undoes a failed transaction itself; what is there was made by one that worked.
@@ -117,9 +119,9 @@ class Qcow2Internal:
             Artefact(
                 kind="disk snapshot",
                 where=f"{self._name} in {disk.target} ({disk.vdev})",
-                delete=f"domain running: xl qemu-monitor-command {domain} "
+                delete=f"domain running: xl qemu-monitor-command {shlex.quote(domain)} "
                 f"'snapshot_delete_blkdev_internal {self._nodes[disk.vdev]} {self._name}'; "
-                f"domain off: qemu-img snapshot -d {self._name} {disk.target}",
+                f"domain off: qemu-img snapshot -d {self._name} {shlex.quote(disk.target)}",
             )
             for disk in self._disks
         ]

@@ -5,12 +5,15 @@ revert that had destroyed the domain can only go forward, by the command in the 
 """
 
 import logging
+import shlex
 from pathlib import Path
 
 from pyxlsnap.disks import strategies
-from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
+from pyxlsnap.errors import BadMemoryFile, DomainNotFound, NeedsAttention, PyxlsnapError, XenError
+from pyxlsnap.files import open_regular
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
-from pyxlsnap.model import DiskRequest
+from pyxlsnap.memory import read_header
+from pyxlsnap.model import DomainConfig, check_uuid
 from pyxlsnap.ports import Guest, Host
 
 log = logging.getLogger(__name__)
@@ -23,9 +26,11 @@ def recover(
 ) -> tuple[str, ...]:
     """Recover one domain, by uuid; returns what was done, a line each (nothing: ``()``).
 
+    :raises UsageError: that is no uuid.
     :raises Busy: the operation is still under way.
     :raises NeedsAttention: something is left that a person has to decide; the error says what.
     """
+    uuid = check_uuid(uuid)
     lock = DomainLock(uuid, domain=uuid)
     try:
         share_lock(uuid, lock.fd)
@@ -44,16 +49,17 @@ def _undo_create(host: Host, entry: Entry) -> list[str]:
     done: list[str] = []
     left: list[str] = []
     guest = _find(host, entry.uuid)
-    if guest and guest.ensure_running(settle_s=_SETTLE_S, request_s=_REQUEST_S):
+    if guest and _resume(guest, entry):
         done.append(f"resumed {guest.name}")
-    if Path(entry.cfgfile).exists() and Path(entry.memory_path).exists():
+    complete = _is_ours(Path(entry.memory_path), entry)
+    if complete and Path(entry.cfgfile).exists():
         return [*done, f"the snapshot {entry.name} was complete: see {entry.cfgfile}"]
     if guest:
         done += _undo_disks(guest, entry, left)
     elif entry.disks:
         vdevs = ", ".join(d.vdev for d in entry.disks)
         left.append(f"{entry.domain} is gone; {vdevs} may hold a disk snapshot {entry.name}")
-    for name in (*entry.temporary, entry.memory_path):
+    for name in (*entry.temporary, *([entry.memory_path] if complete else [])):
         if Path(name).exists():
             Path(name).unlink()
             done.append(f"removed {name}")
@@ -62,10 +68,40 @@ def _undo_create(host: Host, entry: Entry) -> list[str]:
     return done
 
 
+def _resume(guest: Guest, entry: Entry) -> bool:
+    try:
+        return guest.ensure_running(settle_s=_SETTLE_S, request_s=_REQUEST_S)
+    except XenError as e:
+        left = [f"{guest} is suspended and cannot be resumed ({e})"]
+        left += [f"its memory may be in {t}" for t in entry.temporary if Path(t).exists()]
+        raise NeedsAttention(
+            f"{'; '.join(left)}; nothing was deleted",
+            step="recover",
+            left=left,
+            finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+        ) from e
+
+
+def _is_ours(memory: Path, entry: Entry) -> bool:
+    """Whether a memory file is that snapshot's: its name may be somebody else's by now."""
+    try:
+        with open_regular(memory) as file:
+            header = read_header(file, str(memory))
+    except (OSError, BadMemoryFile):
+        return False
+    name = header.metadata and header.metadata.name
+    return (name, DomainConfig.parse(header.config_json).uuid) == (entry.name, entry.uuid)
+
+
 def _undo_disks(guest: Guest, entry: Entry, left: list[str]) -> list[str]:
     """Delete the disk snapshots that were made: their names were free when the journal began."""
     by_vdev = {d.vdev: d for d in guest.config().disks}
-    wanted = [(by_vdev[r.vdev], DiskRequest(r.vdev, r.path, r.format)) for r in entry.disks]
+    wanted = []
+    for request in entry.disks:
+        if disk := by_vdev.get(request.vdev):
+            wanted.append((disk, request))
+        else:
+            left.append(f"{request.vdev} is detached; it may hold a disk snapshot {entry.name}")
     done = []
     for strategy in strategies(wanted, name=entry.name):
         try:
@@ -87,7 +123,7 @@ def _look(host: Host, entry: Entry) -> list[str]:
         f"the snapshot is whole: run the command again to finish",
         step="recover",
         left=[f"{entry.domain} is off or half restored"],
-        finish=f"pyxlsnap snapshot-revert {entry.uuid} {entry.cfgfile}",
+        finish=shlex.join(["pyxlsnap", "snapshot-revert", entry.uuid, entry.cfgfile]),
     )
 
 

@@ -1,0 +1,44 @@
+# make demo    a live snapshot of a real guest on a real Xen, taken and reverted
+# make test    every test: lint, types, layers, unit tests, then the lab
+# make clean   what was built in the tree (the lab's image stays: make prune)
+
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+VENV := .venv
+PY := $(VENV)/bin/python
+SOURCES := pyxlsnap build_ffi.py tests
+
+.PHONY: demo test check unit lab clean prune
+
+test: check unit lab
+
+check: $(VENV)/built
+	$(PY) -m ruff format --check $(SOURCES)
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+unit: $(VENV)/built
+	$(PY) -m pytest tests/unit
+
+lab: $(VENV)/built
+	$(PY) -m pytest tests/lab
+
+demo: $(VENV)/built
+	$(PY) -m tests.lab.demo
+
+# Debian's packages and Python's, each only if something is missing.
+$(VENV)/ready: tests/setup.sh tests/requirements.txt
+	sh tests/setup.sh $(PYTHON) $(VENV)
+	touch $@
+
+# The extension, compiled in place against the installed libxen-dev.
+$(VENV)/built: $(VENV)/ready build_ffi.py $(wildcard include/*.h)
+	@echo "compiling the extension"
+	$(PY) build_ffi.py
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pyxlsnap/_ffi.c pyxlsnap/_ffi*.o pyxlsnap/_ffi*.so .lab-logs
+
+prune: $(VENV)/ready
+	$(PY) -m tests.lab prune

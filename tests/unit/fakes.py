@@ -1,0 +1,435 @@
+"""A small world to run the sequences in: a host, its guests, their disks, and a clock for faults.
+
+Typed against :mod:`pyxlsnap.ports`, so that mypy notices when they drift apart.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyxlsnap import checks, freemem, journal, plan, recovery
+from pyxlsnap.errors import AlreadyExists, DiskError, DomainNotFound, Refused, XenError
+from pyxlsnap.memory import walk
+from pyxlsnap.model import (
+    Artefact,
+    Disk,
+    DiskRequest,
+    DomainConfig,
+    DomainInfo,
+    OnProgress,
+    Progress,
+)
+from pyxlsnap.ports import DiskStrategy, Guest, Host
+from tests.unit import streams
+
+UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
+OTHER_UUID = "8a1f0c3e-0000-4000-8000-00000000beef"
+GIB_KB = 1 << 20
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process has, give or take the one that looks."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What is there at one instant: files, and disk snapshots as (vdev, name)."""
+
+    files: frozenset[Path]
+    disk_snapshots: frozenset[tuple[str, str]]
+
+
+@dataclass
+class Storage:
+    """The content of each disk now, and in each of its disk snapshots."""
+
+    content: dict[str, str] = field(default_factory=dict)
+    snapshots: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
+class World:
+    """Everything below one directory, and what happened there in its order."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.events: list[str] = []
+        self.faults: dict[tuple[str, str], BaseException] = {}
+        self.storage = Storage()
+        self.host = FakeHost(self)
+        #: what was there when a suspended guest was last resumed
+        self.at_resume: Photo | None = None
+        self.on_event: Callable[[str], None] = lambda _: None
+        self.directory = root / "snapshots"
+        for name in ("run", "journals", "images"):
+            (root / name).mkdir()
+        self.kernel = root / "images" / "vmlinuz"
+        self.kernel.touch()
+
+    def fail(self, verb: str, error: BaseException, *, after: bool = False) -> None:
+        """Let every call of a verb fail, before or after it has done its work."""
+        self.faults[verb, "after" if after else "before"] = error
+
+    @contextmanager
+    def doing(self, verb: str) -> Iterator[None]:
+        if error := self.faults.get((verb, "before")):
+            raise error
+        yield
+        self.events.append(verb)
+        self.on_event(verb)
+        if error := self.faults.get((verb, "after")):
+            raise error
+
+    def photo(self) -> Photo:
+        files = frozenset(p for p in self.root.rglob("*") if p.suffix != ".lock")
+        return Photo(files, frozenset(self.storage.snapshots))
+
+    def image(self, vdev: str, content: str = "before") -> Disk:
+        """A disk with something on it."""
+        target = self.root / "images" / f"{vdev}.qcow2"
+        target.touch()
+        self.storage.content[vdev] = content
+        return Disk(vdev, str(target), "qcow2", "qdisk")
+
+    def guest(
+        self, *disks: Disk, name: str = "vm1", uuid: str = UUID, kind: str = "hvm"
+    ) -> "FakeGuest":
+        """Start a guest."""
+        config = config_of(*disks, name=name, uuid=uuid, kind=kind, kernel=str(self.kernel))
+        return self.host.start(config)
+
+    def strategies(
+        self,
+        disks: Sequence[tuple[Disk, DiskRequest]],
+        *,
+        name: str,
+        inactive: bool = False,
+    ) -> tuple[DiskStrategy, ...]:
+        """In the place of :func:`pyxlsnap.disks.strategies`: one strategy for each disk."""
+        return tuple(FakeStrategy(self, (disk.vdev,), name) for disk, _ in disks)
+
+
+def config_of(
+    *disks: Disk,
+    name: str = "vm1",
+    uuid: str = UUID,
+    kind: str = "hvm",
+    kernel: str = "",
+    **more: object,
+) -> DomainConfig:
+    """A configuration as libxl writes it."""
+    values: dict[str, object] = {
+        "c_info": {"type": kind, "name": name, "uuid": uuid, "driver_domain": "False"},
+        "b_info": {
+            "max_vcpus": 2,
+            "kernel": kernel,
+            "nested_hvm": "False",
+            "device_model_stubdomain": "False",
+            "type.hvm": {"nested_hvm": "<default>"},
+        },
+        "disks": [
+            {
+                "vdev": d.vdev,
+                "pdev_path": d.target,
+                "format": d.format,
+                "backend": d.backend,
+                "readwrite": int(d.readwrite),
+                "is_cdrom": int(d.cdrom),
+            }
+            for d in disks
+        ],
+        "nics": [{"devid": 0, "bridge": "lo"}],
+        **more,
+    }
+    return DomainConfig.parse(json.dumps(values))
+
+
+class FakeGuest:
+    """A domain. It starts out running."""
+
+    def __init__(self, world: World, domid: int, config: DomainConfig) -> None:
+        self._world = world
+        self.domid = domid
+        self.uuid = config.uuid
+        self.name = config.name
+        self.configuration = config
+        self.exists = True
+        self.suspended = False
+        self.dying = False
+        self.paused = False
+        self.shutdown_reason = ""
+        self.memory_kb = 1024
+        #: seconds after a failed suspend at which the guest suspends all the same
+        self.suspends_late_s: float | None = None
+        self.resumes = 0
+        self.aborts = 0
+        self.frontends: list[dict[str, int]] = [{"vbd/51712": 4, "vif/0": 4}]
+        self.device_model: int | None = None
+        self.stream = streams.hvm_stream()
+        self.while_suspending: Callable[[], None] = lambda: None
+
+    def __str__(self) -> str:
+        return f"{self.name} (domid {self.domid})"
+
+    @property
+    def runs(self) -> bool:
+        return self.exists and not (
+            self.suspended or self.paused or self.dying or self.shutdown_reason
+        )
+
+    def time_passes(self) -> None:
+        """A late suspend comes."""
+        if self.suspends_late_s is not None and self.exists:
+            self.suspended, self.suspends_late_s = True, None
+
+    def info(self) -> DomainInfo:
+        with self._world.doing("info"):
+            if not self.exists:
+                raise DomainNotFound(f"there is no domain {self}", domain=str(self))
+            reason = "suspend" if self.suspended else self.shutdown_reason
+            return DomainInfo(
+                domid=self.domid,
+                uuid=self.uuid,
+                paused=self.paused,
+                shutdown=bool(reason),
+                shutdown_reason=reason,
+                dying=self.dying,
+                memory_kb=self.memory_kb,
+            )
+
+    def check_same(self) -> DomainInfo:
+        info = self.info()
+        if info.dying:
+            raise DomainNotFound(f"domain {self} is gone", domain=self.uuid)
+        return info
+
+    def config(self) -> DomainConfig:
+        with self._world.doing("config"):
+            return self.configuration.with_name(self.name)
+
+    def suspend(self, fd: int, *, live: bool, on_progress: OnProgress | None = None) -> None:
+        with self._world.doing("suspend"):
+            if not self.runs:
+                raise XenError(f"{self} does not run", rc=-3, operation="libxl_domain_suspend")
+            report = on_progress or (lambda _: None)
+            half = len(self.stream) // 2
+            os.write(fd, self.stream[:half])
+            report(Progress("memory", 1, 2))
+            self.while_suspending()
+            os.write(fd, self.stream[half:])
+            report(Progress("domain now suspended"))
+            self.suspended = True
+
+    def resume(self) -> None:
+        with self._world.doing("resume"):
+            self.check_same()
+            if not self.suspended:
+                raise XenError("not suspended", rc=-3, operation="libxl_domain_resume")
+            self._world.at_resume = self._world.photo()
+            self.suspended = False
+            self.resumes += 1
+
+    def ensure_running(self, *, settle_s: float, request_s: float) -> bool:
+        if self.suspends_late_s is not None and self.suspends_late_s <= max(settle_s, request_s):
+            self.time_passes()
+        if self.check_same().suspended:
+            self.resume()
+            return True
+        return False
+
+    def pause(self) -> None:
+        with self._world.doing("pause"):
+            self.paused = True
+
+    def unpause(self) -> None:
+        with self._world.doing("unpause"):
+            self.paused = False
+
+    def destroy(self) -> None:
+        with self._world.doing("destroy"):
+            self.check_same()
+            self.exists = False
+
+    def wait_gone(self, *, timeout_s: float) -> None:
+        with self._world.doing("wait_gone"):
+            assert not self.exists
+
+    def abort(self) -> bool:
+        self.aborts += 1
+        return True
+
+    def device_model_pid(self) -> int | None:
+        return self.device_model
+
+    def frontend_states(self) -> dict[str, int]:
+        return self.frontends.pop(0) if len(self.frontends) > 1 else self.frontends[0]
+
+    def disk_targets(self) -> tuple[str, ...]:
+        with self._world.doing("disk_targets"):
+            return tuple(d.target for d in self.configuration.disks if d.target)
+
+
+class FakeHost:
+    """The host, with dom0 and whatever is started."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._domid = 0
+        self.guests: list[FakeGuest] = []
+        self.version = (4, 17)
+        self.command_line = "dom0_mem=4G,max:4G"
+        self.shadow_paging = True
+        self.free_kb = GIB_KB
+        self.needed_kb = 1024
+        self.shrunk_kb: list[int] = []
+
+    def start(self, config: DomainConfig) -> FakeGuest:
+        self._domid += 1
+        guest = FakeGuest(self._world, self._domid, config)
+        self.guests.append(guest)
+        return guest
+
+    def xen_version(self) -> tuple[int, int]:
+        return self.version
+
+    def xen_command_line(self) -> str:
+        return self.command_line
+
+    def has_shadow_paging(self) -> bool:
+        return self.shadow_paging
+
+    def free_memory_kb(self) -> int:
+        return self.free_kb
+
+    def needed_memory_kb(self, config: DomainConfig) -> int:
+        return self.needed_kb
+
+    def shrink_dom0(self, by_kb: int, *, wait_s: int) -> None:
+        self.shrunk_kb.append(by_kb)
+        self.free_kb += by_kb
+
+    def domains(self) -> list[DomainInfo]:
+        dom0 = DomainInfo(0, "0" * 8 + "-0000-0000-0000-" + "0" * 12, False, False, "", False, 1)
+        with self._world.doing("domains"):
+            return [dom0, *(g.info() for g in self._there())]
+
+    def find(self, domain: str) -> FakeGuest:
+        with self._world.doing("find"):
+            for guest in self._there():
+                if domain in (guest.name, guest.uuid, str(guest.domid)):
+                    return guest
+            raise DomainNotFound(f"there is no domain {domain!r}", domain=domain)
+
+    def restore(self, config: DomainConfig, fd: int) -> FakeGuest:
+        with self._world.doing("restore"):
+            if any(g.name == config.name or g.uuid == config.uuid for g in self._there()):
+                raise XenError("name or uuid in use", rc=-3, operation="restore")
+            with os.fdopen(os.dup(fd), "rb") as stream:
+                walk(stream, "restored")
+            guest = self.start(config)
+            guest.paused = True
+        return guest
+
+    def abort(self) -> bool:
+        return True
+
+    def _there(self) -> list[FakeGuest]:
+        return [g for g in self.guests if g.exists]
+
+
+class FakeStrategy:
+    """Disks whose snapshots are kept in the world's storage."""
+
+    kind = "fake"
+
+    def __init__(self, world: World, vdevs: tuple[str, ...], name: str) -> None:
+        self._world = world
+        self._storage = world.storage
+        self.vdevs = vdevs
+        self._name = name
+        self._made: list[tuple[str, str]] = []
+
+    def check_create(self, domid: int) -> None:
+        with self._world.doing("check_create"):
+            self._refuse_taken()
+
+    def create(self) -> None:
+        with self._world.doing(f"create {self.vdevs[0]}"):
+            try:
+                self._refuse_taken()
+            except AlreadyExists as e:  # the storage says so, not our check
+                raise DiskError(e.message, vdev=e.where) from e
+            for vdev in self.vdevs:
+                self._storage.snapshots[vdev, self._name] = self._storage.content[vdev]
+                self._made.append((vdev, self._name))
+
+    def undo_create(self) -> list[str]:
+        with self._world.doing(f"undo {self.vdevs[0]}"):
+            undone = [f"deleted {name} of {vdev}" for vdev, name in self._made]
+            for key in self._made:
+                del self._storage.snapshots[key]
+            self._made.clear()
+            return undone
+
+    def adopt_create(self, domid: int, *, began: float) -> None:
+        with self._world.doing(f"adopt {self.vdevs[0]}"):
+            self._made = [
+                (v, self._name) for v in self.vdevs if (v, self._name) in self._storage.snapshots
+            ]
+
+    def artefacts(self, domain: str) -> list[Artefact]:
+        return [Artefact("disk snapshot", f"{n} in {v}", f"delete {n}") for v, n in self._made]
+
+    def check_revert(self) -> None:
+        with self._world.doing("check_revert"):
+            missing = [v for v in self.vdevs if (v, self._name) not in self._storage.snapshots]
+            if missing:
+                raise Refused(f"{', '.join(missing)} has no disk snapshot {self._name!r}")
+
+    def revert(self) -> None:
+        with self._world.doing(f"revert {self.vdevs[0]}"):
+            for vdev in self.vdevs:
+                kept = (vdev, f"{self._name}.pre-revert")
+                self._storage.snapshots.setdefault(kept, self._storage.content[vdev])
+                self._storage.content[vdev] = self._storage.snapshots[vdev, self._name]
+
+    def finish_revert(self, domid: int) -> list[str]:
+        with self._world.doing(f"finish {self.vdevs[0]}"):
+            for vdev in self.vdevs:
+                self._storage.snapshots.pop((vdev, f"{self._name}.pre-revert"), None)
+            return []
+
+    def _refuse_taken(self) -> None:
+        for vdev in self.vdevs:
+            if (vdev, self._name) in self._storage.snapshots:
+                raise AlreadyExists(f"{vdev} has {self._name!r} already", where=vdev)
+
+    def close(self) -> None:
+        self._world.events.append(f"close {self.vdevs[0]}")
+
+
+if TYPE_CHECKING:
+
+    def _guest(fake: FakeGuest) -> Guest:
+        return fake
+
+    def _host(fake: FakeHost) -> Host:
+        return fake
+
+    def _strategy(fake: FakeStrategy) -> DiskStrategy:
+        return fake
+
+
+# What the package knows of the machine's directories, and what is chosen for a kind of storage.
+PLACES = (
+    (journal, "LOCK_DIR", "run"),
+    (journal, "JOURNAL_DIR", "journals"),
+    (checks, "LIBVIRT_DIR", "libvirt"),
+    (freemem, "XL_CONF", "xl.conf"),
+    (freemem, "XL_LOCK", "run/xl.lock"),
+)
+CHOOSERS = (plan, recovery)

@@ -1,0 +1,71 @@
+"""A worker process that runs, with a stand-in for the operations that need Xen.
+
+The worker is the real one; Python imports ``sitecustomize`` before it, and that puts other
+functions in the place of ``create`` and ``recover``.
+"""
+
+import sys
+from pathlib import Path
+from textwrap import dedent, indent
+
+import pytest
+
+UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
+
+_SITE = """
+import sys
+if "pyxlsnap.worker" in sys.orig_argv:
+    import contextlib, logging, os, pathlib, signal, time
+    import pyxlsnap.create, pyxlsnap.recovery, pyxlsnap.toolstack
+    from pyxlsnap import errors, journal, model
+    UUID = {uuid!r}
+    HERE = pathlib.Path({here!r})
+    SNAPSHOT = model.Snapshot(
+        name="snap", domain="vm1", domid=7, uuid=UUID, live=False, memory_path="/m", cfgfile="/c",
+        artefacts=(model.Artefact("cfgfile", "/c", "rm /c"),), left_out={{"hdc": "empty"}},
+        warnings=("careful",), seconds_suspended=0.25,
+    )
+    def lock():
+        return journal.DomainLock(UUID, domain="vm1", directory=HERE / "run")
+    def wait_for_cancel(cancel):
+        end = time.monotonic() + 20
+        while not cancel.is_set() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert cancel.is_set()
+    def create(host, domain, wanted, *, live, on_progress, cancel, share_lock):
+{create}
+    def recover(host, uuid, *, share_lock):
+        held = lock()
+        (HERE / "recovered").write_text(uuid)
+{recover}
+        held.release()
+        return ("recovered",)
+    pyxlsnap.toolstack.Toolstack = lambda **_: contextlib.nullcontext()
+    pyxlsnap.create.create = create
+    pyxlsnap.recovery.recover = recover
+"""
+
+
+class StandIn:
+    """Workers started from now on run these functions; their traces are in ``here``."""
+
+    def __init__(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.here = here
+        self._site = here / "site"
+        self._site.mkdir()
+        monkeypatch.syspath_prepend(self._site)
+        monkeypatch.setenv("PYTHONPATH", ":".join(p for p in sys.path if p))
+
+    def set(self, create: str, recover: str = "pass") -> None:
+        """The bodies of the two functions."""
+        text = _SITE.format(
+            uuid=UUID,
+            here=str(self.here),
+            create=indent(dedent(create).strip(), " " * 8),
+            recover=indent(dedent(recover).strip(), " " * 8),
+        )
+        (self._site / "sitecustomize.py").write_text(text)
+
+    def said(self, name: str) -> str:
+        """What a stand-in has written to a file."""
+        return (self.here / name).read_text()

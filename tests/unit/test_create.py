@@ -1,0 +1,536 @@
+"""Taking a snapshot with a fault at every step: the guest first, and nothing left behind."""
+
+import errno
+import shlex
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap import cfgfile, create, files
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.create import Creation, Step
+from pyxlsnap.errors import (
+    Aborted,
+    AlreadyExists,
+    Busy,
+    Interrupted,
+    MonitorError,
+    NeedsAttention,
+    OperationFailed,
+    PyxlsnapError,
+    Refused,
+    XenError,
+)
+from pyxlsnap.journal import DomainLock, Journal
+from pyxlsnap.memory import read_header
+from pyxlsnap.model import DiskRequest, Progress, RunState, Snapshot, SnapshotConfig
+from pyxlsnap.plan import CreatePlan, plan_create, plan_revert
+from tests.unit.fakes import UUID, FakeGuest, World
+
+STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
+WHEN = ("before", "after")
+FAULTS: dict[str, Callable[[], BaseException]] = {
+    "xen": lambda: XenError("no", rc=-3, operation="some call"),
+    "full": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "qemu": lambda: MonitorError("no", command="transaction"),
+    "bug": lambda: RuntimeError("a bug"),
+    "ctrl-c": KeyboardInterrupt,
+}
+WANTED = SnapshotConfig(name="snap", description="why")
+
+
+class Faulty(Creation):
+    """A creation that fails at one of its steps."""
+
+    at = ""
+    when = ""
+    fault: Callable[[], None] = staticmethod(lambda: None)
+
+    def steps(self) -> list[Step]:
+        return [(name, self._faulty(do) if name == self.at else do) for name, do in super().steps()]
+
+    def _faulty(self, do: Callable[[], None]) -> Callable[[], None]:
+        def step() -> None:
+            if self.when == "after":
+                do()
+            self.fault()
+            if self.when == "before":
+                do()
+
+        return step
+
+
+class Case:
+    """A running guest with two disks and a plan for its snapshot."""
+
+    def __init__(self, world: World, *, live: bool = False) -> None:
+        self.world = world
+        self.guest: FakeGuest = world.guest(world.image("xvda"), world.image("xvdb"))
+        self.before = world.photo()
+        self.cancel = Cancel()
+        self.at_fault = self.before
+        self.suspended_at_fault = False
+        self.plan: CreatePlan = plan_create(
+            world.host, self.guest, WANTED, live=live, directory=world.directory
+        )
+        self.journal = Journal(UUID)
+
+    @property
+    def memory_path(self) -> Path:
+        return self.plan.memory_path
+
+    def creation(self) -> Creation:
+        return Creation(self.plan, self.journal, cancel=self.cancel)
+
+    def run(self) -> Snapshot:
+        return self.creation().run()
+
+    def fails(self, kind: type[OperationFailed] = OperationFailed) -> OperationFailed:
+        with pytest.raises(OperationFailed) as caught:
+            self.run()
+        return self.checked(caught.value, kind)
+
+    def fails_at(
+        self, step: str, when: str, fault: Callable[[], None], kind: type[OperationFailed]
+    ) -> OperationFailed:
+        def remembered() -> None:
+            self.at_fault = self.world.photo()
+            self.suspended_at_fault = self.guest.suspended
+            fault()
+
+        creation = Faulty(self.plan, self.journal, cancel=self.cancel)
+        creation.at, creation.when, creation.fault = step, when, remembered
+        with pytest.raises(OperationFailed) as caught:
+            creation.run()
+        return self.checked(caught.value, kind)
+
+    def checked(self, error: OperationFailed, kind: type[OperationFailed]) -> OperationFailed:
+        assert type(error) is kind
+        assert "\n" not in str(error)
+        return error
+
+    def assert_as_before(self) -> None:
+        self.guest.time_passes()
+        assert self.guest.runs
+        assert self.world.photo() == self.before
+
+
+def raising(make: Callable[[], BaseException]) -> Callable[[], None]:
+    def fault() -> None:
+        raise make()
+
+    return fault
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_fault_at_any_step_leaves_everything_as_before(
+    world: World, step: str, when: str, fault: str
+) -> None:
+    case = Case(world)
+    kind = Interrupted if fault == "ctrl-c" else OperationFailed
+    error = case.fails_at(step, when, raising(FAULTS[fault]), kind)
+    assert error.step == step
+    assert step in str(error)
+    assert error.__cause__ is not None
+    assert error.left == ()
+    case.assert_as_before()
+    if case.suspended_at_fault:  # and not a file or disk snapshot went before the guest ran
+        assert world.at_resume == case.at_fault
+    assert case.guest.resumes == ("resume" in world.events)
+
+
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("step", STEPS[:-1])
+def test_a_cancel_at_any_step_rolls_back(world: World, step: str, when: str) -> None:
+    case = Case(world)
+    error = case.fails_at(step, when, case.cancel.set, Interrupted)
+    # Only the suspend looks at the token while it is under way.
+    inside = (step, when) == ("suspend", "before")
+    assert error.step == (step if inside else STEPS[STEPS.index(step) + 1])
+    assert error.exit_code == 130
+    case.assert_as_before()
+
+
+def test_a_cancel_in_the_last_step_is_too_late(world: World) -> None:
+    case = Case(world)
+    creation = Faulty(case.plan, case.journal, cancel=case.cancel)
+    creation.at, creation.when, creation.fault = STEPS[-1], "before", case.cancel.set
+    assert creation.run().name == "snap"
+    assert case.memory_path.exists()
+
+
+def test_a_cancel_before_the_beginning_touches_nothing(world: World) -> None:
+    case = Case(world)
+    case.cancel.set()
+    assert case.fails(Interrupted).step == STEPS[0]
+    assert "suspend" not in world.events
+    case.assert_as_before()
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_cancel_while_memory_is_written_aborts_it(world: World, suspended: bool) -> None:
+    case = Case(world, live=True)
+
+    def cancelled() -> None:
+        thread = threading.Thread(target=case.cancel.set)
+        thread.start()
+        thread.join()
+        case.guest.suspended = suspended
+        raise Aborted("aborted", rc=-27, operation="libxl_domain_suspend")
+
+    case.guest.while_suspending = cancelled
+    assert case.fails(Interrupted).step == "suspend"
+    assert case.guest.aborts == 1
+    case.assert_as_before()
+
+
+def test_a_suspend_that_fails_with_the_guest_suspended_is_resumed(world: World) -> None:
+    case = Case(world)
+    world.fail("suspend", XenError("timed out", rc=-9, operation="suspend"), after=True)
+    error = case.fails()
+    assert error.step == "suspend"
+    assert error.undone[0] == "resumed vm1"
+    assert case.guest.resumes == 1
+    case.assert_as_before()
+
+
+@pytest.mark.parametrize("late_s", [1.0, 60.0])
+def test_a_suspend_that_comes_after_its_failure_is_waited_for(world: World, late_s: float) -> None:
+    case = Case(world)
+    case.guest.suspends_late_s = late_s
+    world.fail("suspend", XenError("timed out", rc=-9, operation="suspend"))
+    case.fails()
+    assert case.guest.resumes == 1
+    case.assert_as_before()
+
+
+def test_the_name_is_taken_meanwhile_on_the_second_disk(world: World) -> None:
+    case = Case(world)
+    world.storage.snapshots["xvdb", "snap"] = "somebody else's"
+    error = case.fails()
+    assert error.step == "disk snapshots"
+    assert "xvdb" in str(error)
+    assert world.storage.snapshots == {("xvdb", "snap"): "somebody else's"}
+    assert case.guest.runs
+    assert world.photo().files == case.before.files
+
+
+@pytest.mark.parametrize("which", ["memory_path", "cfgfile"])
+def test_a_file_of_that_name_made_meanwhile_stays(world: World, which: str) -> None:
+    case = Case(world)
+    path: Path = getattr(case.plan, which)
+
+    def somebody(event: str) -> None:
+        if event == "suspend":
+            path.write_text("somebody else's")
+
+    world.on_event = somebody
+    error = case.fails()
+    assert error.step == {"memory_path": "memory file", "cfgfile": "cfgfile"}[which]
+    assert isinstance(error.__cause__, AlreadyExists)
+    assert path.read_text() == "somebody else's"
+    assert set(world.photo().files) - set(case.before.files) == {
+        path,
+        path.parent,
+        path.parent.parent,
+    }
+    assert case.guest.runs
+    assert not world.storage.snapshots
+
+
+@pytest.mark.parametrize("verb", ["suspend", "create xvda", "create xvdb"])
+def test_a_guest_destroyed_by_somebody_else_needs_a_person(world: World, verb: str) -> None:
+    case = Case(world)
+
+    def destroyed(event: str) -> None:
+        if event == verb:
+            case.guest.exists = False
+
+    world.on_event = destroyed
+    error = case.fails(NeedsAttention)
+    assert "destroyed" in error.left[0]
+    assert not case.memory_path.exists()
+    assert isinstance(error, NeedsAttention)
+    assert shlex.split(error.finish) == ["pyxlsnap", "snapshot-recover", UUID]
+
+
+@pytest.mark.parametrize("step", ["disk snapshots", "resume", "memory file", "cfgfile"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MonitorError("gone", command="x"),
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError("a bug"),
+    ],
+)
+def test_what_cannot_be_undone_is_listed_and_the_rest_is_undone(
+    world: World, step: str, error: Exception
+) -> None:
+    case = Case(world)
+    world.fail("undo xvda", error)
+    failed = case.fails_at(step, "after", raising(FAULTS["bug"]), NeedsAttention)
+    assert isinstance(failed, NeedsAttention)
+    assert failed.left == (str(error),)
+    assert failed.finish == f"pyxlsnap snapshot-recover {UUID}"
+    assert case.guest.runs
+    assert set(world.storage.snapshots) == {("xvda", "snap")}
+    assert set(world.photo().files) - set(case.before.files) == {case.journal.path}
+    entry = case.journal.read()
+    assert entry is not None
+    assert entry.name == "snap"
+
+
+class TestTheGuestCannotBeResumed:
+    """Then memory file and disk snapshots are its only copy."""
+
+    ERROR = XenError("broken", rc=-3, operation="libxl_domain_resume")
+
+    @pytest.mark.parametrize(
+        ("step", "when"),
+        [("suspend", "after"), ("disk snapshots", "before"), ("disk snapshots", "after")],
+    )
+    def test_everything_is_kept(self, world: World, step: str, when: str) -> None:
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        error = case.fails_at(step, when, raising(FAULTS["bug"]), NeedsAttention)
+        assert "nothing was deleted" in str(error)
+        assert not [e for e in world.events if e.startswith("undo")]
+        assert world.photo().disk_snapshots == case.at_fault.disk_snapshots
+
+    def test_the_snapshot_is_completed_and_revert_takes_it(self, world: World) -> None:
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        error = case.fails(NeedsAttention)
+        assert isinstance(error, NeedsAttention)
+        assert error.step == "resume"
+        assert set(world.storage.snapshots) == {("xvda", "snap"), ("xvdb", "snap")}
+        command = shlex.split(error.finish)
+        assert command == ["pyxlsnap", "snapshot-revert", UUID, str(case.plan.cfgfile)]
+        plan = plan_revert(
+            world.host, command[2], cfgfile.read(command[3]), Path(command[3]), force=False
+        )
+        assert plan.guest is case.guest
+        assert {v for s in plan.strategies for v in s.vdevs} == {"xvda", "xvdb"}
+        assert case.journal.read() is None
+
+    def test_a_memory_file_that_cannot_be_published_is_named(self, world: World) -> None:
+        case = Case(world)
+
+        def somebody(event: str) -> None:
+            if event == "suspend":
+                case.memory_path.write_text("somebody else's")
+
+        world.on_event = somebody
+        world.fail("resume", self.ERROR)
+        error = case.fails(NeedsAttention)
+        assert isinstance(error, NeedsAttention)
+        (temporary,) = case.memory_path.parent.glob(".snap.save.*")
+        assert str(temporary) in error.left[1]
+        assert error.finish == f"pyxlsnap snapshot-recover {UUID}"
+        assert case.journal.read() is not None
+
+    def test_the_memory_file_is_named_where_it_is_if_only_the_cfgfile_fails(
+        self, world: World
+    ) -> None:
+        case = Case(world)
+
+        def somebody(event: str) -> None:
+            if event == "suspend":
+                case.plan.cfgfile.write_text("somebody else's")
+
+        world.on_event = somebody
+        world.fail("resume", self.ERROR)
+        error = case.fails(NeedsAttention)
+        assert case.memory_path.exists()
+        assert f"its memory is in {case.memory_path} " in error.left[1]
+
+    def test_half_a_memory_file_is_not_published(self, world: World) -> None:
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        world.fail("suspend", XenError("late", rc=-9, operation="suspend"), after=True)
+        error = case.fails(NeedsAttention)
+        assert isinstance(error, NeedsAttention)
+        assert not case.memory_path.exists()
+        assert error.finish == f"pyxlsnap snapshot-recover {UUID}"
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_a_directory_that_cannot_be_synced_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """The fault is inside a step, after the file has its name."""
+    case = Case(world)
+    calls = []
+    sync = files.sync_directory
+
+    def fails(directory: Path) -> None:
+        calls.append(directory)
+        if len(calls) == call and directory == case.memory_path.parent:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(directory)
+
+    monkeypatch.setattr(files, "sync_directory", fails)
+    if call in (2, 3):  # the journal has the first
+        case.fails()
+        case.assert_as_before()
+    else:
+        case.run()
+
+
+def test_a_damaged_stream_is_no_snapshot(world: World) -> None:
+    case = Case(world)
+    case.guest.stream = case.guest.stream[:-8]
+    error = case.fails()
+    assert error.step == "memory file"
+    assert "truncated" in str(error)
+    case.assert_as_before()
+
+
+def test_a_journal_that_cannot_be_written_stops_it(world: World) -> None:
+    case = Case(world)
+    blocked = world.root / "blocked"
+    blocked.touch()
+    case.journal = Journal(UUID, directory=blocked / "journals")
+    case.before = world.photo()
+    assert case.fails().step == "journal"
+    case.assert_as_before()
+
+
+class TestSuccess:
+    def test_the_result_says_what_was_made(self, world: World) -> None:
+        case = Case(world)
+        snapshot = case.run()
+        assert (snapshot.name, snapshot.domain, snapshot.uuid) == ("snap", "vm1", UUID)
+        assert snapshot.memory_path == str(world.directory / UUID / "snap.save")
+        assert snapshot.cfgfile == str(world.directory / UUID / "snap.cfg")
+        assert [a.kind for a in snapshot.artefacts] == [
+            "memory file",
+            "cfgfile",
+            "disk snapshot",
+            "disk snapshot",
+        ]
+        assert snapshot.seconds_suspended > 0
+        assert case.guest.runs
+        assert case.guest.resumes == 1
+
+    def test_nothing_temporary_is_left(self, world: World) -> None:
+        case = Case(world)
+        case.run()
+        directory = case.memory_path.parent
+        assert set(world.photo().files) - set(case.before.files) == {
+            directory.parent,
+            directory,
+            case.memory_path,
+            case.plan.cfgfile,
+        }
+        assert case.journal.read() is None
+
+    def test_files_are_private(self, world: World) -> None:
+        case = Case(world)
+        case.run()
+        modes = {
+            p.name: stat.S_IMODE(p.stat().st_mode) for p in case.memory_path.parent.parent.rglob("")
+        }
+        assert modes == {"snapshots": 0o700, UUID: 0o700}
+        for path in (case.memory_path, case.plan.cfgfile):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_the_cfgfile_reads_back_to_what_was_taken(self, world: World) -> None:
+        case = Case(world)
+        case.run()
+        assert cfgfile.read(case.plan.cfgfile) == SnapshotConfig(
+            "snap",
+            "why",
+            str(case.memory_path),
+            (DiskRequest("xvda"), DiskRequest("xvdb")),
+        )
+
+    def test_the_memory_file_has_configuration_metadata_and_stream(self, world: World) -> None:
+        case = Case(world)
+        case.run()
+        with case.memory_path.open("rb") as file:
+            header = read_header(file, "x")
+            assert header.config_json == case.plan.config.json
+            assert header.metadata == case.plan.metadata
+            assert header.metadata.state is RunState.RUNNING
+            assert header.metadata.versions["xen"] == "4.17"
+            file.seek(header.stream_offset)
+            assert file.read() == case.guest.stream
+
+    def test_the_window_holds_the_disk_snapshots_and_no_more(self, world: World) -> None:
+        Case(world).run()
+        events = [e for e in world.events if not e.startswith(("info", "find"))]
+        start = events.index("suspend")
+        assert events[start : events.index("resume")] == ["suspend", "create xvda", "create xvdb"]
+
+
+class TestTheWholeFunction:
+    def make(self, world: World, **options: object) -> Snapshot:
+        path = world.root / "images" / "m.save"
+        wanted = SnapshotConfig(name="snap", memory_path=str(path))
+        return create.create(world.host, "vm1", wanted, **options)  # type: ignore[arg-type]
+
+    def test_takes_a_snapshot_and_lets_go_of_lock_and_disks(self, world: World) -> None:
+        world.guest(world.image("xvda"))
+        phases: list[str] = []
+        shared: list[str] = []
+
+        def note(progress: Progress) -> None:
+            phases.append(progress.phase)
+
+        self.make(world, on_progress=note, share_lock=lambda uuid, fd: shared.append(uuid))
+        assert phases == ["checking", "memory", "domain now suspended", "resumed"]
+        assert shared == [UUID]
+        assert "close xvda" in world.events
+        DomainLock(UUID, domain="vm1").release()
+
+    def test_a_failure_lets_go_of_lock_and_disks(self, world: World) -> None:
+        world.guest(world.image("xvda"))
+        world.fail("create xvda", MonitorError("no", command="transaction"))
+        with pytest.raises(OperationFailed):
+            self.make(world)
+        assert "close xvda" in world.events
+        DomainLock(UUID, domain="vm1").release()
+
+    def test_a_refusal_lets_go_of_lock_and_disks(self, world: World) -> None:
+        world.guest(world.image("xvda"))
+        world.fail("check_create", Refused("no"))
+        with pytest.raises(Refused):
+            self.make(world)
+        assert "close xvda" in world.events
+        assert "suspend" not in world.events
+        DomainLock(UUID, domain="vm1").release()
+
+    def test_another_operation_under_way_is_busy(self, world: World) -> None:
+        world.guest(world.image("xvda"))
+        lock = DomainLock(UUID, domain="vm1")
+        with pytest.raises(Busy):
+            self.make(world)
+        lock.release()
+        assert self.make(world).name == "snap"
+
+    def test_an_unfinished_operation_is_to_be_recovered_first(self, world: World) -> None:
+        case = Case(world)
+        world.fail("undo xvda", MonitorError("no", command="x"))
+        case.fails_at("disk snapshots", "after", raising(FAULTS["bug"]), NeedsAttention)
+        with pytest.raises(Refused, match=f"snapshot-recover {UUID}"):
+            self.make(world)
+        assert case.journal.read() is not None
+
+    def test_a_callback_that_raises_is_a_failure_like_any_other(self, world: World) -> None:
+        guest = world.guest(world.image("xvda"))
+        before = world.photo()
+
+        def raises(progress: Progress) -> None:
+            if progress.phase == "resumed":
+                raise RuntimeError("a bug of the caller's")
+
+        with pytest.raises(PyxlsnapError, match="a bug of the caller's"):
+            self.make(world, on_progress=raises)
+        assert guest.runs
+        assert world.photo() == before

@@ -1,0 +1,128 @@
+"""The errors: what may be caught as what, and the way from worker to caller."""
+
+import inspect
+import json
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pyxlsnap
+from pyxlsnap import errors
+from pyxlsnap.errors import PyxlsnapError, from_wire, to_wire
+
+CLASSES = [
+    c
+    for _, c in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(c, PyxlsnapError) and c.__module__ == errors.__name__
+]
+EXIT_CODES = {
+    "PyxlsnapError": 1,
+    "UsageError": 2,
+    "ConfigError": 2,
+    "Refused": 3,
+    "XenUnavailable": 3,
+    "DomainNotFound": 3,
+    "AlreadyExists": 3,
+    "Busy": 3,
+    "BadMemoryFile": 3,
+    "Risky": 5,
+    "XenError": 1,
+    "GuestTimeout": 1,
+    "Aborted": 1,
+    "MonitorError": 1,
+    "DiskError": 1,
+    "ClosedError": 1,
+    "ForkedError": 1,
+    "WorkerDied": 1,
+    "OperationFailed": 1,
+    "Interrupted": 130,
+    "NeedsAttention": 4,
+}
+_TEXT = st.text(max_size=20)
+_LINES = st.lists(_TEXT, max_size=3).map(tuple)
+_VALUES: dict[str, st.SearchStrategy[object]] = {
+    "rc": st.integers(-100, 0),
+    "refused": st.booleans(),
+    "log": _LINES,
+    "reasons": _LINES,
+    "undone": _LINES,
+    "left": _LINES,
+}
+
+
+@st.composite
+def any_error(draw: st.DrawFn) -> PyxlsnapError:
+    cls = draw(st.sampled_from(CLASSES))
+    parameters = list(inspect.signature(cls).parameters)[1:]
+    return cls(draw(_TEXT), **{p: draw(_VALUES.get(p, _TEXT)) for p in parameters})
+
+
+def attributes(error: PyxlsnapError) -> Iterator[tuple[str, object]]:
+    for name in sorted(vars(error)):
+        yield name, getattr(error, name)
+
+
+@given(any_error())
+def test_every_error_survives_the_way_over_the_wire(error: PyxlsnapError) -> None:
+    there = from_wire(json.loads(json.dumps(to_wire(error))))
+    assert type(there) is type(error)
+    assert str(there) == str(error)
+    assert list(attributes(there)) == list(attributes(error))
+    assert there.args == (error.message,)
+    with pytest.raises(type(error)):
+        raise there
+
+
+def test_an_unknown_class_becomes_the_base() -> None:
+    error = from_wire({"class": "FromTheFuture", "message": "m", "more": [1]})
+    assert type(error) is PyxlsnapError
+    assert (str(error), vars(error)["more"]) == ("m", (1,))
+
+
+def test_every_class_has_its_documented_exit_code() -> None:
+    assert {c.__name__: c.exit_code for c in CLASSES} == EXIT_CODES
+
+
+@pytest.mark.parametrize(
+    ("name", "bases"),
+    [
+        ("UsageError", [ValueError]),
+        ("ConfigError", [errors.UsageError]),
+        ("DomainNotFound", [errors.Refused, LookupError]),
+        ("GuestTimeout", [errors.XenError, TimeoutError]),
+        ("Aborted", [errors.XenError]),
+        ("Interrupted", [errors.OperationFailed]),
+        ("NeedsAttention", [errors.OperationFailed]),
+    ],
+)
+def test_may_be_caught_as(name: str, bases: list[type]) -> None:
+    assert all(issubclass(getattr(errors, name), base) for base in bases)
+
+
+def test_nothing_that_changed_something_is_a_refusal() -> None:
+    refusals = {c.__name__ for c in CLASSES if issubclass(c, errors.Refused)}
+    assert refusals == {n for n, code in EXIT_CODES.items() if code == 3}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_every_error_is_public_and_in_the_tree_of_the_docstring(cls: type[PyxlsnapError]) -> None:
+    assert cls.__name__ in pyxlsnap.__all__
+    assert getattr(pyxlsnap, cls.__name__) is cls
+    assert errors.__doc__
+    assert cls.__name__ in errors.__doc__
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (errors.ConfigError("bad", file="a.cfg"), "a.cfg: bad"),
+        (errors.ConfigError("bad", file="a.cfg", item="name"), "a.cfg: name: bad"),
+        (errors.BadMemoryFile("truncated", path="/m"), "/m: truncated"),
+        (errors.DiskError("full", vdev="xvda"), "xvda: full"),
+        (errors.GuestTimeout("late", rc=-9, operation="x"), "late"),
+    ],
+)
+def test_the_message_names_the_place(error: PyxlsnapError, text: str) -> None:
+    assert str(error) == text

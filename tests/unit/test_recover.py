@@ -1,0 +1,224 @@
+"""Finishing what was killed: a create is rolled back, a revert can only go forward."""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from pyxlsnap import cfgfile
+from pyxlsnap.create import Creation
+from pyxlsnap.errors import Busy, MonitorError, NeedsAttention, Refused, UsageError, XenError
+from pyxlsnap.journal import DomainLock, Journal
+from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.plan import CreatePlan, plan_create, plan_revert
+from pyxlsnap.recovery import recover
+from pyxlsnap.revert import Reversion
+from tests.unit.fakes import UUID, FakeGuest, World, config_of
+
+CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
+REVERT = [name for name, _ in Reversion.__new__(Reversion).steps()]
+BROKEN = XenError("broken", rc=-3, operation="libxl_domain_resume")
+
+
+class Killed:
+    """A create that was killed after one of its steps: nothing of it was undone."""
+
+    def __init__(self, world: World, step: str) -> None:
+        self.world = world
+        self.guest: FakeGuest = world.guest(world.image("xvda"), world.image("xvdb"))
+        wanted = SnapshotConfig(name="snap")
+        self.plan: CreatePlan = plan_create(
+            world.host, self.guest, wanted, directory=world.directory
+        )
+        self.plan.memory_path.parent.mkdir(parents=True)
+        self.before = world.photo()
+        creation = Creation(self.plan, Journal(UUID))
+        for name, do in creation.steps():
+            do()
+            if name == step:
+                break
+
+    def recover(self) -> tuple[str, ...]:
+        return recover(self.world.host, UUID)
+
+    def assert_as_before(self) -> None:
+        self.guest.time_passes()
+        assert self.guest.runs
+        assert self.world.photo() == self.before
+
+
+@pytest.mark.parametrize("step", CREATE[:-1])
+def test_a_create_killed_after_any_step_is_rolled_back(world: World, step: str) -> None:
+    killed = Killed(world, step)
+    was_suspended = killed.guest.suspended
+    at_death = world.photo()
+    done = killed.recover()
+    killed.assert_as_before()
+    if was_suspended:
+        assert done[0] == "resumed vm1"
+        assert world.at_resume == at_death
+    assert killed.recover() == ()
+
+
+def test_a_create_killed_after_its_last_step_stays(world: World) -> None:
+    killed = Killed(world, CREATE[-1])
+    assert "complete" in killed.recover()[0]
+    assert killed.plan.memory_path.exists()
+    assert killed.plan.cfgfile.exists()
+    assert len(world.storage.snapshots) == 2
+    assert Journal(UUID).read() is None
+
+
+def test_a_suspend_that_comes_after_the_death_of_its_process_is_waited_for(world: World) -> None:
+    killed = Killed(world, "header")
+    killed.guest.suspends_late_s = 60
+    assert "resumed vm1" in killed.recover()
+    killed.assert_as_before()
+
+
+def test_disk_snapshots_of_others_stay(world: World) -> None:
+    killed = Killed(world, "disk snapshots")
+    world.storage.snapshots["xvda", "older"] = "x"
+    killed.recover()
+    assert set(world.storage.snapshots) == {("xvda", "older")}
+
+
+def test_somebody_elses_file_at_the_memory_files_name_stays(world: World) -> None:
+    killed = Killed(world, "resume")
+    killed.plan.memory_path.write_text("somebody else's")
+    killed.recover()
+    assert killed.plan.memory_path.read_text() == "somebody else's"
+
+
+def test_nothing_in_flight_is_nothing_to_do(world: World) -> None:
+    assert recover(world.host, UUID) == ()
+
+
+def test_an_operation_under_way_is_busy(world: World) -> None:
+    killed = Killed(world, "suspend")
+    lock = DomainLock(UUID, domain="vm1")
+    with pytest.raises(Busy):
+        killed.recover()
+    assert killed.guest.suspended
+    lock.release()
+    killed.recover()
+    killed.assert_as_before()
+
+
+def test_the_lock_is_shared_and_released(world: World) -> None:
+    shared: list[str] = []
+    recover(world.host, UUID, share_lock=lambda uuid, _: shared.append(uuid))
+    assert shared == [UUID]
+    DomainLock(UUID, domain="vm1").release()
+
+
+@pytest.mark.parametrize("domain", ["vm1", "7", "../../etc/passwd", "", UUID + "0"])
+def test_what_is_no_uuid_is_not_taken_for_one(world: World, domain: str) -> None:
+    """A name would have no journal, and "nothing to recover" would be wrong."""
+    with pytest.raises(UsageError, match="is not a domain's uuid"):
+        recover(world.host, domain)
+    assert not list((world.root / "run").iterdir())
+
+
+def test_the_case_of_a_uuid_does_not_matter(world: World) -> None:
+    killed = Killed(world, "suspend")
+    assert "resumed vm1" in recover(world.host, UUID.upper())
+    killed.assert_as_before()
+
+
+def test_a_guest_that_has_gone_leaves_its_disks_to_a_person(world: World) -> None:
+    killed = Killed(world, "disk snapshots")
+    killed.guest.exists = False
+    with pytest.raises(NeedsAttention, match="vm1 is gone; xvda, xvdb may hold") as caught:
+        killed.recover()
+    assert caught.value.undone
+    assert Journal(UUID).read() is not None
+    assert not list(killed.plan.memory_path.parent.iterdir())
+
+
+def test_disks_that_cannot_be_reached_are_named_and_the_rest_is_done(world: World) -> None:
+    killed = Killed(world, "disk snapshots")
+    world.fail("adopt xvda", MonitorError("QEMU's monitor: no", command="connect"))
+    with pytest.raises(NeedsAttention, match="QEMU's monitor: no"):
+        killed.recover()
+    assert killed.guest.runs
+    assert set(world.storage.snapshots) == {("xvda", "snap")}
+    world.faults.clear()
+    killed.recover()
+    killed.assert_as_before()
+
+
+def test_a_disk_that_was_detached_is_named_and_the_rest_is_done(world: World) -> None:
+    killed = Killed(world, "disk snapshots")
+    killed.guest.configuration = config_of(*killed.guest.configuration.disks[1:])
+    with pytest.raises(NeedsAttention, match="xvda is detached"):
+        killed.recover()
+    assert set(world.storage.snapshots) == {("xvda", "snap")}
+
+
+@pytest.mark.parametrize("step", ["suspend", "disk snapshots"])
+def test_a_guest_that_cannot_be_resumed_keeps_everything(world: World, step: str) -> None:
+    killed = Killed(world, step)
+    before = world.photo()
+    world.fail("resume", BROKEN)
+    with pytest.raises(NeedsAttention, match="nothing was deleted") as caught:
+        killed.recover()
+    assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+    assert world.photo() == before
+    world.faults.clear()
+    killed.recover()
+    killed.assert_as_before()
+
+
+def test_a_damaged_journal_is_refused_and_kept(world: World) -> None:
+    journal = Journal(UUID)
+    journal.path.write_text("{")
+    with pytest.raises(Refused, match="cannot be read"):
+        recover(world.host, UUID)
+    assert journal.path.exists()
+
+
+class TestARevert:
+    def killed(self, world: World, step: str) -> FakeGuest:
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        cfg = killed.plan.cfgfile
+        plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
+        for name, do in Reversion(world.host, plan).steps():
+            do()
+            if name == step:
+                break
+        return killed.guest
+
+    def test_killed_before_the_destroy_has_touched_nothing(self, world: World) -> None:
+        guest = self.killed(world, "journal")
+        assert recover(world.host, UUID) == ("vm1 was not touched",)
+        assert guest.runs
+        assert Journal(UUID).read() is None
+
+    @pytest.mark.parametrize("step", REVERT[REVERT.index("destroy") :])
+    def test_killed_later_is_finished_by_the_command(self, world: World, step: str) -> None:
+        self.killed(world, step)
+        with pytest.raises(NeedsAttention) as caught:
+            recover(world.host, UUID)
+        assert Journal(UUID).read() is not None
+        words = shlex.split(caught.value.finish)
+        assert words[:3] == ["pyxlsnap", "snapshot-revert", UUID]
+        cfg = world.directory / UUID / "snap.cfg"
+        assert words[3:] == [str(cfg)]
+        plan = plan_revert(world.host, words[2], cfgfile.read(cfg), cfg)
+        Reversion(world.host, plan).run()
+        assert recover(world.host, UUID) == ()
+        (guest,) = [g for g in world.host.guests if g.exists]
+        assert guest.runs
+
+    def test_a_cfgfile_with_a_blank_is_quoted_in_the_command(self, world: World) -> None:
+        self.killed(world, "destroy")
+        journal = Journal(UUID)
+        entry = journal.read()
+        assert entry
+        journal.clear()
+        journal.write(replace(entry, cfgfile="/a b/c.cfg"))
+        with pytest.raises(NeedsAttention) as caught:
+            recover(world.host, UUID)
+        assert shlex.split(caught.value.finish)[3] == "/a b/c.cfg"

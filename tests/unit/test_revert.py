@@ -1,0 +1,701 @@
+"""Going back with a fault at every step: nothing changed, or the same command finishes it."""
+
+import errno
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap import cfgfile, checks, revert
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.create import Creation
+from pyxlsnap.errors import (
+    BadMemoryFile,
+    Busy,
+    ConfigError,
+    DomainNotFound,
+    Interrupted,
+    MonitorError,
+    NeedsAttention,
+    OperationFailed,
+    Refused,
+    Risky,
+    XenError,
+)
+from pyxlsnap.journal import DomainLock, Journal
+from pyxlsnap.memory import read_header, write_header
+from pyxlsnap.memory.savefile import MAGIC
+from pyxlsnap.model import Disk, Progress, Reverted, RunState, SnapshotConfig
+from pyxlsnap.plan import RevertPlan, plan_create, plan_revert
+from pyxlsnap.revert import Reversion, Step
+from tests.unit import streams
+from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
+
+STEPS = [name for name, _ in Reversion.__new__(Reversion).steps()]
+UNTOUCHED = STEPS[: STEPS.index("destroy") + 1]
+FORWARD = STEPS[STEPS.index("destroy") + 1 :]
+FAULTS: dict[str, Callable[[], BaseException]] = {
+    "xen": lambda: XenError("no", rc=-3, operation="some call"),
+    "full": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "qemu": lambda: MonitorError("no", command="x"),
+    "bug": lambda: RuntimeError("a bug"),
+    "ctrl-c": KeyboardInterrupt,
+}
+NAME = "snap"
+
+
+class Faulty(Reversion):
+    """A reversion that fails at one of its steps."""
+
+    at = ""
+    when = ""
+    fault: Callable[[], None] = staticmethod(lambda: None)
+
+    def steps(self) -> list[Step]:
+        return [(name, self._faulty(do) if name == self.at else do) for name, do in super().steps()]
+
+    def _faulty(self, do: Callable[[], None]) -> Callable[[], None]:
+        def step() -> None:
+            if self.when == "after":
+                do()
+            self.fault()
+            if self.when == "before":
+                do()
+
+        return step
+
+
+class Case:
+    """A domain with a snapshot of two disks, which has gone on since."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.guest = world.guest(world.image("xvda"), world.image("xvdb"))
+        wanted = SnapshotConfig(name=NAME)
+        made = plan_create(world.host, self.guest, wanted, directory=world.directory)
+        Creation(made, Journal(UUID)).run()
+        self.memory_path, self.cfg = made.memory_path, made.cfgfile
+        world.storage.content.update(xvda="since", xvdb="since")
+        world.events.clear()
+        self.cancel = Cancel()
+        self.before = world.photo()
+
+    def plan(
+        self, domain: str = "vm1", *, running: bool = False, force: bool = False
+    ) -> RevertPlan:
+        wanted = cfgfile.read(self.cfg)
+        return plan_revert(self.world.host, domain, wanted, self.cfg, running=running, force=force)
+
+    def run(self, domain: str = "vm1", *, force: bool = False) -> Reverted:
+        plan = self.plan(domain, force=force)
+        return Reversion(self.world.host, plan, force=force, cancel=self.cancel).run()
+
+    def fails_at(
+        self, step: str, when: str, fault: Callable[[], None], kind: type[OperationFailed]
+    ) -> OperationFailed:
+        reversion = Faulty(self.world.host, self.plan(), cancel=self.cancel)
+        reversion.at, reversion.when, reversion.fault = step, when, fault
+        with pytest.raises(OperationFailed) as caught:
+            reversion.run()
+        assert type(caught.value) is kind
+        assert "\n" not in str(caught.value)
+        return caught.value
+
+    def edit(self, text: str) -> None:
+        self.cfg.write_text(text)
+
+    def save_memory(
+        self, *, config: str | None = None, stream: bytes | None = None, ours: bool = True
+    ) -> None:
+        """Write the memory file anew."""
+        data = self.memory_path.read_bytes()
+        text = config or self.guest.configuration.json
+        optional = len(text + "\0").to_bytes(4, "little") + text.encode() + b"\0"
+        fixed = b"".join(n.to_bytes(4, "little") for n in (0x01020304, 3, 0, len(optional)))
+        assert not ours, "the metadata is pyxlsnap's to write"
+        tail = data[data.index(streams.LIBXL_HEADER) :]
+        self.memory_path.write_bytes(MAGIC + fixed + optional + (stream or tail))
+
+    def assert_nothing_changed(self, guest: FakeGuest | None = None) -> None:
+        assert (guest or self.guest).runs
+        assert self.world.photo() == self.before
+        assert set(self.world.storage.content.values()) == {"since"}
+
+    def assert_reverted(self, *, name: str = "vm1", paused: bool = False) -> None:
+        (now,) = [g for g in self.world.host.guests if g.exists and g.uuid == UUID]
+        assert now is not self.guest
+        assert (now.name, now.paused, now.runs) == (name, paused, not paused)
+        assert self.world.storage.content == {"xvda": "before", "xvdb": "before"}
+        assert self.world.photo() == self.before  # no journal, nothing kept, the snapshot whole
+
+
+def raising(make: Callable[[], BaseException]) -> Callable[[], None]:
+    def fault() -> None:
+        raise make()
+
+    return fault
+
+
+@pytest.fixture
+def case(world: World) -> Case:
+    return Case(world)
+
+
+# A fault at every step
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("step", "when"),
+    [(s, w) for s in UNTOUCHED for w in ("before", "after")][:-1],
+)
+def test_a_fault_before_the_destroy_changes_nothing(
+    case: Case, step: str, when: str, fault: str
+) -> None:
+    kind = Interrupted if fault == "ctrl-c" else OperationFailed
+    error = case.fails_at(step, when, raising(FAULTS[fault]), kind)
+    assert error.step == step
+    assert "nothing was changed" in str(error)
+    case.assert_nothing_changed()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("step", "when"),
+    [("destroy", "after"), *[(s, w) for s in FORWARD for w in ("before", "after")]],
+)
+def test_after_the_destroy_the_same_command_finishes_it(
+    case: Case, step: str, when: str, fault: str
+) -> None:
+    error = case.fails_at(step, when, raising(FAULTS[fault]), NeedsAttention)
+    assert isinstance(error, NeedsAttention)
+    assert error.step == step
+    assert error.left
+    command = shlex.split(error.finish)
+    assert command == ["pyxlsnap", "snapshot-revert", UUID, str(case.cfg)]
+    case.run(command[2])
+    case.assert_reverted()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["wait_gone", "revert xvda", "revert xvdb", "restore", "unpause", "finish xvda", "finish xvdb"],
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_a_verb_that_fails_within_a_step_is_finished_too(
+    case: Case, verb: str, after: bool
+) -> None:
+    case.world.fail(verb, XenError("no", rc=-3, operation=verb), after=after)
+    with pytest.raises(NeedsAttention):
+        case.run()
+    case.world.faults.clear()
+    case.run(UUID)
+    case.assert_reverted()
+
+
+def test_a_destroy_that_fails_changes_nothing(case: Case) -> None:
+    case.world.fail("destroy", XenError("no", rc=-3, operation="destroy"))
+    with pytest.raises(OperationFailed) as caught:
+        case.run()
+    assert type(caught.value) is OperationFailed
+    case.assert_nothing_changed()
+
+
+def test_a_destroy_that_fails_half_way_needs_a_person(case: Case) -> None:
+    case.world.fail("destroy", XenError("no", rc=-3, operation="destroy"), after=True)
+    with pytest.raises(NeedsAttention):
+        case.run()
+    case.world.faults.clear()
+    case.run()
+    case.assert_reverted()
+
+
+@pytest.mark.parametrize("step", STEPS[1:])
+def test_a_cancel_is_heeded_only_before_the_destroy(case: Case, step: str) -> None:
+    reversion = Faulty(case.world.host, case.plan(), cancel=case.cancel)
+    reversion.at, reversion.when = STEPS[STEPS.index(step) - 1], "after"
+    reversion.fault = case.cancel.set
+    if step == "destroy":
+        with pytest.raises(Interrupted):
+            reversion.run()
+        case.assert_nothing_changed()
+    else:
+        reversion.run()
+        case.assert_reverted()
+
+
+def test_a_half_restored_domain_is_removed(case: Case) -> None:
+    def fails(event: str) -> None:
+        if event == "restore":
+            raise XenError("half way", rc=-3, operation="restore")
+
+    case.world.on_event = fails
+    with pytest.raises(NeedsAttention):
+        case.run()
+    assert not [g for g in case.world.host.guests if g.exists]
+
+
+def test_a_restored_domain_that_cannot_be_unpaused_is_not_called_off(case: Case) -> None:
+    case.world.fail("unpause", XenError("no", rc=-3, operation="unpause"))
+    with pytest.raises(NeedsAttention) as caught:
+        case.run()
+    assert "restored" in caught.value.left[0]
+    assert " is off" not in str(caught.value)
+
+
+@pytest.mark.parametrize("event", ["wait_gone", "revert xvdb"])
+def test_a_domain_that_somebody_starts_meanwhile_is_left_alone(case: Case, event: str) -> None:
+    started: list[FakeGuest] = []
+
+    def somebody(done: str) -> None:
+        if done == event:
+            started.append(case.world.host.start(case.guest.configuration))
+
+    case.world.on_event = somebody
+    with pytest.raises(NeedsAttention, match="another domain"):
+        case.run()
+    assert started[0].runs
+
+
+def test_the_restore_gets_the_stream_not_the_header(case: Case) -> None:
+    case.run()  # FakeHost.restore walks what it is given
+    assert "restore" in case.world.events
+
+
+def test_the_order_is_that_of_the_design(case: Case) -> None:
+    case.run()
+    verbs = ("destroy", "wait_gone", "revert", "restore", "unpause", "finish")
+    order = [e for e in case.world.events if e.split()[0] in verbs]
+    assert order == [
+        "destroy",
+        "wait_gone",
+        "revert xvda",
+        "revert xvdb",
+        "restore",
+        "unpause",
+        "finish xvda",
+        "finish xvdb",
+    ]
+
+
+# QEMU outlives its domain
+
+
+@pytest.fixture
+def qemu() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def test_the_disks_wait_for_the_end_of_qemu(case: Case, qemu: subprocess.Popen[bytes]) -> None:
+    case.guest.device_model = qemu.pid
+    ended: list[bool] = []
+
+    def ends(event: str) -> None:
+        if event == "destroy":
+            threading.Timer(0.2, qemu.kill).start()
+        if event.startswith("revert"):
+            ended.append(qemu.poll() is not None)
+
+    case.world.on_event = ends
+    case.run()
+    assert ended == [True, True]
+
+
+def test_a_qemu_that_does_not_end_is_not_waited_for_without_end(
+    case: Case, qemu: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revert, "_GONE_S", 0.1)
+    case.guest.device_model = qemu.pid
+    start = time.monotonic()
+    with pytest.raises(NeedsAttention, match="QEMU of vm1 has not ended"):
+        case.run()
+    assert time.monotonic() - start < 5
+    assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
+
+
+def test_a_device_model_that_has_gone_already_is_no_failure(
+    case: Case, qemu: subprocess.Popen[bytes]
+) -> None:
+    qemu.kill()
+    qemu.wait()
+    case.guest.device_model = qemu.pid
+    case.run()
+    case.assert_reverted()
+
+
+# What comes back
+
+
+def test_a_running_snapshot_comes_back_running(case: Case) -> None:
+    result = case.run()
+    assert (result.state, result.disks) == (RunState.RUNNING, ("xvda", "xvdb"))
+    assert (result.name, result.domain, result.uuid) == (NAME, "vm1", UUID)
+    assert result.domid != case.guest.domid
+    case.assert_reverted()
+
+
+def paused_plan(case: Case, *, running: bool) -> RevertPlan:
+    """As from a memory file that says paused (create makes none such yet)."""
+    data = case.memory_path.read_bytes()
+    with case.memory_path.open("rb") as file:
+        header = read_header(file, "x")
+    assert header.metadata
+    with case.memory_path.open("wb") as file:
+        metadata = replace(header.metadata, state=RunState.PAUSED)
+        write_header(file, config_json=header.config_json, metadata=metadata)
+        file.write(data[header.stream_offset :])
+    return case.plan(running=running)
+
+
+def test_a_paused_snapshot_comes_back_paused(case: Case) -> None:
+    result = Reversion(case.world.host, paused_plan(case, running=False)).run()
+    assert result.state is RunState.PAUSED
+    case.assert_reverted(paused=True)
+
+
+def test_a_paused_snapshot_runs_if_it_is_told_to(case: Case) -> None:
+    result = Reversion(case.world.host, paused_plan(case, running=True)).run()
+    assert result.state is RunState.RUNNING
+    case.assert_reverted()
+
+
+def test_the_command_to_finish_says_running_and_force_if_they_were_said(case: Case) -> None:
+    case.world.fail("restore", XenError("no", rc=-3, operation="restore"))
+    with pytest.raises(NeedsAttention) as caught:
+        revert.revert(
+            case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, running=True, force=True
+        )
+    assert set(shlex.split(caught.value.finish)[4:]) == {"--running", "--force"}
+
+
+def test_a_domain_that_is_off_comes_back(case: Case) -> None:
+    case.guest.exists = False
+    for domain in ("vm1", UUID):
+        assert case.plan(domain).guest is None
+    assert case.run().domain == "vm1"
+    assert "destroy" not in case.world.events
+    case.assert_reverted()
+
+
+def test_a_domain_that_is_destroyed_between_plan_and_run_comes_back(case: Case) -> None:
+    plan = case.plan()
+    case.guest.exists = False
+    Reversion(case.world.host, plan).run()
+    case.assert_reverted()
+
+
+def test_a_renamed_domain_comes_back_under_its_present_name(case: Case) -> None:
+    case.guest.name = "renamed"
+    assert case.run("renamed").domain == "renamed"
+    case.assert_reverted(name="renamed")
+
+
+def test_the_old_name_of_a_renamed_domain_is_answered_with_the_new_one(case: Case) -> None:
+    case.guest.name = "renamed"
+    with pytest.raises(Refused, match="called 'renamed' now"):
+        case.plan("vm1")
+
+
+def test_a_domain_that_the_snapshot_is_not_of_is_not_found(case: Case) -> None:
+    with pytest.raises(DomainNotFound, match="the snapshot is of 'vm1'"):
+        case.plan("vm2")
+
+
+# Refused, whatever is forced
+
+
+def test_dom0_is_refused(case: Case) -> None:
+    dom0 = case.world.guest(name="Domain-0", uuid=OTHER_UUID)
+    dom0.domid = 0
+    with pytest.raises(Refused, match="domain 0"):
+        case.plan("Domain-0", force=True)
+
+
+def test_a_name_held_by_another_domain_is_refused(case: Case) -> None:
+    case.guest.exists = False
+    case.world.guest(name="vm1", uuid=OTHER_UUID)
+    with pytest.raises(Refused, match="holds vm1"):
+        case.plan(UUID, force=True)
+
+
+def test_a_uuid_held_by_another_domain_is_refused(case: Case) -> None:
+    case.world.guest(name="vm2", uuid=OTHER_UUID)
+    with pytest.raises(Refused, match=f"holds {UUID}"):
+        case.plan("vm2", force=True)
+    assert case.guest.runs
+
+
+def test_a_disk_that_another_domain_has_now_is_refused(case: Case) -> None:
+    disk = case.guest.configuration.disks[1]
+    case.world.guest(disk, name="vm2", uuid=OTHER_UUID)
+    with pytest.raises(Refused, match="xvdb: domain vm2 has"):
+        case.plan(force=True)
+
+
+def test_a_missing_disk_snapshot_is_refused(case: Case) -> None:
+    del case.world.storage.snapshots["xvdb", NAME]
+    with pytest.raises(Refused, match="xvdb has no disk snapshot"):
+        case.plan(force=True)
+
+
+def test_a_missing_kernel_is_refused(case: Case) -> None:
+    case.world.kernel.unlink()
+    with pytest.raises(Refused, match="vmlinuz, which does not exist"):
+        case.plan(force=True)
+
+
+def test_a_missing_image_is_refused(case: Case) -> None:
+    Path(case.guest.configuration.disks[0].target).unlink()
+    with pytest.raises(Refused, match=r"xvda\.qcow2, which does not exist"):
+        case.plan(force=True)
+
+
+def test_a_missing_bridge_is_refused(case: Case) -> None:
+    config = config_of(*case.guest.configuration.disks, nics=[{"bridge": "nosuchbr0"}])
+    case.save_memory(config=config.json, ours=False)
+    with pytest.raises(Refused, match="bridge nosuchbr0"):
+        case.plan(force=True)
+
+
+def test_too_little_memory_is_refused(case: Case) -> None:
+    case.world.host.needed_kb = 2 << 20
+    with pytest.raises(Refused, match="needs 2048 MiB of memory and Xen has 1025 MiB"):
+        case.plan(force=True)
+
+
+def test_memory_is_made_where_xl_would(case: Case) -> None:
+    case.world.host.command_line = "console=vga"
+    case.world.host.needed_kb = 2 << 20
+    case.run()
+    assert case.world.host.shrunk_kb == [1 << 20]
+    case.assert_reverted()
+
+
+def test_memory_that_has_gone_since_the_plan_needs_a_person(case: Case) -> None:
+    plan = case.plan()
+    case.world.host.needed_kb = 2 << 20
+    with pytest.raises(NeedsAttention, match="not enough memory for vm1"):
+        Reversion(case.world.host, plan).run()
+    case.world.host.needed_kb = 1024
+    case.run()
+    case.assert_reverted()
+
+
+# Risky
+
+
+def another_uuid(case: Case) -> str:
+    case.guest.exists = False
+    other = case.world.guest(*case.guest.configuration.disks, name="vm1", uuid=OTHER_UUID)
+    assert other.runs
+    return "another uuid"
+
+
+def a_disk_added(case: Case) -> str:
+    more = [*case.guest.configuration.disks, case.world.image("xvdc")]
+    case.guest.configuration = config_of(*more)
+    return "changed since: xvdc"
+
+
+def a_disk_removed(case: Case) -> str:
+    case.guest.configuration = config_of(*case.guest.configuration.disks[:1])
+    return "changed since: xvdb"
+
+
+def a_disk_elsewhere(case: Case) -> str:
+    first, second = case.guest.configuration.disks
+    other = replace(second, target=str(case.world.kernel))
+    case.guest.configuration = config_of(first, other)
+    return "changed since: xvdb"
+
+
+def a_disk_not_in_it(case: Case) -> str:
+    case.edit(f"memory_path = '{case.memory_path}'\ndisks = [',,xvda']\n")
+    return "xvdb is not in the snapshot"
+
+
+def another_xen(case: Case) -> str:
+    case.world.host.version = (4, 20)
+    return "saved on Xen 4.17, and this is Xen 4.20"
+
+
+def libvirt(case: Case) -> str:
+    checks.LIBVIRT_DIR.mkdir()
+    (checks.LIBVIRT_DIR / "vm1.xml").touch()
+    return "managed by libvirt"
+
+
+RISKS: list[Callable[[Case], str]] = [
+    another_uuid,
+    a_disk_added,
+    a_disk_removed,
+    a_disk_elsewhere,
+    a_disk_not_in_it,
+    another_xen,
+    libvirt,
+]
+
+
+@pytest.mark.parametrize("risk", RISKS, ids=lambda r: r.__name__)
+def test_what_is_risky_is_done_only_with_force(case: Case, risk: Callable[[Case], str]) -> None:
+    reason = risk(case)
+    with pytest.raises(Risky) as caught:
+        case.run()
+    assert caught.value.exit_code == 5
+    assert len(caught.value.reasons) == 1
+    assert reason in caught.value.reasons[0]
+    assert "destroy" not in case.world.events
+    result = case.run(force=True)
+    assert result.warnings == caught.value.reasons
+    (now,) = [g for g in case.world.host.guests if g.exists]
+    assert (now.uuid, now.runs) == (UUID, True)
+
+
+def test_all_risks_are_named_at_once(case: Case) -> None:
+    another_xen(case)
+    a_disk_added(case)
+    with pytest.raises(Risky) as caught:
+        case.run()
+    assert len(caught.value.reasons) == 2
+
+
+@pytest.mark.parametrize(
+    "disk",
+    [
+        Disk("hdc", "", "empty", cdrom=True),
+        Disk("hdc", "/nonexistent.iso", "raw", cdrom=True, readwrite=False),
+        Disk("xvdr", "/nonexistent.img", "raw", readwrite=False),
+    ],
+)
+def test_a_read_only_disk_more_is_no_risk(case: Case, disk: Disk) -> None:
+    case.guest.configuration = config_of(*case.guest.configuration.disks, disk)
+    case.run()
+    case.assert_reverted()
+
+
+# cfgfile and memory file
+
+
+def test_another_snapshots_name_in_the_cfgfile_is_refused(case: Case) -> None:
+    case.edit(f"name = 'other'\nmemory_path = '{case.memory_path}'\n")
+    with pytest.raises(ConfigError, match="name: is 'other', but the memory file belongs to") as e:
+        case.plan(force=True)
+    assert (e.value.file, e.value.item) == (str(case.cfg), "name")
+
+
+def test_a_cfgfile_that_names_no_memory_file_is_refused(case: Case) -> None:
+    case.edit("name = 'snap'\n")
+    with pytest.raises(ConfigError, match="memory_path: names no memory file"):
+        case.plan()
+
+
+def test_a_cfgfile_that_names_an_unknown_disk_is_refused(case: Case) -> None:
+    case.edit(f"memory_path = '{case.memory_path}'\ndisks = [',,xvdz']\n")
+    with pytest.raises(ConfigError, match="no disk xvdz"):
+        case.plan()
+
+
+def test_a_cfgfile_with_the_memory_file_alone_is_enough(case: Case) -> None:
+    case.edit(f"memory_path = '{case.memory_path}'\n")
+    case.run()
+    assert case.world.storage.content == {"xvda": "before", "xvdb": "before"}
+
+
+def test_a_relative_memory_path_is_beside_the_cfgfile(case: Case) -> None:
+    case.edit(f"memory_path = '{case.memory_path.name}'\n")
+    assert case.plan().memory_path == case.memory_path
+
+
+@pytest.mark.parametrize("cut", [1, 8, 100, 10_000])
+def test_a_truncated_memory_file_is_refused_before_anything_happens(case: Case, cut: int) -> None:
+    case.memory_path.write_bytes(case.memory_path.read_bytes()[: -min(cut, 10_000)])
+    with pytest.raises(BadMemoryFile) as caught:
+        case.run()
+    assert caught.value.path == str(case.memory_path)
+    assert case.guest.runs
+
+
+def test_a_missing_memory_file_is_refused(case: Case) -> None:
+    case.memory_path.unlink()
+    with pytest.raises(BadMemoryFile, match="cannot be read: No such file"):
+        case.plan()
+
+
+def test_a_foreign_memory_file_is_refused(case: Case) -> None:
+    case.memory_path.write_bytes(b"GIF89a" + bytes(10_000))
+    with pytest.raises(BadMemoryFile, match="not a memory file"):
+        case.plan(force=True)
+
+
+def test_a_memory_file_of_xl_save_needs_the_name_from_the_cfgfile(case: Case) -> None:
+    case.save_memory(ours=False)
+    case.edit(f"memory_path = '{case.memory_path}'\n")
+    with pytest.raises(ConfigError, match="name: is missing"):
+        case.plan()
+
+
+def test_a_memory_file_of_xl_save_can_be_reverted_to(case: Case) -> None:
+    case.save_memory(ours=False)
+    case.before = case.world.photo()
+    result = case.run()
+    assert (result.state, result.disks) == (RunState.RUNNING, ("xvda", "xvdb"))
+    case.assert_reverted()
+
+
+# The whole function
+
+
+class TestTheWholeFunction:
+    def revert(self, case: Case, domain: str = "vm1", **options: object) -> Reverted:
+        return revert.revert(
+            case.world.host,
+            domain,
+            cfgfile.read(case.cfg),
+            case.cfg,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def test_reverts_and_lets_go_of_the_lock(self, case: Case) -> None:
+        phases: list[str] = []
+
+        def note(progress: Progress) -> None:
+            phases.append(progress.phase)
+
+        self.revert(case, on_progress=note)
+        assert phases == ["checking", *STEPS]
+        case.assert_reverted()
+        DomainLock(UUID, domain="vm1").release()
+
+    def test_takes_the_locks_of_both_domains(self, case: Case) -> None:
+        another_uuid(case)
+        shared: list[str] = []
+        self.revert(case, force=True, share_lock=lambda uuid, _: shared.append(uuid))
+        assert set(shared) == {UUID, OTHER_UUID}
+
+    @pytest.mark.parametrize("uuid", [UUID, OTHER_UUID])
+    def test_another_operation_on_either_domain_is_busy(self, case: Case, uuid: str) -> None:
+        another_uuid(case)
+        lock = DomainLock(uuid, domain="vm1")
+        with pytest.raises(Busy):
+            self.revert(case, force=True)
+        lock.release()
+        for free in (UUID, OTHER_UUID):
+            DomainLock(free, domain="vm1").release()
+
+    def test_a_domain_that_is_off_is_reverted_by_its_uuid(self, case: Case) -> None:
+        case.guest.exists = False
+        self.revert(case, UUID)
+        case.assert_reverted()
+
+    def test_a_journal_of_a_killed_revert_does_not_stop_it(self, case: Case) -> None:
+        case.fails_at("restore", "before", raising(FAULTS["bug"]), NeedsAttention)
+        assert Journal(UUID).read() is not None
+        self.revert(case, UUID)
+        case.assert_reverted()
