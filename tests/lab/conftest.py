@@ -1,0 +1,109 @@
+"""Fixtures of the lab tests: everything here runs on a real Xen, inside QEMU."""
+
+import re
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from . import cache
+from .guests import STANDARD, Guest
+from .lab import Lab
+from .snapshots import forget
+
+TOOLS = ["qemu-system-x86_64", "qemu-img", "mmdebstrap", "mke2fs", "zstd", "setpriv"]
+PACKAGES = "qemu-system-x86 qemu-utils mmdebstrap e2fsprogs zstd"
+
+failed = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "lab: runs on a real Xen inside QEMU")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[failed] = True
+    return report
+
+
+@pytest.fixture(scope="session")
+def _lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        pytest.fail(f"the lab needs {', '.join(missing)}: apt-get install {PACKAGES}")
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+
+    def write(line: str) -> None:
+        # Seen as it happens, whatever pytest captures: what takes minutes must show why.
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(f"lab {line}", flush=True)
+
+    with Lab(cache.progress(write)) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The lab, its machine whole: after a test that failed or left disorder, a fresh one."""
+    if not _lab.intact():
+        _lab.reset()
+    yield _lab
+    if request.node.stash.get(failed, False):
+        name = re.sub(r"[^\w.-]+", "-", request.node.name)
+        _lab.collect_logs(request.config.rootpath / ".lab-logs" / name)
+        _lab.reset()
+    else:
+        _lab.rest()
+
+
+@pytest.fixture
+def tidy(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Snapshots that the test made are removed again (after a failure the machine is)."""
+    yield
+    if not request.node.stash.get(failed, False):
+        for guest in lab.awake():
+            forget(guest)
+
+
+@pytest.fixture
+def fresh_lab(lab: Lab) -> Lab:
+    """A machine that no other test has touched."""
+    lab.reset()
+    return lab
+
+
+@pytest.fixture
+def pv(lab: Lab) -> Guest:
+    return lab.guest("pv")
+
+
+@pytest.fixture
+def pvh(lab: Lab) -> Guest:
+    return lab.guest("pvh")
+
+
+@pytest.fixture
+def hvm(lab: Lab) -> Guest:
+    """Linux with PV drivers."""
+    return lab.guest("hvm")
+
+
+@pytest.fixture(params=STANDARD)
+def guest(lab: Lab, request: pytest.FixtureRequest) -> Guest:
+    """Each kind in turn."""
+    return lab.guest(request.param)

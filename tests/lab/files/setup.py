@@ -1,0 +1,101 @@
+"""Runs inside the new root file system (chroot): makes it the lab's dom0.
+
+Finds the files of this directory in /lab, leaves there what the dom0 needs, and in /out what QEMU
+is started with.
+"""
+
+import gzip
+import lzma
+import shutil
+import subprocess
+from pathlib import Path
+
+LAB = Path("/lab")
+OUT = Path("/out")
+
+
+def run(*argv: str | Path) -> str:
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def unpacked_kernel(vmlinuz: bytes) -> bytes:
+    """The ELF inside a bzImage: Xen and libxc would else unpack it at every start, slowly."""
+    start = vmlinuz.find(b"\xfd7zXZ\x00")
+    kernel = lzma.LZMADecompressor().decompress(vmlinuz[start:])
+    if kernel[:4] != b"\x7fELF":
+        raise SystemExit("no ELF kernel inside vmlinuz")
+    return kernel
+
+
+def initrd(target: Path, init: Path, version: str, modules: list[str]) -> None:
+    """A minimal initrd: an init, the modules in load order, and busybox."""
+    tree = Path("/tmp/initrd")
+    for name in ("bin", "proc", "sys", "dev", "root", "lib"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy(init, tree / "init")
+    (tree / "init").chmod(0o755)
+    if init.read_bytes()[:2] == b"#!":
+        shutil.copy("/bin/busybox", tree / "bin")
+    order: list[str] = []
+    for module in modules:
+        for line in run(
+            "modprobe", "--set-version", version, "--show-depends", module
+        ).splitlines():
+            path = line.removeprefix("insmod ").strip()
+            # (the fast crc32c refuses the emulated CPU)
+            if line.startswith("insmod ") and path not in order and "crc32c-intel" not in path:
+                order.append(path)
+    for path in order:
+        shutil.copy(path, tree / "lib")
+    (tree / "modules.order").write_text("".join(f"/lib/{Path(path).name}\n" for path in order))
+    names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
+    with target.open("wb") as file:
+        subprocess.run(
+            ["/bin/busybox", "cpio", "-o", "-H", "newc", "-R", "0:0"],
+            cwd=tree,
+            input=names.encode(),
+            stdout=file,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+    shutil.rmtree(tree)
+
+
+def compile_guests() -> None:
+    run("gcc", "-static", "-O2", "-Wall", "-o", LAB / "guest", LAB / "guest.c")
+    run("strip", LAB / "guest")
+    boot_sector = Path("/tmp/tinyhvm.o")
+    run("gcc", "-c", "-m32", "-o", boot_sector, LAB / "tinyhvm.S")
+    run("ld", "-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-e", "_start",
+        "-o", LAB / "tinyhvm.bin", boot_sector)  # fmt: skip
+    boot_sector.unlink()
+
+
+def main() -> None:
+    OUT.mkdir()
+    version = max(path.name for path in Path("/lib/modules").iterdir())
+    vmlinuz = Path(f"/boot/vmlinuz-{version}")
+    kernel = unpacked_kernel(vmlinuz.read_bytes())
+    for directory in (LAB, OUT):
+        (directory / "vmlinux").write_bytes(kernel)
+    shutil.copy(vmlinuz, LAB / "vmlinuz")  # an HVM guest takes only this form
+    (hypervisor,) = Path("/boot").glob("xen-[0-9]*.gz")
+    (OUT / "xen").write_bytes(gzip.decompress(hypervisor.read_bytes()))
+
+    compile_guests()
+    disk_modules = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"]
+    initrd(OUT / "dom0-initrd.img", LAB / "dom0-initrd-init", version, disk_modules)
+    initrd(LAB / "guest-initrd.img", LAB / "guest", version, ["xen-blkfront"])
+    (LAB / "dom0-init").chmod(0o755)
+    for name in ("disk", "cfg", "save"):
+        (LAB / name).mkdir()
+    (OUT / "packages.txt").write_text(run("dpkg-query", "-W"))
+
+    for leftover in Path("/boot").glob("initrd.img-*"):
+        leftover.unlink()
+    for path in OUT.iterdir():
+        path.chmod(0o644)  # the one who asked for the image may not be root
+
+
+if __name__ == "__main__":
+    main()

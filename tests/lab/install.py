@@ -1,0 +1,60 @@
+"""Puts the package under test into the dom0, compiled there against the dom0's own Xen."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from . import cache
+from .dom0 import Dom0
+from .image import Image
+
+PROJECT = Path(__file__).resolve().parents[2]
+SOURCES = ("pyxlsnap", "include", "build_ffi.py", "pyproject.toml")
+COMPILED = ["_ffi*.so", "_ffi*.o", "_ffi.c"]  # of the host's Python and Xen, not of the dom0's
+REQUIREMENT = "qemu.qmp==0.0.6"  # pure Python, and not in Debian 12
+
+DEST, SITE = "/opt/pyxlsnap", "/opt/pyxlsnap-site"
+LAUNCHER = '#!/bin/sh\nexec python3 -m pyxlsnap "$@"\n'
+
+
+def install(dom0: Dom0, image: Image, say: cache.Say, project: Path = PROJECT) -> None:
+    """Replace what is installed in the dom0 by the project's files as they are now."""
+    dom0.run(["rm", "-rf", DEST, SITE])
+    for name in SOURCES:
+        source = project / name
+        if source.is_dir():
+            dom0.push(source, f"{DEST}/{name}", exclude=["__pycache__", *COMPILED])
+        else:
+            dom0.write(f"{DEST}/{name}", source.read_bytes())
+    dom0.push(_site(say), SITE, exclude=["__pycache__"])
+    packages = dom0.run(["python3", "-c", "import site; print(site.getsitepackages()[0])"]).out
+    dom0.write(f"{packages.strip()}/pyxlsnap-lab.pth", f"{DEST}\n{SITE}\n")
+    dom0.write("/usr/local/bin/pyxlsnap", LAUNCHER, 0o755)
+    dom0.push(_extension(dom0, image, project, say), f"{DEST}/pyxlsnap")
+
+
+def _extension(dom0: Dom0, image: Image, project: Path, say: cache.Say) -> Path:
+    """The directory of the compiled extension; compiles it in the dom0 if its sources are new."""
+    sources = [project / "build_ffi.py", *sorted((project / "include").iterdir())]
+    key = cache.digest(image.key, *(data for p in sources for data in (p.name, p.read_bytes())))
+
+    def build(new: Path) -> None:
+        say("compiling the extension in the dom0")
+        dom0.run(["python3", "build_ffi.py"], cwd=DEST, timeout=300)
+        (built,) = dom0.run(f"ls {DEST}/pyxlsnap/_ffi*.so").out.split()
+        (new / Path(built).name).write_bytes(dom0.read(built))
+        dom0.run(f"rm -f {DEST}/pyxlsnap/_ffi.[co] {DEST}/pyxlsnap/_ffi*.o")
+        say("extension compiled")
+
+    return cache.built("extension", key, build, say)
+
+
+def _site(say: cache.Say) -> Path:
+    """The directory of the dependency that Debian does not have."""
+
+    def build(new: Path) -> None:
+        say(f"fetching {REQUIREMENT}")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+        subprocess.run([*pip, "--target", str(new), REQUIREMENT], check=True)
+
+    return cache.built("site", cache.digest(REQUIREMENT), build, say)

@@ -1,0 +1,102 @@
+"""What the lab tests do with the package under test, in the dom0."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .dom0 import Completed, Dom0
+from .guests import Guest, Tick
+
+SNAPSHOTS = "/var/lib/xen/snapshots"
+SCRIPTS = Path(__file__).parent / "scripts"
+SLOW = 240.0
+
+
+def pyxlsnap(dom0: Dom0, *words: str, timeout: float = SLOW) -> Completed:
+    """Run the command line; its exit status is the caller's to judge."""
+    return dom0.run(["pyxlsnap", *words], check=False, timeout=timeout)
+
+
+def create(guest: Guest, *words: str) -> dict[str, Any]:
+    """``snapshot-create`` of a guest, which must work; its result."""
+    done = pyxlsnap(guest.dom0, "--json", "snapshot-create", guest.name, *words)
+    assert done.rc == 0, done
+    result: dict[str, Any] = json.loads(done.out)["result"]
+    return result
+
+
+def revert(guest: Guest, cfgfile: str, *words: str) -> dict[str, Any]:
+    """``snapshot-revert`` of a guest, which must work; its result."""
+    done = pyxlsnap(guest.dom0, "--json", "snapshot-revert", guest.name, cfgfile, *words)
+    assert done.rc == 0, done
+    result: dict[str, Any] = json.loads(done.out)["result"]
+    return result
+
+
+def run_script(dom0: Dom0, script: str, *words: str, timeout: float = SLOW) -> Completed:
+    """Run one of scripts/ in the dom0."""
+    dom0.write(f"/tmp/{script}", (SCRIPTS / script).read_bytes())
+    return dom0.run(["python3", f"/tmp/{script}", *words], check=False, timeout=timeout)
+
+
+def disk_snapshots(guest: Guest) -> dict[str, list[str]]:
+    """The names of the snapshots in each of a guest's images, as its QEMU knows them."""
+    nodes = _nodes(guest)
+    return {
+        vdev: [s["name"] for s in nodes[path]["image"].get("snapshots", [])]
+        for vdev, path in guest.disks.items()
+    }
+
+
+def _nodes(guest: Guest) -> dict[str, dict[str, Any]]:
+    """QEMU's qcow2 nodes by their file (which has a node of its own, too)."""
+    nodes = guest.qmp("query-named-block-nodes", flat=True)
+    return {node["file"]: node for node in nodes if node["drv"] == "qcow2"}
+
+
+def check_images(guest: Guest) -> None:
+    """``qemu-img check`` of a guest's images; the guest must be off."""
+    for path in guest.disks.values():
+        done = guest.dom0.run(["qemu-img", "check", path], check=False)
+        assert done.rc == 0, done
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """Everything about a guest and the files of snapshots that a refusal must leave as it is."""
+
+    domid: int
+    disk_snapshots: dict[str, list[str]]
+    files: str
+
+    @classmethod
+    def of(cls, guest: Guest) -> "Before":
+        listing = guest.dom0.run(
+            f"find {SNAPSHOTS} /var/lib/pyxlsnap /tmp/snap -printf '%p %s %m\\n' 2>/dev/null",
+            check=False,
+        )
+        return cls(guest.domid(), disk_snapshots(guest), listing.out)
+
+
+def unchanged(guest: Guest, before: Before) -> Tick:
+    """The guest is the same domain, it runs and is well, and nothing has come or gone."""
+    now = Before.of(guest)
+    assert now.domid == before.domid
+    assert now.disk_snapshots == before.disk_snapshots
+    assert _files(now.files) == _files(before.files)
+    return guest.assert_healthy()
+
+
+def _files(listing: str) -> set[str]:
+    """Without directories, whose sizes mean nothing, and the journal's empty one."""
+    return {line for line in listing.splitlines() if line.split()[0].rpartition(".")[2] != line}
+
+
+def forget(guest: Guest) -> None:
+    """Remove a guest's snapshots, so that the next test begins with none."""
+    for node in _nodes(guest).values():
+        for made in node["image"].get("snapshots", []):
+            delete = "blockdev-snapshot-delete-internal-sync"
+            guest.qmp(delete, device=node["node-name"], name=made["name"])
+    guest.dom0.run(f"rm -rf {SNAPSHOTS} /tmp/snap")
