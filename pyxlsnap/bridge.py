@@ -75,6 +75,8 @@ class Bridge:
         if self._thread.is_alive():
             self._thread.join()
         self.drain()
+        if self._c.lost:
+            log.warning("%d of libxl's messages were lost", self._c.lost, extra=self._extra)
         for fd in (*self._pidfds, self._stop_r):
             os.close(fd)
         C.pyxlsnap_bridge_free(self._c)

@@ -18,7 +18,6 @@ from pyxlsnap.errors import (
     NeedsAttention,
     OperationFailed,
     PyxlsnapError,
-    Refused,
 )
 from pyxlsnap.files import NewFile, make_directory, open_regular, remove_directories, temporary_name
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
@@ -66,7 +65,7 @@ def create(
         share_lock(guest.uuid, lock.fd)
         on_progress(Progress("checking"))
         journal = Journal(guest.uuid)
-        refuse_unfinished(journal)
+        journal.refuse_unfinished()
         plan = plan_create(host, guest, wanted, live=live)
         try:
             return Creation(plan, journal, on_progress=on_progress, cancel=cancel).run()
@@ -74,15 +73,6 @@ def create(
             plan.close()
     finally:
         lock.release()
-
-
-def refuse_unfinished(journal: Journal) -> None:
-    """:raises Refused: an earlier operation on the domain was killed and left things undone."""
-    if entry := journal.read():
-        raise Refused(
-            f"a {entry.operation} of {entry.domain} ({entry.name}) was killed in the middle: run "
-            f"`pyxlsnap snapshot-recover {entry.uuid}` first"
-        )
 
 
 class Creation:

@@ -8,6 +8,7 @@ one that is still there says what an operation that was killed had begun.
 
 import fcntl
 import json
+import logging
 import os
 import struct
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from pathlib import Path
 from pyxlsnap.errors import Busy, Refused
 from pyxlsnap.files import NewFile, make_directory, sync_directory
 from pyxlsnap.model import DiskRequest
+
+log = logging.getLogger(__name__)
 
 LOCK_DIR = Path("/run/pyxlsnap")
 JOURNAL_DIR = Path("/var/lib/pyxlsnap")
@@ -48,7 +51,7 @@ class DomainLock:
             raise Refused(f"cannot open the lock {path}: {e.strerror}") from e
         try:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, write_lock())
-        except OSError:
+        except (BlockingIOError, PermissionError):  # fcntl(2): either, for a lock that is held
             os.close(self.fd)
             raise Busy(
                 f"another snapshot operation on {domain} is under way (lock {path}): wait for it",
@@ -112,10 +115,24 @@ class Journal:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise Refused(f"the journal {self.path} cannot be read: {e}") from e
 
+    def refuse_unfinished(self, *, but: str = "") -> None:
+        """Refuse to work on a domain on which an operation was killed, ``but`` for one kind.
+
+        :raises Refused: there is one, and recovering comes first.
+        """
+        entry = self.read()
+        if entry and entry.operation != but:
+            raise Refused(
+                f"a {entry.operation} of {entry.domain} ({entry.name}) was killed in the middle: "
+                f"run `pyxlsnap snapshot-recover {entry.uuid}` first"
+            )
+
     def clear(self) -> None:
         """The operation is over, one way or the other."""
         try:
             self.path.unlink()
+            sync_directory(self.path.parent)
         except (FileNotFoundError, NotADirectoryError):
-            return
-        sync_directory(self.path.parent)
+            pass
+        except OSError as e:  # the operation is over all the same; recovering finds nothing to do
+            log.warning("the journal %s could not be removed: %s", self.path, e.strerror)

@@ -348,6 +348,8 @@ def _risks(
         return reasons
     if guest.uuid != config.uuid:
         reasons.append(f"{guest.name} has another uuid than the snapshot ({config.uuid})")
+    if guest.info().suspended:
+        return reasons  # by a snapshot that could not resume it: libxl would ask its stopped QEMU
     now_there = {
         (d.vdev, os.path.realpath(d.target)) for d in guest.config().disks if not d.left_out
     }

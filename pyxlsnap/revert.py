@@ -62,6 +62,7 @@ def revert(
         for uuid in _uuids(host, domain, wanted, cfgfile):
             locks.append(DomainLock(uuid, domain=domain))
             share_lock(uuid, locks[-1].fd)
+            Journal(uuid).refuse_unfinished(but="revert")  # such a one is finished by this
         on_progress(Progress("checking"))
         plan = plan_revert(host, domain, wanted, cfgfile, running=running, force=force)
         try:
@@ -201,7 +202,10 @@ class Reversion:
     def _finish_disks(self) -> None:
         assert self._new
         for strategy in self._plan.strategies:
-            self._left += strategy.finish_revert(self._new.domid)
+            try:
+                self._left += strategy.finish_revert(self._new.domid)
+            except Exception as e:  # the domain is back: what is left is no failure of the revert
+                self._left.append(f"what {strategy.kind} kept of {', '.join(strategy.vdevs)}: {e}")
 
     # When something fails
 

@@ -154,7 +154,10 @@ class Qcow2Internal:
 
     def check_revert(self) -> None:
         for disk in self._disks:
-            tags = [t for t in _image_tags(disk) if t.name == self._name]
+            try:
+                tags = [t for t in _image_tags(disk) if t.name == self._name]
+            except DiskError as e:
+                raise Refused(str(e)) from e
             if not tags:
                 raise Refused(
                     f"{disk.vdev}: {disk.target} has no disk snapshot {self._name!r} "

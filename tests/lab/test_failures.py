@@ -22,19 +22,6 @@ def wait_for_memory_file(guest: Guest, timeout: float = 60.0) -> None:
     raise TimeoutError("no memory was written")
 
 
-def test_live_is_refused_for_pv_without_shadow_paging(lab: Lab) -> None:
-    guest = lab.guest("pv")
-    before = Before.of(guest)
-    done = pyxlsnap(lab.dom0, "snapshot-create", "pv", "--live")
-    assert done.rc == 3
-    assert done.out == ""
-    (line,) = done.err.splitlines()
-    assert "PV guest" in line
-    assert "shadow paging" in line
-    assert "without --live" in line
-    unchanged(guest, before)
-
-
 def test_a_disk_that_fails_in_the_window_is_undone(lab: Lab) -> None:
     """Somebody takes the name in the second disk while the memory is being saved."""
     guest = lab.guest("pvh")
@@ -56,60 +43,64 @@ def test_a_disk_that_fails_in_the_window_is_undone(lab: Lab) -> None:
     unchanged(guest, before)
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "says"),
-    [
-        (["nobody"], 3, "'nobody'"),
-        (["0"], 3, "domain 0"),
-        (["pv", "--name", "12345"], 2, "'12345'"),
-        (["pv", "--name", "a/b"], 2, "'a/b'"),
-        (["pv", "/tmp/snap/none.cfg"], 2, "/tmp/snap/none.cfg"),
-        (["pv", "/tmp/snap/key.cfg"], 2, "memory_paht"),
-        (["pv", "/tmp/snap/disk.cfg"], 2, "xvdz"),
-        (["pv", "/tmp/snap/exists.cfg"], 3, "/tmp/snap/there.save"),
-    ],
-)
-def test_refused_before_anything_is_touched(
-    lab: Lab, words: list[str], code: int, says: str
-) -> None:
+REFUSED = [
+    (["nobody"], 3, "'nobody'"),
+    (["0"], 3, "domain 0"),
+    (["pv", "--name", "12345"], 2, "'12345'"),
+    (["pv", "/tmp/snap/none.cfg"], 2, "/tmp/snap/none.cfg"),
+    (["pv", "/tmp/snap/key.cfg"], 2, "memory_paht"),
+    (["pv", "/tmp/snap/disk.cfg"], 2, "xvdz"),
+    (["pv", "/tmp/snap/exists.cfg"], 3, "/tmp/snap/there.save"),
+    (["pv", "--name", "mine"], 3, "xvdb"),
+    (["pv", "--live"], 3, "shadow paging"),
+]
+
+
+def test_refused_before_anything_is_touched(lab: Lab) -> None:
     guest = lab.guest("pv")
     lab.dom0.run("mkdir -p /tmp/snap && echo precious > /tmp/snap/there.save")
     lab.dom0.write("/tmp/snap/key.cfg", 'memory_paht="/tmp/x"\n')
     lab.dom0.write("/tmp/snap/disk.cfg", "disks=[',,xvdz']\n")
     lab.dom0.write("/tmp/snap/exists.cfg", 'name="x"\nmemory_path="/tmp/snap/there.save"\n')
+    guest.qmp("blockdev-snapshot-internal-sync", device="xvdb-qcow2", name="mine")
     before = Before.of(guest)
-    done = pyxlsnap(lab.dom0, "snapshot-create", *words)
-    assert done.rc == code, done
-    assert done.out == ""
-    (line,) = done.err.splitlines()
-    assert says in line
+    for words, code, says in REFUSED:
+        done = pyxlsnap(lab.dom0, "snapshot-create", *words)
+        assert done.rc == code, (words, done)
+        assert done.out == ""
+        (line,) = done.err.splitlines()
+        assert says in line
     unchanged(guest, before)
     assert lab.dom0.read("/tmp/snap/there.save") == b"precious\n"
 
 
-def test_a_name_in_use_is_refused(lab: Lab) -> None:
+def test_a_paused_domain_is_refused_and_stays_paused(lab: Lab) -> None:
     guest = lab.guest("pv")
-    guest.qmp("blockdev-snapshot-internal-sync", device="xvdb-qcow2", name="mine")
-    before = Before.of(guest)
-    done = pyxlsnap(lab.dom0, "snapshot-create", "pv", "--name", "mine")
+    lab.dom0.run(["xl", "pause", "pv"])
+    done = pyxlsnap(lab.dom0, "snapshot-create", "pv")
     assert done.rc == 3, done
-    assert "xvdb" in done.err
-    assert "mine" in done.err
-    unchanged(guest, before)
+    (line,) = done.err.splitlines()
+    assert "xl unpause pv" in line
+    assert guest.state() == "--p---"
+    lab.dom0.run(["xl", "unpause", "pv"])
+    guest.assert_healthy()
 
 
-def test_domains_that_do_not_run_are_refused(lab: Lab) -> None:
-    guest = lab.fresh("other", "pv")
-    try:
-        lab.dom0.run(["xl", "pause", "other"])
-        done = pyxlsnap(lab.dom0, "snapshot-create", "other")
-        assert done.rc == 3, done
-        assert "paused" in done.err
-        lab.dom0.run(["xl", "unpause", "other"])
-        lab.dom0.run("sed -i s/restart/preserve/ /lab/cfg/other.cfg")
-        guest.assert_healthy()
-    finally:
-        guest.destroy()
+def test_a_domain_that_has_shut_down_is_refused(fresh_lab: Lab) -> None:
+    guest = fresh_lab.guest("pv")
+    guest.assert_healthy()
+    fresh_lab.dom0.run("pkill -STOP -f cfg/pv.cfg")  # xl's monitor would destroy it
+    fresh_lab.dom0.run(["xl", "sysrq", "pv", "o"])
+    end = time.monotonic() + 60
+    while guest.state() != "---s--":
+        assert time.monotonic() < end, guest.state()
+    domid = guest.domid()
+    done = pyxlsnap(fresh_lab.dom0, "snapshot-create", "pv")
+    assert done.rc == 3, done
+    (line,) = done.err.splitlines()
+    assert "shut down (poweroff)" in line
+    assert (guest.domid(), guest.state()) == (domid, "---s--")
+    assert not fresh_lab.dom0.run(f"find {SNAPSHOTS}", check=False).out
 
 
 def test_a_damaged_memory_file_is_refused_before_the_domain_is_destroyed(lab: Lab) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from pyxlsnap import qmp
 from pyxlsnap.disks.qcow2_internal import Qcow2Internal
-from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
+from pyxlsnap.errors import AlreadyExists, MonitorError, Refused
 from pyxlsnap.model import Disk
 from tests.unit.fakes import open_descriptors
 
@@ -387,12 +387,12 @@ class TestRevert:
 
     def test_an_image_that_cannot_be_read_is_named(self, taken: list[Disk]) -> None:
         Path(taken[0].target).write_bytes(b"x" * 4096)
-        with pytest.raises(DiskError, match="xvda: qemu-img info failed: "):
+        with pytest.raises(Refused, match="xvda: qemu-img info failed: "):
             Qcow2Internal(taken, "snap", False).check_revert()
 
     def test_a_missing_qemu_img_is_said(
         self, taken: list[Disk], strategy: Qcow2Internal, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PATH", "/nonexistent")
-        with pytest.raises(DiskError, match="install qemu-utils"):
+        with pytest.raises(Refused, match="install qemu-utils"):
             strategy.check_revert()

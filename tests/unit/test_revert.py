@@ -27,7 +27,7 @@ from pyxlsnap.errors import (
     Risky,
     XenError,
 )
-from pyxlsnap.journal import DomainLock, Journal
+from pyxlsnap.journal import DomainLock, Entry, Journal
 from pyxlsnap.memory import read_header, write_header
 from pyxlsnap.memory.savefile import MAGIC
 from pyxlsnap.model import Disk, Progress, Reverted, RunState, SnapshotConfig
@@ -182,10 +182,17 @@ def test_after_the_destroy_the_same_command_finishes_it(
     case.assert_reverted()
 
 
-@pytest.mark.parametrize(
-    "verb",
-    ["wait_gone", "revert xvda", "revert xvdb", "restore", "unpause", "finish xvda", "finish xvdb"],
-)
+@pytest.mark.parametrize("vdev", ["xvda", "xvdb"])
+def test_what_was_kept_and_cannot_be_dropped_is_a_warning(case: Case, vdev: str) -> None:
+    """The domain is back and runs: to revert it once more would be worse."""
+    case.world.fail(f"finish {vdev}", OSError("no"))
+    result = case.run()
+    assert result.state is RunState.RUNNING
+    (warning,) = result.warnings
+    assert vdev in warning
+
+
+@pytest.mark.parametrize("verb", ["wait_gone", "revert xvda", "revert xvdb", "restore", "unpause"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_verb_that_fails_within_a_step_is_finished_too(
     case: Case, verb: str, after: bool
@@ -693,6 +700,14 @@ class TestTheWholeFunction:
         case.guest.exists = False
         self.revert(case, UUID)
         case.assert_reverted()
+
+    def test_a_killed_create_is_recovered_first(self, case: Case) -> None:
+        entry = Entry("create", UUID, 1, "vm1", "half")
+        Journal(UUID).write(entry)
+        with pytest.raises(Refused, match=f"snapshot-recover {UUID}"):
+            self.revert(case)
+        assert Journal(UUID).read() == entry
+        assert case.guest.exists
 
     def test_a_journal_of_a_killed_revert_does_not_stop_it(self, case: Case) -> None:
         case.fails_at("restore", "before", raising(FAULTS["bug"]), NeedsAttention)
