@@ -21,7 +21,8 @@ unit: $(VENV)/built
 	$(PY) -m pytest tests/unit
 
 lab: $(VENV)/built
-	$(PY) -m pytest tests/lab
+	$(PY) -m tests.lab state
+	$(PY) -m pytest tests/lab --durations=8
 
 demo: $(VENV)/built
 	$(PY) -m tests.lab.demo

@@ -72,10 +72,10 @@ def built(kind: str, key: str, build: Callable[[Path], None], say: Say) -> Path:
             new.mkdir()
             try:
                 build(new)
+                new.rename(final)
             except BaseException:
                 remove(new)
                 raise
-            new.rename(final)
     return final
 
 

@@ -51,9 +51,8 @@ KINDS = {
         vdevs=("hda",),
     ),
 }
-# These are in the saved state, each named after its kind, and paused: all at once they would keep
-# the emulated CPUs busy, and two guests of the HVM kind that boot or work side by side are now and
-# then hit by a fault of the emulation ("Triple fault" in xl dmesg, Xen's own RIP in the guest).
+# These are in the saved state, each named after its kind, and paused: all at once they would take
+# most of the emulated CPU.
 STANDARD = ("pv", "pvh", "hvm")
 
 TICK = re.compile(
@@ -128,7 +127,7 @@ class Guest:
         """Start it on new disks; its log begins anew."""
         self.dom0.run(["rm", "-f", self.log, *self.disks.values()])
         self.make_disks()
-        self.dom0.write(self.config, self._config_text())
+        self.dom0.write(self.config, self.config_text())
         self.start()
 
     def start(self) -> None:
@@ -241,7 +240,7 @@ class Guest:
             f"{self.name}: no {count} ticks of n >= {n} in {timeout:.0f} s; its log ends:\n{end}"
         )
 
-    def _config_text(self) -> str:
+    def config_text(self) -> str:
         disks = ", ".join(
             f'"format=qcow2,vdev={vdev},access=rw,target={path}"'
             for vdev, path in self.disks.items()

@@ -55,6 +55,15 @@ def _nodes(guest: Guest) -> dict[str, dict[str, Any]]:
     return {node["file"]: node for node in nodes if node["drv"] == "qcow2"}
 
 
+def goes_back(guest: Guest, mark: int, was: Tick) -> Tick:
+    """The first tick of a guest that has gone back since ``mark``, when it was at tick ``was``."""
+    guest.assert_healthy()
+    ticks = guest.ticks_since(mark)
+    back = [tick for tick in ticks if tick.n < was.n]
+    assert back, f"{guest.name} was at {was.n} and has not gone back: {ticks[:20]}"
+    return back[0]
+
+
 def check_images(guest: Guest) -> None:
     """``qemu-img check`` of a guest's images; the guest must be off."""
     for path in guest.disks.values():

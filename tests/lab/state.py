@@ -1,13 +1,10 @@
 """A booted Xen host in a file, its guests paused in mid-work: what every test run starts from."""
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import cache, guests, image, machine
-
-# What is in a saved state follows from these files and the image.
-RECIPE = (machine, guests)
+from .dom0 import Dom0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +29,18 @@ class State:
 def ensure(say: cache.Say) -> State:
     """The saved state, with the image under it; what the cache does not have is built."""
     base = image.ensure(say)
-    recipe = [inspect.getsource(module) for module in RECIPE]
-    key = cache.digest(base.key, machine.qemu_version(), *recipe)
+    key = cache.digest(base.key, *_recipe())
     directory = cache.built("state", key, lambda new: _build(new, base, say), say)
     return State(base, directory)
+
+
+def _recipe() -> list[str]:
+    """Everything beside the image that a state follows from."""
+    somewhere = Path()
+    command = machine.qemu_command(image.Image(somewhere, ""), somewhere, somewhere)
+    nobody = Dom0(0)
+    configs = [guests.Guest(nobody, name).config_text() for name in guests.STANDARD]
+    return [machine.qemu_version(), *command, guests.DISK_SIZE, *configs]
 
 
 def _build(new: Path, base: image.Image, say: cache.Say) -> None:
