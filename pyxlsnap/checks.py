@@ -117,7 +117,6 @@ def refuse_full(directory: Path, memory_kb: int) -> None:
 
 def wait_for_frontends(
     guest: Guest,
-    config: DomainConfig,
     *,
     timeout_s: float = _FRONTENDS_S,
     unused_s: float = _UNUSED_S,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import (
     Aborted,
     DomainNotFound,
@@ -22,19 +23,13 @@ from pyxlsnap.errors import (
 from pyxlsnap.files import NewFile, make_directory, open_regular, remove_directories, temporary_name
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
 from pyxlsnap.memory import read_header, walk, write_header
-from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig
-from pyxlsnap.plan import CreatePlan, plan_create
+from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig, Step
 from pyxlsnap.ports import Host
 
 log = logging.getLogger(__name__)
 
-# A suspend that failed may come late: watch so long, and longer while its request stands (E5).
-_SETTLE_S, _REQUEST_S = 2.0, 90.0
-
 # An abort comes from nobody else: it is the token's way through libxl.
 _INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
-
-Step = tuple[str, Callable[[], None]]
 
 
 def create(
@@ -76,7 +71,7 @@ def create(
 
 
 class Creation:
-    """One run of a :class:`~pyxlsnap.plan.CreatePlan`."""
+    """One run of a :class:`~pyxlsnap.create_plan.CreatePlan`."""
 
     def __init__(
         self,
@@ -238,10 +233,10 @@ class Creation:
     def _bring_guest_back(self, undone: list[str]) -> None:
         if not self._suspend_began or self._resumed:
             return
-        late = not self._memory_complete
-        resumed = self._guest.ensure_running(
-            settle_s=_SETTLE_S if late else 0.0, request_s=_REQUEST_S if late else 0.0
-        )
+        if self._memory_complete:  # it is suspended, or has been resumed
+            resumed = self._guest.ensure_running(settle_s=0.0, request_s=0.0)
+        else:  # it may yet suspend
+            resumed = self._guest.ensure_running()
         if resumed:
             undone.append(f"resumed {self._guest.name}")
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 #: xenbus states of a frontend: nobody there yet, and connected
 XENBUS_INITIALISING, XENBUS_CONNECTED = 1, 4
+#: a suspend that failed may come late: watch so long, and longer while its request stands
+SETTLE_S, REQUEST_S = 2.0, 90.0
 _POLL_S = 0.02
 
 
@@ -98,7 +100,7 @@ class Domain:
         with self._toolstack.calling() as ctx:
             self._check(C.libxl_domain_resume(ctx, self.domid, 1, ffi.NULL), "libxl_domain_resume")
 
-    def ensure_running(self, *, settle_s: float, request_s: float) -> bool:
+    def ensure_running(self, *, settle_s: float = SETTLE_S, request_s: float = REQUEST_S) -> bool:
         """Resume the domain if it is suspended, or suspends yet; true if it had to be done.
 
         A suspend that timed out, was aborted or killed may leave its request with the guest, which

@@ -200,6 +200,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+#: a step of a sequence: its name, and what does it
+Step = tuple[str, Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)

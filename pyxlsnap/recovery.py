@@ -18,8 +18,6 @@ from pyxlsnap.ports import Guest, Host
 
 log = logging.getLogger(__name__)
 
-_SETTLE_S, _REQUEST_S = 2.0, 90.0
-
 
 def recover(
     host: Host, uuid: str, *, share_lock: ShareLock = lambda _uuid, _fd: None
@@ -70,7 +68,7 @@ def _undo_create(host: Host, entry: Entry) -> list[str]:
 
 def _resume(guest: Guest, entry: Entry) -> bool:
     try:
-        return guest.ensure_running(settle_s=_SETTLE_S, request_s=_REQUEST_S)
+        return guest.ensure_running()
     except XenError as e:
         left = [f"{guest} is suspended and cannot be resumed ({e})"]
         left += [f"its memory may be in {t}" for t in entry.temporary if Path(t).exists()]

@@ -9,7 +9,6 @@ import os
 import select
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from pyxlsnap import checks
@@ -25,15 +24,13 @@ from pyxlsnap.errors import (
 from pyxlsnap.files import open_regular
 from pyxlsnap.freemem import make_room
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
-from pyxlsnap.model import OnProgress, Progress, Reverted, RunState, SnapshotConfig
-from pyxlsnap.plan import RevertPlan, plan_revert, saved_uuid
+from pyxlsnap.model import OnProgress, Progress, Reverted, RunState, SnapshotConfig, Step
 from pyxlsnap.ports import Guest, Host
+from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
 
 log = logging.getLogger(__name__)
 
 _GONE_S = 60.0
-
-Step = tuple[str, Callable[[], None]]
 
 
 def revert(
@@ -87,7 +84,7 @@ def _uuids(host: Host, domain: str, wanted: SnapshotConfig, cfgfile: Path) -> li
 
 
 class Reversion:
-    """One run of a :class:`~pyxlsnap.plan.RevertPlan`."""
+    """One run of a :class:`~pyxlsnap.revert_plan.RevertPlan`."""
 
     def __init__(
         self,

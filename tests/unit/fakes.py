@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
-from pyxlsnap import checks, freemem, journal, plan, recovery
+from pyxlsnap import checks, create_plan, freemem, journal, recovery, revert_plan
+from pyxlsnap.domain import REQUEST_S, SETTLE_S
 from pyxlsnap.errors import AlreadyExists, DiskError, DomainNotFound, Refused, XenError
 from pyxlsnap.memory import walk
 from pyxlsnap.model import (
@@ -22,6 +23,7 @@ from pyxlsnap.model import (
     DomainInfo,
     OnProgress,
     Progress,
+    Step,
 )
 from pyxlsnap.ports import DiskStrategy, Guest, Host
 from tests.unit import streams
@@ -233,7 +235,7 @@ class FakeGuest:
             self.suspended = False
             self.resumes += 1
 
-    def ensure_running(self, *, settle_s: float, request_s: float) -> bool:
+    def ensure_running(self, *, settle_s: float = SETTLE_S, request_s: float = REQUEST_S) -> bool:
         if self.suspends_late_s is not None and self.suspends_late_s <= max(settle_s, request_s):
             self.time_passes()
         if self.check_same().suspended:
@@ -412,6 +414,36 @@ class FakeStrategy:
         self._world.events.append(f"close {self.vdevs[0]}")
 
 
+class Stepwise(Protocol):
+    """What create and revert have in common."""
+
+    def steps(self) -> list[Step]: ...
+
+
+class FailsAtStep:
+    """Put before a sequence's class: it fails at one of its steps."""
+
+    at = ""
+    when = ""
+    fault: Callable[[], None] = staticmethod(lambda: None)
+
+    def steps(self) -> list[Step]:
+        sequence = cast(Stepwise, super())
+        return [
+            (name, self._faulty(do) if name == self.at else do) for name, do in sequence.steps()
+        ]
+
+    def _faulty(self, do: Callable[[], None]) -> Callable[[], None]:
+        def step() -> None:
+            if self.when == "after":
+                do()
+            self.fault()
+            if self.when == "before":
+                do()
+
+        return step
+
+
 if TYPE_CHECKING:
 
     def _guest(fake: FakeGuest) -> Guest:
@@ -432,4 +464,4 @@ PLACES = (
     (freemem, "XL_CONF", "xl.conf"),
     (freemem, "XL_LOCK", "run/xl.lock"),
 )
-CHOOSERS = (plan, recovery)
+CHOOSERS = (create_plan, revert_plan, recovery)

@@ -168,7 +168,7 @@ class TestSpace:
 
 class TestFrontends:
     def wait(self, guest: FakeGuest, *, timeout_s: float = 5, unused_s: float = 0.2) -> None:
-        checks.wait_for_frontends(guest, guest.config(), timeout_s=timeout_s, unused_s=unused_s)
+        checks.wait_for_frontends(guest, timeout_s=timeout_s, unused_s=unused_s)
 
     def test_connected_ones_are_not_waited_for(self, guest: FakeGuest) -> None:
         self.wait(guest, timeout_s=0, unused_s=1000)

@@ -11,7 +11,8 @@ import pytest
 
 from pyxlsnap import cfgfile, create, files
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.create import Creation, Step
+from pyxlsnap.create import Creation
+from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import (
     Aborted,
     AlreadyExists,
@@ -27,8 +28,8 @@ from pyxlsnap.errors import (
 from pyxlsnap.journal import DomainLock, Journal
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DiskRequest, Progress, RunState, Snapshot, SnapshotConfig
-from pyxlsnap.plan import CreatePlan, plan_create, plan_revert
-from tests.unit.fakes import UUID, FakeGuest, World
+from pyxlsnap.revert_plan import plan_revert
+from tests.unit.fakes import UUID, FailsAtStep, FakeGuest, World
 
 STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
 WHEN = ("before", "after")
@@ -42,25 +43,8 @@ FAULTS: dict[str, Callable[[], BaseException]] = {
 WANTED = SnapshotConfig(name="snap", description="why")
 
 
-class Faulty(Creation):
+class Faulty(FailsAtStep, Creation):
     """A creation that fails at one of its steps."""
-
-    at = ""
-    when = ""
-    fault: Callable[[], None] = staticmethod(lambda: None)
-
-    def steps(self) -> list[Step]:
-        return [(name, self._faulty(do) if name == self.at else do) for name, do in super().steps()]
-
-    def _faulty(self, do: Callable[[], None]) -> Callable[[], None]:
-        def step() -> None:
-            if self.when == "after":
-                do()
-            self.fault()
-            if self.when == "before":
-                do()
-
-        return step
 
 
 class Case:

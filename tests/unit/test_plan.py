@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap import cfgfile
-from pyxlsnap import plan as plan_module
+from pyxlsnap import create_plan as plan_module
+from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.disks import choose, strategies
 from pyxlsnap.disks.qcow2_internal import Qcow2Internal
 from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
-from pyxlsnap.model import Disk, DiskRequest, DomainConfig, SnapshotConfig
-from pyxlsnap.plan import CreatePlan, plan_create
+from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
 from pyxlsnap.ports import Guest
 from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
 
@@ -27,7 +27,7 @@ def planned(
     wanted: SnapshotConfig = SnapshotConfig("snap"),  # noqa: B008
     *,
     live: bool = False,
-    wait: Callable[[Guest, DomainConfig], None] = lambda *_: None,
+    wait: Callable[[Guest], None] = lambda _: None,
 ) -> CreatePlan:
     return plan_create(world.host, guest, wanted, live=live, directory=world.directory, wait=wait)
 

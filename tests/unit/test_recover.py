@@ -7,12 +7,13 @@ import pytest
 
 from pyxlsnap import cfgfile
 from pyxlsnap.create import Creation
+from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import Busy, MonitorError, NeedsAttention, Refused, UsageError, XenError
 from pyxlsnap.journal import DomainLock, Journal
 from pyxlsnap.model import SnapshotConfig
-from pyxlsnap.plan import CreatePlan, plan_create, plan_revert
 from pyxlsnap.recovery import recover
 from pyxlsnap.revert import Reversion
+from pyxlsnap.revert_plan import plan_revert
 from tests.unit.fakes import UUID, FakeGuest, World, config_of
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]

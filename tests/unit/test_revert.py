@@ -14,6 +14,7 @@ import pytest
 from pyxlsnap import cfgfile, checks, revert
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import Creation
+from pyxlsnap.create_plan import plan_create
 from pyxlsnap.errors import (
     BadMemoryFile,
     Busy,
@@ -31,10 +32,10 @@ from pyxlsnap.journal import DomainLock, Entry, Journal
 from pyxlsnap.memory import read_header, write_header
 from pyxlsnap.memory.savefile import MAGIC
 from pyxlsnap.model import Disk, Progress, Reverted, RunState, SnapshotConfig
-from pyxlsnap.plan import RevertPlan, plan_create, plan_revert
-from pyxlsnap.revert import Reversion, Step
+from pyxlsnap.revert import Reversion
+from pyxlsnap.revert_plan import RevertPlan, plan_revert
 from tests.unit import streams
-from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
+from tests.unit.fakes import OTHER_UUID, UUID, FailsAtStep, FakeGuest, World, config_of
 
 STEPS = [name for name, _ in Reversion.__new__(Reversion).steps()]
 UNTOUCHED = STEPS[: STEPS.index("destroy") + 1]
@@ -49,25 +50,8 @@ FAULTS: dict[str, Callable[[], BaseException]] = {
 NAME = "snap"
 
 
-class Faulty(Reversion):
+class Faulty(FailsAtStep, Reversion):
     """A reversion that fails at one of its steps."""
-
-    at = ""
-    when = ""
-    fault: Callable[[], None] = staticmethod(lambda: None)
-
-    def steps(self) -> list[Step]:
-        return [(name, self._faulty(do) if name == self.at else do) for name, do in super().steps()]
-
-    def _faulty(self, do: Callable[[], None]) -> Callable[[], None]:
-        def step() -> None:
-            if self.when == "after":
-                do()
-            self.fault()
-            if self.when == "before":
-                do()
-
-        return step
 
 
 class Case:

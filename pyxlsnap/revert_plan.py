@@ -1,58 +1,29 @@
-"""From a request and a live domain to a plan: a value that can be printed, checked and run.
+"""What a revert will do: from a cfgfile and its memory file to a plan that can be printed and run.
 
-Everything that can be known beforehand is checked here, while the guest runs and nothing has
-been touched.
+Everything that can be known beforehand is checked here; nothing has been touched yet.
 """
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from pyxlsnap import cfgfile, checks
+from pyxlsnap import checks
 from pyxlsnap.disks import strategies
-from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky, UsageError
-from pyxlsnap.files import open_regular, refuse_existing
+from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky
+from pyxlsnap.files import open_regular
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
-    Disk,
     DiskRequest,
     DomainConfig,
-    GuestKind,
     Metadata,
     RunState,
     SnapshotConfig,
     check_name,
 )
 from pyxlsnap.ports import DiskStrategy, Guest, Host
-
-SNAPSHOT_DIR = Path("/var/lib/xen/snapshots")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreatePlan:
-    """A snapshot that can be taken."""
-
-    guest: Guest = field(repr=False)
-    config: DomainConfig = field(repr=False)
-    metadata: Metadata
-    live: bool
-    memory_path: Path
-    cfgfile: Path
-    cfgfile_text: str
-    strategies: tuple[DiskStrategy, ...]
-    #: disks that will not be in it, each with the reason
-    left_out: dict[str, str]
-    warnings: tuple[str, ...]
-
-    def close(self) -> None:
-        """Let go of the connections that planning made."""
-        for strategy in self.strategies:
-            strategy.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,107 +45,6 @@ class RevertPlan:
         """Let go of the connections that were made."""
         for strategy in self.strategies:
             strategy.close()
-
-
-# create
-
-
-def plan_create(
-    host: Host,
-    guest: Guest,
-    wanted: SnapshotConfig,
-    *,
-    live: bool = False,
-    directory: Path = SNAPSHOT_DIR,
-    wait: Callable[[Guest, DomainConfig], None] = checks.wait_for_frontends,
-) -> CreatePlan:
-    """Plan a snapshot of a running guest. Changes nothing.
-
-    :param wanted: what the cfgfile says; what it leaves out is filled in.
-    :param directory: where snapshots go that name no memory file.
-    :raises UsageError: the name or a path will not do.
-    :raises Refused: the guest, a disk or the host does not allow it.
-    """
-    created = int(time.time())
-    name = check_name(wanted.name or datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S"))
-    checks.refuse_state(guest)
-    config = guest.config()
-    checks.refuse_config(config, guest)
-    if live and config.kind is GuestKind.PV and not host.has_shadow_paging():
-        raise Refused(
-            f"--live is impossible for {guest.name}: it is a PV guest, and this Xen is built "
-            f"without shadow paging, so it cannot log a PV guest's dirty pages; take the snapshot "
-            f"without --live"
-        )
-    chosen, left_out, warnings = _choose_disks(config, wanted.disks)
-    checks.refuse_shared(host, guest, [d for d, _ in chosen])
-    memory_path = _memory_path(wanted, directory / guest.uuid, name)
-    cfg = memory_path.parent / f"{name}.cfg"
-    for path in (memory_path, cfg):
-        refuse_existing(path)
-    requests = tuple(request for _, request in chosen)
-    complete = SnapshotConfig(name, wanted.description, str(memory_path), requests)
-    checks.refuse_full(memory_path.parent, guest.info().memory_kb)
-    inactive = live and config.kind is GuestKind.HVM
-    plan = CreatePlan(
-        guest=guest,
-        config=config,
-        metadata=Metadata(
-            name=name,
-            description=wanted.description or "",
-            created=created,
-            state=RunState.RUNNING,
-            disks=requests,
-            versions=checks.versions(host),
-        ),
-        live=live,
-        memory_path=memory_path,
-        cfgfile=cfg,
-        cfgfile_text=cfgfile.render(complete),
-        strategies=strategies(chosen, name=name, inactive=inactive),
-        left_out=left_out,
-        warnings=(*warnings, *checks.monitor_warning(host, guest)),
-    )
-    try:
-        for strategy in plan.strategies:
-            strategy.check_create(guest.domid)
-        wait(guest, config)
-    except BaseException:
-        plan.close()
-        raise
-    return plan
-
-
-def _choose_disks(
-    config: DomainConfig, wanted: Sequence[DiskRequest] | None
-) -> tuple[list[tuple[Disk, DiskRequest]], dict[str, str], list[str]]:
-    """The disks to snapshot, those left out (with the reason), and warnings."""
-    writable = [d for d in config.disks if not d.left_out]
-    left_out = {d.vdev: d.left_out for d in config.disks if d.left_out}
-    if wanted is None:
-        return [(d, DiskRequest(d.vdev)) for d in writable], left_out, []
-    by_vdev = {d.vdev: d for d in config.disks}
-    unknown = [r.vdev for r in wanted if r.vdev not in by_vdev]
-    if unknown:
-        has = ", ".join(by_vdev) or "none"
-        raise UsageError(f"the domain has no disk {', '.join(unknown)} (its disks: {has})")
-    named = {r.vdev for r in wanted}
-    forgotten = [d.vdev for d in writable if d.vdev not in named]
-    left_out |= dict.fromkeys(forgotten, "not named in the cfgfile")
-    warnings = [f"{v} is not in the snapshot: reverting it will be risky" for v in forgotten]
-    return [(by_vdev[r.vdev], r) for r in wanted], left_out, warnings
-
-
-def _memory_path(wanted: SnapshotConfig, directory: Path, name: str) -> Path:
-    path = Path(wanted.memory_path) if wanted.memory_path else directory / f"{name}.save"
-    if not path.is_absolute():
-        path = Path.cwd() / path
-    if wanted.memory_path and not path.parent.is_dir():
-        raise Refused(f"memory_path {path}: there is no directory {path.parent}: make it first")
-    return path
-
-
-# revert
 
 
 def plan_revert(
