@@ -20,7 +20,14 @@ from pyxlsnap.errors import (
     OperationFailed,
     PyxlsnapError,
 )
-from pyxlsnap.files import NewFile, make_directory, open_regular, remove_directories, temporary_name
+from pyxlsnap.files import (
+    NewFile,
+    make_directory,
+    missing_directories,
+    open_regular,
+    remove_directories,
+    temporary_name,
+)
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
 from pyxlsnap.memory import read_header, walk, write_header
 from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig, Step
@@ -88,6 +95,7 @@ class Creation:
         self._cancel = cancel or Cancel()
         self._memory: NewFile | None = None
         self._temporary = temporary_name(plan.memory_path)
+        self._temporary_cfgfile = temporary_name(plan.cfgfile)
         self._cleanups: list[Callable[[], list[str]]] = []
         self._suspend_began = False
         self._memory_complete = False
@@ -137,7 +145,8 @@ class Creation:
             domid=self._guest.domid,
             domain=self._guest.name,
             name=plan.metadata.name,
-            temporary=(str(self._temporary),),
+            temporary=(str(self._temporary), str(self._temporary_cfgfile)),
+            directories=tuple(map(str, missing_directories(plan.memory_path.parent))),
             memory_path=str(plan.memory_path),
             cfgfile=str(plan.cfgfile),
             disks=plan.metadata.disks,
@@ -194,7 +203,7 @@ class Creation:
             walk(file, str(path))
 
     def _write_cfgfile(self) -> None:
-        with NewFile(self._plan.cfgfile) as new:
+        with NewFile(self._plan.cfgfile, temporary=self._temporary_cfgfile) as new:
             new.file.write(self._plan.cfgfile_text.encode())
             new.publish()
         self._cleanups.append(lambda: _unlink(self._plan.cfgfile))

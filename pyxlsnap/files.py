@@ -120,15 +120,19 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def missing_directories(directory: Path) -> list[Path]:
+    """What :func:`make_directory` would make, parents first."""
+    return [d for d in (*reversed(directory.parents), directory) if not d.exists()]
+
+
 def make_directory(directory: Path) -> list[Path]:
     """Make a directory of our own (0700) with its parents; return those that are new.
 
     :raises Refused: it cannot be made, or is not a directory.
     """
-    missing = [d for d in (directory, *directory.parents) if not d.exists()]
     made = []
     try:
-        for path in reversed(missing):
+        for path in missing_directories(directory):
             path.mkdir(_OURS)
             made.append(path)
     except OSError as e:
@@ -145,6 +149,8 @@ def remove_directories(made: list[Path]) -> list[str]:
     for path in reversed(made):
         try:
             path.rmdir()
+        except FileNotFoundError:
+            continue
         except OSError:
             break
         removed.append(f"removed the directory {path}")

@@ -81,6 +81,8 @@ class Entry:
     disks: tuple[DiskRequest, ...] = ()
     #: seconds since the epoch
     started: float = 0.0
+    #: directories that are ours, if they are there, parents first
+    directories: tuple[str, ...] = ()
 
 
 class Journal:
@@ -107,9 +109,10 @@ class Journal:
         """
         try:
             values = json.loads(self.path.read_bytes())
-            disks = tuple(DiskRequest(**d) for d in values.pop("disks"))
-            temporary = tuple(values.pop("temporary"))
-            return Entry(disks=disks, temporary=temporary, **values)
+            values["disks"] = tuple(DiskRequest(**d) for d in values["disks"])
+            for key in ("temporary", "directories"):
+                values[key] = tuple(values[key])
+            return Entry(**values)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyxlsnap.disks import strategies
 from pyxlsnap.errors import BadMemoryFile, DomainNotFound, NeedsAttention, PyxlsnapError, XenError
-from pyxlsnap.files import open_regular
+from pyxlsnap.files import open_regular, remove_directories
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig, check_uuid
@@ -61,8 +61,15 @@ def _undo_create(host: Host, entry: Entry) -> list[str]:
         if Path(name).exists():
             Path(name).unlink()
             done.append(f"removed {name}")
+    done += remove_directories([Path(d) for d in entry.directories])
     if left:
-        raise NeedsAttention("; ".join(left), step="recover", undone=done, left=left)
+        raise NeedsAttention(
+            "; ".join(left),
+            step="recover",
+            undone=done,
+            left=left,
+            finish=f"when you have looked at it: rm {Journal(entry.uuid).path}",
+        )
     return done
 
 

@@ -127,6 +127,7 @@ _ENTRIES = st.builds(
     domain=_TEXT,
     name=_TEXT,
     temporary=st.lists(_TEXT, max_size=3).map(tuple),
+    directories=st.lists(_TEXT, max_size=3).map(tuple),
     memory_path=_TEXT,
     cfgfile=_TEXT,
     disks=st.lists(st.builds(DiskRequest, _TEXT, _TEXT, _TEXT), max_size=3).map(tuple),
@@ -176,10 +177,10 @@ class TestJournal:
             b'"x"',
             b"{}",
             b"[" * 100_000,
-            b'{"disks": 5, "temporary": []}',
-            b'{"disks": [5], "temporary": []}',
-            b'{"disks": [], "temporary": []}',
-            json.dumps({"disks": [], "temporary": [], "unknown": 1}).encode(),
+            b'{"disks": 5, "temporary": [], "directories": []}',
+            b'{"disks": [5], "temporary": [], "directories": []}',
+            b'{"disks": [], "temporary": [], "directories": []}',
+            json.dumps({"disks": [], "temporary": [], "directories": [], "unknown": 1}).encode(),
         ],
     )
     def test_damage_is_refused_and_kept(self, tmp_path: Path, data: bytes) -> None:

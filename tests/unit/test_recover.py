@@ -31,7 +31,6 @@ class Killed:
         self.plan: CreatePlan = plan_create(
             world.host, self.guest, wanted, directory=world.directory
         )
-        self.plan.memory_path.parent.mkdir(parents=True)
         self.before = world.photo()
         creation = Creation(self.plan, Journal(UUID))
         for name, do in creation.steps():
@@ -134,7 +133,8 @@ def test_a_guest_that_has_gone_leaves_its_disks_to_a_person(world: World) -> Non
         killed.recover()
     assert caught.value.undone
     assert Journal(UUID).read() is not None
-    assert not list(killed.plan.memory_path.parent.iterdir())
+    assert not killed.plan.memory_path.parent.exists()
+    assert f"rm {Journal(UUID).path}" in caught.value.finish
 
 
 def test_disks_that_cannot_be_reached_are_named_and_the_rest_is_done(world: World) -> None:
