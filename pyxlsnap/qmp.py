@@ -33,7 +33,7 @@ class Monitor:
         self._loop = asyncio.new_event_loop()
         try:
             self._run(self._client.connect(str(path)), "connect", timeout_s)
-        except MonitorError:
+        except BaseException:
             self._loop.close()
             raise
 
@@ -57,12 +57,16 @@ class Monitor:
         return (qemu["major"], qemu["minor"])
 
     def close(self) -> None:
-        """Disconnect. Idempotent; never raises."""
+        """Disconnect. Idempotent; raises nothing but an interrupt, and lets go even then.
+
+        It is called while the error of an operation is on its way, which must not be replaced.
+        """
         if self._loop.is_closed():
             return
         try:
+            # QMPClient hands out whatever ended its reader, an EOFError if QEMU has died.
             self._run(self._client.disconnect(), "disconnect", GREETING_S)
-        except MonitorError:
+        except (Exception, asyncio.CancelledError):
             pass  # gone is gone
         finally:
             self._loop.close()
@@ -77,5 +81,9 @@ class Monitor:
             ) from e
         except ExecuteError as e:
             raise MonitorError(f"QEMU refused {command}: {e}", command=command, refused=True) from e
+        except EOFError as e:
+            raise MonitorError(
+                f"QEMU's monitor {self._path}: QEMU hung up (it may have died)", command=command
+            ) from e
         except (QMPError, OSError) as e:
             raise MonitorError(f"QEMU's monitor {self._path}: {e}", command=command) from e
