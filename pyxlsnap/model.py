@@ -238,6 +238,8 @@ class Reverted:
     warnings: tuple[str, ...]
 
 
+#: what a revert keeps the disks under, put after the snapshot's name
+KEPT_SUFFIX = ".pre-revert"
 _NAME_LIMIT = 127  # qcow2 and QEMU take 255 bytes, LVM 127 with the volume's own name
 _NAME = re.compile(r"[A-Za-z0-9_+.@:-]+")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -247,7 +249,8 @@ def check_name(name: str) -> str:
     """Return ``name`` if every storage can hold it as a snapshot's name.
 
     It becomes a qcow2 tag, a file's name and an argument of ``qemu-img snapshot``, which takes
-    an ID (digits) before a name: so digits alone will not do.
+    an ID (digits) before a name: so digits alone will not do. :data:`KEPT_SUFFIX` is reserved, so
+    that what bears it is ours to delete.
 
     :raises UsageError: saying what is wrong with it.
     """
@@ -265,6 +268,11 @@ def check_name(name: str) -> str:
         )
     if name[0] in ".-":
         raise UsageError(f"snapshot name {name!r} must not start with {name[0]!r}")
+    if name.endswith(KEPT_SUFFIX):
+        raise UsageError(
+            f"snapshot name {name!r}: under such a name a revert keeps the disks as they were, and "
+            f"deletes it in the end: choose another that does not end in {KEPT_SUFFIX!r}"
+        )
     return name
 
 

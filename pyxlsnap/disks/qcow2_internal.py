@@ -2,7 +2,7 @@
 
 QEMU makes the snapshots of all disks in one QMP ``transaction``, so there are all or none. Under
 Xen QEMU opens its images with locking off: nothing here runs qemu-img for writing on an image
-while a QEMU has it.
+while any process has it.
 """
 
 import json
@@ -16,10 +16,12 @@ from typing import Any
 
 from pyxlsnap import qmp
 from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
-from pyxlsnap.model import Artefact, Disk
+from pyxlsnap.files import holders, process_name
+from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk
 
 _QEMU_IMG_S = 600.0
-_KEPT = ".pre-revert"
+_RELEASED_S = 60.0
+_POLL_S = 0.2
 _SET_ACTIVE_SINCE = (10, 0)  # QEMU's blockdev-set-active
 
 
@@ -103,10 +105,7 @@ class Qcow2Internal:
         undone = []
         for vdev, tags in self._tags().items():
             if any(t.name == self._name and t.date >= self._began - 1 for t in tags):
-                self._connected().execute(
-                    "blockdev-snapshot-delete-internal-sync",
-                    {"device": self._nodes[vdev], "name": self._name},
-                )
+                self._delete(vdev, self._name)
                 undone.append(f"deleted the disk snapshot {self._name!r} of {vdev}")
         return undone
 
@@ -145,6 +144,11 @@ class Qcow2Internal:
         nodes = self._connected().execute("query-named-block-nodes", {"flat": True})
         return [n for n in nodes if n["drv"] == "qcow2"]
 
+    def _delete(self, vdev: str, name: str) -> None:
+        self._connected().execute(
+            "blockdev-snapshot-delete-internal-sync", {"device": self._nodes[vdev], "name": name}
+        )
+
     def _tags(self) -> dict[str, list[_Tag]]:
         """The snapshots in each disk's image, as QEMU knows them."""
         nodes = {n["node-name"]: n for n in self._qcow2_nodes()}
@@ -170,6 +174,20 @@ class Qcow2Internal:
                 )
 
     def revert(self) -> None:
+        """Apply the snapshots, each image's present state first kept in it under a tag of ours.
+
+        A tag of that name that is there already stays as it is, for it may have been made by a run
+        of this that was interrupted, and then has the only copy of what was before. It may also be
+        one that :meth:`finish_revert` once failed to delete, and then the present state is not
+        kept. Nothing but the run itself can tell the two apart, and only for a restore that fails
+        does it matter. Nobody else's can have that name (:data:`~pyxlsnap.model.KEPT_SUFFIX`), so
+        :meth:`finish_revert` deletes it in both cases.
+
+        :raises DiskError: another process has an image open, for longer than a QEMU takes to end;
+            nothing was written then.
+        """
+        for disk in self._disks:
+            _wait_released(disk)
         for disk in self._disks:
             if self._kept_name not in [t.name for t in _image_tags(disk)]:
                 _qemu_img(disk, "snapshot", "-c", self._kept_name, disk.target)
@@ -178,19 +196,27 @@ class Qcow2Internal:
     def finish_revert(self, domid: int) -> list[str]:
         try:
             self._connect(domid)
-            for node in self._nodes.values():
-                arguments: dict[str, object] = {"device": node, "name": self._kept_name}
-                self._connected().execute("blockdev-snapshot-delete-internal-sync", arguments)
+            tags = self._tags()
         except (MonitorError, Refused) as e:
-            return [
-                f"disk snapshots {self._kept_name!r} (the disks before the revert) in "
-                f"{', '.join(d.target for d in self._disks)}: {e}"
-            ]
-        return []
+            return [self._left(self._disks, e)]
+        left = []
+        for disk in self._disks:
+            try:
+                if any(t.name == self._kept_name for t in tags[disk.vdev]):
+                    self._delete(disk.vdev, self._kept_name)
+            except MonitorError as e:
+                left.append(self._left([disk], e))
+        return left
+
+    def _left(self, disks: Sequence[Disk], why: Exception) -> str:
+        return (
+            f"disk snapshots {self._kept_name!r} (the disks before the revert) in "
+            f"{', '.join(d.target for d in disks)}: {why}"
+        )
 
     @property
     def _kept_name(self) -> str:
-        return self._name + _KEPT
+        return self._name + KEPT_SUFFIX
 
 
 def _only_node(disk: Disk, nodes: list[dict[str, Any]]) -> str:
@@ -218,6 +244,30 @@ def _tags_of(image: dict[str, Any]) -> list[_Tag]:
     return [
         _Tag(s["name"], s["date-sec"] + s["date-nsec"] / 1e9) for s in image.get("snapshots", [])
     ]
+
+
+def _wait_released(disk: Disk) -> None:
+    """Wait until no other process has the image open; a QEMU that was killed takes a moment."""
+    end = time.monotonic() + _RELEASED_S
+    while pids := _holders(disk):
+        if time.monotonic() >= end:
+            raise DiskError(
+                f"{disk.target} is still open in {', '.join(map(_process, pids))}, and to write to "
+                f"it now would damage it: make sure that this ends, then run the command again",
+                vdev=disk.vdev,
+            )
+        time.sleep(_POLL_S)
+
+
+def _holders(disk: Disk) -> list[int]:
+    try:
+        return holders(Path(disk.target))
+    except OSError as e:
+        raise DiskError(f"{disk.target}: {e.strerror}", vdev=disk.vdev) from e
+
+
+def _process(pid: int) -> str:
+    return f"{process_name(pid)} (pid {pid})"
 
 
 def _image_tags(disk: Disk) -> list[_Tag]:

@@ -4,7 +4,9 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from pyxlsnap import files
 from pyxlsnap.errors import AlreadyExists, Refused
 from pyxlsnap.files import (
     NewFile,
+    holders,
     make_directory,
     open_regular,
+    process_name,
     refuse_existing,
     remove_directories,
 )
@@ -238,3 +242,94 @@ class TestOpenRegular:
         with pytest.raises(OSError), open_regular(Path(path)):  # noqa: PT011
             pass
         assert open_descriptors() == before
+
+
+@contextmanager
+def python(code: str, *arguments: Path) -> Iterator[int]:
+    """A process that runs ``code`` and has said that it did, until it is told to end."""
+    code += "\nprint('done', flush=True)\nsys.stdin.read()\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import os, sys\n" + code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout
+        assert process.stdin
+        assert process.stdout.readline() == "done\n"
+        yield process.pid
+        process.stdin.close()
+
+
+class TestHolders:
+    HOLD = "file = open(sys.argv[1], 'rb')"
+
+    @pytest.fixture
+    def image(self, tmp_path: Path) -> Path:
+        path = tmp_path / "image"
+        path.write_bytes(b"x")
+        return path
+
+    def test_are_the_processes_that_have_it_open(self, image: Path) -> None:
+        assert holders(image) == []
+        with python(self.HOLD, image) as a, python(self.HOLD, image) as b:
+            assert sorted(holders(image)) == sorted([a, b])
+            assert process_name(a).startswith("python")
+        assert holders(image) == []
+
+    @pytest.mark.parametrize("link", [os.symlink, os.link])
+    def test_whatever_its_name(self, image: Path, link: Callable[[Path, Path], None]) -> None:
+        link(image, image.with_name("link"))
+        with python(self.HOLD, image) as pid:
+            assert holders(image.with_name("link")) == [pid]
+        with python(self.HOLD, image.with_name("link")) as pid:
+            assert holders(image) == [pid]
+
+    def test_a_file_that_was_renamed_is_the_same_file(self, image: Path) -> None:
+        with python(self.HOLD, image) as pid:
+            moved = image.rename(image.with_name("moved"))
+            image.write_bytes(b"another")
+            assert holders(moved) == [pid]
+            assert holders(image) == []
+
+    def test_two_nodes_of_a_block_device_are_one_device(self, tmp_path: Path) -> None:
+        for name, minor in (("a", 1), ("b", 1), ("c", 2)):
+            try:
+                os.mknod(tmp_path / name, stat.S_IFBLK, os.makedev(254, minor))
+            except PermissionError:
+                pytest.skip("no device nodes can be made here")
+        with python("os.open(sys.argv[1], os.O_PATH)", tmp_path / "a") as pid:
+            assert holders(tmp_path / "b") == [pid]
+            assert holders(tmp_path / "c") == []
+
+    def test_this_process_is_none(self, image: Path) -> None:
+        with image.open("rb"):
+            assert holders(image) == []
+
+    def test_a_process_whose_first_thread_has_ended_is_one(self, image: Path) -> None:
+        """As a QEMU that was killed, one of whose threads still writes."""
+        code = (
+            "import ctypes, threading\n"
+            "def rest():\n"
+            "    while open('/proc/self/stat').read().split()[2] != 'Z':\n"
+            "        pass\n"
+            "    print('done', flush=True)\n"
+            "    sys.stdin.read()\n"
+            "    os._exit(0)\n"
+            "threading.Thread(target=rest).start()\n"
+            "ctypes.CDLL(None).syscall(60, 0)"
+        )
+        with python(f"{self.HOLD}\n{code}", image) as pid:
+            assert holders(image) == [pid]
+
+    def test_a_process_that_has_ended_is_none(self, image: Path) -> None:
+        with python(f"{self.HOLD}\nif not os.fork(): sys.exit()", image) as pid:
+            assert holders(image) == [pid]
+
+    def test_a_file_that_is_not_there(self, image: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            holders(image.with_name("none"))
+
+    def test_a_process_that_has_gone_has_a_name_all_the_same(self) -> None:
+        assert process_name(2**22 + 1) == "?"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyxlsnap.errors import UsageError
-from pyxlsnap.model import Disk, DomainConfig, DomainInfo, GuestKind, check_name
+from pyxlsnap.model import KEPT_SUFFIX, Disk, DomainConfig, DomainInfo, GuestKind, check_name
 
 ALLOWED = string.ascii_letters + string.digits + "_+.@:-"
 LIBXL = """{
@@ -28,8 +28,8 @@ LIBXL = """{
 
 
 @given(st.text(ALLOWED, min_size=1, max_size=127))
-def test_a_name_of_allowed_characters_is_taken_or_the_reason_is_one_of_two(name: str) -> None:
-    if name.isdigit() or name[0] in ".-":
+def test_a_name_of_allowed_characters_is_taken_or_the_reason_is_one_of_three(name: str) -> None:
+    if name.isdigit() or name[0] in ".-" or name.endswith(KEPT_SUFFIX):
         with pytest.raises(UsageError):
             check_name(name)
     else:
@@ -65,11 +65,18 @@ def test_a_name_that_is_taken_is_safe_everywhere(name: str) -> None:
         ("..", "must not start"),
         (".hidden", "must not start"),
         ("-d", "must not start"),
+        ("a.pre-revert", "a revert keeps the disks as they were, .* choose another"),
+        ("a.pre-revert.pre-revert", "a revert keeps the disks"),
     ],
 )
 def test_a_bad_name_is_refused_with_the_reason(name: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         check_name(name)
+
+
+@pytest.mark.parametrize("name", ["pre-revert", "a.pre-revert2", "a-pre-revert", "a.pre-revert."])
+def test_what_merely_resembles_the_reserved_ending_is_taken(name: str) -> None:
+    assert check_name(name) == name
 
 
 def test_the_generated_form_is_a_good_name() -> None:

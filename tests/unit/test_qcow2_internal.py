@@ -7,13 +7,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pyxlsnap import qmp
+from pyxlsnap.disks import qcow2_internal
 from pyxlsnap.disks.qcow2_internal import Qcow2Internal
-from pyxlsnap.errors import AlreadyExists, MonitorError, Refused
+from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
 from pyxlsnap.model import Disk
 from tests.unit.fakes import open_descriptors
 
@@ -72,6 +75,14 @@ class Qemu:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=[server.fileno()]
             )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def has_opened(self) -> None:
+        """Wait until it has its images open: then it greets."""
+        qmp.Monitor(self._socket).close()
 
     def close(self) -> None:
         self._process.terminate()
@@ -375,6 +386,57 @@ class TestRevert:
         assert "snap.pre-revert" in line
         assert all(d.target in line for d in taken)
 
+    def test_each_disk_loses_what_was_kept_of_it(
+        self, run_dir: Path, taken: list[Disk], strategy: Qcow2Internal
+    ) -> None:
+        """The run before this one was stopped when it had done the first disk."""
+        strategy.revert()
+        qemu_img("snapshot", "-d", "snap.pre-revert", taken[0].target)
+        qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})
+        assert strategy.finish_revert(DOMID) == []
+        strategy.close()
+        qemu.close()
+        assert [tags(d) for d in taken] == [["snap"], ["snap"]]
+
+    def test_one_that_cannot_be_removed_does_not_keep_the_other(
+        self,
+        run_dir: Path,
+        taken: list[Disk],
+        strategy: Qcow2Internal,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        strategy.revert()
+        execute = qmp.Monitor.execute
+
+        def not_of_the_first(monitor: qmp.Monitor, command: str, arguments: Any = None) -> Any:
+            if arguments and arguments.get("device") == "xvda-qcow2":
+                raise MonitorError("no", command=command, refused=True)
+            return execute(monitor, command, arguments)
+
+        monkeypatch.setattr(qmp.Monitor, "execute", not_of_the_first)
+        qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})
+        (line,) = strategy.finish_revert(DOMID)
+        strategy.close()
+        qemu.close()
+        assert taken[0].target in line
+        assert taken[1].target not in line
+        assert [tags(d) for d in taken] == [["snap", "snap.pre-revert"], ["snap"]]
+
+    def test_what_an_earlier_revert_left_does_not_stop_the_next(
+        self, run_dir: Path, taken: list[Disk], strategy: Qcow2Internal
+    ) -> None:
+        strategy.revert()
+        for disk in taken:
+            write(disk, 3)
+        strategy.check_revert()
+        strategy.revert()
+        assert [content(d) for d in taken] == [1, 1]
+        qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})
+        assert strategy.finish_revert(DOMID) == []
+        strategy.close()
+        qemu.close()
+        assert [tags(d) for d in taken] == [["snap"], ["snap"]]
+
     def test_a_missing_snapshot_is_refused(self, taken: list[Disk]) -> None:
         qemu_img("snapshot", "-d", "snap", taken[1].target)
         with pytest.raises(Refused, match=r"xvdb: .* has no disk snapshot 'snap'"):
@@ -396,3 +458,65 @@ class TestRevert:
         monkeypatch.setenv("PATH", "/nonexistent")
         with pytest.raises(Refused, match="install qemu-utils"):
             strategy.check_revert()
+
+    def test_an_image_that_a_process_has_open_is_not_written(
+        self,
+        run_dir: Path,
+        taken: list[Disk],
+        strategy: Qcow2Internal,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(qcow2_internal, "_RELEASED_S", 0.3)
+        qemu = Qemu(run_dir, {"xvdb": taken[1].target})
+        qemu.has_opened()
+        with pytest.raises(DiskError) as caught:
+            strategy.revert()
+        qemu.close()
+        says = str(caught.value)
+        assert says.startswith(f"xvdb: {taken[1].target} is still open in qemu-system-x86")
+        assert f"(pid {qemu.pid})" in says
+        assert "run the command again" in says
+        assert "\n" not in says
+        assert [content(d) for d in taken] == [2, 2]
+        assert [tags(d) for d in taken] == [["snap"], ["snap"]]
+
+    def test_a_link_to_an_image_is_no_way_round(
+        self, run_dir: Path, taken: list[Disk], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(qcow2_internal, "_RELEASED_S", 0.0)
+        link = run_dir / "link.qcow2"
+        link.symlink_to(taken[0].target)
+        by_link = Qcow2Internal([replace(taken[0], target=str(link))], "snap", False)
+        qemu = Qemu(run_dir, {"xvda": taken[0].target})
+        qemu.has_opened()
+        with pytest.raises(DiskError, match=f"xvda: {link} is still open in"):
+            by_link.revert()
+        qemu.close()
+        by_link.revert()
+        assert content(taken[0]) == 1
+
+    def test_a_qemu_that_is_about_to_end_is_waited_for(
+        self, run_dir: Path, taken: list[Disk], strategy: Qcow2Internal
+    ) -> None:
+        qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})
+        qemu.has_opened()
+        ends = threading.Timer(0.5, qemu.close)
+        ends.start()
+        strategy.revert()
+        ends.join()
+        assert [content(d) for d in taken] == [1, 1]
+
+    def test_what_this_process_has_open_is_no_obstacle(
+        self, taken: list[Disk], strategy: Qcow2Internal
+    ) -> None:
+        with Path(taken[0].target).open("rb"):
+            strategy.revert()
+        assert [content(d) for d in taken] == [1, 1]
+
+    def test_an_image_that_has_gone_is_named(
+        self, taken: list[Disk], strategy: Qcow2Internal
+    ) -> None:
+        Path(taken[1].target).unlink()
+        with pytest.raises(DiskError, match=r"xvdb: .*xvdb disk.qcow2: No such file"):
+            strategy.revert()
+        assert content(taken[0]) == 2
