@@ -18,4 +18,4 @@ const libxl_version_info *libxl_get_version_info(libxl_ctx *ctx);
 int libxl_get_free_memory(libxl_ctx *ctx, uint64_t *memkb);
 int libxl_set_memory_target(libxl_ctx *ctx, uint32_t domid, int64_t target_memkb, int relative,
                             int enforce);
-int libxl_wait_for_free_memory(libxl_ctx *ctx, uint32_t domid, uint64_t memory_kb, int wait_secs);
+int libxl_wait_for_memory_target(libxl_ctx *ctx, uint32_t domid, int wait_secs);

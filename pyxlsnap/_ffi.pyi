@@ -38,9 +38,7 @@ class _Lib:
     def libxl_set_memory_target(
         self, ctx: _CData, domid: int, target_memkb: int, relative: int, enforce: int
     ) -> int: ...
-    def libxl_wait_for_free_memory(
-        self, ctx: _CData, domid: int, memory_kb: int, wait_secs: int
-    ) -> int: ...
+    def libxl_wait_for_memory_target(self, ctx: _CData, domid: int, wait_secs: int) -> int: ...
 
     # domain.h
     LIBXL_SUSPEND_LIVE: int

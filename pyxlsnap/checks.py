@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyxlsnap.domain import XENBUS_CONNECTED, XENBUS_INITIALISING
 from pyxlsnap.errors import DomainNotFound, Refused
-from pyxlsnap.freemem import may_shrink_dom0
+from pyxlsnap.freemem import spare_dom0_kb
 from pyxlsnap.model import Disk, DomainConfig
 from pyxlsnap.ports import Guest, Host
 from pyxlsnap.version import VERSION
@@ -176,13 +176,12 @@ def refuse_missing_paths(config: DomainConfig) -> None:
 
 def refuse_memory(host: Host, config: DomainConfig, guest: Guest | None) -> None:
     """Memory for the restored domain, once the present one has gone."""
-    if may_shrink_dom0(host):
-        return  # revert makes room
-    need = host.needed_memory_kb(config)
-    have = host.free_memory_kb() + (guest.info().memory_kb if guest else 0)
+    need, spare = host.needed_memory_kb(config), spare_dom0_kb(host)
+    have = host.free_memory_kb() + (guest.info().memory_kb if guest else 0) + spare
     if have < need:
         raise Refused(
             f"the domain needs {need // 1024} MiB of memory and Xen has {have // 1024} MiB for it"
+            + (f", with {spare // 1024} MiB that dom0 could give" if spare else "")
         )
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from pyxlsnap.ports import Host
 XL_CONF = Path("/etc/xen/xl.conf")
 XL_LOCK = Path("/run/lock/xl")
 _DOM0_MEM = re.compile(r"(^|\s)dom0_mem=((min:|max:)?\d+[bkmg]?,?)+(\s|$)", re.IGNORECASE)
-_ROUNDS, _ROUND_S = 3, 10
+_STALLED_S = 10
+_PATIENCE_S = 30.0
+_DOM0_LEAST_KB = 128 * 1024  # libxl refuses a lower target (LIBXL_MIN_DOM0_MEM)
 
 
 def may_shrink_dom0(host: Host) -> bool:
@@ -36,6 +39,13 @@ def may_shrink_dom0(host: Host) -> bool:
     return setting in ("on", "1")
 
 
+def spare_dom0_kb(host: Host) -> int:
+    """What :func:`make_room` can take from dom0 at the most."""
+    if not may_shrink_dom0(host):
+        return 0
+    return sum(max(0, d.memory_kb - _DOM0_LEAST_KB) for d in host.domains() if d.domid == 0)
+
+
 def make_room(host: Host, config: DomainConfig) -> None:
     """Make sure that Xen has the memory for a domain, shrinking dom0 if xl would.
 
@@ -43,17 +53,28 @@ def make_room(host: Host, config: DomainConfig) -> None:
     """
     need = host.needed_memory_kb(config)
     with _xl_lock():
-        for _ in range(_ROUNDS):
-            short = need - host.free_memory_kb()
-            if short <= 0:
-                return
-            if not may_shrink_dom0(host):
-                break
-            host.shrink_dom0(short, wait_s=_ROUND_S)
-    raise Refused(
-        f"not enough memory for {config.name}: {need // 1024} MiB needed, "
-        f"{host.free_memory_kb() // 1024} MiB free"
-    )
+        if may_shrink_dom0(host):
+            _shrink_dom0(host, need)
+        free = host.free_memory_kb()
+    if free < need:
+        raise Refused(
+            f"not enough memory for {config.name}: {need // 1024} MiB needed, "
+            f"{free // 1024} MiB free"
+        )
+
+
+def _shrink_dom0(host: Host, need_kb: int) -> None:
+    """Shrink dom0 until so much is free, or it gives no more.
+
+    The target is lowered from what it was, not from what dom0 has: so never again before dom0 has
+    reached it, or each round would take as much once more. If it was above what dom0 has, reaching
+    it brings nothing, and it takes more than one round.
+    """
+    end = time.monotonic() + _PATIENCE_S
+    while (short := need_kb - host.free_memory_kb()) > 0 and time.monotonic() < end:
+        host.shrink_dom0(short)
+        if not host.wait_for_dom0(stalled_s=_STALLED_S):
+            return
 
 
 @contextmanager

@@ -130,12 +130,25 @@ class Toolstack:
             self.check(rc, "libxl_domain_need_memory")
             return int(need[0])
 
-    def shrink_dom0(self, by_kb: int, *, wait_s: int) -> None:
-        """Balloon dom0 down and give it ``wait_s`` seconds (``libxl_set_memory_target``)."""
+    def shrink_dom0(self, by_kb: int) -> None:
+        """Lower dom0's memory target by so much (``libxl_set_memory_target``).
+
+        Its memory follows by and by: see :meth:`wait_for_dom0`.
+
+        :raises XenError: libxl could not, or will not leave dom0 so little.
+        """
         with self.calling() as ctx:
             rc = C.libxl_set_memory_target(ctx, 0, -by_kb, 1, 0)
             self.check(rc, "libxl_set_memory_target", domain="0")
-            C.libxl_wait_for_free_memory(ctx, _NO_DOMID, by_kb, wait_s)
+
+    def wait_for_dom0(self, *, stalled_s: int) -> bool:
+        """Wait for dom0 to come down to its memory target (``libxl_wait_for_memory_target``).
+
+        However long it takes, as long as it gives some all the time. False: it has not given any
+        for ``stalled_s`` seconds, and is not there yet.
+        """
+        with self.calling() as ctx:
+            return bool(C.libxl_wait_for_memory_target(ctx, 0, stalled_s) == 0)
 
     # Domains
 

@@ -288,6 +288,13 @@ class FakeHost:
         self.free_kb = GIB_KB
         self.needed_kb = 1024
         self.shrunk_kb: list[int] = []
+        self.dom0_kb = self.dom0_target_kb = 4 * GIB_KB
+        #: what dom0 does not give back, whatever its target
+        self.dom0_holds_kb = 0
+        #: seconds for which dom0's memory stands still before it comes down
+        self.dom0_stalls_s = 5
+        #: called each time that dom0 has been waited for
+        self.after_dom0: Callable[[], None] = lambda: None
 
     def start(self, config: DomainConfig) -> FakeGuest:
         self._domid += 1
@@ -310,12 +317,25 @@ class FakeHost:
     def needed_memory_kb(self, config: DomainConfig) -> int:
         return self.needed_kb
 
-    def shrink_dom0(self, by_kb: int, *, wait_s: int) -> None:
+    def shrink_dom0(self, by_kb: int) -> None:
+        """The target is another number than the memory: that comes down while it is waited for."""
+        target = max(0, self.dom0_target_kb - by_kb)
+        if target < 128 * 1024:
+            raise XenError("below the minimum", rc=-6, operation="libxl_set_memory_target")
         self.shrunk_kb.append(by_kb)
-        self.free_kb += by_kb
+        self.dom0_target_kb = target
+
+    def wait_for_dom0(self, *, stalled_s: int) -> bool:
+        if stalled_s > self.dom0_stalls_s:
+            given = max(0, self.dom0_kb - max(self.dom0_target_kb, self.dom0_holds_kb))
+            self.dom0_kb -= given
+            self.free_kb += given
+        self.after_dom0()
+        return self.dom0_kb <= self.dom0_target_kb
 
     def domains(self) -> list[DomainInfo]:
-        dom0 = DomainInfo(0, "0" * 8 + "-0000-0000-0000-" + "0" * 12, False, False, "", False, 1)
+        uuid = "0" * 8 + "-0000-0000-0000-" + "0" * 12
+        dom0 = DomainInfo(0, uuid, False, False, "", False, self.dom0_kb)
         with self._world.doing("domains"):
             return [dom0, *(g.info() for g in self._there())]
 

@@ -11,7 +11,7 @@ import pytest
 from pyxlsnap import checks, freemem
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import DomainConfig
-from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
+from tests.unit.fakes import GIB_KB, OTHER_UUID, UUID, FakeGuest, World, config_of
 
 
 @pytest.fixture
@@ -235,6 +235,36 @@ class TestDom0Memory:
         freemem.XL_CONF.write_text(text + "\n")
         world.host.command_line = "dom0_mem=4G"
         assert freemem.may_shrink_dom0(world.host) is may
+
+
+class TestMemory:
+    """1 GiB is free, dom0 has 4 GiB, the guest has 1 MiB."""
+
+    LARGEST_KB = GIB_KB + 1024 + (4 * GIB_KB - 128 * 1024)
+
+    def test_what_the_guest_and_dom0_can_give_counts(self, world: World, guest: FakeGuest) -> None:
+        world.host.command_line = "console=vga"
+        world.host.needed_kb = self.LARGEST_KB
+        checks.refuse_memory(world.host, guest.configuration, guest)
+
+    def test_more_than_dom0_can_give_is_refused(self, world: World, guest: FakeGuest) -> None:
+        world.host.command_line = "console=vga"
+        world.host.needed_kb = self.LARGEST_KB + 1024
+        says = refusal(lambda: checks.refuse_memory(world.host, guest.configuration, guest))
+        assert says.startswith("the domain needs 4994 MiB of memory and Xen has 4993 MiB for it")
+        assert says.endswith("with 3968 MiB that dom0 could give")
+
+    def test_a_dom0_that_is_not_to_be_shrunk_gives_nothing(
+        self, world: World, guest: FakeGuest
+    ) -> None:
+        world.host.needed_kb = GIB_KB + 2048
+        says = refusal(lambda: checks.refuse_memory(world.host, guest.configuration, guest))
+        assert says == "the domain needs 1026 MiB of memory and Xen has 1025 MiB for it"
+
+    def test_a_guest_that_is_off_gives_nothing(self, world: World, guest: FakeGuest) -> None:
+        world.host.needed_kb = GIB_KB + 1024
+        checks.refuse_memory(world.host, guest.configuration, guest)
+        refusal(lambda: checks.refuse_memory(world.host, guest.configuration, None))
 
 
 @pytest.mark.parametrize(
