@@ -4,6 +4,8 @@
 
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
+# Machines of the lab at a time: each takes a core and 2 GiB.
+LABS ?= 2
 PY := $(VENV)/bin/python
 SOURCES := pyxlsnap build_ffi.py tests
 
@@ -22,7 +24,7 @@ unit: $(VENV)/built
 
 lab: $(VENV)/built
 	$(PY) -m tests.lab state
-	$(PY) -m pytest tests/lab --durations=8
+	$(PY) -m pytest tests/lab -n $(LABS) --dist worksteal --durations=8
 
 demo: $(VENV)/built
 	$(PY) -m tests.lab.demo
@@ -39,7 +41,7 @@ $(VENV)/built: $(VENV)/ready build_ffi.py $(wildcard include/*.h)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info pyxlsnap/_ffi.c pyxlsnap/_ffi*.o pyxlsnap/_ffi*.so .lab-logs
+	rm -rf $(VENV) build dist *.egg-info pyxlsnap/_ffi*.so .lab-logs
 
 prune: $(VENV)/ready
 	$(PY) -m tests.lab prune

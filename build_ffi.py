@@ -7,6 +7,7 @@ A backend of our own, thin as it is, because setuptools takes ``cffi_modules`` o
 of ``setup()``, and there is no other reason for a ``setup.py``.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,13 +68,22 @@ def make_ffibuilder() -> cffi.FFI:
     return builder
 
 
+def setup(*, extension: bool) -> None:
+    """What pyproject.toml cannot say."""
+    setuptools.setup(
+        cffi_modules=["build_ffi.py:make_ffibuilder"] if extension else [],
+        # There the old setuptools and the new want it written differently.
+        license="LGPL-2.1-only",
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    )
+
+
 class _Backend(build_meta._BuildMetaBackend):
     """setuptools' own backend, with the cffi module put in."""
 
     def run_setup(self, setup_script: str = "setup.py") -> None:
         # An sdist needs no headers: only what compiles asks for the extension.
-        compiles = not {"sdist", "egg_info", "dist_info"} & set(sys.argv[1:])
-        setuptools.setup(cffi_modules=["build_ffi.py:make_ffibuilder"] if compiles else [])
+        setup(extension=not {"sdist", "egg_info", "dist_info"} & set(sys.argv[1:]))
 
 
 _backend = _Backend()
@@ -88,4 +98,6 @@ get_requires_for_build_editable = _backend.get_requires_for_build_editable
 
 
 if __name__ == "__main__":
-    make_ffibuilder().compile(tmpdir=str(HERE), verbose=False)
+    os.chdir(HERE)
+    sys.argv[1:] = ["--quiet", "build_ext", "--inplace"]
+    setup(extension=True)

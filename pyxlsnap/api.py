@@ -27,10 +27,12 @@ from pyxlsnap.errors import (
     WorkerDied,
     from_wire,
 )
+from pyxlsnap.journal import unlock
 from pyxlsnap.model import (
     Artefact,
     OnProgress,
     Progress,
+    Recovered,
     Reverted,
     RunState,
     Snapshot,
@@ -124,13 +126,14 @@ def revert_snapshot(
     return Reverted(**values)
 
 
-def recover(uuid: str) -> tuple[str, ...]:
-    """Finish what an operation that was killed had begun on a domain; says what was done.
+def recover(uuid: str) -> Recovered:
+    """Finish what an operation that was killed had begun on a domain.
 
     :raises Busy: the operation is still under way.
     :raises NeedsAttention: something is left that needs a person.
     """
-    return tuple(_run({"operation": "recover", "domain": uuid}, None, None))
+    values = _run({"operation": "recover", "domain": uuid}, None, None)
+    return Recovered(lines=tuple(values["lines"]), rolled_back=values["rolled_back"])
 
 
 def _absolute(path: StrPath) -> str:
@@ -145,7 +148,7 @@ def _run(request: wire.Message, on_progress: OnProgress | None, cancel: Cancel |
     except Cancelled:
         raise Interrupted("cancelled before it began", step="start") from None
     except WorkerDied as died:
-        worker.close()  # with it our share of the lock, which the recovery takes
+        worker.let_go_of_locks()  # the recovery takes them
         if request["operation"] == "recover":
             raise _not_recovered(died, request["domain"]) from died
         raise _recovered(died, worker.locked) from died
@@ -156,9 +159,11 @@ def _run(request: wire.Message, on_progress: OnProgress | None, cancel: Cancel |
 def _recovered(died: WorkerDied, uuids: list[str]) -> PyxlsnapError:
     """The worker is dead: do what it would have done."""
     done: list[str] = []
+    stands: list[str] = []
     try:
         for uuid in uuids:
-            done += recover(uuid)
+            recovered = recover(uuid)
+            (done if recovered.rolled_back else stands).extend(recovered.lines)
     except NeedsAttention as e:
         return NeedsAttention(f"{died}; {e}", step=e.step, left=e.left, finish=e.finish)
     except PyxlsnapError as e:
@@ -168,6 +173,8 @@ def _recovered(died: WorkerDied, uuids: list[str]) -> PyxlsnapError:
             left=[str(e)],
             finish="; ".join(f"pyxlsnap snapshot-recover {uuid}" for uuid in uuids),
         )
+    if stands:  # it had done its work
+        return NeedsAttention(f"{died}; {'; '.join(stands)}", step="worker", left=stands)
     return OperationFailed(f"{died}; everything is as before", step="worker", undone=done)
 
 
@@ -188,6 +195,7 @@ class _Worker:
         self._on_progress = on_progress
         self._failed: BaseException | None = None
         self._send_lock = threading.Lock()
+        self._answered = False
         #: uuids of the domains whose locks it has taken
         self.locked: list[str] = []
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  close() does
@@ -240,6 +248,7 @@ class _Worker:
                 self.cancel()
 
     def _outcome(self, message: wire.Message) -> Any:
+        self._answered = True
         error = from_wire(message["error"]) if "error" in message else None
         if isinstance(error, NeedsAttention):  # it matters more than why it was cancelled
             raise error from self._failed
@@ -271,11 +280,19 @@ class _Worker:
         self._stderr.seek(max(0, size - _STDERR_BYTES))
         return self._stderr.read().decode("utf-8", "replace")
 
+    def let_go_of_locks(self) -> None:
+        """It is dead: the locks are ours alone now, and fall."""
+        for fd in self._channel.fds:
+            unlock(fd)
+
     def close(self) -> None:
-        """Let go of everything; the process has ended, or does so now."""
+        """Let go of everything; the process has ended, or does so now.
+
+        One that has not answered is rolling back, which must not be disturbed.
+        """
         self._channel.close()
         try:
-            self._process.wait(_EXIT_S)
+            self._process.wait(_EXIT_S if self._answered else None)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -39,12 +39,13 @@ class Cancel:
         taken the abort, or has ended.
         """
         self._set.set()
-        while (abort := self._armed()) and not abort():
+        while not self._told():
             time.sleep(_RETRY_S)
 
-    def _armed(self) -> Callable[[], bool] | None:
+    def _told(self) -> bool:
+        # Under the lock: the abort must not reach the call after this one, which may be the resume.
         with self._lock:
-            return self._abort
+            return self._abort is None or self._abort()
 
     @contextmanager
     def armed(self, abort: Callable[[], bool]) -> Iterator[None]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pyxlsnap import files
 from pyxlsnap.domain import XENBUS_CONNECTED, XENBUS_INITIALISING
 from pyxlsnap.errors import DomainNotFound, Refused
 from pyxlsnap.freemem import spare_dom0_kb
@@ -100,6 +101,18 @@ def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> Non
             raise Refused(f"{vdev}: domain {other.name} has {shared[0]} too: detach it there")
 
 
+def refuse_held(guest: Guest | None, disks: Sequence[Disk]) -> None:
+    """Nothing but the guest's own QEMU may have a disk open that is to be reverted."""
+    own = guest.device_model_pid() if guest else None
+    for disk in disks:
+        for pid in files.holders(Path(disk.target)):
+            if pid != own:
+                raise Refused(
+                    f"{disk.vdev}: {disk.target} is open in {files.process_name(pid)} (pid {pid}): "
+                    f"wait for it, or end it"
+                )
+
+
 def refuse_full(directory: Path, memory_kb: int) -> None:
     """Space for the memory file. A live one repeats pages, how many nobody knows."""
     while not directory.exists():
@@ -188,6 +201,14 @@ def refuse_memory(host: Host, config: DomainConfig, guest: Guest | None) -> None
 def versions(host: Host) -> dict[str, str]:
     """What goes into the memory file about its makers."""
     return {"pyxlsnap": VERSION, "xen": "{}.{}".format(*host.xen_version())}
+
+
+def unwatched_warning(name: str) -> str:
+    """What a domain that we made lacks: the process with which xl watches its own."""
+    return (
+        f"nobody watches {name} now: a reboot, power-off or crash of the guest is not acted on "
+        f"until it is started or restored by xl"
+    )
 
 
 def monitor_warning(host: Host, guest: Guest) -> list[str]:

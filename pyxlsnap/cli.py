@@ -17,7 +17,7 @@ from typing import Any
 from pyxlsnap import api
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import Interrupted, NeedsAttention, PyxlsnapError, UsageError, to_wire
-from pyxlsnap.model import Progress, Reverted, Snapshot
+from pyxlsnap.model import Progress, Recovered, Reverted, Snapshot
 from pyxlsnap.version import VERSION
 
 #: of the JSON documents on stdout
@@ -102,7 +102,7 @@ def _revert(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> 
     )
 
 
-def _recover(arguments: argparse.Namespace, _progress: "_Bar", _cancel: Cancel) -> tuple[str, ...]:
+def _recover(arguments: argparse.Namespace, _progress: "_Bar", _cancel: Cancel) -> Recovered:
     return api.recover(arguments.domain)
 
 
@@ -144,7 +144,7 @@ class _Signals:
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         if not self.caught:
             self.caught = number
-            print("interrupted: rolling back", file=sys.stderr)
+            print("interrupted: ending as soon as it is safe", file=sys.stderr)
             threading.Thread(target=self._cancel.set, daemon=True).start()
 
 
@@ -174,7 +174,7 @@ def _show(result: Any) -> None:
     elif isinstance(result, Reverted):
         _show_reverted(result)
     else:
-        print("\n".join(result) or "nothing to recover")
+        print("\n".join(result.lines) or "nothing to recover")
 
 
 def _document(command: str, **content: Any) -> str:
@@ -221,8 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for warning in getattr(result, "warnings", ()):
         print(f"pyxlsnap: warning: {warning}", file=sys.stderr)
     if as_json:
-        plain = list(result) if isinstance(result, tuple) else asdict(result)
-        print(_document(command, exit_code=0, result=plain))
+        print(_document(command, exit_code=0, result=asdict(result)))
     else:
         _show(result)
     return 0

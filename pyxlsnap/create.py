@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import (
     Aborted,
     DomainNotFound,
+    GuestTimeout,
     Interrupted,
     NeedsAttention,
     OperationFailed,
@@ -99,6 +101,7 @@ class Creation:
         self._cleanups: list[Callable[[], list[str]]] = []
         self._suspend_began = False
         self._memory_complete = False
+        self._disks_done = False
         self._resumed = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
@@ -179,6 +182,7 @@ class Creation:
         for strategy in self._plan.strategies:
             self._cleanups.append(strategy.undo_create)
             strategy.create()
+        self._disks_done = True
 
     def _resume(self) -> None:
         self._guest.check_same()
@@ -203,8 +207,11 @@ class Creation:
             walk(file, str(path))
 
     def _write_cfgfile(self) -> None:
+        self._publish_cfgfile(self._plan.cfgfile_text)
+
+    def _publish_cfgfile(self, text: str) -> None:
         with NewFile(self._plan.cfgfile, temporary=self._temporary_cfgfile) as new:
-            new.file.write(self._plan.cfgfile_text.encode())
+            new.file.write(text.encode())
             new.publish()
         self._cleanups.append(lambda: _unlink(self._plan.cfgfile))
 
@@ -220,6 +227,8 @@ class Creation:
             self._bring_guest_back(undone)
         except DomainNotFound as e:
             left.append(f"{e}: somebody else has destroyed it")
+        except GuestTimeout as e:  # it runs, but nobody knows for how long
+            left.append(str(e))
         except Exception as e:  # a bug is no reason to delete the guest's only copy
             return self._keep_everything(step, what, e)
         for cleanup in reversed(self._cleanups):
@@ -236,7 +245,9 @@ class Creation:
                 finish=f"pyxlsnap snapshot-recover {self._guest.uuid}",
             )
         self._journal.clear()
-        cls = Interrupted if isinstance(cause, _INTERRUPTED) else OperationFailed
+        # (An abort may also show as another failure of libxl.)
+        interrupted = isinstance(cause, _INTERRUPTED) or self._cancel.is_set()
+        cls = Interrupted if interrupted else OperationFailed
         return cls(f"{what}; everything is as before", step=step, undone=undone)
 
     def _bring_guest_back(self, undone: list[str]) -> None:
@@ -250,16 +261,17 @@ class Creation:
             undone.append(f"resumed {self._guest.name}")
 
     def _keep_everything(self, step: str, what: str, error: Exception) -> PyxlsnapError:
-        """The guest cannot be resumed: memory file and disk snapshots are its only copy."""
+        """The guest cannot be resumed: memory file and disks are its only copy.
+
+        Without disk snapshots the disks themselves are those of the instant, as long as it stays
+        suspended: the cfgfile then names none, and the revert leaves them alone.
+        """
         left = [f"{self._guest} is suspended and cannot be resumed ({error})"]
         finish = f"pyxlsnap snapshot-recover {self._guest.uuid}"
         if self._memory_complete:
             try:
                 self._publish_memory()
-                self._write_cfgfile()
-                finish = shlex.join(
-                    ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(self._plan.cfgfile)]
-                )
+                finish = self._write_way_back()
                 self._journal.clear()
             except (PyxlsnapError, OSError) as e:
                 published = not self._temporary.exists()
@@ -270,6 +282,17 @@ class Creation:
         return NeedsAttention(
             f"{what}; {'; '.join(left)}; nothing was deleted", step=step, left=left, finish=finish
         )
+
+    def _write_way_back(self) -> str:
+        """Write the cfgfile; returns the command that makes the domain anew."""
+        plan, meta = self._plan, self._plan.metadata
+        command = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
+        if self._disks_done:
+            self._publish_cfgfile(plan.cfgfile_text)
+            return shlex.join(command)
+        without = SnapshotConfig(meta.name, meta.description, str(plan.memory_path), disks=())
+        self._publish_cfgfile(cfgfile.render(without))
+        return shlex.join([*command, "--force"])
 
     def _discard_memory(self) -> list[str]:
         assert self._memory

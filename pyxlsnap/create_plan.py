@@ -4,6 +4,7 @@ Everything that can be known beforehand is checked here, while the guest runs an
 been touched.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile, checks
 from pyxlsnap.disks import strategies
-from pyxlsnap.errors import Refused, UsageError
+from pyxlsnap.errors import AlreadyExists, Refused, UsageError
 from pyxlsnap.files import refuse_existing
 from pyxlsnap.model import (
     Disk,
@@ -82,8 +83,13 @@ def plan_create(
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
     memory_path = _memory_path(wanted, directory / guest.uuid, name)
     cfg = memory_path.parent / f"{name}.cfg"
-    for path in (memory_path, cfg):
-        refuse_existing(path)
+    refuse_existing(memory_path)
+    if os.path.lexists(cfg):
+        raise AlreadyExists(
+            f"{cfg} exists, and our cfgfile would go there: choose another name, or another "
+            f"directory for memory_path",
+            where=str(cfg),
+        )
     requests = tuple(request for _, request in chosen)
     complete = SnapshotConfig(name, wanted.description, str(memory_path), requests)
     checks.refuse_full(memory_path.parent, guest.info().memory_kb)

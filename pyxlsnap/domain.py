@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pyxlsnap._libxl import C, domain_info, ffi, struct, taken, text
-from pyxlsnap.errors import DomainNotFound, Refused, XenError
+from pyxlsnap.errors import DomainNotFound, GuestTimeout, Refused, XenError
 from pyxlsnap.model import DomainConfig, DomainInfo, OnProgress
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class Domain:
         for up to ``request_s`` while the request stands in xenstore.
 
         :raises XenError: it is suspended and cannot be resumed.
+        :raises GuestTimeout: it runs, and the request still stands: it may suspend at any time.
         :raises DomainNotFound: it is gone.
         """
         start = time.monotonic()
@@ -115,8 +116,15 @@ class Domain:
             if self.check_same().suspended:
                 self.resume()
                 return True
-            waited = time.monotonic() - start
-            if waited >= (request_s if self.suspend_requested() else settle_s):
+            waited, requested = time.monotonic() - start, self.suspend_requested()
+            if requested and waited >= request_s:
+                raise GuestTimeout(
+                    f"{self} has been asked to suspend and has not answered: it may yet do so",
+                    rc=C.ERROR_GUEST_TIMEDOUT,
+                    operation="libxl_domain_suspend",
+                    domain=str(self),
+                )
+            if not requested and waited >= settle_s:
                 return False
             time.sleep(_POLL_S)
 

@@ -59,10 +59,16 @@ class DomainLock:
             ) from None
 
     def release(self) -> None:
-        """Close our descriptor. Idempotent. The lock falls when no copy is left."""
+        """The operation is over: give the lock back. Idempotent."""
         if self.fd >= 0:
+            unlock(self.fd)
             os.close(self.fd)
             self.fd = -1
+
+
+def unlock(fd: int) -> None:
+    """Let a lock fall, whoever else has a copy of the descriptor (a child forked meanwhile)."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
 
 
 @dataclass(frozen=True, slots=True)

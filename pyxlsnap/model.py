@@ -238,6 +238,16 @@ class Reverted:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What became of an operation that was killed."""
+
+    #: what was done or found, a line each; empty when nothing was in flight
+    lines: tuple[str, ...]
+    #: everything is as before it; false: it had done its work, or somebody else has gone on
+    rolled_back: bool
+
+
 #: what a revert keeps the disks under, put after the snapshot's name
 KEPT_SUFFIX = ".pre-revert"
 _NAME_LIMIT = 127  # qcow2 and QEMU take 255 bytes, LVM 127 with the volume's own name

@@ -9,20 +9,26 @@ import shlex
 from pathlib import Path
 
 from pyxlsnap.disks import strategies
-from pyxlsnap.errors import BadMemoryFile, DomainNotFound, NeedsAttention, PyxlsnapError, XenError
+from pyxlsnap.errors import (
+    BadMemoryFile,
+    DomainNotFound,
+    GuestTimeout,
+    NeedsAttention,
+    PyxlsnapError,
+    Refused,
+    XenError,
+)
 from pyxlsnap.files import open_regular, remove_directories
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
 from pyxlsnap.memory import read_header
-from pyxlsnap.model import DomainConfig, check_uuid
+from pyxlsnap.model import DomainConfig, Recovered, check_uuid
 from pyxlsnap.ports import Guest, Host
 
 log = logging.getLogger(__name__)
 
 
-def recover(
-    host: Host, uuid: str, *, share_lock: ShareLock = lambda _uuid, _fd: None
-) -> tuple[str, ...]:
-    """Recover one domain, by uuid; returns what was done, a line each (nothing: ``()``).
+def recover(host: Host, uuid: str, *, share_lock: ShareLock = lambda _uuid, _fd: None) -> Recovered:
+    """Recover one domain, by uuid.
 
     :raises UsageError: that is no uuid.
     :raises Busy: the operation is still under way.
@@ -35,15 +41,15 @@ def recover(
         journal = Journal(uuid)
         entry = journal.read()
         if entry is None:
-            return ()
-        done = _undo_create(host, entry) if entry.operation == "create" else _look(host, entry)
+            return Recovered((), rolled_back=True)
+        recovered = _undo_create(host, entry) if entry.operation == "create" else _look(host, entry)
         journal.clear()
-        return tuple(done)
+        return recovered
     finally:
         lock.release()
 
 
-def _undo_create(host: Host, entry: Entry) -> list[str]:
+def _undo_create(host: Host, entry: Entry) -> Recovered:
     done: list[str] = []
     left: list[str] = []
     guest = _find(host, entry.uuid)
@@ -51,16 +57,21 @@ def _undo_create(host: Host, entry: Entry) -> list[str]:
         done.append(f"resumed {guest.name}")
     complete = _is_ours(Path(entry.memory_path), entry)
     if complete and Path(entry.cfgfile).exists():
-        return [*done, f"the snapshot {entry.name} was complete: see {entry.cfgfile}"]
+        done.append(f"the snapshot {entry.name} is complete: see {entry.cfgfile}")
+        return Recovered(tuple(done), rolled_back=False)
     if guest:
         done += _undo_disks(guest, entry, left)
     elif entry.disks:
         vdevs = ", ".join(d.vdev for d in entry.disks)
         left.append(f"{entry.domain} is gone; {vdevs} may hold a disk snapshot {entry.name}")
     for name in (*entry.temporary, *([entry.memory_path] if complete else [])):
-        if Path(name).exists():
+        try:
             Path(name).unlink()
             done.append(f"removed {name}")
+        except FileNotFoundError:
+            pass
+        except OSError as e:
+            left.append(f"{name}: {e.strerror}")
     done += remove_directories([Path(d) for d in entry.directories])
     if left:
         raise NeedsAttention(
@@ -70,12 +81,19 @@ def _undo_create(host: Host, entry: Entry) -> list[str]:
             left=left,
             finish=f"when you have looked at it: rm {Journal(entry.uuid).path}",
         )
-    return done
+    return Recovered(tuple(done), rolled_back=True)
 
 
 def _resume(guest: Guest, entry: Entry) -> bool:
     try:
         return guest.ensure_running()
+    except GuestTimeout as e:
+        raise NeedsAttention(
+            str(e),
+            step="recover",
+            left=[str(e)],
+            finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+        ) from e
     except XenError as e:
         left = [f"{guest} is suspended and cannot be resumed ({e})"]
         left += [f"its memory may be in {t}" for t in entry.temporary if Path(t).exists()]
@@ -100,7 +118,12 @@ def _is_ours(memory: Path, entry: Entry) -> bool:
 
 def _undo_disks(guest: Guest, entry: Entry, left: list[str]) -> list[str]:
     """Delete the disk snapshots that were made: their names were free when the journal began."""
-    by_vdev = {d.vdev: d for d in guest.config().disks}
+    try:
+        by_vdev = {d.vdev: d for d in guest.config().disks}
+    except (XenError, Refused) as e:
+        vdevs = ", ".join(d.vdev for d in entry.disks)
+        left.append(f"{vdevs} may hold a disk snapshot {entry.name} ({e})")
+        return []
     wanted = []
     for request in entry.disks:
         if disk := by_vdev.get(request.vdev):
@@ -119,17 +142,29 @@ def _undo_disks(guest: Guest, entry: Entry, left: list[str]) -> list[str]:
     return done
 
 
-def _look(host: Host, entry: Entry) -> list[str]:
+def _look(host: Host, entry: Entry) -> Recovered:
     guest = _find(host, entry.uuid)
-    if guest and guest.domid == entry.domid and not guest.info().shutdown:
-        return [f"{entry.domain} was not touched"]
+    if guest and _lives(guest):
+        if guest.domid == entry.domid:
+            return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
+        since = (
+            f"{guest} runs and was left alone; what was kept of its disks before the revert to "
+            f"{entry.name} may still be there"
+        )
+        return Recovered((since,), rolled_back=False)
     raise NeedsAttention(
-        f"reverting {entry.domain} to {entry.name} was killed after the domain was destroyed; "
+        f"reverting {entry.domain} to {entry.name} was killed once the destroy had begun; "
         f"the snapshot is whole: run the command again to finish",
         step="recover",
         left=[f"{entry.domain} is off or half restored"],
         finish=shlex.join(["pyxlsnap", "snapshot-revert", entry.uuid, entry.cfgfile]),
     )
+
+
+def _lives(guest: Guest) -> bool:
+    """Whether it runs: libxl pauses a domain before it destroys it, and makes a new one paused."""
+    info = guest.info()
+    return not (info.paused or info.shutdown or info.dying)
 
 
 def _find(host: Host, uuid: str) -> Guest | None:

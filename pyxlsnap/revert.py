@@ -24,7 +24,15 @@ from pyxlsnap.errors import (
 from pyxlsnap.files import open_regular
 from pyxlsnap.freemem import make_room
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
-from pyxlsnap.model import OnProgress, Progress, Reverted, RunState, SnapshotConfig, Step
+from pyxlsnap.model import (
+    DomainInfo,
+    OnProgress,
+    Progress,
+    Reverted,
+    RunState,
+    SnapshotConfig,
+    Step,
+)
 from pyxlsnap.ports import Guest, Host
 from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
 
@@ -104,6 +112,7 @@ class Reversion:
         self._cancel = cancel or Cancel()
         self._journal = journal or Journal(plan.config.uuid)
         self._destroying = False
+        self._before: DomainInfo | None = None
         self._restoring = False
         self._new: Guest | None = None
         self._left: list[str] = []
@@ -166,6 +175,7 @@ class Reversion:
         except DomainNotFound:
             return  # it has gone by itself meanwhile
         device_model = _open_process(guest.device_model_pid())
+        self._before = guest.info()
         self._destroying = True
         try:
             guest.destroy()
@@ -227,10 +237,13 @@ class Reversion:
         )
 
     def _untouched(self) -> bool:
-        """Whether the domain that was to be destroyed is alive."""
+        """Whether the domain that was to be destroyed is as it was.
+
+        libxl pauses it first, then takes its QEMU and its devices away, and the domain at last.
+        """
         guest = self._plan.guest
         try:
-            return guest is not None and not guest.check_same().shutdown
+            return guest is not None and _flags(guest.check_same()) == _flags(self._before)
         except PyxlsnapError:
             return False
 
@@ -270,6 +283,10 @@ class Reversion:
             disks=tuple(v for s in plan.strategies for v in s.vdevs),
             warnings=(*plan.warnings, *(f"could not be removed: {line}" for line in self._left)),
         )
+
+
+def _flags(info: DomainInfo | None) -> tuple[bool, bool] | None:
+    return (info.paused, info.shutdown) if info else None
 
 
 def _open_process(pid: int | None) -> int | None:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from pyxlsnap import checks
 from pyxlsnap.disks import strategies
-from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky
+from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky, XenError
 from pyxlsnap.files import open_regular
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
@@ -22,6 +22,7 @@ from pyxlsnap.model import (
     RunState,
     SnapshotConfig,
     check_name,
+    check_uuid,
 )
 from pyxlsnap.ports import DiskStrategy, Guest, Host
 
@@ -84,6 +85,7 @@ def plan_revert(
     checks.refuse_name_or_uuid_in_use(host, config, guest)
     checks.refuse_shared(host, guest, [d for d in config.disks if not d.left_out])
     checks.refuse_missing_paths(config)
+    checks.refuse_held(guest, [d for d, _ in chosen])
     checks.refuse_memory(host, config, guest)
     reasons = _risks(host, config, guest, {r.vdev for r in requests}, xen)
     if reasons and not force:
@@ -100,7 +102,7 @@ def plan_revert(
         stream_offset=header.stream_offset,
         state=RunState.RUNNING if running or meta is None else meta.state,
         strategies=strategies(chosen, name=name),
-        warnings=tuple(reasons),
+        warnings=(*reasons, checks.unwatched_warning(config.name)),
     )
     for strategy in plan.strategies:
         strategy.check_revert()
@@ -114,7 +116,15 @@ def saved_uuid(wanted: SnapshotConfig, cfg: Path) -> str:
     """
     path = _named_memory_path(wanted, cfg)
     with _reading(path) as file:
-        return DomainConfig.parse(read_header(file, str(path)).config_json).uuid
+        return _saved_config(read_header(file, str(path))).uuid
+
+
+def _saved_config(header: Header) -> DomainConfig:
+    """:raises ValueError: it is none, or its uuid (which names files of ours) is none."""
+    config = DomainConfig.parse(header.config_json)
+    if config.uuid != check_uuid(config.uuid):
+        raise ValueError(f"its uuid is {config.uuid!r}")
+    return config
 
 
 def _named_memory_path(wanted: SnapshotConfig, cfg: Path) -> Path:
@@ -148,7 +158,7 @@ def _read_memory(
         header = read_header(file, str(path))
         file.seek(header.stream_offset)
         summary = walk(file, str(path))
-        config = DomainConfig.parse(header.config_json)
+        config = _saved_config(header)
     return header, config, path, (summary.xen_major, summary.xen_minor)
 
 
@@ -220,11 +230,18 @@ def _risks(
         reasons.append(f"{guest.name} has another uuid than the snapshot ({config.uuid})")
     if guest.info().suspended:
         return reasons  # by a snapshot that could not resume it: libxl would ask its stopped QEMU
-    now_there = {
-        (d.vdev, os.path.realpath(d.target)) for d in guest.config().disks if not d.left_out
-    }
-    then = {(d.vdev, os.path.realpath(d.target)) for d in config.disks if not d.left_out}
-    changed = sorted({vdev for vdev, _ in now_there ^ then})
-    if changed:
-        reasons.append(f"disks were added, removed or changed since: {', '.join(changed)}")
-    return reasons + checks.libvirt_reason(guest)
+    return reasons + _changes(config, guest) + checks.libvirt_reason(guest)
+
+
+def _changes(config: DomainConfig, guest: Guest) -> list[str]:
+    """Disks that have come, gone or changed since the snapshot."""
+    try:
+        present = guest.config()
+    except (XenError, Refused) as e:  # its QEMU has crashed, for one: a good reason to revert
+        return [f"the present configuration of {guest.name} cannot be read ({e})"]
+    now, then = (
+        {(d.vdev, os.path.realpath(d.target)) for d in c.disks if not d.left_out}
+        for c in (present, config)
+    )
+    changed = sorted({vdev for vdev, _ in now ^ then})
+    return [f"disks were added, removed or changed since: {', '.join(changed)}"] if changed else []

@@ -25,7 +25,8 @@ class Channel:
         self._sock = sock
         self._partial = b""
         self._lines: list[bytes] = []
-        self._fds: list[int] = []
+        #: the descriptors that came
+        self.fds: list[int] = []
 
     def send(self, message: Message, fd: int | None = None) -> None:
         """Send one message, with a descriptor if there is one.
@@ -61,13 +62,13 @@ class Channel:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 received = array.array("i")
                 received.frombytes(payload[: len(payload) // _INT * _INT])
-                self._fds.extend(received)
+                self.fds.extend(received)
         return data
 
     def close_fds(self) -> None:
         """Close the descriptors that came. Idempotent."""
-        while self._fds:
-            os.close(self._fds.pop())
+        while self.fds:
+            os.close(self.fds.pop())
 
     def close(self) -> None:
         """Close the socket, and the descriptors that came. Idempotent."""

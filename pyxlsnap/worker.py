@@ -11,16 +11,24 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from pyxlsnap import cfgfile, wire
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import create
 from pyxlsnap.errors import PyxlsnapError, to_wire
-from pyxlsnap.model import DiskRequest, Progress, SnapshotConfig, check_name, check_uuid
+from pyxlsnap.model import (
+    DiskRequest,
+    Progress,
+    Recovered,
+    Reverted,
+    Snapshot,
+    SnapshotConfig,
+    check_name,
+    check_uuid,
+)
+from pyxlsnap.ports import Host
 from pyxlsnap.recovery import recover
 from pyxlsnap.revert import revert
 from pyxlsnap.toolstack import Toolstack
@@ -54,7 +62,7 @@ class Caller:
         self.send({"lock": uuid}, fd)
 
     def finish(self, message: Message) -> None:
-        """Send the last message and see it off."""
+        """Send the last message and see it off. Later ones go nowhere."""
         self._queue.put((message, None))
         self._queue.put(None)
         self._thread.join()
@@ -82,40 +90,53 @@ class _LogSender(logging.Handler):
         self._caller.send({"log": wire.log_to_wire(record)})
 
 
-def perform(request: Message, caller: Caller, cancel: Cancel) -> Any:
-    """Run the operation that a request names; returns its result as plain values."""
+def serve(request: Message, caller: Caller, cancel: Cancel) -> None:
+    """Run the operation that a request names, and send its result or error."""
+    try:
+        # Before Xen is asked for: what is wrong here is wrong anywhere.
+        config = _config(request)
+        if request["operation"] == "recover":
+            check_uuid(request["domain"])
+        with Toolstack(operation=request["operation"], domain=request["domain"]) as host:
+            result = perform(host, request, config, caller, cancel)
+            # Before libxl is closed: if it aborts us there, what was done is done.
+            caller.finish({"result": asdict(result)})
+    except PyxlsnapError as e:
+        caller.finish({"error": to_wire(e)})
+    except Exception as e:
+        log.exception("internal error")
+        error = PyxlsnapError(f"internal error: {type(e).__name__}: {e}")
+        caller.finish({"error": to_wire(error)})
+
+
+def perform(
+    host: Host, request: Message, config: SnapshotConfig, caller: Caller, cancel: Cancel
+) -> Snapshot | Reverted | Recovered:
+    """Run the operation that a request names."""
     operation, domain = request["operation"], request["domain"]
-    config = _config(request)  # before Xen is asked for: a bad file is a bad file anywhere
     if operation == "recover":
-        domain = check_uuid(domain)
-    with Toolstack(operation=operation, domain=domain) as host:
-        if operation == "recover":
-            return recover(host, domain, share_lock=caller.share_lock)
-        if operation == "create":
-            return asdict(
-                create(
-                    host,
-                    domain,
-                    config,
-                    live=request["live"],
-                    on_progress=caller.progress,
-                    cancel=cancel,
-                    share_lock=caller.share_lock,
-                )
-            )
-        return asdict(
-            revert(
-                host,
-                domain,
-                config,
-                Path(request["cfgfile"]),
-                running=request["running"],
-                force=request["force"],
-                on_progress=caller.progress,
-                cancel=cancel,
-                share_lock=caller.share_lock,
-            )
+        return recover(host, domain, share_lock=caller.share_lock)
+    if operation == "create":
+        return create(
+            host,
+            domain,
+            config,
+            live=request["live"],
+            on_progress=caller.progress,
+            cancel=cancel,
+            share_lock=caller.share_lock,
         )
+    return revert(
+        host,
+        domain,
+        config,
+        Path(request["cfgfile"]),
+        running=request["running"],
+        force=request["force"],
+        on_progress=caller.progress,
+        cancel=cancel,
+        share_lock=caller.share_lock,
+    )
 
 
 def _config(request: Message) -> SnapshotConfig:
@@ -137,16 +158,6 @@ def _config(request: Message) -> SnapshotConfig:
     return replace(config, name=config.name or said.name, memory_path=memory)
 
 
-def _answer(perform_it: Callable[[], Any]) -> Message:
-    try:
-        return {"result": perform_it()}
-    except PyxlsnapError as e:
-        return {"error": to_wire(e)}
-    except Exception as e:
-        log.exception("internal error")
-        return {"error": to_wire(PyxlsnapError(f"internal error: {type(e).__name__}: {e}"))}
-
-
 def main() -> None:
     """Serve the one request that comes over the socket whose descriptor is the argument."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whatever the caller's daemon does with it
@@ -166,7 +177,7 @@ def main() -> None:
     logger.addHandler(_LogSender(caller))
     logger.setLevel(request["log_level"])
     threading.Thread(target=caller.wait_for_cancel, args=(cancel,), daemon=True).start()
-    caller.finish(_answer(lambda: perform(request, caller, cancel)))
+    serve(request, caller, cancel)
 
 
 if __name__ == "__main__":

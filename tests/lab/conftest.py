@@ -2,13 +2,13 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from . import cache
-from .guests import STANDARD, Guest
 from .lab import Lab
 from .snapshots import forget
 
@@ -45,13 +45,11 @@ def _lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     if missing:
         pytest.fail(f"the lab needs {', '.join(missing)}: apt-get install {PACKAGES}")
     capture = request.config.pluginmanager.getplugin("capturemanager")
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
 
     def write(line: str) -> None:
         # Seen as it happens, whatever pytest captures: what takes minutes must show why.
         with capture.global_and_fixture_disabled():
-            reporter.ensure_newline()
-            reporter.write_line(f"lab {line}", flush=True)
+            print(f"lab {line}", file=sys.stderr, flush=True)
 
     with Lab(cache.progress(write)) as lab:
         yield lab
@@ -85,25 +83,3 @@ def fresh_lab(lab: Lab) -> Lab:
     """A machine that no other test has touched."""
     lab.reset()
     return lab
-
-
-@pytest.fixture
-def pv(lab: Lab) -> Guest:
-    return lab.guest("pv")
-
-
-@pytest.fixture
-def pvh(lab: Lab) -> Guest:
-    return lab.guest("pvh")
-
-
-@pytest.fixture
-def hvm(lab: Lab) -> Guest:
-    """Linux with PV drivers."""
-    return lab.guest("hvm")
-
-
-@pytest.fixture(params=STANDARD)
-def guest(lab: Lab, request: pytest.FixtureRequest) -> Guest:
-    """Each kind in turn."""
-    return lab.guest(request.param)

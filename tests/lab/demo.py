@@ -7,7 +7,7 @@ import time
 from . import cache
 from .guests import Guest, Tick
 from .lab import Lab
-from .snapshots import run_script
+from .snapshots import goes_back, run_script
 
 KIND = "pvh"
 
@@ -67,7 +67,7 @@ def story(guest: Guest) -> int:
     show("    " + reverted.out.rstrip())
     show("\nThe guest is back at the snapshot and counts on:")
     end = watch(guest, 6)
-    first = next(t for t in guest.ticks_since(mark) if t.n <= after.n + 1)
+    first = goes_back(guest, mark, later)
     good = before.n < first.n <= after.n + 1 < later.n and first.ok and end.ok
     show(
         f"\nSnapshot between {before.n} and {after.n}; gone on to {later.n}; back at {first.n} in "

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,21 +60,6 @@ TICK = re.compile(
     r"TICK n=(\d+) up=(\d+) mem=(ok|BAD)((?: \w+=\d+:(?:ok|BAD))*) bad=(\d+) boot=(\w+)"
 )
 DISK = re.compile(r" (\w+)=(\d+):(ok|BAD)")
-
-QMP_SCRIPT = """\
-import json, socket, sys
-monitor = socket.socket(socket.AF_UNIX)
-monitor.settimeout(30)
-monitor.connect("/var/run/xen/qmp-libxenstat-" + sys.argv[1])
-stream = monitor.makefile("rw")
-stream.readline()
-for command in ('{"execute": "qmp_capabilities"}', sys.argv[2]):
-    stream.write(command + "\\n")
-    stream.flush()
-    while "event" in (answer := json.loads(stream.readline())):
-        pass
-print(json.dumps(answer))
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +154,26 @@ class Guest:
 
     def qmp(self, command: str, **arguments: object) -> Any:
         """Ask its QEMU, through the monitor that libxl does not use itself."""
-        request = json.dumps({"execute": command, "arguments": arguments})
-        script = ["python3", "-c", QMP_SCRIPT, str(self.domid()), request]
-        answer = json.loads(self.dom0.run(script).out)
-        if "return" not in answer:
-            raise RuntimeError(f"{command}: {answer}")
-        return answer["return"]
+        (answer,) = self.qmp_all([(command, arguments)])
+        return answer
+
+    def qmp_all(self, commands: Sequence[tuple[str, Mapping[str, object]]]) -> list[Any]:
+        """Several commands on one connection; their answers."""
+        monitor = f"UNIX-CONNECT:/run/xen/qmp-libxenstat-$(xl domid {self.name})"
+        requests = [{"execute": name, "arguments": arguments} for name, arguments in commands]
+        answers: list[Any] = []
+        with self.dom0.start(f"exec socat - {monitor}") as running:
+            for request in ({"execute": "qmp_capabilities"}, *requests):
+                running.send(json.dumps(request).encode() + b"\n")
+            for line in running.lines():
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise RuntimeError(f"{requests[len(answers) - 1]}: {answer['error']['desc']}")
+                if "return" in answer:
+                    answers.append(answer["return"])
+                if len(answers) > len(requests):
+                    return answers[1:]
+        raise RuntimeError(f"no answer from the QEMU of {self.name}: {running.err}")
 
     # --- what it says
 

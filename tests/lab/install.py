@@ -9,8 +9,8 @@ from .dom0 import Dom0
 from .image import Image
 
 PROJECT = Path(__file__).resolve().parents[2]
-SOURCES = ("pyxlsnap", "include", "build_ffi.py", "pyproject.toml")
-COMPILED = ["_ffi*.so", "_ffi*.o", "_ffi.c"]  # of the host's Python and Xen, not of the dom0's
+SOURCES = ("pyxlsnap", "include", "build_ffi.py", "pyproject.toml", "README.md")
+COMPILED = ["_ffi*.so"]  # of the host's Python and Xen, not of the dom0's
 REQUIREMENT = "qemu.qmp==0.0.6"  # pure Python, and not in Debian 12
 
 DEST, SITE = "/opt/pyxlsnap", "/opt/pyxlsnap-site"
@@ -43,7 +43,7 @@ def _extension(dom0: Dom0, image: Image, project: Path, say: cache.Say) -> Path:
         dom0.run(["python3", "build_ffi.py"], cwd=DEST, timeout=300)
         (built,) = dom0.run(f"ls {DEST}/pyxlsnap/_ffi*.so").out.split()
         (new / Path(built).name).write_bytes(dom0.read(built))
-        dom0.run(f"rm -f {DEST}/pyxlsnap/_ffi.[co] {DEST}/pyxlsnap/_ffi*.o")
+        dom0.run(f"rm -rf {DEST}/build")
         say("extension compiled")
 
     return cache.built("extension", key, build, say)

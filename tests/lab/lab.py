@@ -45,10 +45,12 @@ class Lab:
 
     def rest(self) -> None:
         """Pause the standard guests again, as far as they are there."""
-        for name in self._awake:
-            # (Pauses are counted: one that a test has paused must not be paused twice.)
-            pause = f"xl list {name} | grep -q -- --p || xl pause {name}"
-            self.dom0.run(pause, check=False)
+        # (Pauses are counted: one that a test has paused must not be paused twice.)
+        pause = "; ".join(
+            f"grep -q '^{name} .* --p' /tmp/list || xl pause {name}" for name in self._awake
+        )
+        if pause:
+            self.dom0.run(f"xl list >/tmp/list; {pause}", check=False)
         self._awake.clear()
 
     def fresh(self, name: str, kind: str) -> Guest:
@@ -69,7 +71,7 @@ class Lab:
             listing = self.dom0.run(["xl", "list"], timeout=20).out.splitlines()
             states = {line.split()[0]: line.split()[-2] for line in listing[2:]}
             return states == dict.fromkeys(STANDARD, "--p---") and all(
-                self.guest(name).last().ok for name in STANDARD
+                Guest(self.dom0, name).last().ok for name in STANDARD
             )
         except (OSError, CommandFailed, AssertionError):
             return False

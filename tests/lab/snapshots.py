@@ -82,7 +82,7 @@ class Before:
     @classmethod
     def of(cls, guest: Guest) -> "Before":
         listing = guest.dom0.run(
-            f"find {SNAPSHOTS} /var/lib/pyxlsnap /tmp/snap ! -type d -printf '%p %s %m\\n' "
+            f"find {SNAPSHOTS} /var/lib/pyxlsnap /tmp/snap -mindepth 1 -printf '%p %s %m\\n' "
             "2>/dev/null",
             check=False,
         )
@@ -100,8 +100,12 @@ def unchanged(guest: Guest, before: Before) -> Tick:
 
 def forget(guest: Guest) -> None:
     """Remove a guest's snapshots, so that the next test begins with none."""
-    for node in _nodes(guest).values():
-        for made in node["image"].get("snapshots", []):
-            delete = "blockdev-snapshot-delete-internal-sync"
-            guest.qmp(delete, device=node["node-name"], name=made["name"])
+    delete = "blockdev-snapshot-delete-internal-sync"
+    guest.qmp_all(
+        [
+            (delete, {"device": node["node-name"], "name": made["name"]})
+            for node in _nodes(guest).values()
+            for made in node["image"].get("snapshots", [])
+        ]
+    )
     guest.dom0.run(f"rm -rf {SNAPSHOTS} /tmp/snap")

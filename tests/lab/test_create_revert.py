@@ -1,7 +1,7 @@
 """The main story, on every kind of guest: snapshot, go on, revert, and nothing is amiss.
 
 The guests count in memory and on both disks and read everything back all the time; a memory and
-a disk from different moments make them say BAD (see test_lab.py for the proof).
+a disk from different moments make them say BAD (see test_guests.py for the proof).
 """
 
 import json

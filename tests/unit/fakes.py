@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from pyxlsnap import checks, create_plan, freemem, journal, recovery, revert_plan
 from pyxlsnap.domain import REQUEST_S, SETTLE_S
-from pyxlsnap.errors import AlreadyExists, DiskError, DomainNotFound, Refused, XenError
+from pyxlsnap.errors import (
+    AlreadyExists,
+    DiskError,
+    DomainNotFound,
+    GuestTimeout,
+    Refused,
+    XenError,
+)
 from pyxlsnap.memory import walk
 from pyxlsnap.model import (
     Artefact,
@@ -236,7 +243,9 @@ class FakeGuest:
             self.resumes += 1
 
     def ensure_running(self, *, settle_s: float = SETTLE_S, request_s: float = REQUEST_S) -> bool:
-        if self.suspends_late_s is not None and self.suspends_late_s <= max(settle_s, request_s):
+        if self.suspends_late_s is not None:
+            if self.suspends_late_s > max(settle_s, request_s):
+                raise GuestTimeout("may yet suspend", rc=-8, operation="libxl_domain_suspend")
             self.time_passes()
         if self.check_same().suspended:
             self.resume()

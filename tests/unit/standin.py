@@ -37,10 +37,15 @@ if "pyxlsnap.worker" in sys.orig_argv:
     def recover(host, uuid, *, share_lock):
         held = lock()
         (HERE / "recovered").write_text(uuid)
+        rolled_back = True
 {recover}
         held.release()
-        return ("recovered",)
-    pyxlsnap.toolstack.Toolstack = lambda **_: contextlib.nullcontext()
+        return model.Recovered(("recovered",), rolled_back=rolled_back)
+    @contextlib.contextmanager
+    def toolstack(**_):
+        yield
+{close}
+    pyxlsnap.toolstack.Toolstack = toolstack
     pyxlsnap.create.create = create
     pyxlsnap.recovery.recover = recover
 """
@@ -56,13 +61,14 @@ class StandIn:
         monkeypatch.syspath_prepend(self._site)
         monkeypatch.setenv("PYTHONPATH", ":".join(p for p in sys.path if p))
 
-    def set(self, create: str, recover: str = "pass") -> None:
-        """The bodies of the two functions."""
+    def set(self, create: str, recover: str = "pass", close: str = "pass") -> None:
+        """The bodies of the two functions, and what closing libxl does."""
         text = _SITE.format(
             uuid=UUID,
             here=str(self.here),
             create=indent(dedent(create).strip(), " " * 8),
             recover=indent(dedent(recover).strip(), " " * 8),
+            close=indent(dedent(close).strip(), " " * 8),
         )
         (self._site / "sitecustomize.py").write_text(text)
 

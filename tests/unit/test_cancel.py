@@ -94,3 +94,20 @@ def test_a_call_that_fails_is_disarmed_too() -> None:
 
 def test_no_strategy_swallows_it() -> None:
     assert not issubclass(Cancelled, Exception)
+
+
+def test_an_abort_never_reaches_the_call_after_the_one_that_was_armed() -> None:
+    """The next one may be the resume: the end of the armed call waits for an abort under way."""
+    cancel, aborting, ended = Cancel(), threading.Event(), threading.Event()
+
+    def abort() -> bool:
+        aborting.set()
+        assert not ended.wait(0.2)
+        return True
+
+    setter = threading.Thread(target=cancel.set)
+    with cancel.armed(abort):
+        setter.start()
+        assert aborting.wait(10)
+    ended.set()
+    setter.join()

@@ -26,7 +26,7 @@ from pyxlsnap.errors import (
     UsageError,
     XenError,
 )
-from pyxlsnap.model import Artefact, Progress, Reverted, RunState, Snapshot
+from pyxlsnap.model import Artefact, Progress, Recovered, Reverted, RunState, Snapshot
 from tests.unit.standin import UUID, StandIn
 
 ROOT = Path(pyxlsnap.__file__).parent.parent
@@ -169,7 +169,7 @@ def test_a_signal_rolls_back(worker: StandIn, number: signal.Signals, code: int)
     )
     assert (found.returncode, found.stdout) == (code, "")
     assert found.stderr.splitlines() == [
-        "interrupted: rolling back",
+        "interrupted: ending as soon as it is safe",
         "pyxlsnap: the snapshot was interrupted",
     ]
     assert (worker.here / "rolled back").exists()
@@ -267,7 +267,7 @@ def test_a_revert_is_shown(fake: Api, capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_recovery_is_shown(
     fake: Api, capsys: pytest.CaptureFixture[str], done: tuple[str, ...], shown: str
 ) -> None:
-    fake.answer = done
+    fake.answer = Recovered(done, rolled_back=True)
     assert cli.main(["snapshot-recover", UUID]) == 0
     assert capsys.readouterr().out == shown
 
@@ -277,7 +277,7 @@ def test_a_recovery_is_shown(
     [
         (["snapshot-create", "vm1"], SNAPSHOT),
         (["snapshot-revert", "vm1", "/c"], REVERTED),
-        (["snapshot-recover", UUID], ("a", "b")),
+        (["snapshot-recover", UUID], Recovered(("a", "b"), rolled_back=True)),
     ],
 )
 def test_results_as_json(
@@ -285,7 +285,7 @@ def test_results_as_json(
 ) -> None:
     fake.answer = answer
     assert cli.main(["--json", *arguments]) == 0
-    plain = answer if isinstance(answer, tuple) else asdict(answer)  # type: ignore[call-overload]
+    plain = asdict(answer)  # type: ignore[call-overload]
     assert json.loads(capsys.readouterr().out) == json.loads(
         json.dumps(
             {

@@ -285,6 +285,16 @@ class TestTheGuestCannotBeResumed:
         assert "nothing was deleted" in str(error)
         assert not [e for e in world.events if e.startswith("undo")]
         assert world.photo().disk_snapshots == case.at_fault.disk_snapshots
+        # And the command that it gives is taken.
+        assert isinstance(error, NeedsAttention)
+        words = shlex.split(error.finish)
+        cfg = Path(words[3])
+        plan = plan_revert(
+            world.host, words[2], cfgfile.read(cfg), cfg, force="--force" in words[4:]
+        )
+        complete = (step, when) == ("disk snapshots", "after")
+        assert [v for s in plan.strategies for v in s.vdevs] == ["xvda", "xvdb"] * complete
+        assert case.journal.read() is None
 
     def test_the_snapshot_is_completed_and_revert_takes_it(self, world: World) -> None:
         case = Case(world)

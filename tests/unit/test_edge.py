@@ -483,7 +483,8 @@ class TestEnsureRunning:
     def test_a_request_that_stands_for_ever_is_not_waited_for_for_ever(self) -> None:
         domain = Clockless("", requested=(True,) * 1000)
         start = time.monotonic()
-        assert not domain.ensure_running(settle_s=0, request_s=0.1)
+        with pytest.raises(GuestTimeout, match="may yet"):
+            domain.ensure_running(settle_s=0, request_s=0.1)
         assert 0.1 <= time.monotonic() - start < 2
 
     @pytest.mark.parametrize("state", ["gone", "another", "dying"])

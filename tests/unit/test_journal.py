@@ -84,11 +84,19 @@ class TestLock:
         with child:
             assert child.stdout
             assert child.stdout.readline() == b"ready\n"
-            held.release()
+            os.close(held.fd)  # as if we had died
             with pytest.raises(Busy):
                 lock(tmp_path)
         assert child.returncode == 0
         lock(tmp_path).release()
+
+    def test_a_release_is_not_put_off_by_a_child_that_has_a_copy(self, tmp_path: Path) -> None:
+        """A daemon that forks without exec while an operation is under way makes such copies."""
+        held = lock(tmp_path)
+        copy = os.dup(held.fd)
+        held.release()
+        lock(tmp_path).release()
+        os.close(copy)
 
     def test_is_not_inherited_unasked(self, tmp_path: Path) -> None:
         held = lock(tmp_path)

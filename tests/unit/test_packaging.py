@@ -30,7 +30,7 @@ def copy_of_the_project(where: Path) -> Path:
     for name in SHIPPED:
         source = PROJECT / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "_ffi.c", "_ffi*.so", "_ffi*.o")
+            ignored = shutil.ignore_patterns("__pycache__", "_ffi*.so")
             shutil.copytree(source, where / name, ignore=ignored)
         else:
             shutil.copy(source, where / name)
@@ -89,9 +89,12 @@ def test_an_sdist_builds_a_wheel_elsewhere(tmp_path: Path) -> None:
     (unpacked,) = (tmp_path / "elsewhere").iterdir()
     wheel = made_by(build("wheel", unpacked, tmp_path), tmp_path)
     assert "-cp311-abi3-" in wheel.name
-    names = zipfile.ZipFile(wheel).namelist()
+    contents = zipfile.ZipFile(wheel)
+    names = contents.namelist()
     assert "pyxlsnap/_ffi.abi3.so" in names
     assert {"pyxlsnap/py.typed", "pyxlsnap/_ffi.pyi"} <= set(names)
+    (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+    assert b"LGPL-2.1-only" in contents.read(metadata)
     python = fresh_environment(tmp_path / "env")
     install(python, str(wheel))
     check_installed(python, tmp_path)

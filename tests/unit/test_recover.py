@@ -1,7 +1,9 @@
 """Finishing what was killed: a create is rolled back, a revert can only go forward."""
 
+import errno
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,7 @@ from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import Busy, MonitorError, NeedsAttention, Refused, UsageError, XenError
 from pyxlsnap.journal import DomainLock, Journal
-from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.model import Recovered, SnapshotConfig
 from pyxlsnap.recovery import recover
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert
@@ -39,7 +41,7 @@ class Killed:
                 break
 
     def recover(self) -> tuple[str, ...]:
-        return recover(self.world.host, UUID)
+        return recover(self.world.host, UUID).lines
 
     def assert_as_before(self) -> None:
         self.guest.time_passes()
@@ -62,7 +64,9 @@ def test_a_create_killed_after_any_step_is_rolled_back(world: World, step: str) 
 
 def test_a_create_killed_after_its_last_step_stays(world: World) -> None:
     killed = Killed(world, CREATE[-1])
-    assert "complete" in killed.recover()[0]
+    recovered = recover(world.host, UUID)
+    assert "complete" in recovered.lines[0]
+    assert not recovered.rolled_back
     assert killed.plan.memory_path.exists()
     assert killed.plan.cfgfile.exists()
     assert len(world.storage.snapshots) == 2
@@ -91,7 +95,7 @@ def test_somebody_elses_file_at_the_memory_files_name_stays(world: World) -> Non
 
 
 def test_nothing_in_flight_is_nothing_to_do(world: World) -> None:
-    assert recover(world.host, UUID) == ()
+    assert recover(world.host, UUID) == Recovered((), rolled_back=True)
 
 
 def test_an_operation_under_way_is_busy(world: World) -> None:
@@ -122,7 +126,7 @@ def test_what_is_no_uuid_is_not_taken_for_one(world: World, domain: str) -> None
 
 def test_the_case_of_a_uuid_does_not_matter(world: World) -> None:
     killed = Killed(world, "suspend")
-    assert "resumed vm1" in recover(world.host, UUID.upper())
+    assert "resumed vm1" in recover(world.host, UUID.upper()).lines
     killed.assert_as_before()
 
 
@@ -171,6 +175,43 @@ def test_a_guest_that_cannot_be_resumed_keeps_everything(world: World, step: str
     killed.assert_as_before()
 
 
+def test_a_guest_that_may_yet_suspend_needs_a_person_and_keeps_the_journal(world: World) -> None:
+    killed = Killed(world, "header")
+    killed.guest.suspends_late_s = 1000
+    with pytest.raises(NeedsAttention, match="may yet") as caught:
+        killed.recover()
+    assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+    killed.guest.suspends_late_s = 60
+    assert "resumed vm1" in killed.recover()
+    killed.assert_as_before()
+
+
+def test_a_configuration_that_cannot_be_read_leaves_the_disks_to_a_person(world: World) -> None:
+    killed = Killed(world, "resume")
+    world.fail("config", XenError("no QEMU", rc=-3, operation="retrieve"))
+    with pytest.raises(NeedsAttention, match="xvda, xvdb may hold a disk snapshot snap"):
+        killed.recover()
+    assert killed.guest.runs
+    assert not killed.plan.memory_path.parent.exists()
+
+
+def test_a_file_that_cannot_be_removed_is_named_and_the_rest_is_done(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Killed(world, "resume")
+
+    def denied(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", denied)
+        with pytest.raises(NeedsAttention, match="Operation not permitted"):
+            killed.recover()
+    assert not world.storage.snapshots
+    killed.recover()
+    killed.assert_as_before()
+
+
 def test_a_damaged_journal_is_refused_and_kept(world: World) -> None:
     journal = Journal(UUID)
     journal.path.write_text("{")
@@ -193,11 +234,11 @@ class TestARevert:
 
     def test_killed_before_the_destroy_has_touched_nothing(self, world: World) -> None:
         guest = self.killed(world, "journal")
-        assert recover(world.host, UUID) == ("vm1 was not touched",)
+        assert recover(world.host, UUID) == Recovered(("vm1 was not touched",), rolled_back=True)
         assert guest.runs
         assert Journal(UUID).read() is None
 
-    @pytest.mark.parametrize("step", REVERT[REVERT.index("destroy") :])
+    @pytest.mark.parametrize("step", REVERT[REVERT.index("destroy") : REVERT.index("unpause")])
     def test_killed_later_is_finished_by_the_command(self, world: World, step: str) -> None:
         self.killed(world, step)
         with pytest.raises(NeedsAttention) as caught:
@@ -209,9 +250,29 @@ class TestARevert:
         assert words[3:] == [str(cfg)]
         plan = plan_revert(world.host, words[2], cfgfile.read(cfg), cfg)
         Reversion(world.host, plan).run()
-        assert recover(world.host, UUID) == ()
+        assert recover(world.host, UUID).lines == ()
         (guest,) = [g for g in world.host.guests if g.exists]
         assert guest.runs
+
+    @pytest.mark.parametrize("state", ["paused", "dying", "shutdown_reason"])
+    def test_killed_while_libxl_destroys_is_not_called_untouched(
+        self, world: World, state: str
+    ) -> None:
+        """It pauses the domain, and ends its QEMU, long before it is gone."""
+        guest = self.killed(world, "journal")
+        setattr(guest, state, "destroy" if state == "shutdown_reason" else True)
+        with pytest.raises(NeedsAttention, match="once the destroy had begun"):
+            recover(world.host, UUID)
+        assert Journal(UUID).read() is not None
+
+    def test_a_domain_that_was_started_since_is_left_alone(self, world: World) -> None:
+        guest = self.killed(world, "disks")
+        again = world.host.start(guest.configuration)
+        recovered = recover(world.host, UUID)
+        assert not recovered.rolled_back
+        assert f"domid {again.domid}) runs and was left alone" in recovered.lines[0]
+        assert again.runs
+        assert Journal(UUID).read() is None
 
     def test_a_cfgfile_with_a_blank_is_quoted_in_the_command(self, world: World) -> None:
         self.killed(world, "destroy")

@@ -27,7 +27,7 @@ from pyxlsnap.errors import (
     UsageError,
     WorkerDied,
 )
-from pyxlsnap.model import Artefact, DiskRequest, Progress, SnapshotConfig
+from pyxlsnap.model import Artefact, DiskRequest, Progress, Recovered, SnapshotConfig
 from pyxlsnap.wire import Channel, log_from_wire, log_to_wire
 from tests.unit.fakes import open_descriptors
 from tests.unit.standin import UUID, StandIn
@@ -116,7 +116,7 @@ class TestResult:
 
     def test_recover_says_what_was_done(self, worker: StandIn) -> None:
         worker.set("pass")
-        assert api.recover(UUID) == ("recovered",)
+        assert api.recover(UUID) == Recovered(("recovered",), rolled_back=True)
 
 
 class TestProcess:
@@ -172,6 +172,45 @@ class TestTheWorkerDies:
         assert type(caught.value) is OperationFailed
         assert caught.value.undone == ("recovered",)
         assert worker.said("recovered") == UUID
+
+    def test_while_it_closes_libxl_and_the_result_is_there_all_the_same(
+        self, worker: StandIn
+    ) -> None:
+        worker.set("return SNAPSHOT", close="os.abort()")
+        assert api.create_snapshot("vm1").name == "snap"
+
+    def test_after_its_work_was_done_and_that_is_not_called_undone(self, worker: StandIn) -> None:
+        worker.set(
+            "share_lock(UUID, lock().fd); on_progress(model.Progress('pid', os.getpid()))\n"
+            + SLEEP,
+            "rolled_back = False",
+        )
+        with pytest.raises(NeedsAttention, match="signal 9; recovered") as caught:
+            api.create_snapshot("vm1", on_progress=kill_by_progress)
+        assert caught.value.left == ("recovered",)
+
+    def test_while_a_child_of_the_caller_has_copies_of_everything(self, worker: StandIn) -> None:
+        """A daemon that forks without exec: its child keeps our descriptors open."""
+        worker.set(
+            "share_lock(UUID, lock().fd); on_progress(model.Progress('pid', os.getpid()))\n" + SLEEP
+        )
+        children: list[int] = []
+
+        def fork_and_kill(progress: Progress) -> None:
+            if progress.phase == "pid" and not children:
+                if not (child := os.fork()):
+                    time.sleep(60)
+                    os._exit(0)
+                children.append(child)
+            kill_by_progress(progress)
+
+        try:
+            with pytest.raises(OperationFailed) as caught:
+                api.create_snapshot("vm1", on_progress=fork_and_kill)
+            assert caught.value.undone == ("recovered",)
+        finally:
+            os.kill(children[0], signal.SIGKILL)
+            os.waitpid(children[0], 0)
 
     def test_and_the_recovery_needs_a_person(self, worker: StandIn) -> None:
         worker.set(
