@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -84,8 +83,7 @@ def check_installed(python: Path, where: Path, version: str = VERSION) -> None:
 def test_an_sdist_builds_a_wheel_elsewhere(tmp_path: Path) -> None:
     source = copy_of_the_project(tmp_path / "source")
     sdist = made_by(build("sdist", source, tmp_path), tmp_path)
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path / "elsewhere", filter="data")
+    shutil.unpack_archive(sdist, tmp_path / "elsewhere")
     (unpacked,) = (tmp_path / "elsewhere").iterdir()
     wheel = made_by(build("wheel", unpacked, tmp_path), tmp_path)
     assert "-cp311-abi3-" in wheel.name
