@@ -111,9 +111,11 @@ class Creation:
         return [
             ("journal", self._write_journal),
             ("header", self._write_header),
+            ("prepare disks", self._prepare_disks),
             ("suspend", self._suspend),
             ("disk snapshots", self._snapshot_disks),
             ("resume", self._resume),
+            ("finish disks", self._finish_disks),
             ("memory file", self._publish_memory),
             ("cfgfile", self._write_cfgfile),
         ]
@@ -153,6 +155,8 @@ class Creation:
             memory_path=str(plan.memory_path),
             cfgfile=str(plan.cfgfile),
             disks=plan.metadata.disks,
+            devices=plan.devices,
+            disk_state={k: v for s in plan.strategies for k, v in s.state().items()},
             started=time.time(),
         )
         self._journal.write(entry)
@@ -168,6 +172,11 @@ class Creation:
             metadata=self._plan.metadata,
         )
 
+    def _prepare_disks(self) -> None:
+        for strategy in self._plan.strategies:
+            self._cleanups.append(strategy.undo_create)
+            strategy.prepare()
+
     def _suspend(self) -> None:
         assert self._memory
         self._guest.check_same()
@@ -180,7 +189,6 @@ class Creation:
     def _snapshot_disks(self) -> None:
         self._guest.check_same()
         for strategy in self._plan.strategies:
-            self._cleanups.append(strategy.undo_create)
             strategy.create()
         self._disks_done = True
 
@@ -191,6 +199,10 @@ class Creation:
             self._seconds_suspended = time.monotonic() - self._suspended_at
         self._resumed = True
         self._on_progress(Progress("resumed"))
+
+    def _finish_disks(self) -> None:
+        for strategy in self._plan.strategies:
+            strategy.finish_create()
 
     def _publish_memory(self) -> None:
         assert self._memory
@@ -253,6 +265,8 @@ class Creation:
     def _bring_guest_back(self, undone: list[str]) -> None:
         if not self._suspend_began or self._resumed:
             return
+        for strategy in self._plan.strategies:
+            strategy.settle()
         if self._memory_complete:  # it is suspended, or has been resumed
             resumed = self._guest.ensure_running(settle_s=0.0, request_s=0.0)
         else:  # it may yet suspend

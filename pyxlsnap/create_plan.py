@@ -25,7 +25,7 @@ from pyxlsnap.model import (
     SnapshotConfig,
     check_name,
 )
-from pyxlsnap.ports import DiskStrategy, Guest, Host
+from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host
 
 SNAPSHOT_DIR = Path("/var/lib/xen/snapshots")
 
@@ -41,6 +41,8 @@ class CreatePlan:
     memory_path: Path
     cfgfile: Path
     cfgfile_text: str
+    #: the disks in it, in the order of ``metadata.disks``
+    devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
     #: disks that will not be in it, each with the reason
     left_out: dict[str, str]
@@ -94,6 +96,7 @@ def plan_create(
     complete = SnapshotConfig(name, wanted.description, str(memory_path), requests)
     checks.refuse_full(memory_path.parent, guest.info().memory_kb)
     inactive = live and config.kind is GuestKind.HVM
+    task = DiskTask(name, inactive=inactive, asked=wanted.disks is not None)
     plan = CreatePlan(
         guest=guest,
         config=config,
@@ -109,7 +112,8 @@ def plan_create(
         memory_path=memory_path,
         cfgfile=cfg,
         cfgfile_text=cfgfile.render(complete),
-        strategies=strategies(chosen, name=name, inactive=inactive),
+        devices=tuple(disk for disk, _ in chosen),
+        strategies=strategies(chosen, task),
         left_out=left_out,
         warnings=(*warnings, *checks.monitor_warning(host, guest)),
     )

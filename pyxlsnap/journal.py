@@ -12,12 +12,12 @@ import logging
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pyxlsnap.errors import Busy, Refused
 from pyxlsnap.files import NewFile, make_directory, sync_directory
-from pyxlsnap.model import DiskRequest
+from pyxlsnap.model import Disk, DiskRequest
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,10 @@ class Entry:
     memory_path: str = ""
     cfgfile: str = ""
     disks: tuple[DiskRequest, ...] = ()
+    #: the same disks as the guest has them
+    devices: tuple[Disk, ...] = ()
+    #: what the disk strategies have to know (:meth:`pyxlsnap.ports.DiskStrategy.state`)
+    disk_state: dict[str, str] = field(default_factory=dict)
     #: seconds since the epoch
     started: float = 0.0
     #: directories that are ours, if they are there, parents first
@@ -116,6 +120,10 @@ class Journal:
         try:
             values = json.loads(self.path.read_bytes())
             values["disks"] = tuple(DiskRequest(**d) for d in values["disks"])
+            values["devices"] = tuple(Disk(**d) for d in values["devices"])
+            values["disk_state"] = dict(values["disk_state"])
+            if len(values["devices"]) != len(values["disks"]):
+                raise ValueError("disks and devices do not belong together")
             for key in ("temporary", "directories"):
                 values[key] = tuple(values[key])
             return Entry(**values)

@@ -1,6 +1,7 @@
 """What the sequences need of the world, as Protocols: a test can put a fault at any step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from pyxlsnap.model import Artefact, DomainConfig, DomainInfo, OnProgress
@@ -45,6 +46,18 @@ class Host(Protocol):
     def abort(self) -> bool: ...
 
 
+@dataclass(frozen=True, slots=True)
+class DiskTask:
+    """What the strategies of one operation are told."""
+
+    #: the snapshot's name
+    name: str
+    #: when the disk snapshots are taken, QEMU's block nodes are inactive (a live HVM suspend)
+    inactive: bool = False
+    #: the user has named the disks; else every writable one was chosen
+    asked: bool = True
+
+
 class DiskStrategy(Protocol):
     """How the disks of one kind of storage are snapshotted and reverted, in one operation.
 
@@ -65,27 +78,56 @@ class DiskStrategy(Protocol):
         :raises Refused: it would not; the message says what would.
         """
 
+    def expected_seconds(self) -> float:
+        """How long :meth:`create` is expected to hold the guest."""
+
+    def state(self) -> dict[str, str]:
+        """What :meth:`adopt_create` needs to know of this object; keys begin with a vdev.
+
+        Known when :meth:`check_create` has returned.
+        """
+
+    def prepare(self) -> None:
+        """Make what :meth:`create` needs. The guest runs, so this may take its time.
+
+        :raises PyxlsnapError: :meth:`undo_create` takes back what was made.
+        """
+
     def create(self) -> None:
         """Take the disk snapshots, all or none. The guest is suspended: be quick.
 
         :raises PyxlsnapError: none was taken, or :meth:`undo_create` is needed to tell.
         """
 
-    def undo_create(self) -> list[str]:
-        """Remove what :meth:`create` made, and nothing else; say what was removed.
+    def finish_create(self) -> None:
+        """The guest runs again: make durable what was made, and do what else can wait until now.
 
-        The guest runs again. To be called after :meth:`create` failed, too; more than once does no
-        harm.
+        :raises PyxlsnapError: the snapshot is not to be relied on; :meth:`undo_create` follows.
+        """
+
+    def settle(self) -> None:
+        """Bring a :meth:`create` that was cut off to where the guest may run again.
+
+        Called before a resume when something has failed; more than once does no harm.
+
+        :raises PyxlsnapError: the guest must not run yet: it would lose data.
+        """
+
+    def undo_create(self) -> list[str]:
+        """Remove what :meth:`prepare` and :meth:`create` made, and nothing else; say what.
+
+        The guest runs again. To be called after they failed, too; more than once does no harm.
 
         :raises PyxlsnapError: something is left.
         """
 
-    def adopt_create(self, domid: int, *, began: float) -> None:
-        """Stand for a :meth:`create` that another process began (seconds since the epoch).
+    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+        """Stand for an object of another process that began a snapshot and is dead.
 
-        So that :meth:`undo_create` can take it back. Its process is known to be dead.
+        So that :meth:`settle` and :meth:`undo_create` can be called.
 
-        :raises PyxlsnapError: the disks cannot be reached.
+        :param began: seconds since the epoch.
+        :param state: what its :meth:`state` said.
         """
 
     def artefacts(self, domain: str) -> list[Artefact]:

@@ -6,6 +6,7 @@ revert that had destroyed the domain can only go forward, by the command in the 
 
 import logging
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyxlsnap.disks import strategies
@@ -15,16 +16,16 @@ from pyxlsnap.errors import (
     GuestTimeout,
     NeedsAttention,
     PyxlsnapError,
-    Refused,
-    XenError,
 )
 from pyxlsnap.files import open_regular, remove_directories
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig, Recovered, check_uuid
-from pyxlsnap.ports import Guest, Host
+from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host
 
 log = logging.getLogger(__name__)
+
+Adopted = Mapping[DiskStrategy, PyxlsnapError | None]
 
 
 def recover(host: Host, uuid: str, *, share_lock: ShareLock = lambda _uuid, _fd: None) -> Recovered:
@@ -53,25 +54,23 @@ def _undo_create(host: Host, entry: Entry) -> Recovered:
     done: list[str] = []
     left: list[str] = []
     guest = _find(host, entry.uuid)
-    if guest and _resume(guest, entry):
-        done.append(f"resumed {guest.name}")
-    complete = _is_ours(Path(entry.memory_path), entry)
-    if complete and Path(entry.cfgfile).exists():
-        done.append(f"the snapshot {entry.name} is complete: see {entry.cfgfile}")
-        return Recovered(tuple(done), rolled_back=False)
-    if guest:
-        done += _undo_disks(guest, entry, left)
-    elif entry.disks:
+    adopted = _adopt(guest.domid, entry) if guest else {}
+    try:
+        if guest and _resume(guest, entry, adopted):
+            done.append(f"resumed {guest.name}")
+        complete = _is_ours(Path(entry.memory_path), entry)
+        if complete and Path(entry.cfgfile).exists():
+            done.append(f"the snapshot {entry.name} is complete: see {entry.cfgfile}")
+            return Recovered(tuple(done), rolled_back=False)
+        done += _undo_disks(adopted, left)
+    finally:
+        for strategy in adopted:
+            strategy.close()
+    if not guest and entry.disks:
         vdevs = ", ".join(d.vdev for d in entry.disks)
         left.append(f"{entry.domain} is gone; {vdevs} may hold a disk snapshot {entry.name}")
-    for name in (*entry.temporary, *([entry.memory_path] if complete else [])):
-        try:
-            Path(name).unlink()
-            done.append(f"removed {name}")
-        except FileNotFoundError:
-            pass
-        except OSError as e:
-            left.append(f"{name}: {e.strerror}")
+    ours = [*entry.temporary, *([entry.memory_path] if complete else [])]
+    done += _remove_files(ours, left)
     done += remove_directories([Path(d) for d in entry.directories])
     if left:
         raise NeedsAttention(
@@ -84,8 +83,46 @@ def _undo_create(host: Host, entry: Entry) -> Recovered:
     return Recovered(tuple(done), rolled_back=True)
 
 
-def _resume(guest: Guest, entry: Entry) -> bool:
+def _adopt(domid: int, entry: Entry) -> Adopted:
+    """The disk strategies of the dead process; each with why it may not reach all its disks."""
+    chosen = list(zip(entry.devices, entry.disks, strict=True))
+    adopted: dict[DiskStrategy, PyxlsnapError | None] = {}
+    for strategy in strategies(chosen, DiskTask(entry.name)):
+        adopted[strategy] = None
+        try:
+            strategy.adopt_create(domid, began=entry.started, state=entry.disk_state)
+        except PyxlsnapError as e:
+            adopted[strategy] = e
+    return adopted
+
+
+def _undo_disks(adopted: Adopted, left: list[str]) -> list[str]:
+    done = []
+    for strategy, hindrance in adopted.items():
+        try:
+            done += strategy.undo_create()
+        except PyxlsnapError as e:
+            left.append(str(hindrance or e))
+    return done
+
+
+def _remove_files(names: Sequence[str], left: list[str]) -> list[str]:
+    done = []
+    for name in names:
+        try:
+            Path(name).unlink()
+            done.append(f"removed {name}")
+        except FileNotFoundError:
+            pass
+        except OSError as e:
+            left.append(f"{name}: {e.strerror}")
+    return done
+
+
+def _resume(guest: Guest, entry: Entry, adopted: Adopted) -> bool:
     try:
+        for strategy in adopted:
+            strategy.settle()
         return guest.ensure_running()
     except GuestTimeout as e:
         raise NeedsAttention(
@@ -94,7 +131,9 @@ def _resume(guest: Guest, entry: Entry) -> bool:
             left=[str(e)],
             finish=f"pyxlsnap snapshot-recover {entry.uuid}",
         ) from e
-    except XenError as e:
+    except DomainNotFound:
+        return False  # it has gone just now
+    except PyxlsnapError as e:
         left = [f"{guest} is suspended and cannot be resumed ({e})"]
         left += [f"its memory may be in {t}" for t in entry.temporary if Path(t).exists()]
         raise NeedsAttention(
@@ -114,32 +153,6 @@ def _is_ours(memory: Path, entry: Entry) -> bool:
         return False
     name = header.metadata and header.metadata.name
     return (name, DomainConfig.parse(header.config_json).uuid) == (entry.name, entry.uuid)
-
-
-def _undo_disks(guest: Guest, entry: Entry, left: list[str]) -> list[str]:
-    """Delete the disk snapshots that were made: their names were free when the journal began."""
-    try:
-        by_vdev = {d.vdev: d for d in guest.config().disks}
-    except (XenError, Refused) as e:
-        vdevs = ", ".join(d.vdev for d in entry.disks)
-        left.append(f"{vdevs} may hold a disk snapshot {entry.name} ({e})")
-        return []
-    wanted = []
-    for request in entry.disks:
-        if disk := by_vdev.get(request.vdev):
-            wanted.append((disk, request))
-        else:
-            left.append(f"{request.vdev} is detached; it may hold a disk snapshot {entry.name}")
-    done = []
-    for strategy in strategies(wanted, name=entry.name):
-        try:
-            strategy.adopt_create(guest.domid, began=entry.started)
-            done += strategy.undo_create()
-        except PyxlsnapError as e:
-            left.append(str(e))
-        finally:
-            strategy.close()
-    return done
 
 
 def _look(host: Host, entry: Entry) -> Recovered:

@@ -24,7 +24,7 @@ from pyxlsnap.model import (
     check_name,
     check_uuid,
 )
-from pyxlsnap.ports import DiskStrategy, Guest, Host
+from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def plan_revert(
         memory_path=memory_path,
         stream_offset=header.stream_offset,
         state=RunState.RUNNING if running or meta is None else meta.state,
-        strategies=strategies(chosen, name=name),
+        strategies=strategies(chosen, DiskTask(name)),
         warnings=(*reasons, checks.unwatched_warning(config.name)),
     )
     for strategy in plan.strategies:

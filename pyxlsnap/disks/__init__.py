@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Sequence
 
-from pyxlsnap.disks.qcow2_internal import Qcow2Internal
+from pyxlsnap.disks.qcow2 import Qcow2
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.ports import DiskStrategy
+from pyxlsnap.ports import DiskStrategy, DiskTask
 
-#: makes a strategy for some disks: (disks, the snapshot's name, whether QEMU's nodes are inactive)
-Factory = Callable[[Sequence[Disk], str, bool], DiskStrategy]
+#: makes a strategy for some disks
+Factory = Callable[[Sequence[tuple[Disk, DiskRequest]], DiskTask], DiskStrategy]
+
+# In the order in which they snapshot: QEMU's transaction, which is all or nothing, comes last.
+KINDS: tuple[Factory, ...] = (Qcow2,)
 
 
 def choose(disk: Disk, request: DiskRequest) -> Factory:
@@ -30,23 +33,16 @@ def choose(disk: Disk, request: DiskRequest) -> Factory:
             f"{disk.vdev} is {disk.format}: only qcow2 disks can be snapshotted; convert it "
             f"(qemu-img convert -O qcow2), or leave it out of `disks`"
         )
-    if not request.internal:
-        raise Refused(
-            f"{disk.vdev}: external snapshots are not supported: write ',,{disk.vdev}' for an "
-            f"internal one"
-        )
-    return Qcow2Internal
+    return Qcow2
 
 
 def strategies(
-    disks: Sequence[tuple[Disk, DiskRequest]], *, name: str, inactive: bool = False
+    disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask
 ) -> tuple[DiskStrategy, ...]:
     """One strategy object for each kind of storage among the disks.
 
-    :param inactive: at the snapshot QEMU's block nodes are inactive (a live HVM suspend).
     :raises Refused: see :func:`choose`.
     """
-    groups: dict[Factory, list[Disk]] = {}
-    for disk, request in disks:
-        groups.setdefault(choose(disk, request), []).append(disk)
-    return tuple(factory(group, name, inactive) for factory, group in groups.items())
+    chosen = [(choose(disk, request), disk, request) for disk, request in disks]
+    groups = {kind: [(d, r) for k, d, r in chosen if k is kind] for kind in KINDS}
+    return tuple(kind(group, task) for kind, group in groups.items() if group)

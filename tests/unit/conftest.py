@@ -1,11 +1,15 @@
 """Fixtures: the small world of fakes.py, in a directory of its own."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pyxlsnap import qmp
+from pyxlsnap.model import Disk
 from tests.unit.fakes import CHOOSERS, PLACES, World
+from tests.unit.qemu import SIZE, VDEVS, Qemu, qemu_img, write
 from tests.unit.standin import StandIn
 
 
@@ -27,3 +31,25 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """Worker processes with stand-ins for what needs Xen."""
     return StandIn(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(qmp, "RUN_DIR", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def disks(run_dir: Path) -> list[Disk]:
+    found = [Disk(v, str(run_dir / f"{v} disk.qcow2"), "qcow2", "qdisk") for v in VDEVS]
+    for disk in found:
+        qemu_img("create", "-q", "-f", "qcow2", disk.target, str(SIZE))
+        write(disk, 1)
+    return found
+
+
+@pytest.fixture
+def qemu(run_dir: Path, disks: list[Disk]) -> Iterator[Qemu]:
+    found = Qemu(run_dir, {d.vdev: d.target for d in disks})
+    yield found
+    found.close()

@@ -5,7 +5,7 @@ Typed against :mod:`pyxlsnap.ports`, so that mypy notices when they drift apart.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from pyxlsnap.model import (
     Progress,
     Step,
 )
-from pyxlsnap.ports import DiskStrategy, Guest, Host
+from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host
 from tests.unit import streams
 
 UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
@@ -59,6 +59,8 @@ class Storage:
 
     content: dict[str, str] = field(default_factory=dict)
     snapshots: dict[tuple[str, str], str] = field(default_factory=dict)
+    #: disks whose guest must not run: their create was cut off in the middle
+    unsettled: set[str] = field(default_factory=set)
 
 
 class World:
@@ -112,14 +114,10 @@ class World:
         return self.host.start(config)
 
     def strategies(
-        self,
-        disks: Sequence[tuple[Disk, DiskRequest]],
-        *,
-        name: str,
-        inactive: bool = False,
+        self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask
     ) -> tuple[DiskStrategy, ...]:
         """In the place of :func:`pyxlsnap.disks.strategies`: one strategy for each disk."""
-        return tuple(FakeStrategy(self, (disk.vdev,), name) for disk, _ in disks)
+        return tuple(FakeStrategy(self, (disk.vdev,), task.name) for disk, _ in disks)
 
 
 def config_of(
@@ -238,6 +236,7 @@ class FakeGuest:
             self.check_same()
             if not self.suspended:
                 raise XenError("not suspended", rc=-3, operation="libxl_domain_resume")
+            assert not self._world.storage.unsettled, "it would write where nobody looks"
             self._world.at_resume = self._world.photo()
             self.suspended = False
             self.resumes += 1
@@ -383,10 +382,31 @@ class FakeStrategy:
         self.vdevs = vdevs
         self._name = name
         self._made: list[tuple[str, str]] = []
+        self._reached = True
 
     def check_create(self, domid: int) -> None:
         with self._world.doing("check_create"):
             self._refuse_taken()
+
+    def expected_seconds(self) -> float:
+        return 0.0
+
+    def state(self) -> dict[str, str]:
+        return {f"{vdev} fake": self._name for vdev in self.vdevs}
+
+    def prepare(self) -> None:
+        with self._world.doing(f"prepare {self.vdevs[0]}"):
+            for vdev in self.vdevs:
+                self._storage.snapshots[vdev, f"{self._name}.prepared"] = ""
+                self._made.append((vdev, f"{self._name}.prepared"))
+
+    def finish_create(self) -> None:
+        with self._world.doing(f"finish {self.vdevs[0]}"):
+            pass
+
+    def settle(self) -> None:
+        with self._world.doing(f"settle {self.vdevs[0]}"):
+            self._storage.unsettled -= set(self.vdevs)
 
     def create(self) -> None:
         with self._world.doing(f"create {self.vdevs[0]}"):
@@ -394,23 +414,31 @@ class FakeStrategy:
                 self._refuse_taken()
             except AlreadyExists as e:  # the storage says so, not our check
                 raise DiskError(e.message, vdev=e.where) from e
+            self._storage.unsettled |= set(self.vdevs)
             for vdev in self.vdevs:
                 self._storage.snapshots[vdev, self._name] = self._storage.content[vdev]
-                self._made.append((vdev, self._name))
+                del self._storage.snapshots[vdev, f"{self._name}.prepared"]
+            self._made = [(vdev, self._name) for vdev in self.vdevs]
+            with self._world.doing(f"commit {self.vdevs[0]}"):
+                self._storage.unsettled -= set(self.vdevs)
 
     def undo_create(self) -> list[str]:
         with self._world.doing(f"undo {self.vdevs[0]}"):
+            if not self._reached:
+                raise DiskError("not reached", vdev=self.vdevs[0])
             undone = [f"deleted {name} of {vdev}" for vdev, name in self._made]
             for key in self._made:
                 del self._storage.snapshots[key]
             self._made.clear()
             return undone
 
-    def adopt_create(self, domid: int, *, began: float) -> None:
+    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+        assert self.state().items() <= state.items()
+        self._reached = False
         with self._world.doing(f"adopt {self.vdevs[0]}"):
-            self._made = [
-                (v, self._name) for v in self.vdevs if (v, self._name) in self._storage.snapshots
-            ]
+            ours = [(v, n) for v in self.vdevs for n in (self._name, f"{self._name}.prepared")]
+            self._made = [key for key in ours if key in self._storage.snapshots]
+            self._reached = True
 
     def artefacts(self, domain: str) -> list[Artefact]:
         return [Artefact("disk snapshot", f"{n} in {v}", f"delete {n}") for v, n in self._made]
@@ -429,7 +457,7 @@ class FakeStrategy:
                 self._storage.content[vdev] = self._storage.snapshots[vdev, self._name]
 
     def finish_revert(self, domid: int) -> list[str]:
-        with self._world.doing(f"finish {self.vdevs[0]}"):
+        with self._world.doing(f"drop {self.vdevs[0]}"):
             for vdev in self.vdevs:
                 self._storage.snapshots.pop((vdev, f"{self._name}.pre-revert"), None)
             return []

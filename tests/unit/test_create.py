@@ -460,7 +460,11 @@ class TestSuccess:
         Case(world).run()
         events = [e for e in world.events if not e.startswith(("info", "find"))]
         start = events.index("suspend")
-        assert events[start : events.index("resume")] == ["suspend", "create xvda", "create xvdb"]
+        assert events[start : events.index("resume")] == [
+            "suspend",
+            *("commit xvda", "create xvda"),
+            *("commit xvdb", "create xvdb"),
+        ]
 
 
 class TestTheWholeFunction:

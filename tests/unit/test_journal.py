@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pyxlsnap.errors import AlreadyExists, Busy, Refused
 from pyxlsnap.journal import DomainLock, Entry, Journal
-from pyxlsnap.model import DiskRequest
+from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.fakes import open_descriptors
 
 UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
@@ -138,10 +138,23 @@ _ENTRIES = st.builds(
     directories=st.lists(_TEXT, max_size=3).map(tuple),
     memory_path=_TEXT,
     cfgfile=_TEXT,
-    disks=st.lists(st.builds(DiskRequest, _TEXT, _TEXT, _TEXT), max_size=3).map(tuple),
+    disks=st.just((DiskRequest("a"), DiskRequest("b", "/p", "qcow2"))),
+    devices=st.tuples(*[st.builds(Disk, _TEXT, _TEXT, _TEXT)] * 2),
+    disk_state=st.dictionaries(_TEXT, _TEXT, max_size=3),
     started=st.floats(0, 1e11),
 )
-ENTRY = Entry("create", UUID, 7, "vm1", "snap", ("/t",), "/m", "/c", (DiskRequest("xvda"),), 1.5)
+ENTRY = Entry(
+    operation="create",
+    uuid=UUID,
+    domid=7,
+    domain="vm1",
+    name="snap",
+    temporary=("/t",),
+    disks=(DiskRequest("xvda"),),
+    devices=(Disk("xvda", "/d", "qcow2"),),
+    disk_state={"xvda overlay": "/o"},
+    started=1.5,
+)
 
 
 class TestJournal:
@@ -185,10 +198,19 @@ class TestJournal:
             b'"x"',
             b"{}",
             b"[" * 100_000,
-            b'{"disks": 5, "temporary": [], "directories": []}',
-            b'{"disks": [5], "temporary": [], "directories": []}',
-            b'{"disks": [], "temporary": [], "directories": []}',
-            json.dumps({"disks": [], "temporary": [], "directories": [], "unknown": 1}).encode(),
+            b'{"disks": 5, "devices": [], "disk_state": {}, "temporary": [], "directories": []}',
+            b'{"disks": [5], "devices": [], "disk_state": {}, "temporary": [], "directories": []}',
+            b'{"disks": [], "devices": [], "disk_state": {}, "temporary": [], "directories": []}',
+            json.dumps(
+                {
+                    "disks": [],
+                    "devices": [],
+                    "disk_state": {},
+                    "temporary": [],
+                    "directories": [],
+                    "unknown": 1,
+                }
+            ).encode(),
         ],
     )
     def test_damage_is_refused_and_kept(self, tmp_path: Path, data: bytes) -> None:

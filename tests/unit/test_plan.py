@@ -14,10 +14,10 @@ from pyxlsnap import cfgfile
 from pyxlsnap import create_plan as plan_module
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.disks import choose, strategies
-from pyxlsnap.disks.qcow2_internal import Qcow2Internal
+from pyxlsnap.disks.qcow2 import Qcow2
 from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
-from pyxlsnap.ports import Guest
+from pyxlsnap.ports import DiskTask, Guest
 from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
 
 
@@ -221,7 +221,7 @@ class TestStrategies:
     @pytest.mark.parametrize("domain", ["", "0", "Domain-0"])
     def test_qcow2_is_internal(self, domain: str) -> None:
         disk = replace(self.DISK, backend_domain=domain)
-        assert choose(disk, DiskRequest("xvda")) is Qcow2Internal
+        assert choose(disk, DiskRequest("xvda")) is Qcow2
 
     @pytest.mark.parametrize("form", ["raw", "vhd", "qed", "unknown"])
     def test_other_formats(self, form: str) -> None:
@@ -230,8 +230,18 @@ class TestStrategies:
         assert "convert" in says
 
     def test_external(self) -> None:
-        says = self.refusal(self.DISK, DiskRequest("xvda", "/b.qcow2", "qcow2"))
-        assert "write ',,xvda'" in says
+        external = DiskRequest("xvda", "/b.qcow2", "qcow2")
+        disks = [(self.DISK, external), (replace(self.DISK, vdev="xvdb"), DiskRequest("xvdb"))]
+        (found,) = strategies(disks, DiskTask("snap"))
+        assert found.vdevs == ("xvda", "xvdb")  # in one transaction
+
+    @pytest.mark.parametrize(
+        ("path", "form", "says"),
+        [("/b.raw", "raw", "not raw"), ("b.qcow2", "qcow2", "must be absolute")],
+    )
+    def test_an_external_path_that_will_not_do(self, path: str, form: str, says: str) -> None:
+        with pytest.raises(Refused, match=says):
+            strategies([(self.DISK, DiskRequest("xvda", path, form))], DiskTask("snap"))
 
     def test_script(self) -> None:
         assert "served by a script" in self.refusal(replace(self.DISK, script="block-drbd"))
@@ -252,7 +262,7 @@ class TestStrategies:
 
     def test_all_disks_of_a_kind_are_one(self) -> None:
         disks = [(replace(self.DISK, vdev=v), DiskRequest(v)) for v in ("xvda", "xvdb")]
-        (found,) = strategies(disks, name="snap")
+        (found,) = strategies(disks, DiskTask("snap"))
         assert found.vdevs == ("xvda", "xvdb")
 
 
@@ -265,8 +275,8 @@ def test_qemus_nodes_are_inactive_only_after_a_live_save_of_an_hvm_guest(
 ) -> None:
     said: list[bool] = []
 
-    def noted(*disks: object, name: str, inactive: bool = False) -> tuple[()]:
-        said.append(inactive)
+    def noted(disks: object, task: DiskTask) -> tuple[()]:
+        said.append(task.inactive)
         return ()
 
     monkeypatch.setattr(plan_module, "strategies", noted)

@@ -1,6 +1,5 @@
 """Internal qcow2 snapshots, with a real QEMU that has no machine: only disks and a monitor."""
 
-import json
 import shlex
 import socket
 import subprocess
@@ -14,114 +13,30 @@ from typing import Any
 import pytest
 
 from pyxlsnap import qmp
-from pyxlsnap.disks import qcow2_internal
-from pyxlsnap.disks.qcow2_internal import Qcow2Internal
+from pyxlsnap.disks import qemu as qemu_module
+from pyxlsnap.disks.qcow2 import Qcow2
 from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
-from pyxlsnap.model import Disk
+from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.ports import DiskTask
 from tests.unit.fakes import open_descriptors
-
-DOMID = 7
-VDEVS = ("xvda", "xvdb")
-SIZE = 1 << 20
+from tests.unit.qemu import DOMID, VDEVS, Qemu, content, qemu_img, tags, write
 
 
-def qemu_img(*arguments: str) -> str:
-    return subprocess.run(
-        ["qemu-img", *arguments], check=True, capture_output=True, text=True
-    ).stdout
-
-
-def write(disk: Disk, pattern: int) -> None:
-    command = f"write -P {pattern} 0 64k"
-    subprocess.run(
-        ["qemu-io", "-f", "qcow2", "-c", command, disk.target], check=True, capture_output=True
-    )
-
-
-def content(disk: Disk) -> int:
-    """The byte that the disk begins with."""
-    raw = Path(disk.target).with_suffix(".raw")
-    qemu_img("convert", "-f", "qcow2", "-O", "raw", disk.target, str(raw))
-    return raw.read_bytes()[0]
-
-
-def tags(disk: Disk) -> list[str]:
-    info = json.loads(qemu_img("info", "-U", "-f", "qcow2", "--output=json", disk.target))
-    return [s["name"] for s in info.get("snapshots", [])]
-
-
-class Qemu:
-    """A QEMU as libxl starts it, but for the machine."""
-
-    def __init__(self, directory: Path, images: dict[str, str]) -> None:
-        # Listening before QEMU starts, so that nobody has to wait for it.
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(directory / f"qmp-libxenstat-{DOMID}"))
-            server.listen()
-            chardev = f"socket,id=monitor,fd={server.fileno()},server=on,wait=off"
-            command = [
-                "qemu-system-x86_64",
-                *("-machine", "none", "-nodefaults", "-display", "none"),
-                *("-chardev", chardev, "-mon", "chardev=monitor,mode=control"),
-            ]
-            for node, path in images.items():
-                blockdev = {
-                    "driver": "qcow2",
-                    "node-name": f"{node}-qcow2",
-                    "file": {"driver": "file", "filename": path, "locking": "off"},
-                }
-                command += ["-blockdev", json.dumps(blockdev)]
-            self._socket = Path(server.getsockname())
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=[server.fileno()]
-            )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def has_opened(self) -> None:
-        """Wait until it has its images open: then it greets."""
-        qmp.Monitor(self._socket).close()
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
-        self._socket.unlink(missing_ok=True)
+def internal(disks: list[Disk], name: str, *, inactive: bool = False) -> Qcow2:
+    """The strategy for disks whose snapshots stay inside."""
+    return Qcow2([(d, DiskRequest(d.vdev)) for d in disks], DiskTask(name, inactive=inactive))
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(qmp, "RUN_DIR", tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def disks(run_dir: Path) -> list[Disk]:
-    found = [Disk(v, str(run_dir / f"{v} disk.qcow2"), "qcow2", "qdisk") for v in VDEVS]
-    for disk in found:
-        qemu_img("create", "-q", "-f", "qcow2", disk.target, str(SIZE))
-        write(disk, 1)
-    return found
-
-
-@pytest.fixture
-def qemu(run_dir: Path, disks: list[Disk]) -> Iterator[Qemu]:
-    found = Qemu(run_dir, {d.vdev: d.target for d in disks})
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def strategy(disks: list[Disk]) -> Iterator[Qcow2Internal]:
-    found = Qcow2Internal(disks, "snap", False)
+def strategy(disks: list[Disk]) -> Iterator[Qcow2]:
+    found = internal(disks, "snap")
     yield found
     found.close()
 
 
 class TestCreate:
     def test_all_disks_have_the_snapshot(
-        self, qemu: Qemu, strategy: Qcow2Internal, disks: list[Disk]
+        self, qemu: Qemu, strategy: Qcow2, disks: list[Disk]
     ) -> None:
         strategy.check_create(DOMID)
         assert [tags(d) for d in disks] == [[], []]
@@ -130,19 +45,19 @@ class TestCreate:
         assert strategy.vdevs == VDEVS
 
     def test_a_name_taken_beforehand_is_refused(
-        self, qemu: Qemu, strategy: Qcow2Internal, disks: list[Disk]
+        self, qemu: Qemu, strategy: Qcow2, disks: list[Disk]
     ) -> None:
         strategy.check_create(DOMID)
         strategy.create()
         strategy.close()
-        again = Qcow2Internal(disks, "snap", False)
+        again = internal(disks, "snap")
         with pytest.raises(AlreadyExists, match="xvda has a disk snapshot 'snap' already") as e:
             again.check_create(DOMID)
         again.close()
         assert e.value.where == "xvda"
 
     def test_a_name_taken_meanwhile_in_the_second_disk_makes_none(
-        self, qemu: Qemu, strategy: Qcow2Internal, disks: list[Disk]
+        self, qemu: Qemu, strategy: Qcow2, disks: list[Disk]
     ) -> None:
         strategy.check_create(DOMID)
         self.somebody_takes(strategy, "xvdb-qcow2")
@@ -152,15 +67,15 @@ class TestCreate:
         assert strategy.undo_create() == []
         assert [tags(d) for d in disks] == [[], ["snap"]]
 
-    def somebody_takes(self, strategy: Qcow2Internal, node: str) -> None:
+    def somebody_takes(self, strategy: Qcow2, node: str) -> None:
         """Over the same monitor, for it serves one client at a time."""
         arguments: dict[str, object] = {"device": node, "name": "snap"}
-        strategy._connected().execute("blockdev-snapshot-internal-sync", arguments)
+        strategy._qemu.execute("blockdev-snapshot-internal-sync", arguments)
 
     def test_undo_removes_what_was_made_and_nothing_else(
-        self, qemu: Qemu, strategy: Qcow2Internal, disks: list[Disk]
+        self, qemu: Qemu, strategy: Qcow2, disks: list[Disk]
     ) -> None:
-        other = Qcow2Internal(disks, "older", False)
+        other = internal(disks, "older")
         other.check_create(DOMID)
         other.create()
         other.close()
@@ -170,37 +85,37 @@ class TestCreate:
         assert [tags(d) for d in disks] == [["older"], ["older"]]
         assert strategy.undo_create() == []
 
-    def test_undo_before_create_does_nothing(self, qemu: Qemu, strategy: Qcow2Internal) -> None:
+    def test_undo_before_create_does_nothing(self, qemu: Qemu, strategy: Qcow2) -> None:
         strategy.check_create(DOMID)
         assert strategy.undo_create() == []
 
     def test_another_process_takes_back_what_was_made(
-        self, qemu: Qemu, strategy: Qcow2Internal, disks: list[Disk]
+        self, qemu: Qemu, strategy: Qcow2, disks: list[Disk]
     ) -> None:
         began = time.time()
         strategy.check_create(DOMID)
         strategy.create()
         strategy.close()
-        heir = Qcow2Internal(disks, "snap", False)
-        heir.adopt_create(DOMID, began=began)
+        heir = internal(disks, "snap")
+        heir.adopt_create(DOMID, began=began, state={})
         assert len(heir.undo_create()) == 2
         heir.close()
         assert [tags(d) for d in disks] == [[], []]
 
     def test_another_process_leaves_what_is_older(
-        self, qemu: Qemu, strategy: Qcow2Internal, disks: list[Disk]
+        self, qemu: Qemu, strategy: Qcow2, disks: list[Disk]
     ) -> None:
         strategy.check_create(DOMID)
         strategy.create()
         strategy.close()
-        heir = Qcow2Internal(disks, "snap", False)
-        heir.adopt_create(DOMID, began=time.time() + 60)
+        heir = internal(disks, "snap")
+        heir.adopt_create(DOMID, began=time.time() + 60, state={})
         assert heir.undo_create() == []
         heir.close()
         assert [tags(d) for d in disks] == [["snap"], ["snap"]]
 
     def test_the_commands_to_delete_it_delete_it(
-        self, qemu: Qemu, strategy: Qcow2Internal, disks: list[Disk]
+        self, qemu: Qemu, strategy: Qcow2, disks: list[Disk]
     ) -> None:
         strategy.check_create(DOMID)
         strategy.create()
@@ -215,7 +130,7 @@ class TestCreate:
         assert [tags(d) for d in disks] == [[], []]
 
     def test_the_command_for_a_running_domain_names_the_node(
-        self, qemu: Qemu, strategy: Qcow2Internal
+        self, qemu: Qemu, strategy: Qcow2
     ) -> None:
         strategy.check_create(DOMID)
         first = strategy.artefacts("vm1")[0].delete
@@ -226,7 +141,7 @@ class TestCreate:
     def test_nodes_are_made_active_first_where_they_may_not_be(
         self, qemu: Qemu, disks: list[Disk]
     ) -> None:
-        inactive = Qcow2Internal(disks, "snap", True)
+        inactive = internal(disks, "snap", inactive=True)
         inactive.check_create(DOMID)
         inactive.create()
         inactive.close()
@@ -234,7 +149,7 @@ class TestCreate:
 
 
 class TestRefused:
-    def refusal(self, strategy: Qcow2Internal) -> str:
+    def refusal(self, strategy: Qcow2) -> str:
         before = open_descriptors()
         with pytest.raises(Refused) as caught:
             strategy.check_create(DOMID)
@@ -243,10 +158,10 @@ class TestRefused:
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    def test_no_qemu(self, strategy: Qcow2Internal) -> None:
+    def test_no_qemu(self, strategy: Qcow2) -> None:
         assert "xvda, xvdb: cannot talk to the guest's QEMU" in self.refusal(strategy)
 
-    def test_a_monitor_that_nobody_listens_at(self, run_dir: Path, strategy: Qcow2Internal) -> None:
+    def test_a_monitor_that_nobody_listens_at(self, run_dir: Path, strategy: Qcow2) -> None:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(run_dir / f"qmp-libxenstat-{DOMID}"))
         assert "cannot talk to the guest's QEMU" in self.refusal(strategy)
@@ -255,10 +170,10 @@ class TestRefused:
         self,
         qemu: Qemu,
         disks: list[Disk],
-        strategy: Qcow2Internal,
+        strategy: Qcow2,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        holder = Qcow2Internal(disks, "other", False)
+        holder = internal(disks, "other")
         holder.check_create(DOMID)
         monkeypatch.setattr(qmp.Monitor.__init__, "__kwdefaults__", {"timeout_s": 0.3})
         start = time.monotonic()
@@ -267,7 +182,7 @@ class TestRefused:
         holder.close()
 
     def test_a_server_that_never_greets(
-        self, run_dir: Path, strategy: Qcow2Internal, monkeypatch: pytest.MonkeyPatch
+        self, run_dir: Path, strategy: Qcow2, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(qmp.Monitor.__init__, "__kwdefaults__", {"timeout_s": 0.3})
         with socket.socket(socket.AF_UNIX) as server:
@@ -277,7 +192,7 @@ class TestRefused:
             assert "within 0.3 s" in self.refusal(strategy)
             assert time.monotonic() - start < 5
 
-    def test_a_server_that_is_no_qemu(self, run_dir: Path, strategy: Qcow2Internal) -> None:
+    def test_a_server_that_is_no_qemu(self, run_dir: Path, strategy: Qcow2) -> None:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(run_dir / f"qmp-libxenstat-{DOMID}"))
             server.listen()
@@ -295,7 +210,7 @@ class TestRefused:
 
     def test_a_disk_that_qemu_does_not_have(self, run_dir: Path, disks: list[Disk]) -> None:
         qemu = Qemu(run_dir, {"xvda": disks[0].target})
-        says = self.refusal(Qcow2Internal(disks, "snap", False))
+        says = self.refusal(internal(disks, "snap"))
         qemu.close()
         assert says == f"xvdb: the guest's QEMU does not have {disks[1].target} open"
 
@@ -304,7 +219,7 @@ class TestRefused:
         link = run_dir / "link.qcow2"
         link.symlink_to(target)
         qemu = Qemu(run_dir, {"xvda": target, "ide0": str(link), "xvdb": disks[1].target})
-        says = self.refusal(Qcow2Internal(disks, "snap", False))
+        says = self.refusal(internal(disks, "snap"))
         qemu.close()
         assert f"xvda: {target} is open twice" in says
         assert "load the PV drivers" in says
@@ -343,7 +258,7 @@ class TestRevert:
     @pytest.fixture
     def taken(self, run_dir: Path, disks: list[Disk]) -> list[Disk]:
         qemu = Qemu(run_dir, {d.vdev: d.target for d in disks})
-        strategy = Qcow2Internal(disks, "snap", False)
+        strategy = internal(disks, "snap")
         strategy.check_create(DOMID)
         strategy.create()
         strategy.close()
@@ -352,14 +267,14 @@ class TestRevert:
             write(disk, 2)
         return disks
 
-    def test_puts_the_content_back(self, taken: list[Disk], strategy: Qcow2Internal) -> None:
+    def test_puts_the_content_back(self, taken: list[Disk], strategy: Qcow2) -> None:
         assert [content(d) for d in taken] == [2, 2]
         strategy.check_revert()
         strategy.revert()
         assert [content(d) for d in taken] == [1, 1]
         assert [tags(d) for d in taken] == [["snap", "snap.pre-revert"]] * 2
 
-    def test_can_be_run_again(self, taken: list[Disk], strategy: Qcow2Internal) -> None:
+    def test_can_be_run_again(self, taken: list[Disk], strategy: Qcow2) -> None:
         strategy.revert()
         strategy.check_revert()
         strategy.revert()
@@ -368,7 +283,7 @@ class TestRevert:
         assert content(taken[0]) == 2  # what was there before the first one is kept
 
     def test_what_was_kept_is_removed_at_the_end(
-        self, run_dir: Path, taken: list[Disk], strategy: Qcow2Internal
+        self, run_dir: Path, taken: list[Disk], strategy: Qcow2
     ) -> None:
         strategy.revert()
         qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})
@@ -378,16 +293,13 @@ class TestRevert:
         assert [tags(d) for d in taken] == [["snap"], ["snap"]]
         assert [content(d) for d in taken] == [1, 1]
 
-    def test_what_cannot_be_removed_is_told(
-        self, taken: list[Disk], strategy: Qcow2Internal
-    ) -> None:
+    def test_what_cannot_be_removed_is_told(self, taken: list[Disk], strategy: Qcow2) -> None:
         strategy.revert()
         (line,) = strategy.finish_revert(DOMID)
-        assert "snap.pre-revert" in line
-        assert all(d.target in line for d in taken)
+        assert "what was kept in xvda, xvdb (the disks before the revert)" in line
 
     def test_each_disk_loses_what_was_kept_of_it(
-        self, run_dir: Path, taken: list[Disk], strategy: Qcow2Internal
+        self, run_dir: Path, taken: list[Disk], strategy: Qcow2
     ) -> None:
         """The run before this one was stopped when it had done the first disk."""
         strategy.revert()
@@ -402,7 +314,7 @@ class TestRevert:
         self,
         run_dir: Path,
         taken: list[Disk],
-        strategy: Qcow2Internal,
+        strategy: Qcow2,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         strategy.revert()
@@ -423,7 +335,7 @@ class TestRevert:
         assert [tags(d) for d in taken] == [["snap", "snap.pre-revert"], ["snap"]]
 
     def test_what_an_earlier_revert_left_does_not_stop_the_next(
-        self, run_dir: Path, taken: list[Disk], strategy: Qcow2Internal
+        self, run_dir: Path, taken: list[Disk], strategy: Qcow2
     ) -> None:
         strategy.revert()
         for disk in taken:
@@ -440,20 +352,20 @@ class TestRevert:
     def test_a_missing_snapshot_is_refused(self, taken: list[Disk]) -> None:
         qemu_img("snapshot", "-d", "snap", taken[1].target)
         with pytest.raises(Refused, match=r"xvdb: .* has no disk snapshot 'snap'"):
-            Qcow2Internal(taken, "snap", False).check_revert()
+            internal(taken, "snap").check_revert()
 
     def test_two_of_that_name_are_refused(self, taken: list[Disk]) -> None:
         qemu_img("snapshot", "-c", "snap", taken[1].target)
         with pytest.raises(Refused, match="has 2 disk snapshots named 'snap'"):
-            Qcow2Internal(taken, "snap", False).check_revert()
+            internal(taken, "snap").check_revert()
 
     def test_an_image_that_cannot_be_read_is_named(self, taken: list[Disk]) -> None:
         Path(taken[0].target).write_bytes(b"x" * 4096)
         with pytest.raises(Refused, match="xvda: qemu-img info failed: "):
-            Qcow2Internal(taken, "snap", False).check_revert()
+            internal(taken, "snap").check_revert()
 
     def test_a_missing_qemu_img_is_said(
-        self, taken: list[Disk], strategy: Qcow2Internal, monkeypatch: pytest.MonkeyPatch
+        self, taken: list[Disk], strategy: Qcow2, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PATH", "/nonexistent")
         with pytest.raises(Refused, match="install qemu-utils"):
@@ -463,10 +375,10 @@ class TestRevert:
         self,
         run_dir: Path,
         taken: list[Disk],
-        strategy: Qcow2Internal,
+        strategy: Qcow2,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(qcow2_internal, "_RELEASED_S", 0.3)
+        monkeypatch.setattr(qemu_module, "_RELEASED_S", 0.3)
         qemu = Qemu(run_dir, {"xvdb": taken[1].target})
         qemu.has_opened()
         with pytest.raises(DiskError) as caught:
@@ -483,10 +395,10 @@ class TestRevert:
     def test_a_link_to_an_image_is_no_way_round(
         self, run_dir: Path, taken: list[Disk], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(qcow2_internal, "_RELEASED_S", 0.0)
+        monkeypatch.setattr(qemu_module, "_RELEASED_S", 0.0)
         link = run_dir / "link.qcow2"
         link.symlink_to(taken[0].target)
-        by_link = Qcow2Internal([replace(taken[0], target=str(link))], "snap", False)
+        by_link = internal([replace(taken[0], target=str(link))], "snap")
         qemu = Qemu(run_dir, {"xvda": taken[0].target})
         qemu.has_opened()
         with pytest.raises(DiskError, match=f"xvda: {link} is still open in"):
@@ -496,7 +408,7 @@ class TestRevert:
         assert content(taken[0]) == 1
 
     def test_a_qemu_that_is_about_to_end_is_waited_for(
-        self, run_dir: Path, taken: list[Disk], strategy: Qcow2Internal
+        self, run_dir: Path, taken: list[Disk], strategy: Qcow2
     ) -> None:
         qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})
         qemu.has_opened()
@@ -507,15 +419,13 @@ class TestRevert:
         assert [content(d) for d in taken] == [1, 1]
 
     def test_what_this_process_has_open_is_no_obstacle(
-        self, taken: list[Disk], strategy: Qcow2Internal
+        self, taken: list[Disk], strategy: Qcow2
     ) -> None:
         with Path(taken[0].target).open("rb"):
             strategy.revert()
         assert [content(d) for d in taken] == [1, 1]
 
-    def test_an_image_that_has_gone_is_named(
-        self, taken: list[Disk], strategy: Qcow2Internal
-    ) -> None:
+    def test_an_image_that_has_gone_is_named(self, taken: list[Disk], strategy: Qcow2) -> None:
         Path(taken[1].target).unlink()
         with pytest.raises(DiskError, match=r"xvdb: .*xvdb disk.qcow2: No such file"):
             strategy.revert()

@@ -169,7 +169,7 @@ def test_after_the_destroy_the_same_command_finishes_it(
 @pytest.mark.parametrize("vdev", ["xvda", "xvdb"])
 def test_what_was_kept_and_cannot_be_dropped_is_a_warning(case: Case, vdev: str) -> None:
     """The domain is back and runs: to revert it once more would be worse."""
-    case.world.fail(f"finish {vdev}", OSError("no"))
+    case.world.fail(f"drop {vdev}", OSError("no"))
     result = case.run()
     assert result.state is RunState.RUNNING
     assert vdev in result.warnings[-1]
@@ -269,7 +269,7 @@ def test_the_restore_gets_the_stream_not_the_header(case: Case) -> None:
 
 def test_the_order_is_that_of_the_design(case: Case) -> None:
     case.run()
-    verbs = ("destroy", "wait_gone", "revert", "restore", "unpause", "finish")
+    verbs = ("destroy", "wait_gone", "revert", "restore", "unpause", "drop")
     order = [e for e in case.world.events if e.split()[0] in verbs]
     assert order == [
         "destroy",
@@ -278,8 +278,8 @@ def test_the_order_is_that_of_the_design(case: Case) -> None:
         "revert xvdb",
         "restore",
         "unpause",
-        "finish xvda",
-        "finish xvdb",
+        "drop xvda",
+        "drop xvdb",
     ]
 
 
