@@ -57,7 +57,7 @@ def create_snapshot(
     on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> Snapshot:
-    """Take a snapshot of a running domain: its memory, and its disks at the same instant.
+    """Take a snapshot of a running or paused domain: its memory, and its disks at the same instant.
 
     :param domain: name, domid or uuid.
     :param cfgfile: the file to read the snapshot's name, memory file and disks from.
@@ -88,7 +88,8 @@ def create_snapshot(
     values = _run(request, on_progress, cancel)
     artefacts = tuple(Artefact(**a) for a in values.pop("artefacts"))
     warnings = tuple(values.pop("warnings"))
-    return Snapshot(**values, artefacts=artefacts, warnings=warnings)
+    state = RunState(values.pop("state"))
+    return Snapshot(**values, artefacts=artefacts, warnings=warnings, state=state)
 
 
 def revert_snapshot(

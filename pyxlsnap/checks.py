@@ -12,7 +12,7 @@ from pyxlsnap import files
 from pyxlsnap.domain import XENBUS_CONNECTED, XENBUS_INITIALISING
 from pyxlsnap.errors import DomainNotFound, Refused
 from pyxlsnap.freemem import spare_dom0_kb
-from pyxlsnap.model import Disk, DomainConfig
+from pyxlsnap.model import Disk, DomainConfig, RunState
 from pyxlsnap.ports import Guest, Host
 from pyxlsnap.version import VERSION
 
@@ -38,8 +38,11 @@ def refuse_special(guest: Guest) -> None:
         raise Refused("domain 0 is the host itself and cannot be snapshotted or reverted")
 
 
-def refuse_state(guest: Guest) -> None:
-    """Only a domain that runs can be snapshotted."""
+def run_state(guest: Guest) -> RunState:
+    """Whether the domain runs or is paused; in no other state it can be snapshotted.
+
+    :raises Refused: it is in another.
+    """
     refuse_special(guest)
     info = guest.info()
     if info.dying:
@@ -51,8 +54,7 @@ def refuse_state(guest: Guest) -> None:
         )
     if info.shutdown:
         raise Refused(f"{guest.name} has shut down ({info.shutdown_reason})")
-    if info.paused:
-        raise Refused(f"{guest.name} is paused: run `xl unpause {guest.name}` first")
+    return RunState.PAUSED if info.paused else RunState.RUNNING
 
 
 def refuse_config(config: DomainConfig, guest: Guest) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from pyxlsnap import api
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import Interrupted, NeedsAttention, PyxlsnapError, UsageError, to_wire
-from pyxlsnap.model import Progress, Recovered, Reverted, Snapshot
+from pyxlsnap.model import Progress, Recovered, Reverted, RunState, Snapshot
 from pyxlsnap.version import VERSION
 
 #: of the JSON documents on stdout
@@ -54,7 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="the result as one JSON document")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    create = commands.add_parser("snapshot-create", help="take a snapshot of a running domain")
+    create = commands.add_parser(
+        "snapshot-create", help="take a snapshot of a running or paused domain"
+    )
     create.add_argument("domain", help="name, domid or uuid")
     create.add_argument("cfgfile", nargs="?", help="what to snapshot, and where to")
     create.add_argument("--name", help="the snapshot's name; the cfgfile's goes first")
@@ -154,6 +156,9 @@ def _show_snapshot(snapshot: Snapshot) -> None:
         f"snapshot {snapshot.name} of {snapshot.domain} ({how}, suspended for "
         f"{snapshot.seconds_suspended:.2f} s)"
     )
+    if snapshot.state is RunState.PAUSED:
+        ran = snapshot.seconds_unpaused * 1000
+        print(f"  it is paused, as before (it ran for {ran:.0f} ms, to be suspended)")
     for artefact in snapshot.artefacts:
         print(f"  {artefact.kind}: {artefact.where}\n    delete: {artefact.delete}")
     for vdev, why in snapshot.left_out.items():

@@ -8,6 +8,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from pyxlsnap import cfgfile
@@ -34,6 +35,7 @@ from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
 from pyxlsnap.memory import read_header, walk, write_header
 from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig, Step
 from pyxlsnap.ports import Host
+from pyxlsnap.unpauser import Unpauser
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ class Creation:
         self._resumed = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
+        self._seconds_unpaused = 0.0
 
     def steps(self) -> list[Step]:
         """The sequence. A step that fails is undone, and so are those before it."""
@@ -149,6 +152,7 @@ class Creation:
             uuid=self._guest.uuid,
             domid=self._guest.domid,
             domain=self._guest.name,
+            paused=plan.paused,
             name=plan.metadata.name,
             temporary=(str(self._temporary), str(self._temporary_cfgfile)),
             directories=tuple(map(str, missing_directories(plan.memory_path.parent))),
@@ -181,10 +185,13 @@ class Creation:
         assert self._memory
         self._guest.check_same()
         fd = self._memory.fileno()
-        with self._cancel.armed(self._guest.abort):
+        live = self._plan.live
+        unpauser = Unpauser(self._guest, live=live) if self._plan.paused else None
+        with unpauser or nullcontext(), self._cancel.armed(self._guest.abort):
             self._suspend_began = True
-            self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
+            self._guest.suspend(fd, live=live, on_progress=self._suspending)
         self._memory_complete = True
+        self._seconds_unpaused = unpauser.seconds if unpauser else 0.0
 
     def _snapshot_disks(self) -> None:
         self._guest.check_same()
@@ -194,7 +201,7 @@ class Creation:
 
     def _resume(self) -> None:
         self._guest.check_same()
-        self._guest.resume()
+        self._guest.resume(paused=self._plan.paused)
         if self._suspended_at:
             self._seconds_suspended = time.monotonic() - self._suspended_at
         self._resumed = True
@@ -268,9 +275,11 @@ class Creation:
         for strategy in self._plan.strategies:
             strategy.settle()
         if self._memory_complete:  # it is suspended, or has been resumed
-            resumed = self._guest.ensure_running(settle_s=0.0, request_s=0.0)
+            resumed = self._guest.ensure_running(
+                settle_s=0.0, request_s=0.0, paused=self._plan.paused
+            )
         else:  # it may yet suspend
-            resumed = self._guest.ensure_running()
+            resumed = self._guest.ensure_running(paused=self._plan.paused)
         if resumed:
             undone.append(f"resumed {self._guest.name}")
 
@@ -331,7 +340,9 @@ class Creation:
             artefacts=(*files, *disks),
             left_out=plan.left_out,
             warnings=plan.warnings,
+            state=meta.state,
             seconds_suspended=self._seconds_suspended,
+            seconds_unpaused=self._seconds_unpaused,
         )
 
 

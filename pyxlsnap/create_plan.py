@@ -48,6 +48,11 @@ class CreatePlan:
     left_out: dict[str, str]
     warnings: tuple[str, ...]
 
+    @property
+    def paused(self) -> bool:
+        """Its owner has paused the domain, and it will be paused afterwards."""
+        return self.metadata.state is RunState.PAUSED
+
     def close(self) -> None:
         """Let go of the connections that planning made."""
         for strategy in self.strategies:
@@ -72,7 +77,7 @@ def plan_create(
     """
     created = int(time.time())
     name = check_name(wanted.name or datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S"))
-    checks.refuse_state(guest)
+    state = checks.run_state(guest)
     config = guest.config()
     checks.refuse_config(config, guest)
     if live and config.kind is GuestKind.PV and not host.has_shadow_paging():
@@ -104,7 +109,7 @@ def plan_create(
             name=name,
             description=wanted.description or "",
             created=created,
-            state=RunState.RUNNING,
+            state=state,
             disks=requests,
             versions=checks.versions(host),
         ),

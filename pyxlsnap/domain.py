@@ -1,6 +1,8 @@
 """One domain: its state, its configuration, and the verbs of libxl on it."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pyxlsnap._libxl import C, domain_info, ffi, struct, taken, text
@@ -90,18 +92,25 @@ class Domain:
             rc = C.libxl_domain_suspend(ctx, self.domid, fd, flags, ffi.NULL)
             self._check(rc, "libxl_domain_suspend")
 
-    def resume(self) -> None:
+    def resume(self, *, paused: bool = False) -> None:
         """Let a suspended domain go on as if nothing had been (``libxl_domain_resume``, cancel).
 
-        On a domain that is not suspended it fails and does no harm.
+        With ``paused`` it is paused first, and so does not run. On a domain that is not suspended
+        it fails and does no harm.
 
         :raises XenError: libxl could not; the domain is still suspended.
         """
+        if paused and not self.info().paused:
+            self.pause()
         with self._toolstack.calling() as ctx:
             self._check(C.libxl_domain_resume(ctx, self.domid, 1, ffi.NULL), "libxl_domain_resume")
 
-    def ensure_running(self, *, settle_s: float = SETTLE_S, request_s: float = REQUEST_S) -> bool:
+    def ensure_running(
+        self, *, settle_s: float = SETTLE_S, request_s: float = REQUEST_S, paused: bool = False
+    ) -> bool:
         """Resume the domain if it is suspended, or suspends yet; true if it had to be done.
+
+        With ``paused`` it is one that its owner had paused, and is paused again before the resume.
 
         A suspend that timed out, was aborted or killed may leave its request with the guest, which
         then suspends alone later (xen-lab.md, E3 and E5). So watch for ``settle_s`` seconds, and
@@ -113,8 +122,9 @@ class Domain:
         """
         start = time.monotonic()
         while True:
-            if self.check_same().suspended:
-                self.resume()
+            info = self.check_same()
+            if info.suspended:
+                self.resume(paused=paused)
                 return True
             waited, requested = time.monotonic() - start, self.suspend_requested()
             if requested and waited >= request_s:
@@ -125,6 +135,8 @@ class Domain:
                     domain=str(self),
                 )
             if not requested and waited >= settle_s:
+                if paused and not info.paused:
+                    self.pause()
                 return False
             time.sleep(_POLL_S)
 
@@ -181,6 +193,12 @@ class Domain:
     def abort(self) -> bool:
         """Abort the call under way, from another thread: see :meth:`Toolstack.abort`."""
         return self._toolstack.abort()
+
+    @contextmanager
+    def on_its_own(self) -> Iterator["Domain"]:
+        """The same domain through a context of its own, while a call here is under way."""
+        with type(self._toolstack)(operation="watch", domain=self.name) as toolstack:
+            yield Domain(toolstack, self.domid, self.uuid, self.name)
 
     # What only xenstore tells
 

@@ -91,6 +91,8 @@ class Entry:
     disk_state: dict[str, str] = field(default_factory=dict)
     #: seconds since the epoch
     started: float = 0.0
+    #: its owner had paused the domain
+    paused: bool = False
     #: directories that are ours, if they are there, parents first
     directories: tuple[str, ...] = ()
 

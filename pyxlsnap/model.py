@@ -219,8 +219,12 @@ class Snapshot:
     #: disks that are not in it, each with the reason
     left_out: Mapping[str, str]
     warnings: tuple[str, ...]
+    #: the state that it was taken in, and that the domain is in again
+    state: RunState
     #: seconds from the guest's suspension to the return of its resume, measured
     seconds_suspended: float
+    #: seconds that a paused guest was let go for, to answer the suspend request
+    seconds_unpaused: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ def _resume(guest: Guest, entry: Entry, adopted: Adopted) -> bool:
     try:
         for strategy in adopted:
             strategy.settle()
-        return guest.ensure_running()
+        return guest.ensure_running(paused=entry.paused)
     except GuestTimeout as e:
         raise NeedsAttention(
             str(e),

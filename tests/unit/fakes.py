@@ -5,6 +5,7 @@ Typed against :mod:`pyxlsnap.ports`, so that mypy notices when they drift apart.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from pyxlsnap import checks, create_plan, freemem, journal, recovery, revert_plan
 from pyxlsnap.domain import REQUEST_S, SETTLE_S
 from pyxlsnap.errors import (
+    Aborted,
     AlreadyExists,
     DiskError,
     DomainNotFound,
@@ -168,6 +170,8 @@ class FakeGuest:
         self.suspended = False
         self.dying = False
         self.paused = False
+        self.paused_twice = False
+        self.requested = False
         self.shutdown_reason = ""
         self.memory_kb = 1024
         #: seconds after a failed suspend at which the guest suspends all the same
@@ -220,6 +224,8 @@ class FakeGuest:
 
     def suspend(self, fd: int, *, live: bool, on_progress: OnProgress | None = None) -> None:
         with self._world.doing("suspend"):
+            if self.paused:
+                self._wait_unpaused()
             if not self.runs:
                 raise XenError(f"{self} does not run", rc=-3, operation="libxl_domain_suspend")
             report = on_progress or (lambda _: None)
@@ -231,9 +237,11 @@ class FakeGuest:
             report(Progress("domain now suspended"))
             self.suspended = True
 
-    def resume(self) -> None:
+    def resume(self, *, paused: bool = False) -> None:
         with self._world.doing("resume"):
             self.check_same()
+            assert not self.paused
+            self.paused = paused
             if not self.suspended:
                 raise XenError("not suspended", rc=-3, operation="libxl_domain_resume")
             assert not self._world.storage.unsettled, "it would write where nobody looks"
@@ -241,15 +249,35 @@ class FakeGuest:
             self.suspended = False
             self.resumes += 1
 
-    def ensure_running(self, *, settle_s: float = SETTLE_S, request_s: float = REQUEST_S) -> bool:
+    def _wait_unpaused(self) -> None:
+        """What a paused guest does with a request that stands: nothing."""
+        aborts, end = self.aborts, time.monotonic() + 5
+        self.requested = True
+        while self.paused and self.aborts == aborts and time.monotonic() < end:
+            time.sleep(0.001)
+        self.requested = False
+        if self.aborts != aborts:
+            raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
+
+    def ensure_running(
+        self, *, settle_s: float = SETTLE_S, request_s: float = REQUEST_S, paused: bool = False
+    ) -> bool:
         if self.suspends_late_s is not None:
             if self.suspends_late_s > max(settle_s, request_s):
                 raise GuestTimeout("may yet suspend", rc=-8, operation="libxl_domain_suspend")
             self.time_passes()
         if self.check_same().suspended:
-            self.resume()
+            self.resume(paused=paused)
             return True
+        self.paused = paused
         return False
+
+    @contextmanager
+    def on_its_own(self) -> Iterator["FakeGuest"]:
+        yield self
+
+    def suspend_requested(self) -> bool:
+        return self.requested
 
     def pause(self) -> None:
         with self._world.doing("pause"):
@@ -257,7 +285,7 @@ class FakeGuest:
 
     def unpause(self) -> None:
         with self._world.doing("unpause"):
-            self.paused = False
+            self.paused = self.paused_twice
 
     def destroy(self) -> None:
         with self._world.doing("destroy"):

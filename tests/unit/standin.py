@@ -23,7 +23,8 @@ if "pyxlsnap.worker" in sys.orig_argv:
     SNAPSHOT = model.Snapshot(
         name="snap", domain="vm1", domid=7, uuid=UUID, live=False, memory_path="/m", cfgfile="/c",
         artefacts=(model.Artefact("cfgfile", "/c", "rm /c"),), left_out={{"hdc": "empty"}},
-        warnings=("careful",), seconds_suspended=0.25,
+        warnings=("careful",), state=model.RunState.PAUSED,
+        seconds_suspended=0.25,
     )
     def lock():
         return journal.DomainLock(UUID, domain="vm1", directory=HERE / "run")

@@ -10,7 +10,7 @@ import pytest
 
 from pyxlsnap import checks, freemem
 from pyxlsnap.errors import Refused
-from pyxlsnap.model import DomainConfig
+from pyxlsnap.model import DomainConfig, RunState
 from tests.unit.fakes import GIB_KB, OTHER_UUID, UUID, FakeGuest, World, config_of
 
 
@@ -28,30 +28,30 @@ def refusal(check: Callable[[], object]) -> str:
 
 class TestState:
     def test_a_running_guest_is_fine(self, guest: FakeGuest) -> None:
-        checks.refuse_state(guest)
+        assert checks.run_state(guest) is RunState.RUNNING
 
     def test_dom0(self, guest: FakeGuest) -> None:
         guest.domid = 0
-        assert "domain 0 is the host itself" in refusal(lambda: checks.refuse_state(guest))
+        assert "domain 0 is the host itself" in refusal(lambda: checks.run_state(guest))
 
     def test_dying(self, guest: FakeGuest) -> None:
         guest.dying = True
-        assert "vm1 is dying" in refusal(lambda: checks.refuse_state(guest))
+        assert "vm1 is dying" in refusal(lambda: checks.run_state(guest))
 
     def test_suspended(self, guest: FakeGuest) -> None:
         guest.suspended = True
-        says = refusal(lambda: checks.refuse_state(guest))
+        says = refusal(lambda: checks.run_state(guest))
         assert "vm1 is suspended already" in says
         assert f"snapshot-recover {UUID}" in says
 
     @pytest.mark.parametrize("reason", ["poweroff", "reboot", "crash", "watchdog"])
     def test_shut_down(self, guest: FakeGuest, reason: str) -> None:
         guest.shutdown_reason = reason
-        assert f"shut down ({reason})" in refusal(lambda: checks.refuse_state(guest))
+        assert f"shut down ({reason})" in refusal(lambda: checks.run_state(guest))
 
     def test_paused(self, guest: FakeGuest) -> None:
         guest.paused = True
-        assert "run `xl unpause vm1` first" in refusal(lambda: checks.refuse_state(guest))
+        assert checks.run_state(guest) is RunState.PAUSED
 
 
 def config_with(section: str, values: dict[str, object]) -> DomainConfig:

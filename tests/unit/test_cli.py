@@ -202,6 +202,7 @@ SNAPSHOT = Snapshot(
     artefacts=(Artefact("cfgfile", "/c", "rm /c"),),
     left_out={"hdc": "a CD-ROM drive"},
     warnings=("careful",),
+    state=RunState.RUNNING,
     seconds_suspended=0.25,
 )
 REVERTED = Reverted("snap", "vm1", 8, UUID, RunState.PAUSED, ("xvda",), ("careful",))

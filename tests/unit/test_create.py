@@ -4,12 +4,13 @@ import errno
 import shlex
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile, create, files
+from pyxlsnap import cfgfile, create, files, unpauser
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
@@ -50,9 +51,10 @@ class Faulty(FailsAtStep, Creation):
 class Case:
     """A running guest with two disks and a plan for its snapshot."""
 
-    def __init__(self, world: World, *, live: bool = False) -> None:
+    def __init__(self, world: World, *, live: bool = False, paused: bool = False) -> None:
         self.world = world
         self.guest: FakeGuest = world.guest(world.image("xvda"), world.image("xvdb"))
+        self.guest.paused = paused
         self.before = world.photo()
         self.cancel = Cancel()
         self.at_fault = self.before
@@ -98,7 +100,9 @@ class Case:
 
     def assert_as_before(self) -> None:
         self.guest.time_passes()
-        assert self.guest.runs
+        assert self.guest.paused == self.plan.paused
+        assert self.guest.paused or self.guest.runs
+        assert not self.guest.suspended
         assert self.world.photo() == self.before
 
 
@@ -109,13 +113,14 @@ def raising(make: Callable[[], BaseException]) -> Callable[[], None]:
     return fault
 
 
+@pytest.mark.parametrize("paused", [False, True])
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_fault_at_any_step_leaves_everything_as_before(
-    world: World, step: str, when: str, fault: str
+    world: World, step: str, when: str, fault: str, paused: bool
 ) -> None:
-    case = Case(world)
+    case = Case(world, paused=paused)
     kind = Interrupted if fault == "ctrl-c" else OperationFailed
     error = case.fails_at(step, when, raising(FAULTS[fault]), kind)
     assert error.step == step
@@ -465,6 +470,62 @@ class TestSuccess:
             *("commit xvda", "create xvda"),
             *("commit xvdb", "create xvdb"),
         ]
+
+
+class TestAPausedGuest:
+    """It runs for as long as it takes to answer the suspend request, and no longer."""
+
+    def test_is_let_go_when_the_request_stands_and_is_paused_again(self, world: World) -> None:
+        case = Case(world, paused=True)
+        snapshot = case.run()
+        events = [e for e in world.events if e in ("unpause", "suspend", "resume", "pause")]
+        assert events == ["unpause", "suspend", "resume"]
+        assert case.guest.paused
+        assert not case.guest.suspended
+        assert snapshot.state is RunState.PAUSED
+        assert 0 < snapshot.seconds_unpaused < 2
+
+    def test_that_is_paused_twice_is_not_let_go(self, world: World) -> None:
+        case = Case(world, paused=True)
+        case.guest.paused_twice = True
+        error = case.fails()
+        assert "paused more than once: run `xl unpause vm1`" in str(error)
+        assert case.guest.aborts == 1
+        assert world.events.count("unpause") == world.events.count("pause") == 1
+        case.assert_as_before()
+
+    def test_that_is_asked_for_nothing_is_let_go_after_a_while(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As one without PV drivers."""
+        monkeypatch.setattr(unpauser, "_NO_REQUEST_S", 0.05)
+        case = Case(world, paused=True)
+        monkeypatch.setattr(case.guest, "suspend_requested", lambda: False)
+        assert case.run().seconds_unpaused > 0
+        assert case.guest.paused
+
+    def test_live_is_not_let_go_before_the_request(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However long its memory takes."""
+        monkeypatch.setattr(unpauser, "_NO_REQUEST_S", 0.0)
+        case = Case(world, live=True, paused=True)
+        asked = time.monotonic() + 0.2
+        monkeypatch.setattr(case.guest, "suspend_requested", lambda: time.monotonic() >= asked)
+        case.run()
+        assert time.monotonic() >= asked
+
+    def test_whose_xen_cannot_be_talked_to_a_second_time(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = Case(world, paused=True)
+
+        def fails() -> bool:
+            raise XenError("no", rc=-3, operation="xs_read")
+
+        monkeypatch.setattr(case.guest, "suspend_requested", fails)
+        assert str(case.fails()).endswith("(suspend): no; everything is as before")
+        case.assert_as_before()
 
 
 class TestTheWholeFunction:

@@ -454,7 +454,7 @@ class Clockless(Domain):
         uuid = "another" if state == "another" else UUID
         return DomainInfo(7, uuid, False, state == "suspend", state, state == "dying", 1)
 
-    def resume(self) -> None:
+    def resume(self, *, paused: bool = False) -> None:
         self.resumed += 1
 
     def suspend_requested(self) -> bool:

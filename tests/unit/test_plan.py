@@ -16,7 +16,7 @@ from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.disks import choose, strategies
 from pyxlsnap.disks.qcow2 import Qcow2
 from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
-from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
+from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
 from pyxlsnap.ports import DiskTask, Guest
 from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
 
@@ -167,9 +167,13 @@ class TestRefused:
     def test_live_on_pv_with_shadow_paging_is_not(self, world: World) -> None:
         assert planned(world, world.guest(kind="pv"), live=True).live
 
-    def test_a_paused_guest(self, world: World, guest: FakeGuest) -> None:
+    def test_a_paused_guest_will_be_paused_in_the_snapshot(
+        self, world: World, guest: FakeGuest
+    ) -> None:
         guest.paused = True
-        assert "paused" in self.refusal(world, guest)
+        plan = planned(world, guest)
+        assert plan.paused
+        assert plan.metadata.state is RunState.PAUSED
 
     def test_a_passed_through_device(self, world: World, guest: FakeGuest) -> None:
         guest.configuration = config_of(pcidevs=[{"dev": 1}])

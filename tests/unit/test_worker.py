@@ -27,7 +27,7 @@ from pyxlsnap.errors import (
     UsageError,
     WorkerDied,
 )
-from pyxlsnap.model import Artefact, DiskRequest, Progress, Recovered, SnapshotConfig
+from pyxlsnap.model import Artefact, DiskRequest, Progress, Recovered, RunState, SnapshotConfig
 from pyxlsnap.wire import Channel, log_from_wire, log_to_wire
 from tests.unit.fakes import open_descriptors
 from tests.unit.standin import UUID, StandIn
@@ -68,6 +68,7 @@ class TestResult:
         assert snapshot.left_out == {"hdc": "empty"}
         assert snapshot.warnings == ("careful",)
         assert snapshot.seconds_suspended == 0.25
+        assert snapshot.state is RunState.PAUSED
 
     def test_the_request_arrives_as_it_was(self, worker: StandIn) -> None:
         worker.set("(HERE / 'said').write_text(repr((domain, wanted, live))); return SNAPSHOT")
