@@ -1,5 +1,6 @@
 # make demo    a live snapshot of a real guest on a real Xen, taken and reverted
 # make test    every test: lint, types, layers, unit tests, then the lab
+# make soak    the lab tests that take too long for that
 # make clean   what was built in the tree (the lab's image stays: make prune)
 
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
@@ -9,7 +10,7 @@ LABS ?= 2
 PY := $(VENV)/bin/python
 SOURCES := pyxlsnap build_ffi.py tests
 
-.PHONY: demo test check unit lab clean prune
+.PHONY: demo test check unit lab soak clean prune
 
 test: check unit lab
 
@@ -24,7 +25,11 @@ unit: $(VENV)/built
 
 lab: $(VENV)/built
 	$(PY) -m tests.lab state
-	$(PY) -m pytest tests/lab -n $(LABS) --dist worksteal --durations=8
+	$(PY) -m pytest tests/lab -m "not soak" -n $(LABS) --dist worksteal --durations=8
+
+soak: $(VENV)/built
+	$(PY) -m tests.lab state
+	$(PY) -m pytest tests/lab -m soak -n $(LABS) --dist worksteal --durations=0
 
 demo: $(VENV)/built
 	$(PY) -m tests.lab.demo

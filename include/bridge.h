@@ -248,3 +248,13 @@ static void pyxlsnap_report_free(struct pyxlsnap_report *r)
     free(r->text);
     free(r);
 }
+
+/* A guest that has a VM generation ID must get another one when it goes back in time: it is how a
+ * domain controller, or a cluster, sees that what it has said since may be unknown to itself. */
+static int pyxlsnap_renew_genid(libxl_ctx *ctx, libxl_domain_config *config)
+{
+    libxl_ms_vm_genid *id = &config->b_info.u.hvm.ms_vm_genid;
+    if (config->c_info.type != LIBXL_DOMAIN_TYPE_HVM || libxl_ms_vm_genid_is_zero(id))
+        return 0;
+    return libxl_ms_vm_genid_generate(ctx, id);
+}

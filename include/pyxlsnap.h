@@ -24,6 +24,7 @@ void pyxlsnap_bridge_test_progress(struct pyxlsnap_bridge *b, const char *what,
                                    unsigned long done, unsigned long total);
 pid_t pyxlsnap_bridge_test_fork(struct pyxlsnap_bridge *b, int exit_code);
 int pyxlsnap_sigchld_is_ignored(void);
+int pyxlsnap_renew_genid(libxl_ctx *ctx, libxl_domain_config *config);
 
 struct pyxlsnap_report;
 struct pyxlsnap_report *pyxlsnap_report_new(void);

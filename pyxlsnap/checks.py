@@ -5,7 +5,7 @@ They look and never touch. Each raises :class:`~pyxlsnap.errors.Refused`, or ret
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pyxlsnap import files
@@ -107,6 +107,8 @@ def refuse_held(guest: Guest | None, disks: Sequence[Disk]) -> None:
     """Nothing but the guest's own QEMU may have a disk open that is to be reverted."""
     own = guest.device_model_pid() if guest else None
     for disk in disks:
+        if not os.path.exists(disk.target):
+            continue  # its strategy knows what that means
         for pid in files.holders(Path(disk.target)):
             if pid != own:
                 raise Refused(
@@ -176,11 +178,18 @@ def refuse_name_or_uuid_in_use(host: Host, config: DomainConfig, guest: Guest | 
             )
 
 
-def refuse_missing_paths(config: DomainConfig) -> None:
-    """Every host path that the saved configuration names must be there."""
+def refuse_missing_paths(config: DomainConfig, *, besides: Collection[str] = ()) -> None:
+    """Every host path that the saved configuration names must be there.
+
+    :param besides: disks that are put back: what they need is known to their strategies.
+    """
     build = config.section("b_info")
     paths = [str(build.get(key) or "") for key in ("kernel", "ramdisk")]
-    paths += [d.target for d in config.disks if d.format != "empty" and not d.script]
+    paths += [
+        d.target
+        for d in config.disks
+        if d.format != "empty" and not d.script and d.vdev not in besides
+    ]
     missing = [p for p in paths if p.startswith("/") and not os.path.exists(p)]
     nics = config.values.get("nics", [])
     bridges = [str(n.get("bridge") or "") for n in nics if isinstance(n, Mapping)]

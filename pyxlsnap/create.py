@@ -108,6 +108,7 @@ class Creation:
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
         self._seconds_unpaused = 0.0
+        self._seconds: dict[str, float] = {}
 
     def steps(self) -> list[Step]:
         """The sequence. A step that fails is undone, and so are those before it."""
@@ -133,7 +134,9 @@ class Creation:
             for step, do in self.steps():
                 self._cancel.check()
                 log.debug("%s: %s", self._guest, step)
+                begun = time.monotonic()
                 do()
+                self._seconds[step] = time.monotonic() - begun
         except BaseException as cause:
             raise self._undo(step, cause) from cause
         self._journal.clear()
@@ -343,6 +346,7 @@ class Creation:
             state=meta.state,
             seconds_suspended=self._seconds_suspended,
             seconds_unpaused=self._seconds_unpaused,
+            seconds=self._seconds,
         )
 
 

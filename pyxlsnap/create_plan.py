@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pyxlsnap import cfgfile, checks
-from pyxlsnap.disks import strategies
+from pyxlsnap.disks import default_request, strategies
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
 from pyxlsnap.files import refuse_existing
 from pyxlsnap.model import (
@@ -86,7 +86,7 @@ def plan_create(
             f"without shadow paging, so it cannot log a PV guest's dirty pages; take the snapshot "
             f"without --live"
         )
-    chosen, left_out, warnings = _choose_disks(config, wanted.disks)
+    chosen, left_out, warnings = _choose_disks(config, wanted.disks, name)
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
     memory_path = _memory_path(wanted, directory / guest.uuid, name)
     cfg = memory_path.parent / f"{name}.cfg"
@@ -133,13 +133,13 @@ def plan_create(
 
 
 def _choose_disks(
-    config: DomainConfig, wanted: Sequence[DiskRequest] | None
+    config: DomainConfig, wanted: Sequence[DiskRequest] | None, name: str
 ) -> tuple[list[tuple[Disk, DiskRequest]], dict[str, str], list[str]]:
     """The disks to snapshot, those left out (with the reason), and warnings."""
     writable = [d for d in config.disks if not d.left_out]
     left_out = {d.vdev: d.left_out for d in config.disks if d.left_out}
     if wanted is None:
-        return [(d, DiskRequest(d.vdev)) for d in writable], left_out, []
+        return [(d, default_request(d, name)) for d in writable], left_out, []
     by_vdev = {d.vdev: d for d in config.disks}
     unknown = [r.vdev for r in wanted if r.vdev not in by_vdev]
     if unknown:

@@ -225,6 +225,8 @@ class Snapshot:
     seconds_suspended: float
     #: seconds that a paused guest was let go for, to answer the suspend request
     seconds_unpaused: float = 0.0
+    #: how long each step took; of those, "disk snapshots" and "resume" while it was suspended
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def _undo_create(host: Host, entry: Entry) -> Recovered:
     done: list[str] = []
     left: list[str] = []
     guest = _find(host, entry.uuid)
-    adopted = _adopt(guest.domid, entry) if guest else {}
+    adopted = _adopt(guest.domid if guest else entry.domid, entry)
     try:
         if guest and _resume(guest, entry, adopted):
             done.append(f"resumed {guest.name}")
@@ -66,9 +66,8 @@ def _undo_create(host: Host, entry: Entry) -> Recovered:
     finally:
         for strategy in adopted:
             strategy.close()
-    if not guest and entry.disks:
-        vdevs = ", ".join(d.vdev for d in entry.disks)
-        left.append(f"{entry.domain} is gone; {vdevs} may hold a disk snapshot {entry.name}")
+    if left and not guest:
+        left.insert(0, f"{entry.domain} is gone, and a disk snapshot {entry.name} may be left")
     ours = [*entry.temporary, *([entry.memory_path] if complete else [])]
     done += _remove_files(ours, left)
     done += remove_directories([Path(d) for d in entry.directories])

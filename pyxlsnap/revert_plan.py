@@ -84,7 +84,7 @@ def plan_revert(
     chosen = [(by_vdev[r.vdev], r) for r in requests]
     checks.refuse_name_or_uuid_in_use(host, config, guest)
     checks.refuse_shared(host, guest, [d for d in config.disks if not d.left_out])
-    checks.refuse_missing_paths(config)
+    checks.refuse_missing_paths(config, besides={r.vdev for r in requests})
     checks.refuse_held(guest, [d for d, _ in chosen])
     checks.refuse_memory(host, config, guest)
     reasons = _risks(host, config, guest, {r.vdev for r in requests}, xen)

@@ -194,7 +194,8 @@ class Toolstack:
     def restore(self, config: DomainConfig, fd: int) -> Domain:
         """Make a domain from a configuration and the stream that ``fd`` stands at.
 
-        ``libxl_domain_create_restore``. The domain is left paused: unpause it. On failure there
+        ``libxl_domain_create_restore``. The domain is left paused: unpause it. A VM generation ID,
+        if it has one, is a new one (``libxl_ms_vm_genid_generate``). On failure there
         is no new domain: what libxl leaves half-made after an abort is destroyed here.
 
         :raises Aborted: :meth:`abort` was called.
@@ -207,6 +208,8 @@ class Toolstack:
             struct("libxl_domain_restore_params") as params,
         ):
             params.stream_version = _STREAM_V2
+            rc = C.pyxlsnap_renew_genid(ctx, parsed)
+            self.check(rc, "libxl_ms_vm_genid_generate", domain=name)
             parsed.c_info.domid = 0  # Xen chooses: the saved one may be in use, or used recently
             domid = ffi.new("uint32_t *", _NO_DOMID)
             rc = C.libxl_domain_create_restore(

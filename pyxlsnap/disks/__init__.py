@@ -1,9 +1,16 @@
 """Disk strategies: one file for each kind of storage, chosen here."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from pyxlsnap.disks import raw_file
+from pyxlsnap.disks.block_copy import BlockCopy
+from pyxlsnap.disks.lvm import is_lvm, is_thin
+from pyxlsnap.disks.lvm_thick import LvmThick
+from pyxlsnap.disks.lvm_thin import LvmThin
 from pyxlsnap.disks.qcow2 import Qcow2
-from pyxlsnap.errors import Refused
+from pyxlsnap.disks.raw_file import RawFile
+from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.ports import DiskStrategy, DiskTask
 
@@ -11,7 +18,7 @@ from pyxlsnap.ports import DiskStrategy, DiskTask
 Factory = Callable[[Sequence[tuple[Disk, DiskRequest]], DiskTask], DiskStrategy]
 
 # In the order in which they snapshot: QEMU's transaction, which is all or nothing, comes last.
-KINDS: tuple[Factory, ...] = (Qcow2,)
+KINDS: tuple[Factory, ...] = (LvmThin, LvmThick, RawFile, BlockCopy, Qcow2)
 
 
 def choose(disk: Disk, request: DiskRequest) -> Factory:
@@ -28,12 +35,26 @@ def choose(disk: Disk, request: DiskRequest) -> Factory:
         )
     if disk.specification != "xen":
         raise Refused(f"{disk.vdev} is a {disk.specification} disk: only Xen's own are supported")
-    if disk.format != "qcow2":
+    if disk.format == "qcow2":
+        return Qcow2
+    if disk.format != "raw":
         raise Refused(
-            f"{disk.vdev} is {disk.format}: only qcow2 disks can be snapshotted; convert it "
-            f"(qemu-img convert -O qcow2), or leave it out of `disks`"
+            f"{disk.vdev} is {disk.format}: only qcow2 and raw disks can be snapshotted; convert "
+            f"it (qemu-img convert -O qcow2), or leave it out of `disks`"
         )
-    return Qcow2
+    try:
+        if is_lvm(disk.target):
+            return LvmThin if is_thin(disk.target) else LvmThick
+    except DiskError as e:
+        raise Refused(f"{disk.vdev}: {e}") from e
+    return BlockCopy if Path(disk.target).is_block_device() else RawFile
+
+
+def default_request(disk: Disk, name: str) -> DiskRequest:
+    """What is meant where nothing was said of a disk: inside, or beside it if it is a raw file."""
+    if disk.format == "raw" and Path(disk.target).is_file():
+        return raw_file.default_request(disk, name)
+    return DiskRequest(disk.vdev)
 
 
 def strategies(

@@ -20,9 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyxlsnap.disks.copying import copy_attributes, new_file, os_errors
 from pyxlsnap.disks.qemu import NODE_PREFIX, GuestQemu, image_info, qemu_img, wait_released
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
-from pyxlsnap.files import holders, process_name, refuse_existing, sync_directory
+from pyxlsnap.files import (
+    holders,
+    open_regular,
+    process_name,
+    refuse_existing,
+    sync_directory,
+)
 from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk, DiskRequest
 
 
@@ -276,18 +283,15 @@ def _check_link(chain: _Chain) -> None:
 
 def _make_overlay(chain: _Chain, path: Path, *options: str, size: str = "") -> None:
     """An empty overlay of the frozen file, with the disk's owner, mode and attributes."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with (
+        os_errors(chain.disk, path),
+        open_regular(chain.active) as active,
+        new_file(path) as overlay,
+    ):
+        copy_attributes(active.fileno(), overlay)
     backing = ["-b", str(chain.frozen), "-F", "qcow2"]
     arguments = ["-q", "-f", "qcow2", *options, *backing, str(path), *([size] if size else [])]
     qemu_img(chain.disk, "create", *arguments)
-    try:
-        was = chain.active.stat()
-        os.chown(path, was.st_uid, was.st_gid)
-        path.chmod(stat.S_IMODE(was.st_mode))
-        for name in os.listxattr(chain.active):
-            os.setxattr(path, name, os.getxattr(chain.active, name))
-    except OSError as e:
-        raise DiskError(f"{path}: {e.strerror}", vdev=chain.disk.vdev) from e
 
 
 def _in_qemu(overlay: Path) -> bool:

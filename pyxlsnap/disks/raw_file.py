@@ -7,7 +7,6 @@ the guest stands still while it is copied, which only happens on request.
 import os
 from pathlib import Path
 
-from pyxlsnap.disks.block_copy import CopyStrategy, SnapshotFile
 from pyxlsnap.disks.copying import (
     BYTES_PER_S,
     Space,
@@ -22,6 +21,7 @@ from pyxlsnap.disks.copying import (
     released,
     users,
 )
+from pyxlsnap.disks.snapshot_file import CopyStrategy, SnapshotFile
 from pyxlsnap.errors import Refused
 from pyxlsnap.files import NewFile, open_regular, refuse_existing, sync_directory, temporary_name
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest

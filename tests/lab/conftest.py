@@ -20,6 +20,7 @@ failed = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lab: runs on a real Xen inside QEMU")
+    config.addinivalue_line("markers", "soak: takes long; `make soak` runs it, not `make test`")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,6 +77,13 @@ def tidy(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
     if not request.node.stash.get(failed, False):
         for guest in lab.awake():
             forget(guest)
+
+
+@pytest.fixture
+def spent_lab(lab: Lab) -> Lab:
+    """A machine that no other test will use."""
+    lab.spend()
+    return lab
 
 
 @pytest.fixture

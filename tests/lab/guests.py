@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,8 @@ extra = "console=hvc0 loglevel=4 mitigations=off disks=2"
 """
 
 
-HEADLESS = 'vga = "none"\nvnc = 0\nsdl = 0\n'
+# (A generation ID, so that a revert has something to renew.)
+HEADLESS = 'ms_vm_genid = "generate"\nvga = "none"\nvnc = 0\nsdl = 0\n'
 KINDS = {
     "pv": Kind("pv", _linux("vmlinux")),
     "pvh": Kind("pvh", _linux("vmlinux")),
@@ -253,7 +255,13 @@ class Guest:
             'on_crash = "preserve"',
             'on_reboot = "restart"',
         )
-        own = (f'name = "{self.name}"', f'type = "{self.kind.type}"', f"disk = [ {disks} ]")
+        # The same domain each time that it is started.
+        own = (
+            f'name = "{self.name}"',
+            f'uuid = "{uuid.uuid5(uuid.NAMESPACE_DNS, self.name)}"',
+            f'type = "{self.kind.type}"',
+            f"disk = [ {disks} ]",
+        )
         return "\n".join((*own, *common, self.kind.settings.format(log=self.log)))
 
 

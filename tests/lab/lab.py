@@ -16,6 +16,7 @@ class Lab:
     def __init__(self, say: cache.Say) -> None:
         self._say = say
         self._awake: set[str] = set()
+        self._spent = False
         self._state = state.ensure(say)
         self.machine = self._start()
 
@@ -61,11 +62,16 @@ class Lab:
         """Throw the machine away and start a fresh one. Guests taken before are void."""
         self.machine.close()
         self._awake.clear()
+        self._spent = False
         self.machine = self._start()
+
+    def spend(self) -> None:
+        """The next test shall have a fresh machine."""
+        self._spent = True
 
     def intact(self) -> bool:
         """Whether the standard guests, and no others, are there, all paused and well."""
-        if not self.machine.alive:
+        if self._spent or not self.machine.alive:
             return False
         try:
             listing = self.dom0.run(["xl", "list"], timeout=20).out.splitlines()

@@ -74,18 +74,6 @@ def test_refused_before_anything_is_touched(lab: Lab) -> None:
     assert lab.dom0.read("/tmp/snap/there.save") == b"precious\n"
 
 
-def test_a_paused_domain_is_refused_and_stays_paused(lab: Lab) -> None:
-    guest = lab.guest("pv")
-    lab.dom0.run(["xl", "pause", "pv"])
-    done = pyxlsnap(lab.dom0, "snapshot-create", "pv")
-    assert done.rc == 3, done
-    (line,) = done.err.splitlines()
-    assert "xl unpause pv" in line
-    assert guest.state() == "--p---"
-    lab.dom0.run(["xl", "unpause", "pv"])
-    guest.assert_healthy()
-
-
 def test_a_domain_that_has_shut_down_is_refused(fresh_lab: Lab) -> None:
     guest = fresh_lab.guest("pv")
     guest.assert_healthy()
@@ -144,3 +132,16 @@ def test_a_worker_that_is_killed_is_recovered_from(lab: Lab) -> None:
     assert "killed by signal 9" in done.err
     assert "everything is as before" in done.err
     unchanged(guest, before)
+
+
+def test_a_guest_without_pv_drivers_is_refused(spent_lab: Lab) -> None:
+    """Its QEMU has the image open twice, as an IDE disk and as a PV disk."""
+    guest = spent_lab.fresh("tiny", "tinyhvm")
+    before = guest.assert_healthy()
+    done = pyxlsnap(spent_lab.dom0, "snapshot-create", "tiny")
+    assert done.rc == 3, done
+    (line,) = done.err.splitlines()
+    assert "hda: " in line
+    assert "open twice" in line
+    assert "load the PV drivers" in line
+    assert guest.assert_healthy().n > before.n

@@ -414,6 +414,9 @@ class TestSuccess:
             "disk snapshot",
         ]
         assert snapshot.seconds_suspended > 0
+        assert list(snapshot.seconds) == STEPS
+        inside = snapshot.seconds["disk snapshots"] + snapshot.seconds["resume"]
+        assert snapshot.seconds_suspended >= inside
         assert case.guest.runs
         assert case.guest.resumes == 1
 

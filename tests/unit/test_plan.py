@@ -13,8 +13,10 @@ import pytest
 from pyxlsnap import cfgfile
 from pyxlsnap import create_plan as plan_module
 from pyxlsnap.create_plan import CreatePlan, plan_create
-from pyxlsnap.disks import choose, strategies
+from pyxlsnap.disks import choose, default_request, strategies
+from pyxlsnap.disks.block_copy import BlockCopy
 from pyxlsnap.disks.qcow2 import Qcow2
+from pyxlsnap.disks.raw_file import RawFile
 from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
 from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
 from pyxlsnap.ports import DiskTask, Guest
@@ -227,7 +229,23 @@ class TestStrategies:
         disk = replace(self.DISK, backend_domain=domain)
         assert choose(disk, DiskRequest("xvda")) is Qcow2
 
-    @pytest.mark.parametrize("form", ["raw", "vhd", "qed", "unknown"])
+    def test_raw_ones(self, tmp_path: Path) -> None:
+        file = tmp_path / "disk.raw"
+        file.touch()
+        disk = replace(self.DISK, format="raw", target=str(file))
+        assert choose(disk, DiskRequest("xvda")) is RawFile
+        assert choose(replace(disk, target="/dev/loop0"), DiskRequest("xvda")) is BlockCopy
+        assert default_request(disk, "snap") == DiskRequest("xvda", f"{file}.snap", "raw")
+        assert default_request(self.DISK, "snap") == DiskRequest("xvda")
+
+    def test_qemus_transaction_comes_last(self, tmp_path: Path) -> None:
+        file = tmp_path / "disk.raw"
+        file.touch()
+        raw = replace(self.DISK, vdev="xvdb", format="raw", target=str(file))
+        disks = [(self.DISK, DiskRequest("xvda")), (raw, DiskRequest("xvdb", "/x", "raw"))]
+        assert [s.kind for s in strategies(disks, DiskTask("snap"))] == ["raw file", "qcow2"]
+
+    @pytest.mark.parametrize("form", ["vhd", "qed", "unknown"])
     def test_other_formats(self, form: str) -> None:
         says = self.refusal(replace(self.DISK, format=form))
         assert f"xvda is {form}: only qcow2" in says

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap.disks import block_copy, copying, raw_file
+from pyxlsnap.disks import copying, raw_file, snapshot_file
 from pyxlsnap.disks.raw_file import RawFile, default_request
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
@@ -542,4 +542,4 @@ def test_the_token_is_new_each_time(tmp_path: Path) -> None:
     disk = make_disk(tmp_path)
     assert made([disk]).state() != made([disk]).state()
     assert set(made([disk]).state()) == {"xvda token"}
-    assert len(block_copy.SnapshotFile(disk, DiskRequest("xvda", "/a")).token) == 32
+    assert len(snapshot_file.SnapshotFile(disk, DiskRequest("xvda", "/a")).token) == 32

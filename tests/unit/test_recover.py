@@ -138,15 +138,19 @@ def test_the_case_of_a_uuid_does_not_matter(world: World) -> None:
     killed.assert_as_before()
 
 
-def test_a_guest_that_has_gone_leaves_its_disks_to_a_person(world: World) -> None:
+def test_of_a_guest_that_has_gone_the_disks_are_rolled_back_as_far_as_can_be(world: World) -> None:
     killed = Killed(world, "disk snapshots")
     killed.guest.exists = False
-    with pytest.raises(NeedsAttention, match="vm1 is gone; xvda, xvdb may hold") as caught:
+    world.fail("adopt xvda", MonitorError("no QEMU", command="connect"))
+    with pytest.raises(NeedsAttention, match=r"vm1 is gone.*; no QEMU") as caught:
         killed.recover()
-    assert caught.value.undone
+    assert set(world.storage.snapshots) == {("xvda", "snap")}
     assert Journal(UUID).read() is not None
     assert not killed.plan.memory_path.parent.exists()
     assert f"rm {Journal(UUID).path}" in caught.value.finish
+    world.faults.clear()
+    killed.recover()
+    assert not world.storage.snapshots
 
 
 def test_disks_that_cannot_be_reached_are_named_and_the_rest_is_done(world: World) -> None:

@@ -465,6 +465,8 @@ def test_a_missing_kernel_is_refused(case: Case) -> None:
 
 
 def test_a_missing_image_is_refused(case: Case) -> None:
+    """Of a disk that is not put back; of the others their strategies know."""
+    case.edit(f'memory_path="{case.memory_path}"\ndisks=[",,xvdb"]\n')
     Path(case.guest.configuration.disks[0].target).unlink()
     with pytest.raises(Refused, match=r"xvda\.qcow2, which does not exist"):
         case.plan(force=True)

@@ -1,0 +1,50 @@
+"""Guests that their owner has paused: still paused afterwards, and paused again by a revert."""
+
+import time
+
+import pytest
+
+from .guests import Guest
+from .lab import Lab
+from .snapshots import create, disk_snapshots, goes_back, revert
+
+pytestmark = pytest.mark.usefixtures("tidy")
+
+
+def wait_quiet(guest: Guest) -> int:
+    """The last counter of a guest that has been paused."""
+    last = guest.last()
+    time.sleep(1.5)
+    while (now := guest.last()) != last:
+        last = now
+        time.sleep(1.5)
+    return last.n
+
+
+@pytest.mark.parametrize(("kind", "live"), [("pv", False), ("pvh", True), ("hvm", False)])
+def test_a_paused_guest(lab: Lab, kind: str, live: bool) -> None:
+    guest = lab.guest(kind)
+    guest.assert_healthy()
+    guest.pause()
+    before = wait_quiet(guest)
+    snapshot = create(guest, "--name", "paused", *(["--live"] if live else []))
+    assert guest.state() == "--p---"
+    assert snapshot["state"] == "paused"
+    assert snapshot["seconds_unpaused"] > 0
+    after = wait_quiet(guest)
+    print(f"{kind}: let go for {snapshot['seconds_unpaused']:.3f} s, {after - before} ticks")
+    assert after - before <= 3  # the tick that was overdue, and what fits into the moment
+    assert disk_snapshots(guest) == {vdev: ["paused"] for vdev in guest.disks}
+
+    guest.unpause()
+    later, mark = guest.wait_advance(8), guest.mark()
+    result = revert(guest, snapshot["cfgfile"])
+    assert result["state"] == "paused"
+    assert guest.state() == "--p---"
+    assert not [t for t in guest.ticks_since(mark) if t.n < later.n]
+    guest.unpause()
+    assert before < goes_back(guest, mark, later).n <= after + 1
+
+    later, mark = guest.wait_advance(8), guest.mark()
+    assert revert(guest, snapshot["cfgfile"], "--running")["state"] == "running"
+    assert before < goes_back(guest, mark, later).n <= after + 1
