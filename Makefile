@@ -21,7 +21,7 @@ check: $(VENV)/built
 	$(VENV)/bin/lint-imports
 
 unit: $(VENV)/built
-	$(PY) -m pytest tests/unit
+	$(PY) -m pytest tests/unit -n 2
 
 lab: $(VENV)/built
 	$(PY) -m tests.lab state

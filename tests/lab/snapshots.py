@@ -10,7 +10,7 @@ from .guests import Guest, Tick
 
 SNAPSHOTS = "/var/lib/xen/snapshots"
 SCRIPTS = Path(__file__).parent / "scripts"
-SLOW = 240.0
+SLOW = 480.0
 
 
 def pyxlsnap(dom0: Dom0, *words: str, timeout: float = SLOW) -> Completed:
