@@ -51,7 +51,7 @@ class Cell:
         return f"{self.kind}-{live}-{external}"
 
 
-# LVM waits for udev again and again, which under emulation takes minutes a cell.
+# One revert is enough for these: LVM waits for udev again and again, minutes under emulation.
 ROUND = [Cell("pv", False, False)]
 # (A live PV guest needs a Xen with shadow paging, which Debian's is not.)
 MATRIX = [
@@ -59,10 +59,7 @@ MATRIX = [
     for kind, live, external in itertools.product(STANDARD, (False, True), (False, True))
     if not (kind == "pv" and live)
 ]
-CELLS = [
-    pytest.param(cell, id=str(cell), marks=[] if cell in ROUND else [pytest.mark.soak])
-    for cell in MATRIX
-]
+CELLS = [pytest.param(cell, id=str(cell), marks=pytest.mark.soak) for cell in MATRIX]
 
 
 def attach(guest: Guest) -> Tick:
