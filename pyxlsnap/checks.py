@@ -112,8 +112,8 @@ def refuse_held(guest: Guest | None, disks: Sequence[Disk]) -> None:
         for pid in files.holders(Path(disk.target)):
             if pid != own:
                 raise Refused(
-                    f"{disk.vdev}: {disk.target} is open in {files.process_name(pid)} (pid {pid}): "
-                    f"wait for it, or end it"
+                    f"{disk.vdev}: {disk.target} is open in {files.process_text(pid)}: wait for "
+                    f"it, or end it"
                 )
 
 

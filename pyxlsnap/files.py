@@ -191,6 +191,11 @@ def process_name(pid: int) -> str:
         return "?"
 
 
+def process_text(pid: int) -> str:
+    """A process as messages name it."""
+    return f"{process_name(pid)} (pid {pid})"
+
+
 def _has_open(process: Path, wanted: tuple[int, int]) -> bool:
     """Threads share what is open, but the first one may have ended before the others."""
     for thread in _listed(process / "task"):

@@ -7,14 +7,14 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap.errors import DiskError, Refused
-from pyxlsnap.files import holders, process_name
-from pyxlsnap.model import Disk
+from pyxlsnap.files import holders, process_text
+from pyxlsnap.model import KEPT_SUFFIX, Disk
 
 # linux/fs.h; the same on every architecture that Xen runs on
 _FICLONE = 0x40049409
@@ -210,6 +210,25 @@ def _flags(fd: int) -> int:
     return int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, bytes(8))[:4], sys.byteorder)
 
 
+# the disk before a revert
+
+
+def kept_path(target: Path, name: str) -> Path:
+    """Under which name a revert to snapshot ``name`` keeps a disk's file, beside it."""
+    return target.with_name(f"{target.name}.{name}{KEPT_SUFFIX}")
+
+
+def drop_kept(paths: Iterable[Path]) -> list[str]:
+    """Remove what was kept; returns what could not be removed, a line each."""
+    left = []
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as e:
+            left.append(f"{path} (the disk before the revert): {e.strerror}")
+    return left
+
+
 # who uses a disk
 
 
@@ -258,7 +277,7 @@ def users(target: Path) -> list[str]:
 
     :raises OSError: there is no such file.
     """
-    found = [f"{process_name(pid)} (pid {pid})" for pid in holders(target)] + _loops(target)
+    found = [process_text(pid) for pid in holders(target)] + _loops(target)
     if target.is_block_device():
         found += _claims(target.stat().st_rdev)
     return found

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pyxlsnap.disks.lvm import Volume, lvm, volumes
 from pyxlsnap.disks.lvm_names import Place, device_path, place
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
-from pyxlsnap.files import holders, process_name
+from pyxlsnap.files import holders, process_text
 from pyxlsnap.model import Artefact, Disk, DiskRequest
 from pyxlsnap.ports import DiskTask
 
@@ -232,5 +232,5 @@ def _openers(at: Place, name: str) -> str:
         pids = holders(device_path(at.vg, name))
     except OSError:
         pids = []
-    known = ", ".join(f"{process_name(pid)} (pid {pid})" for pid in pids)
+    known = ", ".join(map(process_text, pids))
     return f" in {known}" if known else " (mounted, or served to a domain)"

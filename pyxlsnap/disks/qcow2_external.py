@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyxlsnap.disks.copying import copy_attributes, new_file, os_errors
+from pyxlsnap.disks.copying import copy_attributes, drop_kept, kept_path, new_file, os_errors
 from pyxlsnap.disks.qemu import NODE_PREFIX, GuestQemu, image_info, qemu_img, wait_released
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.files import (
@@ -30,7 +30,7 @@ from pyxlsnap.files import (
     refuse_existing,
     sync_directory,
 )
-from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk, DiskRequest
+from pyxlsnap.model import Artefact, Disk, DiskRequest
 
 
 @dataclass(slots=True)
@@ -121,14 +121,7 @@ class External:
         :raises DiskError: one has not. The guest must not run before :meth:`settle` has worked.
         """
         for chain in self._chains:
-            try:
-                os.rename(chain.overlay, chain.active)
-                sync_directory(chain.active.parent)
-            except OSError as e:
-                raise DiskError(
-                    f"{chain.overlay} could not take the name {chain.active}: {e.strerror}",
-                    vdev=chain.disk.vdev,
-                ) from e
+            _take_name(chain)
 
     def protect(self) -> None:
         """Make the frozen files read-only: whoever writes to one damages the disk."""
@@ -147,12 +140,7 @@ class External:
         """
         for chain in self._chains:
             if chain.overlay.exists() and _in_qemu(chain.overlay):
-                self._only(chain).switched()
-
-    def _only(self, chain: _Chain) -> "External":
-        one = External([], self._name)
-        one._chains = [chain]
-        return one
+                _take_name(chain)
 
     def undo(self) -> list[str]:
         """Remove overlays and second names of a switch that did not take place.
@@ -225,16 +213,10 @@ class External:
 
     def finish_revert(self) -> list[str]:
         """Remove what was kept; returns what could not be removed."""
-        left = []
-        for chain in self._chains:
-            try:
-                self._kept(chain).unlink(missing_ok=True)
-            except OSError as e:
-                left.append(f"{self._kept(chain)} (the disk before the revert): {e.strerror}")
-        return left
+        return drop_kept(map(self._kept, self._chains))
 
     def _kept(self, chain: _Chain) -> Path:
-        return chain.active.with_name(f"{chain.active.name}.{self._name}{KEPT_SUFFIX}")
+        return kept_path(chain.active, self._name)
 
 
 def _chain(disk: Disk, request: DiskRequest) -> _Chain:
@@ -292,6 +274,17 @@ def _make_overlay(chain: _Chain, path: Path, *options: str, size: str = "") -> N
     backing = ["-b", str(chain.frozen), "-F", "qcow2"]
     arguments = ["-q", "-f", "qcow2", *options, *backing, str(path), *([size] if size else [])]
     qemu_img(chain.disk, "create", *arguments)
+
+
+def _take_name(chain: _Chain) -> None:
+    try:
+        os.rename(chain.overlay, chain.active)
+        sync_directory(chain.active.parent)
+    except OSError as e:
+        raise DiskError(
+            f"{chain.overlay} could not take the name {chain.active}: {e.strerror}",
+            vdev=chain.disk.vdev,
+        ) from e
 
 
 def _in_qemu(overlay: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyxlsnap import qmp
 from pyxlsnap.errors import DiskError, MonitorError, Refused
-from pyxlsnap.files import holders, process_name
+from pyxlsnap.files import holders, process_text
 from pyxlsnap.model import Disk
 
 _QEMU_IMG_S = 600.0
@@ -142,8 +142,9 @@ def wait_released(disk: Disk) -> None:
     while pids := _holders(disk):
         if time.monotonic() >= end:
             raise DiskError(
-                f"{disk.target} is still open in {', '.join(map(_process, pids))}, and to write to "
-                f"it now would damage it: make sure that this ends, then run the command again",
+                f"{disk.target} is still open in {', '.join(map(process_text, pids))}, and to "
+                f"write to it now would damage it: make sure that this ends, then run the command "
+                f"again",
                 vdev=disk.vdev,
             )
         time.sleep(_POLL_S)
@@ -154,10 +155,6 @@ def _holders(disk: Disk) -> list[int]:
         return holders(Path(disk.target))
     except OSError as e:
         raise DiskError(f"{disk.target}: {e.strerror}", vdev=disk.vdev) from e
-
-
-def _process(pid: int) -> str:
-    return f"{process_name(pid)} (pid {pid})"
 
 
 def image_info(disk: Disk, path: str = "") -> dict[str, Any]:

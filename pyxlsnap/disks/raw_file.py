@@ -14,6 +14,8 @@ from pyxlsnap.disks.copying import (
     copy_attributes,
     copy_file,
     drained,
+    drop_kept,
+    kept_path,
     mib,
     new_file,
     os_errors,
@@ -24,7 +26,7 @@ from pyxlsnap.disks.copying import (
 from pyxlsnap.disks.snapshot_file import CopyStrategy, SnapshotFile
 from pyxlsnap.errors import Refused
 from pyxlsnap.files import NewFile, open_regular, refuse_existing, sync_directory, temporary_name
-from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
+from pyxlsnap.model import Disk, DiskRequest
 
 
 def default_request(disk: Disk, name: str) -> DiskRequest:
@@ -134,16 +136,10 @@ class RawFile(CopyStrategy):
             temporary.unlink(missing_ok=True)
 
     def finish_revert(self, domid: int) -> list[str]:
-        left = []
-        for file in self._files:
-            try:
-                self._kept(file).unlink(missing_ok=True)
-            except OSError as e:
-                left.append(f"{self._kept(file)} (the disk before the revert): {e.strerror}")
-        return left
+        return drop_kept(map(self._kept, self._files))
 
     def _kept(self, file: SnapshotFile) -> Path:
-        return file.target.with_name(f"{file.target.name}.{self._task.name}{KEPT_SUFFIX}")
+        return kept_path(file.target, self._task.name)
 
     def _temporary(self, file: SnapshotFile) -> Path:
         return file.target.with_name(f".{self._kept(file).name}")
