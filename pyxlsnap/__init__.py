@@ -1,14 +1,20 @@
 """Whole-domain snapshots (memory and disks at one instant) for the Xen hypervisor.
 
 High level, each call in a worker process of its own: :func:`create_snapshot`,
-:func:`revert_snapshot`, :func:`recover`. Low level, libxl in this process: :class:`Toolstack`,
-:class:`Domain`.
+:func:`revert_snapshot`, :func:`recover`, :func:`monitor_domain`. Low level, libxl in this process:
+:class:`Toolstack`, :class:`Domain`.
 """
 
 import logging
 from typing import TYPE_CHECKING, Any
 
-from pyxlsnap.api import create_snapshot, recover, revert_snapshot
+from pyxlsnap.api import (
+    create_snapshot,
+    monitor_domain,
+    recover,
+    revert_snapshot,
+    start_monitor,
+)
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import (
     Aborted,
@@ -38,6 +44,7 @@ from pyxlsnap.model import (
     Disk,
     DiskRequest,
     DomainConfig,
+    DomainEvent,
     DomainInfo,
     GuestKind,
     Progress,
@@ -58,6 +65,8 @@ __all__ = [  # noqa: RUF022
     "create_snapshot",
     "revert_snapshot",
     "recover",
+    "start_monitor",
+    "monitor_domain",
     "Snapshot",
     "Reverted",
     "Recovered",
@@ -65,6 +74,7 @@ __all__ = [  # noqa: RUF022
     "DiskRequest",
     "Artefact",
     "Progress",
+    "DomainEvent",
     "Cancel",
     "RunState",
     "Toolstack",

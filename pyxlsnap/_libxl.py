@@ -2,8 +2,8 @@
 
 ``C`` is the C library: a capital letter, so that a crossing shows in a diff. Return codes become
 exceptions in :func:`check` and nowhere else; C strings become ``str`` here; every libxl struct
-lives inside a ``with`` that disposes of it. cdata goes to bridge.py, toolstack.py and domain.py,
-and never further.
+lives inside a ``with`` that disposes of it. cdata goes to bridge.py, xenstore.py,
+toolstack.py and domain.py, and never further.
 """
 
 import errno

@@ -4,19 +4,13 @@ Nothing of the calling process is touched, whatever libxl does. If the caller di
 rolls back; if the worker dies, the caller recovers.
 """
 
-import logging
 import os
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pyxlsnap import wire
+from pyxlsnap import watched, wire
+from pyxlsnap.caller import Worker
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import (
     Interrupted,
@@ -25,24 +19,18 @@ from pyxlsnap.errors import (
     PyxlsnapError,
     UsageError,
     WorkerDied,
-    from_wire,
 )
-from pyxlsnap.journal import unlock
 from pyxlsnap.model import (
     Artefact,
+    OnEvent,
     OnProgress,
-    Progress,
     Recovered,
     Reverted,
     RunState,
     Snapshot,
     SnapshotConfig,
+    check_uuid,
 )
-
-log = logging.getLogger("pyxlsnap")
-
-_EXIT_S = 10.0
-_STDERR_BYTES = 4096
 
 StrPath = str | os.PathLike[str]
 
@@ -54,6 +42,7 @@ def create_snapshot(
     name: str | None = None,
     config: SnapshotConfig | None = None,
     live: bool = False,
+    monitor: bool = True,
     on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> Snapshot:
@@ -64,6 +53,8 @@ def create_snapshot(
     :param name: the snapshot's name, if the cfgfile has none (the file wins, with a warning).
     :param config: all of it as a value, instead of cfgfile and name.
     :param live: let the domain run while its memory is written.
+    :param monitor: before Xen 4.20 the process with which xl watches a domain leaves when it is
+        suspended; if there was one, start ours in its place (:func:`start_monitor`).
     :param on_progress: called on the calling thread. What it raises cancels the operation and
         reaches the caller after the rollback.
     :param cancel: a token; when it is set, the operation is rolled back.
@@ -84,6 +75,7 @@ def create_snapshot(
         "cfgfile": _absolute(cfgfile) if cfgfile is not None else None,
         "config": asdict(config or SnapshotConfig(name=name)),
         "live": live,
+        "monitor": monitor,
     }
     values = _run(request, on_progress, cancel)
     artefacts = tuple(Artefact(**a) for a in values.pop("artefacts"))
@@ -98,6 +90,7 @@ def revert_snapshot(
     *,
     running: bool = False,
     force: bool = False,
+    monitor: bool = True,
     on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> Reverted:
@@ -107,6 +100,8 @@ def revert_snapshot(
     :param cfgfile: the file that :func:`create_snapshot` wrote.
     :param running: the domain runs afterwards, even if it was paused in the snapshot.
     :param force: do it even if it is risky.
+    :param monitor: have the guest's own reboot, power-off or crash acted on afterwards, as by xl
+        (:func:`start_monitor`). Leave it out if you do that (:func:`monitor_domain`, or your own).
     :param on_progress, cancel: as with :func:`create_snapshot`; once the domain is destroyed the
         revert goes on to its end.
     :raises UsageError, Refused: nothing was tried.
@@ -120,6 +115,7 @@ def revert_snapshot(
         "cfgfile": _absolute(cfgfile),
         "running": running,
         "force": force,
+        "monitor": monitor,
     }
     values = _run(request, on_progress, cancel)
     values["state"] = RunState(values["state"])
@@ -133,16 +129,53 @@ def recover(uuid: str) -> Recovered:
     :raises Busy: the operation is still under way.
     :raises NeedsAttention: something is left that needs a person.
     """
-    values = _run({"operation": "recover", "domain": uuid}, None, None)
+    request: wire.Message = {"operation": "recover", "domain": uuid, "monitor": True}
+    values = _run(request, None, None)
     return Recovered(lines=tuple(values["lines"]), rolled_back=values["rolled_back"])
+
+
+def start_monitor(uuid: str) -> None:
+    """Start a process that acts on a domain's own reboot, power-off and crash, as xl has one.
+
+    What it does is in the domain's configuration (``on_reboot`` and the others in xl.cfg(5)). It
+    outlives the caller (not its systemd unit, unless that has ``KillMode=process``), ends when the
+    domain has gone for good, and writes to ``/var/log/xen/pyxlsnap-<name>.log``.
+
+    :param uuid: the domain's uuid.
+    :raises UsageError: that is no uuid.
+    :raises OperationFailed: it could not be started.
+    """
+    watched.start_monitor(check_uuid(uuid))
+
+
+def monitor_domain(
+    domain: str, *, on_event: OnEvent | None = None, cancel: Cancel | None = None
+) -> None:
+    """The same for as long as this call lasts: it returns when the domain has gone for good.
+
+    :param domain: name, domid or uuid.
+    :param on_event: called on the calling thread when something has been acted on. What it raises
+        ends the watch and reaches the caller.
+    :param cancel: a token; when it is set, the watch ends.
+    :raises DomainNotFound: there is no such domain.
+    :raises Interrupted: it was cancelled. The domain is as it was.
+    :raises NeedsAttention: the domain has shut down, and what it is configured for could not be
+        done; or the watch itself has died.
+    """
+    _run({"operation": "monitor", "domain": domain}, None, cancel, on_event)
 
 
 def _absolute(path: StrPath) -> str:
     return str(Path(path).absolute())  # the worker starts in /
 
 
-def _run(request: wire.Message, on_progress: OnProgress | None, cancel: Cancel | None) -> Any:
-    worker = _Worker(request, on_progress or (lambda _: None))
+def _run(
+    request: wire.Message,
+    on_progress: OnProgress | None,
+    cancel: Cancel | None,
+    on_event: OnEvent | None = None,
+) -> Any:
+    worker = Worker(request, on_progress or (lambda _: None), on_event or (lambda _: None))
     try:
         with (cancel or Cancel()).armed(worker.cancel):
             return worker.result()
@@ -152,6 +185,8 @@ def _run(request: wire.Message, on_progress: OnProgress | None, cancel: Cancel |
         worker.let_go_of_locks()  # the recovery takes them
         if request["operation"] == "recover":
             raise _not_recovered(died, request["domain"]) from died
+        if request["operation"] == "monitor":
+            raise _not_watched(died, request["domain"]) from died
         raise _recovered(died, worker.locked) from died
     finally:
         worker.close()
@@ -189,118 +224,6 @@ def _not_recovered(died: WorkerDied, uuid: str) -> NeedsAttention:
     )
 
 
-class _Worker:
-    """The worker process, seen from the caller."""
-
-    def __init__(self, request: wire.Message, on_progress: OnProgress) -> None:
-        self._on_progress = on_progress
-        self._failed: BaseException | None = None
-        self._send_lock = threading.Lock()
-        self._answered = False
-        #: uuids of the domains whose locks it has taken
-        self.locked: list[str] = []
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  close() does
-        ours, theirs = socket.socketpair()
-        self._channel = wire.Channel(ours)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pyxlsnap.worker", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                cwd="/",
-                env=_environment(),
-            )
-        try:
-            self._channel.send(request | {"log_level": log.getEffectiveLevel()})
-        except OSError:
-            pass  # it has died already, which the reader sees
-
-    def cancel(self) -> bool:
-        """Ask it to stop; it answers with its result all the same."""
-        with self._send_lock:
-            try:
-                self._channel.send({"cancel": True})
-            except OSError:
-                pass  # it has gone, which the reader sees
-        return True
-
-    def result(self) -> Any:
-        """Wait for the end of the operation.
-
-        An exception here, be it KeyboardInterrupt or one from the progress callback, cancels the
-        operation; it is raised when the worker has rolled back.
-        """
-        while message := self._next():
-            if "result" in message or "error" in message:
-                return self._outcome(message)
-        raise WorkerDied(self._epitaph(), stderr=self._read_stderr())
-
-    def _next(self) -> wire.Message | None:
-        while True:
-            try:
-                if message := self._channel.receive():
-                    self._handle(message)
-                return message
-            except BaseException as e:
-                self._failed = self._failed or e
-                self.cancel()
-
-    def _outcome(self, message: wire.Message) -> Any:
-        self._answered = True
-        error = from_wire(message["error"]) if "error" in message else None
-        if isinstance(error, NeedsAttention):  # it matters more than why it was cancelled
-            raise error from self._failed
-        if self._failed:
-            raise self._failed
-        if error:
-            raise error
-        return message["result"]
-
-    def _handle(self, message: wire.Message) -> None:
-        if "progress" in message and not self._failed:
-            self._on_progress(Progress(**message["progress"]))
-        elif "log" in message:
-            record = wire.log_from_wire(message["log"])
-            logger = logging.getLogger(record.name)
-            if logger.isEnabledFor(record.levelno):
-                logger.handle(record)
-        elif "lock" in message:
-            self.locked.append(message["lock"])
-
-    def _epitaph(self) -> str:
-        status = self._process.wait()
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        said = self._read_stderr().strip().splitlines()
-        return f"the worker process {how}" + (f": {said[-1]}" if said else "")
-
-    def _read_stderr(self) -> str:
-        size = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, size - _STDERR_BYTES))
-        return self._stderr.read().decode("utf-8", "replace")
-
-    def let_go_of_locks(self) -> None:
-        """It is dead: the locks are ours alone now, and fall."""
-        for fd in self._channel.fds:
-            unlock(fd)
-
-    def close(self) -> None:
-        """Let go of everything; the process has ended, or does so now.
-
-        One that has not answered is rolling back, which must not be disturbed.
-        """
-        self._channel.close()
-        try:
-            self._process.wait(_EXIT_S if self._answered else None)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._stderr.close()
-
-
-def _environment() -> Mapping[str, str]:
-    """The worker imports what we import, from where we import it."""
-    paths = [str(Path(p).absolute()) for p in sys.path if p]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+def _not_watched(died: WorkerDied, domain: str) -> NeedsAttention:
+    left = f"nobody watches {domain}"
+    return NeedsAttention(f"{died}; {left} now", step="monitor", left=[left])

@@ -212,21 +212,3 @@ def refuse_memory(host: Host, config: DomainConfig, guest: Guest | None) -> None
 def versions(host: Host) -> dict[str, str]:
     """What goes into the memory file about its makers."""
     return {"pyxlsnap": VERSION, "xen": "{}.{}".format(*host.xen_version())}
-
-
-def unwatched_warning(name: str) -> str:
-    """What a domain that we made lacks: the process with which xl watches its own."""
-    return (
-        f"nobody watches {name} now: a reboot, power-off or crash of the guest is not acted on "
-        f"until it is started or restored by xl"
-    )
-
-
-def monitor_warning(host: Host, guest: Guest) -> list[str]:
-    """Before Xen 4.20 xl's monitor of the domain leaves when it sees the suspend (E7)."""
-    if host.xen_version() >= (4, 20):
-        return []
-    return [
-        f"if xl watched {guest.name}, it does so no longer (Xen before 4.20): a reboot or crash "
-        f"of the guest is not acted on until it is started or restored by xl again"
-    ]

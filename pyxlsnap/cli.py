@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--live", action="store_true", help="let the domain run while its memory is saved"
     )
     create.set_defaults(run=_create)
+    _add_no_monitor(create)
 
     revert = commands.add_parser("snapshot-revert", help="bring a domain back to a snapshot")
     revert.add_argument("domain", help="name, domid or uuid; it may be off")
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     revert.add_argument("--force", action="store_true", help="try harder on risky reverts")
     revert.set_defaults(run=_revert)
+    _add_no_monitor(revert)
 
     recover = commands.add_parser(
         "snapshot-recover", help="finish what an operation that was killed had begun"
@@ -82,12 +84,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_no_monitor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-monitor",
+        dest="monitor",
+        action="store_false",
+        help="start no process that acts on the guest's own reboot, power-off or crash",
+    )
+
+
 def _create(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snapshot:
     return api.create_snapshot(
         arguments.domain,
         cfgfile=arguments.cfgfile,
         name=arguments.name,
         live=arguments.live,
+        monitor=arguments.monitor,
         on_progress=progress,
         cancel=cancel,
     )
@@ -99,6 +111,7 @@ def _revert(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> 
         arguments.cfgfile,
         running=arguments.running,
         force=arguments.force,
+        monitor=arguments.monitor,
         on_progress=progress,
         cancel=cancel,
     )

@@ -34,8 +34,9 @@ from pyxlsnap.files import (
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
 from pyxlsnap.memory import read_header, walk, write_header
 from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig, Step
-from pyxlsnap.ports import Host
+from pyxlsnap.ports import Host, StartMonitor
 from pyxlsnap.unpauser import Unpauser
+from pyxlsnap.watched import keep_watched
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def create(
     on_progress: OnProgress = lambda _: None,
     cancel: Cancel | None = None,
     share_lock: ShareLock = lambda _uuid, _fd: None,
+    start_monitor: StartMonitor | None = None,
 ) -> Snapshot:
     """Take a snapshot of a domain, in this process.
 
@@ -60,6 +62,8 @@ def create(
 
     :param host: its libxl context belongs to this call until it returns.
     :param share_lock: is given the uuid and descriptor of the lock as soon as it is held.
+    :param start_monitor: called if the process with which xl watched the domain leaves at the
+        suspend, as it does before Xen 4.20. Without it the result has a warning then.
     :raises UsageError, Refused: nothing was tried.
     :raises OperationFailed: it failed; guest, disks and files are as before.
     :raises Interrupted: ``cancel`` was set; the same.
@@ -74,7 +78,13 @@ def create(
         journal.refuse_unfinished()
         plan = plan_create(host, guest, wanted, live=live)
         try:
-            return Creation(plan, journal, on_progress=on_progress, cancel=cancel).run()
+            return Creation(
+                plan,
+                journal,
+                on_progress=on_progress,
+                cancel=cancel,
+                start_monitor=start_monitor,
+            ).run()
         finally:
             plan.close()
     finally:
@@ -91,12 +101,14 @@ class Creation:
         *,
         on_progress: OnProgress = lambda _: None,
         cancel: Cancel | None = None,
+        start_monitor: StartMonitor | None = None,
     ) -> None:
         self._plan = plan
         self._guest = plan.guest
         self._journal = journal
         self._on_progress = on_progress
         self._cancel = cancel or Cancel()
+        self._start_monitor = start_monitor
         self._memory: NewFile | None = None
         self._temporary = temporary_name(plan.memory_path)
         self._temporary_cfgfile = temporary_name(plan.cfgfile)
@@ -139,8 +151,9 @@ class Creation:
                 self._seconds[step] = time.monotonic() - begun
         except BaseException as cause:
             raise self._undo(step, cause) from cause
+        warnings = self._keep_watched()
         self._journal.clear()
-        return self._result()
+        return self._result(warnings)
 
     def _suspending(self, progress: Progress) -> None:
         """Pass progress on; libxl tells here when the guest stops running."""
@@ -156,6 +169,7 @@ class Creation:
             domid=self._guest.domid,
             domain=self._guest.name,
             paused=plan.paused,
+            monitor=plan.loses_monitor and self._start_monitor is not None,
             name=plan.metadata.name,
             temporary=(str(self._temporary), str(self._temporary_cfgfile)),
             directories=tuple(map(str, missing_directories(plan.memory_path.parent))),
@@ -237,6 +251,12 @@ class Creation:
             new.publish()
         self._cleanups.append(lambda: _unlink(self._plan.cfgfile))
 
+    def _keep_watched(self) -> list[str]:
+        """A warning if nobody acts on the guest's shutdowns any more, and somebody did."""
+        if not (self._plan.loses_monitor and self._suspend_began):
+            return []
+        return keep_watched(self._start_monitor, self._guest.name, self._guest.uuid)
+
     # When something fails
 
     def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
@@ -253,6 +273,8 @@ class Creation:
             left.append(str(e))
         except Exception as e:  # a bug is no reason to delete the guest's only copy
             return self._keep_everything(step, what, e)
+        else:
+            left += self._keep_watched() if self._start_monitor else []
         for cleanup in reversed(self._cleanups):
             try:
                 undone += cleanup()
@@ -325,7 +347,7 @@ class Creation:
         self._memory.discard()
         return ["removed the unfinished memory file"]
 
-    def _result(self) -> Snapshot:
+    def _result(self, warnings: list[str]) -> Snapshot:
         plan, meta = self._plan, self._plan.metadata
         files = [
             Artefact(kind, str(path), shlex.join(["rm", str(path)]))
@@ -342,7 +364,7 @@ class Creation:
             cfgfile=str(plan.cfgfile),
             artefacts=(*files, *disks),
             left_out=plan.left_out,
-            warnings=plan.warnings,
+            warnings=(*plan.warnings, *warnings),
             state=meta.state,
             seconds_suspended=self._seconds_suspended,
             seconds_unpaused=self._seconds_unpaused,

@@ -26,6 +26,7 @@ from pyxlsnap.model import (
     check_name,
 )
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host
+from pyxlsnap.watched import loses_monitor
 
 SNAPSHOT_DIR = Path("/var/lib/xen/snapshots")
 
@@ -47,6 +48,8 @@ class CreatePlan:
     #: disks that will not be in it, each with the reason
     left_out: dict[str, str]
     warnings: tuple[str, ...]
+    #: whoever acts on the guest's shutdowns will leave when it is suspended
+    loses_monitor: bool = False
 
     @property
     def paused(self) -> bool:
@@ -120,7 +123,8 @@ def plan_create(
         devices=tuple(disk for disk, _ in chosen),
         strategies=strategies(chosen, task),
         left_out=left_out,
-        warnings=(*warnings, *checks.monitor_warning(host, guest)),
+        warnings=tuple(warnings),
+        loses_monitor=loses_monitor(host, guest),
     )
     try:
         for strategy in plan.strategies:

@@ -4,8 +4,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
-from pyxlsnap._libxl import C, domain_info, ffi, struct, taken, text
+from pyxlsnap._libxl import C, c_string, domain_info, ffi, struct, taken, text
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, Refused, XenError
 from pyxlsnap.model import DomainConfig, DomainInfo, OnProgress
 
@@ -155,6 +156,30 @@ class Domain:
         with self._toolstack.calling() as ctx:
             rc = C.libxl_domain_destroy(ctx, self.domid, ffi.NULL)
             self._check(rc, "libxl_domain_destroy")
+
+    def core_dump(self, path: str) -> None:
+        """Write its memory to a file for a debugger (``libxl_domain_core_dump``)."""
+        with self._toolstack.calling() as ctx:
+            rc = C.libxl_domain_core_dump(ctx, self.domid, c_string(path), ffi.NULL)
+            self._check(rc, "libxl_domain_core_dump")
+
+    def preserve(self, config: DomainConfig, suffix: str) -> None:
+        """Rename a domain that has shut down, and give it a uuid of its own.
+
+        ``libxl_domain_preserve``: a new one can take its place.
+        """
+        with self._toolstack.calling() as ctx, self._toolstack.parsed(config) as parsed:
+            new = ffi.new("libxl_uuid *", [uuid4().bytes])
+            rc = C.libxl_domain_preserve(
+                ctx, self.domid, ffi.addressof(parsed, "c_info"), c_string(suffix), new[0]
+            )
+            self._check(rc, "libxl_domain_preserve")
+
+    def soft_reset(self, config: DomainConfig) -> None:
+        """Let a guest that has reset itself (kexec) go on, paused (``libxl_domain_soft_reset``)."""
+        with self._toolstack.calling() as ctx, self._toolstack.parsed(config) as parsed:
+            rc = C.libxl_domain_soft_reset(ctx, parsed, self.domid, ffi.NULL, ffi.NULL)
+            self._check(rc, "libxl_domain_soft_reset")
 
     def wait_gone(self, *, timeout_s: float) -> None:
         """Wait until the domid is no more.

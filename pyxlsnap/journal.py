@@ -93,6 +93,8 @@ class Entry:
     started: float = 0.0
     #: its owner had paused the domain
     paused: bool = False
+    #: somebody is to watch the domain afterwards (:data:`pyxlsnap.ports.StartMonitor`)
+    monitor: bool = False
     #: directories that are ours, if they are there, parents first
     directories: tuple[str, ...] = ()
 

@@ -115,6 +115,15 @@ class DomainConfig:
         found = self.values.get("disks", [])
         return tuple(_disk(d) for d in found if isinstance(d, dict))
 
+    def action_on(self, reason: str) -> str:
+        """What is to be done when it shuts down: "restart", "destroy", … (on_reboot=, …).
+
+        :param reason: as :attr:`DomainInfo.shutdown_reason`; xl destroys what it does not know.
+        """
+        known = ("poweroff", "reboot", "crash", "watchdog", "soft_reset")
+        # libxl leaves out what is its default.
+        return str(self.values.get(f"on_{reason}", "destroy")) if reason in known else "destroy"
+
     def with_name(self, name: str) -> "DomainConfig":
         """The same configuration under another name."""
         values = {**self.values, "c_info": {**self.section("c_info"), "name": name}}
@@ -242,6 +251,25 @@ class Reverted:
     #: vdevs whose content was put back
     disks: tuple[str, ...]
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvent:
+    """A domain that shut down by itself, and what was done, as its configuration says."""
+
+    domain: str
+    uuid: str
+    #: of the domain that shut down
+    domid: int
+    #: as :attr:`DomainInfo.shutdown_reason`
+    reason: str
+    #: libxl's word: "restart", "destroy", "preserve", …
+    action: str
+    #: of the domain that goes on; ``None`` if none does
+    new_domid: int | None
+
+
+OnEvent = Callable[[DomainEvent], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ revert that had destroyed the domain can only go forward, by the command in the 
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pyxlsnap.disks import strategies
@@ -21,16 +22,25 @@ from pyxlsnap.files import open_regular, remove_directories
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig, Recovered, check_uuid
-from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host
+from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host, StartMonitor
+from pyxlsnap.processes import xl_monitor
+from pyxlsnap.watched import keep_watched
 
 log = logging.getLogger(__name__)
 
 Adopted = Mapping[DiskStrategy, PyxlsnapError | None]
 
 
-def recover(host: Host, uuid: str, *, share_lock: ShareLock = lambda _uuid, _fd: None) -> Recovered:
+def recover(
+    host: Host,
+    uuid: str,
+    *,
+    share_lock: ShareLock = lambda _uuid, _fd: None,
+    start_monitor: StartMonitor | None = None,
+) -> Recovered:
     """Recover one domain, by uuid.
 
+    :param start_monitor: called if the operation that was killed would have called its own.
     :raises UsageError: that is no uuid.
     :raises Busy: the operation is still under way.
     :raises NeedsAttention: something is left that a person has to decide; the error says what.
@@ -43,9 +53,13 @@ def recover(host: Host, uuid: str, *, share_lock: ShareLock = lambda _uuid, _fd:
         entry = journal.read()
         if entry is None:
             return Recovered((), rolled_back=True)
-        recovered = _undo_create(host, entry) if entry.operation == "create" else _look(host, entry)
+        try:
+            undo = _undo_create if entry.operation == "create" else _look
+            recovered = undo(host, entry)
+        finally:
+            unwatched = _keep_watched(host, entry, start_monitor)
         journal.clear()
-        return recovered
+        return replace(recovered, lines=(*recovered.lines, *unwatched))
     finally:
         lock.release()
 
@@ -171,6 +185,13 @@ def _look(host: Host, entry: Entry) -> Recovered:
         left=[f"{entry.domain} is off or half restored"],
         finish=shlex.join(["pyxlsnap", "snapshot-revert", entry.uuid, entry.cfgfile]),
     )
+
+
+def _keep_watched(host: Host, entry: Entry, start_monitor: StartMonitor | None) -> list[str]:
+    guest = _find(host, entry.uuid) if entry.monitor and start_monitor else None
+    if guest is None or xl_monitor(guest.name):
+        return []
+    return keep_watched(start_monitor, guest.name, guest.uuid)
 
 
 def _lives(guest: Guest) -> bool:

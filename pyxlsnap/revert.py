@@ -6,20 +6,19 @@ finishes what was interrupted.
 
 import logging
 import os
-import select
 import shlex
 import time
 from pathlib import Path
 
 from pyxlsnap import checks
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.destroy import destroy
 from pyxlsnap.errors import (
     DomainNotFound,
     Interrupted,
     NeedsAttention,
     OperationFailed,
     PyxlsnapError,
-    XenError,
 )
 from pyxlsnap.files import open_regular
 from pyxlsnap.freemem import make_room
@@ -33,12 +32,11 @@ from pyxlsnap.model import (
     SnapshotConfig,
     Step,
 )
-from pyxlsnap.ports import Guest, Host
+from pyxlsnap.ports import Guest, Host, StartMonitor
 from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
+from pyxlsnap.watched import keep_watched
 
 log = logging.getLogger(__name__)
-
-_GONE_S = 60.0
 
 
 def revert(
@@ -52,11 +50,14 @@ def revert(
     on_progress: OnProgress = lambda _: None,
     cancel: Cancel | None = None,
     share_lock: ShareLock = lambda _uuid, _fd: None,
+    start_monitor: StartMonitor | None = None,
 ) -> Reverted:
     """Bring a domain back to a snapshot, in this process (see :func:`pyxlsnap.create.create`).
 
     :param wanted: what the cfgfile says; ``cfgfile`` is its path.
     :param share_lock: is given the uuid and descriptor of each lock as soon as it is held.
+    :param start_monitor: called when the domain is back, which nobody watches then. Without it the
+        result has a warning.
     :raises UsageError, Refused, Risky: nothing was tried.
     :raises OperationFailed, Interrupted: it ended before the domain was destroyed: nothing changed.
     :raises NeedsAttention: it failed later. The domain is off; the error has the command that
@@ -72,7 +73,13 @@ def revert(
         plan = plan_revert(host, domain, wanted, cfgfile, running=running, force=force)
         try:
             return Reversion(
-                host, plan, running=running, force=force, on_progress=on_progress, cancel=cancel
+                host,
+                plan,
+                running=running,
+                force=force,
+                on_progress=on_progress,
+                cancel=cancel,
+                start_monitor=start_monitor,
             ).run()
         finally:
             plan.close()
@@ -104,6 +111,7 @@ class Reversion:
         journal: Journal | None = None,
         on_progress: OnProgress = lambda _: None,
         cancel: Cancel | None = None,
+        start_monitor: StartMonitor | None = None,
     ) -> None:
         self._host = host
         self._plan = plan
@@ -115,7 +123,8 @@ class Reversion:
         self._before: DomainInfo | None = None
         self._restoring = False
         self._new: Guest | None = None
-        self._left: list[str] = []
+        self._start_monitor = start_monitor
+        self._warnings: list[str] = []
 
     def steps(self) -> list[Step]:
         """The sequence."""
@@ -126,6 +135,7 @@ class Reversion:
             ("memory", self._make_room),
             ("restore", self._restore),
             ("unpause", self._unpause),
+            ("monitor", self._keep_watched),
             ("clean up", self._finish_disks),
         ]
 
@@ -159,6 +169,7 @@ class Reversion:
             name=plan.name,
             memory_path=str(plan.memory_path),
             cfgfile=str(plan.cfgfile),
+            monitor=self._start_monitor is not None,
             started=time.time(),
         )
         self._journal.write(entry)
@@ -174,17 +185,9 @@ class Reversion:
             guest.check_same()
         except DomainNotFound:
             return  # it has gone by itself meanwhile
-        device_model = _open_process(guest.device_model_pid())
         self._before = guest.info()
         self._destroying = True
-        try:
-            guest.destroy()
-            guest.wait_gone(timeout_s=_GONE_S)
-            if device_model is not None:
-                _wait_ended(device_model, f"the QEMU of {guest.name}")
-        finally:
-            if device_model is not None:
-                os.close(device_model)
+        destroy(guest)
 
     def _revert_disks(self) -> None:
         self._destroying = True
@@ -206,13 +209,18 @@ class Reversion:
         if self._plan.state is RunState.RUNNING:
             self._new.unpause()
 
+    def _keep_watched(self) -> None:
+        assert self._new
+        self._warnings += keep_watched(self._start_monitor, self._new.name, self._new.uuid)
+
     def _finish_disks(self) -> None:
         assert self._new
         for strategy in self._plan.strategies:
             try:
-                self._left += strategy.finish_revert(self._new.domid)
+                left = strategy.finish_revert(self._new.domid)
             except Exception as e:  # the domain is back: what is left is no failure of the revert
-                self._left.append(f"what {strategy.kind} kept of {', '.join(strategy.vdevs)}: {e}")
+                left = [f"what {strategy.kind} kept of {', '.join(strategy.vdevs)}: {e}"]
+            self._warnings += [f"could not be removed: {line}" for line in left]
 
     # When something fails
 
@@ -260,8 +268,7 @@ class Reversion:
         if self._new is not None:
             return [f"{half} is restored but could not be finished"]
         try:
-            half.destroy()
-            half.wait_gone(timeout_s=_GONE_S)
+            destroy(half)
         except PyxlsnapError as e:
             return [f"{half} is half made and could not be removed ({e})"]
         return []
@@ -281,28 +288,9 @@ class Reversion:
             uuid=self._new.uuid,
             state=plan.state,
             disks=tuple(v for s in plan.strategies for v in s.vdevs),
-            warnings=(*plan.warnings, *(f"could not be removed: {line}" for line in self._left)),
+            warnings=(*plan.warnings, *self._warnings),
         )
 
 
 def _flags(info: DomainInfo | None) -> tuple[bool, bool] | None:
     return (info.paused, info.shutdown) if info else None
-
-
-def _open_process(pid: int | None) -> int | None:
-    """A pidfd, which stays with the process whatever becomes of its number."""
-    try:
-        return os.pidfd_open(pid) if pid else None
-    except ProcessLookupError:
-        return None
-
-
-def _wait_ended(pidfd: int, what: str) -> None:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    if not poll.poll(_GONE_S * 1000):
-        raise XenError(
-            f"{what} has not ended {_GONE_S:g} s after the domain was destroyed",
-            rc=-9,
-            operation="libxl_domain_destroy",
-        )

@@ -102,7 +102,7 @@ def plan_revert(
         stream_offset=header.stream_offset,
         state=RunState.RUNNING if running or meta is None else meta.state,
         strategies=strategies(chosen, DiskTask(name)),
-        warnings=(*reasons, checks.unwatched_warning(config.name)),
+        warnings=tuple(reasons),
     )
     for strategy in plan.strategies:
         strategy.check_revert()

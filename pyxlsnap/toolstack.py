@@ -27,10 +27,10 @@ from pyxlsnap.errors import (
     ClosedError,
     DomainNotFound,
     ForkedError,
-    XenError,
     XenUnavailable,
 )
 from pyxlsnap.model import DomainConfig, DomainInfo, OnProgress
+from pyxlsnap.xenstore import DomainWatch, Xenstore
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _STREAM_V2 = 2  # libxl's own default is 1, the legacy format
@@ -55,7 +55,7 @@ class Toolstack:
         domain: str = "",
     ) -> None:
         self._ctx: CData = ffi.NULL
-        self._xs: CData = ffi.NULL
+        self._xenstore = Xenstore()
         self._pid = os.getpid()
         self._lock = threading.RLock()
         _refuse_ignored_sigchld()
@@ -81,9 +81,7 @@ class Toolstack:
                 self._bridge.detach()
                 C.libxl_ctx_free(self._ctx)
                 self._ctx = ffi.NULL
-            if self._xs != ffi.NULL:
-                C.xs_close(self._xs)
-                self._xs = ffi.NULL
+            self._xenstore.close()
         self._bridge.close()
 
     @property
@@ -124,7 +122,7 @@ class Toolstack:
 
     def needed_memory_kb(self, config: DomainConfig) -> int:
         """Memory that a domain of this configuration takes (``libxl_domain_need_memory``)."""
-        with self.calling() as ctx, self._parsed(config) as parsed:
+        with self.calling() as ctx, self.parsed(config) as parsed:
             need = ffi.new("uint64_t *")
             rc = C.libxl_domain_need_memory(ctx, parsed, _NO_DOMID, need)
             self.check(rc, "libxl_domain_need_memory")
@@ -204,7 +202,7 @@ class Toolstack:
         name = config.name
         with (
             self.calling() as ctx,
-            self._parsed(config) as parsed,
+            self.parsed(config) as parsed,
             struct("libxl_domain_restore_params") as params,
         ):
             params.stream_version = _STREAM_V2
@@ -222,6 +220,27 @@ class Toolstack:
                     C.libxl_domain_destroy(ctx, domid[0], ffi.NULL)
                 raise
         return self.find(str(int(domid[0])))
+
+    def create(self, config: DomainConfig) -> Domain:
+        """Make a domain anew, as it boots (``libxl_domain_create_new``). It is left paused.
+
+        :raises XenError: libxl could not; there is no new domain.
+        """
+        with self.calling() as ctx, self.parsed(config) as parsed:
+            domid = ffi.new("uint32_t *", _NO_DOMID)
+            rc = C.libxl_domain_create_new(ctx, parsed, domid, ffi.NULL, ffi.NULL)
+            self.check(rc, "libxl_domain_create_new", domain=config.name)
+        return self.find(str(int(domid[0])))
+
+    @contextmanager
+    def watching(self) -> Iterator[DomainWatch]:
+        """Hear of domains that shut down or go."""
+        self._usable()
+        watch = DomainWatch()
+        try:
+            yield watch
+        finally:
+            watch.close()
 
     def abort(self) -> bool:
         """Ask the long call under way on this context to stop (``libxl_ao_abort``).
@@ -261,7 +280,8 @@ class Toolstack:
         check(rc, operation, domain=domain, log=log)
 
     @contextmanager
-    def _parsed(self, config: DomainConfig) -> Iterator[CData]:
+    def parsed(self, config: DomainConfig) -> Iterator[CData]:
+        """A configuration as libxl's own struct."""
         with struct("libxl_domain_config") as parsed:
             rc = C.libxl_domain_config_from_json(self._ctx, parsed, c_string(config.json))
             self.check(rc, "libxl_domain_config_from_json", domain=config.name)
@@ -270,30 +290,14 @@ class Toolstack:
     def xenstore_read(self, path: str) -> str | None:
         """A xenstore node's value; ``None`` when there is no such node."""
         with self._lock:
-            value = C.xs_read(self._xenstore(), 0, c_string(path), ffi.new("unsigned int *"))
-            return None if value == ffi.NULL else taken(ffi.cast("char *", value))
+            self._usable()
+            return self._xenstore.read(path)
 
     def xenstore_list(self, path: str) -> list[str]:
         """The names below a xenstore node; empty when there is no such node."""
         with self._lock:
-            count = ffi.new("unsigned int *")
-            names = C.xs_directory(self._xenstore(), 0, c_string(path), count)
-            if names == ffi.NULL:
-                return []
-            try:
-                return [text(names[i]) for i in range(count[0])]
-            finally:
-                C.free(names)
-
-    def _xenstore(self) -> CData:
-        self._usable()
-        if self._xs == ffi.NULL:
-            self._xs = C.xs_open(C.XS_OPEN_READONLY)
-            if self._xs == ffi.NULL:
-                raise XenError(
-                    f"cannot open xenstore: {os.strerror(ffi.errno)}", rc=-1, operation="xs_open"
-                )
-        return self._xs
+            self._usable()
+            return self._xenstore.list(path)
 
     def _usable(self) -> None:
         if os.getpid() != self._pid:

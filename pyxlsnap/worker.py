@@ -14,12 +14,13 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pyxlsnap import cfgfile, wire
-from pyxlsnap.cancel import Cancel
+from pyxlsnap import cfgfile, watched, wire
+from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import create
-from pyxlsnap.errors import PyxlsnapError, to_wire
+from pyxlsnap.errors import Interrupted, PyxlsnapError, to_wire
 from pyxlsnap.model import (
     DiskRequest,
+    DomainEvent,
     Progress,
     Recovered,
     Reverted,
@@ -28,6 +29,7 @@ from pyxlsnap.model import (
     check_name,
     check_uuid,
 )
+from pyxlsnap.monitor import monitor
 from pyxlsnap.ports import Host
 from pyxlsnap.recovery import recover
 from pyxlsnap.revert import revert
@@ -56,6 +58,10 @@ class Caller:
     def progress(self, progress: Progress) -> None:
         """Report progress."""
         self.send({"progress": asdict(progress)})
+
+    def event(self, event: DomainEvent) -> None:
+        """Report what a domain did."""
+        self.send({"event": asdict(event)})
 
     def share_lock(self, uuid: str, fd: int) -> None:
         """Let the caller hold the lock, too."""
@@ -100,7 +106,9 @@ def serve(request: Message, caller: Caller, cancel: Cancel) -> None:
         with Toolstack(operation=request["operation"], domain=request["domain"]) as host:
             result = perform(host, request, config, caller, cancel)
             # Before libxl is closed: if it aborts us there, what was done is done.
-            caller.finish({"result": asdict(result)})
+            caller.finish({"result": asdict(result) if result else None})
+    except Cancelled:  # of a watch: there is nothing to roll back
+        caller.finish({"error": to_wire(Interrupted("cancelled", step="monitor"))})
     except PyxlsnapError as e:
         caller.finish({"error": to_wire(e)})
     except Exception as e:
@@ -111,11 +119,15 @@ def serve(request: Message, caller: Caller, cancel: Cancel) -> None:
 
 def perform(
     host: Host, request: Message, config: SnapshotConfig, caller: Caller, cancel: Cancel
-) -> Snapshot | Reverted | Recovered:
+) -> Snapshot | Reverted | Recovered | None:
     """Run the operation that a request names."""
     operation, domain = request["operation"], request["domain"]
+    start_monitor = watched.start_monitor if request.get("monitor") else None
+    if operation == "monitor":
+        monitor(host, domain, on_event=caller.event, cancel=cancel)
+        return None
     if operation == "recover":
-        return recover(host, domain, share_lock=caller.share_lock)
+        return recover(host, domain, share_lock=caller.share_lock, start_monitor=start_monitor)
     if operation == "create":
         return create(
             host,
@@ -125,6 +137,7 @@ def perform(
             on_progress=caller.progress,
             cancel=cancel,
             share_lock=caller.share_lock,
+            start_monitor=start_monitor,
         )
     return revert(
         host,
@@ -136,6 +149,7 @@ def perform(
         on_progress=caller.progress,
         cancel=cancel,
         share_lock=caller.share_lock,
+        start_monitor=start_monitor,
     )
 
 

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from pyxlsnap import checks, create_plan, freemem, journal, recovery, revert_plan
+from pyxlsnap import (
+    checks,
+    create_plan,
+    freemem,
+    journal,
+    monitor,
+    processes,
+    recovery,
+    revert_plan,
+)
 from pyxlsnap.domain import REQUEST_S, SETTLE_S
 from pyxlsnap.errors import (
     Aborted,
@@ -78,7 +87,7 @@ class World:
         self.at_resume: Photo | None = None
         self.on_event: Callable[[str], None] = lambda _: None
         self.directory = root / "snapshots"
-        for name in ("run", "journals", "images"):
+        for name in ("run", "journals", "images", "dumps", "logs"):
             (root / name).mkdir()
         self.kernel = root / "images" / "vmlinuz"
         self.kernel.touch()
@@ -292,6 +301,20 @@ class FakeGuest:
             self.check_same()
             self.exists = False
 
+    def core_dump(self, path: str) -> None:
+        with self._world.doing("core_dump"):
+            Path(path).touch(exist_ok=False)
+
+    def preserve(self, config: DomainConfig, suffix: str) -> None:
+        with self._world.doing("preserve"):
+            assert self.shutdown_reason
+            self.name, self.uuid = config.name + suffix, OTHER_UUID
+
+    def soft_reset(self, config: DomainConfig) -> None:
+        with self._world.doing("soft_reset"):
+            assert self.shutdown_reason == "soft_reset"
+            self.shutdown_reason, self.paused = "", True
+
     def wait_gone(self, *, timeout_s: float) -> None:
         with self._world.doing("wait_gone"):
             assert not self.exists
@@ -311,6 +334,20 @@ class FakeGuest:
             return tuple(d.target for d in self.configuration.disks if d.target)
 
 
+class FakeChanges:
+    """What happens to the domains while somebody watches them, one thing after the other."""
+
+    def __init__(self, changes: list[Callable[[], object]]) -> None:
+        self._changes = changes
+
+    def wait(self) -> None:
+        assert self._changes, "it would wait for ever"
+        self._changes.pop(0)()
+
+    def wake(self) -> bool:
+        return True
+
+
 class FakeHost:
     """The host, with dom0 and whatever is started."""
 
@@ -318,6 +355,8 @@ class FakeHost:
         self._world = world
         self._domid = 0
         self.guests: list[FakeGuest] = []
+        #: what happens, in turn, while somebody watches the domains
+        self.changes: list[Callable[[], object]] = []
         self.version = (4, 17)
         self.command_line = "dom0_mem=4G,max:4G"
         self.shadow_paging = True
@@ -391,6 +430,18 @@ class FakeHost:
             guest = self.start(config)
             guest.paused = True
         return guest
+
+    def create(self, config: DomainConfig) -> FakeGuest:
+        with self._world.doing("create"):
+            if any(g.name == config.name or g.uuid == config.uuid for g in self._there()):
+                raise XenError("name or uuid in use", rc=-3, operation="create")
+            guest = self.start(config)
+            guest.paused = True
+        return guest
+
+    @contextmanager
+    def watching(self) -> Iterator["FakeChanges"]:
+        yield FakeChanges(self.changes)
 
     def abort(self) -> bool:
         return True
@@ -546,6 +597,8 @@ PLACES = (
     (journal, "LOCK_DIR", "run"),
     (journal, "JOURNAL_DIR", "journals"),
     (checks, "LIBVIRT_DIR", "libvirt"),
+    (monitor, "DUMP_DIR", "dumps"),
+    (processes, "XEN_LOGS", "logs"),
     (freemem, "XL_CONF", "xl.conf"),
     (freemem, "XL_LOCK", "run/xl.lock"),
 )

@@ -16,7 +16,7 @@ _SITE = """
 import sys
 if "pyxlsnap.worker" in sys.orig_argv:
     import contextlib, logging, os, pathlib, signal, time
-    import pyxlsnap.create, pyxlsnap.recovery, pyxlsnap.toolstack
+    import pyxlsnap.create, pyxlsnap.monitor, pyxlsnap.recovery, pyxlsnap.toolstack
     from pyxlsnap import errors, journal, model
     UUID = {uuid!r}
     HERE = pathlib.Path({here!r})
@@ -33,15 +33,17 @@ if "pyxlsnap.worker" in sys.orig_argv:
         while not cancel.is_set() and time.monotonic() < end:
             time.sleep(0.01)
         assert cancel.is_set()
-    def create(host, domain, wanted, *, live, on_progress, cancel, share_lock):
+    def create(host, domain, wanted, *, live, on_progress, cancel, share_lock, start_monitor):
 {create}
-    def recover(host, uuid, *, share_lock):
+    def recover(host, uuid, *, share_lock, start_monitor):
         held = lock()
         (HERE / "recovered").write_text(uuid)
         rolled_back = True
 {recover}
         held.release()
         return model.Recovered(("recovered",), rolled_back=rolled_back)
+    def monitor(host, domain, *, on_event, cancel):
+{monitor}
     @contextlib.contextmanager
     def toolstack(**_):
         yield
@@ -49,6 +51,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
     pyxlsnap.toolstack.Toolstack = toolstack
     pyxlsnap.create.create = create
     pyxlsnap.recovery.recover = recover
+    pyxlsnap.monitor.monitor = monitor
 """
 
 
@@ -62,13 +65,16 @@ class StandIn:
         monkeypatch.syspath_prepend(self._site)
         monkeypatch.setenv("PYTHONPATH", ":".join(p for p in sys.path if p))
 
-    def set(self, create: str, recover: str = "pass", close: str = "pass") -> None:
-        """The bodies of the two functions, and what closing libxl does."""
+    def set(
+        self, create: str, recover: str = "pass", close: str = "pass", monitor: str = "pass"
+    ) -> None:
+        """The bodies of the functions, and what closing libxl does."""
         text = _SITE.format(
             uuid=UUID,
             here=str(self.here),
             create=indent(dedent(create).strip(), " " * 8),
             recover=indent(dedent(recover).strip(), " " * 8),
+            monitor=indent(dedent(monitor).strip(), " " * 8),
             close=indent(dedent(close).strip(), " " * 8),
         )
         (self._site / "sitecustomize.py").write_text(text)

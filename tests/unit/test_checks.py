@@ -265,13 +265,3 @@ class TestMemory:
         world.host.needed_kb = GIB_KB + 1024
         checks.refuse_memory(world.host, guest.configuration, guest)
         refusal(lambda: checks.refuse_memory(world.host, guest.configuration, None))
-
-
-@pytest.mark.parametrize(
-    ("version", "warned"), [((4, 17), True), ((4, 19), True), ((4, 20), False), ((5, 0), False)]
-)
-def test_before_xen_4_20_the_end_of_xls_monitor_is_told(
-    world: World, guest: FakeGuest, version: tuple[int, int], warned: bool
-) -> None:
-    world.host.version = version
-    assert bool(checks.monitor_warning(world.host, guest)) is warned

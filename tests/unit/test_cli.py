@@ -351,13 +351,15 @@ def test_a_usage_error_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (
             ["snapshot-create", "vm1", "a.cfg", "--name", "n", "--live"],
-            {"cfgfile": "a.cfg", "name": "n", "live": True},
+            {"cfgfile": "a.cfg", "name": "n", "live": True, "monitor": True},
         ),
+        (["snapshot-create", "vm1", "--no-monitor"], {"monitor": False}),
+        (["snapshot-revert", "vm1", "a.cfg", "--no-monitor"], {"monitor": False}),
         (["snapshot-create", "vm1"], {"cfgfile": None, "name": None, "live": False}),
         (["snapshot-revert", "vm1", "a.cfg"], {"running": False, "force": False}),
         (
             ["snapshot-revert", "--running", "vm1", "--force", "a.cfg"],
-            {"running": True, "force": True},
+            {"running": True, "force": True, "monitor": True},
         ),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile, checks, revert
+from pyxlsnap import cfgfile, checks, destroy, revert
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import plan_create
@@ -311,7 +311,7 @@ def test_the_disks_wait_for_the_end_of_qemu(case: Case, qemu: subprocess.Popen[b
 def test_a_qemu_that_does_not_end_is_not_waited_for_without_end(
     case: Case, qemu: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revert, "_GONE_S", 0.1)
+    monkeypatch.setattr(destroy, "_GONE_S", 0.1)
     case.guest.device_model = qemu.pid
     start = time.monotonic()
     with pytest.raises(NeedsAttention, match="QEMU of vm1 has not ended"):
@@ -667,8 +667,25 @@ def test_a_domain_whose_configuration_cannot_be_read_comes_back_by_force(case: C
     case.assert_reverted()
 
 
+def test_the_domain_is_watched_afterwards(case: Case) -> None:
+    started: list[str] = []
+    result = Reversion(case.world.host, case.plan(), start_monitor=started.append).run()
+    assert started == [UUID]
+    assert result.warnings == ()
+
+
 def test_that_nobody_watches_the_domain_is_said(case: Case) -> None:
-    assert "nobody watches vm1" in case.run().warnings[-1]
+    (warning,) = case.run().warnings
+    assert "nobody watches vm1 now:" in warning
+
+
+def test_a_watch_that_does_not_begin_is_no_failure_of_the_revert(case: Case) -> None:
+    def fail(uuid: str) -> None:
+        raise OperationFailed("no process", step="monitor")
+
+    (warning,) = Reversion(case.world.host, case.plan(), start_monitor=fail).run().warnings
+    assert "nobody watches vm1 now (no process)" in warning
+    case.assert_reverted()
 
 
 def test_a_missing_memory_file_is_refused(case: Case) -> None:

@@ -27,7 +27,15 @@ from pyxlsnap.errors import (
     UsageError,
     WorkerDied,
 )
-from pyxlsnap.model import Artefact, DiskRequest, Progress, Recovered, RunState, SnapshotConfig
+from pyxlsnap.model import (
+    Artefact,
+    DiskRequest,
+    DomainEvent,
+    Progress,
+    Recovered,
+    RunState,
+    SnapshotConfig,
+)
 from pyxlsnap.wire import Channel, log_from_wire, log_to_wire
 from tests.unit.fakes import open_descriptors
 from tests.unit.standin import UUID, StandIn
@@ -478,3 +486,44 @@ class TestWire:
         assert there.getMessage() == record.getMessage()
         assert (there.levelno, there.name, there.created) == (level, "x", record.created)
         assert getattr(there, "domain", None) == domain
+
+
+class TestMonitor:
+    """A watch that lasts as long as the call."""
+
+    REBOOT = "on_event(model.DomainEvent('vm1', UUID, 3, 'reboot', 'restart', 4))\n"
+
+    def test_events_arrive_on_the_callers_thread(self, worker: StandIn) -> None:
+        worker.set("pass", monitor=self.REBOOT * 3)
+        seen: list[tuple[DomainEvent, int]] = []
+        api.monitor_domain("vm1", on_event=lambda e: seen.append((e, threading.get_ident())))
+        event = DomainEvent("vm1", UUID, 3, "reboot", "restart", 4)
+        assert seen == [(event, threading.get_ident())] * 3
+
+    def test_ends_when_it_is_cancelled(self, worker: StandIn) -> None:
+        worker.set("pass", monitor=self.REBOOT + "wait_for_cancel(cancel)\ncancel.check()")
+        cancel = Cancel()
+        with pytest.raises(Interrupted):
+            api.monitor_domain("vm1", on_event=lambda _: cancel.set(), cancel=cancel)
+
+    def test_what_the_callback_raises_ends_it(self, worker: StandIn) -> None:
+        worker.set("pass", monitor=self.REBOOT + "wait_for_cancel(cancel)\ncancel.check()")
+
+        def fail(_: DomainEvent) -> None:
+            raise LookupError("mine")
+
+        with pytest.raises(LookupError, match="mine"):
+            api.monitor_domain("vm1", on_event=fail)
+
+    def test_that_it_died_is_said(self, worker: StandIn) -> None:
+        worker.set("pass", monitor="os.kill(os.getpid(), signal.SIGKILL)")
+        with pytest.raises(NeedsAttention, match="killed by signal 9; nobody watches vm1") as e:
+            api.monitor_domain("vm1")
+        assert e.value.left == ("nobody watches vm1",)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_who_is_to_watch_afterwards_is_told_to_the_worker(worker: StandIn, wanted: bool) -> None:
+    worker.set("(HERE / 'said').write_text(repr(start_monitor)); return SNAPSHOT")
+    api.create_snapshot("vm1", monitor=wanted)
+    assert ("start_monitor at" in worker.said("said")) is wanted

@@ -1,0 +1,134 @@
+"""The worker process as its caller sees it: started, listened to, cancelled, and seen off."""
+
+import logging
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+from typing import IO, Any
+
+from pyxlsnap import wire
+from pyxlsnap.errors import NeedsAttention, WorkerDied, from_wire
+from pyxlsnap.journal import unlock
+from pyxlsnap.model import DomainEvent, OnEvent, OnProgress, Progress
+from pyxlsnap.processes import environment, python
+
+log = logging.getLogger("pyxlsnap")
+
+_EXIT_S = 10.0
+_STDERR_BYTES = 4096
+
+
+class Worker:
+    """The worker process, seen from the caller."""
+
+    def __init__(self, request: wire.Message, on_progress: OnProgress, on_event: OnEvent) -> None:
+        self._on_progress = on_progress
+        self._on_event = on_event
+        self._failed: BaseException | None = None
+        self._send_lock = threading.Lock()
+        self._answered = False
+        #: uuids of the domains whose locks it has taken
+        self.locked: list[str] = []
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  close() does
+        ours, theirs = socket.socketpair()
+        self._channel = wire.Channel(ours)
+        with theirs:
+            self._process = subprocess.Popen(
+                python("pyxlsnap.worker", str(theirs.fileno())),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                cwd="/",
+                env=environment(),
+            )
+        try:
+            self._channel.send(request | {"log_level": log.getEffectiveLevel()})
+        except OSError:
+            pass  # it has died already, which the reader sees
+
+    def cancel(self) -> bool:
+        """Ask it to stop; it answers with its result all the same."""
+        with self._send_lock:
+            try:
+                self._channel.send({"cancel": True})
+            except OSError:
+                pass  # it has gone, which the reader sees
+        return True
+
+    def result(self) -> Any:
+        """Wait for the end of the operation.
+
+        An exception here, be it KeyboardInterrupt or one from the progress callback, cancels the
+        operation; it is raised when the worker has rolled back.
+        """
+        while message := self._next():
+            if "result" in message or "error" in message:
+                return self._outcome(message)
+        raise WorkerDied(self._epitaph(), stderr=self._read_stderr())
+
+    def _next(self) -> wire.Message | None:
+        while True:
+            try:
+                if message := self._channel.receive():
+                    self._handle(message)
+                return message
+            except BaseException as e:
+                self._failed = self._failed or e
+                self.cancel()
+
+    def _outcome(self, message: wire.Message) -> Any:
+        self._answered = True
+        error = from_wire(message["error"]) if "error" in message else None
+        if isinstance(error, NeedsAttention):  # it matters more than why it was cancelled
+            raise error from self._failed
+        if self._failed:
+            raise self._failed
+        if error:
+            raise error
+        return message["result"]
+
+    def _handle(self, message: wire.Message) -> None:
+        if "progress" in message and not self._failed:
+            self._on_progress(Progress(**message["progress"]))
+        elif "event" in message and not self._failed:
+            self._on_event(DomainEvent(**message["event"]))
+        elif "log" in message:
+            record = wire.log_from_wire(message["log"])
+            logger = logging.getLogger(record.name)
+            if logger.isEnabledFor(record.levelno):
+                logger.handle(record)
+        elif "lock" in message:
+            self.locked.append(message["lock"])
+
+    def _epitaph(self) -> str:
+        status = self._process.wait()
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        said = self._read_stderr().strip().splitlines()
+        return f"the worker process {how}" + (f": {said[-1]}" if said else "")
+
+    def _read_stderr(self) -> str:
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - _STDERR_BYTES))
+        return self._stderr.read().decode("utf-8", "replace")
+
+    def let_go_of_locks(self) -> None:
+        """It is dead: the locks are ours alone now, and fall."""
+        for fd in self._channel.fds:
+            unlock(fd)
+
+    def close(self) -> None:
+        """Let go of everything; the process has ended, or does so now.
+
+        One that has not answered is rolling back, which must not be disturbed.
+        """
+        self._channel.close()
+        try:
+            self._process.wait(_EXIT_S if self._answered else None)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()

@@ -1,0 +1,59 @@
+"""Whether somebody acts on a domain's own reboot, power-off and crash."""
+
+import logging
+import subprocess
+
+from pyxlsnap.errors import OperationFailed, PyxlsnapError
+from pyxlsnap.ports import Guest, Host, StartMonitor
+from pyxlsnap.processes import environment, python, xl_monitor
+
+log = logging.getLogger(__name__)
+
+_START_S = 60.0
+
+
+def start_monitor(uuid: str) -> None:
+    """Start a process of its own for that (:mod:`pyxlsnap.watcher`); return when it watches.
+
+    :raises OperationFailed: it could not; nobody watches the domain.
+    """
+    try:
+        run = subprocess.run(
+            python("pyxlsnap.watcher", uuid),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            cwd="/",
+            start_new_session=True,
+            timeout=_START_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise OperationFailed(f"the watch of {uuid} did not begin: {e}", step="monitor") from e
+    if run.returncode:
+        said = run.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise OperationFailed(
+            f"the watch of {uuid} did not begin: {said[-1] if said else 'its process ended'}",
+            step="monitor",
+        )
+
+
+def loses_monitor(host: Host, guest: Guest) -> bool:
+    """Before Xen 4.20 xl's process for a domain leaves when it sees a suspend (xen-lab.md, E7)."""
+    return host.xen_version() < (4, 20) and xl_monitor(guest.name) is not None
+
+
+def keep_watched(start: StartMonitor | None, name: str, uuid: str) -> list[str]:
+    """Make somebody watch a domain; what the user must know if that fails."""
+    why = ""
+    if start:
+        try:
+            start(uuid)
+            return []
+        except PyxlsnapError as e:
+            log.warning("%s", e)
+            why = f" ({e})"
+    return [
+        f"nobody watches {name} now{why}: a reboot, power-off or crash of the guest is not acted "
+        f"on; `python3 -m pyxlsnap.watcher {uuid}` does that"
+    ]

@@ -1,0 +1,87 @@
+"""The process that watches one domain, as xl has one for each: ``python -m pyxlsnap.watcher UUID``.
+
+It outlives whoever starts it, writes to ``/var/log/xen/pyxlsnap-<name>.log``, and ends when the
+domain has gone for good, or at SIGTERM.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+
+from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.monitor import monitor
+from pyxlsnap.processes import XEN_LOGS
+from pyxlsnap.toolstack import Toolstack
+
+log = logging.getLogger("pyxlsnap.watcher")  # __name__ is "__main__" here
+
+_READY = b"ready"
+
+
+def main() -> int:
+    """Go to the background, and end there. The status says whether the watch has begun."""
+    (uuid,) = sys.argv[1:]
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            said = pipe.read()
+        if said == _READY:
+            return 0
+        os.write(2, said + b"\n")
+        return 1
+    os.close(reader)
+    return _watch(uuid, writer)
+
+
+def _watch(uuid: str, writer: int) -> int:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    cancel = Cancel()
+    signal.signal(
+        signal.SIGTERM, lambda *_: threading.Thread(target=cancel.set, daemon=True).start()
+    )
+
+    def ready() -> None:
+        nonlocal writer
+        os.write(writer, _READY)
+        os.close(writer)
+        writer = -1
+
+    try:
+        with Toolstack(operation="monitor", domain=uuid) as host:
+            name = host.find(uuid).name
+            _log_to(name)
+            log.info("watching %s (%s)", name, uuid)
+            monitor(host, uuid, on_ready=ready, cancel=cancel)
+    except Cancelled:
+        log.info("told to stop: nobody watches %s now", uuid)
+    except Exception as e:
+        log.error("%s", e, exc_info=not isinstance(e, PyxlsnapError))
+        if writer >= 0:
+            os.write(writer, (str(e) or type(e).__name__).encode())
+        return 1
+    return 0
+
+
+def _log_to(name: str) -> None:
+    """Everything that is said from now on, by C libraries too, goes to a file as xl's does."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    try:
+        fd = os.open(XEN_LOGS / f"pyxlsnap-{name.replace('/', '_')}.log", flags, 0o640)
+    except OSError:  # a full disk is no reason not to watch
+        fd = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("pyxlsnap.libxl").setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

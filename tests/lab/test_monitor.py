@@ -1,0 +1,96 @@
+"""A domain of ours lives like one of xl's: when its guest reboots it comes up again."""
+
+import time
+
+import pytest
+
+from .guests import Guest
+from .lab import Lab
+from .snapshots import create, goes_back, revert
+
+WATCHER = "[p]yxlsnap.watcher"
+
+
+def watchers(guest: Guest) -> int:
+    """How many processes of ours watch domains."""
+    return len(guest.dom0.run(f"pgrep -f '{WATCHER}'", check=False).out.split())
+
+
+def xl_watches(guest: Guest) -> bool:
+    return guest.dom0.run(f"pgrep -f 'xl create -q {guest.config}'", check=False).rc == 0
+
+
+def shut_down(guest: Guest, key: str) -> None:
+    """Let the guest's own kernel reboot ("b"), power off ("o") or crash ("c")."""
+    guest.dom0.run(["xl", "sysrq", guest.name, key])
+
+
+def reboot(guest: Guest) -> None:
+    """It comes up again as another domain, on its own disks, with nothing lost."""
+    last, domid = guest.assert_healthy(), guest.domid()
+    shut_down(guest, "b")
+    tick = guest.wait_advance(3, timeout=240)
+    while tick.boot == last.boot:  # what it still said before
+        tick = guest.wait_advance(1, timeout=240)
+    assert tick.ok, guest.bad_lines()[-20:]
+    assert tick.n > last.n
+    assert guest.domid() != domid
+
+
+@pytest.mark.parametrize(
+    "kind", ["pvh", *(pytest.param(k, marks=pytest.mark.soak) for k in ("pv", "hvm"))]
+)
+def test_a_guest_that_reboots_comes_up_again(spent_lab: Lab, kind: str) -> None:
+    """After a snapshot, where xl's process leaves at the suspend; and after a revert."""
+    guest = spent_lab.guest(kind)
+    assert xl_watches(guest)
+    made = create(guest, "--name", "watched")
+    assert made["warnings"] == []
+    assert watchers(guest) == 1
+    reboot(guest)
+    assert not xl_watches(guest)
+
+    later, mark = guest.assert_healthy(), guest.mark()
+    result = revert(guest, made["cfgfile"])
+    assert result["warnings"] == []
+    goes_back(guest, mark, later)
+    assert watchers(guest) == 1  # the one before has seen its domain go
+    reboot(guest)
+
+    # (Of the three, only a PV guest's kernel powers off without help from its user space.)
+    shut_down(guest, "o" if kind == "pv" else "c")
+    end = time.monotonic() + 30
+    while watchers(guest):
+        assert time.monotonic() < end, "nothing is left to watch"
+    log = guest.dom0.read(f"/var/log/xen/pyxlsnap-{kind}.log").decode()
+    assert log.count("has shut down (reboot): restart") == 2
+    assert log.count("has shut down (") == 3
+    assert guest.exists() == (kind != "pv")  # a crash is configured to be preserved
+
+
+@pytest.mark.soak
+def test_a_watch_of_ones_own(spent_lab: Lab) -> None:
+    """An embedder's: without a process of ours it gets the events, and ends the watch."""
+    guest = spent_lab.guest("pvh")
+    made = create(guest, "--name", "own", "--no-monitor")
+    assert ["nobody watches pvh now" in w for w in made["warnings"]] == [True]
+    assert watchers(guest) == 0
+    spent_lab.dom0.write("/tmp/own.py", OWN)
+    with spent_lab.dom0.start(["python3", "/tmp/own.py", "pvh"]) as running:
+        assert "watching" in next(running.lines(timeout=60))
+        reboot(guest)
+        shut_down(guest, "c")  # which is configured to be preserved
+        done = running.wait(120)
+    assert done.rc == 0, done
+    assert done.out.splitlines()[1:] == ["reboot restart True", "crash preserve False", "over"]
+    assert guest.state() == "---sc-"
+
+
+OWN = b"""\
+import sys, threading, pyxlsnap
+def show(event):
+    print(event.reason, event.action, event.new_domid not in (None, event.domid), flush=True)
+print("watching", flush=True)
+pyxlsnap.monitor_domain(sys.argv[1], on_event=show)
+print("over")
+"""
