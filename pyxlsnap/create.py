@@ -9,7 +9,6 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
@@ -23,18 +22,10 @@ from pyxlsnap.errors import (
     OperationFailed,
     PyxlsnapError,
 )
-from pyxlsnap.files import (
-    NewFile,
-    make_directory,
-    missing_directories,
-    open_regular,
-    remove_directories,
-    temporary_name,
-)
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
-from pyxlsnap.memory import read_header, walk, write_header
 from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig, Step
 from pyxlsnap.ports import Host, StartMonitor
+from pyxlsnap.snapshot_files import SnapshotFiles
 from pyxlsnap.unpauser import Unpauser
 from pyxlsnap.watched import keep_watched
 
@@ -109,9 +100,7 @@ class Creation:
         self._on_progress = on_progress
         self._cancel = cancel or Cancel()
         self._start_monitor = start_monitor
-        self._memory: NewFile | None = None
-        self._temporary = temporary_name(plan.memory_path)
-        self._temporary_cfgfile = temporary_name(plan.cfgfile)
+        self._files = SnapshotFiles(plan)
         self._cleanups: list[Callable[[], list[str]]] = []
         self._suspend_began = False
         self._memory_complete = False
@@ -171,8 +160,8 @@ class Creation:
             paused=plan.paused,
             monitor=plan.loses_monitor and self._start_monitor is not None,
             name=plan.metadata.name,
-            temporary=(str(self._temporary), str(self._temporary_cfgfile)),
-            directories=tuple(map(str, missing_directories(plan.memory_path.parent))),
+            temporary=(str(self._files.temporary), str(self._files.temporary_cfgfile)),
+            directories=tuple(map(str, self._files.directories)),
             memory_path=str(plan.memory_path),
             cfgfile=str(plan.cfgfile),
             disks=plan.metadata.disks,
@@ -183,15 +172,8 @@ class Creation:
         self._journal.write(entry)
 
     def _write_header(self) -> None:
-        made = make_directory(self._plan.memory_path.parent)
-        self._cleanups.append(lambda: remove_directories(made))
-        self._memory = NewFile(self._plan.memory_path, temporary=self._temporary)
-        self._cleanups.append(self._discard_memory)
-        write_header(
-            self._memory.file,
-            config_json=self._plan.config.json,
-            metadata=self._plan.metadata,
-        )
+        self._cleanups.append(self._files.discard)
+        self._files.begin()
 
     def _prepare_disks(self) -> None:
         for strategy in self._plan.strategies:
@@ -199,9 +181,8 @@ class Creation:
             strategy.prepare()
 
     def _suspend(self) -> None:
-        assert self._memory
         self._guest.check_same()
-        fd = self._memory.fileno()
+        fd = self._files.fileno()
         live = self._plan.live
         unpauser = Unpauser(self._guest, live=live) if self._plan.paused else None
         with unpauser or nullcontext(), self._cancel.armed(self._guest.abort):
@@ -229,27 +210,11 @@ class Creation:
             strategy.finish_create()
 
     def _publish_memory(self) -> None:
-        assert self._memory
-        self._memory.sync()
-        self._read_back(self._memory.temporary)
-        self._memory.publish()
-        self._cleanups.append(lambda: _unlink(self._plan.memory_path))
-
-    def _read_back(self, path: Path) -> None:
-        """What cannot be reverted is no snapshot: read it as revert will."""
-        with open_regular(path) as file:
-            header = read_header(file, str(path))
-            file.seek(header.stream_offset)
-            walk(file, str(path))
+        self._cleanups.append(self._files.withdraw)
+        self._files.publish_memory()
 
     def _write_cfgfile(self) -> None:
-        self._publish_cfgfile(self._plan.cfgfile_text)
-
-    def _publish_cfgfile(self, text: str) -> None:
-        with NewFile(self._plan.cfgfile, temporary=self._temporary_cfgfile) as new:
-            new.file.write(text.encode())
-            new.publish()
-        self._cleanups.append(lambda: _unlink(self._plan.cfgfile))
+        self._files.publish_cfgfile(self._plan.cfgfile_text)
 
     def _keep_watched(self) -> list[str]:
         """A warning if nobody acts on the guest's shutdowns any more, and somebody did."""
@@ -318,15 +283,12 @@ class Creation:
         finish = f"pyxlsnap snapshot-recover {self._guest.uuid}"
         if self._memory_complete:
             try:
-                self._publish_memory()
+                self._files.publish_memory()
                 finish = self._write_way_back()
                 self._journal.clear()
             except (PyxlsnapError, OSError) as e:
-                published = not self._temporary.exists()
-                where = self._plan.memory_path if published else self._temporary
-                left.append(f"its memory is in {where} ({e})")
-        if self._memory:
-            self._memory.file.close()
+                left.append(f"its memory is in {self._files.memory} ({e})")
+        self._files.close()
         return NeedsAttention(
             f"{what}; {'; '.join(left)}; nothing was deleted", step=step, left=left, finish=finish
         )
@@ -336,16 +298,11 @@ class Creation:
         plan, meta = self._plan, self._plan.metadata
         command = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
         if self._disks_done:
-            self._publish_cfgfile(plan.cfgfile_text)
+            self._files.publish_cfgfile(plan.cfgfile_text)
             return shlex.join(command)
         without = SnapshotConfig(meta.name, meta.description, str(plan.memory_path), disks=())
-        self._publish_cfgfile(cfgfile.render(without))
+        self._files.publish_cfgfile(cfgfile.render(without))
         return shlex.join([*command, "--force"])
-
-    def _discard_memory(self) -> list[str]:
-        assert self._memory
-        self._memory.discard()
-        return ["removed the unfinished memory file"]
 
     def _result(self, warnings: list[str]) -> Snapshot:
         plan, meta = self._plan, self._plan.metadata
@@ -376,8 +333,3 @@ def _describe(step: str, cause: BaseException, domain: str) -> str:
     if isinstance(cause, _INTERRUPTED):
         return f"the snapshot of {domain} was interrupted ({step})"
     return f"the snapshot of {domain} failed ({step}): {cause or type(cause).__name__}"
-
-
-def _unlink(path: Path) -> list[str]:
-    path.unlink(missing_ok=True)
-    return [f"removed {path}"]
