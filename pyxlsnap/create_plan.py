@@ -101,6 +101,7 @@ def plan_create(
             where=str(cfg),
         )
     requests = tuple(request for _, request in chosen)
+    _refuse_same_place(requests, memory_path, cfg)
     complete = SnapshotConfig(name, wanted.description, str(memory_path), requests)
     checks.refuse_full(memory_path.parent, guest.info().memory_kb)
     inactive = live and config.kind is GuestKind.HVM
@@ -154,6 +155,21 @@ def _choose_disks(
     left_out |= dict.fromkeys(forgotten, "not named in the cfgfile")
     warnings = [f"{v} is not in the snapshot: reverting it will be risky" for v in forgotten]
     return [(by_vdev[r.vdev], r) for r in wanted], left_out, warnings
+
+
+def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: Path) -> None:
+    """:raises UsageError: two things of the snapshot would have the same path."""
+    places: dict[str, list[str]] = {}
+    for request in requests:
+        if request.path:
+            places.setdefault(os.path.realpath(request.path), []).append(request.vdev)
+    for path, what in ((memory_path, "the memory file"), (cfg, "the cfgfile")):
+        places.setdefault(os.path.realpath(path), []).append(what)
+    for place, found in places.items():
+        if len(found) > 1:
+            raise UsageError(
+                f"{' and '.join(found)} would be in one place, {place}: give each its own"
+            )
 
 
 def _memory_path(wanted: SnapshotConfig, directory: Path, name: str) -> Path:

@@ -133,6 +133,27 @@ class TestRefused:
         says = self.refusal(world, guest, wanted, UsageError)
         assert says == "the domain has no disk xvdz (its disks: xvda, xvdb)"
 
+    @pytest.mark.parametrize(
+        ("one", "other", "says"),
+        [
+            ("frozen", "./frozen", "xvda and xvdb"),
+            ("link/frozen", "frozen", "xvda and xvdb"),
+            ("snap.save", "frozen", "xvda and the memory file"),
+            ("frozen", "snap.cfg", "xvdb and the cfgfile"),
+        ],
+    )
+    def test_two_things_in_one_place(
+        self, world: World, guest: FakeGuest, one: str, other: str, says: str
+    ) -> None:
+        (world.root / "link").symlink_to(world.root)
+        disks = tuple(
+            DiskRequest(vdev, f"{world.root}/{path}", "qcow2")
+            for vdev, path in (("xvda", one), ("xvdb", other))
+        )
+        wanted = SnapshotConfig("snap", memory_path=f"{world.root}/snap.save", disks=disks)
+        with pytest.raises(UsageError, match=f"{says} would be in one place"):
+            planned(world, guest, wanted)
+
     def test_an_existing_memory_file(self, world: World, guest: FakeGuest) -> None:
         path = world.root / "images" / "m"
         path.write_text("old")
