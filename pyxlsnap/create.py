@@ -176,6 +176,7 @@ class Creation:
         self._files.begin()
 
     def _prepare_disks(self) -> None:
+        self._guest.check_same()
         for strategy in self._plan.strategies:
             self._cleanups.append(strategy.undo_create)
             strategy.prepare()
@@ -192,18 +193,24 @@ class Creation:
         self._seconds_unpaused = unpauser.seconds if unpauser else 0.0
 
     def _snapshot_disks(self) -> None:
-        self._guest.check_same()
         for strategy in self._plan.strategies:
+            self._check_suspended()
             strategy.create()
         self._disks_done = True
 
     def _resume(self) -> None:
-        self._guest.check_same()
+        self._check_suspended()
         self._guest.resume(paused=self._plan.paused)
         if self._suspended_at:
             self._seconds_suspended = time.monotonic() - self._suspended_at
         self._resumed = True
         self._on_progress(Progress("resumed"))
+
+    def _check_suspended(self) -> None:
+        """Whoever resumes it now has let it write: memory and disks do not belong together."""
+        if not self._guest.check_same().suspended:
+            name = self._guest.name
+            raise OperationFailed(f"somebody else has resumed {name}", step="suspended")
 
     def _finish_disks(self) -> None:
         for strategy in self._plan.strategies:

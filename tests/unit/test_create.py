@@ -18,6 +18,7 @@ from pyxlsnap.errors import (
     Aborted,
     AlreadyExists,
     Busy,
+    DomainNotFound,
     Interrupted,
     MonitorError,
     NeedsAttention,
@@ -596,3 +597,31 @@ class TestTheWholeFunction:
             self.make(world, on_progress=raises)
         assert guest.runs
         assert world.photo() == before
+
+
+@pytest.mark.parametrize("when", ["before the disks", "during the disks"])
+def test_a_guest_that_somebody_else_resumes_is_noticed(world: World, when: str) -> None:
+    """It has written since: memory and disks would not belong together."""
+    case = Case(world)
+    verb = "suspend" if when == "before the disks" else "create xvda"
+
+    def resume(event: str) -> None:
+        if event == verb:
+            case.guest.suspended = False
+
+    case.world.on_event = resume
+    error = case.fails()
+    assert "somebody else has resumed vm1" in str(error)
+    case.assert_as_before()
+    assert case.guest.resumes == 0
+
+
+def test_a_guest_that_has_gone_is_noticed_before_disks_are_prepared(world: World) -> None:
+    case = Case(world)
+    steps = dict(case.creation().steps())
+    steps["journal"]()
+    steps["header"]()
+    case.guest.exists = False
+    with pytest.raises(DomainNotFound):
+        steps["prepare disks"]()
+    assert not [e for e in case.world.events if e.startswith("prepare")]
