@@ -418,6 +418,13 @@ def test_dom0_is_refused(case: Case) -> None:
         case.plan("Domain-0", force=True)
 
 
+def test_a_stub_domain_is_refused(case: Case) -> None:
+    stub = case.world.guest(name="vm1-dm", uuid=OTHER_UUID)
+    stub.stub_domain = True
+    with pytest.raises(Refused, match="vm1-dm is a stub domain"):
+        case.plan("vm1-dm", force=True)
+
+
 def test_a_name_held_by_another_domain_is_refused(case: Case) -> None:
     case.guest.exists = False
     case.world.guest(name="vm1", uuid=OTHER_UUID)
