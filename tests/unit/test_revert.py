@@ -635,11 +635,15 @@ def test_a_relative_memory_path_is_beside_the_cfgfile(case: Case) -> None:
     assert case.plan().memory_path == case.memory_path
 
 
+@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("cut", [1, 8, 100, 10_000])
-def test_a_truncated_memory_file_is_refused_before_anything_happens(case: Case, cut: int) -> None:
+def test_a_truncated_memory_file_is_refused_before_anything_happens(
+    case: Case, cut: int, force: bool
+) -> None:
     case.memory_path.write_bytes(case.memory_path.read_bytes()[: -min(cut, 10_000)])
     with pytest.raises(BadMemoryFile) as caught:
-        case.run()
+        case.run(force=force)
+    assert caught.value.exit_code == 3
     assert caught.value.path == str(case.memory_path)
     assert case.guest.runs
 
@@ -681,7 +685,7 @@ def test_that_nobody_watches_the_domain_is_said(case: Case) -> None:
 def test_a_missing_memory_file_is_refused(case: Case) -> None:
     case.memory_path.unlink()
     with pytest.raises(BadMemoryFile, match="cannot be read: No such file"):
-        case.plan()
+        case.plan(force=True)
 
 
 def test_a_foreign_memory_file_is_refused(case: Case) -> None:
