@@ -33,9 +33,14 @@ _DEVICES = {
 
 
 def refuse_special(guest: Guest) -> None:
-    """dom0 is no guest."""
+    """dom0 is no guest, nor is a stub domain."""
     if guest.domid == 0:
         raise Refused("domain 0 is the host itself and cannot be snapshotted or reverted")
+    if guest.is_stub_domain():
+        raise Refused(
+            f"{guest.name} is a stub domain, a part of another guest, and cannot be snapshotted or "
+            f"reverted by itself"
+        )
 
 
 def run_state(guest: Guest) -> RunState:

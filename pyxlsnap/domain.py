@@ -232,6 +232,10 @@ class Domain:
         pid = self._toolstack.xenstore_read(f"/local/domain/{self.domid}/image/device-model-pid")
         return int(pid) if pid and pid.isdigit() else None
 
+    def is_stub_domain(self) -> bool:
+        """Whether it is the device model of another domain, which it then names."""
+        return self._toolstack.xenstore_read(f"/local/domain/{self.domid}/target") is not None
+
     def suspend_requested(self) -> bool:
         """Whether a suspend request waits for the guest's answer."""
         path = f"/local/domain/{self.domid}/control/shutdown"

@@ -121,16 +121,12 @@ class External:
         :raises DiskError: one has not. The guest must not run before :meth:`settle` has worked.
         """
         for chain in self._chains:
-            _take_name(chain)
+            _take_name(chain, chain.overlay)
 
     def protect(self) -> None:
         """Make the frozen files read-only: whoever writes to one damages the disk."""
         for chain in self._chains:
-            try:
-                mode = stat.S_IMODE(chain.frozen.stat().st_mode)
-                chain.frozen.chmod(mode & ~0o222)
-            except OSError as e:
-                raise DiskError(f"{chain.frozen}: {e.strerror}", vdev=chain.disk.vdev) from e
+            _protect(chain)
 
     def settle(self) -> None:
         """See :meth:`pyxlsnap.ports.DiskStrategy.settle`.
@@ -139,8 +135,7 @@ class External:
         does not answer is no hindrance, nor is another process that began it.
         """
         for chain in self._chains:
-            if chain.overlay.exists() and _in_qemu(chain.overlay):
-                _take_name(chain)
+            _settle(chain)
 
     def undo(self) -> list[str]:
         """Remove overlays and second names of a switch that did not take place.
@@ -276,15 +271,39 @@ def _make_overlay(chain: _Chain, path: Path, *options: str, size: str = "") -> N
     qemu_img(chain.disk, "create", *arguments)
 
 
-def _take_name(chain: _Chain) -> None:
+def _take_name(chain: _Chain, overlay: Path) -> None:
     try:
-        os.rename(chain.overlay, chain.active)
+        os.rename(overlay, chain.active)
         sync_directory(chain.active.parent)
     except OSError as e:
         raise DiskError(
-            f"{chain.overlay} could not take the name {chain.active}: {e.strerror}",
+            f"{overlay} could not take the name {chain.active}: {e.strerror}",
             vdev=chain.disk.vdev,
         ) from e
+
+
+def _settle(chain: _Chain) -> list[str]:
+    """Give the overlay the disk's name if QEMU has switched to it, or else remove it.
+
+    Its own name is taken away before anybody looks: a QEMU that was too slow to answer may switch
+    yet, when the guest runs again. It looks for the overlay by that name, and must not find it.
+    """
+    withdrawn = chain.overlay.with_name(f"{chain.overlay.name}.withdrawn")
+    with os_errors(chain.disk, chain.overlay):
+        if chain.overlay.exists():
+            os.rename(chain.overlay, withdrawn)
+        if not withdrawn.exists():
+            return []
+        if _in_qemu(withdrawn):
+            _take_name(chain, withdrawn)
+            return []
+        withdrawn.unlink()
+    return [f"removed {chain.overlay}"]
+
+
+def _protect(chain: _Chain) -> None:
+    with os_errors(chain.disk, chain.frozen):
+        chain.frozen.chmod(stat.S_IMODE(chain.frozen.stat().st_mode) & ~0o222)
 
 
 def _in_qemu(overlay: Path) -> bool:
@@ -293,16 +312,14 @@ def _in_qemu(overlay: Path) -> bool:
 
 
 def _undo(chain: _Chain) -> list[str]:
-    undone = []
-    if chain.overlay.exists():
-        chain.overlay.unlink()
-        undone.append(f"removed {chain.overlay}")
+    undone = _settle(chain)
     if not chain.frozen.exists():
         return undone
     if chain.frozen.samefile(chain.active):  # our second name of the disk, and nothing more
         chain.frozen.unlink()
         return [*undone, f"removed {chain.frozen}"]
     if image_info(chain.disk, str(chain.active)).get("full-backing-filename") == str(chain.frozen):
+        _protect(chain)
         raise DiskError(
             f"{chain.active} stands on {chain.frozen} now, and is whole; to take that back: "
             f"{_way_to_delete(chain)}",

@@ -3,10 +3,10 @@
 import json
 import re
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import NAMESPACE_DNS, uuid5
 
 from .dom0 import CommandTimeout, Dom0
 
@@ -108,6 +108,11 @@ class Guest:
 
     def __repr__(self) -> str:
         return f"Guest({self.name!r})"
+
+    @property
+    def uuid(self) -> str:
+        """The same each time that it is started."""
+        return str(uuid5(NAMESPACE_DNS, self.name))
 
     # --- the domain
 
@@ -258,7 +263,7 @@ class Guest:
         # The same domain each time that it is started.
         own = (
             f'name = "{self.name}"',
-            f'uuid = "{uuid.uuid5(uuid.NAMESPACE_DNS, self.name)}"',
+            f'uuid = "{self.uuid}"',
             f'type = "{self.kind.type}"',
             f"disk = [ {disks} ]",
         )

@@ -13,13 +13,18 @@ FROZEN = "/lab/frozen"
 pytestmark = pytest.mark.usefixtures("tidy")
 
 
-def take(guest: Guest, name: str, *words: str) -> dict[str, Any]:
-    """A snapshot whose disks are frozen as FROZEN/<vdev>.<name>."""
+def ask(guest: Guest, name: str) -> str:
+    """Write a cfgfile for a snapshot whose disks are frozen as FROZEN/<vdev>.<name>."""
     disks = ", ".join(f"'{FROZEN}/{vdev}.{name},qcow2,{vdev}'" for vdev in guest.disks)
     cfg = f"/tmp/snap/{guest.name}-{name}.cfg"
     guest.dom0.run(f"mkdir -p {FROZEN}")
     guest.dom0.write(cfg, f'name="{name}"\ndisks=[{disks}]\n')
-    return create(guest, cfg, *words)
+    return cfg
+
+
+def take(guest: Guest, name: str, *words: str) -> dict[str, Any]:
+    """Such a snapshot."""
+    return create(guest, ask(guest, name), *words)
 
 
 def back(guest: Guest, snapshot: dict[str, Any]) -> Tick:

@@ -189,6 +189,7 @@ class FakeGuest:
         self.aborts = 0
         self.frontends: list[dict[str, int]] = [{"vbd/51712": 4, "vif/0": 4}]
         self.device_model: int | None = None
+        self.stub_domain = False
         self.stream = streams.hvm_stream()
         self.while_suspending: Callable[[], None] = lambda: None
 
@@ -325,6 +326,9 @@ class FakeGuest:
 
     def device_model_pid(self) -> int | None:
         return self.device_model
+
+    def is_stub_domain(self) -> bool:
+        return self.stub_domain
 
     def frontend_states(self) -> dict[str, int]:
         return self.frontends.pop(0) if len(self.frontends) > 1 else self.frontends[0]

@@ -34,6 +34,10 @@ class TestState:
         guest.domid = 0
         assert "domain 0 is the host itself" in refusal(lambda: checks.run_state(guest))
 
+    def test_a_stub_domain(self, guest: FakeGuest) -> None:
+        guest.stub_domain = True
+        assert "vm1 is a stub domain" in refusal(lambda: checks.run_state(guest))
+
     def test_dying(self, guest: FakeGuest) -> None:
         guest.dying = True
         assert "vm1 is dying" in refusal(lambda: checks.run_state(guest))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, checks
 from pyxlsnap import create_plan as plan_module
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.disks import choose, default_request, strategies
@@ -197,6 +197,28 @@ class TestRefused:
         plan = planned(world, guest)
         assert plan.paused
         assert plan.metadata.state is RunState.PAUSED
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"domid": 0}, "domain 0"),
+            ({"stub_domain": True}, "stub domain"),
+            ({"dying": True}, "dying"),
+            ({"suspended": True}, "suspended already"),
+            ({"shutdown_reason": "reboot"}, "shut down (reboot)"),
+        ],
+    )
+    def test_a_guest_that_is_none_or_does_not_run(
+        self, world: World, guest: FakeGuest, change: dict[str, object], says: str
+    ) -> None:
+        for name, value in change.items():
+            setattr(guest, name, value)
+        assert says in self.refusal(world, guest)
+
+    def test_a_domain_of_libvirt(self, world: World, guest: FakeGuest) -> None:
+        checks.LIBVIRT_DIR.mkdir()
+        (checks.LIBVIRT_DIR / "vm1.xml").touch()
+        assert "managed by libvirt" in self.refusal(world, guest)
 
     def test_a_passed_through_device(self, world: World, guest: FakeGuest) -> None:
         guest.configuration = config_of(pcidevs=[{"dev": 1}])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap import qmp
 from pyxlsnap.disks import qemu as qemu_module
 from pyxlsnap.disks.qcow2 import Qcow2
 from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
@@ -192,6 +194,16 @@ class TestUndo:
             strategy.undo_create()
         assert case.files() == before
 
+    def test_of_a_switch_that_was_cut_off_protects_what_stands(self, case: Case) -> None:
+        strategy = case.strategy()
+        strategy.check_create(DOMID)
+        strategy.prepare()
+        strategy.create()
+        with pytest.raises(DiskError, match="stands on"):
+            strategy.undo_create()
+        for vdev in VDEVS:
+            assert not stat.S_IMODE((case.frozen / f"{vdev}.snap").stat().st_mode) & 0o222
+
     def test_somebody_elses_file_at_the_external_path_stays(self, case: Case) -> None:
         strategy = case.strategy()
         strategy.check_create(DOMID)
@@ -253,6 +265,24 @@ class TestSettle:
         heir.settle()
         self.check(case)
 
+    def test_by_another_process_that_is_killed_as_well(
+        self, case: Case, cut_off: Qcow2, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After each of the names that it changes."""
+        rename = os.rename
+
+        def dies(old: Path, new: Path) -> None:
+            rename(old, new)
+            raise KeyboardInterrupt
+
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "rename", dies)
+                with pytest.raises(KeyboardInterrupt):
+                    cut_off.settle()
+        cut_off.settle()
+        self.check(case)
+
     def test_leaves_alone_what_was_only_prepared(self, case: Case) -> None:
         strategy = case.strategy()
         strategy.check_create(DOMID)
@@ -260,6 +290,26 @@ class TestSettle:
         inodes = [Path(d.target).stat().st_ino for d in case.disks]
         strategy.settle()
         assert [Path(d.target).stat().st_ino for d in case.disks] == inodes
+
+    def test_a_qemu_that_answers_too_late_does_not_switch(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The guest runs again by then: what it wrote would be in a file without a name."""
+        before = case.files()
+        strategy = case.strategy()
+        strategy.check_create(DOMID)
+        strategy.prepare()
+        monkeypatch.setattr(qmp.Monitor.execute, "__kwdefaults__", {"timeout_s": 0.3})
+        os.kill(case.qemu.pid, signal.SIGSTOP)
+        with pytest.raises(MonitorError, match="did not answer transaction"):
+            strategy.create()
+        strategy.settle()
+        os.kill(case.qemu.pid, signal.SIGCONT)
+        case.write(8)
+        strategy.undo_create()
+        assert case.files() == before
+        case.qemu.close()
+        assert [content(d) for d in case.disks] == [8, 8]
 
 
 class TestRefused:

@@ -418,6 +418,13 @@ def test_dom0_is_refused(case: Case) -> None:
         case.plan("Domain-0", force=True)
 
 
+def test_a_stub_domain_is_refused(case: Case) -> None:
+    stub = case.world.guest(name="vm1-dm", uuid=OTHER_UUID)
+    stub.stub_domain = True
+    with pytest.raises(Refused, match="vm1-dm is a stub domain"):
+        case.plan("vm1-dm", force=True)
+
+
 def test_a_name_held_by_another_domain_is_refused(case: Case) -> None:
     case.guest.exists = False
     case.world.guest(name="vm1", uuid=OTHER_UUID)
@@ -628,11 +635,15 @@ def test_a_relative_memory_path_is_beside_the_cfgfile(case: Case) -> None:
     assert case.plan().memory_path == case.memory_path
 
 
+@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("cut", [1, 8, 100, 10_000])
-def test_a_truncated_memory_file_is_refused_before_anything_happens(case: Case, cut: int) -> None:
+def test_a_truncated_memory_file_is_refused_before_anything_happens(
+    case: Case, cut: int, force: bool
+) -> None:
     case.memory_path.write_bytes(case.memory_path.read_bytes()[: -min(cut, 10_000)])
     with pytest.raises(BadMemoryFile) as caught:
-        case.run()
+        case.run(force=force)
+    assert caught.value.exit_code == 3
     assert caught.value.path == str(case.memory_path)
     assert case.guest.runs
 
@@ -691,7 +702,7 @@ def test_a_watch_that_does_not_begin_is_no_failure_of_the_revert(case: Case) -> 
 def test_a_missing_memory_file_is_refused(case: Case) -> None:
     case.memory_path.unlink()
     with pytest.raises(BadMemoryFile, match="cannot be read: No such file"):
-        case.plan()
+        case.plan(force=True)
 
 
 def test_a_foreign_memory_file_is_refused(case: Case) -> None:
