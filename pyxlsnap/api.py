@@ -123,13 +123,19 @@ def revert_snapshot(
     return Reverted(**values)
 
 
-def recover(uuid: str) -> Recovered:
-    """Finish what an operation that was killed had begun on a domain.
+def recover(domain: str | None = None) -> Recovered:
+    """Finish what an operation that was killed had begun on a domain, or on any.
 
-    :raises Busy: the operation is still under way.
+    To be called at the start of a daemon, and when the host has crashed. Where nothing was in
+    flight it does nothing.
+
+    :param domain: name, domid or uuid; it may be off. ``None``: every domain. Operations that are
+        under way are left alone then.
+    :raises DomainNotFound: there is neither such a domain nor an operation on one.
+    :raises Busy: the domain's operation is still under way.
     :raises NeedsAttention: something is left that needs a person.
     """
-    request: wire.Message = {"operation": "recover", "domain": uuid, "monitor": True}
+    request: wire.Message = {"operation": "recover", "domain": domain, "monitor": True}
     values = _run(request, None, None)
     return Recovered(lines=tuple(values["lines"]), rolled_back=values["rolled_back"])
 
@@ -214,13 +220,13 @@ def _recovered(died: WorkerDied, uuids: list[str]) -> PyxlsnapError:
     return OperationFailed(f"{died}; everything is as before", step="worker", undone=done)
 
 
-def _not_recovered(died: WorkerDied, uuid: str) -> NeedsAttention:
+def _not_recovered(died: WorkerDied, domain: str | None) -> NeedsAttention:
     """A recovery's worker is dead: another one would end likewise."""
     return NeedsAttention(
-        f"recovering {uuid} failed: {died}",
+        f"recovering {domain or 'the domains'} failed: {died}",
         step="recover",
-        left=[f"what the journal of {uuid} says"],
-        finish=f"pyxlsnap snapshot-recover {uuid}",
+        left=[f"what the journal of {domain or 'each'} says"],
+        finish=f"pyxlsnap snapshot-recover {domain or ''}".rstrip(),
     )
 
 

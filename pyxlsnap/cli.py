@@ -79,7 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     recover = commands.add_parser(
         "snapshot-recover", help="finish what an operation that was killed had begun"
     )
-    recover.add_argument("domain", metavar="uuid", help="the domain's uuid")
+    recover.add_argument(
+        "domain", nargs="?", help="name, domid or uuid; it may be off; default: every domain"
+    )
     recover.set_defaults(run=_recover)
     return parser
 

@@ -99,6 +99,11 @@ class Entry:
     directories: tuple[str, ...] = ()
 
 
+def unfinished(directory: Path | None = None) -> list[str]:
+    """The uuids of the domains that have a journal."""
+    return sorted(p.stem for p in (directory or JOURNAL_DIR).glob("*.journal"))
+
+
 class Journal:
     """The journal of one domain."""
 

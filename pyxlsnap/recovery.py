@@ -13,13 +13,15 @@ from pathlib import Path
 from pyxlsnap.disks import strategies
 from pyxlsnap.errors import (
     BadMemoryFile,
+    Busy,
     DomainNotFound,
     GuestTimeout,
     NeedsAttention,
     PyxlsnapError,
+    UsageError,
 )
 from pyxlsnap.files import open_regular, remove_directories
-from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
+from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock, unfinished
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig, Recovered, check_uuid
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host, StartMonitor
@@ -62,6 +64,66 @@ def recover(
         return replace(recovered, lines=(*recovered.lines, *unwatched))
     finally:
         lock.release()
+
+
+def recover_all(
+    host: Host,
+    domain: str | None,
+    *,
+    share_lock: ShareLock = lambda _uuid, _fd: None,
+    start_monitor: StartMonitor | None = None,
+) -> Recovered:
+    """Recover a domain by name, domid or uuid (it may be off), or every one that has a journal.
+
+    One that cannot be recovered does not keep the others from it. Operations that are still under
+    way are left alone; the lines say so.
+
+    :raises DomainNotFound: there is neither such a domain nor an operation on one.
+    :raises Busy: the one domain's operation is still under way.
+    :raises NeedsAttention: as :func:`recover`; of several the error has all.
+    """
+    if domain is not None:
+        uuid = _uuid_of(host, domain)
+        return recover(host, uuid, share_lock=share_lock, start_monitor=start_monitor)
+    lines: list[str] = []
+    failed: list[NeedsAttention] = []
+    back = True
+    for uuid in unfinished():
+        try:
+            found = recover(host, uuid, share_lock=share_lock, start_monitor=start_monitor)
+            lines += [f"{uuid}: {line}" for line in found.lines]
+            back = back and found.rolled_back
+        except Busy as e:
+            lines.append(f"{uuid}: {e}")
+        except NeedsAttention as e:
+            failed.append(e)
+        except PyxlsnapError as e:
+            failed.append(NeedsAttention(str(e), step="recover", left=[f"the journal of {uuid}"]))
+    if not failed:
+        return Recovered(tuple(lines), rolled_back=back)
+    raise NeedsAttention(
+        "; ".join(map(str, failed)),
+        step="recover",
+        undone=[*lines, *(line for e in failed for line in e.undone)],
+        left=[line for e in failed for line in e.left],
+        finish="; ".join(e.finish for e in failed if e.finish),
+    )
+
+
+def _uuid_of(host: Host, domain: str) -> str:
+    """A domain that is off is known by its journal only."""
+    try:
+        return check_uuid(domain)
+    except UsageError:
+        pass
+    try:
+        return host.find(domain).uuid
+    except DomainNotFound:
+        for uuid in unfinished():
+            entry = Journal(uuid).read()
+            if entry and entry.domain == domain:
+                return uuid
+        raise
 
 
 def _undo_create(host: Host, entry: Entry) -> Recovered:

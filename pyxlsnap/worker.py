@@ -27,11 +27,10 @@ from pyxlsnap.model import (
     Snapshot,
     SnapshotConfig,
     check_name,
-    check_uuid,
 )
 from pyxlsnap.monitor import monitor
 from pyxlsnap.ports import Host
-from pyxlsnap.recovery import recover
+from pyxlsnap.recovery import recover_all
 from pyxlsnap.revert import revert
 from pyxlsnap.toolstack import Toolstack
 from pyxlsnap.wire import Channel, Message
@@ -101,9 +100,7 @@ def serve(request: Message, caller: Caller, cancel: Cancel) -> None:
     try:
         # Before Xen is asked for: what is wrong here is wrong anywhere.
         config = _config(request)
-        if request["operation"] == "recover":
-            check_uuid(request["domain"])
-        with Toolstack(operation=request["operation"], domain=request["domain"]) as host:
+        with Toolstack(operation=request["operation"], domain=request["domain"] or "") as host:
             result = perform(host, request, config, caller, cancel)
             # Before libxl is closed: if it aborts us there, what was done is done.
             caller.finish({"result": asdict(result) if result else None})
@@ -127,7 +124,7 @@ def perform(
         monitor(host, domain, on_event=caller.event, cancel=cancel)
         return None
     if operation == "recover":
-        return recover(host, domain, share_lock=caller.share_lock, start_monitor=start_monitor)
+        return recover_all(host, domain, share_lock=caller.share_lock, start_monitor=start_monitor)
     if operation == "create":
         return create(
             host,

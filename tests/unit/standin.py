@@ -35,7 +35,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
         assert cancel.is_set()
     def create(host, domain, wanted, *, live, on_progress, cancel, share_lock, start_monitor):
 {create}
-    def recover(host, uuid, *, share_lock, start_monitor):
+    def recover_all(host, uuid, *, share_lock, start_monitor):
         held = lock()
         (HERE / "recovered").write_text(uuid)
         rolled_back = True
@@ -50,7 +50,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
 {close}
     pyxlsnap.toolstack.Toolstack = toolstack
     pyxlsnap.create.create = create
-    pyxlsnap.recovery.recover = recover
+    pyxlsnap.recovery.recover_all = recover_all
     pyxlsnap.monitor.monitor = monitor
 """
 

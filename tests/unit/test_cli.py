@@ -87,9 +87,6 @@ class TestUsage:
         assert (out, err.count("\n")) == ("", 1)
         assert says in err
 
-    def test_what_is_no_uuid_cannot_be_recovered(self) -> None:
-        assert "'vm1' is not a domain's uuid" in fails(2, "snapshot-recover", "vm1")
-
     @pytest.mark.parametrize(
         ("text", "says"),
         [

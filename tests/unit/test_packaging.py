@@ -4,20 +4,26 @@ Everything is built from a copy of what git would give, with the build tools tha
 already: no network.
 """
 
+import configparser
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
+from pyxlsnap import cli
+from pyxlsnap.journal import Journal
 from pyxlsnap.version import VERSION
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHIPPED = ("pyxlsnap", "include", "build_ffi.py", "pyproject.toml", "MANIFEST.in", "README.md")
+UNIT = PROJECT / "pyxlsnap" / "systemd" / "pyxlsnap-recover.service"
 USES_LIBXL = (
     "from pyxlsnap import _libxl, version; "
     "print(version.VERSION, _libxl.parse_cfg.__name__, _libxl.XEN_RELEASE[0])"
@@ -91,11 +97,24 @@ def test_an_sdist_builds_a_wheel_elsewhere(tmp_path: Path) -> None:
     names = contents.namelist()
     assert "pyxlsnap/_ffi.abi3.so" in names
     assert {"pyxlsnap/py.typed", "pyxlsnap/_ffi.pyi"} <= set(names)
+    (unit,) = [name for name in names if name.endswith("/lib/systemd/system/" + UNIT.name)]
+    assert contents.read(unit) == UNIT.read_bytes()
     (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
     assert b"LGPL-2.1-only" in contents.read(metadata)
     python = fresh_environment(tmp_path / "env")
     install(python, str(wheel))
     check_installed(python, tmp_path)
+    assert (tmp_path / "env" / "lib" / "systemd" / "system" / UNIT.name).is_file()
+
+
+def test_the_unit_runs_a_command_that_there_is() -> None:
+    unit = configparser.ConfigParser()
+    unit.read(UNIT)
+    program, *words = shlex.split(unit["Service"]["ExecStart"])
+    assert program == "pyxlsnap"
+    assert cli.build_parser().parse_args(words).command == "snapshot-recover"
+    condition = unit["Unit"]["ConditionPathExistsGlob"]
+    assert fnmatch(str(Journal("some-uuid").path), condition)
 
 
 def test_an_editable_install_follows_the_source(tmp_path: Path) -> None:

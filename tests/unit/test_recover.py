@@ -13,6 +13,7 @@ from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import (
     Busy,
     DiskError,
+    DomainNotFound,
     MonitorError,
     NeedsAttention,
     Refused,
@@ -21,10 +22,10 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.journal import DomainLock, Journal
 from pyxlsnap.model import Recovered, SnapshotConfig
-from pyxlsnap.recovery import recover
+from pyxlsnap.recovery import recover, recover_all
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert
-from tests.unit.fakes import UUID, FakeGuest, World
+from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
 REVERT = [name for name, _ in Reversion.__new__(Reversion).steps()]
@@ -299,3 +300,76 @@ class TestARevert:
         with pytest.raises(NeedsAttention) as caught:
             recover(world.host, UUID)
         assert shlex.split(caught.value.finish)[3] == "/a b/c.cfg"
+
+
+class TestEveryDomain:
+    def two(self, world: World) -> tuple[Killed, FakeGuest]:
+        """A create that was killed, and one on another domain."""
+        killed = Killed(world, "disk snapshots")
+        other = world.guest(world.image("xvdc"), name="vm2", uuid=OTHER_UUID)
+        plan = plan_create(
+            world.host, other, SnapshotConfig(name="snap"), directory=world.directory
+        )
+        for name, do in Creation(plan, Journal(OTHER_UUID)).steps():
+            do()
+            if name == "suspend":
+                break
+        return killed, other
+
+    def test_all_are_recovered(self, world: World) -> None:
+        killed, other = self.two(world)
+        recovered = recover_all(world.host, None)
+        assert recovered.rolled_back
+        assert f"{UUID}: resumed vm1" in recovered.lines
+        assert f"{OTHER_UUID}: resumed vm2" in recovered.lines
+        assert other.runs
+        assert killed.guest.runs
+        assert not world.storage.snapshots
+        assert recover_all(world.host, None) == Recovered((), rolled_back=True)
+
+    def test_one_that_needs_a_person_does_not_stop_the_others(self, world: World) -> None:
+        _, other = self.two(world)
+        world.fail("undo xvda", DiskError("stuck", vdev="xvda"))
+        with pytest.raises(NeedsAttention, match="stuck") as caught:
+            recover_all(world.host, None)
+        assert other.runs
+        assert f"{OTHER_UUID}: resumed vm2" in caught.value.undone
+        assert str(Journal(UUID).path) in caught.value.finish
+
+    def test_a_damaged_journal_does_not_stop_the_others(self, world: World) -> None:
+        _, other = self.two(world)
+        Journal(UUID).path.write_text("{")
+        with pytest.raises(NeedsAttention, match="cannot be read") as caught:
+            recover_all(world.host, None)
+        assert caught.value.left == (f"the journal of {UUID}",)
+        assert other.runs
+
+    def test_an_operation_under_way_is_left_alone(self, world: World) -> None:
+        killed, other = self.two(world)
+        lock = DomainLock(UUID, domain="vm1")
+        recovered = recover_all(world.host, None)
+        lock.release()
+        assert any(line.startswith(f"{UUID}: another snapshot") for line in recovered.lines)
+        assert other.runs
+        assert killed.guest.suspended
+
+    @pytest.mark.parametrize("word", ["vm1", "1", UUID, UUID.upper()])
+    def test_one_by_any_of_its_names(self, world: World, word: str) -> None:
+        killed, other = self.two(world)
+        assert "resumed vm1" in recover_all(world.host, word).lines
+        assert killed.guest.runs
+        assert other.suspended
+
+    def test_one_that_is_off_by_the_name_it_had(self, world: World) -> None:
+        killed, _ = self.two(world)
+        killed.guest.exists = False
+        recover_all(world.host, "vm1")
+        assert Journal(UUID).read() is None
+
+    def test_one_that_nobody_knows(self, world: World) -> None:
+        with pytest.raises(DomainNotFound, match="'nobody'"):
+            recover_all(world.host, "nobody")
+
+    def test_one_on_which_nothing_was_done(self, world: World) -> None:
+        world.guest()
+        assert recover_all(world.host, "vm1") == Recovered((), rolled_back=True)
