@@ -5,7 +5,7 @@ They look and never touch. Each raises :class:`~pyxlsnap.errors.Refused`, or ret
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from pyxlsnap import files
@@ -142,6 +142,7 @@ def wait_for_frontends(
     *,
     timeout_s: float = _FRONTENDS_S,
     unused_s: float = _UNUSED_S,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Wait until every disk and network frontend is connected.
 
@@ -149,6 +150,7 @@ def wait_for_frontends(
     (xen-lab.md, E8). A device that the guest has no driver for never connects: after ``unused_s``
     seconds it is taken as unused.
 
+    :param check: called again and again; what it raises ends the wait.
     :raises Refused: one is still on its way after ``timeout_s`` seconds.
     """
     start = time.monotonic()
@@ -164,6 +166,7 @@ def wait_for_frontends(
                 f"{guest.name}: {', '.join(moving)} is neither connected nor unused (xenbus state "
                 f"{', '.join(map(str, moving.values()))}): a snapshot now could not be restored"
             )
+        check()
         time.sleep(_POLL_S)
 
 

@@ -9,8 +9,9 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, checks
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import (
@@ -60,6 +61,7 @@ def create(
     :raises Interrupted: ``cancel`` was set; the same.
     :raises NeedsAttention: it failed and something is left; the error says what.
     """
+    cancel = cancel or Cancel()
     guest = host.find(domain)
     lock = DomainLock(guest.uuid, domain=str(guest.name))
     try:
@@ -67,7 +69,8 @@ def create(
         on_progress(Progress("checking"))
         journal = Journal(guest.uuid)
         journal.refuse_unfinished()
-        plan = plan_create(host, guest, wanted, live=live)
+        wait = partial(checks.wait_for_frontends, check=cancel.check)
+        plan = plan_create(host, guest, wanted, live=live, wait=wait)
         try:
             return Creation(
                 plan,
@@ -78,6 +81,8 @@ def create(
             ).run()
         finally:
             plan.close()
+    except Cancelled:
+        raise Interrupted(f"the snapshot of {guest.name} was interrupted", step="plan") from None
     finally:
         lock.release()
 
@@ -218,7 +223,7 @@ class Creation:
 
     def _publish_memory(self) -> None:
         self._cleanups.append(self._files.withdraw)
-        self._files.publish_memory()
+        self._files.publish_memory(self._cancel.check)
 
     def _write_cfgfile(self) -> None:
         self._files.publish_cfgfile(self._plan.cfgfile_text)

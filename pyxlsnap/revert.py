@@ -63,6 +63,7 @@ def revert(
     :raises NeedsAttention: it failed later. The domain is off; the error has the command that
         finishes it.
     """
+    cancel = cancel or Cancel()
     locks: list[DomainLock] = []
     try:
         for uuid in _uuids(host, domain, wanted, cfgfile):
@@ -70,7 +71,9 @@ def revert(
             share_lock(uuid, locks[-1].fd)
             Journal(uuid).refuse_unfinished(but="revert")  # such a one is finished by this
         on_progress(Progress("checking"))
-        plan = plan_revert(host, domain, wanted, cfgfile, running=running, force=force)
+        plan = plan_revert(
+            host, domain, wanted, cfgfile, running=running, force=force, check=cancel.check
+        )
         try:
             return Reversion(
                 host,
@@ -83,6 +86,8 @@ def revert(
             ).run()
         finally:
             plan.close()
+    except Cancelled:
+        raise Interrupted(f"reverting {domain} was interrupted", step="plan") from None
     finally:
         for lock in locks:
             lock.release()

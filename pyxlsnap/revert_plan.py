@@ -4,7 +4,7 @@ Everything that can be known beforehand is checked here; nothing has been touche
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,18 +56,20 @@ def plan_revert(
     *,
     running: bool = False,
     force: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
 
     :param domain: name, domid or uuid; it may be off, and is then found by the memory file.
     :param running: the domain runs afterwards, whatever the snapshot says.
     :param force: do what is merely risky.
+    :param check: called again and again; what it raises ends the planning.
     :raises ConfigError: the cfgfile does not name a memory file.
     :raises BadMemoryFile: the memory file is not whole.
     :raises Refused: it cannot be done.
     :raises Risky: it cannot be shown to be safe, and ``force`` was not given.
     """
-    header, config, memory_path, xen = _read_memory(wanted, cfg)
+    header, config, memory_path, xen = _read_memory(wanted, cfg, check)
     meta = header.metadata
     guest = _current(host, domain, config)
     if guest:
@@ -150,14 +152,14 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _read_memory(
-    wanted: SnapshotConfig, cfg: Path
+    wanted: SnapshotConfig, cfg: Path, check: Callable[[], None]
 ) -> tuple[Header, DomainConfig, Path, tuple[int, int]]:
     """Read the memory file from its header to its END; its Xen release comes last."""
     path = _named_memory_path(wanted, cfg)
     with _reading(path) as file:
         header = read_header(file, str(path))
         file.seek(header.stream_offset)
-        summary = walk(file, str(path))
+        summary = walk(file, str(path), on_bytes=lambda _: check())
         config = _saved_config(header)
     return header, config, path, (summary.xen_major, summary.xen_minor)
 

@@ -3,6 +3,7 @@
 Both are written under temporary names beside their own, and take those when they are whole.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pyxlsnap.create_plan import CreatePlan
@@ -46,11 +47,14 @@ class SnapshotFiles:
         assert self._memory
         return self._memory.fileno()
 
-    def publish_memory(self) -> None:
-        """The stream is complete: the file takes its name."""
+    def publish_memory(self, check: Callable[[], None] = lambda: None) -> None:
+        """The stream is complete: the file takes its name.
+
+        :param check: called again and again while it is read; what it raises ends that.
+        """
         assert self._memory
         self._memory.sync()
-        self._read_back()
+        self._read_back(check)
         self._memory.publish()
         self._published.append(self._plan.memory_path)
 
@@ -89,9 +93,9 @@ class SnapshotFiles:
         if self._memory:
             self._memory.file.close()
 
-    def _read_back(self) -> None:
+    def _read_back(self, check: Callable[[], None]) -> None:
         """What cannot be reverted is no snapshot: read it as revert will."""
         with open_regular(self.temporary) as file:
             header = read_header(file, str(self.temporary))
             file.seek(header.stream_offset)
-            walk(file, str(self.temporary))
+            walk(file, str(self.temporary), on_bytes=lambda _: check())

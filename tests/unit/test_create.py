@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pyxlsnap import cfgfile, create, files, unpauser
+from pyxlsnap import cfgfile, create, files, snapshot_files, unpauser
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
@@ -28,7 +29,7 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.journal import DomainLock, Journal
-from pyxlsnap.memory import read_header
+from pyxlsnap.memory import read_header, walk
 from pyxlsnap.model import DiskRequest, Progress, RunState, Snapshot, SnapshotConfig
 from pyxlsnap.revert_plan import plan_revert
 from tests.unit.fakes import UUID, FailsAtStep, FakeGuest, World
@@ -139,8 +140,8 @@ def test_a_fault_at_any_step_leaves_everything_as_before(
 def test_a_cancel_at_any_step_rolls_back(world: World, step: str, when: str) -> None:
     case = Case(world)
     error = case.fails_at(step, when, case.cancel.set, Interrupted)
-    # Only the suspend looks at the token while it is under way.
-    inside = (step, when) == ("suspend", "before")
+    # Two steps look at the token while they are under way.
+    inside = step in ("suspend", "memory file") and when == "before"
     assert error.step == (step if inside else STEPS[STEPS.index(step) + 1])
     assert error.exit_code == 130
     case.assert_as_before()
@@ -625,3 +626,29 @@ def test_a_guest_that_has_gone_is_noticed_before_disks_are_prepared(world: World
     with pytest.raises(DomainNotFound):
         steps["prepare disks"]()
     assert not [e for e in case.world.events if e.startswith("prepare")]
+
+
+def test_a_cancel_while_a_frontend_is_waited_for(world: World) -> None:
+    case = Case(world)
+    case.guest.frontends = [{"vbd/51712": 3}]
+    threading.Timer(0.2, case.cancel.set).start()
+    start = time.monotonic()
+    with pytest.raises(Interrupted, match="the snapshot of vm1 was interrupted"):
+        create.create(world.host, "vm1", WANTED, cancel=case.cancel)
+    assert time.monotonic() - start < 10
+    assert "suspend" not in world.events
+    case.assert_as_before()
+
+
+def test_a_cancel_while_the_memory_file_is_read_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(world)
+
+    def cancelling(*args: Any, on_bytes: Callable[[int], None]) -> None:
+        case.cancel.set()
+        walk(*args, on_bytes=on_bytes)
+
+    monkeypatch.setattr(snapshot_files, "walk", cancelling)
+    assert case.fails(Interrupted).step == "memory file"
+    case.assert_as_before()

@@ -784,3 +784,12 @@ class TestTheWholeFunction:
         assert Journal(UUID).read() is not None
         self.revert(case, UUID)
         case.assert_reverted()
+
+    def test_a_cancel_while_the_memory_file_is_read(self, case: Case) -> None:
+        def cancel_now(progress: Progress) -> None:
+            case.cancel.set()
+
+        with pytest.raises(Interrupted, match="reverting vm1 was interrupted"):
+            self.revert(case, on_progress=cancel_now, cancel=case.cancel)
+        assert "destroy" not in case.world.events
+        assert case.guest.runs
