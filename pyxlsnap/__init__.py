@@ -1,8 +1,8 @@
 """Whole-domain snapshots (memory and disks at one instant) for the Xen hypervisor.
 
 High level, each call in a worker process of its own: :func:`create_snapshot`,
-:func:`revert_snapshot`, :func:`recover`, :func:`monitor_domain`. Low level, libxl in this process:
-:class:`Toolstack`, :class:`Domain`.
+:func:`revert_snapshot`, :func:`plan_create`, :func:`plan_revert`, :func:`recover`,
+:func:`monitor_domain`. Low level, libxl in this process: :class:`Toolstack`, :class:`Domain`.
 """
 
 import logging
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pyxlsnap.api import (
     create_snapshot,
     monitor_domain,
+    plan_create,
+    plan_revert,
     recover,
     revert_snapshot,
     start_monitor,
@@ -47,6 +49,8 @@ from pyxlsnap.model import (
     DomainEvent,
     DomainInfo,
     GuestKind,
+    Plan,
+    PlannedDisk,
     Progress,
     Recovered,
     Reverted,
@@ -64,12 +68,16 @@ if TYPE_CHECKING:
 __all__ = [  # noqa: RUF022
     "create_snapshot",
     "revert_snapshot",
+    "plan_create",
+    "plan_revert",
     "recover",
     "start_monitor",
     "monitor_domain",
     "Snapshot",
     "Reverted",
     "Recovered",
+    "Plan",
+    "PlannedDisk",
     "SnapshotConfig",
     "DiskRequest",
     "Artefact",

@@ -24,6 +24,8 @@ from pyxlsnap.model import (
     Artefact,
     OnEvent,
     OnProgress,
+    Plan,
+    PlannedDisk,
     Recovered,
     Reverted,
     RunState,
@@ -42,6 +44,7 @@ def create_snapshot(
     name: str | None = None,
     config: SnapshotConfig | None = None,
     live: bool = False,
+    max_downtime: float | None = None,
     monitor: bool = True,
     on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
@@ -53,6 +56,7 @@ def create_snapshot(
     :param name: the snapshot's name, if the cfgfile has none (the file wins, with a warning).
     :param config: all of it as a value, instead of cfgfile and name.
     :param live: let the domain run while its memory is written.
+    :param max_downtime: seconds; refuse if the domain is expected to stand still for longer.
     :param monitor: before Xen 4.20 the process with which xl watches a domain leaves when it is
         suspended; if there was one, start ours in its place (:func:`start_monitor`).
     :param on_progress: called on the calling thread. What it raises cancels the operation and
@@ -65,23 +69,52 @@ def create_snapshot(
     :raises NeedsAttention: it failed and something is left; the error says what, and the command
         that finishes it.
     """
+    request = _create_request(domain, cfgfile, name, config, live, max_downtime)
+    values = _run(request | {"monitor": monitor}, on_progress, cancel)
+    artefacts = tuple(Artefact(**a) for a in values.pop("artefacts"))
+    warnings = tuple(values.pop("warnings"))
+    state = RunState(values.pop("state"))
+    return Snapshot(**values, artefacts=artefacts, warnings=warnings, state=state)
+
+
+def plan_create(
+    domain: str,
+    *,
+    cfgfile: StrPath | None = None,
+    name: str | None = None,
+    config: SnapshotConfig | None = None,
+    live: bool = False,
+    max_downtime: float | None = None,
+    cancel: Cancel | None = None,
+) -> Plan:
+    """What :func:`create_snapshot` would do, and for how long the domain would stand still.
+
+    Its parameters are the same, and so are the errors that are raised before anything was tried.
+    """
+    request = _create_request(domain, cfgfile, name, config, live, max_downtime)
+    return _plan(_run(request | {"dry_run": True}, None, cancel))
+
+
+def _create_request(
+    domain: str,
+    cfgfile: StrPath | None,
+    name: str | None,
+    config: SnapshotConfig | None,
+    live: bool,
+    max_downtime: float | None,
+) -> wire.Message:
     if config is not None and (cfgfile, name) != (None, None):
         raise UsageError("give either config, or cfgfile and name")
     if config is not None and config.memory_path:
         config = replace(config, memory_path=_absolute(config.memory_path))
-    request: wire.Message = {
+    return {
         "operation": "create",
         "domain": domain,
         "cfgfile": _absolute(cfgfile) if cfgfile is not None else None,
         "config": asdict(config or SnapshotConfig(name=name)),
         "live": live,
-        "monitor": monitor,
+        "max_downtime": max_downtime,
     }
-    values = _run(request, on_progress, cancel)
-    artefacts = tuple(Artefact(**a) for a in values.pop("artefacts"))
-    warnings = tuple(values.pop("warnings"))
-    state = RunState(values.pop("state"))
-    return Snapshot(**values, artefacts=artefacts, warnings=warnings, state=state)
 
 
 def revert_snapshot(
@@ -109,18 +142,44 @@ def revert_snapshot(
     :raises OperationFailed, Interrupted: it ended before anything was changed.
     :raises NeedsAttention: it failed after the domain was destroyed; run it again to finish.
     """
-    request: wire.Message = {
+    request = _revert_request(domain, cfgfile, running, force)
+    values = _run(request | {"monitor": monitor}, on_progress, cancel)
+    values["state"] = RunState(values["state"])
+    values["disks"], values["warnings"] = tuple(values["disks"]), tuple(values["warnings"])
+    return Reverted(**values)
+
+
+def plan_revert(
+    domain: str,
+    cfgfile: StrPath,
+    *,
+    running: bool = False,
+    force: bool = False,
+    cancel: Cancel | None = None,
+) -> Plan:
+    """What :func:`revert_snapshot` would do.
+
+    Its parameters are the same, and so are the errors that are raised before anything was tried.
+    """
+    request = _revert_request(domain, cfgfile, running, force)
+    return _plan(_run(request | {"dry_run": True}, None, cancel))
+
+
+def _revert_request(domain: str, cfgfile: StrPath, running: bool, force: bool) -> wire.Message:
+    return {
         "operation": "revert",
         "domain": domain,
         "cfgfile": _absolute(cfgfile),
         "running": running,
         "force": force,
-        "monitor": monitor,
     }
-    values = _run(request, on_progress, cancel)
+
+
+def _plan(values: dict[str, Any]) -> Plan:
     values["state"] = RunState(values["state"])
-    values["disks"], values["warnings"] = tuple(values["disks"]), tuple(values["warnings"])
-    return Reverted(**values)
+    values["disks"] = tuple(PlannedDisk(**d) for d in values["disks"])
+    values["warnings"] = tuple(values["warnings"])
+    return Plan(**values)
 
 
 def recover(domain: str | None = None) -> Recovered:

@@ -6,6 +6,7 @@ stdout carries the result only; everything else goes to stderr.
 import argparse
 import json
 import logging
+import math
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 from pyxlsnap import api
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import Interrupted, NeedsAttention, PyxlsnapError, UsageError, to_wire
-from pyxlsnap.model import Progress, Recovered, Reverted, RunState, Snapshot
+from pyxlsnap.model import Plan, Progress, Recovered, Reverted, RunState, Snapshot
 from pyxlsnap.version import VERSION
 
 #: of the JSON documents on stdout
@@ -63,8 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
     create.add_argument(
         "--live", action="store_true", help="let the domain run while its memory is saved"
     )
+    create.add_argument(
+        "--max-downtime",
+        type=_seconds,
+        metavar="seconds",
+        help="refuse if the domain is expected to stand still for longer",
+    )
     create.set_defaults(run=_create)
-    _add_no_monitor(create)
+    _add_common(create)
 
     revert = commands.add_parser("snapshot-revert", help="bring a domain back to a snapshot")
     revert.add_argument("domain", help="name, domid or uuid; it may be off")
@@ -74,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     revert.add_argument("--force", action="store_true", help="try harder on risky reverts")
     revert.set_defaults(run=_revert)
-    _add_no_monitor(revert)
+    _add_common(revert)
 
     recover = commands.add_parser(
         "snapshot-recover", help="finish what an operation that was killed had begun"
@@ -86,7 +93,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_no_monitor(parser: argparse.ArgumentParser) -> None:
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, say what would be done, and change nothing",
+    )
     parser.add_argument(
         "--no-monitor",
         dest="monitor",
@@ -95,27 +117,35 @@ def _add_no_monitor(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _create(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snapshot:
+def _create(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snapshot | Plan:
+    what: dict[str, Any] = {
+        "cfgfile": arguments.cfgfile,
+        "name": arguments.name,
+        "live": arguments.live,
+        "max_downtime": arguments.max_downtime,
+        "cancel": cancel,
+    }
+    if arguments.dry_run:
+        return api.plan_create(arguments.domain, **what)
     return api.create_snapshot(
-        arguments.domain,
-        cfgfile=arguments.cfgfile,
-        name=arguments.name,
-        live=arguments.live,
-        monitor=arguments.monitor,
-        on_progress=progress,
-        cancel=cancel,
+        arguments.domain, **what, monitor=arguments.monitor, on_progress=progress
     )
 
 
-def _revert(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Reverted:
+def _revert(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Reverted | Plan:
+    how: dict[str, Any] = {
+        "running": arguments.running,
+        "force": arguments.force,
+        "cancel": cancel,
+    }
+    if arguments.dry_run:
+        return api.plan_revert(arguments.domain, arguments.cfgfile, **how)
     return api.revert_snapshot(
         arguments.domain,
         arguments.cfgfile,
-        running=arguments.running,
-        force=arguments.force,
+        **how,
         monitor=arguments.monitor,
         on_progress=progress,
-        cancel=cancel,
     )
 
 
@@ -188,9 +218,27 @@ def _show_reverted(reverted: Reverted) -> None:
     )
 
 
+def _show_plan(plan: Plan) -> None:
+    if plan.operation == "create":
+        how = "live" if plan.live else "stopped"
+        print(f"would take snapshot {plan.name} of {plan.domain} ({how})")
+        print(f"  it would stand still for about {plan.seconds_suspended:.1f} s")
+        print(f"  memory file: {plan.memory_path}\n  cfgfile: {plan.cfgfile}")
+    else:
+        print(f"would revert {plan.domain} to {plan.name}; it would be {plan.state} then")
+        print(f"  from the memory file {plan.memory_path}")
+    for disk in plan.disks:
+        where = f", {disk.path}" if disk.path else ""
+        print(f"  {disk.vdev}: {disk.target} ({disk.how}{where})")
+    for vdev, why in plan.left_out.items():
+        print(f"  not {vdev} ({why})")
+
+
 def _show(result: Any) -> None:
     if isinstance(result, Snapshot):
         _show_snapshot(result)
+    elif isinstance(result, Plan):
+        _show_plan(result)
     elif isinstance(result, Reverted):
         _show_reverted(result)
     else:

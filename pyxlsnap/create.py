@@ -9,11 +9,10 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 
-from pyxlsnap import cfgfile, checks
+from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.create_plan import CreatePlan, plan_create
+from pyxlsnap.create_plan import CreatePlan
 from pyxlsnap.errors import (
     Aborted,
     DomainNotFound,
@@ -23,9 +22,9 @@ from pyxlsnap.errors import (
     OperationFailed,
     PyxlsnapError,
 )
-from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
+from pyxlsnap.journal import Entry, Journal
 from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig, Step
-from pyxlsnap.ports import Host, StartMonitor
+from pyxlsnap.ports import StartMonitor
 from pyxlsnap.snapshot_files import SnapshotFiles
 from pyxlsnap.unpauser import Unpauser
 from pyxlsnap.watched import keep_watched
@@ -34,57 +33,6 @@ log = logging.getLogger(__name__)
 
 # An abort comes from nobody else: it is the token's way through libxl.
 _INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
-
-
-def create(
-    host: Host,
-    domain: str,
-    wanted: SnapshotConfig,
-    *,
-    live: bool = False,
-    on_progress: OnProgress = lambda _: None,
-    cancel: Cancel | None = None,
-    share_lock: ShareLock = lambda _uuid, _fd: None,
-    start_monitor: StartMonitor | None = None,
-) -> Snapshot:
-    """Take a snapshot of a domain, in this process.
-
-    ``api.create_snapshot`` runs this in a worker process; call it here and a libxl that aborts
-    takes your process with it, and nobody rolls back.
-
-    :param host: its libxl context belongs to this call until it returns.
-    :param share_lock: is given the uuid and descriptor of the lock as soon as it is held.
-    :param start_monitor: called if the process with which xl watched the domain leaves at the
-        suspend, as it does before Xen 4.20. Without it the result has a warning then.
-    :raises UsageError, Refused: nothing was tried.
-    :raises OperationFailed: it failed; guest, disks and files are as before.
-    :raises Interrupted: ``cancel`` was set; the same.
-    :raises NeedsAttention: it failed and something is left; the error says what.
-    """
-    cancel = cancel or Cancel()
-    guest = host.find(domain)
-    lock = DomainLock(guest.uuid, domain=str(guest.name))
-    try:
-        share_lock(guest.uuid, lock.fd)
-        on_progress(Progress("checking"))
-        journal = Journal(guest.uuid)
-        journal.refuse_unfinished()
-        wait = partial(checks.wait_for_frontends, check=cancel.check)
-        plan = plan_create(host, guest, wanted, live=live, wait=wait)
-        try:
-            return Creation(
-                plan,
-                journal,
-                on_progress=on_progress,
-                cancel=cancel,
-                start_monitor=start_monitor,
-            ).run()
-        finally:
-            plan.close()
-    except Cancelled:
-        raise Interrupted(f"the snapshot of {guest.name} was interrupted", step="plan") from None
-    finally:
-        lock.release()
 
 
 class Creation:

@@ -21,12 +21,20 @@ from pyxlsnap.model import (
     DomainConfig,
     GuestKind,
     Metadata,
+    Plan,
+    PlannedDisk,
     RunState,
     SnapshotConfig,
     check_name,
 )
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host
 from pyxlsnap.watched import loses_monitor
+
+# Careful guesses for the expected downtime, natively: the last pass of a live save with what
+# follows it, the rate at which a suspended domain's memory is written, and the resume.
+_LAST_PASS_S = 0.3
+_SAVED_KB_PER_S = 256 * 1024
+_RESUME_S = 0.1
 
 SNAPSHOT_DIR = Path("/var/lib/xen/snapshots")
 
@@ -39,6 +47,8 @@ class CreatePlan:
     config: DomainConfig = field(repr=False)
     metadata: Metadata
     live: bool
+    #: the domain's memory, KiB
+    memory_kb: int
     memory_path: Path
     cfgfile: Path
     cfgfile_text: str
@@ -56,6 +66,50 @@ class CreatePlan:
         """Its owner has paused the domain, and it will be paused afterwards."""
         return self.metadata.state is RunState.PAUSED
 
+    @property
+    def seconds_suspended(self) -> float:
+        """How long the domain is expected to stand still, roughly."""
+        memory = _LAST_PASS_S if self.live else self.memory_kb / _SAVED_KB_PER_S
+        return memory + _RESUME_S + sum(s.expected_seconds() for s in self.strategies)
+
+    def refuse_slow(self, max_downtime: float) -> None:
+        """:raises Refused: the domain is expected to stand still for longer."""
+        if self.seconds_suspended <= max_downtime:
+            return
+        disks = max(self.strategies, key=lambda s: s.expected_seconds(), default=None)
+        slowest = disks.expected_seconds() if disks else 0.0
+        if not self.live and self.seconds_suspended - slowest > max_downtime:
+            way_out = "take it with --live"
+        elif disks and slowest > _LAST_PASS_S:
+            way_out = f"most of that is for {', '.join(disks.vdevs)} ({disks.kind})"
+        else:
+            way_out = "that is as short as it can be"
+        raise Refused(
+            f"{self.guest.name} is expected to stand still for {self.seconds_suspended:.1f} s, and "
+            f"{max_downtime:g} s were allowed: {way_out}"
+        )
+
+    def summary(self) -> Plan:
+        """The plan as a plain value."""
+        how = {vdev: s.kind for s in self.strategies for vdev in s.vdevs}
+        return Plan(
+            operation="create",
+            name=self.metadata.name,
+            domain=self.guest.name,
+            uuid=self.guest.uuid,
+            memory_path=str(self.memory_path),
+            cfgfile=str(self.cfgfile),
+            live=self.live,
+            state=self.metadata.state,
+            disks=tuple(
+                PlannedDisk(disk.vdev, disk.target, how[disk.vdev], request.path)
+                for disk, request in zip(self.devices, self.metadata.disks, strict=True)
+            ),
+            left_out=self.left_out,
+            warnings=self.warnings,
+            seconds_suspended=self.seconds_suspended,
+        )
+
     def close(self) -> None:
         """Let go of the connections that planning made."""
         for strategy in self.strategies:
@@ -68,7 +122,7 @@ def plan_create(
     wanted: SnapshotConfig,
     *,
     live: bool = False,
-    directory: Path = SNAPSHOT_DIR,
+    directory: Path | None = None,
     wait: Callable[[Guest], None] = checks.wait_for_frontends,
 ) -> CreatePlan:
     """Plan a snapshot of a running guest. Changes nothing.
@@ -91,7 +145,7 @@ def plan_create(
         )
     chosen, left_out, warnings = _choose_disks(config, wanted.disks, name)
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
-    memory_path = _memory_path(wanted, directory / guest.uuid, name)
+    memory_path = _memory_path(wanted, (directory or SNAPSHOT_DIR) / guest.uuid, name)
     cfg = memory_path.parent / f"{name}.cfg"
     refuse_existing(memory_path)
     if os.path.lexists(cfg):
@@ -103,7 +157,8 @@ def plan_create(
     requests = tuple(request for _, request in chosen)
     _refuse_same_place(requests, memory_path, cfg)
     complete = SnapshotConfig(name, wanted.description, str(memory_path), requests)
-    checks.refuse_full(memory_path.parent, guest.info().memory_kb)
+    memory_kb = guest.info().memory_kb
+    checks.refuse_full(memory_path.parent, memory_kb)
     inactive = live and config.kind is GuestKind.HVM
     task = DiskTask(name, inactive=inactive, asked=wanted.disks is not None)
     plan = CreatePlan(
@@ -118,6 +173,7 @@ def plan_create(
             versions=checks.versions(host),
         ),
         live=live,
+        memory_kb=memory_kb,
         memory_path=memory_path,
         cfgfile=cfg,
         cfgfile_text=cfgfile.render(complete),

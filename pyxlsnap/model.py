@@ -214,6 +214,42 @@ Step = tuple[str, Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedDisk:
+    """One disk of a plan."""
+
+    vdev: str
+    #: host path
+    target: str
+    #: the disk strategy
+    how: str
+    #: where its disk snapshot goes, or is; "" for inside the disk's own storage
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an operation would do; nothing was touched."""
+
+    #: "create" or "revert"
+    operation: str
+    name: str
+    domain: str
+    uuid: str
+    memory_path: str
+    cfgfile: str
+    #: of a snapshot: whether the domain runs while its memory is written
+    live: bool
+    #: the state that the domain would be in afterwards
+    state: RunState
+    disks: tuple[PlannedDisk, ...]
+    #: writable or not, disks that are not in it, each with the reason
+    left_out: Mapping[str, str]
+    warnings: tuple[str, ...]
+    #: how long the domain would stand still, roughly; ``None`` for a revert
+    seconds_suspended: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A snapshot that was taken."""
 

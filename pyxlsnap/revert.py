@@ -8,7 +8,6 @@ import logging
 import os
 import shlex
 import time
-from pathlib import Path
 
 from pyxlsnap import checks
 from pyxlsnap.cancel import Cancel, Cancelled
@@ -22,85 +21,20 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.files import open_regular
 from pyxlsnap.freemem import make_room
-from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
+from pyxlsnap.journal import Entry, Journal
 from pyxlsnap.model import (
     DomainInfo,
     OnProgress,
     Progress,
     Reverted,
     RunState,
-    SnapshotConfig,
     Step,
 )
 from pyxlsnap.ports import Guest, Host, StartMonitor
-from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
+from pyxlsnap.revert_plan import RevertPlan
 from pyxlsnap.watched import keep_watched
 
 log = logging.getLogger(__name__)
-
-
-def revert(
-    host: Host,
-    domain: str,
-    wanted: SnapshotConfig,
-    cfgfile: Path,
-    *,
-    running: bool = False,
-    force: bool = False,
-    on_progress: OnProgress = lambda _: None,
-    cancel: Cancel | None = None,
-    share_lock: ShareLock = lambda _uuid, _fd: None,
-    start_monitor: StartMonitor | None = None,
-) -> Reverted:
-    """Bring a domain back to a snapshot, in this process (see :func:`pyxlsnap.create.create`).
-
-    :param wanted: what the cfgfile says; ``cfgfile`` is its path.
-    :param share_lock: is given the uuid and descriptor of each lock as soon as it is held.
-    :param start_monitor: called when the domain is back, which nobody watches then. Without it the
-        result has a warning.
-    :raises UsageError, Refused, Risky: nothing was tried.
-    :raises OperationFailed, Interrupted: it ended before the domain was destroyed: nothing changed.
-    :raises NeedsAttention: it failed later. The domain is off; the error has the command that
-        finishes it.
-    """
-    cancel = cancel or Cancel()
-    locks: list[DomainLock] = []
-    try:
-        for uuid in _uuids(host, domain, wanted, cfgfile):
-            locks.append(DomainLock(uuid, domain=domain))
-            share_lock(uuid, locks[-1].fd)
-            Journal(uuid).refuse_unfinished(but="revert")  # such a one is finished by this
-        on_progress(Progress("checking"))
-        plan = plan_revert(
-            host, domain, wanted, cfgfile, running=running, force=force, check=cancel.check
-        )
-        try:
-            return Reversion(
-                host,
-                plan,
-                running=running,
-                force=force,
-                on_progress=on_progress,
-                cancel=cancel,
-                start_monitor=start_monitor,
-            ).run()
-        finally:
-            plan.close()
-    except Cancelled:
-        raise Interrupted(f"reverting {domain} was interrupted", step="plan") from None
-    finally:
-        for lock in locks:
-            lock.release()
-
-
-def _uuids(host: Host, domain: str, wanted: SnapshotConfig, cfgfile: Path) -> list[str]:
-    """The domains concerned: the one in the memory file, and the one that is there now."""
-    uuids = {saved_uuid(wanted, cfgfile)}
-    try:
-        uuids.add(host.find(domain).uuid)
-    except DomainNotFound:
-        pass  # it is off, or the name is wrong: the plan will tell
-    return sorted(uuids)
 
 
 class Reversion:

@@ -19,6 +19,8 @@ from pyxlsnap.model import (
     DiskRequest,
     DomainConfig,
     Metadata,
+    Plan,
+    PlannedDisk,
     RunState,
     SnapshotConfig,
     check_name,
@@ -39,8 +41,37 @@ class RevertPlan:
     memory_path: Path
     stream_offset: int
     state: RunState
+    #: the disk snapshots
+    requests: tuple[DiskRequest, ...]
     strategies: tuple[DiskStrategy, ...]
     warnings: tuple[str, ...]
+
+    def summary(self) -> Plan:
+        """The plan as a plain value."""
+        disks = {d.vdev: d for d in self.config.disks}
+        paths = {r.vdev: r.path for r in self.requests}
+        return Plan(
+            operation="revert",
+            name=self.name,
+            domain=self.config.name,
+            uuid=self.config.uuid,
+            memory_path=str(self.memory_path),
+            cfgfile=str(self.cfgfile),
+            live=False,
+            state=self.state,
+            disks=tuple(
+                PlannedDisk(vdev, disks[vdev].target, s.kind, paths[vdev])
+                for s in self.strategies
+                for vdev in s.vdevs
+            ),
+            left_out={
+                vdev: disk.left_out or "not in the snapshot"
+                for vdev, disk in disks.items()
+                if vdev not in paths
+            },
+            warnings=self.warnings,
+            seconds_suspended=None,
+        )
 
     def close(self) -> None:
         """Let go of the connections that were made."""
@@ -103,6 +134,7 @@ def plan_revert(
         memory_path=memory_path,
         stream_offset=header.stream_offset,
         state=RunState.RUNNING if running or meta is None else meta.state,
+        requests=requests,
         strategies=strategies(chosen, DiskTask(name)),
         warnings=tuple(reasons),
     )

@@ -13,14 +13,15 @@ import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from pyxlsnap import cfgfile, watched, wire
+from pyxlsnap import cfgfile, operations, watched, wire
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.create import create
 from pyxlsnap.errors import Interrupted, PyxlsnapError, to_wire
 from pyxlsnap.model import (
     DiskRequest,
     DomainEvent,
+    Plan,
     Progress,
     Recovered,
     Reverted,
@@ -31,7 +32,6 @@ from pyxlsnap.model import (
 from pyxlsnap.monitor import monitor
 from pyxlsnap.ports import Host
 from pyxlsnap.recovery import recover_all
-from pyxlsnap.revert import revert
 from pyxlsnap.toolstack import Toolstack
 from pyxlsnap.wire import Channel, Message
 
@@ -116,7 +116,7 @@ def serve(request: Message, caller: Caller, cancel: Cancel) -> None:
 
 def perform(
     host: Host, request: Message, config: SnapshotConfig, caller: Caller, cancel: Cancel
-) -> Snapshot | Reverted | Recovered | None:
+) -> Snapshot | Reverted | Recovered | Plan | None:
     """Run the operation that a request names."""
     operation, domain = request["operation"], request["domain"]
     start_monitor = watched.start_monitor if request.get("monitor") else None
@@ -125,29 +125,21 @@ def perform(
         return None
     if operation == "recover":
         return recover_all(host, domain, share_lock=caller.share_lock, start_monitor=start_monitor)
+    how: dict[str, Any] = {
+        "on_progress": caller.progress,
+        "cancel": cancel,
+        "share_lock": caller.share_lock,
+    }
     if operation == "create":
-        return create(
-            host,
-            domain,
-            config,
-            live=request["live"],
-            on_progress=caller.progress,
-            cancel=cancel,
-            share_lock=caller.share_lock,
-            start_monitor=start_monitor,
-        )
-    return revert(
-        host,
-        domain,
-        config,
-        Path(request["cfgfile"]),
-        running=request["running"],
-        force=request["force"],
-        on_progress=caller.progress,
-        cancel=cancel,
-        share_lock=caller.share_lock,
-        start_monitor=start_monitor,
-    )
+        how |= {"live": request["live"], "max_downtime": request.get("max_downtime")}
+        if request.get("dry_run"):
+            return operations.preview_create(host, domain, config, **how)
+        return operations.create(host, domain, config, **how, start_monitor=start_monitor)
+    how |= {"running": request["running"], "force": request["force"]}
+    path = Path(request["cfgfile"])
+    if request.get("dry_run"):
+        return operations.preview_revert(host, domain, config, path, **how)
+    return operations.revert(host, domain, config, path, **how, start_monitor=start_monitor)
 
 
 def _config(request: Message) -> SnapshotConfig:

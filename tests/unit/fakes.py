@@ -86,6 +86,8 @@ class World:
         #: what was there when a suspended guest was last resumed
         self.at_resume: Photo | None = None
         self.on_event: Callable[[str], None] = lambda _: None
+        #: what each disk strategy says
+        self.expected_seconds = 0.0
         self.directory = root / "snapshots"
         for name in ("run", "journals", "images", "dumps", "logs"):
             (root / name).mkdir()
@@ -472,7 +474,7 @@ class FakeStrategy:
             self._refuse_taken()
 
     def expected_seconds(self) -> float:
-        return 0.0
+        return self._world.expected_seconds
 
     def state(self) -> dict[str, str]:
         return {f"{vdev} fake": self._name for vdev in self.vdevs}
@@ -601,6 +603,7 @@ PLACES = (
     (journal, "LOCK_DIR", "run"),
     (journal, "JOURNAL_DIR", "journals"),
     (checks, "LIBVIRT_DIR", "libvirt"),
+    (create_plan, "SNAPSHOT_DIR", "snapshots"),
     (monitor, "DUMP_DIR", "dumps"),
     (processes, "XEN_LOGS", "logs"),
     (freemem, "XL_CONF", "xl.conf"),

@@ -16,7 +16,7 @@ _SITE = """
 import sys
 if "pyxlsnap.worker" in sys.orig_argv:
     import contextlib, logging, os, pathlib, signal, time
-    import pyxlsnap.create, pyxlsnap.monitor, pyxlsnap.recovery, pyxlsnap.toolstack
+    import pyxlsnap.monitor, pyxlsnap.operations, pyxlsnap.recovery, pyxlsnap.toolstack
     from pyxlsnap import errors, journal, model
     UUID = {uuid!r}
     HERE = pathlib.Path({here!r})
@@ -33,8 +33,18 @@ if "pyxlsnap.worker" in sys.orig_argv:
         while not cancel.is_set() and time.monotonic() < end:
             time.sleep(0.01)
         assert cancel.is_set()
-    def create(host, domain, wanted, *, live, on_progress, cancel, share_lock, start_monitor):
+    def create(
+        host, domain, wanted, *, live, max_downtime, on_progress, cancel, share_lock,
+        start_monitor,
+    ):
 {create}
+    PLAN = model.Plan(
+        operation="create", name="snap", domain="vm1", uuid=UUID, memory_path="/m", cfgfile="/c",
+        live=True, state=model.RunState.RUNNING, left_out={{}}, warnings=(),
+        disks=(model.PlannedDisk("xvda", "/a", "qcow2", ""),), seconds_suspended=0.4,
+    )
+    def preview(*_, **__):
+        return PLAN
     def recover_all(host, uuid, *, share_lock, start_monitor):
         held = lock()
         (HERE / "recovered").write_text(uuid)
@@ -49,7 +59,8 @@ if "pyxlsnap.worker" in sys.orig_argv:
         yield
 {close}
     pyxlsnap.toolstack.Toolstack = toolstack
-    pyxlsnap.create.create = create
+    pyxlsnap.operations.create = create
+    pyxlsnap.operations.preview_create = pyxlsnap.operations.preview_revert = preview
     pyxlsnap.recovery.recover_all = recover_all
     pyxlsnap.monitor.monitor = monitor
 """

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,16 @@ from pyxlsnap.errors import (
     UsageError,
     XenError,
 )
-from pyxlsnap.model import Artefact, Progress, Recovered, Reverted, RunState, Snapshot
+from pyxlsnap.model import (
+    Artefact,
+    Plan,
+    PlannedDisk,
+    Progress,
+    Recovered,
+    Reverted,
+    RunState,
+    Snapshot,
+)
 from tests.unit.standin import UUID, StandIn
 
 ROOT = Path(pyxlsnap.__file__).parent.parent
@@ -223,7 +232,13 @@ class Api:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answer: object = SNAPSHOT
         self.calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
-        for name in ("create_snapshot", "revert_snapshot", "recover"):
+        for name in (
+            "create_snapshot",
+            "revert_snapshot",
+            "plan_create",
+            "plan_revert",
+            "recover",
+        ):
             monkeypatch.setattr(api, name, self)
 
     def __call__(self, *arguments: object, **options: object) -> object:
@@ -396,3 +411,55 @@ def test_a_bar_is_drawn_on_a_terminal(worker: StandIn) -> None:
     assert found.returncode == 0
     assert "memory, pass 3" in drawn
     assert b"memory" not in found.stdout
+
+
+PLAN = Plan(
+    operation="create",
+    name="snap",
+    domain="vm1",
+    uuid=UUID,
+    memory_path="/m",
+    cfgfile="/c",
+    live=True,
+    state=RunState.RUNNING,
+    disks=(PlannedDisk("xvda", "/a.qcow2", "qcow2", ""), PlannedDisk("xvdb", "/b", "raw", "/s")),
+    left_out={"hdc": "a CD-ROM drive"},
+    warnings=("careful",),
+    seconds_suspended=0.41,
+)
+
+
+def test_a_dry_run_of_a_create(fake: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.answer = PLAN
+    arguments = ["snapshot-create", "vm1", "--live", "--dry-run", "--max-downtime", "1.5"]
+    assert cli.main(arguments) == 0
+    ((_, options),) = fake.calls
+    assert (options["live"], options["max_downtime"]) == (True, 1.5)
+    assert "monitor" not in options
+    out, err = capsys.readouterr()
+    assert out == (
+        "would take snapshot snap of vm1 (live)\n"
+        "  it would stand still for about 0.4 s\n"
+        "  memory file: /m\n"
+        "  cfgfile: /c\n"
+        "  xvda: /a.qcow2 (qcow2)\n"
+        "  xvdb: /b (raw, /s)\n"
+        "  not hdc (a CD-ROM drive)\n"
+    )
+    assert err == "pyxlsnap: warning: careful\n"
+
+
+def test_a_dry_run_of_a_revert(fake: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.answer = replace(PLAN, operation="revert", live=False, seconds_suspended=None)
+    assert cli.main(["--json", "snapshot-revert", "vm1", "a.cfg", "--dry-run"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["result"]["operation"] == "revert"
+    assert cli.main(["snapshot-revert", "vm1", "a.cfg", "--dry-run"]) == 0
+    assert "would revert vm1 to snap; it would be running then" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "x", ""])
+def test_what_is_no_downtime(seconds: str) -> None:
+    assert f"--max-downtime: {seconds!r} is not a number of seconds" in fails(
+        2, "snapshot-create", "vm1", f"--max-downtime={seconds}"
+    )

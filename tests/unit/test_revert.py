@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile, checks, destroy, revert
+from pyxlsnap import cfgfile, checks, destroy, operations
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import plan_create
@@ -369,7 +369,7 @@ def test_a_paused_snapshot_runs_if_it_is_told_to(case: Case) -> None:
 def test_the_command_to_finish_says_running_and_force_if_they_were_said(case: Case) -> None:
     case.world.fail("restore", XenError("no", rc=-3, operation="restore"))
     with pytest.raises(NeedsAttention) as caught:
-        revert.revert(
+        operations.revert(
             case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, running=True, force=True
         )
     assert set(shlex.split(caught.value.finish)[4:]) == {"--running", "--force"}
@@ -731,7 +731,7 @@ def test_a_memory_file_of_xl_save_can_be_reverted_to(case: Case) -> None:
 
 class TestTheWholeFunction:
     def revert(self, case: Case, domain: str = "vm1", **options: object) -> Reverted:
-        return revert.revert(
+        return operations.revert(
             case.world.host,
             domain,
             cfgfile.read(case.cfg),
@@ -793,3 +793,23 @@ class TestTheWholeFunction:
             self.revert(case, on_progress=cancel_now, cancel=case.cancel)
         assert "destroy" not in case.world.events
         assert case.guest.runs
+
+    def test_a_dry_run_says_what_would_be_done_and_touches_nothing(self, case: Case) -> None:
+        before = case.world.photo()
+        plan = operations.preview_revert(
+            case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, running=True
+        )
+        assert (plan.operation, plan.name, plan.domain) == ("revert", NAME, "vm1")
+        assert [(d.vdev, d.how) for d in plan.disks] == [("xvda", "fake"), ("xvdb", "fake")]
+        assert plan.seconds_suspended is None
+        assert case.world.photo() == before
+        assert case.guest.runs
+
+    def test_a_dry_run_is_risky_as_the_run_would_be(self, case: Case) -> None:
+        case.guest.uuid = OTHER_UUID
+        with pytest.raises(Risky):
+            operations.preview_revert(case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg)
+        plan = operations.preview_revert(
+            case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, force=True
+        )
+        assert any("another uuid" in w for w in plan.warnings)

@@ -31,6 +31,7 @@ from pyxlsnap.model import (
     Artefact,
     DiskRequest,
     DomainEvent,
+    PlannedDisk,
     Progress,
     Recovered,
     RunState,
@@ -527,3 +528,13 @@ def test_who_is_to_watch_afterwards_is_told_to_the_worker(worker: StandIn, wante
     worker.set("(HERE / 'said').write_text(repr(start_monitor)); return SNAPSHOT")
     api.create_snapshot("vm1", monitor=wanted)
     assert ("start_monitor at" in worker.said("said")) is wanted
+
+
+class TestPlans:
+    def test_come_back_as_they_were(self, worker: StandIn) -> None:
+        worker.set("return SNAPSHOT")
+        (worker.here / "c.cfg").write_text('name="snap"')
+        plan = api.plan_create("vm1", live=True)
+        assert (plan.operation, plan.state, plan.warnings) == ("create", RunState.RUNNING, ())
+        assert plan.disks == (PlannedDisk("xvda", "/a", "qcow2", ""),)
+        assert api.plan_revert("vm1", worker.here / "c.cfg") == plan
