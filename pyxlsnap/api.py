@@ -123,6 +123,7 @@ def revert_snapshot(
     *,
     running: bool = False,
     force: bool = False,
+    keep_current: bool = False,
     monitor: bool = True,
     on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
@@ -133,6 +134,8 @@ def revert_snapshot(
     :param cfgfile: the file that :func:`create_snapshot` wrote.
     :param running: the domain runs afterwards, even if it was paused in the snapshot.
     :param force: do it even if it is risky.
+    :param keep_current: take a snapshot of the domain as it is now first (named ``before-…``, its
+        disks where those of this snapshot are); if that fails, nothing else is done.
     :param monitor: have the guest's own reboot, power-off or crash acted on afterwards, as by xl
         (:func:`start_monitor`). Leave it out if you do that (:func:`monitor_domain`, or your own).
     :param on_progress, cancel: as with :func:`create_snapshot`; once the domain is destroyed the
@@ -143,7 +146,8 @@ def revert_snapshot(
     :raises NeedsAttention: it failed after the domain was destroyed; run it again to finish.
     """
     request = _revert_request(domain, cfgfile, running, force)
-    values = _run(request | {"monitor": monitor}, on_progress, cancel)
+    request |= {"monitor": monitor, "keep_current": keep_current}
+    values = _run(request, on_progress, cancel)
     values["state"] = RunState(values["state"])
     values["disks"], values["warnings"] = tuple(values["disks"]), tuple(values["warnings"])
     return Reverted(**values)

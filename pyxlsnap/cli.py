@@ -80,6 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--running", action="store_true", help="let it run afterwards, even if it was paused"
     )
     revert.add_argument("--force", action="store_true", help="try harder on risky reverts")
+    revert.add_argument(
+        "--keep-current", action="store_true", help="take a snapshot of the domain as it is first"
+    )
     revert.set_defaults(run=_revert)
     _add_common(revert)
 
@@ -144,6 +147,7 @@ def _revert(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> 
         arguments.domain,
         arguments.cfgfile,
         **how,
+        keep_current=arguments.keep_current,
         monitor=arguments.monitor,
         on_progress=progress,
     )
@@ -216,6 +220,8 @@ def _show_reverted(reverted: Reverted) -> None:
         f"{reverted.domain} is back at {reverted.name} and {reverted.state} "
         f"(domid {reverted.domid}; disks: {', '.join(reverted.disks) or 'none'})"
     )
+    if reverted.kept:
+        print(f"  as it was before: pyxlsnap snapshot-revert {reverted.uuid} {reverted.kept}")
 
 
 def _show_plan(plan: Plan) -> None:

@@ -287,6 +287,8 @@ class Reverted:
     #: vdevs whose content was put back
     disks: tuple[str, ...]
     warnings: tuple[str, ...]
+    #: the cfgfile of the snapshot that was taken of the present first; "" if none was asked for
+    kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ your process with it, and nobody rolls back.
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +15,15 @@ from pyxlsnap import checks
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
-from pyxlsnap.errors import DomainNotFound, Interrupted
+from pyxlsnap.disks import default_request
+from pyxlsnap.errors import DomainNotFound, Interrupted, Refused
 from pyxlsnap.journal import DomainLock, Journal, ShareLock
 from pyxlsnap.model import OnProgress, Plan, Progress, Reverted, Snapshot, SnapshotConfig
 from pyxlsnap.ports import Host, StartMonitor
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
+
+_KEPT_NAME = 80  # characters of the snapshot's name in that of the present
 
 
 def create(
@@ -117,6 +122,7 @@ def revert(
     *,
     running: bool = False,
     force: bool = False,
+    keep_current: bool = False,
     on_progress: OnProgress = lambda _: None,
     cancel: Cancel | None = None,
     share_lock: ShareLock = lambda _uuid, _fd: None,
@@ -125,6 +131,8 @@ def revert(
     """Bring a domain back to a snapshot, in this process (see :func:`create`).
 
     :param wanted: what the cfgfile says; ``cfgfile`` is its path.
+    :param keep_current: take a snapshot of the domain as it is now first; if that fails, nothing
+        else is done.
     :param share_lock: is given the uuid and descriptor of each lock as soon as it is held.
     :param start_monitor: called when the domain is back, which nobody watches then. Without it the
         result has a warning.
@@ -137,9 +145,13 @@ def revert(
     with _reversion_planned(
         host, domain, wanted, cfgfile, running, force, on_progress, cancel, share_lock
     ) as plan:
+        kept = ""
+        if keep_current:
+            kept = _keep_current(host, plan, on_progress, cancel, start_monitor)
         return Reversion(
             host,
             plan,
+            kept=kept,
             running=running,
             force=force,
             on_progress=on_progress,
@@ -166,6 +178,42 @@ def preview_revert(
         host, domain, wanted, cfgfile, running, force, on_progress, cancel, share_lock
     ) as planned:
         return planned.summary()
+
+
+def _keep_current(
+    host: Host,
+    plan: RevertPlan,
+    on_progress: OnProgress,
+    cancel: Cancel,
+    start_monitor: StartMonitor | None,
+) -> str:
+    """Take a snapshot of the domain that is to be destroyed; its cfgfile.
+
+    Its disk snapshots must outlive the revert: where that puts another file in a disk's place, one
+    inside the file would go with it.
+    """
+    guest = plan.guest
+    if guest is None:
+        raise Refused(f"{plan.config.name} is off: there is nothing to keep (--keep-current)")
+    name = f"before-{plan.name[:_KEPT_NAME]}-{datetime.now():%Y%m%d-%H%M%S}"
+    paths = {r.vdev: r for r in plan.requests if r.path and not r.path.startswith("/dev/")}
+    disks = tuple(
+        replace(paths[d.vdev], path=f"{paths[d.vdev].path}.{name}")
+        if d.vdev in paths
+        else default_request(d, name)
+        for d in guest.config().disks
+        if not d.left_out
+    )
+    wanted = SnapshotConfig(name=name, description=f"before a revert to {plan.name}", disks=disks)
+    with closing(plan_create(host, guest, wanted)) as present:
+        creation = Creation(
+            present,
+            Journal(guest.uuid),
+            on_progress=on_progress,
+            cancel=cancel,
+            start_monitor=start_monitor,
+        )
+        return creation.run().cfgfile
 
 
 @contextmanager

@@ -47,6 +47,7 @@ class Reversion:
         *,
         running: bool = False,
         force: bool = False,
+        kept: str = "",
         journal: Journal | None = None,
         on_progress: OnProgress = lambda _: None,
         cancel: Cancel | None = None,
@@ -55,6 +56,7 @@ class Reversion:
         self._host = host
         self._plan = plan
         self._running, self._force = running, force
+        self._kept = kept
         self._on_progress = on_progress
         self._cancel = cancel or Cancel()
         self._journal = journal or Journal(plan.config.uuid)
@@ -169,6 +171,8 @@ class Reversion:
         what = f"reverting {plan.config.name} to {plan.name} " + (
             f"was interrupted ({step})" if interrupted else f"failed ({step}): {cause}"
         )
+        if self._kept:
+            what += f" (the present was kept: {self._kept})"
         if not self._destroying or self._untouched():
             self._journal.clear()
             cls = Interrupted if interrupted else OperationFailed
@@ -227,6 +231,7 @@ class Reversion:
             uuid=self._new.uuid,
             state=plan.state,
             disks=tuple(v for s in plan.strategies for v in s.vdevs),
+            kept=self._kept,
             warnings=(*plan.warnings, *self._warnings),
         )
 

@@ -139,7 +139,8 @@ def perform(
     path = Path(request["cfgfile"])
     if request.get("dry_run"):
         return operations.preview_revert(host, domain, config, path, **how)
-    return operations.revert(host, domain, config, path, **how, start_monitor=start_monitor)
+    how |= {"keep_current": request.get("keep_current", False), "start_monitor": start_monitor}
+    return operations.revert(host, domain, config, path, **how)
 
 
 def _config(request: Message) -> SnapshotConfig:

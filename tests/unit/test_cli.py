@@ -367,11 +367,12 @@ def test_a_usage_error_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["snapshot-create", "vm1", "--no-monitor"], {"monitor": False}),
         (["snapshot-revert", "vm1", "a.cfg", "--no-monitor"], {"monitor": False}),
+        (["snapshot-revert", "vm1", "a.cfg", "--keep-current"], {"keep_current": True}),
         (["snapshot-create", "vm1"], {"cfgfile": None, "name": None, "live": False}),
         (["snapshot-revert", "vm1", "a.cfg"], {"running": False, "force": False}),
         (
             ["snapshot-revert", "--running", "vm1", "--force", "a.cfg"],
-            {"running": True, "force": True, "monitor": True},
+            {"running": True, "force": True, "monitor": True, "keep_current": False},
         ),
     ],
 )

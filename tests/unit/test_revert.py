@@ -31,7 +31,7 @@ from pyxlsnap.errors import (
 from pyxlsnap.journal import DomainLock, Entry, Journal
 from pyxlsnap.memory import read_header, write_header
 from pyxlsnap.memory.savefile import MAGIC
-from pyxlsnap.model import Disk, Progress, Reverted, RunState, SnapshotConfig
+from pyxlsnap.model import Disk, DiskRequest, Progress, Reverted, RunState, SnapshotConfig
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
 from tests.unit import streams
@@ -813,3 +813,62 @@ class TestTheWholeFunction:
             case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, force=True
         )
         assert any("another uuid" in w for w in plan.warnings)
+
+
+class TestKeepCurrent:
+    """The present is a snapshot, too, before it is destroyed."""
+
+    def revert(self, case: Case, **options: object) -> Reverted:
+        return operations.revert(
+            case.world.host,
+            "vm1",
+            cfgfile.read(case.cfg),
+            case.cfg,
+            keep_current=True,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def test_one_can_go_back_to_it(self, case: Case) -> None:
+        result = self.revert(case)
+        assert case.world.storage.content == {"xvda": "before", "xvdb": "before"}
+        kept = Path(result.kept)
+        assert kept.stem.startswith(f"before-{NAME}-")
+        back = operations.revert(case.world.host, "vm1", cfgfile.read(kept), kept)
+        assert back.state is RunState.RUNNING
+        assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
+        assert Journal(UUID).read() is None
+
+    def test_if_it_cannot_be_kept_nothing_else_is_done(self, case: Case) -> None:
+        case.world.fail("create xvdb", XenError("no", rc=-3, operation="x"))
+        with pytest.raises(OperationFailed, match="everything is as before"):
+            self.revert(case)
+        assert "destroy" not in case.world.events
+        assert case.guest.runs
+
+    def test_what_was_kept_is_told_when_the_revert_fails(self, case: Case) -> None:
+        case.world.fail("restore", XenError("no", rc=-3, operation="x"))
+        with pytest.raises(NeedsAttention, match=r"the present was kept: .*/before-snap-.*\.cfg"):
+            self.revert(case)
+
+    def test_of_a_domain_that_is_off_there_is_nothing_to_keep(self, case: Case) -> None:
+        case.guest.exists = False
+        with pytest.raises(Refused, match="vm1 is off: there is nothing to keep"):
+            self.revert(case)
+        assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
+
+    def test_its_disks_are_beside_those_that_are_put_back(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One inside a file that the revert replaces would go with it."""
+        wanted = replace(
+            cfgfile.read(case.cfg),
+            disks=(DiskRequest("xvda", "/srv/frozen", "qcow2"), DiskRequest("xvdb")),
+        )
+        result = operations.revert(
+            case.world.host, "vm1", wanted, case.cfg, keep_current=True, force=True
+        )
+        kept = cfgfile.read(Path(result.kept))
+        assert kept.disks == (
+            DiskRequest("xvda", f"/srv/frozen.{kept.name}", "qcow2"),
+            DiskRequest("xvdb"),
+        )
