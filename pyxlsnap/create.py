@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import TypeVar
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
@@ -30,6 +31,8 @@ from pyxlsnap.unpauser import Unpauser
 from pyxlsnap.watched import keep_watched
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 # An abort comes from nobody else: it is the token's way through libxl.
 _INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
@@ -191,19 +194,19 @@ class Creation:
         undone: list[str] = []
         left: list[str] = []
         try:
-            self._bring_guest_back(undone)
+            _in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
         except DomainNotFound as e:
             left.append(f"{e}: somebody else has destroyed it")
         except GuestTimeout as e:  # it runs, but nobody knows for how long
             left.append(str(e))
-        except Exception as e:  # a bug is no reason to delete the guest's only copy
+        except BaseException as e:  # a bug is no reason to delete the guest's only copy
             return self._keep_everything(step, what, e)
         else:
             left += self._keep_watched() if self._start_monitor else []
         for cleanup in reversed(self._cleanups):
             try:
-                undone += cleanup()
-            except Exception as e:  # whatever it is, the next one is still to be done
+                undone += _in_spite_of_ctrl_c(cleanup)
+            except BaseException as e:  # whatever it is, the next one is still to be done
                 left.append(str(e) or type(e).__name__)
         if left:
             return NeedsAttention(
@@ -233,13 +236,15 @@ class Creation:
         if resumed:
             undone.append(f"resumed {self._guest.name}")
 
-    def _keep_everything(self, step: str, what: str, error: Exception) -> PyxlsnapError:
+    def _keep_everything(self, step: str, what: str, error: BaseException) -> PyxlsnapError:
         """The guest cannot be resumed: memory file and disks are its only copy.
 
         Without disk snapshots the disks themselves are those of the instant, as long as it stays
         suspended: the cfgfile then names none, and the revert leaves them alone.
         """
-        left = [f"{self._guest} is suspended and cannot be resumed ({error})"]
+        left = [
+            f"{self._guest} is suspended and cannot be resumed ({error or type(error).__name__})"
+        ]
         finish = f"pyxlsnap snapshot-recover {self._guest.uuid}"
         if self._memory_complete:
             try:
@@ -287,6 +292,14 @@ class Creation:
             seconds_unpaused=self._seconds_unpaused,
             seconds=self._seconds,
         )
+
+
+def _in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:
+    """An undo runs to its end: what was interrupted is done again."""
+    try:
+        return do()
+    except KeyboardInterrupt:
+        return do()
 
 
 def _describe(step: str, cause: BaseException, domain: str) -> str:

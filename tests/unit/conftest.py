@@ -1,6 +1,5 @@
 """Fixtures: the small world of fakes.py, in a directory of its own."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from pyxlsnap import qmp
 from pyxlsnap.model import Disk
-from tests.unit.fakes import CHOOSERS, PLACES, World
+from tests.unit.fakes import World, make_world
 from tests.unit.qemu import SIZE, VDEVS, Qemu, qemu_img, write
 from tests.unit.standin import StandIn
 
@@ -16,15 +15,7 @@ from tests.unit.standin import StandIn
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty world; the package's directories and disk strategies are its own."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
-    root = tmp_path / "world"
-    root.mkdir()
-    found = World(root)
-    for module, name, place in PLACES:
-        monkeypatch.setattr(module, name, root / place)
-    for module in CHOOSERS:
-        monkeypatch.setattr(module, "strategies", found.strategies)
-    return found
+    return make_world(tmp_path / "world", monkeypatch)
 
 
 @pytest.fixture

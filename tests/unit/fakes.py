@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+import pytest
+
 from pyxlsnap import (
     checks,
     create_plan,
@@ -86,6 +88,8 @@ class World:
         #: what was there when a suspended guest was last resumed
         self.at_resume: Photo | None = None
         self.on_event: Callable[[str], None] = lambda _: None
+        #: the content of memory files, by inode
+        self.memories: dict[int, str] = {}
         #: what each disk strategy says
         self.expected_seconds = 0.0
         self.directory = root / "snapshots"
@@ -185,6 +189,8 @@ class FakeGuest:
         self.requested = False
         self.shutdown_reason = ""
         self.memory_kb = 1024
+        #: what it holds in its memory
+        self.memory = ""
         #: seconds after a failed suspend at which the guest suspends all the same
         self.suspends_late_s: float | None = None
         self.resumes = 0
@@ -246,6 +252,7 @@ class FakeGuest:
             report(Progress("memory", 1, 2))
             self.while_suspending()
             os.write(fd, self.stream[half:])
+            self._world.memories[os.fstat(fd).st_ino] = self.memory
             report(Progress("domain now suspended"))
             self.suspended = True
 
@@ -434,6 +441,7 @@ class FakeHost:
             with os.fdopen(os.dup(fd), "rb") as stream:
                 walk(stream, "restored")
             guest = self.start(config)
+            guest.memory = self._world.memories.get(os.fstat(fd).st_ino, "")
             guest.paused = True
         return guest
 
@@ -610,3 +618,15 @@ PLACES = (
     (freemem, "XL_LOCK", "run/xl.lock"),
 )
 CHOOSERS = (create_plan, revert_plan, recovery)
+
+
+def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """An empty world; the package's directories and disk strategies are its own."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
+    root.mkdir()
+    found = World(root)
+    for module, name, place in PLACES:
+        monkeypatch.setattr(module, name, root / place)
+    for module in CHOOSERS:
+        monkeypatch.setattr(module, "strategies", found.strategies)
+    return found

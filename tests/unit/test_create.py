@@ -5,7 +5,8 @@ import shlex
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -716,3 +717,24 @@ class TestADryRun:
                 run(world.host, "vm1", WANTED, live=live, max_downtime=allowed)
         case.assert_as_before()
         self.preview(world, live=live, max_downtime=100)
+
+
+@pytest.mark.parametrize("verb", ["resume", "undo xvda"])
+def test_a_second_ctrl_c_does_not_stop_the_undo(world: World, verb: str) -> None:
+    case = Case(world)
+    case.world.fail("create xvdb", KeyboardInterrupt())
+    real = case.world.doing
+    calls: list[str] = []
+
+    @contextmanager
+    def once(what: str) -> Iterator[None]:
+        if what == verb and not calls:
+            calls.append(what)
+            raise KeyboardInterrupt
+        with real(what):
+            yield
+
+    case.world.doing = once  # type: ignore[method-assign,assignment]
+    case.fails(Interrupted)
+    assert calls
+    case.assert_as_before()
