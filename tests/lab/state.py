@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache, guests, image, machine
+from . import cache, guests, image, machine, storage
 from .dom0 import Dom0
 
 
@@ -40,7 +40,7 @@ def _recipe() -> list[str]:
     command = machine.qemu_command(image.Image(somewhere, ""), somewhere, somewhere)
     nobody = Dom0(0)
     configs = [guests.Guest(nobody, name).config_text() for name in guests.STANDARD]
-    return [machine.qemu_version(), *command, guests.DISK_SIZE, *configs]
+    return [machine.qemu_version(), *command, guests.DISK_SIZE, *configs, storage.script()]
 
 
 def _build(new: Path, base: image.Image, say: cache.Say) -> None:
@@ -48,7 +48,9 @@ def _build(new: Path, base: image.Image, say: cache.Say) -> None:
     say("booting Xen and dom0 from cold")
     with machine.Machine.boot(base) as host:
         try:
-            say("dom0 is up; starting the guests")
+            say("dom0 is up; making disks of every kind")
+            host.dom0.run(storage.script(), timeout=300)
+            say("starting the guests")
             for name in guests.STANDARD:
                 guest = guests.Guest(host.dom0, name)
                 guest.create()

@@ -6,6 +6,7 @@ is started with.
 
 import gzip
 import lzma
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -71,6 +72,31 @@ def compile_guests() -> None:
     boot_sector.unlink()
 
 
+def quicken_lvm() -> None:
+    """Make LVM quicker, which does what it always does: it waits for udev, and udev for programs.
+
+    Each event of a volume starts some, and starting a program is what is slow under emulation.
+    """
+    run("gcc", "-static", "-O2", "-Wall", "-o", LAB / "dm-udev", LAB / "dm-udev.c")
+    run("strip", LAB / "dm-udev")
+    own = Path("/etc/udev/rules.d")
+    own.mkdir(parents=True, exist_ok=True)
+    for name in ("55-dm.rules", "56-lvm.rules", "95-dm-notify.rules"):
+        text = Path("/lib/udev/rules.d", name).read_text()
+        changed = re.sub(r"/sbin/dmsetup (udev|splitname)", r"/lab/dm-udev \1", text)
+        if changed == text:
+            raise SystemExit(f"{name} does not call dmsetup")
+        (own / name).write_text(changed)
+    # Nobody here needs volumes to be activated by themselves, or a look at every device written to.
+    for name in ("69-lvm.rules", "60-block.rules"):
+        (own / name).symlink_to("/dev/null")
+    # No dmeventd; no copies of the metadata; and not 8 MiB to touch and lock in each command.
+    Path("/etc/lvm/lvmlocal.conf").write_text(
+        "activation { monitoring = 0 reserved_memory = 64 reserved_stack = 64 }\n"
+        "backup { backup = 0 archive = 0 }\n"
+    )
+
+
 def main() -> None:
     OUT.mkdir()
     version = max(path.name for path in Path("/lib/modules").iterdir())
@@ -83,6 +109,7 @@ def main() -> None:
     (OUT / "xen").write_bytes(gzip.decompress(hypervisor.read_bytes()))
 
     compile_guests()
+    quicken_lvm()
     disk_modules = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"]
     initrd(OUT / "dom0-initrd.img", LAB / "dom0-initrd-init", version, disk_modules)
     initrd(LAB / "guest-initrd.img", LAB / "guest", version, ["xen-blkfront"])
