@@ -33,7 +33,7 @@ def _linux(kernel: str) -> str:
 memory = {MEMORY_MIB}
 kernel = "/lab/{kernel}"
 ramdisk = "/lab/guest-initrd.img"
-extra = "console=hvc0 loglevel=4 mitigations=off disks=2"
+extra = "console=hvc0 loglevel=4 mitigations=off sysrq_always_enabled disks=2"
 """
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pyxlsnap import cfgfile, qmp
-from pyxlsnap.create import Creation, create
+from pyxlsnap.create import Creation
+from pyxlsnap.operations import create
 from pyxlsnap.toolstack import Toolstack
 
 CHANGES = re.compile(r"os\.(link|symlink|rename|remove|rmdir|mkdir|truncate|ch|set)|subprocess")
