@@ -123,12 +123,14 @@ def plan_create(
     *,
     live: bool = False,
     directory: Path | None = None,
-    wait: Callable[[Guest], None] = checks.wait_for_frontends,
+    check: Callable[[], None] = lambda: None,
 ) -> CreatePlan:
     """Plan a snapshot of a running guest. Changes nothing.
 
     :param wanted: what the cfgfile says; what it leaves out is filled in.
     :param directory: where snapshots go that name no memory file.
+    :param check: called again and again by what takes long, also when the plan is run; what it
+        raises ends that.
     :raises UsageError: the name or a path will not do.
     :raises Refused: the guest, a disk or the host does not allow it.
     """
@@ -160,7 +162,7 @@ def plan_create(
     memory_kb = guest.info().memory_kb
     checks.refuse_full(memory_path.parent, memory_kb)
     inactive = live and config.kind is GuestKind.HVM
-    task = DiskTask(name, inactive=inactive, asked=wanted.disks is not None)
+    task = DiskTask(name, inactive=inactive, asked=wanted.disks is not None, check=check)
     plan = CreatePlan(
         guest=guest,
         config=config,
@@ -186,7 +188,7 @@ def plan_create(
     try:
         for strategy in plan.strategies:
             strategy.check_create(guest.domid)
-        wait(guest)
+        checks.wait_for_frontends(guest, check=check)
     except BaseException:
         plan.close()
         raise

@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
-from pyxlsnap import checks
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
@@ -103,8 +101,7 @@ def _creation_planned(
         on_progress(Progress("checking"))
         journal = Journal(guest.uuid)
         journal.refuse_unfinished()
-        wait = partial(checks.wait_for_frontends, check=cancel.check)
-        with closing(plan_create(host, guest, wanted, live=live, wait=wait)) as found:
+        with closing(plan_create(host, guest, wanted, live=live, check=cancel.check)) as found:
             if max_downtime is not None:
                 found.refuse_slow(max_downtime)
             yield found, journal
@@ -205,7 +202,7 @@ def _keep_current(
         if not d.left_out
     )
     wanted = SnapshotConfig(name=name, description=f"before a revert to {plan.name}", disks=disks)
-    with closing(plan_create(host, guest, wanted)) as present:
+    with closing(plan_create(host, guest, wanted, check=cancel.check)) as present:
         creation = Creation(
             present,
             Journal(guest.uuid),

@@ -77,6 +77,8 @@ class DiskTask:
     inactive: bool = False
     #: the user has named the disks; else every writable one was chosen
     asked: bool = True
+    #: called again and again by what takes long; what it raises (:class:`Cancelled`) ends that
+    check: Callable[[], None] = lambda: None
 
 
 class DiskStrategy(Protocol):

@@ -5,7 +5,7 @@ import fcntl
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class BlockCopy(CopyStrategy):
         for file in self._files:
             drained(file.disk, file.target)
             with os_errors(file.disk, file.target), _device(file.target, os.O_RDONLY) as device:
-                copy_device(device, file.fd)
+                copy_device(device, file.fd, check=self._task.check)
 
     # revert
 
@@ -109,14 +109,16 @@ class BlockCopy(CopyStrategy):
         return []
 
 
-def copy_device(device: int, new: int) -> None:
+def copy_device(device: int, new: int, *, check: Callable[[], None] = lambda: None) -> None:
     """Copy a block device into an empty file; what is zero becomes a hole.
 
+    :param check: called again and again; what it raises ends the copying.
     :raises OSError: such as a full disk.
     """
     size, buffer = _size(device), _buffer()
     os.ftruncate(new, size)
     for offset in range(0, size, _CHUNK):
+        check()
         count = _read(device, offset, buffer, size)
         for start in range(0, count, _BLOCK):
             block = buffer[start : min(start + _BLOCK, count)]

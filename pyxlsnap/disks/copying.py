@@ -7,7 +7,7 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,9 +116,12 @@ def can_reflink(source: int, new: int) -> bool:
     return True
 
 
-def copy_file(source: int, new: int, *, reflink: bool) -> None:
+def copy_file(
+    source: int, new: int, *, reflink: bool, check: Callable[[], None] = lambda: None
+) -> None:
     """Copy a file: at once by sharing its blocks, or byte by byte, its holes left holes.
 
+    :param check: called again and again; what it raises ends the copying.
     :raises OSError: such as a full disk.
     """
     if reflink:
@@ -128,6 +131,7 @@ def copy_file(source: int, new: int, *, reflink: bool) -> None:
     os.ftruncate(new, size)
     for start, end in _data(source, size):
         while start < end:
+            check()
             start += _copy_some(source, new, start, min(end - start, _RANGE))
 
 

@@ -83,7 +83,7 @@ class RawFile(CopyStrategy):
                 # What a loop device was given is in its file's page cache. A reflink flushes that,
                 # too; a copy finds holes by what the filesystem knows of.
                 os.fsync(source.fileno())
-                copy_file(source.fileno(), file.fd, reflink=file.reflink)
+                copy_file(source.fileno(), file.fd, reflink=file.reflink, check=self._task.check)
 
     # revert
 

@@ -4,12 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pyxlsnap import qmp
 from pyxlsnap.model import Disk
 from tests.unit.fakes import World, make_world
 from tests.unit.qemu import SIZE, VDEVS, Qemu, qemu_img, write
 from tests.unit.standin import StandIn
+
+# How long an example takes says more about the machine than about us.
+settings.register_profile("pyxlsnap", deadline=None)
+settings.load_profile("pyxlsnap")
 
 
 @pytest.fixture

@@ -184,7 +184,6 @@ LAYOUT = st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=8)
 @pytest.mark.parametrize("in_kernel", [True, False])
 @settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(layout=LAYOUT, tail=st.integers(0, BLOCK - 1))

@@ -12,6 +12,7 @@ import pytest
 
 from pyxlsnap import cfgfile, checks
 from pyxlsnap import create_plan as plan_module
+from pyxlsnap.cancel import Cancelled
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.disks import choose, default_request, strategies
 from pyxlsnap.disks.block_copy import BlockCopy
@@ -19,7 +20,7 @@ from pyxlsnap.disks.qcow2 import Qcow2
 from pyxlsnap.disks.raw_file import RawFile
 from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
 from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
-from pyxlsnap.ports import DiskTask, Guest
+from pyxlsnap.ports import DiskTask
 from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
 
 
@@ -29,9 +30,9 @@ def planned(
     wanted: SnapshotConfig = SnapshotConfig("snap"),  # noqa: B008
     *,
     live: bool = False,
-    wait: Callable[[Guest], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
 ) -> CreatePlan:
-    return plan_create(world.host, guest, wanted, live=live, directory=world.directory, wait=wait)
+    return plan_create(world.host, guest, wanted, live=live, directory=world.directory, check=check)
 
 
 @pytest.fixture
@@ -249,11 +250,13 @@ class TestRefused:
     def test_a_frontend_on_its_way_lets_go_of_every_strategy(
         self, world: World, guest: FakeGuest
     ) -> None:
-        def wait(*_: object) -> None:
-            raise Refused("vif/0 is neither connected nor unused")
+        guest.frontends = [{"vif/0": 3}]
 
-        with pytest.raises(Refused, match="vif/0"):
-            planned(world, guest, wait=wait)
+        def interrupt() -> None:
+            raise Cancelled
+
+        with pytest.raises(Cancelled):
+            planned(world, guest, check=interrupt)
         assert {"close xvda", "close xvdb"} <= set(world.events)
 
 

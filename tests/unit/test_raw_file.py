@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap.cancel import Cancelled
 from pyxlsnap.disks import copying, raw_file, snapshot_file
 from pyxlsnap.disks.raw_file import RawFile, default_request
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
@@ -543,3 +544,28 @@ def test_the_token_is_new_each_time(tmp_path: Path) -> None:
     assert made([disk]).state() != made([disk]).state()
     assert set(made([disk]).state()) == {"xvda token"}
     assert len(snapshot_file.SnapshotFile(disk, DiskRequest("xvda", "/a")).token) == 32
+
+
+def test_a_cancel_ends_a_copy_in_the_middle(
+    tmp_path: Path, used: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest stands still meanwhile: whoever gives up waiting gets it back."""
+    monkeypatch.setattr(copying, "_RANGE", 4096)
+    checked = []
+
+    def cancel_at_the_third() -> None:
+        checked.append(1)
+        if len(checked) == 3:
+            raise Cancelled
+
+    disk = make_disk(tmp_path)
+    task = DiskTask(NAME, check=cancel_at_the_third)
+    strategy = RawFile([(disk, default_request(disk, NAME))], task)
+    before = listing(tmp_path)
+    strategy.check_create(7)
+    strategy.prepare()
+    with pytest.raises(Cancelled):
+        strategy.create()
+    strategy.undo_create()
+    assert listing(tmp_path) == before
+    assert Path(disk.target).read_bytes() == OLD
