@@ -56,7 +56,7 @@ def recover(guest: Guest, name: str) -> Recovery:
         seconds = time.monotonic() - begun
         done = running.wait()
     found = Recovery(seconds, json.loads(done.out))
-    assert found.seconds < 30  # about 8 under emulation
+    assert found.seconds < 60  # about 8 under emulation, where that has a core to itself
     assert done.rc in (0, 4), done
     assert bool(found.left) == (done.rc == 4)
     frozen = dom0.run(f"ls {FROZEN}/*.{name}", check=False).out.split()
