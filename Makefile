@@ -1,6 +1,6 @@
 # make demo    a live snapshot of a real guest on a real Xen, taken and reverted
 # make test    every test: lint, types, layers, unit tests, then the lab
-# make soak    the lab tests that take too long for that
+# make soak    the lab tests that take too long for that, and the README's table of what they saw
 # make clean   what was built in the tree (the lab's image stays: make prune)
 
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
@@ -30,6 +30,7 @@ lab: $(VENV)/built
 soak: $(VENV)/built
 	$(PY) -m tests.lab state
 	$(PY) -m pytest tests/lab -m soak -n $(LABS) --dist worksteal --durations=0
+	$(PY) -m tests.lab.support
 
 demo: $(VENV)/built
 	$(PY) -m tests.lab.demo

@@ -78,7 +78,7 @@ def render(records: dict[str, Record]) -> str:
     ways = [cell.way for cell in CELLS if cell.guest == STANDARD[0]]
     rows = [["guest", *(way.replace("-", ", ") for way in ways)], ["---"] * (1 + len(ways))]
     for guest in STANDARD:
-        cells = [str(records[str(cell)]) for cell in CELLS if cell.guest == guest]
+        cells = [str(records.get(str(c), "not seen yet")) for c in CELLS if c.guest == guest]
         rows.append([guest.upper(), *cells])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     xens, dates = ({getattr(r, name) for r in records.values()} for name in ("xen", "seen"))
@@ -99,14 +99,12 @@ def main() -> int:
         path = RECORDS / f"{cell}.json"
         if path.exists():
             records[str(cell)] = Record(**json.loads(path.read_text()))
-    missing = [str(cell) for cell in CELLS if str(cell) not in records]
     known = {cell: asdict(records[cell]) for cell in map(str, CELLS) if cell in records}
     TABLE.write_text(json.dumps(known, indent=1) + "\n")
-    if missing:
-        print(f"not seen yet: {', '.join(missing)}", file=sys.stderr)
-        return 1
     README.write_text(put(README.read_text(), render(records)))
-    return 0
+    missing = [str(cell) for cell in CELLS if str(cell) not in records]
+    print(f"not seen yet: {', '.join(missing) or 'nothing'}")
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":
