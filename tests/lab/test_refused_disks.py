@@ -44,13 +44,11 @@ def full_group(guest: Guest) -> Iterator[None]:
 @contextmanager
 def full_pool(guest: Guest) -> Iterator[None]:
     """Nearly: what the guest itself writes to must still have room."""
-    guest.dom0.run(
-        f"lvcreate -q -V 64M -T {GROUP}/{POOL} -n filler && "
-        f"used=$(lvs --noheadings -o data_percent {GROUP}/{POOL}) && "
-        f"size=$(lvs --noheadings --nosuffix --units k -o lv_size {GROUP}/{POOL}) && "
-        "count=$(awk -v u=$used -v s=$size 'BEGIN { print int((97 - u) / 100 * s / 64) }') && "
-        f"dd if=/dev/zero of=/dev/{GROUP}/filler bs=64k count=$count oflag=direct status=none"
-    )
+    guest.dom0.run(f"lvcreate -q -V 64M -T {GROUP}/{POOL} -n filler")
+    report = "lvs --noheadings --nosuffix --units k -o lv_size,data_percent"
+    size_kib, percent = map(float, guest.dom0.run(f"{report} {GROUP}/{POOL}").out.split())
+    count = int(size_kib * (97 - percent) / 100 / 64)
+    guest.dom0.run(f"dd if=/dev/zero of=/dev/{GROUP}/filler bs=64k count={count} oflag=direct")
     yield
     guest.dom0.run(f"lvremove -q -f {GROUP}/filler")
 
@@ -59,8 +57,7 @@ def full_pool(guest: Guest) -> Iterator[None]:
 @pytest.mark.timeout(900)
 def test_what_cannot_be_is_refused(spent_lab: Lab) -> None:
     guest = spent_lab.guest("pv")
-    tick = attach(guest, {**more(guest, external=True), "xvdg": storage.raw_without_reflink("pv")})
-    assert len(tick.disks) == 7
+    tick = attach(guest, more(guest, external=True))
     for cell in REFUSED:
         line = assert_refused(guest, words(guest, cell, "no"), "shadow paging")
         record(spent_lab.dom0, cell, len(tick.disks), refused=line)
@@ -68,12 +65,10 @@ def test_what_cannot_be_is_refused(spent_lab: Lab) -> None:
     def named(*wanted: str) -> list[str]:
         return [write_cfg(guest, list(wanted))]
 
-    raw, plain = storage.raw_without_reflink("pv"), storage.plain("pv")
+    plain, raw = storage.plain("pv"), storage.raw_without_reflink("pv")
     assert_refused(guest, [], "xvdf", plain, "knows no snapshots")
-    assert_refused(guest, named(",,xvdf"), "xvdf", plain, "knows no snapshots")
-    assert_refused(guest, named(",,xvdc"), "xvdc", "cannot hold a snapshot inside")
-    guest.dom0.run(["xl", "block-detach", "pv", "xvdf"])
-    guest.wait_advance()
+    assert_refused(guest, named(",,xvda", ",,xvdc"), "xvdc", "cannot hold a snapshot inside")
+    attach(guest, {"xvdg": raw})
     assert_refused(guest, [], "xvdg", raw, "cannot share blocks")
     with full_group(guest):
         assert_refused(guest, named(",,xvda", ",,xvde"), "xvde", f"group {GROUP}", "MiB free")
