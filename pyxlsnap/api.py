@@ -145,9 +145,8 @@ def revert_snapshot(
     :raises OperationFailed, Interrupted: it ended before anything was changed.
     :raises NeedsAttention: it failed after the domain was destroyed; run it again to finish.
     """
-    request = _revert_request(domain, cfgfile, running, force)
-    request |= {"monitor": monitor, "keep_current": keep_current}
-    values = _run(request, on_progress, cancel)
+    request = _revert_request(domain, cfgfile, running, force, keep_current)
+    values = _run(request | {"monitor": monitor}, on_progress, cancel)
     values["state"] = RunState(values["state"])
     values["disks"], values["warnings"] = tuple(values["disks"]), tuple(values["warnings"])
     return Reverted(**values)
@@ -159,23 +158,27 @@ def plan_revert(
     *,
     running: bool = False,
     force: bool = False,
+    keep_current: bool = False,
     cancel: Cancel | None = None,
 ) -> Plan:
     """What :func:`revert_snapshot` would do.
 
     Its parameters are the same, and so are the errors that are raised before anything was tried.
     """
-    request = _revert_request(domain, cfgfile, running, force)
+    request = _revert_request(domain, cfgfile, running, force, keep_current)
     return _plan(_run(request | {"dry_run": True}, None, cancel))
 
 
-def _revert_request(domain: str, cfgfile: StrPath, running: bool, force: bool) -> wire.Message:
+def _revert_request(
+    domain: str, cfgfile: StrPath, running: bool, force: bool, keep_current: bool
+) -> wire.Message:
     return {
         "operation": "revert",
         "domain": domain,
         "cfgfile": _absolute(cfgfile),
         "running": running,
         "force": force,
+        "keep_current": keep_current,
     }
 
 

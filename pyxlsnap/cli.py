@@ -139,6 +139,7 @@ def _revert(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> 
     how: dict[str, Any] = {
         "running": arguments.running,
         "force": arguments.force,
+        "keep_current": arguments.keep_current,
         "cancel": cancel,
     }
     if arguments.dry_run:
@@ -147,7 +148,6 @@ def _revert(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> 
         arguments.domain,
         arguments.cfgfile,
         **how,
-        keep_current=arguments.keep_current,
         monitor=arguments.monitor,
         on_progress=progress,
     )

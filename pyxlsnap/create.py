@@ -58,6 +58,7 @@ class Creation:
         self._start_monitor = start_monitor
         self._files = SnapshotFiles(plan)
         self._cleanups: list[Callable[[], list[str]]] = []
+        self._journal_is_ours = False
         self._suspend_began = False
         self._memory_complete = False
         self._disks_done = False
@@ -126,6 +127,7 @@ class Creation:
             started=time.time(),
         )
         self._journal.write(entry)
+        self._journal_is_ours = True
 
     def _write_header(self) -> None:
         self._cleanups.append(self._files.discard)
@@ -193,6 +195,7 @@ class Creation:
         log.warning("%s; undoing", what)
         undone: list[str] = []
         left: list[str] = []
+        unwatched: list[str] = []
         try:
             _in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
         except DomainNotFound as e:
@@ -202,7 +205,9 @@ class Creation:
         except BaseException as e:  # a bug is no reason to delete the guest's only copy
             return self._keep_everything(step, what, e)
         else:
-            left += self._keep_watched() if self._start_monitor else []
+            unwatched = self._keep_watched()
+            if self._start_monitor:  # it was to be otherwise
+                left += unwatched
         for cleanup in reversed(self._cleanups):
             try:
                 undone += _in_spite_of_ctrl_c(cleanup)
@@ -216,11 +221,13 @@ class Creation:
                 left=left,
                 finish=f"pyxlsnap snapshot-recover {self._guest.uuid}",
             )
-        self._journal.clear()
+        if self._journal_is_ours:
+            self._journal.clear()
         # (An abort may also show as another failure of libxl.)
         interrupted = isinstance(cause, _INTERRUPTED) or self._cancel.is_set()
         cls = Interrupted if interrupted else OperationFailed
-        return cls(f"{what}; everything is as before", step=step, undone=undone)
+        but = "".join(f", but {line}" for line in unwatched)
+        return cls(f"{what}; everything is as before{but}", step=step, undone=undone)
 
     def _bring_guest_back(self, undone: list[str]) -> None:
         if not self._suspend_began or self._resumed:

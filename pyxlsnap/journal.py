@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pyxlsnap.errors import Busy, Refused
-from pyxlsnap.files import NewFile, make_directory, sync_directory
+from pyxlsnap.files import NewFile, make_directory, sync_directory, temporary_name
 from pyxlsnap.model import Disk, DiskRequest
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,11 @@ JOURNAL_DIR = Path("/var/lib/pyxlsnap")
 ShareLock = Callable[[str, int], None]
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
+
+
+def boot_id() -> str:
+    """What tells this boot of the host from others."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def write_lock() -> bytes:
@@ -95,6 +100,12 @@ class Entry:
     paused: bool = False
     #: somebody is to watch the domain afterwards (:data:`pyxlsnap.ports.StartMonitor`)
     monitor: bool = False
+    #: of a revert: the destroy of the domain may have begun
+    begun: bool = False
+    #: the boot of the host that ``domid`` belongs to
+    boot: str = ""
+    #: of a revert: the command that finishes it
+    words: tuple[str, ...] = ()
     #: directories that are ours, if they are there, parents first
     directories: tuple[str, ...] = ()
 
@@ -121,6 +132,22 @@ class Journal:
             new.file.write(json.dumps(asdict(entry), indent=1).encode())
             new.publish()
 
+    def rewrite(self, entry: Entry) -> None:
+        """Say more of what :meth:`write` has said, durably.
+
+        :raises OSError: it could not be written; what was said before stands.
+        """
+        temporary = temporary_name(self.path)
+        try:
+            with temporary.open("xb") as file:
+                file.write(json.dumps(asdict(entry), indent=1).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, self.path)
+            sync_directory(self.path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
     def read(self) -> Entry | None:
         """What was in flight; ``None`` if nothing was.
 
@@ -133,7 +160,7 @@ class Journal:
             values["disk_state"] = dict(values["disk_state"])
             if len(values["devices"]) != len(values["disks"]):
                 raise ValueError("disks and devices do not belong together")
-            for key in ("temporary", "directories"):
+            for key in ("temporary", "directories", "words"):
                 values[key] = tuple(values[key])
             return Entry(**values)
         except FileNotFoundError:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 DUMP_DIR = Path("/var/lib/xen/dump")
 
 _LOCK_POLL_S = 0.2
+_ATTEMPTS = 3
+_AGAIN_S = 2.0
 
 
 def monitor(
@@ -165,10 +167,25 @@ class Monitor:
             destroy(self._guest)
         if action not in ("restart", "restart_rename"):
             return False
-        make_room(self._host, config)
-        self._guest = self._host.create(config)
+        self._guest = self._created(config)
         self._guest.unpause()
         return True
+
+    def _created(self, config: DomainConfig) -> Guest:
+        """Make it anew. That fails sometimes, so xl waits two seconds first; we try again."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                make_room(self._host, config)
+            except Refused as e:  # as xl without autoballooning: libxl shall say so
+                log.warning("%s", e)
+            try:
+                return self._host.create(config)
+            except XenError as e:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                log.warning("%s; trying again", e)
+                time.sleep(_AGAIN_S)
+        raise AssertionError("the last attempt has raised")
 
     def _dump_core(self) -> None:
         """As xl does, but under a name of its own: an older dump may still be wanted."""

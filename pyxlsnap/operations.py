@@ -4,6 +4,7 @@
 your process with it, and nobody rolls back.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -14,12 +15,21 @@ from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.disks import default_request
-from pyxlsnap.errors import DomainNotFound, Interrupted, Refused
+from pyxlsnap.disks.lvm import is_lvm
+from pyxlsnap.errors import (
+    DomainNotFound,
+    Interrupted,
+    OperationFailed,
+    PyxlsnapError,
+    Refused,
+)
 from pyxlsnap.journal import DomainLock, Journal, ShareLock
 from pyxlsnap.model import OnProgress, Plan, Progress, Reverted, Snapshot, SnapshotConfig
 from pyxlsnap.ports import Host, StartMonitor
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
+
+log = logging.getLogger(__name__)
 
 _KEPT_NAME = 80  # characters of the snapshot's name in that of the present
 
@@ -142,13 +152,14 @@ def revert(
     with _reversion_planned(
         host, domain, wanted, cfgfile, running, force, on_progress, cancel, share_lock
     ) as plan:
-        kept = ""
+        kept = None
         if keep_current:
-            kept = _keep_current(host, plan, on_progress, cancel, start_monitor)
+            with closing(_plan_present(host, plan, cancel)) as present:
+                kept = _keep_current(present, plan, on_progress, cancel, start_monitor)
         return Reversion(
             host,
             plan,
-            kept=kept,
+            kept=kept.cfgfile if kept else "",
             running=running,
             force=force,
             on_progress=on_progress,
@@ -165,6 +176,7 @@ def preview_revert(
     *,
     running: bool = False,
     force: bool = False,
+    keep_current: bool = False,
     on_progress: OnProgress = lambda _: None,
     cancel: Cancel | None = None,
     share_lock: ShareLock = lambda _uuid, _fd: None,
@@ -174,43 +186,63 @@ def preview_revert(
     with _reversion_planned(
         host, domain, wanted, cfgfile, running, force, on_progress, cancel, share_lock
     ) as planned:
+        if keep_current:
+            _plan_present(host, planned, cancel).close()
         return planned.summary()
 
 
 def _keep_current(
-    host: Host,
+    present: CreatePlan,
     plan: RevertPlan,
     on_progress: OnProgress,
     cancel: Cancel,
     start_monitor: StartMonitor | None,
-) -> str:
-    """Take a snapshot of the domain that is to be destroyed; its cfgfile.
+) -> Snapshot:
+    """Take the snapshot of the present, and see that the revert can still be done."""
+    guest = present.guest
+    kept = Creation(
+        present,
+        Journal(guest.uuid),
+        on_progress=on_progress,
+        cancel=cancel,
+        start_monitor=start_monitor,
+    ).run()
+    for warning in kept.warnings:
+        log.warning("%s: %s", kept.name, warning)
+    try:
+        for strategy in plan.strategies:  # the space that it has taken may have been theirs
+            strategy.check_revert()
+    except PyxlsnapError as e:
+        raise OperationFailed(
+            f"{e}; nothing was changed, but the present was kept: {kept.cfgfile}",
+            step="keep current",
+        ) from e
+    return kept
+
+
+def _plan_present(host: Host, plan: RevertPlan, cancel: Cancel) -> CreatePlan:
+    """The snapshot of the domain that is to be destroyed.
 
     Its disk snapshots must outlive the revert: where that puts another file in a disk's place, one
-    inside the file would go with it.
+    inside the file would go with it. A disk that the revert leaves alone is in it unless it would
+    have to be copied, which nobody has asked for.
     """
     guest = plan.guest
     if guest is None:
         raise Refused(f"{plan.config.name} is off: there is nothing to keep (--keep-current)")
+    Journal(guest.uuid).refuse_unfinished()
     name = f"before-{plan.name[:_KEPT_NAME]}-{datetime.now():%Y%m%d-%H%M%S}"
+    reverted = {r.vdev for r in plan.requests}
     paths = {r.vdev: r for r in plan.requests if r.path and not r.path.startswith("/dev/")}
     disks = tuple(
         replace(paths[d.vdev], path=f"{paths[d.vdev].path}.{name}")
         if d.vdev in paths
         else default_request(d, name)
         for d in guest.config().disks
-        if not d.left_out
+        if not d.left_out and (d.vdev in reverted or d.format != "raw" or is_lvm(d.target))
     )
     wanted = SnapshotConfig(name=name, description=f"before a revert to {plan.name}", disks=disks)
-    with closing(plan_create(host, guest, wanted, check=cancel.check)) as present:
-        creation = Creation(
-            present,
-            Journal(guest.uuid),
-            on_progress=on_progress,
-            cancel=cancel,
-            start_monitor=start_monitor,
-        )
-        return creation.run().cfgfile
+    return plan_create(host, guest, wanted, check=cancel.check)
 
 
 @contextmanager

@@ -53,10 +53,13 @@ class Process:
 def xl_monitor(name: str) -> int | None:
     """The process with which xl watches a domain: the one that writes ``xl-<name>.log``.
 
-    ``None`` if there is none, or if the domain was renamed since it was started.
+    ``None`` if there is none, or if the domain was renamed since it was started or migrated here.
     """
-    try:
-        writers = holders(XEN_LOGS / f"xl-{name}.log")
-    except OSError:
-        return None
-    return next((pid for pid in writers if process_name(pid) == "xl"), None)
+    for log in (f"xl-{name}.log", f"xl-{name}--incoming.log"):
+        try:
+            writers = holders(XEN_LOGS / log)
+        except OSError:
+            continue
+        if found := [pid for pid in writers if process_name(pid) == "xl"]:
+            return found[0]
+    return None

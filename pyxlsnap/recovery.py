@@ -21,7 +21,7 @@ from pyxlsnap.errors import (
     UsageError,
 )
 from pyxlsnap.files import open_regular, remove_directories
-from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock, unfinished
+from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock, boot_id, unfinished
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig, Recovered, check_uuid
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host, StartMonitor
@@ -232,8 +232,10 @@ def _is_ours(memory: Path, entry: Entry) -> bool:
 
 def _look(host: Host, entry: Entry) -> Recovered:
     guest = _find(host, entry.uuid)
-    if guest and _lives(guest):
-        if guest.domid == entry.domid:
+    if not entry.begun:
+        return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
+    if guest and _lives(guest) and entry.boot == boot_id():
+        if guest.domid == entry.domid:  # libxl has not come to it
             return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
         since = (
             f"{guest} runs and was left alone; what was kept of its disks before the revert to "
@@ -244,8 +246,8 @@ def _look(host: Host, entry: Entry) -> Recovered:
         f"reverting {entry.domain} to {entry.name} was killed once the destroy had begun; "
         f"the snapshot is whole: run the command again to finish",
         step="recover",
-        left=[f"{entry.domain} is off or half restored"],
-        finish=shlex.join(["pyxlsnap", "snapshot-revert", entry.uuid, entry.cfgfile]),
+        left=[f"{entry.domain} is off, half restored, or started from half-reverted disks"],
+        finish=shlex.join(entry.words),
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import time
+from dataclasses import replace
 
 from pyxlsnap import checks
 from pyxlsnap.cancel import Cancel, Cancelled
@@ -18,10 +19,11 @@ from pyxlsnap.errors import (
     NeedsAttention,
     OperationFailed,
     PyxlsnapError,
+    XenError,
 )
 from pyxlsnap.files import open_regular
 from pyxlsnap.freemem import make_room
-from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.journal import Entry, Journal, boot_id
 from pyxlsnap.model import (
     DomainInfo,
     OnProgress,
@@ -31,10 +33,13 @@ from pyxlsnap.model import (
     Step,
 )
 from pyxlsnap.ports import Guest, Host, StartMonitor
+from pyxlsnap.processes import Process, xl_monitor
 from pyxlsnap.revert_plan import RevertPlan
 from pyxlsnap.watched import keep_watched
 
 log = logging.getLogger(__name__)
+
+_XL_S = 10.0
 
 
 class Reversion:
@@ -60,6 +65,8 @@ class Reversion:
         self._on_progress = on_progress
         self._cancel = cancel or Cancel()
         self._journal = journal or Journal(plan.config.uuid)
+        #: a run before this one had begun to change things
+        self._finishing = False
         self._destroying = False
         self._before: DomainInfo | None = None
         self._restoring = False
@@ -99,8 +106,9 @@ class Reversion:
         return self._result()
 
     def _write_journal(self) -> None:
-        # One from a revert that was killed says the same: this run finishes that one.
-        self._journal.clear()
+        # One that is there is of a revert that was killed: this run finishes that one.
+        killed = self._journal.read()
+        self._finishing = killed is not None and killed.begun
         plan = self._plan
         entry = Entry(
             operation="revert",
@@ -112,25 +120,42 @@ class Reversion:
             cfgfile=str(plan.cfgfile),
             monitor=self._start_monitor is not None,
             started=time.time(),
+            begun=self._finishing,
+            boot=boot_id(),
+            words=tuple(self._words()),
         )
-        self._journal.write(entry)
+        self._entry = entry
+        (self._journal.rewrite if killed else self._journal.write)(entry)
 
     def _destroy(self) -> None:
-        if guest := self._plan.guest:
-            self._destroy_guest(guest)
+        with Process(xl_monitor(self._plan.config.name)) as xl:
+            if guest := self._plan.guest:
+                self._destroy_guest(guest)
+            # It goes when it sees that the domain has gone. One that stays is about to start it
+            # again, for its guest has rebooted just now: xl takes two seconds for that.
+            if not xl.ended(within_s=_XL_S):
+                raise XenError(
+                    f"xl still watches {self._plan.config.name} and may start it again",
+                    rc=-9,
+                    operation="libxl_domain_destroy",
+                )
         # Whoever has started it meanwhile has its disks open.
         checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
 
     def _destroy_guest(self, guest: Guest) -> None:
-        try:
-            guest.check_same()
-        except DomainNotFound:
-            return  # it has gone by itself meanwhile
-        self._before = guest.info()
+        self._before = guest.check_same()  # gone meanwhile: somebody may be starting it again
+        self._begin()
         self._destroying = True
         destroy(guest)
 
+    def _begin(self) -> None:
+        """From here on something may have changed, and who recovers must know."""
+        self._entry = replace(self._entry, begun=True)
+        self._journal.rewrite(self._entry)
+
     def _revert_disks(self) -> None:
+        if not self._entry.begun:  # the domain was off
+            self._begin()
         self._destroying = True
         for strategy in self._plan.strategies:
             strategy.revert()
@@ -173,7 +198,7 @@ class Reversion:
         )
         if self._kept:
             what += f" (the present was kept: {self._kept})"
-        if not self._destroying or self._untouched():
+        if not self._finishing and (not self._destroying or self._untouched()):
             self._journal.clear()
             cls = Interrupted if interrupted else OperationFailed
             return cls(f"{what}; nothing was changed", step=step)
@@ -217,9 +242,11 @@ class Reversion:
         return []
 
     def _command(self) -> str:
+        return shlex.join(self._words())
+
+    def _words(self) -> list[str]:
         words = ["pyxlsnap", "snapshot-revert", self._plan.config.uuid, str(self._plan.cfgfile)]
-        words += ["--running"] * self._running + ["--force"] * self._force
-        return shlex.join(words)
+        return words + ["--running"] * self._running + ["--force"] * self._force
 
     def _result(self) -> Reverted:
         assert self._new

@@ -1,6 +1,7 @@
 """Whether somebody acts on a domain's own reboot, power-off and crash."""
 
 import logging
+import shlex
 import subprocess
 
 from pyxlsnap.errors import OperationFailed, PyxlsnapError
@@ -55,5 +56,5 @@ def keep_watched(start: StartMonitor | None, name: str, uuid: str) -> list[str]:
             why = f" ({e})"
     return [
         f"nobody watches {name} now{why}: a reboot, power-off or crash of the guest is not acted "
-        f"on; `python3 -m pyxlsnap.watcher {uuid}` does that"
+        f"on; this does that: {shlex.join(python('pyxlsnap.watcher', uuid))}"
     ]

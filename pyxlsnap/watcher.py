@@ -4,14 +4,18 @@ It outlives whoever starts it, writes to ``/var/log/xen/pyxlsnap-<name>.log``, a
 domain has gone for good, or at SIGTERM.
 """
 
+import fcntl
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.files import make_directory
+from pyxlsnap.journal import LOCK_DIR, write_lock
 from pyxlsnap.monitor import monitor
 from pyxlsnap.processes import XEN_LOGS
 from pyxlsnap.toolstack import Toolstack
@@ -19,6 +23,8 @@ from pyxlsnap.toolstack import Toolstack
 log = logging.getLogger("pyxlsnap.watcher")  # __name__ is "__main__" here
 
 _READY = b"ready"
+_TURN_S = 10.0
+_TURN_POLL_S = 0.1
 
 
 def main() -> int:
@@ -54,6 +60,9 @@ def _watch(uuid: str, writer: int) -> int:
     try:
         with Toolstack(operation="monitor", domain=uuid) as host:
             name = host.find(uuid).name
+            if not _take_turn(uuid):
+                ready()  # another process of ours has it
+                return 0
             _log_to(name)
             log.info("watching %s (%s)", name, uuid)
             monitor(host, uuid, on_ready=ready, cancel=cancel)
@@ -65,6 +74,21 @@ def _watch(uuid: str, writer: int) -> int:
             os.write(writer, (str(e) or type(e).__name__).encode())
         return 1
     return 0
+
+
+def _take_turn(uuid: str) -> bool:
+    """One process of ours for a domain. One whose domain has gone leaves soon: wait for that."""
+    make_directory(LOCK_DIR)
+    fd = os.open(LOCK_DIR / f"{uuid}.watch", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    end = time.monotonic() + _TURN_S
+    while True:
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, write_lock())
+            return True  # it falls with the process
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_TURN_POLL_S)
 
 
 def _log_to(name: str) -> None:

@@ -135,12 +135,11 @@ def perform(
         if request.get("dry_run"):
             return operations.preview_create(host, domain, config, **how)
         return operations.create(host, domain, config, **how, start_monitor=start_monitor)
-    how |= {"running": request["running"], "force": request["force"]}
+    how |= {key: request[key] for key in ("running", "force", "keep_current")}
     path = Path(request["cfgfile"])
     if request.get("dry_run"):
         return operations.preview_revert(host, domain, config, path, **how)
-    how |= {"keep_current": request.get("keep_current", False), "start_monitor": start_monitor}
-    return operations.revert(host, domain, config, path, **how)
+    return operations.revert(host, domain, config, path, **how, start_monitor=start_monitor)
 
 
 def _config(request: Message) -> SnapshotConfig:

@@ -8,6 +8,8 @@ import threading
 from pyxlsnap._libxl import C, CData, c_string, ffi, taken, text
 from pyxlsnap.errors import XenError
 
+_LOOK_MS = 60_000
+
 
 def _open(flags: int) -> CData:
     xs = C.xs_open(flags)
@@ -74,12 +76,14 @@ class DomainWatch:
     def wait(self) -> None:
         """Return when a domain may have changed since the last call, or at :meth:`wake`.
 
+        Or after a minute: a connection that has broken does not always say so.
+
         :raises XenError: xenstored has gone.
         """
         poll = select.poll()
         poll.register(C.xs_fileno(self._xs), select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        poll.poll()
+        poll.poll(_LOOK_MS)
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:

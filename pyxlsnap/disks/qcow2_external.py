@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from pyxlsnap.disks.copying import copy_attributes, drop_kept, kept_path, new_file, os_errors
-from pyxlsnap.disks.qemu import NODE_PREFIX, GuestQemu, image_info, qemu_img, wait_released
+from pyxlsnap.disks.qemu import (
+    NODE_PREFIX,
+    GuestQemu,
+    image_info,
+    image_tags,
+    qemu_img,
+    wait_released,
+)
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.files import (
     holders,
@@ -30,7 +37,7 @@ from pyxlsnap.files import (
     refuse_existing,
     sync_directory,
 )
-from pyxlsnap.model import Artefact, Disk, DiskRequest
+from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk, DiskRequest
 
 
 @dataclass(slots=True)
@@ -174,7 +181,7 @@ class External:
     # revert
 
     def check_revert(self) -> None:
-        """:raises Refused: the frozen file is not there, or no image."""
+        """:raises Refused: the frozen file is not there, or no image; or more would be lost."""
         for chain in self._chains:
             vdev = chain.disk.vdev
             if not chain.frozen.is_file():
@@ -183,6 +190,12 @@ class External:
                 image_info(chain.disk, str(chain.frozen))
             except DiskError as e:
                 raise Refused(str(e)) from e
+            if inside := _snapshots_inside(chain):
+                raise Refused(
+                    f"{vdev}: {chain.active} has disk snapshots inside that were taken since "
+                    f"({', '.join(inside)}); going back puts another file in its place, and they "
+                    f"would go with it: delete them first (qemu-img snapshot -d)"
+                )
 
     def revert(self) -> None:
         """Put a new overlay of the frozen file in the place of the disk, which is kept.
@@ -230,6 +243,15 @@ def _chain(disk: Disk, request: DiskRequest) -> _Chain:
 def _fresh(active: Path) -> Path:
     """A name in a disk's directory that nothing has ever had."""
     return active.with_name(f".{active.name}.{secrets.token_hex(8)}.overlay")
+
+
+def _snapshots_inside(chain: _Chain) -> list[str]:
+    """The disk snapshots in the file that a revert replaces, but for what a revert kept itself."""
+    try:
+        tags = image_tags(chain.disk)
+    except DiskError:
+        return []  # damaged, or not there: a good reason to go back
+    return [tag.name for tag in tags if not tag.name.endswith(KEPT_SUFFIX)]
 
 
 def _check_backing_name(chain: _Chain) -> None:

@@ -29,7 +29,7 @@ from pyxlsnap.errors import (
     Refused,
     XenError,
 )
-from pyxlsnap.journal import DomainLock, Journal
+from pyxlsnap.journal import DomainLock, Entry, Journal
 from pyxlsnap.memory import read_header, walk
 from pyxlsnap.model import DiskRequest, Plan, Progress, RunState, Snapshot, SnapshotConfig
 from pyxlsnap.revert_plan import plan_revert
@@ -738,3 +738,11 @@ def test_a_second_ctrl_c_does_not_stop_the_undo(world: World, verb: str) -> None
     case.fails(Interrupted)
     assert calls
     case.assert_as_before()
+
+
+def test_a_journal_of_another_operation_is_left_alone(world: World) -> None:
+    case = Case(world)
+    other = Entry("revert", UUID, 1, "vm1", "other", begun=True)
+    case.journal.write(other)
+    assert case.fails().step == "journal"
+    assert case.journal.read() == other

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,17 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap import cfgfile, operations, processes
 from pyxlsnap import monitor as module
-from pyxlsnap import processes
+from pyxlsnap import revert as revert_module
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import plan_create
 from pyxlsnap.errors import DomainNotFound, NeedsAttention, OperationFailed, Refused, XenError
 from pyxlsnap.journal import DomainLock, Journal
-from pyxlsnap.model import DomainEvent, SnapshotConfig
+from pyxlsnap.model import DomainConfig, DomainEvent, SnapshotConfig
 from pyxlsnap.monitor import monitor
 from pyxlsnap.processes import Process, xl_monitor
 from pyxlsnap.recovery import recover
+from pyxlsnap.revert import Reversion
+from pyxlsnap.revert_plan import plan_revert
 from pyxlsnap.watched import keep_watched, loses_monitor
 from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
 
@@ -28,12 +32,12 @@ WANTED = SnapshotConfig(name="snap")
 
 
 @contextmanager
-def xl_watching(name: str) -> Iterator[int]:
+def xl_watching(name: str, log_name: str = "") -> Iterator[int]:
     """A process called xl that writes the log of a domain."""
     xl = processes.XEN_LOGS / "bin" / "xl"
     xl.parent.mkdir(exist_ok=True)
     shutil.copy("/bin/sleep", xl)
-    with (processes.XEN_LOGS / f"xl-{name}.log").open("w") as log:
+    with (processes.XEN_LOGS / (log_name or f"xl-{name}.log")).open("w") as log:
         running = subprocess.Popen([xl, "60"], stdout=log)
     try:
         yield running.pid
@@ -238,15 +242,39 @@ def test_cancelled_while_another_operation_is_under_way(world: World) -> None:
     assert watch.there()
 
 
-def test_no_memory_to_start_it_again(world: World) -> None:
+def test_whether_the_memory_will_do_is_for_libxl_to_say(world: World) -> None:
+    """Without autoballooning xl just tries."""
     watch = Watch(world, on_reboot="restart")
     world.host.free_kb = 0
-    with pytest.raises(NeedsAttention, match="not enough memory for vm1"):
-        watch.run("reboot")
+    watch.run("reboot", watch.destroyed)
+    assert watch.summary() == [(1, "reboot", "restart", 2)]
+
+
+def test_what_fails_once_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AGAIN_S", 0.0)
+    watch = Watch(world, on_reboot="restart")
+    world.fail("create", XenError("its disk is still in use", rc=-3, operation="create"))
+    real, failures = world.host.create, []
+
+    def create(config: DomainConfig) -> FakeGuest:
+        try:
+            return real(config)
+        except XenError:
+            failures.append(config.name)
+            world.faults.clear()
+            raise
+
+    monkeypatch.setattr(world.host, "create", create)
+    watch.run("reboot", watch.destroyed)
+    assert failures == ["vm1"]
+    assert watch.summary() == [(1, "reboot", "restart", 2)]
 
 
 @pytest.mark.parametrize("verb", ["destroy", "wait_gone", "create", "unpause"])
-def test_what_cannot_be_done_is_said(world: World, verb: str) -> None:
+def test_what_cannot_be_done_is_said(
+    world: World, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_AGAIN_S", 0.0)
     watch = Watch(world, on_reboot="restart")
     world.fail(verb, XenError("broken", rc=-3, operation=verb))
     with pytest.raises(NeedsAttention, match=r"vm1.*reboot.*restart.*broken") as caught:
@@ -295,6 +323,11 @@ def test_xls_process_is_found_by_its_log(world: World) -> None:
     assert xl_monitor("vm1") is None
 
 
+def test_xls_process_of_a_domain_that_was_migrated_here(world: World) -> None:
+    with xl_watching("vm1", "xl-vm1--incoming.log") as pid:
+        assert xl_monitor("vm1") == pid
+
+
 def test_a_process_that_only_reads_the_log_is_not_xl(world: World, tmp_path: Path) -> None:
     path = processes.XEN_LOGS / "xl-vm1.log"
     path.touch()
@@ -330,7 +363,7 @@ def test_that_nobody_watches_is_said_with_the_way_out() -> None:
     (line,) = keep_watched(not_started, "vm1", UUID)
     assert "nobody watches vm1 now" in line
     assert "did not begin: no" in line
-    assert f"python3 -m pyxlsnap.watcher {UUID}" in line
+    assert line.endswith(f"{sys.executable} -P -m pyxlsnap.watcher {UUID}")
     (line,) = keep_watched(None, "vm1", UUID)
     assert "nobody watches vm1 now:" in line
     started: list[str] = []
@@ -416,3 +449,43 @@ def test_the_recovery_leaves_xls_where_it_is(world: World) -> None:
     with xl_watching("vm1"):
         recover(world.host, UUID, start_monitor=watched.started.append)
     assert watched.started == []
+
+
+def test_who_does_not_want_ours_is_told_after_a_failure_too(world: World) -> None:
+    watched = Watched(world)
+    world.fail("create xvda", XenError("no", rc=-3, operation="x"))
+    with pytest.raises(OperationFailed, match="everything is as before, but nobody watches vm1"):
+        Creation(watched.plan, Journal(UUID)).run()
+
+
+# A revert of a domain that xl watches
+
+
+def test_a_revert_waits_for_xl_to_leave(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guest may have rebooted just now: then xl starts it, and QEMU has the disks open."""
+    monkeypatch.setattr(revert_module, "_XL_S", 0.2)
+    watched = Watched(world)
+    made = Creation(watched.plan, Journal(UUID)).run()
+    cfg = Path(made.cfgfile)
+    plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
+    with (
+        xl_watching("vm1"),
+        pytest.raises(NeedsAttention, match="xl still watches vm1 and may start it again"),
+    ):
+        Reversion(world.host, plan).run()
+    assert "revert xvda" not in world.events
+    operations.revert(world.host, UUID, cfgfile.read(cfg), cfg)
+
+
+def test_a_revert_of_a_domain_that_xl_is_starting_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revert_module, "_XL_S", 0.2)
+    watched = Watched(world)
+    made = Creation(watched.plan, Journal(UUID)).run()
+    cfg = Path(made.cfgfile)
+    watched.guest.exists = False
+    with xl_watching("vm1"), pytest.raises(OperationFailed, match="nothing was changed"):
+        operations.revert(world.host, UUID, cfgfile.read(cfg), cfg)
+    assert "revert xvda" not in world.events
+    assert Journal(UUID).read() is None

@@ -425,6 +425,22 @@ class TestRevert:
         strategy.finish_revert(DOMID)
         assert not taken.leftovers()
 
+    def test_disk_snapshots_taken_inside_since_are_not_thrown_away(self, taken: Case) -> None:
+        """They are in the file in whose place the revert puts another."""
+        qemu_img("snapshot", "-c", "since", taken.disks[0].target)
+        with pytest.raises(Refused, match=r"xvda: .* taken since \(since\); .* delete them first"):
+            taken.strategy("s2").check_revert()
+        qemu_img("snapshot", "-d", "since", taken.disks[0].target)
+        qemu_img("snapshot", "-c", "s1.pre-revert", taken.disks[0].target)  # a revert's own
+        taken.strategy("s2").check_revert()
+
+    def test_a_damaged_disk_can_be_reverted(self, taken: Case) -> None:
+        Path(taken.disks[0].target).write_bytes(b"x")
+        strategy = taken.strategy("s2")
+        strategy.check_revert()
+        strategy.revert()
+        assert content(taken.disks[0]) == 2
+
     def test_a_frozen_file_that_has_gone_is_refused(self, taken: Case) -> None:
         (taken.frozen / "xvdb.s2").unlink()
         with pytest.raises(Refused, match=r"xvdb: there is no file .*xvdb\.s2, the disk snapshot"):

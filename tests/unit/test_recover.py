@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, recovery
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import (
@@ -248,6 +248,33 @@ class TestARevert:
                 break
         return killed.guest
 
+    def test_after_a_crash_of_the_host_the_domid_says_nothing(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The domain has been started again, from disks that were half-way back."""
+        guest = self.killed(world, "disks")
+        guest.exists = True  # started at boot, with the domid that it had before
+        monkeypatch.setattr(recovery, "boot_id", lambda: "another")
+        with pytest.raises(NeedsAttention, match="the snapshot is whole") as caught:
+            recover(world.host, UUID)
+        command = caught.value.finish.split()
+        assert command[:3] == ["pyxlsnap", "snapshot-revert", UUID]
+        assert Journal(UUID).read() is not None
+
+    def test_the_command_that_finishes_it_has_its_options(self, world: World) -> None:
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        cfg = killed.plan.cfgfile
+        plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg, running=True, force=True)
+        reversion = Reversion(world.host, plan, running=True, force=True)
+        for name, do in reversion.steps():
+            do()
+            if name == "disks":
+                break
+        with pytest.raises(NeedsAttention) as caught:
+            recover(world.host, UUID)
+        assert caught.value.finish.split()[4:] == ["--running", "--force"]
+
     def test_killed_before_the_destroy_has_touched_nothing(self, world: World) -> None:
         guest = self.killed(world, "journal")
         assert recover(world.host, UUID) == Recovered(("vm1 was not touched",), rolled_back=True)
@@ -275,7 +302,11 @@ class TestARevert:
         self, world: World, state: str
     ) -> None:
         """It pauses the domain, and ends its QEMU, long before it is gone."""
-        guest = self.killed(world, "journal")
+        world.fail("destroy", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            self.killed(world, "destroy")
+        world.faults.clear()
+        (guest,) = world.host.guests
         setattr(guest, state, "destroy" if state == "shutdown_reason" else True)
         with pytest.raises(NeedsAttention, match="once the destroy had begun"):
             recover(world.host, UUID)
@@ -296,7 +327,8 @@ class TestARevert:
         entry = journal.read()
         assert entry
         journal.clear()
-        journal.write(replace(entry, cfgfile="/a b/c.cfg"))
+        words = (*entry.words[:3], "/a b/c.cfg")
+        journal.write(replace(entry, words=words))
         with pytest.raises(NeedsAttention) as caught:
             recover(world.host, UUID)
         assert shlex.split(caught.value.finish)[3] == "/a b/c.cfg"

@@ -384,13 +384,6 @@ def test_a_domain_that_is_off_comes_back(case: Case) -> None:
     case.assert_reverted()
 
 
-def test_a_domain_that_is_destroyed_between_plan_and_run_comes_back(case: Case) -> None:
-    plan = case.plan()
-    case.guest.exists = False
-    Reversion(case.world.host, plan).run()
-    case.assert_reverted()
-
-
 def test_a_renamed_domain_comes_back_under_its_present_name(case: Case) -> None:
     case.guest.name = "renamed"
     assert case.run("renamed").domain == "renamed"
@@ -872,3 +865,71 @@ class TestKeepCurrent:
             DiskRequest("xvda", f"/srv/frozen.{kept.name}", "qcow2"),
             DiskRequest("xvdb"),
         )
+
+    def test_a_raw_disk_that_is_left_alone_is_not_copied(self, case: Case) -> None:
+        raw = case.world.root / "images" / "raw.img"
+        raw.touch()
+        disks = (*case.guest.configuration.disks, Disk("xvdc", str(raw), "raw", "phy"))
+        case.guest.configuration = config_of(*disks, kernel=str(case.world.kernel))
+        kept = cfgfile.read(Path(self.revert(case, force=True).kept))
+        assert kept.disks
+        assert [d.vdev for d in kept.disks] == ["xvda", "xvdb"]
+
+    def test_what_no_longer_can_be_reverted_is_found_before_the_destroy(self, case: Case) -> None:
+        """The kept snapshot has taken the space."""
+        full = Refused("no space")
+
+        def fill(event: str) -> None:
+            if event == "finish xvdb":
+                case.world.fail("check_revert", full)
+
+        case.world.on_event = fill
+        with pytest.raises(OperationFailed, match=r"no space; .* kept: .*/before-snap-.*\.cfg"):
+            self.revert(case)
+        assert "destroy" not in case.world.events
+        assert case.guest.runs
+
+    def test_an_unfinished_revert_is_finished_first(self, case: Case) -> None:
+        plan = case.plan()
+        for name, do in Reversion(case.world.host, plan).steps():
+            do()
+            if name == "restore":
+                break
+        before = Journal(UUID).read()
+        with pytest.raises(Refused, match="was killed in the middle"):
+            self.revert(case)
+        assert Journal(UUID).read() == before
+
+    def test_a_dry_run_says_that_it_cannot_be_kept(self, case: Case) -> None:
+        case.guest.exists = False
+        with pytest.raises(Refused, match="vm1 is off: there is nothing to keep"):
+            operations.preview_revert(
+                case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, keep_current=True
+            )
+
+
+def test_a_failure_while_a_killed_revert_is_finished_does_not_forget_that_one(case: Case) -> None:
+    """Its disks are half-way back, and only the journal says so."""
+    for name, do in Reversion(case.world.host, case.plan()).steps():
+        do()
+        if name == "disks":
+            break
+    case.world.fail("revert xvda", XenError("no", rc=-3, operation="x"))
+    for _ in range(2):
+        with pytest.raises(NeedsAttention):
+            case.run()
+        entry = Journal(UUID).read()
+        assert entry
+        assert entry.begun
+    case.world.faults.clear()
+    case.run()
+    case.assert_reverted()
+
+
+def test_a_domain_that_goes_by_itself_meanwhile_is_not_gone_on_with(case: Case) -> None:
+    """It may just be rebooting: whoever starts it again has its disks open."""
+    plan = case.plan()
+    case.guest.exists = False
+    with pytest.raises(OperationFailed, match="nothing was changed"):
+        Reversion(case.world.host, plan).run()
+    assert "revert xvda" not in case.world.events

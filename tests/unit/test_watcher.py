@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ _SITE = """
 import sys
 if "pyxlsnap.watcher" in sys.orig_argv:
     import contextlib, logging, os, pathlib, time
-    import pyxlsnap.monitor, pyxlsnap.processes, pyxlsnap.toolstack
+    import pyxlsnap.journal, pyxlsnap.monitor, pyxlsnap.processes, pyxlsnap.toolstack
     from pyxlsnap import cancel, errors
     HERE = pathlib.Path({here!r})
     class Found:
@@ -36,7 +37,7 @@ if "pyxlsnap.watcher" in sys.orig_argv:
 {body}
     pyxlsnap.toolstack.Toolstack = toolstack
     pyxlsnap.monitor.monitor = monitor
-    pyxlsnap.processes.XEN_LOGS = HERE
+    pyxlsnap.processes.XEN_LOGS = pyxlsnap.journal.LOCK_DIR = HERE
 """
 WATCH = """
 on_ready()
@@ -122,6 +123,30 @@ def test_its_log_is_added_to(watcher: Watcher) -> None:
         api.start_monitor(UUID)
         assert watcher.ended()
         assert watcher.log("from C").count("from C") == count
+
+
+def test_a_second_one_leaves_it_to_the_first(watcher: Watcher) -> None:
+    watcher.set(WATCH)
+    api.start_monitor(UUID)
+    first = watcher.pid
+    api.start_monitor(UUID)
+    assert watcher.pid == first
+    os.kill(first, signal.SIGTERM)
+    assert watcher.ended()
+
+
+def test_one_waits_for_that_of_the_domain_before(watcher: Watcher) -> None:
+    """A revert has destroyed that domain; its process sees it soon."""
+    watcher.set(WATCH)
+    api.start_monitor(UUID)
+    first = watcher.pid
+    timer = threading.Timer(0.5, os.kill, (first, signal.SIGTERM))
+    timer.start()
+    api.start_monitor(UUID)
+    timer.join()
+    assert watcher.pid != first
+    os.kill(watcher.pid, signal.SIGTERM)
+    assert watcher.ended()
 
 
 def test_a_log_that_is_a_link_is_not_followed(watcher: Watcher) -> None:
