@@ -7,6 +7,7 @@ from .snapshots import check_images
 def test_a_disk_of_another_moment_is_noticed(lab: Lab) -> None:
     """Memory and one disk go back, the other disk does not: the revert that no test may pass."""
     guest = lab.guest("pv")
+    guest.assert_healthy()
     lab.dom0.run(["xl", "save", "pv", "/lab/save/then"], timeout=120)
     for path in guest.disks.values():
         lab.dom0.run(["qemu-img", "snapshot", "-c", "then", path])
