@@ -1,24 +1,40 @@
 """The instrument itself: a guest whose memory and disks are of different moments says so."""
 
+from .guests import Guest, Tick
 from .lab import Lab
 from .snapshots import check_images
 
+ATTEMPTS = 3
 
-def test_a_disk_of_another_moment_is_noticed(lab: Lab) -> None:
-    """Memory and one disk go back, the other disk does not: the revert that no test may pass."""
-    guest = lab.guest("pv")
+
+def put_together(guest: Guest, name: str) -> Tick:
+    """Memory and one disk go back, the other disk does not; a tick after that."""
     guest.assert_healthy()
-    lab.dom0.run(["xl", "save", "pv", "/lab/save/then"], timeout=120)
+    guest.dom0.run(["xl", "save", "pv", f"/lab/save/{name}"], timeout=120)
     for path in guest.disks.values():
-        lab.dom0.run(["qemu-img", "snapshot", "-c", "then", path])
-    lab.dom0.run(["xl", "restore", "/lab/save/then"], timeout=120)
+        guest.dom0.run(["qemu-img", "snapshot", "-c", name, path])
+    guest.dom0.run(["xl", "restore", f"/lab/save/{name}"], timeout=120)
     guest.assert_healthy(10)
-    lab.dom0.run(["xl", "destroy", "pv"])
-    lab.dom0.run(["qemu-img", "snapshot", "-a", "then", guest.disks["xvda"]])
+    guest.dom0.run(["xl", "destroy", "pv"])
+    guest.dom0.run(["qemu-img", "snapshot", "-a", name, guest.disks["xvda"]])
     check_images(guest)
-    mark = guest.mark()
-    lab.dom0.run(["xl", "restore", "/lab/save/then"], timeout=120)
-    tick = guest.wait_advance(5)
+    guest.dom0.run(["xl", "restore", f"/lab/save/{name}"], timeout=120)
+    return guest.wait_advance(5)
+
+
+def test_a_disk_of_another_moment_is_noticed(spent_lab: Lab) -> None:
+    """The revert that no test may pass.
+
+    A guest that is saved just while it writes writes once more when it is restored, over the very
+    sector that would tell: it would see it later, when it comes to what it wrote in between. So it
+    has more than one try.
+    """
+    guest = spent_lab.guest("pv")
+    for attempt in range(ATTEMPTS):
+        mark = guest.mark()
+        tick = put_together(guest, f"then{attempt}")
+        if not tick.ok:
+            break
     assert not tick.ok
     assert tick.mem_ok
     assert "BAD xvdb header" in guest.text_since(mark)
