@@ -8,6 +8,7 @@ import pytest
 from .guests import Guest, Tick
 from .lab import Lab
 from .snapshots import Before, create, pyxlsnap, revert, run_script, unchanged
+from .test_external import take as take_external
 
 pytestmark = pytest.mark.usefixtures("tidy")
 
@@ -132,6 +133,24 @@ def test_a_name_that_another_domain_has(spent_lab: Lab) -> None:
     refused(now, 5, "another uuid", "pvh", taken.cfgfile)
     revert(guest, taken.cfgfile, "--force")
     check_back(guest, taken, mark)
+
+
+@pytest.mark.soak
+def test_the_present_is_kept(spent_lab: Lab) -> None:
+    """Its disks are frozen, too: in the files that the revert replaces they would be lost."""
+    guest = spent_lab.guest("pvh")
+    before = guest.assert_healthy()
+    made = take_external(guest, "first", "--live")
+    first = Taken(made["cfgfile"], made["memory_path"], before, guest.assert_healthy())
+    mark = goes_on(guest, first)
+    was = guest.last()
+    kept = revert(guest, first.cfgfile, "--keep-current")["kept"]
+    check_back(guest, first, mark)
+    mark = guest.mark()
+    revert(guest, kept)
+    tick = guest.assert_healthy()
+    assert guest.ticks_since(mark)[-1].n >= was.n
+    assert tick.boot == before.boot
 
 
 # Risky: each makes a snapshot to which a revert is risky, and says why it is.
