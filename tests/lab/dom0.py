@@ -10,9 +10,8 @@ import struct
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Self
 
@@ -238,17 +237,11 @@ class Dom0:
         script = f'mkdir -p "$(dirname "$0")" && cat >"$0" && chmod {mode:o} "$0"'
         self.run(["sh", "-c", script, path], input=data)
 
-    def push(self, source: Path, dest: str, exclude: Iterable[str] = ()) -> None:
-        """Copy a directory's contents into ``dest``; ``exclude`` has patterns of names."""
-        patterns = list(exclude)
-
-        def wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-            name = Path(entry.name).name
-            return None if any(fnmatch(name, pattern) for pattern in patterns) else entry
-
+    def push(self, source: Path, dest: str) -> None:
+        """Copy a directory's contents into ``dest``."""
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
-            tar.add(source, arcname=".", filter=wanted)
+            tar.add(source, arcname=".")
         script = 'mkdir -p "$0" && tar -C "$0" --no-same-owner -xf -'
         self.run(["sh", "-c", script, dest], input=archive.getvalue())
 

@@ -12,7 +12,7 @@ from .snapshots import SNAPSHOTS, Before, create, disk_snapshots, forget, pyxlsn
 pytestmark = pytest.mark.usefixtures("tidy")
 
 
-def wait_for_memory_file(guest: Guest, timeout: float = 60.0) -> None:
+def wait_for_memory_file(guest: Guest, timeout: float = 180.0) -> None:
     """Wait until some memory has been written to a temporary file."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -33,7 +33,7 @@ def test_a_disk_that_fails_in_the_window_is_undone(lab: Lab) -> None:
         # Through libxl's monitor: the other one is ours while we work.
         take = "snapshot_blkdev_internal xvdb-qcow2 taken"
         lab.dom0.run(["xl", "qemu-monitor-command", "pvh", take])
-        done = running.wait(120)
+        done = running.wait(240)
     assert done.rc == 1, done
     assert "taken" in done.err
     assert "everything is as before" in done.err
@@ -111,9 +111,9 @@ def test_an_interrupted_snapshot_is_rolled_back(lab: Lab, number: int) -> None:
         running.end_input()
         wait_for_memory_file(guest)
         running.kill(number)
-        done = running.wait(60)
+        done = running.wait(180)
     assert done.rc == (128 + number if number != signal.SIGKILL else -signal.SIGKILL), done
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while lab.dom0.run("pgrep -f pyxlsnap.worker", check=False).rc == 0:
         assert time.monotonic() < end, "the worker is still there"
         time.sleep(0.5)
@@ -127,7 +127,7 @@ def test_a_worker_that_is_killed_is_recovered_from(lab: Lab) -> None:
         running.end_input()
         wait_for_memory_file(guest)
         lab.dom0.run("pkill -KILL -f pyxlsnap.worker")
-        done = running.wait(120)
+        done = running.wait(240)
     assert done.rc == 1, done
     assert "killed by signal 9" in done.err
     assert "everything is as before" in done.err
