@@ -85,7 +85,8 @@ class Creation:
     def run(self) -> Snapshot:
         """Do all steps, or undo those that were done.
 
-        On failure: see :func:`create`; the guest is resumed before anything else is undone.
+        On failure: see :func:`pyxlsnap.operations.create`; the guest is resumed before anything
+        else is undone.
         """
         step = ""
         try:

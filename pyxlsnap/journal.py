@@ -42,13 +42,16 @@ def write_lock() -> bytes:
 class DomainLock:
     """The right to work on a domain, held while :attr:`fd` (or a copy of it) is open.
 
+    :param kind: another right than that, such as to watch it.
     :raises Busy: somebody else has it.
     """
 
-    def __init__(self, uuid: str, *, domain: str, directory: Path | None = None) -> None:
+    def __init__(
+        self, uuid: str, *, domain: str, directory: Path | None = None, kind: str = "lock"
+    ) -> None:
         directory = directory or LOCK_DIR
         make_directory(directory)
-        path = directory / f"{uuid}.lock"
+        path = directory / f"{uuid}.{kind}"
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self.fd = os.open(path, flags, 0o600)

@@ -90,7 +90,7 @@ class Reversion:
     def run(self) -> Reverted:
         """Do all steps.
 
-        On failure: see :func:`revert`.
+        On failure: see :func:`pyxlsnap.operations.revert`.
         """
         step = ""
         try:

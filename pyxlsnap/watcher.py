@@ -4,7 +4,6 @@ It outlives whoever starts it, writes to ``/var/log/xen/pyxlsnap-<name>.log``, a
 domain has gone for good, or at SIGTERM.
 """
 
-import fcntl
 import logging
 import os
 import signal
@@ -13,9 +12,8 @@ import threading
 import time
 
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.errors import PyxlsnapError
-from pyxlsnap.files import make_directory
-from pyxlsnap.journal import LOCK_DIR, write_lock
+from pyxlsnap.errors import Busy, PyxlsnapError
+from pyxlsnap.journal import DomainLock
 from pyxlsnap.monitor import monitor
 from pyxlsnap.processes import XEN_LOGS
 from pyxlsnap.toolstack import Toolstack
@@ -78,14 +76,12 @@ def _watch(uuid: str, writer: int) -> int:
 
 def _take_turn(uuid: str) -> bool:
     """One process of ours for a domain. One whose domain has gone leaves soon: wait for that."""
-    make_directory(LOCK_DIR)
-    fd = os.open(LOCK_DIR / f"{uuid}.watch", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     end = time.monotonic() + _TURN_S
     while True:
         try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, write_lock())
+            DomainLock(uuid, domain=uuid, kind="watch")
             return True  # it falls with the process
-        except (BlockingIOError, PermissionError):
+        except Busy:
             if time.monotonic() >= end:
                 return False
             time.sleep(_TURN_POLL_S)
