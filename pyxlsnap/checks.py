@@ -1,6 +1,7 @@
 """The checks of a plan: what is refused, each with its reason and the way out.
 
-They look and never touch. Each raises :class:`~pyxlsnap.errors.Refused`, or returns its finding.
+They look and never touch. Each raises :class:`~pyxlsnap.errors.Refused`, or returns its finding;
+those of a sequence under way (``notice_…``) raise :class:`~pyxlsnap.errors.OperationFailed`.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pyxlsnap import files
 from pyxlsnap.domain import XENBUS_CONNECTED, XENBUS_INITIALISING
-from pyxlsnap.errors import DomainNotFound, Refused
+from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.freemem import spare_dom0_kb
 from pyxlsnap.model import Disk, DomainConfig, RunState
 from pyxlsnap.ports import Guest, Host
@@ -60,6 +61,38 @@ def run_state(guest: Guest) -> RunState:
     if info.shutdown:
         raise Refused(f"{guest.name} has shut down ({info.shutdown_reason})")
     return RunState.PAUSED if info.paused else RunState.RUNNING
+
+
+def notice_change(guest: Guest, *, paused: bool) -> None:
+    """Make sure that a domain is still as it was when it was planned for: it is to be suspended.
+
+    :raises DomainNotFound: it is gone.
+    :raises OperationFailed: somebody else has changed it.
+    """
+    info = guest.check_same()
+    what = ""
+    if info.shutdown:  # suspended: by another program that saves it, and must not be disturbed
+        what = f"{guest.name} has shut down meanwhile ({info.shutdown_reason})"
+    elif info.paused != paused:
+        what = f"somebody else has {'un' if paused else ''}paused {guest.name} meanwhile"
+    if what:
+        raise OperationFailed(what, step="check")
+    notice_rename(guest)
+
+
+def notice_rename(guest: Guest) -> None:
+    """:raises OperationFailed: it has another name than when it was resolved."""
+    if (name := guest.present_name()) not in (guest.name, ""):
+        raise OperationFailed(f"{guest.name} has been renamed to {name} meanwhile", step="check")
+
+
+def notice_disks(guest: Guest, targets: Sequence[str]) -> None:
+    """:raises OperationFailed: its disks are not those of the configuration that was saved."""
+    if changed := set(targets) ^ set(guest.disk_targets()):
+        raise OperationFailed(
+            f"disks of {guest.name} have come or gone meanwhile: {', '.join(sorted(changed))}",
+            step="check",
+        )
 
 
 def refuse_config(config: DomainConfig, guest: Guest) -> None:

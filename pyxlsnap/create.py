@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TypeVar
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, checks
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create_plan import CreatePlan
 from pyxlsnap.errors import (
@@ -135,13 +135,13 @@ class Creation:
         self._files.begin()
 
     def _prepare_disks(self) -> None:
-        self._guest.check_same()
+        checks.notice_change(self._guest, paused=self._plan.paused)
         for strategy in self._plan.strategies:
             self._cleanups.append(strategy.undo_create)
             strategy.prepare()
 
     def _suspend(self) -> None:
-        self._guest.check_same()
+        checks.notice_change(self._guest, paused=self._plan.paused)
         fd = self._files.fileno()
         live = self._plan.live
         unpauser = Unpauser(self._guest, live=live) if self._plan.paused else None
@@ -152,6 +152,7 @@ class Creation:
         self._seconds_unpaused = unpauser.seconds if unpauser else 0.0
 
     def _snapshot_disks(self) -> None:
+        checks.notice_disks(self._guest, self._plan.targets)
         for strategy in self._plan.strategies:
             self._check_suspended()
             strategy.create()

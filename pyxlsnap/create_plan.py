@@ -52,6 +52,8 @@ class CreatePlan:
     memory_path: Path
     cfgfile: Path
     cfgfile_text: str
+    #: the host paths of all the disks that the domain has
+    targets: tuple[str, ...]
     #: the disks in it, in the order of ``metadata.disks``
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
@@ -137,7 +139,7 @@ def plan_create(
     created = int(time.time())
     name = check_name(wanted.name or datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S"))
     state = checks.run_state(guest)
-    config = guest.config()
+    config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
     if live and config.kind is GuestKind.PV and not host.has_shadow_paging():
         raise Refused(
@@ -179,6 +181,7 @@ def plan_create(
         memory_path=memory_path,
         cfgfile=cfg,
         cfgfile_text=cfgfile.render(complete),
+        targets=targets,
         devices=tuple(disk for disk, _ in chosen),
         strategies=strategies(chosen, task),
         left_out=left_out,

@@ -62,6 +62,10 @@ class Domain:
             raise DomainNotFound(f"domain {self} is gone", domain=self.uuid)
         return info
 
+    def present_name(self) -> str:
+        """Its name now; :attr:`name` is that of when it was resolved. "" if it has gone."""
+        return self._toolstack.name_of(self.domid)
+
     def config(self) -> DomainConfig:
         """Its configuration as of now (``libxl_retrieve_domain_configuration``).
 

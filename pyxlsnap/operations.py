@@ -269,17 +269,27 @@ def _reversion_planned(
 ) -> Iterator[RevertPlan]:
     """A plan that can be run, under the locks of the domains concerned."""
     locks: list[DomainLock] = []
+    name = ""
     try:
         for uuid in _uuids(host, domain, wanted, cfgfile):
             locks.append(DomainLock(uuid, domain=domain))
             share_lock(uuid, locks[-1].fd)
             # One of a revert is finished by this.
             entry = Journal(uuid).refuse_unfinished(but="revert")
-            force = force or _is_half_way(host, entry, cfgfile)
+            if entry and _is_half_way(host, entry, cfgfile):
+                # What is risky was decided then, and its present name may be nowhere else.
+                force, name = True, entry.domain
         on_progress(Progress("checking"))
         with closing(
             plan_revert(
-                host, domain, wanted, cfgfile, running=running, force=force, check=cancel.check
+                host,
+                domain,
+                wanted,
+                cfgfile,
+                running=running,
+                force=force,
+                name=name,
+                check=cancel.check,
             )
         ) as found:
             yield found
@@ -290,9 +300,9 @@ def _reversion_planned(
             lock.release()
 
 
-def _is_half_way(host: Host, entry: Entry | None, cfgfile: Path) -> bool:
-    """Whether that revert was killed when there was no way back: what is risky was decided then."""
-    if entry is None or not entry.begun or entry.cfgfile != str(cfgfile):
+def _is_half_way(host: Host, entry: Entry, cfgfile: Path) -> bool:
+    """Whether that revert, to the same snapshot, was killed when there was no way back."""
+    if not entry.begun or entry.cfgfile != str(cfgfile):
         return False
     try:
         return not host.find(entry.uuid).info().lives

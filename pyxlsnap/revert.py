@@ -151,6 +151,7 @@ class Reversion:
     def _destroy_guest(self, guest: Guest) -> None:
         # If it has gone meanwhile, somebody may be starting it again.
         self._before = guest.check_same(dying=self._finishing)
+        checks.notice_rename(guest)  # it would come back under the name that it had
         self._begin()
         self._destroying = True
         destroy(guest)

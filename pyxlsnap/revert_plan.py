@@ -90,6 +90,7 @@ def plan_revert(
     *,
     running: bool = False,
     force: bool = False,
+    name: str = "",
     check: Callable[[], None] = lambda: None,
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
@@ -97,6 +98,7 @@ def plan_revert(
     :param domain: name, domid or uuid; it may be off, and is then found by the memory file.
     :param running: the domain runs afterwards, whatever the snapshot says.
     :param force: do what is merely risky.
+    :param name: the name that the domain had, if that is known better than by the memory file.
     :param check: called again and again; what it raises ends the planning.
     :raises ConfigError: the cfgfile does not name a memory file.
     :raises BadMemoryFile: the memory file is not whole.
@@ -105,11 +107,12 @@ def plan_revert(
     """
     header, config, memory_path, xen = _read_memory(wanted, cfg, check)
     meta = header.metadata
+    config = config.with_name(name) if name else config
     guest = _current(host, domain, config)
     if guest:
         checks.refuse_special(guest)
-        config = config.with_name(guest.name)
-    name = _snapshot_name(wanted, meta, cfg)
+        config = config.with_name(guest.name or config.name)  # one half destroyed has none
+    snapshot = _snapshot_name(wanted, meta, cfg)
     requests = _requests(wanted, meta, config)
     by_vdev = {d.vdev: d for d in config.disks}
     unknown = [r.vdev for r in requests if r.vdev not in by_vdev]
@@ -132,14 +135,14 @@ def plan_revert(
     plan = RevertPlan(
         guest=guest,
         config=config,
-        name=name,
+        name=snapshot,
         cfgfile=cfg,
         memory_path=memory_path,
         stream_offset=header.stream_offset,
         state=RunState.RUNNING if running or meta is None else meta.state,
         requests=requests,
         devices=tuple(disk for disk, _ in chosen),
-        strategies=strategies(chosen, DiskTask(name)),
+        strategies=strategies(chosen, DiskTask(snapshot)),
         warnings=tuple(reasons),
     )
     for strategy in plan.strategies:

@@ -200,6 +200,10 @@ class FakeGuest:
         self.stub_domain = False
         self.stream = streams.hvm_stream()
         self.while_suspending: Callable[[], None] = lambda: None
+        #: the name that it has now, if it was renamed
+        self.present = ""
+        #: disks that were attached meanwhile
+        self.attached: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name} (domid {self.domid})"
@@ -235,6 +239,9 @@ class FakeGuest:
         if info.dying and not dying:
             raise DomainNotFound(f"domain {self} is gone", domain=self.uuid)
         return info
+
+    def present_name(self) -> str:
+        return self.present or self.name
 
     def config(self) -> DomainConfig:
         with self._world.doing("config"):
@@ -344,7 +351,8 @@ class FakeGuest:
 
     def disk_targets(self) -> tuple[str, ...]:
         with self._world.doing("disk_targets"):
-            return tuple(d.target for d in self.configuration.disks if d.target)
+            there = tuple(d.target for d in self.configuration.disks if d.target)
+            return there + self.attached
 
 
 class FakeChanges:

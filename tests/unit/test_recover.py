@@ -334,6 +334,21 @@ class TestARevert:
         path.with_suffix(".away").rename(path)
         self.assert_is_back(world, recover(world))
 
+    @pytest.mark.parametrize("step", ["destroy", "restore"])
+    def test_one_that_was_renamed_comes_back_under_its_present_name(
+        self, world: World, step: str
+    ) -> None:
+        """Even if that is known to nobody but the journal."""
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        killed.guest.name = "vm9"
+        cfg = killed.plan.cfgfile
+        plan = plan_revert(world.host, "vm9", cfgfile.read(cfg), cfg)
+        run_until(Reversion(world.host, plan, start_monitor=watch).steps(), step)
+        assert "vm9 is back at snap and running" in recover(world, "vm9").lines
+        (guest,) = [g for g in world.host.guests if g.exists]
+        assert guest.name == "vm9"
+
     def test_what_fails_again_says_so(self, world: World) -> None:
         self.killed(world, "disks")
         world.fail("restore", XenError("no", rc=-3, operation="libxl_domain_create_restore"))

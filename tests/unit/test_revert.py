@@ -240,6 +240,15 @@ def test_a_half_restored_domain_is_removed(case: Case) -> None:
     assert not [g for g in case.world.host.guests if g.exists]
 
 
+def test_a_domain_that_is_renamed_meanwhile_would_come_back_under_its_old_name(case: Case) -> None:
+    plan = case.plan()
+    case.guest.present = "vm9"
+    with pytest.raises(OperationFailed, match="vm1 has been renamed to vm9 meanwhile; nothing was"):
+        Reversion(case.world.host, plan).run()
+    assert case.guest.runs
+    assert Journal(UUID).read() is None
+
+
 def test_a_restored_domain_that_cannot_be_unpaused_is_not_called_off(case: Case) -> None:
     case.world.fail("unpause", XenError("no", rc=-3, operation="unpause"))
     with pytest.raises(NeedsAttention) as caught:
