@@ -107,6 +107,7 @@ def domain_info(info: CData) -> DomainInfo:
         shutdown_reason=reason,
         dying=info.dying,
         memory_kb=info.current_memkb,
+        has_run=info.cpu_time > 0,
     )
 
 

@@ -38,6 +38,8 @@ class DomainInfo:
     dying: bool
     #: current allocation, KiB
     memory_kb: int
+    #: it has run, ever; false for one that was made and not yet unpaused
+    has_run: bool = True
 
     @property
     def lives(self) -> bool:

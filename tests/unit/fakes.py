@@ -186,6 +186,7 @@ class FakeGuest:
         self.dying = False
         self.paused = False
         self.paused_twice = False
+        self.has_run = True
         self.requested = False
         self.shutdown_reason = ""
         self.memory_kb = 1024
@@ -232,6 +233,7 @@ class FakeGuest:
                 shutdown_reason=reason,
                 dying=self.dying,
                 memory_kb=self.memory_kb,
+                has_run=self.has_run,
             )
 
     def check_same(self, *, dying: bool = False) -> DomainInfo:
@@ -312,6 +314,7 @@ class FakeGuest:
     def unpause(self) -> None:
         with self._world.doing("unpause"):
             self.paused = self.paused_twice
+            self.has_run = True
 
     def destroy(self) -> None:
         with self._world.doing("destroy"):
@@ -450,7 +453,7 @@ class FakeHost:
                 walk(stream, "restored")
             guest = self.start(config)
             guest.memory = self._world.memories.get(os.fstat(fd).st_ino, "")
-            guest.paused = True
+            guest.paused, guest.has_run = True, False
         return guest
 
     def create(self, config: DomainConfig) -> FakeGuest:

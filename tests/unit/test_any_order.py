@@ -237,6 +237,14 @@ class AnyOrder(RuleBasedStateMachine):
             for guest in self.world.host.guests:
                 guest.exists = False
 
+    def _ask_and_revert(self, to: Taken) -> None:
+        """A recovery leaves to the person what may have been worked on since."""
+        try:
+            operations.recover(self.world.host, None)
+        except NeedsAttention:
+            pass  # (Where the domain runs again, it is left alone.)
+        self._revert(to)
+
     def _start_what_crashed(self) -> None:
         """As xendomains does, after the recovery; not what has been brought back already."""
         for config in self.crashed:
@@ -340,6 +348,8 @@ class AnyOrder(RuleBasedStateMachine):
         self._killed(self._recover if recovers else lambda: self._revert(to), crash)
         goes = entry.begun and entry.restored < 0
         self.going_back_to = to if goes or not recovers else None
+        if recovers and (entry.told or (entry.restored >= 0 and crash)):
+            self.finish = lambda: self._ask_and_revert(to)
 
     # Finishing
 
