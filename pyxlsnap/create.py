@@ -5,7 +5,6 @@ what makes the snapshot consistent.
 """
 
 import logging
-import shlex
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -29,6 +28,7 @@ from pyxlsnap.ports import StartMonitor
 from pyxlsnap.snapshot_files import SnapshotFiles
 from pyxlsnap.unpauser import Unpauser
 from pyxlsnap.watched import keep_watched
+from pyxlsnap.wording import command
 
 log = logging.getLogger(__name__)
 
@@ -269,18 +269,18 @@ class Creation:
     def _write_way_back(self) -> str:
         """Write the cfgfile; returns the command that makes the domain anew."""
         plan, meta = self._plan, self._plan.metadata
-        command = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
+        words = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
         if self._disks_done:
             self._files.publish_cfgfile(plan.cfgfile_text)
-            return shlex.join(command)
+            return command(words)
         without = SnapshotConfig(meta.name, meta.description, str(plan.memory_path), disks=())
         self._files.publish_cfgfile(cfgfile.render(without))
-        return shlex.join([*command, "--force"])
+        return command([*words, "--force"])
 
     def _result(self, warnings: list[str]) -> Snapshot:
         plan, meta = self._plan, self._plan.metadata
         files = [
-            Artefact(kind, str(path), shlex.join(["rm", str(path)]))
+            Artefact(kind, str(path), command(["rm", str(path)]))
             for kind, path in (("memory file", plan.memory_path), ("cfgfile", plan.cfgfile))
         ]
         disks = [a for s in plan.strategies for a in s.artefacts(self._guest.name)]

@@ -5,7 +5,6 @@ revert that had destroyed the domain can only go forward, by the command in the 
 """
 
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from pyxlsnap.model import DomainConfig, Recovered, check_uuid
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host, StartMonitor
 from pyxlsnap.processes import xl_monitor
 from pyxlsnap.watched import keep_watched
+from pyxlsnap.wording import command
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def _look(host: Host, entry: Entry) -> Recovered:
         f"the snapshot is whole: run the command again to finish",
         step="recover",
         left=[f"{entry.domain} is off, half restored, or started from half-reverted disks"],
-        finish=shlex.join(entry.words),
+        finish=command(entry.words),
     )
 
 

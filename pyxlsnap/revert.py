@@ -6,7 +6,6 @@ finishes what was interrupted.
 
 import logging
 import os
-import shlex
 import time
 from dataclasses import replace
 
@@ -36,6 +35,7 @@ from pyxlsnap.ports import Guest, Host, StartMonitor
 from pyxlsnap.processes import Process, xl_monitor
 from pyxlsnap.revert_plan import RevertPlan
 from pyxlsnap.watched import keep_watched
+from pyxlsnap.wording import command
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ class Reversion:
         return []
 
     def _command(self) -> str:
-        return shlex.join(self._words())
+        return command(self._words())
 
     def _words(self) -> list[str]:
         words = ["pyxlsnap", "snapshot-revert", self._plan.config.uuid, str(self._plan.cfgfile)]

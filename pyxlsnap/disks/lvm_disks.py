@@ -7,7 +7,6 @@ what this operation made and nothing else.
 
 import logging
 import secrets
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.files import holders, process_text
 from pyxlsnap.model import Artefact, Disk, DiskRequest
 from pyxlsnap.ports import DiskTask
+from pyxlsnap.wording import quote
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class LvmDisks:
             Artefact(
                 kind="disk snapshot",
                 where=f"{at.full(at.snapshot)} ({at.vdev}; {self.taken(at)})",
-                delete=f"lvremove {shlex.quote(at.full(at.snapshot))}",
+                delete=f"lvremove {quote(at.full(at.snapshot))}",
             )
             for at in self._places
         ]

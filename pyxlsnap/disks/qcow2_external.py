@@ -13,7 +13,6 @@ on a real Xen (xen-lab.md, E1), dictate the order and the names:
 
 import os
 import secrets
-import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from pyxlsnap.files import (
     sync_directory,
 )
 from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk, DiskRequest
+from pyxlsnap.wording import quote
 
 
 @dataclass(slots=True)
@@ -353,8 +353,8 @@ def _undo(chain: _Chain) -> list[str]:
 def _way_to_delete(chain: _Chain) -> str:
     """How a person takes a frozen file out of the chain."""
     under = image_info(chain.disk, str(chain.frozen)).get("full-backing-filename", "")
-    to = f"-b {shlex.quote(under)} -F qcow2" if under else "-b ''"
-    active, frozen = shlex.quote(str(chain.active)), shlex.quote(str(chain.frozen))
+    to = f"-b {quote(under)} -F qcow2" if under else "-b ''"
+    active, frozen = quote(str(chain.active)), quote(str(chain.frozen))
     return f"domain off: qemu-img rebase -f qcow2 {to} {active} && rm {frozen}"
 
 

@@ -8,7 +8,6 @@ it in another process, knows it.
 import errno
 import os
 import secrets
-import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.files import sync_directory
 from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk, DiskRequest
 from pyxlsnap.ports import DiskTask
+from pyxlsnap.wording import command
 
 
 class SnapshotFile:
@@ -175,7 +175,7 @@ class CopyStrategy:
             Artefact(
                 kind="disk snapshot",
                 where=f"{f.path} ({f.disk.vdev}; {'reflink copy' if f.reflink else 'copy'})",
-                delete=f"rm {shlex.quote(str(f.path))}",
+                delete=command(["rm", str(f.path)]),
             )
             for f in self._files
         ]
