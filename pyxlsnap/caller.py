@@ -4,12 +4,12 @@ import logging
 import os
 import socket
 import subprocess
-import tempfile
 import threading
-from typing import IO, Any
+from typing import Any
 
 from pyxlsnap import wire
 from pyxlsnap.errors import NeedsAttention, WorkerDied, from_wire
+from pyxlsnap.files import scratch_file
 from pyxlsnap.journal import unlock
 from pyxlsnap.model import DomainEvent, OnEvent, OnProgress, Progress
 from pyxlsnap.processes import environment, python
@@ -31,7 +31,7 @@ class Worker:
         self._answered = False
         #: uuids of the domains whose locks it has taken
         self.locked: list[str] = []
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  close() does
+        self._stderr = scratch_file()
         ours, theirs = socket.socketpair()
         self._channel = wire.Channel(ours)
         with theirs:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TypeVar
 
 from pyxlsnap import cfgfile
@@ -22,6 +23,7 @@ from pyxlsnap.errors import (
     OperationFailed,
     PyxlsnapError,
 )
+from pyxlsnap.files import is_full
 from pyxlsnap.journal import Entry, Journal
 from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig, Step
 from pyxlsnap.ports import StartMonitor
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_WRITING = ("header", "suspend", "memory file", "cfgfile")
 # An abort comes from nobody else: it is the token's way through libxl.
 _INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
 
@@ -192,7 +195,7 @@ class Creation:
 
     def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
         """Guest first, then files. Returns the error to raise."""
-        what = _describe(step, cause, self._guest.name)
+        what = _describe(step, cause, self._guest.name, self._plan.memory_path)
         log.warning("%s; undoing", what)
         undone: list[str] = []
         left: list[str] = []
@@ -310,7 +313,12 @@ def _in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:
         return do()
 
 
-def _describe(step: str, cause: BaseException, domain: str) -> str:
+def _describe(step: str, cause: BaseException, domain: str, memory: Path) -> str:
     if isinstance(cause, _INTERRUPTED):
         return f"the snapshot of {domain} was interrupted ({step})"
-    return f"the snapshot of {domain} failed ({step}): {cause or type(cause).__name__}"
+    said = str(cause) or type(cause).__name__
+    if isinstance(cause, OSError) and not isinstance(cause, PyxlsnapError):
+        said = f"{cause.filename or memory}: {cause.strerror or cause}"
+    if step in _WRITING and is_full(memory.parent):  # libxl does not always say so
+        said += f"; {memory.parent} is full: make room, or name another place with memory_path"
+    return f"the snapshot of {domain} failed ({step}): {said}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from pyxlsnap import cfgfile, checks
 from pyxlsnap.disks import default_request, strategies
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
-from pyxlsnap.files import refuse_existing
+from pyxlsnap.files import refuse_existing, refusing_os_errors
 from pyxlsnap.model import (
     Disk,
     DiskRequest,
@@ -116,6 +116,7 @@ class CreatePlan:
             strategy.close()
 
 
+@refusing_os_errors()
 def plan_create(
     host: Host,
     guest: Guest,
@@ -134,6 +135,7 @@ def plan_create(
     :raises UsageError: the name or a path will not do.
     :raises Refused: the guest, a disk or the host does not allow it.
     """
+    cfgfile.render(wanted)  # whatever no cfgfile can say has not come out of one
     created = int(time.time())
     name = check_name(wanted.name or datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S"))
     state = checks.run_state(guest)

@@ -131,9 +131,12 @@ class Journal:
         :raises Refused: it cannot be written.
         """
         make_directory(self.path.parent)
-        with NewFile(self.path) as new:
-            new.file.write(json.dumps(asdict(entry), indent=1).encode())
-            new.publish()
+        try:
+            with NewFile(self.path) as new:
+                new.file.write(json.dumps(asdict(entry), indent=1).encode())
+                new.publish()
+        except OSError as e:
+            raise Refused(f"the journal {self.path} cannot be written: {e.strerror}") from e
 
     def rewrite(self, entry: Entry) -> None:
         """Say more of what :meth:`write` has said, durably.

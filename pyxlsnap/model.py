@@ -112,8 +112,12 @@ class DomainConfig:
 
     @property
     def disks(self) -> tuple[Disk, ...]:
-        found = self.values.get("disks", [])
-        return tuple(_disk(d) for d in found if isinstance(d, dict))
+        return tuple(map(_disk, self.devices("disks")))
+
+    def devices(self, kind: str) -> list[Mapping[str, Any]]:
+        """A list of devices, such as ``nics``; empty when it is absent."""
+        found = self.values.get(kind, [])
+        return [d for d in found if isinstance(d, dict)] if isinstance(found, list) else []
 
     def action_on(self, reason: str) -> str:
         """What is to be done when it shuts down: "restart", "destroy", … (on_reboot=, …).

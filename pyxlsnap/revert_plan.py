@@ -13,7 +13,7 @@ from typing import BinaryIO
 from pyxlsnap import checks
 from pyxlsnap.disks import strategies
 from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky, XenError
-from pyxlsnap.files import open_regular
+from pyxlsnap.files import open_regular, refusing_os_errors
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
     DiskRequest,
@@ -79,6 +79,7 @@ class RevertPlan:
             strategy.close()
 
 
+@refusing_os_errors()
 def plan_revert(
     host: Host,
     domain: str,
@@ -112,7 +113,10 @@ def plan_revert(
     unknown = [r.vdev for r in requests if r.vdev not in by_vdev]
     if unknown:
         raise ConfigError(
-            f"the saved domain has no disk {', '.join(unknown)}", file=str(cfg), item="disks"
+            f"the saved domain has no disk {', '.join(unknown)} (its disks: "
+            f"{', '.join(by_vdev) or 'none'})",
+            file=str(cfg),
+            item="disks",
         )
     chosen = [(by_vdev[r.vdev], r) for r in requests]
     checks.refuse_name_or_uuid_in_use(host, config, guest)
@@ -158,7 +162,18 @@ def _saved_config(header: Header) -> DomainConfig:
     config = DomainConfig.parse(header.config_json)
     if config.uuid != check_uuid(config.uuid):
         raise ValueError(f"its uuid is {config.uuid!r}")
+    _check_strings(config.values)
     return config
+
+
+def _check_strings(value: object) -> None:
+    """:raises ValueError: libxl never wrote this: it has C strings, and they are names of files."""
+    if isinstance(value, str) and b"\0" in os.fsencode(value):
+        raise ValueError(f"{value!r} has a NUL in it")
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    for item in value if isinstance(value, list) else ():
+        _check_strings(item)
 
 
 def _named_memory_path(wanted: SnapshotConfig, cfg: Path) -> Path:
@@ -218,14 +233,15 @@ def _snapshot_name(wanted: SnapshotConfig, meta: Metadata | None, cfg: Path) -> 
     if wanted.name and meta and wanted.name != meta.name:
         raise ConfigError(
             f"is {wanted.name!r}, but the memory file belongs to snapshot {meta.name!r}: the disks "
-            f"would not fit the memory",
+            f"would not fit the memory; use the cfgfile of that snapshot",
             file=str(cfg),
             item="name",
         )
     name = wanted.name or (meta.name if meta else None)
     if not name:
         raise ConfigError(
-            "is missing, and the memory file (made by another program) does not tell it",
+            "is missing, and the memory file (made by another program) does not tell it: add the "
+            "name that its disk snapshots have",
             file=str(cfg),
             item="name",
         )

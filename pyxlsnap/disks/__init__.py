@@ -28,6 +28,12 @@ def choose(disk: Disk, request: DiskRequest) -> Factory:
     """
     if disk.left_out:
         raise Refused(f"{disk.vdev} is {disk.left_out} and cannot be in a snapshot: leave it out")
+    if not disk.target.startswith("/"):
+        raise Refused(
+            f"{disk.vdev}: its path {disk.target} does not begin with /, and to QEMU it may mean "
+            f"anything: only files and block devices of this host can be snapshotted; leave it out "
+            f"of `disks`"
+        )
     if disk.script or disk.backend_domain not in ("", "0", "Domain-0"):
         raise Refused(
             f"{disk.vdev} is served by a script or another domain, where no snapshot of it can be "

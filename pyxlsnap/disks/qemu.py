@@ -169,6 +169,13 @@ def image_info(disk: Disk, path: str = "") -> dict[str, Any]:
     return info
 
 
+def image_chain(disk: Disk, path: str) -> list[dict[str, Any]]:
+    """The same of an image and all those that it stands on, which need not be qcow2."""
+    said = qemu_img(disk, "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", path)
+    chain: list[dict[str, Any]] = json.loads(said)
+    return chain
+
+
 def image_tags(disk: Disk) -> list[Tag]:
     """The snapshots in an image on disk."""
     return _tags_of(image_info(disk))

@@ -20,6 +20,7 @@ from pyxlsnap.disks.copying import (
     new_file,
     os_errors,
     refuse_full,
+    refuse_long_kept,
     released,
     users,
 )
@@ -55,6 +56,7 @@ class RawFile(CopyStrategy):
     def _check_copy(self, file: SnapshotFile, source: int) -> None:
         vdev = file.disk.vdev
         refuse_existing(file.path)
+        refuse_long_kept(file.disk, file.target, self._task.name)
         if not users(file.target):
             raise Refused(
                 f"{vdev}: nobody has {file.target} open, so it is not the file that the guest "
@@ -102,7 +104,7 @@ class RawFile(CopyStrategy):
             if os.path.sameopenfile(present.fileno(), snapshot):
                 raise Refused(f"{file.disk.vdev}: {file.path} is the disk, not a snapshot of it")
             _, size = _how_to_copy(file.disk, snapshot, present.fileno(), self._temporary(file))
-            # Longer than the name that the disk will be kept under: so that one will do, too.
+            refuse_long_kept(file.disk, file.target, self._task.name)
             probe = temporary_name(self._temporary(file))
             os.link(file.target, probe, follow_symlinks=False)
             probe.unlink()

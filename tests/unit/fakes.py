@@ -58,6 +58,13 @@ def open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """As libxl writes a stream: a full disk is an error, not less data."""
+    with os.fdopen(os.dup(fd), "wb", buffering=0) as file:
+        while data:
+            data = data[file.write(data) :]
+
+
 @dataclass(frozen=True)
 class Photo:
     """What is there at one instant: files, and disk snapshots as (vdev, name)."""
@@ -248,10 +255,10 @@ class FakeGuest:
                 raise XenError(f"{self} does not run", rc=-3, operation="libxl_domain_suspend")
             report = on_progress or (lambda _: None)
             half = len(self.stream) // 2
-            os.write(fd, self.stream[:half])
+            write_all(fd, self.stream[:half])
             report(Progress("memory", 1, 2))
             self.while_suspending()
-            os.write(fd, self.stream[half:])
+            write_all(fd, self.stream[half:])
             self._world.memories[os.fstat(fd).st_ino] = self.memory
             report(Progress("domain now suspended"))
             self.suspended = True
