@@ -51,7 +51,7 @@ def run_state(guest: Guest) -> RunState:
     refuse_special(guest)
     info = guest.info()
     if info.dying:
-        raise Refused(f"{guest.name} is dying: there is nothing left to snapshot")
+        raise Refused(f"{guest.name} is dying: there is nothing left to snapshot; start it anew")
     if info.suspended:
         raise Refused(
             f"{guest.name} is suspended already: resume it first "

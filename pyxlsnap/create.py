@@ -196,7 +196,7 @@ class Creation:
     def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
         """Guest first, then files. Returns the error to raise."""
         what = _describe(step, cause, self._guest.name, self._plan.memory_path)
-        log.warning("%s; undoing", what)
+        log.info("%s; undoing", what)  # the error says the same
         undone: list[str] = []
         left: list[str] = []
         unwatched: list[str] = []

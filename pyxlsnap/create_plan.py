@@ -209,7 +209,7 @@ def _choose_disks(
     unknown = [r.vdev for r in wanted if r.vdev not in by_vdev]
     if unknown:
         has = ", ".join(by_vdev) or "none"
-        raise UsageError(f"the domain has no disk {', '.join(unknown)} (its disks: {has})")
+        raise UsageError(f"{config.name} has no disk {', '.join(unknown)} (its disks: {has})")
     named = {r.vdev for r in wanted}
     forgotten = [d.vdev for d in writable if d.vdev not in named]
     left_out |= dict.fromkeys(forgotten, "not named in the cfgfile")

@@ -67,7 +67,9 @@ class NewFile:
         try:
             fd = os.open(self.temporary, flags, _PRIVATE)
         except OSError as e:
-            raise Refused(f"cannot write in {path.parent}: {e.strerror}") from e
+            raise Refused(
+                f"cannot write in {path.parent}: {e.strerror}: see to that, or name another place"
+            ) from e
         self.file: BinaryIO = os.fdopen(fd, "wb")
 
     def __enter__(self) -> "NewFile":
@@ -179,9 +181,11 @@ def make_directory(directory: Path) -> list[Path]:
             made.append(path)
     except OSError as e:
         remove_directories(made)
-        raise Refused(f"cannot make the directory {path}: {e.strerror}") from e
+        raise Refused(
+            f"cannot make the directory {path}: {e.strerror}: see to that, or name another place"
+        ) from e
     if not directory.is_dir():
-        raise Refused(f"{directory} is not a directory")
+        raise Refused(f"{directory} is not a directory: move it away, or name another place")
     return made
 
 

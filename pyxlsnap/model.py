@@ -341,16 +341,20 @@ def check_name(name: str) -> str:
     :raises UsageError: saying what is wrong with it.
     """
     if not name:
-        raise UsageError("the snapshot's name is empty")
+        raise UsageError("the snapshot's name is empty: give one, or none at all")
     if len(name) > _NAME_LIMIT:
-        raise UsageError(f"the snapshot's name is longer than {_NAME_LIMIT} characters")
+        raise UsageError(
+            f"snapshot name {name[:20]!r}… is longer than {_NAME_LIMIT} characters: choose a "
+            f"shorter one"
+        )
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"snapshot name {name!r}: only letters, digits and _ + . @ : - can be stored everywhere"
         )
     if name.isdigit():
         raise UsageError(
-            f"snapshot name {name!r}: digits alone would be taken for a qcow2 snapshot ID"
+            f"snapshot name {name!r}: digits alone would be taken for a qcow2 snapshot ID: add a "
+            f"letter"
         )
     if name[0] in ".-":
         raise UsageError(f"snapshot name {name!r} must not start with {name[0]!r}")

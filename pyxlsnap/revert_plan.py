@@ -113,7 +113,7 @@ def plan_revert(
     unknown = [r.vdev for r in requests if r.vdev not in by_vdev]
     if unknown:
         raise ConfigError(
-            f"the saved domain has no disk {', '.join(unknown)} (its disks: "
+            f"{config.name}, as it was saved, has no disk {', '.join(unknown)} (its disks: "
             f"{', '.join(by_vdev) or 'none'})",
             file=str(cfg),
             item="disks",
@@ -192,6 +192,11 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
     try:
         with open_regular(path) as file:
             yield file
+    except BadMemoryFile as e:
+        what = e.message.removeprefix(f"{path}: ")
+        raise BadMemoryFile(
+            f"{what}; take another copy of the file, or another snapshot", path=str(path)
+        ) from e
     except OSError as e:
         raise BadMemoryFile(f"cannot be read: {e.strerror}", path=str(path)) from e
     except ValueError as e:

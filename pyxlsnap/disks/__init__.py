@@ -40,7 +40,10 @@ def choose(disk: Disk, request: DiskRequest) -> Factory:
             f"taken: detach it, or leave it out of `disks`"
         )
     if disk.specification != "xen":
-        raise Refused(f"{disk.vdev} is a {disk.specification} disk: only Xen's own are supported")
+        raise Refused(
+            f"{disk.vdev} is a {disk.specification} disk: only Xen's own can be in a "
+            f"snapshot; leave it out of `disks`"
+        )
     if disk.format == "qcow2":
         return Qcow2
     if disk.format != "raw":

@@ -68,7 +68,10 @@ class LvmDisks:
     def _check_origin(self, at: Place, found: Mapping[str, Volume]) -> Volume:
         origin = found.get(at.lv)
         if origin is None:
-            raise Refused(f"{at.vdev}: there is no volume {at.full(at.lv)}")
+            raise Refused(
+                f"{at.vdev}: there is no volume {at.full(at.lv)} (see `lvs {at.vg}`): was it "
+                f"renamed? Correct the domain's configuration"
+            )
         if origin.merging:
             raise Refused(
                 f"{at.vdev}: a snapshot is being merged into {at.full(at.lv)}: wait until that has "
@@ -87,7 +90,10 @@ class LvmDisks:
         names = [p.full(p.snapshot) for p in self._places]
         for at in self._places:
             if names.count(at.full(at.snapshot)) > 1:
-                raise Refused(f"{at.vdev}: two disks cannot both have {at.full(at.snapshot)}")
+                raise Refused(
+                    f"{at.vdev}: two disks cannot both have {at.full(at.snapshot)}: give each its "
+                    f"own"
+                )
 
     def check_kind(self, at: Place, origin: Volume) -> None:
         """:raises Refused: no snapshot of such a volume can be taken."""

@@ -111,7 +111,9 @@ class External:
             try:
                 os.link(chain.active, chain.frozen, follow_symlinks=False)
             except FileExistsError as e:
-                raise AlreadyExists(f"{chain.frozen} exists", where=str(chain.frozen)) from e
+                raise AlreadyExists(
+                    f"{chain.frozen} exists: choose another name", where=str(chain.frozen)
+                ) from e
             except OSError as e:
                 raise DiskError(f"{chain.frozen}: {e.strerror}", vdev=chain.disk.vdev) from e
             # -u: not to be opened, for the guest's QEMU has it. Nothing must be cut off meanwhile.
@@ -249,7 +251,9 @@ def _chain(disk: Disk, request: DiskRequest) -> _Chain:
         )
     frozen = Path(request.path)
     if not frozen.is_absolute():
-        raise Refused(f"{disk.vdev}: the external path {request.path} must be absolute")
+        raise Refused(
+            f"{disk.vdev}: the external path {request.path} must be absolute: write it from / on"
+        )
     active = Path(os.path.realpath(disk.target))
     node = f"{NODE_PREFIX}-{disk.vdev}-{secrets.token_hex(4)}"
     return _Chain(disk, active, frozen, _fresh(active), node)

@@ -113,7 +113,10 @@ def _only_node(disk: Disk, nodes: list[dict[str, Any]]) -> str:
         n for n in nodes if n["node-name"].startswith(ours) or _same_file(n["file"], disk.target)
     ]
     if not found:
-        raise Refused(f"{disk.vdev}: the guest's QEMU does not have {disk.target} open")
+        raise Refused(
+            f"{disk.vdev}: the guest's QEMU does not have {disk.target} open: was another file put "
+            f"in its place? Restart the guest, or leave {disk.vdev} out of `disks`"
+        )
     if len(found) > 1:
         raise Refused(
             f"{disk.vdev}: {disk.target} is open twice in the guest's QEMU, as an emulated "

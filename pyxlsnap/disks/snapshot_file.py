@@ -59,7 +59,7 @@ class SnapshotFile:
             )
         for name in (path, self.disk.target):
             if not Path(name).is_absolute():
-                raise Refused(f"{vdev}: the path {name} must be absolute")
+                raise Refused(f"{vdev}: the path {name} must be absolute: write it from / on")
         if path.endswith(KEPT_SUFFIX):
             raise Refused(
                 f"{vdev}: under a name that ends in {KEPT_SUFFIX!r} a revert keeps a disk, and "
@@ -75,7 +75,9 @@ class SnapshotFile:
             try:
                 self._fd = open_new(self.path)
             except FileExistsError as e:
-                raise AlreadyExists(f"{self.path} exists", where=str(self.path)) from e
+                raise AlreadyExists(
+                    f"{self.path} exists: choose another name", where=str(self.path)
+                ) from e
             self._made = _identity(os.fstat(self._fd))
             set_attribute(self._fd, MARK, self.token.encode())
             if like is not None:

@@ -101,7 +101,7 @@ class World:
         self.expected_seconds = 0.0
         self.directory = root / "snapshots"
         for name in ("run", "journals", "images", "dumps", "logs"):
-            (root / name).mkdir()
+            (root / name).mkdir(exist_ok=True)
         self.kernel = root / "images" / "vmlinuz"
         self.kernel.touch()
 
@@ -439,7 +439,7 @@ class FakeHost:
             for guest in self._there():
                 if domain in (guest.name, guest.uuid, str(guest.domid)):
                     return guest
-            raise DomainNotFound(f"there is no domain {domain!r}", domain=domain)
+            raise DomainNotFound(f"there is no domain {domain!r} (see `xl list`)", domain=domain)
 
     def restore(self, config: DomainConfig, fd: int) -> FakeGuest:
         with self._world.doing("restore"):
@@ -630,7 +630,7 @@ CHOOSERS = (create_plan, revert_plan, recovery)
 def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty world; the package's directories and disk strategies are its own."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     found = World(root)
     for module, name, place in PLACES:
         monkeypatch.setattr(module, name, root / place)
