@@ -132,7 +132,8 @@ static bool pyxlsnap_close_in_children(int fd)
     struct stat st;
     int i = 0;
 
-    while (i < pyxlsnap__private_count && pyxlsnap__is_open(&pyxlsnap__privates[i]))
+    while (i < pyxlsnap__private_count && pyxlsnap__privates[i].fd != fd
+           && pyxlsnap__is_open(&pyxlsnap__privates[i]))
         i++;
     if (i == sizeof pyxlsnap__privates / sizeof *pyxlsnap__privates || fstat(fd, &st))
         return false;

@@ -74,7 +74,7 @@ def check(rc: int, operation: str, *, domain: str = "", log: Sequence[str] = ())
     of = f" of {domain}" if domain else ""
     message = f"{operation}{of} failed: {code}" + (f": {said}" if said else "")
     if rc == C.ERROR_DOMAIN_NOTFOUND:
-        raise DomainNotFound(f"there is no domain {domain}", domain=domain)
+        raise DomainNotFound(f"there is no domain {domain} (see `xl list`)", domain=domain)
     cls = {C.ERROR_ABORTED: Aborted, C.ERROR_GUEST_TIMEDOUT: GuestTimeout}.get(rc, XenError)
     raise cls(message, rc=rc, operation=operation, domain=domain, log=log)
 

@@ -4,12 +4,12 @@ import logging
 import os
 import socket
 import subprocess
-import tempfile
 import threading
-from typing import IO, Any
+from typing import Any
 
 from pyxlsnap import wire
 from pyxlsnap.errors import NeedsAttention, WorkerDied, from_wire
+from pyxlsnap.files import scratch_file
 from pyxlsnap.journal import unlock
 from pyxlsnap.model import DomainEvent, OnEvent, OnProgress, Progress
 from pyxlsnap.processes import environment, how_ended, python
@@ -36,7 +36,7 @@ class Worker:
         self.begun = False
         #: what its keeper said when it had died
         self.recovery: wire.Message | None = None
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  close() does
+        self._stderr = scratch_file()
         ours, theirs = socket.socketpair()
         self._channel = wire.Channel(ours)
         with theirs:

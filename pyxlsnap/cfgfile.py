@@ -70,6 +70,7 @@ _VDEV: Final = re.compile(r"[0-9A-Za-z]+")
 #: a path that xl's positional form cannot take for anything else
 _PLAIN_PATH: Final = re.compile(r"/[^,=]*")
 
+_NEW: Final = "<new config file>"
 _COMMENT: Final = """\
 # Written by pyxlsnap: a snapshot of a Xen domain. To go back to it:
 #   pyxlsnap snapshot-revert <domain> <this file>
@@ -121,6 +122,7 @@ def render(config: SnapshotConfig) -> str:
 
     :raises ConfigError: no config file can say this; ``file`` is "<new config file>".
     """
+    _check_values(config)
     settings = [
         f"{key} = {_quote(value)}\n"
         for key in STRINGS
@@ -298,12 +300,25 @@ def _quote(text: str) -> str:
     return f'"{text}"'
 
 
+def _check_values(config: SnapshotConfig) -> None:
+    values = {key: getattr(config, key) or "" for key in STRINGS}
+    values |= {f"disk {d.vdev!r}": d.path + d.format + d.vdev for d in config.disks or ()}
+    for item, value in values.items():
+        if "\0" in value:
+            raise ConfigError("has a NUL in it", file=_NEW, item=item)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{_short(value)} is not UTF-8, and a cfgfile must be: choose another",
+                file=_NEW,
+                item=item,
+            ) from None
+
+
 def _check_text(text: str, config: SnapshotConfig) -> None:
-    file = "<new config file>"
-    try:
-        found = parse(text.encode(), file=file)
-    except UnicodeEncodeError as e:
-        raise ConfigError("cannot be written as UTF-8", file=file) from e
+    file = _NEW
+    found = parse(text.encode(), file=file)
     wanted = SnapshotConfig(
         name=config.name or None,
         description=config.description or None,

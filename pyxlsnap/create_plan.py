@@ -14,7 +14,7 @@ from pathlib import Path
 from pyxlsnap import cfgfile, checks
 from pyxlsnap.disks import default_request, strategies
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
-from pyxlsnap.files import refuse_existing
+from pyxlsnap.files import refuse_existing, refusing_os_errors
 from pyxlsnap.model import (
     Disk,
     DiskRequest,
@@ -118,6 +118,7 @@ class CreatePlan:
             strategy.close()
 
 
+@refusing_os_errors()
 def plan_create(
     host: Host,
     guest: Guest,
@@ -136,6 +137,7 @@ def plan_create(
     :raises UsageError: the name or a path will not do.
     :raises Refused: the guest, a disk or the host does not allow it.
     """
+    cfgfile.render(wanted)  # whatever no cfgfile can say has not come out of one
     created = int(time.time())
     name = check_name(wanted.name or datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S"))
     state = checks.run_state(guest)
@@ -210,7 +212,7 @@ def _choose_disks(
     unknown = [r.vdev for r in wanted if r.vdev not in by_vdev]
     if unknown:
         has = ", ".join(by_vdev) or "none"
-        raise UsageError(f"the domain has no disk {', '.join(unknown)} (its disks: {has})")
+        raise UsageError(f"{config.name} has no disk {', '.join(unknown)} (its disks: {has})")
     named = {r.vdev for r in wanted}
     forgotten = [d.vdev for d in writable if d.vdev not in named]
     left_out |= dict.fromkeys(forgotten, "not named in the cfgfile")

@@ -79,7 +79,9 @@ class Domain:
         try:
             return DomainConfig.parse(json)
         except ValueError as e:
-            raise Refused(f"libxl's configuration of {self} cannot be read: {e}") from e
+            raise Refused(
+                f"libxl's configuration of {self} cannot be read: {e}: see `xl list -l`"
+            ) from e
 
     def suspend(self, fd: int, *, live: bool, on_progress: OnProgress | None = None) -> None:
         """Write memory and device state to ``fd`` and leave the domain suspended.

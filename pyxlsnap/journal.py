@@ -65,7 +65,9 @@ class DomainLock:
         try:
             self.fd = os.open(path, flags, 0o600)
         except OSError as e:
-            raise Refused(f"cannot open the lock {path}: {e.strerror}") from e
+            raise Refused(
+                f"cannot open the lock {path}: {e.strerror}: see what is there, and move it away"
+            ) from e
         end = time.monotonic() + wait_s
         while not self._take():
             if time.monotonic() >= end:
@@ -157,9 +159,14 @@ class Journal:
         :raises Refused: it cannot be written.
         """
         make_directory(self.path.parent)
-        with NewFile(self.path) as new:
-            new.file.write(json.dumps(asdict(entry), indent=1).encode())
-            new.publish()
+        try:
+            with NewFile(self.path) as new:
+                new.file.write(json.dumps(asdict(entry), indent=1).encode())
+                new.publish()
+        except OSError as e:
+            raise Refused(
+                f"the journal {self.path} cannot be written: {e.strerror}: make room there"
+            ) from e
 
     def rewrite(self, entry: Entry) -> None:
         """Say more of what :meth:`write` has said, durably.
@@ -195,7 +202,10 @@ class Journal:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-            raise Refused(f"the journal {self.path} cannot be read: {e}") from e
+            raise Refused(
+                f"the journal {self.path} cannot be read: {e}: see whether the domain runs and "
+                f"what is left, then remove it"
+            ) from e
 
     def refuse_unfinished(self, *, but: str = "") -> Entry | None:
         """Refuse to work on a domain on which an operation was killed, ``but`` for one kind.

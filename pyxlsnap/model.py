@@ -119,8 +119,12 @@ class DomainConfig:
 
     @property
     def disks(self) -> tuple[Disk, ...]:
-        found = self.values.get("disks", [])
-        return tuple(_disk(d) for d in found if isinstance(d, dict))
+        return tuple(map(_disk, self.devices("disks")))
+
+    def devices(self, kind: str) -> list[Mapping[str, Any]]:
+        """A list of devices, such as ``nics``; empty when it is absent."""
+        found = self.values.get(kind, [])
+        return [d for d in found if isinstance(d, dict)] if isinstance(found, list) else []
 
     def action_on(self, reason: str) -> str:
         """What is to be done when it shuts down: "restart", "destroy", … (on_reboot=, …).
@@ -346,16 +350,20 @@ def check_name(name: str) -> str:
     :raises UsageError: saying what is wrong with it.
     """
     if not name:
-        raise UsageError("the snapshot's name is empty")
+        raise UsageError("the snapshot's name is empty: give one, or none at all")
     if len(name) > _NAME_LIMIT:
-        raise UsageError(f"the snapshot's name is longer than {_NAME_LIMIT} characters")
+        raise UsageError(
+            f"snapshot name {name[:20]!r}… is longer than {_NAME_LIMIT} characters: choose a "
+            f"shorter one"
+        )
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"snapshot name {name!r}: only letters, digits and _ + . @ : - can be stored everywhere"
         )
     if name.isdigit():
         raise UsageError(
-            f"snapshot name {name!r}: digits alone would be taken for a qcow2 snapshot ID"
+            f"snapshot name {name!r}: digits alone would be taken for a qcow2 snapshot ID: add a "
+            f"letter"
         )
     if name[0] in ".-":
         raise UsageError(f"snapshot name {name!r} must not start with {name[0]!r}")

@@ -6,7 +6,6 @@ revert that had begun to destroy the domain goes forward, to its end.
 
 import logging
 import os
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from pyxlsnap.model import DomainConfig, Recovered, Reverted, RunState, check_uu
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host, StartMonitor
 from pyxlsnap.processes import xl_monitor
 from pyxlsnap.watched import keep_watched
+from pyxlsnap.wording import command
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +273,7 @@ def _leave_revert(host: Host, entry: Entry) -> Recovered:
         f"{Journal(entry.uuid).path}",
         step="recover",
         left=[why],
-        finish=shlex.join(entry.words),
+        finish=command(entry.words),
     )
 
 
@@ -348,7 +348,7 @@ def _go_forward(entry: Entry, redo: Redo) -> Recovered:
             f"finishing it failed: {e}; run the command again when that is mended",
             step="recover",
             left=[f"{entry.domain} is off or half restored, its disks may be reverted"],
-            finish=shlex.join(entry.words),
+            finish=command(entry.words),
         ) from e
 
 

@@ -6,7 +6,6 @@ finishes what was interrupted.
 
 import logging
 import os
-import shlex
 import time
 from dataclasses import replace
 from typing import Any
@@ -38,6 +37,7 @@ from pyxlsnap.ports import Guest, Host, StartMonitor
 from pyxlsnap.processes import Process, xl_monitor
 from pyxlsnap.revert_plan import RevertPlan
 from pyxlsnap.watched import keep_watched
+from pyxlsnap.wording import command
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class Reversion:
         return []
 
     def _command(self) -> str:
-        return shlex.join(self._words())
+        return command(self._words())
 
     def _words(self) -> list[str]:
         # One that has another uuid is known by its name, before it is destroyed and afterwards.

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from pyxlsnap import checks
 from pyxlsnap.disks import strategies
 from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky, XenError
-from pyxlsnap.files import open_regular
+from pyxlsnap.files import open_regular, refusing_os_errors
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
     Disk,
@@ -82,6 +82,7 @@ class RevertPlan:
             strategy.close()
 
 
+@refusing_os_errors()
 def plan_revert(
     host: Host,
     domain: str,
@@ -118,7 +119,10 @@ def plan_revert(
     unknown = [r.vdev for r in requests if r.vdev not in by_vdev]
     if unknown:
         raise ConfigError(
-            f"the saved domain has no disk {', '.join(unknown)}", file=str(cfg), item="disks"
+            f"{config.name}, as it was saved, has no disk {', '.join(unknown)} (its disks: "
+            f"{', '.join(by_vdev) or 'none'})",
+            file=str(cfg),
+            item="disks",
         )
     chosen = [(by_vdev[r.vdev], r) for r in requests]
     checks.refuse_name_or_uuid_in_use(host, config, guest)
@@ -165,7 +169,18 @@ def _saved_config(header: Header) -> DomainConfig:
     config = DomainConfig.parse(header.config_json)
     if config.uuid != check_uuid(config.uuid):
         raise ValueError(f"its uuid is {config.uuid!r}")
+    _check_strings(config.values)
     return config
+
+
+def _check_strings(value: object) -> None:
+    """:raises ValueError: libxl never wrote this: it has C strings, and they are names of files."""
+    if isinstance(value, str) and b"\0" in os.fsencode(value):
+        raise ValueError(f"{value!r} has a NUL in it")
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    for item in value if isinstance(value, list) else ():
+        _check_strings(item)
 
 
 def _named_memory_path(wanted: SnapshotConfig, cfg: Path) -> Path:
@@ -184,6 +199,11 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
     try:
         with open_regular(path) as file:
             yield file
+    except BadMemoryFile as e:
+        what = e.message.removeprefix(f"{path}: ")
+        raise BadMemoryFile(
+            f"{what}; take another copy of the file, or another snapshot", path=str(path)
+        ) from e
     except OSError as e:
         raise BadMemoryFile(f"cannot be read: {e.strerror}", path=str(path)) from e
     except ValueError as e:
@@ -225,14 +245,15 @@ def _snapshot_name(wanted: SnapshotConfig, meta: Metadata | None, cfg: Path) -> 
     if wanted.name and meta and wanted.name != meta.name:
         raise ConfigError(
             f"is {wanted.name!r}, but the memory file belongs to snapshot {meta.name!r}: the disks "
-            f"would not fit the memory",
+            f"would not fit the memory; use the cfgfile of that snapshot",
             file=str(cfg),
             item="name",
         )
     name = wanted.name or (meta.name if meta else None)
     if not name:
         raise ConfigError(
-            "is missing, and the memory file (made by another program) does not tell it",
+            "is missing, and the memory file (made by another program) does not tell it: add the "
+            "name that its disk snapshots have",
             file=str(cfg),
             item="name",
         )

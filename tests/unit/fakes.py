@@ -58,6 +58,13 @@ def open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """As libxl writes a stream: a full disk is an error, not less data."""
+    with os.fdopen(os.dup(fd), "wb", buffering=0) as file:
+        while data:
+            data = data[file.write(data) :]
+
+
 @dataclass(frozen=True)
 class Photo:
     """What is there at one instant: files, and disk snapshots as (vdev, name)."""
@@ -94,7 +101,7 @@ class World:
         self.expected_seconds = 0.0
         self.directory = root / "snapshots"
         for name in ("run", "journals", "images", "dumps", "logs"):
-            (root / name).mkdir()
+            (root / name).mkdir(exist_ok=True)
         self.kernel = root / "images" / "vmlinuz"
         self.kernel.touch()
 
@@ -257,10 +264,10 @@ class FakeGuest:
                 raise XenError(f"{self} does not run", rc=-3, operation="libxl_domain_suspend")
             report = on_progress or (lambda _: None)
             half = len(self.stream) // 2
-            os.write(fd, self.stream[:half])
+            write_all(fd, self.stream[:half])
             report(Progress("memory", 1, 2))
             self.while_suspending()
-            os.write(fd, self.stream[half:])
+            write_all(fd, self.stream[half:])
             self._world.memories[os.fstat(fd).st_ino] = self.memory
             report(Progress("domain now suspended"))
             self.suspended = True
@@ -443,7 +450,7 @@ class FakeHost:
             for guest in self._there():
                 if domain in (guest.name, guest.uuid, str(guest.domid)):
                     return guest
-            raise DomainNotFound(f"there is no domain {domain!r}", domain=domain)
+            raise DomainNotFound(f"there is no domain {domain!r} (see `xl list`)", domain=domain)
 
     def restore(self, config: DomainConfig, fd: int) -> FakeGuest:
         with self._world.doing("restore"):
@@ -642,7 +649,7 @@ CHOOSERS = (create_plan, revert_plan, recovery)
 def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty world; the package's directories and disk strategies are its own."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     found = World(root)
     for module, name, place in PLACES:
         monkeypatch.setattr(module, name, root / place)
