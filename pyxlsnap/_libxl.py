@@ -32,6 +32,8 @@ __all__ = [
 
 C = lib
 _COMPLAINT = 200
+#: bytes; the longest path has 4096, and libxlutil's scanner writes beyond its memory at 16384
+_DISK_LIMIT = 8192
 CData = Any  # an opaque cffi object
 
 #: the Xen release the extension was compiled against
@@ -181,8 +183,10 @@ def _list(config: CData, key: str, file: str) -> list[str] | None:
 def parse_disk(spec: str, *, file: str) -> Disk:
     """Parse one xl disk specification with ``xlu_disk_parse``.
 
-    :raises ConfigError: libxlutil does not take it.
+    :raises ConfigError: libxlutil does not take it, or it is longer than any real one.
     """
+    if len(spec.encode("utf-8", "surrogateescape")) > _DISK_LIMIT:
+        raise ConfigError(f"a disk of more than {_DISK_LIMIT} bytes", file=file)
     with _config_reader(file) as (config, report), struct("libxl_device_disk") as disk:
         line = c_string(spec)
         rc = C.xlu_disk_parse(config, 1, ffi.new("const char *[]", [line]), disk)

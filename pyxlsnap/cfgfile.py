@@ -32,8 +32,8 @@ from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig, check_name
 STRINGS: Final = ("name", "description", "memory_path")
 LISTS: Final = ("disks",)
 
-#: bytes; a file of thousands of disks is far below it
-SIZE_LIMIT: Final = 1 << 20
+#: bytes; thousands of disks need less, and libxlutil's time grows with the square of it
+SIZE_LIMIT: Final = 1 << 18
 
 # The lexer takes the longest match; between these none is the beginning of another. Only names
 # matter here: strings and comments are there to be stepped over. A name stands nowhere but
@@ -50,7 +50,7 @@ _TOKEN: Final = re.compile(
 
 # An item of `disks`, by the rules of libxlu_disk_l.l that matter to us.
 _DISK_PART: Final = re.compile(
-    r"""[ \t\n]*(?:
+    r"""[ \t\n]*+(?:
     (?P<key>format|vdev)=(?P<value>[^,]*),?
     |target=(?P<target>.*)
     |(?P<positional>[^=,]*),
@@ -248,7 +248,7 @@ def _request(spec: str) -> DiskRequest:
     if path and not form:
         raise ValueError("an external path without a format")
     if form and not path:
-        raise ValueError(f"the format {form} without an external path")
+        raise ValueError(f"the format {form!r} without an external path")
     if form == "empty":
         raise ValueError("a snapshot cannot go into an empty drive")
     return DiskRequest(vdev, path, form)
@@ -286,7 +286,8 @@ def _unsupported(part: str) -> ValueError:
 
 
 def _spec(disk: DiskRequest) -> str:
-    if disk.internal or _PLAIN_PATH.fullmatch(disk.path):
+    # A target= ends at a newline, which only the other form can hold.
+    if disk.internal or "\n" in disk.path or _PLAIN_PATH.fullmatch(disk.path):
         return f"{disk.path},{disk.format},{disk.vdev}"
     # The target reaches to the end, where xl drops one comma.
     comma = "," if disk.path.endswith(",") else ""

@@ -252,7 +252,7 @@ def refuse_missing_paths(config: DomainConfig, *, besides: Collection[str] = ())
     ]
     missing = [p for p in paths if p.startswith("/") and not os.path.exists(p)]
     bridges = [str(n.get("bridge") or "") for n in config.devices("nics")]
-    missing += [f"bridge {b}" for b in bridges if b and not Path("/sys/class/net", b).exists()]
+    missing += [f"bridge {b}" for b in bridges if b and not os.path.exists(f"/sys/class/net/{b}")]
     if missing:
         raise Refused(
             f"the saved domain needs {', '.join(missing)}, which does not exist: put it there first"

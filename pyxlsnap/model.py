@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -80,6 +80,10 @@ class Disk:
         return "" if self.readwrite else "read-only"
 
 
+#: of objects and lists in each other; libxl's have a few, and Python's JSON can write some hundreds
+_DEPTH_LIMIT = 50
+
+
 @dataclass(frozen=True, slots=True)
 class DomainConfig:
     """A domain's configuration: libxl's own JSON, and the parts of it that we look at."""
@@ -92,11 +96,15 @@ class DomainConfig:
     def parse(cls, text: str) -> "DomainConfig":
         """Read libxl's JSON.
 
-        :raises ValueError: it is not a JSON object.
+        :raises ValueError: it is not a JSON object, or libxl would never have written it.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
+        _check_configuration(values)
         return cls(text, values)
 
     def section(self, name: str) -> Mapping[str, Any]:
@@ -139,6 +147,27 @@ class DomainConfig:
         """The same configuration under another name."""
         values = {**self.values, "c_info": {**self.section("c_info"), "name": name}}
         return DomainConfig(json.dumps(values), values)
+
+
+def _check_configuration(values: Mapping[str, Any]) -> None:
+    """:raises ValueError: what comes later would stumble over something in it."""
+    for key in ("disks", "nics"):
+        if not isinstance(values.get(key, []), list):
+            raise ValueError(f"{key} is not a list")
+    level: list[object] = [values]
+    for _ in range(_DEPTH_LIMIT):
+        for value in level:
+            if isinstance(value, str):
+                check_text(value)
+        level = [inner for value in level for inner in _inner(value)]
+    if level:
+        raise ValueError("nested too deeply")
+
+
+def _inner(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return (*value.keys(), *value.values())
+    return value if isinstance(value, list) else ()
 
 
 def _disk(values: Mapping[str, Any]) -> Disk:
@@ -373,6 +402,16 @@ def check_name(name: str) -> str:
             f"deletes it in the end: choose another that does not end in {KEPT_SUFFIX!r}"
         )
     return name
+
+
+def check_text(text: str) -> str:
+    """Return ``text`` if it can be a path: no NUL, no surrogate but those of ``os.fsdecode``.
+
+    :raises ValueError: it cannot.
+    """
+    if b"\0" in text.encode("utf-8", "surrogateescape"):
+        raise ValueError("has a NUL in it")
+    return text
 
 
 def check_uuid(uuid: str) -> str:

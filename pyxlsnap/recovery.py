@@ -229,10 +229,11 @@ def _is_ours(memory: Path, entry: Entry) -> bool:
     try:
         with open_regular(memory) as file:
             header = read_header(file, str(memory))
-    except (OSError, BadMemoryFile):
+        uuid = DomainConfig.parse(header.config_json).uuid
+    except (OSError, BadMemoryFile, ValueError):
         return False
     name = header.metadata and header.metadata.name
-    return (name, DomainConfig.parse(header.config_json).uuid) == (entry.name, entry.uuid)
+    return (name, uuid) == (entry.name, entry.uuid)
 
 
 def _must_go_forward(host: Host, entry: Entry) -> bool:

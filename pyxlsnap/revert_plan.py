@@ -169,18 +169,7 @@ def _saved_config(header: Header) -> DomainConfig:
     config = DomainConfig.parse(header.config_json)
     if config.uuid != check_uuid(config.uuid):
         raise ValueError(f"its uuid is {config.uuid!r}")
-    _check_strings(config.values)
     return config
-
-
-def _check_strings(value: object) -> None:
-    """:raises ValueError: libxl never wrote this: it has C strings, and they are names of files."""
-    if isinstance(value, str) and b"\0" in os.fsencode(value):
-        raise ValueError(f"{value!r} has a NUL in it")
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    for item in value if isinstance(value, list) else ():
-        _check_strings(item)
 
 
 def _named_memory_path(wanted: SnapshotConfig, cfg: Path) -> Path:

@@ -26,6 +26,7 @@ from pyxlsnap.model import Recovered, Reverted, RunState, SnapshotConfig
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert
 from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, run_until
+from tests.unit.test_savefile import xl_file
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
 REVERT = [name for name, _ in Reversion.__new__(Reversion).steps()]
@@ -110,11 +111,12 @@ def test_disk_snapshots_of_others_stay(world: World) -> None:
     assert set(world.storage.snapshots) == {("xvda", "older")}
 
 
-def test_somebody_elses_file_at_the_memory_files_name_stays(world: World) -> None:
+@pytest.mark.parametrize("content", [b"somebody else's", xl_file(b'{"disks": 5}\0')])
+def test_somebody_elses_file_at_the_memory_files_name_stays(world: World, content: bytes) -> None:
     killed = Killed(world, "resume")
-    killed.plan.memory_path.write_text("somebody else's")
+    killed.plan.memory_path.write_bytes(content)
     killed.recover()
-    assert killed.plan.memory_path.read_text() == "somebody else's"
+    assert killed.plan.memory_path.read_bytes() == content
 
 
 def test_nothing_in_flight_is_nothing_to_do(world: World) -> None:

@@ -481,10 +481,11 @@ def test_a_missing_image_is_refused(case: Case) -> None:
         case.plan(force=True)
 
 
-def test_a_missing_bridge_is_refused(case: Case) -> None:
-    config = config_of(*case.guest.configuration.disks, nics=[{"bridge": "nosuchbr0"}])
+@pytest.mark.parametrize("bridge", ["nosuchbr0", "x" * 5000])
+def test_a_missing_bridge_is_refused(case: Case, bridge: str) -> None:
+    config = config_of(*case.guest.configuration.disks, nics=[{"bridge": bridge}])
     case.save_memory(config=config.json, ours=False)
-    with pytest.raises(Refused, match="bridge nosuchbr0"):
+    with pytest.raises(Refused, match=f"bridge {bridge}"):
         case.plan(force=True)
 
 
