@@ -153,6 +153,19 @@ def config_of(
     **more: object,
 ) -> DomainConfig:
     """A configuration as libxl writes it."""
+    text = config_json(*disks, name=name, uuid=uuid, kind=kind, kernel=kernel, **more)
+    return DomainConfig.parse(text)
+
+
+def config_json(
+    *disks: Disk,
+    name: str = "vm1",
+    uuid: str = UUID,
+    kind: str = "hvm",
+    kernel: str = "",
+    **more: object,
+) -> str:
+    """The same as text, whatever is in it."""
     values: dict[str, object] = {
         "c_info": {"type": kind, "name": name, "uuid": uuid, "driver_domain": "False"},
         "b_info": {
@@ -176,7 +189,7 @@ def config_of(
         "nics": [{"devid": 0, "bridge": "lo"}],
         **more,
     }
-    return DomainConfig.parse(json.dumps(values))
+    return json.dumps(values)
 
 
 class FakeGuest:

@@ -43,7 +43,7 @@ from pyxlsnap.ports import DiskTask
 from pyxlsnap.toolstack import Toolstack
 from pyxlsnap.wording import one_line
 from tests.unit import streams
-from tests.unit.fakes import UUID, FakeGuest, World, config_of, make_world
+from tests.unit.fakes import UUID, FakeGuest, World, config_json, make_world
 from tests.unit.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write
 from tests.unit.test_wording import HOSTILE
 
@@ -474,18 +474,18 @@ class TestForgedMemoryFile:
     )
     def test_any_name(self, world: World, name: str) -> None:
         guest = world.guest(world.image("xvda"))
-        self.revert(world, guest, config_of(*guest.configuration.disks, name=name).json)
+        self.revert(world, guest, config_json(*guest.configuration.disks, name=name))
 
     @pytest.mark.parametrize("uuid", ["../../x", "", "8A1F0C3E-0000-4000-8000-00000000C0DE", "\0"])
     def test_a_uuid_that_is_none(self, world: World, uuid: str) -> None:
         guest = world.guest(world.image("xvda"))
-        error = self.revert(world, guest, config_of(uuid=uuid).json)
+        error = self.revert(world, guest, config_json(uuid=uuid))
         assert isinstance(error, BadMemoryFile)
 
     @pytest.mark.parametrize("target", ["a\0b", "\ud800"])
     def test_a_disk_that_no_file_can_be(self, world: World, target: str) -> None:
         guest = world.guest(world.image("xvda"))
-        error = self.revert(world, guest, config_of(Disk("xvda", target, "qcow2")).json)
+        error = self.revert(world, guest, config_json(Disk("xvda", target, "qcow2")))
         assert isinstance(error, BadMemoryFile)
 
     def revert(self, world: World, guest: FakeGuest, config_json: str) -> PyxlsnapError | None:
