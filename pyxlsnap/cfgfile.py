@@ -42,8 +42,8 @@ _TOKEN: Final = re.compile(
     rb"""(?P<name>[a-z][._0-9a-z]*)
     |(?P<assign>\+?=)
     |[0-9][0-9a-fx]*|[ \t]|[,\[\];]|\n|\#.*\n
-    |'(?:[^'\\\n]|\\.)*'
-    |"(?:[^"\\\n]|\\.)*"
+    |'(?:[^'\\\n]|\\.)*+'
+    |"(?:[^"\\\n]|\\.)*+"
     """,
     re.VERBOSE,
 )
@@ -65,6 +65,8 @@ _WORDS: Final = frozenset(
 _POSITIONS: Final = ("target", "format", "vdev")
 #: characters of a disk's text that a message shows
 _SHORT: Final = 200
+#: bytes of a file that a message shows
+_NEAR: Final = 20
 #: xvda, hda1, sdb, d0p1, or a number
 _VDEV: Final = re.compile(r"[0-9A-Za-z]+")
 #: a path that xl's positional form cannot take for anything else
@@ -105,8 +107,9 @@ def parse(data: bytes, *, file: str) -> SnapshotConfig:
         key, the type of a value, the snapshot's name, or a disk.
     """
     _check_bytes(data, file)
-    values = _libxl.parse_cfg(data, file=file, strings=STRINGS, lists=LISTS)
+    _check_tokens(data, file)
     _check_keys(data, file)
+    values = _libxl.parse_cfg(data, file=file, strings=STRINGS, lists=LISTS)
     return SnapshotConfig(
         name=_name(values, file),
         description=_string(values, "description"),
@@ -137,7 +140,7 @@ def render(config: SnapshotConfig) -> str:
 
 
 def scan(data: bytes) -> Iterator[tuple[str, bool]]:
-    """Find the settings in a text that libxlutil accepts.
+    """Find the settings in a text whose tokens are all right.
 
     :returns: for each, in their order, its key and whether it adds to a value (``+=``).
     """
@@ -174,13 +177,28 @@ def _check_bytes(data: bytes, file: str) -> None:
         raise ConfigError(f"not UTF-8 at offset {e.start}", file=file) from e
 
 
+def _check_tokens(data: bytes, file: str) -> None:
+    """Refuse what is no token before libxlutil does, which would go on to look for others.
+
+    From each # or quote it looks to the end of the file or line: minutes, in all.
+    """
+    at = 0
+    while at < len(data):
+        token = _TOKEN.match(data, at)
+        if token is None:
+            line = data.count(b"\n", 0, at) + 1
+            near = data[at : at + _NEAR].decode(errors="replace")
+            raise ConfigError(f"line:{line}: config parsing error near {near!r}", file=file)
+        at = token.end()
+
+
 def _check_keys(data: bytes, file: str) -> None:
     seen: set[str] = set()
     for key, adds in scan(data):
         if key not in STRINGS + LISTS:
             near = difflib.get_close_matches(key, STRINGS + LISTS, n=1)
             hint = f"; did you mean {near[0]}?" if near else f": there are {_known()}"
-            raise ConfigError(f"unknown key{hint}", file=file, item=key)
+            raise ConfigError(f"unknown key{hint}", file=file, item=_short(key))
         if key in seen and not adds:
             raise ConfigError("set twice", file=file, item=key)
         seen.add(key)

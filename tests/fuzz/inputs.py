@@ -75,7 +75,19 @@ def memory_files() -> list[bytes]:
     live = streams.stream(
         2, streams.hvm_records([optional, streams.page_data((0,))] * 2, version=2), version=2
     )
-    return [*found, found[1][: -len(guests["pvh"])] + live, found[2] + b"--hole\x1f--"]
+    found += [_header("hvm") + live, found[2] + b"--hole\x1f--"]
+    return [*found, *(_header("hvm") + claims for claims in _claims())]
+
+
+def _claims() -> list[bytes]:
+    """Streams that say of themselves that they are huge, in files that are."""
+    pfns = 15 << 20
+    pages = struct.pack("<4I", 1, 8 + 8 * pfns, pfns, 0) + b"--hole\x1f--"
+    before = streams.stream(2, [*streams.hvm_records([])[:3], pages])
+    hvm = streams.hvm_stream()
+    at = hvm.index(streams.emulator(2, b"key\0value\0"))
+    xenstore = hvm[:at] + struct.pack("<4I", 2, 15 << 20, 2, 0) + b"--hole\x1f--"
+    return [before, xenstore]
 
 
 def _header(kind: str) -> bytes:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,28 @@ class TestSyntax:
     def test_too_long(self) -> None:
         assert "longer than" in str(refused(b"\n" * (cfgfile.SIZE_LIMIT + 1)))
         assert cfgfile.parse(b"\n" * cfgfile.SIZE_LIMIT, file="x") == SnapshotConfig()
+
+    @pytest.mark.parametrize(
+        "part",
+        [
+            b"# ",
+            b"e # ",
+            b"\\'",
+            b"a\\'",
+            b"name+='x';",
+            b"a%d+=1;",
+            b"disks=[' ",
+            b"',,a%d',",
+            b"[",
+            b"'",
+        ],
+    )
+    def test_nothing_takes_long(self, part: bytes) -> None:
+        """Seconds for what libxlutil's time grows with the square of, and no minutes."""
+        parts = (part.replace(b"%d", b"%d" % i) for i in range(cfgfile.SIZE_LIMIT // 4))
+        began = time.monotonic()
+        refused(b"".join(parts)[: cfgfile.SIZE_LIMIT])
+        assert time.monotonic() - began < 60
 
     @pytest.mark.parametrize("depth", [100, 3000, 100_000])
     def test_deep_nesting(self, depth: int) -> None:
