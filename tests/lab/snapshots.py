@@ -98,14 +98,15 @@ def unchanged(guest: Guest, before: Before) -> Tick:
     return guest.assert_healthy()
 
 
-def forget(guest: Guest) -> None:
-    """Remove a guest's snapshots, so that the next test begins with none."""
+def forget(guest: Guest, name: str = "") -> None:
+    """Remove a guest's snapshots, or the one of that name: the next test begins without."""
     delete = "blockdev-snapshot-delete-internal-sync"
     guest.qmp_all(
         [
             (delete, {"device": node["node-name"], "name": made["name"]})
             for node in _nodes(guest).values()
             for made in node["image"].get("snapshots", [])
+            if name in ("", made["name"])
         ]
     )
-    guest.dom0.run(f"rm -rf {SNAPSHOTS} /tmp/snap")
+    guest.dom0.run(f"rm -f {SNAPSHOTS}/*/{name}.*" if name else f"rm -rf {SNAPSHOTS} /tmp/snap")
