@@ -1,7 +1,7 @@
 """The high level: each call runs in a worker process of its own and returns when it has ended.
 
 Nothing of the calling process is touched, whatever libxl does. If the caller dies, the worker
-rolls back; if the worker dies, the caller recovers.
+rolls back; if the worker dies, its keeper recovers, and if that dies too, the caller.
 """
 
 import os
@@ -19,6 +19,7 @@ from pyxlsnap.errors import (
     PyxlsnapError,
     UsageError,
     WorkerDied,
+    from_wire,
 )
 from pyxlsnap.model import (
     Artefact,
@@ -143,13 +144,11 @@ def revert_snapshot(
     :raises UsageError, Refused: nothing was tried.
     :raises Risky: nothing was tried; ``force`` would do it.
     :raises OperationFailed, Interrupted: it ended before anything was changed.
-    :raises NeedsAttention: it failed after the domain was destroyed; run it again to finish.
+    :raises NeedsAttention: it failed after the domain was destroyed; run it again to finish. (If
+        only its worker is killed there, the revert is finished, and the result has a warning.)
     """
     request = _revert_request(domain, cfgfile, running, force, keep_current)
-    values = _run(request | {"monitor": monitor}, on_progress, cancel)
-    values["state"] = RunState(values["state"])
-    values["disks"], values["warnings"] = tuple(values["disks"]), tuple(values["warnings"])
-    return Reverted(**values)
+    return _reverted(_run(request | {"monitor": monitor}, on_progress, cancel))
 
 
 def plan_revert(
@@ -192,6 +191,7 @@ def _plan(values: dict[str, Any]) -> Plan:
 def recover(domain: str | None = None) -> Recovered:
     """Finish what an operation that was killed had begun on a domain, or on any.
 
+    A create is rolled back; a revert that had begun to destroy the domain is brought to its end.
     To be called at the start of a daemon, and when the host has crashed. Where nothing was in
     flight it does nothing.
 
@@ -202,8 +202,7 @@ def recover(domain: str | None = None) -> Recovered:
     :raises NeedsAttention: something is left that needs a person.
     """
     request: wire.Message = {"operation": "recover", "domain": domain, "monitor": True}
-    values = _run(request, None, None)
-    return Recovered(lines=tuple(values["lines"]), rolled_back=values["rolled_back"])
+    return _recovered(_run(request, None, None))
 
 
 def start_monitor(uuid: str) -> None:
@@ -259,31 +258,57 @@ def _run(
             raise _not_recovered(died, request["domain"]) from died
         if request["operation"] == "monitor":
             raise _not_watched(died, request["domain"]) from died
-        raise _recovered(died, worker.locked) from died
+        return _after(died, worker)
     finally:
         worker.close()
 
 
-def _recovered(died: WorkerDied, uuids: list[str]) -> PyxlsnapError:
-    """The worker is dead: do what it would have done."""
-    done: list[str] = []
-    stands: list[str] = []
+def _after(died: WorkerDied, worker: Worker) -> wire.Message:
+    """The worker is dead. Its keeper has done what it would have done; else that is done now.
+
+    Returns the result of a revert that was finished so.
+    """
     try:
-        for uuid in uuids:
-            recovered = recover(uuid)
-            (done if recovered.rolled_back else stands).extend(recovered.lines)
+        found = _recovery(worker)
     except NeedsAttention as e:
-        return NeedsAttention(f"{died}; {e}", step=e.step, left=e.left, finish=e.finish)
+        raise NeedsAttention(
+            f"{died}; {e}", step=e.step, undone=e.undone, left=e.left, finish=e.finish
+        ) from died
     except PyxlsnapError as e:
-        return NeedsAttention(
+        raise NeedsAttention(
             f"{died}; recovering failed: {e}",
             step="recover",
             left=[str(e)],
-            finish="; ".join(f"pyxlsnap snapshot-recover {uuid}" for uuid in uuids),
-        )
-    if stands:  # it had done its work
-        return NeedsAttention(f"{died}; {'; '.join(stands)}", step="worker", left=stands)
-    return OperationFailed(f"{died}; everything is as before", step="worker", undone=done)
+            finish="; ".join(f"pyxlsnap snapshot-recover {uuid}" for uuid in worker.locked),
+        ) from died
+    for reverted in (r.reverted for r in found if r.reverted):
+        warning = f"{died}; the revert was finished without it"
+        return asdict(replace(reverted, warnings=(*reverted.warnings, warning)))
+    if stands := [line for r in found if not r.rolled_back for line in r.lines]:  # its work is done
+        what = f"{died}; {'; '.join(stands)}"
+        raise NeedsAttention(what, step="worker", left=stands) from died
+    done = [line for r in found for line in r.lines]
+    what = f"{died}; everything is as before"
+    raise OperationFailed(what, step="worker", undone=done) from died
+
+
+def _recovery(worker: Worker) -> list[Recovered]:
+    if worker.recovery is None:
+        return [recover(uuid) for uuid in worker.locked]
+    if "error" in worker.recovery:
+        raise from_wire(worker.recovery["error"])
+    return [_recovered(values) for values in worker.recovery["recovered"]]
+
+
+def _reverted(values: dict[str, Any]) -> Reverted:
+    values["state"] = RunState(values["state"])
+    values["disks"], values["warnings"] = tuple(values["disks"]), tuple(values["warnings"])
+    return Reverted(**values)
+
+
+def _recovered(values: dict[str, Any]) -> Recovered:
+    reverted = values["reverted"] and _reverted(values["reverted"])
+    return Recovered(tuple(values["lines"]), values["rolled_back"], reverted)
 
 
 def _not_recovered(died: WorkerDied, domain: str | None) -> NeedsAttention:

@@ -11,12 +11,13 @@ from typing import IO, Any
 from pyxlsnap import wire
 from pyxlsnap.errors import NeedsAttention, WorkerDied, from_wire
 from pyxlsnap.journal import unlock
+from pyxlsnap.keeper import how_ended
 from pyxlsnap.model import DomainEvent, OnEvent, OnProgress, Progress
 from pyxlsnap.processes import environment, python
 
 log = logging.getLogger("pyxlsnap")
 
-_EXIT_S = 10.0
+_EXIT_S = 20.0  # its keeper waits for it, too
 _STDERR_BYTES = 4096
 
 
@@ -30,7 +31,9 @@ class Worker:
         self._send_lock = threading.Lock()
         self._answered = False
         #: uuids of the domains whose locks it has taken
-        self.locked: list[str] = []
+        self.locked: dict[str, None] = {}
+        #: what its keeper said when it had died
+        self.recovery: wire.Message | None = None
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  close() does
         ours, theirs = socket.socketpair()
         self._channel = wire.Channel(ours)
@@ -66,9 +69,13 @@ class Worker:
         operation; it is raised when the worker has rolled back.
         """
         while message := self._next():
+            if "died" in message:
+                self.recovery = message
+                self._answered = True
+                raise WorkerDied(self._epitaph(message["died"]), stderr=self._read_stderr())
             if "result" in message or "error" in message:
                 return self._outcome(message)
-        raise WorkerDied(self._epitaph(), stderr=self._read_stderr())
+        raise WorkerDied(self._epitaph(how_ended(self._process.wait())), stderr=self._read_stderr())
 
     def _next(self) -> wire.Message | None:
         while True:
@@ -102,11 +109,9 @@ class Worker:
             if logger.isEnabledFor(record.levelno):
                 logger.handle(record)
         elif "lock" in message:
-            self.locked.append(message["lock"])
+            self.locked[message["lock"]] = None
 
-    def _epitaph(self) -> str:
-        status = self._process.wait()
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    def _epitaph(self, how: str) -> str:
         said = self._read_stderr().strip().splitlines()
         return f"the worker process {how}" + (f": {said[-1]}" if said else "")
 

@@ -51,13 +51,14 @@ class Domain:
             self._check(rc, "libxl_domain_info")
         raise AssertionError("check() raises for every rc but 0")
 
-    def check_same(self) -> DomainInfo:
+    def check_same(self, *, dying: bool = False) -> DomainInfo:
         """Make sure that the domid is still this domain; return its state.
 
+        :param dying: it may be half destroyed; else such a one is gone.
         :raises DomainNotFound: it is gone, or its domid belongs to another domain now.
         """
         info = self.info()
-        if info.uuid != self.uuid or info.dying:
+        if info.uuid != self.uuid or (info.dying and not dying):
             raise DomainNotFound(f"domain {self} is gone", domain=self.uuid)
         return info
 

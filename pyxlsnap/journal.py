@@ -99,7 +99,7 @@ class Entry:
     disk_state: dict[str, str] = field(default_factory=dict)
     #: seconds since the epoch
     started: float = 0.0
-    #: its owner had paused the domain
+    #: its owner had paused the domain; of a revert: it is to be paused afterwards
     paused: bool = False
     #: somebody is to watch the domain afterwards (:data:`pyxlsnap.ports.StartMonitor`)
     monitor: bool = False
@@ -107,6 +107,10 @@ class Entry:
     begun: bool = False
     #: the boot of the host that ``domid`` belongs to
     boot: str = ""
+    #: of a revert: the domain that was restored
+    restored: int = -1
+    #: of a revert: the cfgfile of the snapshot of the present, if one was taken
+    kept: str = ""
     #: of a revert: the command that finishes it
     words: tuple[str, ...] = ()
     #: directories that are ours, if they are there, parents first
@@ -171,8 +175,10 @@ class Journal:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise Refused(f"the journal {self.path} cannot be read: {e}") from e
 
-    def refuse_unfinished(self, *, but: str = "") -> None:
+    def refuse_unfinished(self, *, but: str = "") -> Entry | None:
         """Refuse to work on a domain on which an operation was killed, ``but`` for one kind.
+
+        Returns that one, if there is one.
 
         :raises Refused: there is one, and recovering comes first.
         """
@@ -182,6 +188,7 @@ class Journal:
                 f"a {entry.operation} of {entry.domain} ({entry.name}) was killed in the middle: "
                 f"run `pyxlsnap snapshot-recover {entry.uuid}` first"
             )
+        return entry
 
     def clear(self) -> None:
         """The operation is over, one way or the other."""

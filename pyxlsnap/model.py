@@ -40,6 +40,11 @@ class DomainInfo:
     memory_kb: int
 
     @property
+    def lives(self) -> bool:
+        """It runs: libxl pauses a domain before it destroys it, and makes a new one paused."""
+        return not (self.paused or self.shutdown or self.dying)
+
+    @property
     def suspended(self) -> bool:
         """Suspended by a save (or by itself), and resumable."""
         return self.shutdown and self.shutdown_reason == "suspend"
@@ -318,6 +323,8 @@ class Recovered:
     lines: tuple[str, ...]
     #: everything is as before it; false: it had done its work, or somebody else has gone on
     rolled_back: bool
+    #: the revert that was brought to its end, if it was one
+    reverted: Reverted | None = None
 
 
 #: what a revert keeps the disks under, put after the snapshot's name

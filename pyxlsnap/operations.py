@@ -11,6 +11,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from pyxlsnap import cfgfile as cfgfiles
+from pyxlsnap import recovery
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
@@ -23,8 +25,16 @@ from pyxlsnap.errors import (
     PyxlsnapError,
     Refused,
 )
-from pyxlsnap.journal import DomainLock, Journal, ShareLock
-from pyxlsnap.model import OnProgress, Plan, Progress, Reverted, Snapshot, SnapshotConfig
+from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
+from pyxlsnap.model import (
+    OnProgress,
+    Plan,
+    Progress,
+    Recovered,
+    Reverted,
+    Snapshot,
+    SnapshotConfig,
+)
 from pyxlsnap.ports import Host, StartMonitor
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
@@ -263,7 +273,9 @@ def _reversion_planned(
         for uuid in _uuids(host, domain, wanted, cfgfile):
             locks.append(DomainLock(uuid, domain=domain))
             share_lock(uuid, locks[-1].fd)
-            Journal(uuid).refuse_unfinished(but="revert")  # such a one is finished by this
+            # One of a revert is finished by this.
+            entry = Journal(uuid).refuse_unfinished(but="revert")
+            force = force or _is_half_way(host, entry, cfgfile)
         on_progress(Progress("checking"))
         with closing(
             plan_revert(
@@ -276,6 +288,57 @@ def _reversion_planned(
     finally:
         for lock in locks:
             lock.release()
+
+
+def _is_half_way(host: Host, entry: Entry | None, cfgfile: Path) -> bool:
+    """Whether that revert was killed when there was no way back: what is risky was decided then."""
+    if entry is None or not entry.begun or entry.cfgfile != str(cfgfile):
+        return False
+    try:
+        return not host.find(entry.uuid).info().lives
+    except DomainNotFound:
+        return True
+
+
+def recover(
+    host: Host,
+    domain: str | None,
+    *,
+    share_lock: ShareLock = lambda _uuid, _fd: None,
+    start_monitor: StartMonitor | None = None,
+) -> Recovered:
+    """Finish what operations that were killed had begun, in this process.
+
+    A create is rolled back, a revert that had begun to destroy the domain goes to its end.
+
+    :param domain: name, domid or uuid; it may be off. ``None``: every one that has a journal.
+    :raises DomainNotFound: there is neither such a domain nor an operation on one.
+    :raises Busy: the one domain's operation is still under way.
+    :raises NeedsAttention: something is left that a person has to decide; the error says what, of
+        several domains all of it.
+    """
+
+    def redo(entry: Entry) -> Reverted:
+        cfg = Path(entry.cfgfile)
+        return revert(
+            host,
+            entry.uuid,
+            cfgfiles.read(cfg),
+            cfg,
+            running="--running" in entry.words,
+            force="--force" in entry.words,
+            share_lock=share_lock,
+            start_monitor=start_monitor if entry.monitor else None,
+        )
+
+    def one(uuid: str) -> Recovered:
+        return recovery.recover(
+            host, uuid, redo=redo, share_lock=share_lock, start_monitor=start_monitor
+        )
+
+    if domain is None:
+        return recovery.recover_every(one)
+    return one(recovery.uuid_of(host, domain))
 
 
 def _uuids(host: Host, domain: str, wanted: SnapshotConfig, cfgfile: Path) -> list[str]:

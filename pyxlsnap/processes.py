@@ -41,6 +41,10 @@ class Process:
         if self._fd >= 0:
             os.close(self._fd)
 
+    def fileno(self) -> int:
+        """What becomes readable at its end; -1 if it has ended."""
+        return self._fd
+
     def ended(self, *, within_s: float) -> bool:
         """Wait for its end; false if it has not come after so many seconds."""
         if self._fd < 0:

@@ -1,16 +1,16 @@
 """Finishing what an operation that was killed had begun, by its journal.
 
 An unfinished create is rolled back: guest first, then disk snapshots and files. An unfinished
-revert that had destroyed the domain can only go forward, by the command in the error.
+revert that had begun to destroy the domain goes forward, to its end.
 """
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pyxlsnap.disks import strategies
+from pyxlsnap.disks import drop_kept, strategies
 from pyxlsnap.errors import (
     BadMemoryFile,
     Busy,
@@ -23,7 +23,7 @@ from pyxlsnap.errors import (
 from pyxlsnap.files import open_regular, remove_directories
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock, boot_id, unfinished
 from pyxlsnap.memory import read_header
-from pyxlsnap.model import DomainConfig, Recovered, check_uuid
+from pyxlsnap.model import DomainConfig, Recovered, Reverted, RunState, check_uuid
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host, StartMonitor
 from pyxlsnap.processes import xl_monitor
 from pyxlsnap.watched import keep_watched
@@ -31,17 +31,21 @@ from pyxlsnap.watched import keep_watched
 log = logging.getLogger(__name__)
 
 Adopted = Mapping[DiskStrategy, PyxlsnapError | None]
+#: does again, from the top, the revert that a journal tells of
+Redo = Callable[[Entry], Reverted]
 
 
 def recover(
     host: Host,
     uuid: str,
     *,
+    redo: Redo,
     share_lock: ShareLock = lambda _uuid, _fd: None,
     start_monitor: StartMonitor | None = None,
 ) -> Recovered:
     """Recover one domain, by uuid.
 
+    :param redo: called without the lock, which it takes itself.
     :param start_monitor: called if the operation that was killed would have called its own.
     :raises UsageError: that is no uuid.
     :raises Busy: the operation is still under way.
@@ -55,42 +59,33 @@ def recover(
         entry = journal.read()
         if entry is None:
             return Recovered((), rolled_back=True)
-        try:
-            undo = _undo_create if entry.operation == "create" else _look
-            recovered = undo(host, entry)
-        finally:
-            unwatched = _keep_watched(host, entry, start_monitor)
-        journal.clear()
-        return replace(recovered, lines=(*recovered.lines, *unwatched))
+        if not _must_go_forward(host, entry):
+            try:
+                undo = _undo_create if entry.operation == "create" else _leave_revert
+                recovered = undo(host, entry)
+            finally:
+                unwatched = _keep_watched(host, entry, start_monitor)
+            journal.clear()
+            return replace(recovered, lines=(*recovered.lines, *unwatched))
     finally:
         lock.release()
+    return _go_forward(entry, redo)
 
 
-def recover_all(
-    host: Host,
-    domain: str | None,
-    *,
-    share_lock: ShareLock = lambda _uuid, _fd: None,
-    start_monitor: StartMonitor | None = None,
-) -> Recovered:
-    """Recover a domain by name, domid or uuid (it may be off), or every one that has a journal.
+def recover_every(one: Callable[[str], Recovered]) -> Recovered:
+    """Recover every domain that has a journal, each by a call of ``one`` with its uuid.
 
     One that cannot be recovered does not keep the others from it. Operations that are still under
     way are left alone; the lines say so.
 
-    :raises DomainNotFound: there is neither such a domain nor an operation on one.
-    :raises Busy: the one domain's operation is still under way.
-    :raises NeedsAttention: as :func:`recover`; of several the error has all.
+    :raises NeedsAttention: as :func:`recover`, for all of them.
     """
-    if domain is not None:
-        uuid = _uuid_of(host, domain)
-        return recover(host, uuid, share_lock=share_lock, start_monitor=start_monitor)
     lines: list[str] = []
     failed: list[NeedsAttention] = []
     back = True
     for uuid in unfinished():
         try:
-            found = recover(host, uuid, share_lock=share_lock, start_monitor=start_monitor)
+            found = one(uuid)
             lines += [f"{uuid}: {line}" for line in found.lines]
             back = back and found.rolled_back
         except Busy as e:
@@ -110,8 +105,11 @@ def recover_all(
     )
 
 
-def _uuid_of(host: Host, domain: str) -> str:
-    """A domain that is off is known by its journal only."""
+def uuid_of(host: Host, domain: str) -> str:
+    """The uuid of a domain by any of its names; one that is off is known by its journal only.
+
+    :raises DomainNotFound: there is neither such a domain nor an operation on one.
+    """
     try:
         return check_uuid(domain)
     except UsageError:
@@ -230,25 +228,80 @@ def _is_ours(memory: Path, entry: Entry) -> bool:
     return (name, DomainConfig.parse(header.config_json).uuid) == (entry.name, entry.uuid)
 
 
-def _look(host: Host, entry: Entry) -> Recovered:
+def _must_go_forward(host: Host, entry: Entry) -> bool:
+    """Whether it is a revert whose domain is off, or is half destroyed or half restored."""
+    if entry.operation == "create" or not entry.begun:
+        return False
     guest = _find(host, entry.uuid)
-    if not entry.begun:
+    return guest is None or not (_is_restored(guest, entry) or guest.info().lives)
+
+
+def _is_restored(guest: Guest, entry: Entry) -> bool:
+    return entry.boot == boot_id() and guest.domid == entry.restored
+
+
+def _leave_revert(host: Host, entry: Entry) -> Recovered:
+    """A revert whose domain is whole, before it or after it."""
+    guest = _find(host, entry.uuid)
+    if not entry.begun or guest is None:
         return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
-    if guest and _lives(guest) and entry.boot == boot_id():
-        if guest.domid == entry.domid:  # libxl has not come to it
-            return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
-        since = (
-            f"{guest} runs and was left alone; what was kept of its disks before the revert to "
-            f"{entry.name} may still be there"
+    if _is_restored(guest, entry):
+        return _complete(guest, entry)
+    if entry.boot != boot_id():
+        raise NeedsAttention(
+            f"{guest} was started when reverting it to {entry.name} had begun and the host went "
+            f"down: its disks may be half-reverted; to go to the snapshot run the command again",
+            step="recover",
+            left=[f"{guest} runs, maybe from half-reverted disks"],
+            finish=shlex.join(entry.words),
         )
-        return Recovered((since,), rolled_back=False)
-    raise NeedsAttention(
-        f"reverting {entry.domain} to {entry.name} was killed once the destroy had begun; "
-        f"the snapshot is whole: run the command again to finish",
-        step="recover",
-        left=[f"{entry.domain} is off, half restored, or started from half-reverted disks"],
-        finish=shlex.join(entry.words),
+    if guest.domid == entry.domid:  # libxl has not come to it
+        return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
+    since = (
+        f"{guest} runs and was left alone; what was kept of its disks before the revert to "
+        f"{entry.name} may still be there"
     )
+    return Recovered((since,), rolled_back=False)
+
+
+def _complete(guest: Guest, entry: Entry) -> Recovered:
+    """It had restored the domain: what follows that is done."""
+    if guest.info().paused and not entry.paused:
+        guest.unpause()
+    chosen = list(zip(entry.devices, entry.disks, strict=True))
+    warnings = drop_kept(strategies(chosen, DiskTask(entry.name)), guest.domid)
+    return _finished(
+        Reverted(
+            name=entry.name,
+            domain=guest.name,
+            domid=guest.domid,
+            uuid=guest.uuid,
+            state=RunState.PAUSED if entry.paused else RunState.RUNNING,
+            disks=tuple(disk.vdev for disk in entry.devices),
+            warnings=tuple(warnings),
+            kept=entry.kept,
+        )
+    )
+
+
+def _go_forward(entry: Entry, redo: Redo) -> Recovered:
+    try:
+        return _finished(redo(entry))
+    except NeedsAttention:
+        raise
+    except PyxlsnapError as e:
+        raise NeedsAttention(
+            f"reverting {entry.domain} to {entry.name} was killed once the destroy had begun, and "
+            f"finishing it failed: {e}; run the command again when that is mended",
+            step="recover",
+            left=[f"{entry.domain} is off or half restored, its disks may be reverted"],
+            finish=shlex.join(entry.words),
+        ) from e
+
+
+def _finished(reverted: Reverted) -> Recovered:
+    line = f"{reverted.domain} is back at {reverted.name} and {reverted.state}"
+    return Recovered((line, *reverted.warnings), rolled_back=False, reverted=reverted)
 
 
 def _keep_watched(host: Host, entry: Entry, start_monitor: StartMonitor | None) -> list[str]:
@@ -256,12 +309,6 @@ def _keep_watched(host: Host, entry: Entry, start_monitor: StartMonitor | None) 
     if guest is None or xl_monitor(guest.name):
         return []
     return keep_watched(start_monitor, guest.name, guest.uuid)
-
-
-def _lives(guest: Guest) -> bool:
-    """Whether it runs: libxl pauses a domain before it destroys it, and makes a new one paused."""
-    info = guest.info()
-    return not (info.paused or info.shutdown or info.dying)
 
 
 def _find(host: Host, uuid: str) -> Guest | None:

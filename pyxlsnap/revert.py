@@ -13,6 +13,7 @@ from dataclasses import replace
 from pyxlsnap import checks
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.destroy import destroy
+from pyxlsnap.disks import drop_kept
 from pyxlsnap.errors import (
     DomainNotFound,
     Interrupted,
@@ -109,6 +110,7 @@ class Reversion:
         # One that is there is of a revert that was killed: this run finishes that one.
         killed = self._journal.read()
         self._finishing = killed is not None and killed.begun
+        self._kept = self._kept or (killed.kept if killed else "")
         plan = self._plan
         entry = Entry(
             operation="revert",
@@ -118,10 +120,14 @@ class Reversion:
             name=plan.name,
             memory_path=str(plan.memory_path),
             cfgfile=str(plan.cfgfile),
+            disks=tuple(plan.requests),
+            devices=plan.devices,
+            paused=plan.state is RunState.PAUSED,
             monitor=self._start_monitor is not None,
             started=time.time(),
             begun=self._finishing,
             boot=boot_id(),
+            kept=self._kept,
             words=tuple(self._words()),
         )
         self._entry = entry
@@ -143,7 +149,8 @@ class Reversion:
         checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
 
     def _destroy_guest(self, guest: Guest) -> None:
-        self._before = guest.check_same()  # gone meanwhile: somebody may be starting it again
+        # If it has gone meanwhile, somebody may be starting it again.
+        self._before = guest.check_same(dying=self._finishing)
         self._begin()
         self._destroying = True
         destroy(guest)
@@ -169,6 +176,11 @@ class Reversion:
         with open_regular(self._plan.memory_path) as file:
             os.lseek(file.fileno(), self._plan.stream_offset, os.SEEK_SET)
             self._new = self._host.restore(self._plan.config, file.fileno())
+        self._entry = replace(self._entry, restored=self._new.domid)
+        try:
+            self._journal.rewrite(self._entry)
+        except OSError as e:  # whoever recovers would do it once more
+            log.warning("%s: %s", self._journal.path, e.strerror)
 
     def _unpause(self) -> None:
         assert self._new
@@ -181,12 +193,7 @@ class Reversion:
 
     def _finish_disks(self) -> None:
         assert self._new
-        for strategy in self._plan.strategies:
-            try:
-                left = strategy.finish_revert(self._new.domid)
-            except Exception as e:  # the domain is back: what is left is no failure of the revert
-                left = [f"what {strategy.kind} kept of {', '.join(strategy.vdevs)}: {e}"]
-            self._warnings += [f"could not be removed: {line}" for line in left]
+        self._warnings += drop_kept(self._plan.strategies, self._new.domid)
 
     # When something fails
 

@@ -16,6 +16,7 @@ from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused,
 from pyxlsnap.files import open_regular
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
+    Disk,
     DiskRequest,
     DomainConfig,
     Metadata,
@@ -43,6 +44,8 @@ class RevertPlan:
     state: RunState
     #: the disk snapshots
     requests: tuple[DiskRequest, ...]
+    #: the same disks as the domain has them
+    devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
     warnings: tuple[str, ...]
 
@@ -135,6 +138,7 @@ def plan_revert(
         stream_offset=header.stream_offset,
         state=RunState.RUNNING if running or meta is None else meta.state,
         requests=requests,
+        devices=tuple(disk for disk, _ in chosen),
         strategies=strategies(chosen, DiskTask(name)),
         warnings=tuple(reasons),
     )

@@ -1,8 +1,9 @@
 """How caller and worker talk: JSON lines over a socketpair, and file descriptors beside them.
 
 To the worker: one request, then perhaps ``{"cancel": true}``. Back: any number of ``progress``,
-``log`` and ``lock`` messages (the last with a descriptor), then one ``result`` or ``error``. The
-end of the stream means that the other side has gone.
+``log`` and ``lock`` messages (the last with a descriptor), then one ``result`` or ``error``, or
+``died`` from the keeper, with what it has recovered. The end of the stream means that the other
+side has gone.
 """
 
 import array
@@ -28,12 +29,22 @@ class Channel:
         #: the descriptors that came
         self.fds: list[int] = []
 
+    def fileno(self) -> int:
+        """What becomes readable when messages come; those of :attr:`pending` have come."""
+        return self._sock.fileno()
+
+    @property
+    def pending(self) -> bool:
+        """Messages have come that :meth:`receive` has not returned."""
+        return bool(self._lines)
+
     def send(self, message: Message, fd: int | None = None) -> None:
         """Send one message, with a descriptor if there is one.
 
         :raises OSError: the other side has gone.
         """
-        data = json.dumps(message).encode() + b"\n"
+        # (The first newline ends what another process was killed in the middle of sending.)
+        data = b"\n" + json.dumps(message).encode() + b"\n"
         if fd is not None:
             data = data[socket.send_fds(self._sock, [data], [fd]) :]
         self._sock.sendall(data)
@@ -43,13 +54,17 @@ class Channel:
 
         Descriptors that come along are kept open until :meth:`close`.
         """
-        while not self._lines:
-            data = self._read()
-            if not data:
-                return None
-            *self._lines, self._partial = (self._partial + data).split(b"\n")
-        message: Message = json.loads(self._lines.pop(0))
-        return message
+        while True:
+            while not self._lines:
+                data = self._read()
+                if not data:
+                    return None
+                *self._lines, self._partial = (self._partial + data).split(b"\n")
+            try:
+                message: Message = json.loads(self._lines.pop(0))
+                return message
+            except ValueError:
+                pass  # empty, or cut off where its sender was killed
 
     def _read(self) -> bytes:
         try:

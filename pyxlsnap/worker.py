@@ -2,7 +2,8 @@
 
 Started by :mod:`pyxlsnap.api` as ``python -m pyxlsnap.worker FD``. A process of its own because
 libxl may abort it, forks without exec, and cares who owns SIGCHLD: none of that may reach the
-caller.
+caller. What changes something has a keeper (:mod:`pyxlsnap.keeper`), which recovers at once if it
+is killed.
 """
 
 import logging
@@ -18,6 +19,7 @@ from typing import Any
 from pyxlsnap import cfgfile, operations, watched, wire
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import Interrupted, PyxlsnapError, to_wire
+from pyxlsnap.keeper import Death, Kept, keep
 from pyxlsnap.model import (
     DiskRequest,
     DomainEvent,
@@ -31,7 +33,6 @@ from pyxlsnap.model import (
 )
 from pyxlsnap.monitor import monitor
 from pyxlsnap.ports import Host
-from pyxlsnap.recovery import recover_all
 from pyxlsnap.toolstack import Toolstack
 from pyxlsnap.wire import Channel, Message
 
@@ -44,8 +45,9 @@ class Caller:
     A caller that is stopped, or gone, must not hold up a guest that is suspended.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, kept: Kept | None = None) -> None:
         self._channel = channel
+        self._kept = kept
         self._queue: queue.SimpleQueue[tuple[Message, int | None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._send, name="pyxlsnap-send", daemon=True)
         self._thread.start()
@@ -63,7 +65,9 @@ class Caller:
         self.send({"event": asdict(event)})
 
     def share_lock(self, uuid: str, fd: int) -> None:
-        """Let the caller hold the lock, too."""
+        """Let the caller hold the lock, too, and the keeper."""
+        if self._kept:
+            self._kept.share_lock(uuid, fd)
         self.send({"lock": uuid}, fd)
 
     def finish(self, message: Message) -> None:
@@ -71,6 +75,8 @@ class Caller:
         self._queue.put((message, None))
         self._queue.put(None)
         self._thread.join()
+        if self._kept:
+            self._kept.answered()
 
     def wait_for_cancel(self, cancel: Cancel) -> None:
         """Set the token when the caller says so, or is gone."""
@@ -124,7 +130,9 @@ def perform(
         monitor(host, domain, on_event=caller.event, cancel=cancel)
         return None
     if operation == "recover":
-        return recover_all(host, domain, share_lock=caller.share_lock, start_monitor=start_monitor)
+        return operations.recover(
+            host, domain, share_lock=caller.share_lock, start_monitor=start_monitor
+        )
     how: dict[str, Any] = {
         "on_progress": caller.progress,
         "cancel": cancel,
@@ -161,26 +169,55 @@ def _config(request: Message) -> SnapshotConfig:
     return replace(config, name=config.name or said.name, memory_path=memory)
 
 
-def main() -> None:
-    """Serve the one request that comes over the socket whose descriptor is the argument."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whatever the caller's daemon does with it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller cancels over the socket
+def recover_from(death: Death, caller: Caller, *, watch: bool) -> None:
+    """The process that did the work is dead: recover, and tell the caller of both."""
+    message: Message = {"died": death.how, "recovered": []}
+    start_monitor = watched.start_monitor if watch else None
+    try:
+        for uuid in death.uuids:
+            with Toolstack(operation="recover", domain=uuid) as host:
+                found = operations.recover(
+                    host, uuid, share_lock=caller.share_lock, start_monitor=start_monitor
+                )
+            message["recovered"].append(asdict(found))
+    except PyxlsnapError as e:
+        message["error"] = to_wire(e)
+    caller.finish(message)
+
+
+def _listen(channel: Channel, request: Message, kept: Kept | None = None) -> Caller:
+    """The caller, with whatever is logged from now on going there."""
+    caller = Caller(channel, kept)
+    logger = logging.getLogger("pyxlsnap")
+    logger.addHandler(_LogSender(caller))
+    logger.setLevel(request["log_level"])
+    return caller
+
+
+def _work(channel: Channel, request: Message, kept: Kept | None) -> None:
     cancel = Cancel()
     signal.signal(
         signal.SIGTERM, lambda *_: threading.Thread(target=cancel.set, daemon=True).start()
     )
+    caller = _listen(channel, request, kept)
+    threading.Thread(target=caller.wait_for_cancel, args=(cancel,), daemon=True).start()
+    serve(request, caller, cancel)
+
+
+def main() -> None:
+    """Serve the one request that comes over the socket whose descriptor is the argument."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whatever the caller's daemon does with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller cancels over the socket
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)  # or a restored domain's QEMU would keep it open for ever
     channel = Channel(sock)
     request = channel.receive()
     if request is None:
         return
-    caller = Caller(channel)
-    logger = logging.getLogger("pyxlsnap")
-    logger.addHandler(_LogSender(caller))
-    logger.setLevel(request["log_level"])
-    threading.Thread(target=caller.wait_for_cancel, args=(cancel,), daemon=True).start()
-    serve(request, caller, cancel)
+    if request["operation"] not in ("create", "revert") or request.get("dry_run"):
+        _work(channel, request, None)
+    elif death := keep(lambda kept: _work(channel, request, kept)):
+        recover_from(death, _listen(channel, request), watch=bool(request["monitor"]))
 
 
 if __name__ == "__main__":

@@ -67,3 +67,18 @@ def strategies(
     chosen = [(choose(disk, request), disk, request) for disk, request in disks]
     groups = {kind: [(d, r) for k, d, r in chosen if k is kind] for kind in KINDS}
     return tuple(kind(group, task) for kind, group in groups.items() if group)
+
+
+def drop_kept(strategies: Sequence[DiskStrategy], domid: int) -> list[str]:
+    """The domain is back, as ``domid``: drop what its disks were before; warnings where it stays.
+
+    That something is left is no failure of the revert.
+    """
+    warnings = []
+    for strategy in strategies:
+        try:
+            left = strategy.finish_revert(domid)
+        except Exception as e:
+            left = [f"what {strategy.kind} kept of {', '.join(strategy.vdevs)}: {e}"]
+        warnings += [f"could not be removed: {line}" for line in left]
+    return warnings

@@ -1,7 +1,7 @@
 """A worker process that runs, with a stand-in for the operations that need Xen.
 
 The worker is the real one; Python imports ``sitecustomize`` before it, and that puts other
-functions in the place of ``create`` and ``recover``.
+functions in the place of ``create``, ``revert``, ``recover`` and ``monitor``.
 """
 
 import sys
@@ -15,8 +15,8 @@ UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
 _SITE = """
 import sys
 if "pyxlsnap.worker" in sys.orig_argv:
-    import contextlib, logging, os, pathlib, signal, time
-    import pyxlsnap.monitor, pyxlsnap.operations, pyxlsnap.recovery, pyxlsnap.toolstack
+    import contextlib, logging, os, pathlib, signal, socket, time
+    import pyxlsnap.monitor, pyxlsnap.operations, pyxlsnap.toolstack
     from pyxlsnap import errors, journal, model
     UUID = {uuid!r}
     HERE = pathlib.Path({here!r})
@@ -26,6 +26,9 @@ if "pyxlsnap.worker" in sys.orig_argv:
         warnings=("careful",), state=model.RunState.PAUSED,
         seconds_suspended=0.25,
     )
+    def caller():
+        # Our parent is the keeper.
+        return int(pathlib.Path(f"/proc/{{os.getppid()}}/stat").read_text().split()[3])
     def lock():
         return journal.DomainLock(UUID, domain="vm1", directory=HERE / "run")
     def wait_for_cancel(cancel):
@@ -38,6 +41,8 @@ if "pyxlsnap.worker" in sys.orig_argv:
         start_monitor,
     ):
 {create}
+    def revert(host, domain, wanted, cfgfile, *, share_lock, **_):
+{revert}
     PLAN = model.Plan(
         operation="create", name="snap", domain="vm1", uuid=UUID, memory_path="/m", cfgfile="/c",
         live=True, state=model.RunState.RUNNING, left_out={{}}, warnings=(),
@@ -45,7 +50,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
     )
     def preview(*_, **__):
         return PLAN
-    def recover_all(host, uuid, *, share_lock, start_monitor):
+    def recover(host, uuid, *, share_lock, start_monitor):
         held = lock()
         (HERE / "recovered").write_text(uuid)
         rolled_back = True
@@ -60,8 +65,9 @@ if "pyxlsnap.worker" in sys.orig_argv:
 {close}
     pyxlsnap.toolstack.Toolstack = toolstack
     pyxlsnap.operations.create = create
+    pyxlsnap.operations.revert = revert
     pyxlsnap.operations.preview_create = pyxlsnap.operations.preview_revert = preview
-    pyxlsnap.recovery.recover_all = recover_all
+    pyxlsnap.operations.recover = recover
     pyxlsnap.monitor.monitor = monitor
 """
 
@@ -77,7 +83,12 @@ class StandIn:
         monkeypatch.setenv("PYTHONPATH", ":".join(p for p in sys.path if p))
 
     def set(
-        self, create: str, recover: str = "pass", close: str = "pass", monitor: str = "pass"
+        self,
+        create: str,
+        recover: str = "pass",
+        close: str = "pass",
+        monitor: str = "pass",
+        revert: str = "pass",
     ) -> None:
         """The bodies of the functions, and what closing libxl does."""
         text = _SITE.format(
@@ -85,6 +96,7 @@ class StandIn:
             here=str(self.here),
             create=indent(dedent(create).strip(), " " * 8),
             recover=indent(dedent(recover).strip(), " " * 8),
+            revert=indent(dedent(revert).strip(), " " * 8),
             monitor=indent(dedent(monitor).strip(), " " * 8),
             close=indent(dedent(close).strip(), " " * 8),
         )

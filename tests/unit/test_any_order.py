@@ -30,7 +30,6 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.journal import Journal
 from pyxlsnap.model import SnapshotConfig
-from pyxlsnap.recovery import recover_all
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert
 from tests.unit.fakes import UUID, FakeGuest, make_world
@@ -232,7 +231,7 @@ class AnyOrder(RuleBasedStateMachine):
     # Finishing
 
     def _recover(self) -> None:
-        recover_all(self.world.host, None)
+        operations.recover(self.world.host, None)
 
     @precondition(lambda self: self.finish is not None)
     @rule()

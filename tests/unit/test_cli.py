@@ -162,9 +162,9 @@ class TestNoXen:
 def test_a_signal_rolls_back(worker: StandIn, number: signal.Signals, code: int) -> None:
     worker.set(
         """
-        os.kill(os.getppid(), int((HERE / "signal").read_text()))
+        os.kill(caller(), int((HERE / "signal").read_text()))
         wait_for_cancel(cancel)
-        os.kill(os.getppid(), int((HERE / "signal").read_text()))  # impatient
+        os.kill(caller(), int((HERE / "signal").read_text()))  # impatient
         (HERE / "rolled back").touch()
         raise errors.Interrupted("the snapshot was interrupted", step="suspend")
         """

@@ -21,8 +21,8 @@ from pyxlsnap.errors import DomainNotFound, NeedsAttention, OperationFailed, Ref
 from pyxlsnap.journal import DomainLock, Journal
 from pyxlsnap.model import DomainConfig, DomainEvent, SnapshotConfig
 from pyxlsnap.monitor import monitor
+from pyxlsnap.operations import recover
 from pyxlsnap.processes import Process, xl_monitor
-from pyxlsnap.recovery import recover
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert
 from pyxlsnap.watched import keep_watched, loses_monitor

@@ -1,13 +1,11 @@
 """Finishing what was killed: a create is rolled back, a revert can only go forward."""
 
 import errno
-import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile, recovery
+from pyxlsnap import cfgfile, operations, recovery
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import (
@@ -20,37 +18,50 @@ from pyxlsnap.errors import (
     UsageError,
     XenError,
 )
-from pyxlsnap.journal import DomainLock, Journal
-from pyxlsnap.model import Recovered, SnapshotConfig
-from pyxlsnap.recovery import recover, recover_all
+from pyxlsnap.journal import DomainLock, Entry, Journal
+from pyxlsnap.model import Recovered, Reverted, RunState, SnapshotConfig
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert
-from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World
+from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, run_until
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
 REVERT = [name for name, _ in Reversion.__new__(Reversion).steps()]
 BROKEN = XenError("broken", rc=-3, operation="libxl_domain_resume")
 
 
+def watch(_: str) -> None:
+    """In the place of a process that watches a domain."""
+
+
+def recover(world: World, domain: str | None = UUID) -> Recovered:
+    """Recover a domain; whoever watched it watches it afterwards."""
+    return operations.recover(world.host, domain, start_monitor=watch)
+
+
+def never(_: Entry) -> Reverted:
+    """There is no revert to finish."""
+    raise AssertionError
+
+
 class Killed:
     """A create that was killed after one of its steps: nothing of it was undone."""
 
-    def __init__(self, world: World, step: str) -> None:
+    def __init__(
+        self, world: World, step: str, *, paused: bool = False, name: str = "snap"
+    ) -> None:
         self.world = world
-        self.guest: FakeGuest = world.guest(world.image("xvda"), world.image("xvdb"))
-        wanted = SnapshotConfig(name="snap")
+        there = [g for g in world.host.guests if g.exists]
+        self.guest = there[0] if there else world.guest(world.image("xvda"), world.image("xvdb"))
+        self.guest.paused = paused
+        wanted = SnapshotConfig(name=name)
         self.plan: CreatePlan = plan_create(
             world.host, self.guest, wanted, directory=world.directory
         )
         self.before = world.photo()
-        creation = Creation(self.plan, Journal(UUID))
-        for name, do in creation.steps():
-            do()
-            if name == step:
-                break
+        run_until(Creation(self.plan, Journal(UUID)).steps(), step)
 
     def recover(self) -> tuple[str, ...]:
-        return recover(self.world.host, UUID).lines
+        return recover(self.world).lines
 
     def assert_as_before(self) -> None:
         self.guest.time_passes()
@@ -73,7 +84,7 @@ def test_a_create_killed_after_any_step_is_rolled_back(world: World, step: str) 
 
 def test_a_create_killed_after_its_last_step_stays(world: World) -> None:
     killed = Killed(world, CREATE[-1])
-    recovered = recover(world.host, UUID)
+    recovered = recover(world)
     assert "complete" in recovered.lines[0]
     assert not recovered.rolled_back
     assert killed.plan.memory_path.exists()
@@ -104,7 +115,7 @@ def test_somebody_elses_file_at_the_memory_files_name_stays(world: World) -> Non
 
 
 def test_nothing_in_flight_is_nothing_to_do(world: World) -> None:
-    assert recover(world.host, UUID) == Recovered((), rolled_back=True)
+    assert recover(world) == Recovered((), rolled_back=True)
 
 
 def test_an_operation_under_way_is_busy(world: World) -> None:
@@ -120,7 +131,7 @@ def test_an_operation_under_way_is_busy(world: World) -> None:
 
 def test_the_lock_is_shared_and_released(world: World) -> None:
     shared: list[str] = []
-    recover(world.host, UUID, share_lock=lambda uuid, _: shared.append(uuid))
+    operations.recover(world.host, UUID, share_lock=lambda uuid, _: shared.append(uuid))
     assert shared == [UUID]
     DomainLock(UUID, domain="vm1").release()
 
@@ -129,13 +140,13 @@ def test_the_lock_is_shared_and_released(world: World) -> None:
 def test_what_is_no_uuid_is_not_taken_for_one(world: World, domain: str) -> None:
     """A name would have no journal, and "nothing to recover" would be wrong."""
     with pytest.raises(UsageError, match="is not a domain's uuid"):
-        recover(world.host, domain)
+        recovery.recover(world.host, domain, redo=never)
     assert not list((world.root / "run").iterdir())
 
 
 def test_the_case_of_a_uuid_does_not_matter(world: World) -> None:
     killed = Killed(world, "suspend")
-    assert "resumed vm1" in recover(world.host, UUID.upper()).lines
+    assert "resumed vm1" in recover(world, UUID.upper()).lines
     killed.assert_as_before()
 
 
@@ -232,7 +243,7 @@ def test_a_damaged_journal_is_refused_and_kept(world: World) -> None:
     journal = Journal(UUID)
     journal.path.write_text("{")
     with pytest.raises(Refused, match="cannot be read"):
-        recover(world.host, UUID)
+        recover(world)
     assert journal.path.exists()
 
 
@@ -242,11 +253,51 @@ class TestARevert:
         Journal(UUID).clear()
         cfg = killed.plan.cfgfile
         plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
-        for name, do in Reversion(world.host, plan).steps():
-            do()
-            if name == step:
-                break
+        run_until(Reversion(world.host, plan, start_monitor=watch).steps(), step)
         return killed.guest
+
+    def assert_is_back(self, world: World, recovered: Recovered) -> None:
+        (guest,) = [g for g in world.host.guests if g.exists]
+        assert guest.runs
+        assert recovered.reverted
+        assert (recovered.reverted.domid, recovered.reverted.warnings) == (guest.domid, ())
+        assert not recovered.rolled_back
+        assert recovered.lines == ("vm1 is back at snap and running",)
+        assert Journal(UUID).read() is None
+        assert set(world.storage.snapshots) == {("xvda", "snap"), ("xvdb", "snap")}
+        assert recover(world).lines == ()
+
+    @pytest.mark.parametrize("step", REVERT[REVERT.index("destroy") : -1])
+    def test_killed_after_the_destroy_goes_to_its_end(self, world: World, step: str) -> None:
+        self.killed(world, step)
+        self.assert_is_back(world, recover(world))
+
+    def test_a_restored_domain_is_not_restored_again(self, world: World) -> None:
+        """It may have run for a while, if nobody was there to recover."""
+        self.killed(world, "monitor")
+        restores = world.events.count("restore")
+        self.assert_is_back(world, recover(world))
+        assert world.events.count("restore") == restores
+
+    def test_one_that_was_to_be_paused_is(self, world: World) -> None:
+        killed = Killed(world, CREATE[-1], paused=True)
+        Journal(UUID).clear()
+        cfg = killed.plan.cfgfile
+        for step in ("restore", "disks"):
+            plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
+            run_until(Reversion(world.host, plan, start_monitor=watch).steps(), step)
+            found = recover(world).reverted
+            assert found
+            assert found.state is RunState.PAUSED
+            (guest,) = [g for g in world.host.guests if g.exists]
+            assert guest.paused
+
+    def test_after_a_crash_of_the_host_it_goes_to_its_end_too(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.killed(world, "disks")
+        monkeypatch.setattr(recovery, "boot_id", lambda: "another")
+        self.assert_is_back(world, recover(world))
 
     def test_after_a_crash_of_the_host_the_domid_says_nothing(
         self, world: World, monkeypatch: pytest.MonkeyPatch
@@ -255,52 +306,75 @@ class TestARevert:
         guest = self.killed(world, "disks")
         guest.exists = True  # started at boot, with the domid that it had before
         monkeypatch.setattr(recovery, "boot_id", lambda: "another")
-        with pytest.raises(NeedsAttention, match="the snapshot is whole") as caught:
-            recover(world.host, UUID)
+        with pytest.raises(NeedsAttention, match="disks may be half-reverted") as caught:
+            recover(world)
         command = caught.value.finish.split()
         assert command[:3] == ["pyxlsnap", "snapshot-revert", UUID]
         assert Journal(UUID).read() is not None
+        assert guest.runs
 
-    def test_the_command_that_finishes_it_has_its_options(self, world: World) -> None:
+    @pytest.mark.parametrize("missing", ["memory_path", "cfgfile"])
+    def test_what_cannot_be_finished_is_told_with_its_command_and_options(
+        self, world: World, missing: str
+    ) -> None:
         killed = Killed(world, CREATE[-1])
         Journal(UUID).clear()
         cfg = killed.plan.cfgfile
         plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg, running=True, force=True)
-        reversion = Reversion(world.host, plan, running=True, force=True)
-        for name, do in reversion.steps():
-            do()
-            if name == "disks":
-                break
-        with pytest.raises(NeedsAttention) as caught:
-            recover(world.host, UUID)
-        assert caught.value.finish.split()[4:] == ["--running", "--force"]
+        run_until(
+            Reversion(world.host, plan, running=True, force=True, start_monitor=watch).steps(),
+            "disks",
+        )
+        path = Path(getattr(killed.plan, missing))
+        path.rename(path.with_suffix(".away"))
+        with pytest.raises(NeedsAttention, match=f"{path}: cannot be read") as caught:
+            recover(world)
+        words = caught.value.finish.split()
+        assert words == ["pyxlsnap", "snapshot-revert", UUID, str(cfg), "--running", "--force"]
+        path.with_suffix(".away").rename(path)
+        self.assert_is_back(world, recover(world))
+
+    def test_what_fails_again_says_so(self, world: World) -> None:
+        self.killed(world, "disks")
+        world.fail("restore", XenError("no", rc=-3, operation="libxl_domain_create_restore"))
+        with pytest.raises(NeedsAttention, match="run the command again to finish"):
+            recover(world)
+        world.faults.clear()
+        self.assert_is_back(world, recover(world))
+
+    def test_the_snapshot_of_the_present_is_not_forgotten(self, world: World) -> None:
+        for step in ("disks", "restore"):
+            killed = Killed(world, CREATE[-1], name=f"snap-{step}")
+            Journal(UUID).clear()
+            cfg = killed.plan.cfgfile
+            plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
+            run_until(Reversion(world.host, plan, kept="/kept.cfg").steps(), step)
+            found = recover(world).reverted
+            assert found
+            assert found.kept == "/kept.cfg"
 
     def test_killed_before_the_destroy_has_touched_nothing(self, world: World) -> None:
         guest = self.killed(world, "journal")
-        assert recover(world.host, UUID) == Recovered(("vm1 was not touched",), rolled_back=True)
+        assert recover(world) == Recovered(("vm1 was not touched",), rolled_back=True)
         assert guest.runs
         assert Journal(UUID).read() is None
 
     @pytest.mark.parametrize("step", REVERT[REVERT.index("destroy") : REVERT.index("unpause")])
-    def test_killed_later_is_finished_by_the_command(self, world: World, step: str) -> None:
+    def test_the_command_finishes_it_as_well(self, world: World, step: str) -> None:
+        """What has become risky since it was begun is no reason against that."""
         self.killed(world, step)
-        with pytest.raises(NeedsAttention) as caught:
-            recover(world.host, UUID)
-        assert Journal(UUID).read() is not None
-        words = shlex.split(caught.value.finish)
-        assert words[:3] == ["pyxlsnap", "snapshot-revert", UUID]
-        cfg = world.directory / UUID / "snap.cfg"
-        assert words[3:] == [str(cfg)]
-        plan = plan_revert(world.host, words[2], cfgfile.read(cfg), cfg)
-        Reversion(world.host, plan).run()
-        assert recover(world.host, UUID).lines == ()
+        entry = Journal(UUID).read()
+        assert entry
+        assert entry.words[:3] == ("pyxlsnap", "snapshot-revert", UUID)
+        world.host.version = (4, 18)
+        cfg = Path(entry.words[3])
+        operations.revert(world.host, entry.words[2], cfgfile.read(cfg), cfg)
+        assert recover(world).lines == ()
         (guest,) = [g for g in world.host.guests if g.exists]
         assert guest.runs
 
     @pytest.mark.parametrize("state", ["paused", "dying", "shutdown_reason"])
-    def test_killed_while_libxl_destroys_is_not_called_untouched(
-        self, world: World, state: str
-    ) -> None:
+    def test_killed_while_libxl_destroys_goes_on_with_it(self, world: World, state: str) -> None:
         """It pauses the domain, and ends its QEMU, long before it is gone."""
         world.fail("destroy", KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -308,30 +382,16 @@ class TestARevert:
         world.faults.clear()
         (guest,) = world.host.guests
         setattr(guest, state, "destroy" if state == "shutdown_reason" else True)
-        with pytest.raises(NeedsAttention, match="once the destroy had begun"):
-            recover(world.host, UUID)
-        assert Journal(UUID).read() is not None
+        self.assert_is_back(world, recover(world))
 
     def test_a_domain_that_was_started_since_is_left_alone(self, world: World) -> None:
         guest = self.killed(world, "disks")
         again = world.host.start(guest.configuration)
-        recovered = recover(world.host, UUID)
+        recovered = recover(world)
         assert not recovered.rolled_back
         assert f"domid {again.domid}) runs and was left alone" in recovered.lines[0]
         assert again.runs
         assert Journal(UUID).read() is None
-
-    def test_a_cfgfile_with_a_blank_is_quoted_in_the_command(self, world: World) -> None:
-        self.killed(world, "destroy")
-        journal = Journal(UUID)
-        entry = journal.read()
-        assert entry
-        journal.clear()
-        words = (*entry.words[:3], "/a b/c.cfg")
-        journal.write(replace(entry, words=words))
-        with pytest.raises(NeedsAttention) as caught:
-            recover(world.host, UUID)
-        assert shlex.split(caught.value.finish)[3] == "/a b/c.cfg"
 
 
 class TestEveryDomain:
@@ -342,28 +402,25 @@ class TestEveryDomain:
         plan = plan_create(
             world.host, other, SnapshotConfig(name="snap"), directory=world.directory
         )
-        for name, do in Creation(plan, Journal(OTHER_UUID)).steps():
-            do()
-            if name == "suspend":
-                break
+        run_until(Creation(plan, Journal(OTHER_UUID)).steps(), "suspend")
         return killed, other
 
     def test_all_are_recovered(self, world: World) -> None:
         killed, other = self.two(world)
-        recovered = recover_all(world.host, None)
+        recovered = recover(world, None)
         assert recovered.rolled_back
         assert f"{UUID}: resumed vm1" in recovered.lines
         assert f"{OTHER_UUID}: resumed vm2" in recovered.lines
         assert other.runs
         assert killed.guest.runs
         assert not world.storage.snapshots
-        assert recover_all(world.host, None) == Recovered((), rolled_back=True)
+        assert recover(world, None) == Recovered((), rolled_back=True)
 
     def test_one_that_needs_a_person_does_not_stop_the_others(self, world: World) -> None:
         _, other = self.two(world)
         world.fail("undo xvda", DiskError("stuck", vdev="xvda"))
         with pytest.raises(NeedsAttention, match="stuck") as caught:
-            recover_all(world.host, None)
+            recover(world, None)
         assert other.runs
         assert f"{OTHER_UUID}: resumed vm2" in caught.value.undone
         assert str(Journal(UUID).path) in caught.value.finish
@@ -372,14 +429,14 @@ class TestEveryDomain:
         _, other = self.two(world)
         Journal(UUID).path.write_text("{")
         with pytest.raises(NeedsAttention, match="cannot be read") as caught:
-            recover_all(world.host, None)
+            recover(world, None)
         assert caught.value.left == (f"the journal of {UUID}",)
         assert other.runs
 
     def test_an_operation_under_way_is_left_alone(self, world: World) -> None:
         killed, other = self.two(world)
         lock = DomainLock(UUID, domain="vm1")
-        recovered = recover_all(world.host, None)
+        recovered = recover(world, None)
         lock.release()
         assert any(line.startswith(f"{UUID}: another snapshot") for line in recovered.lines)
         assert other.runs
@@ -388,20 +445,20 @@ class TestEveryDomain:
     @pytest.mark.parametrize("word", ["vm1", "1", UUID, UUID.upper()])
     def test_one_by_any_of_its_names(self, world: World, word: str) -> None:
         killed, other = self.two(world)
-        assert "resumed vm1" in recover_all(world.host, word).lines
+        assert "resumed vm1" in recover(world, word).lines
         assert killed.guest.runs
         assert other.suspended
 
     def test_one_that_is_off_by_the_name_it_had(self, world: World) -> None:
         killed, _ = self.two(world)
         killed.guest.exists = False
-        recover_all(world.host, "vm1")
+        recover(world, "vm1")
         assert Journal(UUID).read() is None
 
     def test_one_that_nobody_knows(self, world: World) -> None:
         with pytest.raises(DomainNotFound, match="'nobody'"):
-            recover_all(world.host, "nobody")
+            recover(world, "nobody")
 
     def test_one_on_which_nothing_was_done(self, world: World) -> None:
         world.guest()
-        assert recover_all(world.host, "vm1") == Recovered((), rolled_back=True)
+        assert recover(world, "vm1") == Recovered((), rolled_back=True)

@@ -62,6 +62,11 @@ def eventually(true: Callable[[], bool]) -> bool:
     return true()
 
 
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
 def kill_by_progress(progress: Progress) -> None:
     """The stand-in reports its pid as progress."""
     if progress.phase == "pid":
@@ -133,7 +138,7 @@ class TestProcess:
     def test_is_apart_from_its_caller(self, worker: StandIn) -> None:
         worker.set(
             """
-            facts = (os.getsid(0) == os.getpid(), os.getcwd(), os.getppid(),
+            facts = (os.getsid(0) == os.getppid(), os.getcwd(), caller(),
                      signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL)
             (HERE / "said").write_text(repr(facts))
             return SNAPSHOT
@@ -168,8 +173,8 @@ class TestTheWorkerDies:
         assert isinstance(e.value.__cause__, WorkerDied)
         assert not (worker.here / "recovered").exists()
 
-    def test_with_the_lock_and_its_caller_recovers(self, worker: StandIn) -> None:
-        """The recovery takes the lock, so our share of it must have fallen, too."""
+    def test_with_the_lock_and_its_keeper_recovers(self, worker: StandIn) -> None:
+        """The recovery takes the lock, so the shares of it must have fallen, too."""
         worker.set(
             f"""
             share_lock(UUID, lock().fd)
@@ -188,6 +193,84 @@ class TestTheWorkerDies:
     ) -> None:
         worker.set("return SNAPSHOT", close="os.abort()")
         assert api.create_snapshot("vm1").name == "snap"
+
+    def test_in_the_middle_of_a_message(self, worker: StandIn) -> None:
+        worker.set(
+            """
+            share_lock(UUID, lock().fd)
+            on_progress(model.Progress("x"))
+            while HERE.joinpath("cut off").exists() is False: time.sleep(0.01)
+            for fd in map(int, os.listdir("/proc/self/fd")):
+                try:
+                    if socket.socket(fileno=os.dup(fd)).getpeername() is not None:
+                        os.write(fd, b'{"progress": {"pha')
+                except OSError:
+                    pass
+            os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+        with pytest.raises(OperationFailed, match="signal 9") as caught:
+            api.create_snapshot("vm1", on_progress=lambda _: (worker.here / "cut off").touch())
+        assert caught.value.undone == ("recovered",)
+
+    def test_and_so_does_its_keeper_and_its_caller_recovers(self, worker: StandIn) -> None:
+        worker.set(
+            """
+            share_lock(UUID, lock().fd)
+            on_progress(model.Progress("keeper", os.getppid()))
+            time.sleep(60)
+            """
+        )
+
+        def kill_both(progress: Progress) -> None:
+            (worker_pid,) = children(progress.done)
+            os.kill(progress.done, signal.SIGKILL)
+            os.kill(worker_pid, signal.SIGKILL)
+
+        with pytest.raises(OperationFailed, match="signal 9; everything is as") as caught:
+            api.create_snapshot("vm1", on_progress=kill_both)
+        assert caught.value.undone == ("recovered",)
+
+    def test_not_when_only_its_keeper_does(self, worker: StandIn) -> None:
+        worker.set(
+            """
+            os.kill(os.getppid(), signal.SIGKILL)
+            share_lock(UUID, lock().fd)
+            on_progress(model.Progress("x"))
+            return SNAPSHOT
+            """
+        )
+        assert api.create_snapshot("vm1").name == "snap"
+        assert not (worker.here / "recovered").exists()
+
+    def test_and_its_caller_is_dead_already(self, worker: StandIn) -> None:
+        worker.set(
+            """
+            share_lock(UUID, lock().fd)
+            os.kill(caller(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+        code = "from pyxlsnap import create_snapshot as c; c('vm1')"
+        done = subprocess.run([sys.executable, "-c", code])
+        assert done.returncode == -signal.SIGKILL
+        assert eventually((worker.here / "recovered").exists)
+
+    def test_and_a_revert_is_finished_by_its_keeper(self, worker: StandIn, tmp_path: Path) -> None:
+        worker.set(
+            "pass",
+            "paused = model.RunState.PAUSED\n"
+            "back = model.Reverted('snap', 'vm1', 9, UUID, paused, ('xvda',), ('w',))\n"
+            "return model.Recovered(('it is back',), rolled_back=False, reverted=back)",
+            revert="share_lock(UUID, lock().fd); os.kill(os.getpid(), signal.SIGKILL)",
+        )
+        (tmp_path / "a.cfg").write_text("memory_path = '/m'\n")
+        reverted = api.revert_snapshot("vm1", tmp_path / "a.cfg")
+        assert (reverted.domid, reverted.state, reverted.disks) == (9, RunState.PAUSED, ("xvda",))
+        (first, said) = reverted.warnings
+        assert first == "w"
+        assert "was killed by signal 9" in said
+        assert "finished" in said
 
     def test_after_its_work_was_done_and_that_is_not_called_undone(self, worker: StandIn) -> None:
         worker.set(
@@ -247,7 +330,7 @@ class TestTheWorkerDies:
         with pytest.raises(NeedsAttention, match="signal 6") as caught:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
         assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
-        assert worker.said("tries") == "x"
+        assert worker.said("tries") == "xx"  # its keeper's, and its caller's
 
     def test_what_it_wrote_to_stderr_is_in_the_error(self, worker: StandIn) -> None:
         worker.set("os.write(2, b'first\\nlibxl: Assertion failed\\n'); os.abort()")
@@ -360,8 +443,9 @@ class TestCancel:
             caller.kill()
         assert eventually((worker.here / "rolled back").exists)
 
-    def test_by_a_sigterm_to_the_worker(self, worker: StandIn) -> None:
-        worker.set(self.ROLLED_BACK.replace('"memory", 1', '"pid", os.getpid()'))
+    @pytest.mark.parametrize("whose", ["os.getpid()", "os.getppid()"])
+    def test_by_a_sigterm_to_the_worker_or_its_keeper(self, worker: StandIn, whose: str) -> None:
+        worker.set(self.ROLLED_BACK.replace('"memory", 1', f'"pid", {whose}'))
         with pytest.raises(Interrupted):
             api.create_snapshot("vm1", on_progress=lambda p: os.kill(p.done, signal.SIGTERM))
         assert (worker.here / "rolled back").exists()
