@@ -109,4 +109,5 @@ def forget(guest: Guest, name: str = "") -> None:
             if name in ("", made["name"])
         ]
     )
-    guest.dom0.run(f"rm -f {SNAPSHOTS}/*/{name}.*" if name else f"rm -rf {SNAPSHOTS} /tmp/snap")
+    files = f"{SNAPSHOTS}/*/{name}.* && find {SNAPSHOTS} -mindepth 1 -type d -empty -delete"
+    guest.dom0.run(f"rm -f {files}" if name else f"rm -rf {SNAPSHOTS} /tmp/snap")

@@ -117,8 +117,8 @@ def act(
     if case["later"]:
         time.sleep(LATE_S)
         subprocess.run(["sh", "-ec", case["later"]], check=True)
-    if case["who"] == "all":
-        return None
+    if case["who"] in ("all", "helper"):
+        return None  # it may take a person to bring it back
 
     def counts() -> bool:
         with log.open("rb") as file:
