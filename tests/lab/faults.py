@@ -25,7 +25,7 @@ find /var/lib/pyxlsnap {SNAPSHOTS} /lab/disk {storage.BTRFS} /tmp/small 2>/dev/n
 ps -eo stat=,pid=,args= | grep -v grep |
   grep -E '^Z|pyxlsnap\.worker|pyxlsnap snapshot|libxl-save-helper|qemu-img'
 """
-LEAVES_S = 120.0
+LEAVES_S = 240.0
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ class Stage:
 
     def assert_back(self, mark: int) -> None:
         """Since ``mark`` it has gone back to the snapshot, which is whole."""
+        self.assert_clean()
         check_back(self.guest, self.base, mark)
         assert disk_snapshots(self.guest) == {vdev: [BASE] for vdev in self.guest.disks}
-        self.assert_clean()
 
     def forget(self, name: str) -> None:
         """Delete a snapshot; the base stays."""

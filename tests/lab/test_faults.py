@@ -60,9 +60,7 @@ CREATE_ROUND = [
     Cell("pvh", SUSPENDED, "caller"),
     Cell("pvh", BETWEEN_DISKS, "all"),
     Cell("pv", SUSPENDED, "worker"),
-    Cell("pv", SUSPENDED, "caller"),
     Cell("hvm", SUSPENDED, "worker"),
-    Cell("hvm", SUSPENDED, "caller"),
 ]
 REVERT_ROUND = [
     Cell("pvh", DESTROYED, "worker"),
@@ -72,12 +70,14 @@ REVERT_ROUND = [
 
 
 def cells(points: list[str], key: list[str], fails: list[str], kind: str) -> Iterator[Cell]:
-    """Every point and whoever matters there; on PVH the caller, too, which is the longest list."""
-    everywhere = ("worker", "caller", "all") if kind == "pvh" else ("worker", "all")
-    yield from (Cell(kind, point, who) for point in points for who in everywhere)
+    """Every point on every kind of guest; on PVH whoever matters there, on the others in turn."""
+    whole = kind == "pvh"
+    for number, point in enumerate(points):
+        two = ("worker", "all") if number % 2 == (kind == "pv") else ("all", "worker")
+        yield from (Cell(kind, point, who) for who in (*two, "caller")[: 3 if whole else 1])
     yield from (Cell(kind, p, who) for p in key for who in ("worker and keeper", "SIGTERM"))
     yield Cell(kind, key[0], "SIGINT")
-    yield from (Cell(kind, point, "fail") for point in (fails if kind == "pvh" else fails[:1]))
+    yield from (Cell(kind, point, "fail") for point in (fails if whole else fails[:1]))
 
 
 def marked(round_: list[Cell], all_: list[Cell]) -> list[object]:
@@ -95,7 +95,7 @@ def all_creates() -> list[Cell]:
         key, fails = [IN_MEMORY, SUSPENDED, "after resume"], [SUSPENDED, *ends(Creation)]
         found += cells(CREATE, key, fails, kind)
         found += [Cell(kind, IN_MEMORY, "helper"), Cell(kind, "in suspend", "time out")]
-        found += [Cell(kind, SUSPENDED, "caller")]
+        found += [Cell(kind, SUSPENDED, who) for who in ("worker", "caller", "all")]
     return found
 
 
@@ -130,8 +130,8 @@ def test_create(lab: Lab, stages: Stages, cell: Cell) -> None:
         assert "everything is as before" in outcome.err
     if whole:
         stage.forget(CUT)
-    unchanged(guest, before)
     stage.assert_clean()
+    unchanged(guest, before)
     if cell.point == SUSPENDED and cell.who in ("worker", "caller"):
         print(f"{cell.kind}: counts again {outcome.seconds:.1f} s after the kill of the {cell.who}")
         assert outcome.seconds is not None
@@ -187,8 +187,8 @@ def test_revert(lab: Lab, stages: Stages, cell: Cell) -> None:
     if cell.who == "all":
         stage.recover()
     if untouched:
-        unchanged(guest, before)
         stage.assert_clean()
+        unchanged(guest, before)
         return
     if outcome.rc == 4:
         finish = shlex.split(outcome.error["finish"])
@@ -223,7 +223,7 @@ def test_the_disk_is_full_while_memory_is_written(lab: Lab, stages: Stages) -> N
     outcome = run_case(guest, case)
     assert outcome.rc == 1, outcome
     assert "everything is as before" in outcome.err
-    unchanged(guest, before)
     stage.assert_clean()
+    unchanged(guest, before)
     assert guest.dom0.run(["ls", "-A", SMALL]).out == "theirs\n"
     guest.dom0.run(["umount", SMALL])
