@@ -48,7 +48,7 @@ class Lab:
         """Pause the standard guests again, as far as they are there."""
         # (Pauses are counted: one that a test has paused must not be paused twice.)
         pause = "; ".join(
-            f"grep -q '^{name} .* --p' /tmp/list || xl pause {name}" for name in self._awake
+            f"grep -q '^{name} .* [r-][b-]p' /tmp/list || xl pause {name}" for name in self._awake
         )
         if pause:
             self.dom0.run(f"xl list >/tmp/list; {pause}", check=False)
@@ -76,7 +76,9 @@ class Lab:
         try:
             listing = self.dom0.run(["xl", "list"], timeout=20).out.splitlines()
             states = {line.split()[0]: line.split()[-2] for line in listing[2:]}
-            return states == dict.fromkeys(STANDARD, "--p---") and all(
+            # (For a moment after the pause a guest that was idle is blocked, too.)
+            paused = {name for name, state in states.items() if state[2:] == "p---"}
+            return paused == set(states) == set(STANDARD) and all(
                 Guest(self.dom0, name).last().ok for name in STANDARD
             )
         except (OSError, CommandFailed, AssertionError):

@@ -98,14 +98,16 @@ def unchanged(guest: Guest, before: Before) -> Tick:
     return guest.assert_healthy()
 
 
-def forget(guest: Guest) -> None:
-    """Remove a guest's snapshots, so that the next test begins with none."""
+def forget(guest: Guest, name: str = "") -> None:
+    """Remove a guest's snapshots, or the one of that name: the next test begins without."""
     delete = "blockdev-snapshot-delete-internal-sync"
     guest.qmp_all(
         [
             (delete, {"device": node["node-name"], "name": made["name"]})
             for node in _nodes(guest).values()
             for made in node["image"].get("snapshots", [])
+            if name in ("", made["name"])
         ]
     )
-    guest.dom0.run(f"rm -rf {SNAPSHOTS} /tmp/snap")
+    files = f"{SNAPSHOTS}/*/{name}.* && find {SNAPSHOTS} -mindepth 1 -type d -empty -delete"
+    guest.dom0.run(f"rm -f {files}" if name else f"rm -rf {SNAPSHOTS} /tmp/snap")

@@ -1,0 +1,108 @@
+"""In dom0: snapshots and reverts of one guest, again and again, all from this one process.
+
+usage: cycles.py DOMAIN LOG CYCLES. After each cycle the snapshot is deleted with the commands that
+it came with, and a line of JSON says what this process and the host have then.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyxlsnap
+
+TICK = re.compile(r"TICK n=(\d+) .*\n")
+WAIT_S = 300.0
+# Where an operation must not leave anything again and again.
+KEPT_CLEAN = ("/var/lib/xen", "/var/lib/pyxlsnap", "/run/pyxlsnap", "/tmp", "/lab/disk")
+
+
+class Log:
+    """What the guest says."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def mark(self) -> int:
+        return self._path.stat().st_size
+
+    def wait(self, mark: int, wanted: Callable[[int], bool], what: str) -> int:
+        """The first counter from ``mark`` on that is wanted."""
+        end = time.monotonic() + WAIT_S
+        while True:
+            with self._path.open("rb") as file:
+                file.seek(mark)
+                text = file.read().decode(errors="replace")
+            counters = [int(n) for n in TICK.findall(text)]
+            if "BAD" in text or time.monotonic() > end:
+                sys.exit(f"waiting for {what}: {counters}\n{text[-2000:]}")
+            if found := [n for n in counters if wanted(n)]:
+                return found[0]
+            time.sleep(0.05)
+
+
+def delete(snapshot: pyxlsnap.Snapshot) -> None:
+    """As a user would; the guest runs."""
+    for artefact in snapshot.artefacts:
+        command = artefact.delete.removeprefix("domain running: ").split("; domain off: ")[0]
+        subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+
+
+def cycle(domain: str, log: Log, number: int) -> dict[str, float]:
+    """A snapshot, and back to it; the seconds that they took."""
+    begun = time.monotonic()
+    snapshot = pyxlsnap.create_snapshot(domain, name=f"cycle{number}")
+    created = time.monotonic()
+    after = log.wait(log.mark(), lambda n: True, "what comes after the snapshot")
+    log.wait(log.mark(), lambda n: n > after + 1, "it to go on")
+    mark, reverting = log.mark(), time.monotonic()
+    reverted = pyxlsnap.revert_snapshot(domain, snapshot.cfgfile)
+    ended = time.monotonic()
+    log.wait(mark, lambda n: n <= after, f"it to go back to {after}")
+    if snapshot.warnings or reverted.warnings:
+        sys.exit(f"cycle {number}: {snapshot.warnings} {reverted.warnings}")
+    delete(snapshot)
+    return {"create": created - begun, "revert": ended - reverting}
+
+
+def children() -> int:
+    """How many processes, zombies too, have us as their parent."""
+    parents = said("ps", "-eo", "ppid=").split()
+    return parents.count(str(os.getpid())) - 1  # ps itself
+
+
+def figures() -> dict[str, object]:
+    """What this process and the host have."""
+    names = [entry for top in KEPT_CLEAN for entry in map(str, Path(top).rglob("*"))]
+    processes = said("ps", "-eo", "stat=,comm=").splitlines()
+    programs = [line for line in processes if "kworker" not in line and " ps" not in line]
+    return {
+        "fds": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+        "threads": threading.active_count(),
+        "children": children(),
+        "rss_kib": int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]),
+        "files": sorted(names),
+        "processes": len(programs),
+        "zombies": sum(line.startswith("Z") for line in programs),
+        "xenstore": said("xenstore-ls", "-f").count("\n"),
+    }
+
+
+def said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    domain, log, cycles = sys.argv[1], Log(sys.argv[2]), int(sys.argv[3])
+    for number in range(1, cycles + 1):
+        took = cycle(domain, log, number)
+        print(json.dumps({"cycle": number, **took, **figures()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
