@@ -148,8 +148,9 @@ def scan(data: bytes) -> Iterator[tuple[str, bool]]:
     for token in _TOKEN.finditer(data):
         if token.lastgroup == "name":
             name = token["name"].decode("ascii")
-        elif token.lastgroup == "assign":
+        elif token.lastgroup == "assign" and name:  # a second one is wrong, which libxlutil says
             yield name, token["assign"] == b"+="
+            name = ""
 
 
 def _content(file: Path) -> bytes:

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import logging
 import os
 import signal
 import struct
@@ -281,10 +280,7 @@ REVERTED = Reverted("snap", "vm1", 8, UUID, RunState.PAUSED, ("xvda",), ("carefu
 def _process() -> Iterator[None]:
     """main() takes the whole process for its own."""
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    libxl = logging.getLogger("pyxlsnap.libxl")
-    level = libxl.level
     yield
-    libxl.setLevel(level)
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -85,7 +85,7 @@ def test_what_failed_once(path: Path) -> None:
     [
         ("raise KeyError(data)", "crash-", "KeyError"),
         ("os.abort()", "crash-", "Fatal Python error: Aborted"),
-        (f"bytes({MEMORY})", "crash-", "MemoryError"),
+        (f"bytes({2 * MEMORY})", "crash-", "MemoryError"),
         ("while True: pass", "timeout-", "timeout"),
     ],
 )
