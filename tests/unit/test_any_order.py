@@ -390,7 +390,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=120,
+    max_examples=300,
     stateful_step_count=15,
     suppress_health_check=[HealthCheck.too_slow],
 )
