@@ -320,7 +320,7 @@ def _with_lines(recovered: Recovered, more: list[str]) -> Recovered:
 
 def _complete(guest: Guest, entry: Entry) -> Recovered:
     """It had restored the domain: what follows that is done."""
-    if guest.info().paused and not entry.paused:
+    if not guest.info().has_run and not entry.paused:  # else it was its owner who has paused it
         guest.unpause()
     chosen = list(zip(entry.devices, entry.disks, strict=True))
     warnings = drop_kept(strategies(chosen, DiskTask(entry.name)), guest.domid)

@@ -423,6 +423,13 @@ class TestARevert:
         self.assert_is_back(world, recover(world))
         assert not again.exists
 
+    def test_a_restored_domain_that_its_owner_has_paused_stays_so(self, world: World) -> None:
+        self.killed(world, "monitor")
+        (guest,) = [g for g in world.host.guests if g.exists]
+        guest.paused = True
+        assert recover(world).reverted
+        assert guest.paused
+
     def test_another_domain_is_not_destroyed_in_its_place(self, world: World) -> None:
         self.killed(world, "disks")
         other = world.guest(world.image("xvdc"), name="vm2", uuid=OTHER_UUID)
