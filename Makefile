@@ -1,16 +1,19 @@
 # make demo    a live snapshot of a real guest on a real Xen, taken and reverted
 # make test    every test: lint, types, layers, unit tests, then the lab
 # make soak    the lab tests that take too long for that, and the README's table of what they saw
+# make fuzz    the readers of config and memory files, SECONDS each (600), with libFuzzer
 # make clean   what was built in the tree (the lab's image stays: make prune)
 
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 # Machines of the lab at a time: each takes a core and 2 GiB.
 LABS ?= 2
+# How long each reader is fuzzed.
+SECONDS ?= 600
 PY := $(VENV)/bin/python
 SOURCES := pyxlsnap build_ffi.py tests
 
-.PHONY: demo test check unit lab soak clean prune
+.PHONY: demo test check unit lab soak fuzz clean prune
 
 test: check unit lab
 
@@ -31,6 +34,13 @@ soak: $(VENV)/built
 	$(PY) -m tests.lab state
 	$(PY) -m pytest tests/lab -m soak -n $(LABS) --dist worksteal --durations=0
 	$(PY) -m tests.lab.support
+
+# Both at the same time; if one of them finds something the other goes on.
+fuzz: $(VENV)/built
+	$(MAKE) --no-print-directory -k -j2 fuzz-cfgfile fuzz-memory
+
+fuzz-%: $(VENV)/built
+	$(PY) -m tests.fuzz $* -max_total_time=$(SECONDS)
 
 demo: $(VENV)/built
 	$(PY) -m tests.lab.demo

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -112,6 +113,43 @@ static void pyxlsnap__disaster(void *user, libxl_event_type type, const char *ms
     pyxlsnap__send(user, head, "disaster", msg ? msg : "");
 }
 
+struct pyxlsnap__private { int fd; dev_t dev; ino_t ino; };
+static struct pyxlsnap__private pyxlsnap__privates[16];
+static int pyxlsnap__private_count;
+
+/* Whether it is still open: its number may be another file's by now. */
+static bool pyxlsnap__is_open(const struct pyxlsnap__private *p)
+{
+    struct stat st;
+    return !fstat(p->fd, &st) && st.st_dev == p->dev && st.st_ino == p->ino;
+}
+
+/* A descriptor that no child of libxl shall have, not even one that goes on without exec: some stay
+ * as long as a QEMU lives, and the other end of a socket, or a lock, would wait for them. False if
+ * there are too many. */
+static bool pyxlsnap_close_in_children(int fd)
+{
+    struct stat st;
+    int i = 0;
+
+    while (i < pyxlsnap__private_count && pyxlsnap__privates[i].fd != fd
+           && pyxlsnap__is_open(&pyxlsnap__privates[i]))
+        i++;
+    if (i == sizeof pyxlsnap__privates / sizeof *pyxlsnap__privates || fstat(fd, &st))
+        return false;
+    pyxlsnap__privates[i] = (struct pyxlsnap__private){ fd, st.st_dev, st.st_ino };
+    if (i == pyxlsnap__private_count)
+        pyxlsnap__private_count++;
+    return true;
+}
+
+static void pyxlsnap__close_private(void)
+{
+    for (int i = 0; i < pyxlsnap__private_count; i++)
+        if (pyxlsnap__is_open(&pyxlsnap__privates[i]))
+            close(pyxlsnap__privates[i].fd);
+}
+
 /* Called by libxl for fork(). The pidfd is opened here, while nobody else can reap the child.
  *
  * libxl also calls it in a child of its own (the middle process of a spawn), where a pidfd would be
@@ -122,6 +160,8 @@ static pid_t pyxlsnap__fork(void *user)
     struct pyxlsnap_bridge *b = user;
     pid_t pid = fork();
 
+    if (pid == 0)
+        pyxlsnap__close_private();
     if (pid > 0 && getpid() == b->owner) {
         int saved = errno;
         int fd = syscall(SYS_pidfd_open, pid, 0);
@@ -199,6 +239,8 @@ static pid_t pyxlsnap_bridge_test_fork(struct pyxlsnap_bridge *b, int exit_code)
     pid_t pid = pyxlsnap__fork(b);
     if (!pid) {
         xtl_log(&b->logger, XTL_INFO, -1, "test", "in the child");
+        if (exit_code < 0)
+            pause(); /* until it is killed */
         if (!pyxlsnap__fork(b)) /* as the middle process of a spawn does */
             _exit(0);
         _exit(exit_code);

@@ -4,7 +4,7 @@ typedef struct {
     libxl_domid domid;
     bool running, blocked, paused, shutdown, dying;
     int shutdown_reason;
-    uint64_t current_memkb;
+    uint64_t current_memkb, cpu_time;
     ...;
 } libxl_dominfo;
 void libxl_dominfo_init(libxl_dominfo *p);

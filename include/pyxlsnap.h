@@ -22,6 +22,7 @@ void pyxlsnap_bridge_attach(struct pyxlsnap_bridge *b, libxl_ctx *ctx);
 void pyxlsnap_bridge_test_message(struct pyxlsnap_bridge *b, int level, const char *text);
 void pyxlsnap_bridge_test_progress(struct pyxlsnap_bridge *b, const char *what,
                                    unsigned long done, unsigned long total);
+bool pyxlsnap_close_in_children(int fd);
 pid_t pyxlsnap_bridge_test_fork(struct pyxlsnap_bridge *b, int exit_code);
 int pyxlsnap_sigchld_is_ignored(void);
 int pyxlsnap_renew_genid(libxl_ctx *ctx, libxl_domain_config *config);

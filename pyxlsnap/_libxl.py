@@ -32,6 +32,8 @@ __all__ = [
 
 C = lib
 _COMPLAINT = 200
+#: bytes; the longest path has 4096, and libxlutil's scanner writes beyond its memory at 16384
+_DISK_LIMIT = 8192
 CData = Any  # an opaque cffi object
 
 #: the Xen release the extension was compiled against
@@ -74,7 +76,7 @@ def check(rc: int, operation: str, *, domain: str = "", log: Sequence[str] = ())
     of = f" of {domain}" if domain else ""
     message = f"{operation}{of} failed: {code}" + (f": {said}" if said else "")
     if rc == C.ERROR_DOMAIN_NOTFOUND:
-        raise DomainNotFound(f"there is no domain {domain}", domain=domain)
+        raise DomainNotFound(f"there is no domain {domain} (see `xl list`)", domain=domain)
     cls = {C.ERROR_ABORTED: Aborted, C.ERROR_GUEST_TIMEDOUT: GuestTimeout}.get(rc, XenError)
     raise cls(message, rc=rc, operation=operation, domain=domain, log=log)
 
@@ -107,6 +109,7 @@ def domain_info(info: CData) -> DomainInfo:
         shutdown_reason=reason,
         dying=info.dying,
         memory_kb=info.current_memkb,
+        has_run=info.cpu_time > 0,
     )
 
 
@@ -180,8 +183,10 @@ def _list(config: CData, key: str, file: str) -> list[str] | None:
 def parse_disk(spec: str, *, file: str) -> Disk:
     """Parse one xl disk specification with ``xlu_disk_parse``.
 
-    :raises ConfigError: libxlutil does not take it.
+    :raises ConfigError: libxlutil does not take it, or it is longer than any real one.
     """
+    if len(spec.encode("utf-8", "surrogateescape")) > _DISK_LIMIT:
+        raise ConfigError(f"a disk of more than {_DISK_LIMIT} bytes", file=file)
     with _config_reader(file) as (config, report), struct("libxl_device_disk") as disk:
         line = c_string(spec)
         rc = C.xlu_disk_parse(config, 1, ffi.new("const char *[]", [line]), disk)

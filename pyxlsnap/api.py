@@ -35,6 +35,8 @@ from pyxlsnap.model import (
     check_uuid,
 )
 
+# The lock of a dead worker falls before the recovery takes it: for so long a rival may have it.
+_RIVAL_S = 10.0
 StrPath = str | os.PathLike[str]
 
 
@@ -201,8 +203,12 @@ def recover(domain: str | None = None) -> Recovered:
     :raises Busy: the domain's operation is still under way.
     :raises NeedsAttention: something is left that needs a person.
     """
+    return _recover(domain)
+
+
+def _recover(domain: str | None, *, wait_s: float = 0.0) -> Recovered:
     request: wire.Message = {"operation": "recover", "domain": domain, "monitor": True}
-    return _recovered(_run(request, None, None))
+    return _recovered(_run(request | {"wait_s": wait_s}, None, None))
 
 
 def start_monitor(uuid: str) -> None:
@@ -288,13 +294,16 @@ def _after(died: WorkerDied, worker: Worker) -> wire.Message:
         what = f"{died}; {'; '.join(stands)}"
         raise NeedsAttention(what, step="worker", left=stands) from died
     done = [line for r in found for line in r.lines]
+    if worker.begun and found and not done:
+        what = f"{died}; it had ended what it did, or undone it, and did not come to say so"
+        raise NeedsAttention(what, step="worker", left=["see what is there"]) from died
     what = f"{died}; everything is as before"
     raise OperationFailed(what, step="worker", undone=done) from died
 
 
 def _recovery(worker: Worker) -> list[Recovered]:
     if worker.recovery is None:
-        return [recover(uuid) for uuid in worker.locked]
+        return [_recover(uuid, wait_s=_RIVAL_S) for uuid in worker.locked]
     if "error" in worker.recovery:
         raise from_wire(worker.recovery["error"])
     return [_recovered(values) for values in worker.recovery["recovered"]]

@@ -5,6 +5,7 @@ C writes, we read. A thread of ours drains the log pipe into ``logging`` (logger
 so libxl needs no SIGCHLD, and its host notices nothing (libxl.md, section 5; xen-lab.md, E9).
 """
 
+import errno
 import logging
 import os
 import re
@@ -29,6 +30,15 @@ _XTL_WARN = 7
 _KEPT = 50  # log lines kept for the error of a call
 _ITERATION = re.compile(r"Frames iteration (\d+)")
 _POLL_MS = 50  # only where the kernel gave no pidfd
+
+
+def close_in_children(fd: int) -> None:
+    """No child that libxl forks shall have this descriptor, not even one without exec.
+
+    :raises OSError: there are too many of them, or it is not open.
+    """
+    if not C.pyxlsnap_close_in_children(fd):
+        raise OSError(errno.EMFILE, "too many private descriptors")
 
 
 class Bridge:

@@ -4,21 +4,21 @@ import logging
 import os
 import socket
 import subprocess
-import tempfile
 import threading
-from typing import IO, Any
+from typing import Any
 
 from pyxlsnap import wire
 from pyxlsnap.errors import NeedsAttention, WorkerDied, from_wire
+from pyxlsnap.files import scratch_file
 from pyxlsnap.journal import unlock
-from pyxlsnap.keeper import how_ended
 from pyxlsnap.model import DomainEvent, OnEvent, OnProgress, Progress
-from pyxlsnap.processes import environment, python
+from pyxlsnap.processes import environment, how_ended, python
 
 log = logging.getLogger("pyxlsnap")
 
 _EXIT_S = 20.0  # its keeper waits for it, too
 _STDERR_BYTES = 4096
+_HARMLESS = ("checking", "journal")
 
 
 class Worker:
@@ -32,9 +32,11 @@ class Worker:
         self._answered = False
         #: uuids of the domains whose locks it has taken
         self.locked: dict[str, None] = {}
+        #: it has gone so far that something may have changed
+        self.begun = False
         #: what its keeper said when it had died
         self.recovery: wire.Message | None = None
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  close() does
+        self._stderr = scratch_file()
         ours, theirs = socket.socketpair()
         self._channel = wire.Channel(ours)
         with theirs:
@@ -99,8 +101,11 @@ class Worker:
         return message["result"]
 
     def _handle(self, message: wire.Message) -> None:
-        if "progress" in message and not self._failed:
-            self._on_progress(Progress(**message["progress"]))
+        if "progress" in message:
+            progress = Progress(**message["progress"])
+            self.begun = self.begun or progress.phase not in _HARMLESS
+            if not self._failed:
+                self._on_progress(progress)
         elif "event" in message and not self._failed:
             self._on_event(DomainEvent(**message["event"]))
         elif "log" in message:

@@ -32,8 +32,8 @@ from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig, check_name
 STRINGS: Final = ("name", "description", "memory_path")
 LISTS: Final = ("disks",)
 
-#: bytes; a file of thousands of disks is far below it
-SIZE_LIMIT: Final = 1 << 20
+#: bytes; thousands of disks need less, and libxlutil's time grows with the square of it
+SIZE_LIMIT: Final = 1 << 18
 
 # The lexer takes the longest match; between these none is the beginning of another. Only names
 # matter here: strings and comments are there to be stepped over. A name stands nowhere but
@@ -42,15 +42,15 @@ _TOKEN: Final = re.compile(
     rb"""(?P<name>[a-z][._0-9a-z]*)
     |(?P<assign>\+?=)
     |[0-9][0-9a-fx]*|[ \t]|[,\[\];]|\n|\#.*\n
-    |'(?:[^'\\\n]|\\.)*'
-    |"(?:[^"\\\n]|\\.)*"
+    |'(?:[^'\\\n]|\\.)*+'
+    |"(?:[^"\\\n]|\\.)*+"
     """,
     re.VERBOSE,
 )
 
 # An item of `disks`, by the rules of libxlu_disk_l.l that matter to us.
 _DISK_PART: Final = re.compile(
-    r"""[ \t\n]*(?:
+    r"""[ \t\n]*+(?:
     (?P<key>format|vdev)=(?P<value>[^,]*),?
     |target=(?P<target>.*)
     |(?P<positional>[^=,]*),
@@ -65,11 +65,14 @@ _WORDS: Final = frozenset(
 _POSITIONS: Final = ("target", "format", "vdev")
 #: characters of a disk's text that a message shows
 _SHORT: Final = 200
+#: bytes of a file that a message shows
+_NEAR: Final = 20
 #: xvda, hda1, sdb, d0p1, or a number
 _VDEV: Final = re.compile(r"[0-9A-Za-z]+")
 #: a path that xl's positional form cannot take for anything else
 _PLAIN_PATH: Final = re.compile(r"/[^,=]*")
 
+_NEW: Final = "<new config file>"
 _COMMENT: Final = """\
 # Written by pyxlsnap: a snapshot of a Xen domain. To go back to it:
 #   pyxlsnap snapshot-revert <domain> <this file>
@@ -104,8 +107,9 @@ def parse(data: bytes, *, file: str) -> SnapshotConfig:
         key, the type of a value, the snapshot's name, or a disk.
     """
     _check_bytes(data, file)
-    values = _libxl.parse_cfg(data, file=file, strings=STRINGS, lists=LISTS)
+    _check_tokens(data, file)
     _check_keys(data, file)
+    values = _libxl.parse_cfg(data, file=file, strings=STRINGS, lists=LISTS)
     return SnapshotConfig(
         name=_name(values, file),
         description=_string(values, "description"),
@@ -121,6 +125,7 @@ def render(config: SnapshotConfig) -> str:
 
     :raises ConfigError: no config file can say this; ``file`` is "<new config file>".
     """
+    _check_values(config)
     settings = [
         f"{key} = {_quote(value)}\n"
         for key in STRINGS
@@ -135,7 +140,7 @@ def render(config: SnapshotConfig) -> str:
 
 
 def scan(data: bytes) -> Iterator[tuple[str, bool]]:
-    """Find the settings in a text that libxlutil accepts.
+    """Find the settings in a text whose tokens are all right.
 
     :returns: for each, in their order, its key and whether it adds to a value (``+=``).
     """
@@ -143,8 +148,9 @@ def scan(data: bytes) -> Iterator[tuple[str, bool]]:
     for token in _TOKEN.finditer(data):
         if token.lastgroup == "name":
             name = token["name"].decode("ascii")
-        elif token.lastgroup == "assign":
+        elif token.lastgroup == "assign" and name:  # a second one is wrong, which libxlutil says
             yield name, token["assign"] == b"+="
+            name = ""
 
 
 def _content(file: Path) -> bytes:
@@ -172,13 +178,28 @@ def _check_bytes(data: bytes, file: str) -> None:
         raise ConfigError(f"not UTF-8 at offset {e.start}", file=file) from e
 
 
+def _check_tokens(data: bytes, file: str) -> None:
+    """Refuse what is no token before libxlutil does, which would go on to look for others.
+
+    From each # or quote it looks to the end of the file or line: minutes, in all.
+    """
+    at = 0
+    while at < len(data):
+        token = _TOKEN.match(data, at)
+        if token is None:
+            line = data.count(b"\n", 0, at) + 1
+            near = data[at : at + _NEAR].decode(errors="replace")
+            raise ConfigError(f"line:{line}: config parsing error near {near!r}", file=file)
+        at = token.end()
+
+
 def _check_keys(data: bytes, file: str) -> None:
     seen: set[str] = set()
     for key, adds in scan(data):
         if key not in STRINGS + LISTS:
             near = difflib.get_close_matches(key, STRINGS + LISTS, n=1)
             hint = f"; did you mean {near[0]}?" if near else f": there are {_known()}"
-            raise ConfigError(f"unknown key{hint}", file=file, item=key)
+            raise ConfigError(f"unknown key{hint}", file=file, item=_short(key))
         if key in seen and not adds:
             raise ConfigError("set twice", file=file, item=key)
         seen.add(key)
@@ -246,7 +267,7 @@ def _request(spec: str) -> DiskRequest:
     if path and not form:
         raise ValueError("an external path without a format")
     if form and not path:
-        raise ValueError(f"the format {form} without an external path")
+        raise ValueError(f"the format {form!r} without an external path")
     if form == "empty":
         raise ValueError("a snapshot cannot go into an empty drive")
     return DiskRequest(vdev, path, form)
@@ -284,7 +305,8 @@ def _unsupported(part: str) -> ValueError:
 
 
 def _spec(disk: DiskRequest) -> str:
-    if disk.internal or _PLAIN_PATH.fullmatch(disk.path):
+    # A target= ends at a newline, which only the other form can hold.
+    if disk.internal or "\n" in disk.path or _PLAIN_PATH.fullmatch(disk.path):
         return f"{disk.path},{disk.format},{disk.vdev}"
     # The target reaches to the end, where xl drops one comma.
     comma = "," if disk.path.endswith(",") else ""
@@ -298,12 +320,25 @@ def _quote(text: str) -> str:
     return f'"{text}"'
 
 
+def _check_values(config: SnapshotConfig) -> None:
+    values = {key: getattr(config, key) or "" for key in STRINGS}
+    values |= {f"disk {d.vdev!r}": d.path + d.format + d.vdev for d in config.disks or ()}
+    for item, value in values.items():
+        if "\0" in value:
+            raise ConfigError("has a NUL in it", file=_NEW, item=item)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{_short(value)} is not UTF-8, and a cfgfile must be: choose another",
+                file=_NEW,
+                item=item,
+            ) from None
+
+
 def _check_text(text: str, config: SnapshotConfig) -> None:
-    file = "<new config file>"
-    try:
-        found = parse(text.encode(), file=file)
-    except UnicodeEncodeError as e:
-        raise ConfigError("cannot be written as UTF-8", file=file) from e
+    file = _NEW
+    found = parse(text.encode(), file=file)
     wanted = SnapshotConfig(
         name=config.name or None,
         description=config.description or None,

@@ -1,6 +1,7 @@
 """The checks of a plan: what is refused, each with its reason and the way out.
 
-They look and never touch. Each raises :class:`~pyxlsnap.errors.Refused`, or returns its finding.
+They look and never touch. Each raises :class:`~pyxlsnap.errors.Refused`, or returns its finding;
+those of a sequence under way (``notice_…``) raise :class:`~pyxlsnap.errors.OperationFailed`.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pyxlsnap import files
 from pyxlsnap.domain import XENBUS_CONNECTED, XENBUS_INITIALISING
-from pyxlsnap.errors import DomainNotFound, Refused
+from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.freemem import spare_dom0_kb
 from pyxlsnap.model import Disk, DomainConfig, RunState
 from pyxlsnap.ports import Guest, Host
@@ -51,15 +52,50 @@ def run_state(guest: Guest) -> RunState:
     refuse_special(guest)
     info = guest.info()
     if info.dying:
-        raise Refused(f"{guest.name} is dying: there is nothing left to snapshot")
+        raise Refused(f"{guest.name} is dying: there is nothing left to snapshot; start it anew")
     if info.suspended:
         raise Refused(
             f"{guest.name} is suspended already: resume it first "
             f"(pyxlsnap's own: `pyxlsnap snapshot-recover {guest.uuid}`)"
         )
     if info.shutdown:
-        raise Refused(f"{guest.name} has shut down ({info.shutdown_reason})")
+        raise Refused(
+            f"{guest.name} has shut down ({info.shutdown_reason}): only one that runs or is "
+            f"paused has a memory to save: start it again"
+        )
     return RunState.PAUSED if info.paused else RunState.RUNNING
+
+
+def notice_change(guest: Guest, *, paused: bool) -> None:
+    """Make sure that a domain is still as it was when it was planned for: it is to be suspended.
+
+    :raises DomainNotFound: it is gone.
+    :raises OperationFailed: somebody else has changed it.
+    """
+    info = guest.check_same()
+    what = ""
+    if info.shutdown:  # suspended: by another program that saves it, and must not be disturbed
+        what = f"{guest.name} has shut down meanwhile ({info.shutdown_reason})"
+    elif info.paused != paused:
+        what = f"somebody else has {'un' if paused else ''}paused {guest.name} meanwhile"
+    if what:
+        raise OperationFailed(what, step="check")
+    notice_rename(guest)
+
+
+def notice_rename(guest: Guest) -> None:
+    """:raises OperationFailed: it has another name than when it was resolved."""
+    if (name := guest.present_name()) not in (guest.name, ""):
+        raise OperationFailed(f"{guest.name} has been renamed to {name} meanwhile", step="check")
+
+
+def notice_disks(guest: Guest, targets: Sequence[str]) -> None:
+    """:raises OperationFailed: its disks are not those of the configuration that was saved."""
+    if changed := set(targets) ^ set(guest.disk_targets()):
+        raise OperationFailed(
+            f"disks of {guest.name} have come or gone meanwhile: {', '.join(sorted(changed))}",
+            step="check",
+        )
 
 
 def refuse_config(config: DomainConfig, guest: Guest) -> None:
@@ -82,13 +118,24 @@ def refuse_config(config: DomainConfig, guest: Guest) -> None:
         raise Refused(
             f"{guest.name} has {', '.join(found)}, which cannot be saved: take it away first"
         )
+    try:
+        config.json.encode()
+    except UnicodeEncodeError as e:
+        near = config.json[max(0, e.start - 40) : e.end]
+        raise Refused(
+            f"{guest.name} has something in its configuration that is not UTF-8 ({near}), and no "
+            f"program could read it from a memory file: rename it first"
+        ) from None
     if reasons := libvirt_reason(guest):
-        raise Refused(f"{reasons[0]}: pyxlsnap would act behind libvirt's back")
+        raise Refused(
+            f"{reasons[0]}: pyxlsnap would act behind libvirt's back, use "
+            f"its own snapshots (virsh snapshot-create)"
+        )
 
 
 def libvirt_reason(guest: Guest) -> list[str]:
     """Whether libvirt's Xen driver looks after the domain: it keeps a status file for each."""
-    managed = (LIBVIRT_DIR / f"{guest.name}.xml").exists()
+    managed = os.path.exists(LIBVIRT_DIR / f"{guest.name}.xml")  # no name is too long for that
     return [f"{guest.name} is managed by libvirt"] if managed else []
 
 
@@ -124,10 +171,14 @@ def refuse_held(guest: Guest | None, disks: Sequence[Disk]) -> None:
 
 def refuse_full(directory: Path, memory_kb: int) -> None:
     """Space for the memory file. A live one repeats pages, how many nobody knows."""
-    while not directory.exists():
+    while not os.path.lexists(directory):
         directory = directory.parent
+    if not directory.is_dir():
+        raise Refused(f"{directory} is no directory: name another place with memory_path")
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise Refused(f"cannot write in {directory}")
+        read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+        why = "its filesystem is mounted read-only" if read_only else "permission denied"
+        raise Refused(f"cannot write in {directory} ({why}): name another place with memory_path")
     fs = os.statvfs(directory)
     free_kb, need_kb = fs.f_bavail * fs.f_frsize // 1024, memory_kb + _SLACK_KB
     if free_kb < need_kb:
@@ -164,7 +215,8 @@ def wait_for_frontends(
         if waited >= timeout_s:
             raise Refused(
                 f"{guest.name}: {', '.join(moving)} is neither connected nor unused (xenbus state "
-                f"{', '.join(map(str, moving.values()))}): a snapshot now could not be restored"
+                f"{', '.join(map(str, moving.values()))}): a snapshot now could not be restored; "
+                f"try again when the guest has booted, or detach the device"
             )
         check()
         time.sleep(_POLL_S)
@@ -173,7 +225,7 @@ def wait_for_frontends(
 def refuse_name_or_uuid_in_use(host: Host, config: DomainConfig, guest: Guest | None) -> None:
     """Once ``guest`` is gone, nobody may have the name or the uuid of the domain to be."""
     for key in (config.name, config.uuid):
-        if key.isdigit():
+        if key.isascii() and key.isdigit():
             continue  # find() would take it for a domid
         try:
             holder = host.find(key)
@@ -199,11 +251,12 @@ def refuse_missing_paths(config: DomainConfig, *, besides: Collection[str] = ())
         if d.format != "empty" and not d.script and d.vdev not in besides
     ]
     missing = [p for p in paths if p.startswith("/") and not os.path.exists(p)]
-    nics = config.values.get("nics", [])
-    bridges = [str(n.get("bridge") or "") for n in nics if isinstance(n, Mapping)]
-    missing += [f"bridge {b}" for b in bridges if b and not Path("/sys/class/net", b).exists()]
+    bridges = [str(n.get("bridge") or "") for n in config.devices("nics")]
+    missing += [f"bridge {b}" for b in bridges if b and not os.path.exists(f"/sys/class/net/{b}")]
     if missing:
-        raise Refused(f"the saved domain needs {', '.join(missing)}, which does not exist")
+        raise Refused(
+            f"the saved domain needs {', '.join(missing)}, which does not exist: put it there first"
+        )
 
 
 def refuse_memory(host: Host, config: DomainConfig, guest: Guest | None) -> None:
@@ -212,8 +265,9 @@ def refuse_memory(host: Host, config: DomainConfig, guest: Guest | None) -> None
     have = host.free_memory_kb() + (guest.info().memory_kb if guest else 0) + spare
     if have < need:
         raise Refused(
-            f"the domain needs {need // 1024} MiB of memory and Xen has {have // 1024} MiB for it"
+            f"{config.name} needs {need // 1024} MiB of memory and Xen has {have // 1024} MiB"
             + (f", with {spare // 1024} MiB that dom0 could give" if spare else "")
+            + ": shut down another domain, or make it smaller (xl mem-set)"
         )
 
 

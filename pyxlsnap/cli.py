@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -15,11 +16,19 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
-from pyxlsnap import api
+from pyxlsnap import api, results
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.errors import Interrupted, NeedsAttention, PyxlsnapError, UsageError, to_wire
-from pyxlsnap.model import Plan, Progress, Recovered, Reverted, RunState, Snapshot
+from pyxlsnap.errors import (
+    Interrupted,
+    NeedsAttention,
+    OperationFailed,
+    PyxlsnapError,
+    UsageError,
+    to_wire,
+)
+from pyxlsnap.model import Plan, Progress, Recovered, Reverted, Snapshot
 from pyxlsnap.version import VERSION
+from pyxlsnap.wording import one_line
 
 #: of the JSON documents on stdout
 JSON_VERSION = 1
@@ -40,6 +49,9 @@ exit status:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)  # --f is not --force
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -195,60 +207,26 @@ class _Signals:
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         if not self.caught:
             self.caught = number
-            print("interrupted: ending as soon as it is safe", file=sys.stderr)
+            _say("interrupted: ending as soon as it is safe")
             threading.Thread(target=self._cancel.set, daemon=True).start()
 
 
-def _show_snapshot(snapshot: Snapshot) -> None:
-    how = "live" if snapshot.live else "stopped"
-    print(
-        f"snapshot {snapshot.name} of {snapshot.domain} ({how}, suspended for "
-        f"{snapshot.seconds_suspended:.2f} s)"
-    )
-    if snapshot.state is RunState.PAUSED:
-        ran = snapshot.seconds_unpaused * 1000
-        print(f"  it is paused, as before (it ran for {ran:.0f} ms, to be suspended)")
-    for artefact in snapshot.artefacts:
-        print(f"  {artefact.kind}: {artefact.where}\n    delete: {artefact.delete}")
-    for vdev, why in snapshot.left_out.items():
-        print(f"  not in it: {vdev} ({why})")
-    print(f"revert: pyxlsnap snapshot-revert {snapshot.domain} {snapshot.cfgfile}")
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr)
+    except OSError:
+        pass  # nobody listens: that is no reason to stop
 
 
-def _show_reverted(reverted: Reverted) -> None:
-    print(
-        f"{reverted.domain} is back at {reverted.name} and {reverted.state} "
-        f"(domid {reverted.domid}; disks: {', '.join(reverted.disks) or 'none'})"
-    )
-    if reverted.kept:
-        print(f"  as it was before: pyxlsnap snapshot-revert {reverted.uuid} {reverted.kept}")
-
-
-def _show_plan(plan: Plan) -> None:
-    if plan.operation == "create":
-        how = "live" if plan.live else "stopped"
-        print(f"would take snapshot {plan.name} of {plan.domain} ({how})")
-        print(f"  it would stand still for about {plan.seconds_suspended:.1f} s")
-        print(f"  memory file: {plan.memory_path}\n  cfgfile: {plan.cfgfile}")
-    else:
-        print(f"would revert {plan.domain} to {plan.name}; it would be {plan.state} then")
-        print(f"  from the memory file {plan.memory_path}")
-    for disk in plan.disks:
-        where = f", {disk.path}" if disk.path else ""
-        print(f"  {disk.vdev}: {disk.target} ({disk.how}{where})")
-    for vdev, why in plan.left_out.items():
-        print(f"  not {vdev} ({why})")
-
-
-def _show(result: Any) -> None:
-    if isinstance(result, Snapshot):
-        _show_snapshot(result)
-    elif isinstance(result, Plan):
-        _show_plan(result)
-    elif isinstance(result, Reverted):
-        _show_reverted(result)
-    else:
-        print("\n".join(result.lines) or "nothing to recover")
+def _write(text: str) -> str:
+    """Write to stdout; why that failed, "" if it did not."""
+    try:
+        print(text, flush=True)
+        return ""
+    except OSError as e:
+        # What is still buffered must not fail once more when Python ends, with a status of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return str(e.strerror)
 
 
 def _document(command: str, **content: Any) -> str:
@@ -256,9 +234,9 @@ def _document(command: str, **content: Any) -> str:
 
 
 def _fail(error: PyxlsnapError) -> None:
-    print(f"pyxlsnap: {error}", file=sys.stderr)
+    _say(f"pyxlsnap: {error}")
     if isinstance(error, NeedsAttention) and error.finish:
-        print(f"pyxlsnap: to finish: {error.finish}", file=sys.stderr)
+        _say(f"pyxlsnap: to finish: {error.finish}")
 
 
 def _exit_code(error: PyxlsnapError, signals: _Signals) -> int:
@@ -267,17 +245,31 @@ def _exit_code(error: PyxlsnapError, signals: _Signals) -> int:
     return error.exit_code
 
 
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"pyxlsnap: {record.levelname}: {one_line(record.getMessage())}"
+
+
 def _set_up_logging(verbose: int) -> None:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="pyxlsnap: %(levelname)s: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(level=level, handlers=[handler])
     if not verbose:  # what matters of libxl's messages is in the error
         logging.getLogger("pyxlsnap.libxl").setLevel(logging.CRITICAL)
 
 
+def _open_missing_streams() -> None:
+    """Python has ``None`` for what was closed when it started, and a file may get that number."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one's
+            setattr(sys, name, os.fdopen(fd, "r" if name == "stdin" else "w"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
+    _open_missing_streams()
     as_json = "--json" in (sys.argv[1:] if argv is None else argv)
     command = ""
     signals = _Signals(cancel := Cancel())
@@ -286,19 +278,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = arguments.command
         _set_up_logging(arguments.verbose)
         result = _with_bar(lambda bar: arguments.run(arguments, bar, cancel))
+        for warning in getattr(result, "warnings", ()):
+            _say(f"pyxlsnap: warning: {one_line(warning)}")
+        if as_json:
+            text = _document(command, exit_code=0, result=asdict(result))
+        else:
+            text = "\n".join(map(one_line, results.lines(result)))
+        if why := _write(text):
+            raise _unwritten(result, why)
     except PyxlsnapError as error:
         _fail(error)
         code = _exit_code(error, signals)
         if as_json:
-            print(_document(command, exit_code=code, error=to_wire(error)))
+            _write(_document(command, exit_code=code, error=to_wire(error)))
         return code
-    for warning in getattr(result, "warnings", ()):
-        print(f"pyxlsnap: warning: {warning}", file=sys.stderr)
-    if as_json:
-        print(_document(command, exit_code=0, result=asdict(result)))
-    else:
-        _show(result)
     return 0
+
+
+def _unwritten(result: results.Result, why: str) -> OperationFailed:
+    """What was done cannot be taken back, and who reads the result has not got it."""
+    left = [line.strip() for line in results.lines(result)]
+    what = f"the result could not be written to stdout ({why})"
+    if isinstance(result, Plan):
+        return OperationFailed(f"{what}; nothing was done", step="output")
+    return NeedsAttention(f"{what}, but it is done: {'; '.join(left)}", step="output", left=left)
 
 
 def _with_bar(run: Callable[[_Bar], Any]) -> Any:

@@ -5,13 +5,13 @@ what makes the snapshot consistent.
 """
 
 import logging
-import shlex
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TypeVar
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, checks
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create_plan import CreatePlan
 from pyxlsnap.errors import (
@@ -23,17 +23,20 @@ from pyxlsnap.errors import (
     OperationFailed,
     PyxlsnapError,
 )
+from pyxlsnap.files import is_full
 from pyxlsnap.journal import Entry, Journal
 from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig, Step
 from pyxlsnap.ports import StartMonitor
 from pyxlsnap.snapshot_files import SnapshotFiles
 from pyxlsnap.unpauser import Unpauser
 from pyxlsnap.watched import keep_watched
+from pyxlsnap.wording import command
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_WRITING = ("header", "suspend", "memory file", "cfgfile")
 # An abort comes from nobody else: it is the token's way through libxl.
 _INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
 
@@ -135,13 +138,13 @@ class Creation:
         self._files.begin()
 
     def _prepare_disks(self) -> None:
-        self._guest.check_same()
+        checks.notice_change(self._guest, paused=self._plan.paused)
         for strategy in self._plan.strategies:
             self._cleanups.append(strategy.undo_create)
             strategy.prepare()
 
     def _suspend(self) -> None:
-        self._guest.check_same()
+        checks.notice_change(self._guest, paused=self._plan.paused)
         fd = self._files.fileno()
         live = self._plan.live
         unpauser = Unpauser(self._guest, live=live) if self._plan.paused else None
@@ -152,6 +155,7 @@ class Creation:
         self._seconds_unpaused = unpauser.seconds if unpauser else 0.0
 
     def _snapshot_disks(self) -> None:
+        checks.notice_disks(self._guest, self._plan.targets)
         for strategy in self._plan.strategies:
             self._check_suspended()
             strategy.create()
@@ -192,8 +196,8 @@ class Creation:
 
     def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
         """Guest first, then files. Returns the error to raise."""
-        what = _describe(step, cause, self._guest.name)
-        log.warning("%s; undoing", what)
+        what = _describe(step, cause, self._guest.name, self._plan.memory_path)
+        log.info("%s; undoing", what)  # the error says the same
         undone: list[str] = []
         left: list[str] = []
         unwatched: list[str] = []
@@ -269,18 +273,18 @@ class Creation:
     def _write_way_back(self) -> str:
         """Write the cfgfile; returns the command that makes the domain anew."""
         plan, meta = self._plan, self._plan.metadata
-        command = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
+        words = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
         if self._disks_done:
             self._files.publish_cfgfile(plan.cfgfile_text)
-            return shlex.join(command)
+            return command(words)
         without = SnapshotConfig(meta.name, meta.description, str(plan.memory_path), disks=())
         self._files.publish_cfgfile(cfgfile.render(without))
-        return shlex.join([*command, "--force"])
+        return command([*words, "--force"])
 
     def _result(self, warnings: list[str]) -> Snapshot:
         plan, meta = self._plan, self._plan.metadata
         files = [
-            Artefact(kind, str(path), shlex.join(["rm", str(path)]))
+            Artefact(kind, str(path), command(["rm", str(path)]))
             for kind, path in (("memory file", plan.memory_path), ("cfgfile", plan.cfgfile))
         ]
         disks = [a for s in plan.strategies for a in s.artefacts(self._guest.name)]
@@ -310,7 +314,12 @@ def _in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:
         return do()
 
 
-def _describe(step: str, cause: BaseException, domain: str) -> str:
+def _describe(step: str, cause: BaseException, domain: str, memory: Path) -> str:
     if isinstance(cause, _INTERRUPTED):
         return f"the snapshot of {domain} was interrupted ({step})"
-    return f"the snapshot of {domain} failed ({step}): {cause or type(cause).__name__}"
+    said = str(cause) or type(cause).__name__
+    if isinstance(cause, OSError) and not isinstance(cause, PyxlsnapError):
+        said = f"{cause.filename or memory}: {cause.strerror or cause}"
+    if step in _WRITING and is_full(memory.parent):  # libxl does not always say so
+        said += f"; {memory.parent} is full: make room, or name another place with memory_path"
+    return f"the snapshot of {domain} failed ({step}): {said}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from pyxlsnap import cfgfile, checks
 from pyxlsnap.disks import default_request, strategies
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
-from pyxlsnap.files import refuse_existing
+from pyxlsnap.files import refuse_existing, refusing_os_errors
 from pyxlsnap.model import (
     Disk,
     DiskRequest,
@@ -52,6 +52,8 @@ class CreatePlan:
     memory_path: Path
     cfgfile: Path
     cfgfile_text: str
+    #: the host paths of all the disks that the domain has
+    targets: tuple[str, ...]
     #: the disks in it, in the order of ``metadata.disks``
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
@@ -116,6 +118,7 @@ class CreatePlan:
             strategy.close()
 
 
+@refusing_os_errors()
 def plan_create(
     host: Host,
     guest: Guest,
@@ -134,10 +137,11 @@ def plan_create(
     :raises UsageError: the name or a path will not do.
     :raises Refused: the guest, a disk or the host does not allow it.
     """
+    cfgfile.render(wanted)  # whatever no cfgfile can say has not come out of one
     created = int(time.time())
     name = check_name(wanted.name or datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S"))
     state = checks.run_state(guest)
-    config = guest.config()
+    config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
     if live and config.kind is GuestKind.PV and not host.has_shadow_paging():
         raise Refused(
@@ -179,6 +183,7 @@ def plan_create(
         memory_path=memory_path,
         cfgfile=cfg,
         cfgfile_text=cfgfile.render(complete),
+        targets=targets,
         devices=tuple(disk for disk, _ in chosen),
         strategies=strategies(chosen, task),
         left_out=left_out,
@@ -207,7 +212,7 @@ def _choose_disks(
     unknown = [r.vdev for r in wanted if r.vdev not in by_vdev]
     if unknown:
         has = ", ".join(by_vdev) or "none"
-        raise UsageError(f"the domain has no disk {', '.join(unknown)} (its disks: {has})")
+        raise UsageError(f"{config.name} has no disk {', '.join(unknown)} (its disks: {has})")
     named = {r.vdev for r in wanted}
     forgotten = [d.vdev for d in writable if d.vdev not in named]
     left_out |= dict.fromkeys(forgotten, "not named in the cfgfile")

@@ -62,6 +62,10 @@ class Domain:
             raise DomainNotFound(f"domain {self} is gone", domain=self.uuid)
         return info
 
+    def present_name(self) -> str:
+        """Its name now; :attr:`name` is that of when it was resolved. "" if it has gone."""
+        return self._toolstack.name_of(self.domid)
+
     def config(self) -> DomainConfig:
         """Its configuration as of now (``libxl_retrieve_domain_configuration``).
 
@@ -75,7 +79,9 @@ class Domain:
         try:
             return DomainConfig.parse(json)
         except ValueError as e:
-            raise Refused(f"libxl's configuration of {self} cannot be read: {e}") from e
+            raise Refused(
+                f"libxl's configuration of {self} cannot be read: {e}: see `xl list -l`"
+            ) from e
 
     def suspend(self, fd: int, *, live: bool, on_progress: OnProgress | None = None) -> None:
         """Write memory and device state to ``fd`` and leave the domain suspended.

@@ -31,6 +31,8 @@ caller: :func:`to_wire` and :func:`from_wire` turn them into plain values and ba
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from pyxlsnap.wording import one_line
+
 
 class PyxlsnapError(Exception):
     """Base of all errors of this package. The message is one line, fit to be shown."""
@@ -38,8 +40,8 @@ class PyxlsnapError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = one_line(message)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return self.message

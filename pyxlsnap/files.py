@@ -13,15 +13,41 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from pyxlsnap.errors import AlreadyExists, Refused
+from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 
+#: bytes of a file's name, on every filesystem that a dom0 has
+NAME_LIMIT = 255
+_HIDDEN_LIMIT = NAME_LIMIT - 15  # something may be added
+_NO_ROOM = 1 << 16
 _OURS = 0o700
 _PRIVATE = 0o600
 
 
+def hidden_name(path: Path, suffix: str) -> Path:
+    """A hidden name beside ``path``: of its own name as much as there is room for."""
+    room = _HIDDEN_LIMIT - len(suffix) - 1
+    name = os.fsencode(path.name)
+    if len(name) > room:  # perhaps in the middle of a character
+        return path.with_name(f".{name[:room].decode(errors='ignore')}{suffix}")
+    return path.with_name(f".{path.name}{suffix}")
+
+
 def temporary_name(path: Path) -> Path:
     """A name beside ``path`` that nobody else has."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    return hidden_name(path, f".{secrets.token_hex(6)}.tmp")
+
+
+@contextmanager
+def refusing_os_errors() -> Iterator[None]:
+    """While nothing has been tried: what cannot be looked at is a refusal."""
+    try:
+        yield
+    except DiskError as e:
+        raise Refused(str(e)) from e
+    except PyxlsnapError:
+        raise  # GuestTimeout is an OSError, too
+    except OSError as e:
+        raise Refused(f"{e.filename}: {e.strerror}" if e.filename else str(e)) from e
 
 
 class NewFile:
@@ -41,7 +67,9 @@ class NewFile:
         try:
             fd = os.open(self.temporary, flags, _PRIVATE)
         except OSError as e:
-            raise Refused(f"cannot write in {path.parent}: {e.strerror}") from e
+            raise Refused(
+                f"cannot write in {path.parent}: {e.strerror}: see to that, or name another place"
+            ) from e
         self.file: BinaryIO = os.fdopen(fd, "wb")
 
     def __enter__(self) -> "NewFile":
@@ -66,9 +94,15 @@ class NewFile:
         """Give the file its name, durably.
 
         :raises AlreadyExists: the name has been taken meanwhile.
+        :raises Refused: somebody has put another file in the place of the temporary one.
         :raises OSError: it could not be made durable. Then, too, the temporary file is still there.
         """
         self.sync()
+        if not os.path.samestat(os.lstat(self.temporary), os.fstat(self.file.fileno())):
+            raise Refused(
+                f"{self.temporary} is not the file that was written, somebody has put another in "
+                f"its place: choose a directory in which only root can write"
+            )
         _rename_new(self.temporary, self.path)
         try:
             sync_directory(self.path.parent)
@@ -104,11 +138,21 @@ def _rename_new(old: Path, new: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """:raises AlreadyExists: something has that name, be it a dangling link."""
-    if os.path.lexists(path):
-        raise AlreadyExists(
-            f"{path} exists: it was left as it is; choose another name", where=str(path)
-        )
+    """Refuse to make a file of that name.
+
+    :raises AlreadyExists: something has it, be it a dangling link.
+    :raises Refused: there can be none: it is too long, its directory cannot be looked into.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as e:  # ValueError: a NUL, or what no path can hold
+        why = e.strerror if isinstance(e, OSError) else e
+        raise Refused(f"{path}: {why}: choose another name") from e
+    raise AlreadyExists(
+        f"{path} exists: it was left as it is; choose another name", where=str(path)
+    )
 
 
 def sync_directory(directory: Path) -> None:
@@ -137,9 +181,11 @@ def make_directory(directory: Path) -> list[Path]:
             made.append(path)
     except OSError as e:
         remove_directories(made)
-        raise Refused(f"cannot make the directory {path}: {e.strerror}") from e
+        raise Refused(
+            f"cannot make the directory {path}: {e.strerror}: see to that, or name another place"
+        ) from e
     if not directory.is_dir():
-        raise Refused(f"{directory} is not a directory")
+        raise Refused(f"{directory} is not a directory: move it away, or name another place")
     return made
 
 
@@ -169,6 +215,20 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with os.fdopen(fd, "rb") as file:
         yield file
+
+
+def is_full(directory: Path) -> bool:
+    """Whether its filesystem has no room left, or next to none."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return False
+    return found.f_bfree * found.f_frsize < _NO_ROOM
+
+
+def scratch_file() -> BinaryIO:
+    """A file without a name, in memory: for what a program says, though every disk be full."""
+    return os.fdopen(os.memfd_create("pyxlsnap"), "w+b")
 
 
 def holders(path: Path) -> list[int]:

@@ -59,7 +59,7 @@ def make_room(host: Host, config: DomainConfig) -> None:
     if free < need:
         raise Refused(
             f"not enough memory for {config.name}: {need // 1024} MiB needed, "
-            f"{free // 1024} MiB free"
+            f"{free // 1024} MiB free: shut down another domain, or make it smaller (xl mem-set)"
         )
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ JOURNAL_DIR = Path("/var/lib/pyxlsnap")
 #: is given the uuid and the descriptor of a lock that is held
 ShareLock = Callable[[str, int], None]
 
+_POLL_S = 0.01
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
 
 
@@ -42,12 +44,19 @@ def write_lock() -> bytes:
 class DomainLock:
     """The right to work on a domain, held while :attr:`fd` (or a copy of it) is open.
 
+    :param wait_s: for so long, wait for somebody else who has it.
     :param kind: another right than that, such as to watch it.
     :raises Busy: somebody else has it.
     """
 
     def __init__(
-        self, uuid: str, *, domain: str, directory: Path | None = None, kind: str = "lock"
+        self,
+        uuid: str,
+        *,
+        domain: str,
+        wait_s: float = 0.0,
+        directory: Path | None = None,
+        kind: str = "lock",
     ) -> None:
         directory = directory or LOCK_DIR
         make_directory(directory)
@@ -56,15 +65,26 @@ class DomainLock:
         try:
             self.fd = os.open(path, flags, 0o600)
         except OSError as e:
-            raise Refused(f"cannot open the lock {path}: {e.strerror}") from e
+            raise Refused(
+                f"cannot open the lock {path}: {e.strerror}: see what is there, and move it away"
+            ) from e
+        end = time.monotonic() + wait_s
+        while not self._take():
+            if time.monotonic() >= end:
+                os.close(self.fd)
+                raise Busy(
+                    f"another snapshot operation on {domain} is under way (lock {path}): wait for "
+                    f"it",
+                    domain=domain,
+                )
+            time.sleep(_POLL_S)
+
+    def _take(self) -> bool:
         try:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, write_lock())
         except (BlockingIOError, PermissionError):  # fcntl(2): either, for a lock that is held
-            os.close(self.fd)
-            raise Busy(
-                f"another snapshot operation on {domain} is under way (lock {path}): wait for it",
-                domain=domain,
-            ) from None
+            return False
+        return True
 
     def release(self) -> None:
         """The operation is over: give the lock back. Idempotent."""
@@ -107,8 +127,12 @@ class Entry:
     begun: bool = False
     #: the boot of the host that ``domid`` belongs to
     boot: str = ""
-    #: of a revert: the domain that was restored
+    #: of a revert: the domain that was restored, and may have run since
     restored: int = -1
+    #: of a revert: the uuid of the domain in whose place it puts another, if that has another
+    replaced: str = ""
+    #: of a revert: it has failed, and the user knows how to finish it
+    told: bool = False
     #: of a revert: the cfgfile of the snapshot of the present, if one was taken
     kept: str = ""
     #: of a revert: the command that finishes it
@@ -135,9 +159,14 @@ class Journal:
         :raises Refused: it cannot be written.
         """
         make_directory(self.path.parent)
-        with NewFile(self.path) as new:
-            new.file.write(json.dumps(asdict(entry), indent=1).encode())
-            new.publish()
+        try:
+            with NewFile(self.path) as new:
+                new.file.write(json.dumps(asdict(entry), indent=1).encode())
+                new.publish()
+        except OSError as e:
+            raise Refused(
+                f"the journal {self.path} cannot be written: {e.strerror}: make room there"
+            ) from e
 
     def rewrite(self, entry: Entry) -> None:
         """Say more of what :meth:`write` has said, durably.
@@ -173,7 +202,10 @@ class Journal:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-            raise Refused(f"the journal {self.path} cannot be read: {e}") from e
+            raise Refused(
+                f"the journal {self.path} cannot be read: {e}: see whether the domain runs and "
+                f"what is left, then remove it"
+            ) from e
 
     def refuse_unfinished(self, *, but: str = "") -> Entry | None:
         """Refuse to work on a domain on which an operation was killed, ``but`` for one kind.

@@ -13,11 +13,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pyxlsnap.bridge import close_in_children
 from pyxlsnap.journal import unlock
-from pyxlsnap.processes import Process
+from pyxlsnap.processes import Process, how_ended
 from pyxlsnap.wire import Channel
 
 _EXIT_S = 10.0
+#: the locks of the dead one fall before they are taken again: for so long a rival may have one
+RIVAL_S = 10.0
 
 
 class Kept:
@@ -51,11 +54,6 @@ class Death:
     uuids: tuple[str, ...]
 
 
-def how_ended(status: int) -> str:
-    """The end of a process, from its status as subprocess has it."""
-    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-
-
 def keep(work: Callable[[Kept], None]) -> Death | None:
     """Have ``work`` done in a child; returns, in this process, when that has ended.
 
@@ -64,6 +62,7 @@ def keep(work: Callable[[Kept], None]) -> Death | None:
     ours, theirs = socket.socketpair()
     if not (pid := os.fork()):
         ours.close()
+        close_in_children(theirs.fileno())
         work(Kept(Channel(theirs)))
         sys.exit()
     theirs.close()

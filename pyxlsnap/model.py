@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -38,6 +38,8 @@ class DomainInfo:
     dying: bool
     #: current allocation, KiB
     memory_kb: int
+    #: it has run, ever; false for one that was made and not yet unpaused
+    has_run: bool = True
 
     @property
     def lives(self) -> bool:
@@ -78,6 +80,10 @@ class Disk:
         return "" if self.readwrite else "read-only"
 
 
+#: of objects and lists in each other; libxl's have a few, and Python's JSON can write some hundreds
+_DEPTH_LIMIT = 50
+
+
 @dataclass(frozen=True, slots=True)
 class DomainConfig:
     """A domain's configuration: libxl's own JSON, and the parts of it that we look at."""
@@ -90,11 +96,15 @@ class DomainConfig:
     def parse(cls, text: str) -> "DomainConfig":
         """Read libxl's JSON.
 
-        :raises ValueError: it is not a JSON object.
+        :raises ValueError: it is not a JSON object, or libxl would never have written it.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
+        _check_configuration(values)
         return cls(text, values)
 
     def section(self, name: str) -> Mapping[str, Any]:
@@ -117,8 +127,12 @@ class DomainConfig:
 
     @property
     def disks(self) -> tuple[Disk, ...]:
-        found = self.values.get("disks", [])
-        return tuple(_disk(d) for d in found if isinstance(d, dict))
+        return tuple(map(_disk, self.devices("disks")))
+
+    def devices(self, kind: str) -> list[Mapping[str, Any]]:
+        """A list of devices, such as ``nics``; empty when it is absent."""
+        found = self.values.get(kind, [])
+        return [d for d in found if isinstance(d, dict)] if isinstance(found, list) else []
 
     def action_on(self, reason: str) -> str:
         """What is to be done when it shuts down: "restart", "destroy", … (on_reboot=, …).
@@ -133,6 +147,27 @@ class DomainConfig:
         """The same configuration under another name."""
         values = {**self.values, "c_info": {**self.section("c_info"), "name": name}}
         return DomainConfig(json.dumps(values), values)
+
+
+def _check_configuration(values: Mapping[str, Any]) -> None:
+    """:raises ValueError: what comes later would stumble over something in it."""
+    for key in ("disks", "nics"):
+        if not isinstance(values.get(key, []), list):
+            raise ValueError(f"{key} is not a list")
+    level: list[object] = [values]
+    for _ in range(_DEPTH_LIMIT):
+        for value in level:
+            if isinstance(value, str):
+                check_text(value)
+        level = [inner for value in level for inner in _inner(value)]
+    if level:
+        raise ValueError("nested too deeply")
+
+
+def _inner(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return (*value.keys(), *value.values())
+    return value if isinstance(value, list) else ()
 
 
 def _disk(values: Mapping[str, Any]) -> Disk:
@@ -344,16 +379,20 @@ def check_name(name: str) -> str:
     :raises UsageError: saying what is wrong with it.
     """
     if not name:
-        raise UsageError("the snapshot's name is empty")
+        raise UsageError("the snapshot's name is empty: give one, or none at all")
     if len(name) > _NAME_LIMIT:
-        raise UsageError(f"the snapshot's name is longer than {_NAME_LIMIT} characters")
+        raise UsageError(
+            f"snapshot name {name[:20]!r}… is longer than {_NAME_LIMIT} characters: choose a "
+            f"shorter one"
+        )
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"snapshot name {name!r}: only letters, digits and _ + . @ : - can be stored everywhere"
         )
     if name.isdigit():
         raise UsageError(
-            f"snapshot name {name!r}: digits alone would be taken for a qcow2 snapshot ID"
+            f"snapshot name {name!r}: digits alone would be taken for a qcow2 snapshot ID: add a "
+            f"letter"
         )
     if name[0] in ".-":
         raise UsageError(f"snapshot name {name!r} must not start with {name[0]!r}")
@@ -363,6 +402,16 @@ def check_name(name: str) -> str:
             f"deletes it in the end: choose another that does not end in {KEPT_SUFFIX!r}"
         )
     return name
+
+
+def check_text(text: str) -> str:
+    """Return ``text`` if it can be a path: no NUL, no surrogate but those of ``os.fsdecode``.
+
+    :raises ValueError: it cannot.
+    """
+    if b"\0" in text.encode("utf-8", "surrogateescape"):
+        raise ValueError("has a NUL in it")
+    return text
 
 
 def check_uuid(uuid: str) -> str:

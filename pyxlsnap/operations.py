@@ -41,6 +41,7 @@ from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
 
 log = logging.getLogger(__name__)
 
+_AGAIN_S = 10.0  # between two of our own locks somebody else may have a look
 _KEPT_NAME = 80  # characters of the snapshot's name in that of the present
 
 
@@ -140,6 +141,7 @@ def revert(
     running: bool = False,
     force: bool = False,
     keep_current: bool = False,
+    wait_s: float = 0.0,
     on_progress: OnProgress = lambda _: None,
     cancel: Cancel | None = None,
     share_lock: ShareLock = lambda _uuid, _fd: None,
@@ -150,6 +152,7 @@ def revert(
     :param wanted: what the cfgfile says; ``cfgfile`` is its path.
     :param keep_current: take a snapshot of the domain as it is now first; if that fails, nothing
         else is done.
+    :param wait_s: for so long, wait for somebody else who works on the domain.
     :param share_lock: is given the uuid and descriptor of each lock as soon as it is held.
     :param start_monitor: called when the domain is back, which nobody watches then. Without it the
         result has a warning.
@@ -160,7 +163,7 @@ def revert(
     """
     cancel = cancel or Cancel()
     with _reversion_planned(
-        host, domain, wanted, cfgfile, running, force, on_progress, cancel, share_lock
+        host, domain, wanted, cfgfile, running, force, on_progress, cancel, share_lock, wait_s
     ) as plan:
         kept = None
         if keep_current:
@@ -266,20 +269,31 @@ def _reversion_planned(
     on_progress: OnProgress,
     cancel: Cancel,
     share_lock: ShareLock,
+    wait_s: float = 0.0,
 ) -> Iterator[RevertPlan]:
     """A plan that can be run, under the locks of the domains concerned."""
     locks: list[DomainLock] = []
+    name = ""
     try:
         for uuid in _uuids(host, domain, wanted, cfgfile):
-            locks.append(DomainLock(uuid, domain=domain))
+            locks.append(DomainLock(uuid, domain=domain, wait_s=wait_s))
             share_lock(uuid, locks[-1].fd)
             # One of a revert is finished by this.
             entry = Journal(uuid).refuse_unfinished(but="revert")
-            force = force or _is_half_way(host, entry, cfgfile)
+            if entry and _is_half_way(host, domain, entry, cfgfile):
+                # What is risky was decided then, and its present name may be nowhere else.
+                force, name = True, entry.domain
         on_progress(Progress("checking"))
         with closing(
             plan_revert(
-                host, domain, wanted, cfgfile, running=running, force=force, check=cancel.check
+                host,
+                domain,
+                wanted,
+                cfgfile,
+                running=running,
+                force=force,
+                name=name,
+                check=cancel.check,
             )
         ) as found:
             yield found
@@ -290,12 +304,13 @@ def _reversion_planned(
             lock.release()
 
 
-def _is_half_way(host: Host, entry: Entry | None, cfgfile: Path) -> bool:
-    """Whether that revert was killed when there was no way back: what is risky was decided then."""
-    if entry is None or not entry.begun or entry.cfgfile != str(cfgfile):
+def _is_half_way(host: Host, domain: str, entry: Entry, cfgfile: Path) -> bool:
+    """Whether that revert of the same domain, to the same snapshot, has no way back."""
+    if not entry.begun or entry.cfgfile != str(cfgfile):
         return False
     try:
-        return not host.find(entry.uuid).info().lives
+        guest = host.find(domain)
+        return guest.uuid in (entry.uuid, entry.replaced) and not guest.info().lives
     except DomainNotFound:
         return True
 
@@ -304,6 +319,7 @@ def recover(
     host: Host,
     domain: str | None,
     *,
+    wait_s: float = 0.0,
     share_lock: ShareLock = lambda _uuid, _fd: None,
     start_monitor: StartMonitor | None = None,
 ) -> Recovered:
@@ -312,6 +328,7 @@ def recover(
     A create is rolled back, a revert that had begun to destroy the domain goes to its end.
 
     :param domain: name, domid or uuid; it may be off. ``None``: every one that has a journal.
+    :param wait_s: for so long, wait for somebody else who works on the domain.
     :raises DomainNotFound: there is neither such a domain nor an operation on one.
     :raises Busy: the one domain's operation is still under way.
     :raises NeedsAttention: something is left that a person has to decide; the error says what, of
@@ -322,18 +339,24 @@ def recover(
         cfg = Path(entry.cfgfile)
         return revert(
             host,
-            entry.uuid,
+            entry.words[2],
             cfgfiles.read(cfg),
             cfg,
             running="--running" in entry.words,
             force="--force" in entry.words,
+            wait_s=_AGAIN_S,
             share_lock=share_lock,
             start_monitor=start_monitor if entry.monitor else None,
         )
 
     def one(uuid: str) -> Recovered:
         return recovery.recover(
-            host, uuid, redo=redo, share_lock=share_lock, start_monitor=start_monitor
+            host,
+            uuid,
+            redo=redo,
+            wait_s=wait_s,
+            share_lock=share_lock,
+            start_monitor=start_monitor,
         )
 
     if domain is None:

@@ -22,6 +22,11 @@ def environment() -> Mapping[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+def how_ended(status: int) -> str:
+    """The end of a process, from its status as subprocess has it."""
+    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
 class Process:
     """A process by its pidfd, which stays with it whatever becomes of its number.
 

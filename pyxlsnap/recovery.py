@@ -5,7 +5,8 @@ revert that had begun to destroy the domain goes forward, to its end.
 """
 
 import logging
-import shlex
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +21,18 @@ from pyxlsnap.errors import (
     PyxlsnapError,
     UsageError,
 )
-from pyxlsnap.files import open_regular, remove_directories
+from pyxlsnap.files import holders, open_regular, remove_directories
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock, boot_id, unfinished
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig, Recovered, Reverted, RunState, check_uuid
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host, StartMonitor
 from pyxlsnap.processes import xl_monitor
 from pyxlsnap.watched import keep_watched
+from pyxlsnap.wording import command
 
 log = logging.getLogger(__name__)
+
+_QUIET_S, _QUIET_POLL_S = 30.0, 0.1
 
 Adopted = Mapping[DiskStrategy, PyxlsnapError | None]
 #: does again, from the top, the revert that a journal tells of
@@ -40,19 +44,21 @@ def recover(
     uuid: str,
     *,
     redo: Redo,
+    wait_s: float = 0.0,
     share_lock: ShareLock = lambda _uuid, _fd: None,
     start_monitor: StartMonitor | None = None,
 ) -> Recovered:
     """Recover one domain, by uuid.
 
     :param redo: called without the lock, which it takes itself.
+    :param wait_s: for so long, wait for somebody else who works on the domain.
     :param start_monitor: called if the operation that was killed would have called its own.
     :raises UsageError: that is no uuid.
     :raises Busy: the operation is still under way.
     :raises NeedsAttention: something is left that a person has to decide; the error says what.
     """
     uuid = check_uuid(uuid)
-    lock = DomainLock(uuid, domain=uuid)
+    lock = DomainLock(uuid, domain=uuid, wait_s=wait_s)
     try:
         share_lock(uuid, lock.fd)
         journal = Journal(uuid)
@@ -66,9 +72,10 @@ def recover(
             finally:
                 unwatched = _keep_watched(host, entry, start_monitor)
             journal.clear()
-            return replace(recovered, lines=(*recovered.lines, *unwatched))
+            return _with_lines(recovered, unwatched)
     finally:
         lock.release()
+    _wait_until_quiet(host, entry)
     return _go_forward(entry, redo)
 
 
@@ -222,46 +229,93 @@ def _is_ours(memory: Path, entry: Entry) -> bool:
     try:
         with open_regular(memory) as file:
             header = read_header(file, str(memory))
-    except (OSError, BadMemoryFile):
+        uuid = DomainConfig.parse(header.config_json).uuid
+    except (OSError, BadMemoryFile, ValueError):
         return False
     name = header.metadata and header.metadata.name
-    return (name, DomainConfig.parse(header.config_json).uuid) == (entry.name, entry.uuid)
+    return (name, uuid) == (entry.name, entry.uuid)
 
 
 def _must_go_forward(host: Host, entry: Entry) -> bool:
-    """Whether it is a revert whose domain is off, or is half destroyed or half restored."""
-    if entry.operation == "create" or not entry.begun:
+    """Whether it is a revert whose domain is off, or is half destroyed or half restored.
+
+    Not one that nobody was to finish any more: then somebody may have worked in the domain since.
+    """
+    if entry.operation == "create" or not entry.begun or entry.told or entry.restored >= 0:
         return False
-    guest = _find(host, entry.uuid)
-    return guest is None or not (_is_restored(guest, entry) or guest.info().lives)
-
-
-def _is_restored(guest: Guest, entry: Entry) -> bool:
-    return entry.boot == boot_id() and guest.domid == entry.restored
+    guest = _guest(host, entry)
+    if guest is None:
+        return True
+    info = guest.info()
+    if entry.boot == boot_id() and guest.domid == entry.domid:
+        return not info.lives
+    return info.dying or not info.has_run
 
 
 def _leave_revert(host: Host, entry: Entry) -> Recovered:
-    """A revert whose domain is whole, before it or after it."""
-    guest = _find(host, entry.uuid)
-    if not entry.begun or guest is None:
-        return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
-    if _is_restored(guest, entry):
-        return _complete(guest, entry)
-    if entry.boot != boot_id():
-        raise NeedsAttention(
-            f"{guest} was started when reverting it to {entry.name} had begun and the host went "
-            f"down: its disks may be half-reverted; to go to the snapshot run the command again",
-            step="recover",
-            left=[f"{guest} runs, maybe from half-reverted disks"],
-            finish=shlex.join(entry.words),
-        )
-    if guest.domid == entry.domid:  # libxl has not come to it
-        return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
+    """A revert that needs nothing more, or a person."""
+    guest = _guest(host, entry)
+    untouched = Recovered((f"{entry.domain} was not touched",), rolled_back=True)
+    if not entry.begun:
+        return untouched
+    if guest and entry.boot == boot_id():
+        if guest.domid == entry.restored:
+            return _complete(guest, entry)
+        if guest.info().lives:
+            return untouched if guest.domid == entry.domid else _others(guest, entry)
+    if guest and not entry.told:
+        why = f"{guest} was started since, and its disks may be half-reverted"
+    elif entry.restored >= 0:
+        why = f"{entry.domain} was brought back to {entry.name} and has gone since, or goes on"
+    else:
+        why = f"reverting {entry.domain} to {entry.name} has failed, and was not finished"
+    raise NeedsAttention(
+        f"{why}; to go to the snapshot run the command again, else remove "
+        f"{Journal(entry.uuid).path}",
+        step="recover",
+        left=[why],
+        finish=command(entry.words),
+    )
+
+
+def _others(guest: Guest, entry: Entry) -> Recovered:
     since = (
         f"{guest} runs and was left alone; what was kept of its disks before the revert to "
         f"{entry.name} may still be there"
     )
     return Recovered((since,), rolled_back=False)
+
+
+def _guest(host: Host, entry: Entry) -> Guest | None:
+    """The domain of a revert: made by it, or not yet destroyed by it."""
+    return _find(host, entry.uuid) or (_find(host, entry.replaced) if entry.replaced else None)
+
+
+def _wait_until_quiet(host: Host, entry: Entry) -> None:
+    """What the dead process had started ends by itself: qemu-img, a QEMU, the end of a domain."""
+    end = time.monotonic() + _QUIET_S
+    while time.monotonic() < end:
+        guest = _guest(host, entry)
+        own = guest.device_model_pid() if guest else None
+        targets = [Path(d.target) for d in entry.devices if os.path.exists(d.target)]
+        busy = [pid for target in targets for pid in holders(target) if pid != own]
+        if not busy and not (guest and _is_dying(guest)):
+            return
+        time.sleep(_QUIET_POLL_S)
+
+
+def _is_dying(guest: Guest) -> bool:
+    try:
+        return guest.info().dying
+    except DomainNotFound:
+        return True  # the next look will not find it
+
+
+def _with_lines(recovered: Recovered, more: list[str]) -> Recovered:
+    back = recovered.reverted
+    if back:
+        back = replace(back, warnings=(*back.warnings, *more))
+    return replace(recovered, lines=(*recovered.lines, *more), reverted=back)
 
 
 def _complete(guest: Guest, entry: Entry) -> Recovered:
@@ -295,7 +349,7 @@ def _go_forward(entry: Entry, redo: Redo) -> Recovered:
             f"finishing it failed: {e}; run the command again when that is mended",
             step="recover",
             left=[f"{entry.domain} is off or half restored, its disks may be reverted"],
-            finish=shlex.join(entry.words),
+            finish=command(entry.words),
         ) from e
 
 

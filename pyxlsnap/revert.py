@@ -6,9 +6,9 @@ finishes what was interrupted.
 
 import logging
 import os
-import shlex
 import time
 from dataclasses import replace
+from typing import Any
 
 from pyxlsnap import checks
 from pyxlsnap.cancel import Cancel, Cancelled
@@ -37,6 +37,7 @@ from pyxlsnap.ports import Guest, Host, StartMonitor
 from pyxlsnap.processes import Process, xl_monitor
 from pyxlsnap.revert_plan import RevertPlan
 from pyxlsnap.watched import keep_watched
+from pyxlsnap.wording import command
 
 log = logging.getLogger(__name__)
 
@@ -128,10 +129,15 @@ class Reversion:
             begun=self._finishing,
             boot=boot_id(),
             kept=self._kept,
+            replaced=self._replaced(),
             words=tuple(self._words()),
         )
         self._entry = entry
         (self._journal.rewrite if killed else self._journal.write)(entry)
+
+    def _replaced(self) -> str:
+        guest = self._plan.guest
+        return guest.uuid if guest and guest.uuid != self._plan.config.uuid else ""
 
     def _destroy(self) -> None:
         with Process(xl_monitor(self._plan.config.name)) as xl:
@@ -151,9 +157,18 @@ class Reversion:
     def _destroy_guest(self, guest: Guest) -> None:
         # If it has gone meanwhile, somebody may be starting it again.
         self._before = guest.check_same(dying=self._finishing)
+        checks.notice_rename(guest)  # it would come back under the name that it had
         self._begin()
         self._destroying = True
         destroy(guest)
+
+    def _say(self, **more: Any) -> None:
+        """Say in the journal what a recovery should know; it can do without."""
+        self._entry = replace(self._entry, **more)
+        try:
+            self._journal.rewrite(self._entry)
+        except OSError as e:
+            log.warning("%s: %s", self._journal.path, e.strerror)
 
     def _begin(self) -> None:
         """From here on something may have changed, and who recovers must know."""
@@ -176,11 +191,7 @@ class Reversion:
         with open_regular(self._plan.memory_path) as file:
             os.lseek(file.fileno(), self._plan.stream_offset, os.SEEK_SET)
             self._new = self._host.restore(self._plan.config, file.fileno())
-        self._entry = replace(self._entry, restored=self._new.domid)
-        try:
-            self._journal.rewrite(self._entry)
-        except OSError as e:  # whoever recovers would do it once more
-            log.warning("%s: %s", self._journal.path, e.strerror)
+        self._say(restored=self._new.domid)
 
     def _unpause(self) -> None:
         assert self._new
@@ -212,6 +223,7 @@ class Reversion:
         left = self._remove_half_made()
         if self._new is None:
             left.append(f"{plan.config.name} is off, its disks may be reverted")
+        self._say(told=True)
         return NeedsAttention(
             f"{what}; {'; '.join(left)}; the snapshot is whole: run the command again to finish",
             step=step,
@@ -249,10 +261,12 @@ class Reversion:
         return []
 
     def _command(self) -> str:
-        return shlex.join(self._words())
+        return command(self._words())
 
     def _words(self) -> list[str]:
-        words = ["pyxlsnap", "snapshot-revert", self._plan.config.uuid, str(self._plan.cfgfile)]
+        # One that has another uuid is known by its name, before it is destroyed and afterwards.
+        domain = self._plan.config.name if self._replaced() else self._plan.config.uuid
+        words = ["pyxlsnap", "snapshot-revert", domain, str(self._plan.cfgfile)]
         return words + ["--running"] * self._running + ["--force"] * self._force
 
     def _result(self) -> Reverted:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from pyxlsnap import checks
 from pyxlsnap.disks import strategies
 from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky, XenError
-from pyxlsnap.files import open_regular
+from pyxlsnap.files import open_regular, refusing_os_errors
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
     Disk,
@@ -82,6 +82,7 @@ class RevertPlan:
             strategy.close()
 
 
+@refusing_os_errors()
 def plan_revert(
     host: Host,
     domain: str,
@@ -90,6 +91,7 @@ def plan_revert(
     *,
     running: bool = False,
     force: bool = False,
+    name: str = "",
     check: Callable[[], None] = lambda: None,
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
@@ -97,6 +99,7 @@ def plan_revert(
     :param domain: name, domid or uuid; it may be off, and is then found by the memory file.
     :param running: the domain runs afterwards, whatever the snapshot says.
     :param force: do what is merely risky.
+    :param name: the name that the domain had, if that is known better than by the memory file.
     :param check: called again and again; what it raises ends the planning.
     :raises ConfigError: the cfgfile does not name a memory file.
     :raises BadMemoryFile: the memory file is not whole.
@@ -105,17 +108,21 @@ def plan_revert(
     """
     header, config, memory_path, xen = _read_memory(wanted, cfg, check)
     meta = header.metadata
+    config = config.with_name(name) if name else config
     guest = _current(host, domain, config)
     if guest:
         checks.refuse_special(guest)
-        config = config.with_name(guest.name)
-    name = _snapshot_name(wanted, meta, cfg)
+        config = config.with_name(guest.name or config.name)  # one half destroyed has none
+    snapshot = _snapshot_name(wanted, meta, cfg)
     requests = _requests(wanted, meta, config)
     by_vdev = {d.vdev: d for d in config.disks}
     unknown = [r.vdev for r in requests if r.vdev not in by_vdev]
     if unknown:
         raise ConfigError(
-            f"the saved domain has no disk {', '.join(unknown)}", file=str(cfg), item="disks"
+            f"{config.name}, as it was saved, has no disk {', '.join(unknown)} (its disks: "
+            f"{', '.join(by_vdev) or 'none'})",
+            file=str(cfg),
+            item="disks",
         )
     chosen = [(by_vdev[r.vdev], r) for r in requests]
     checks.refuse_name_or_uuid_in_use(host, config, guest)
@@ -132,14 +139,14 @@ def plan_revert(
     plan = RevertPlan(
         guest=guest,
         config=config,
-        name=name,
+        name=snapshot,
         cfgfile=cfg,
         memory_path=memory_path,
         stream_offset=header.stream_offset,
         state=RunState.RUNNING if running or meta is None else meta.state,
         requests=requests,
         devices=tuple(disk for disk, _ in chosen),
-        strategies=strategies(chosen, DiskTask(name)),
+        strategies=strategies(chosen, DiskTask(snapshot)),
         warnings=tuple(reasons),
     )
     for strategy in plan.strategies:
@@ -181,6 +188,11 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
     try:
         with open_regular(path) as file:
             yield file
+    except BadMemoryFile as e:
+        what = e.message.removeprefix(f"{path}: ")
+        raise BadMemoryFile(
+            f"{what}; take another copy of the file, or another snapshot", path=str(path)
+        ) from e
     except OSError as e:
         raise BadMemoryFile(f"cannot be read: {e.strerror}", path=str(path)) from e
     except ValueError as e:
@@ -222,14 +234,15 @@ def _snapshot_name(wanted: SnapshotConfig, meta: Metadata | None, cfg: Path) -> 
     if wanted.name and meta and wanted.name != meta.name:
         raise ConfigError(
             f"is {wanted.name!r}, but the memory file belongs to snapshot {meta.name!r}: the disks "
-            f"would not fit the memory",
+            f"would not fit the memory; use the cfgfile of that snapshot",
             file=str(cfg),
             item="name",
         )
     name = wanted.name or (meta.name if meta else None)
     if not name:
         raise ConfigError(
-            "is missing, and the memory file (made by another program) does not tell it",
+            "is missing, and the memory file (made by another program) does not tell it: add the "
+            "name that its disk snapshots have",
             file=str(cfg),
             item="name",
         )

@@ -95,7 +95,8 @@ class SnapshotFiles:
 
     def _read_back(self, check: Callable[[], None]) -> None:
         """What cannot be reverted is no snapshot: read it as revert will."""
-        with open_regular(self.temporary) as file:
+        assert self._memory  # by its descriptor: that is what will be published
+        with open_regular(Path(f"/proc/self/fd/{self._memory.fileno()}")) as file:
             header = read_header(file, str(self.temporary))
             file.seek(header.stream_offset)
             walk(file, str(self.temporary), on_bytes=lambda _: check())

@@ -167,8 +167,9 @@ class Toolstack:
 
         :raises DomainNotFound: there is none.
         """
-        if domain.isdigit():
-            found = [d for d in self.domains() if d.domid == int(domain)]
+        if domain.isascii() and domain.isdigit():  # "²" is a digit for Python, and no number
+            number = domain.lstrip("0") or "0"
+            found = [d for d in self.domains() if str(d.domid) == number]
         elif _UUID.fullmatch(domain):
             found = [d for d in self.domains() if d.uuid == domain.lower()]
         else:

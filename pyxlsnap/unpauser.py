@@ -9,6 +9,7 @@ import time
 
 from pyxlsnap.errors import PyxlsnapError, XenError
 from pyxlsnap.ports import Guest
+from pyxlsnap.wording import quote
 
 # A guest without PV drivers is asked for nothing: Xen suspends it, mostly even while it is paused.
 _NO_REQUEST_S = 5.0
@@ -67,8 +68,8 @@ class Unpauser:
             name = guest.name
             self._fail(
                 XenError(
-                    f"{name} is paused more than once: run `xl unpause {name}` as often as it was "
-                    f"paused but for one time",
+                    f"{name} is paused more than once: run `xl unpause {quote(name)}` as often as "
+                    f"it was paused but for one time",
                     rc=-3,
                     operation="libxl_domain_unpause",
                     domain=name,

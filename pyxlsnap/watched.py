@@ -1,12 +1,12 @@
 """Whether somebody acts on a domain's own reboot, power-off and crash."""
 
 import logging
-import shlex
 import subprocess
 
 from pyxlsnap.errors import OperationFailed, PyxlsnapError
 from pyxlsnap.ports import Guest, Host, StartMonitor
 from pyxlsnap.processes import environment, python, xl_monitor
+from pyxlsnap.wording import command
 
 log = logging.getLogger(__name__)
 
@@ -56,5 +56,5 @@ def keep_watched(start: StartMonitor | None, name: str, uuid: str) -> list[str]:
             why = f" ({e})"
     return [
         f"nobody watches {name} now{why}: a reboot, power-off or crash of the guest is not acted "
-        f"on; this does that: {shlex.join(python('pyxlsnap.watcher', uuid))}"
+        f"on; this does that: {command(python('pyxlsnap.watcher', uuid))}"
     ]

@@ -12,14 +12,16 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pyxlsnap import cfgfile, operations, watched, wire
+from pyxlsnap.bridge import close_in_children
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import Interrupted, PyxlsnapError, to_wire
-from pyxlsnap.keeper import Death, Kept, keep
+from pyxlsnap.keeper import RIVAL_S, Death, Kept, keep
 from pyxlsnap.model import (
     DiskRequest,
     DomainEvent,
@@ -35,6 +37,8 @@ from pyxlsnap.monitor import monitor
 from pyxlsnap.ports import Host
 from pyxlsnap.toolstack import Toolstack
 from pyxlsnap.wire import Channel, Message
+
+Result = Snapshot | Reverted | Recovered | Plan | None
 
 log = logging.getLogger("pyxlsnap.worker")  # __name__ is "__main__" here
 
@@ -66,6 +70,7 @@ class Caller:
 
     def share_lock(self, uuid: str, fd: int) -> None:
         """Let the caller hold the lock, too, and the keeper."""
+        close_in_children(fd)
         if self._kept:
             self._kept.share_lock(uuid, fd)
         self.send({"lock": uuid}, fd)
@@ -103,26 +108,34 @@ class _LogSender(logging.Handler):
 
 def serve(request: Message, caller: Caller, cancel: Cancel) -> None:
     """Run the operation that a request names, and send its result or error."""
-    try:
+
+    def work() -> None:
         # Before Xen is asked for: what is wrong here is wrong anywhere.
         config = _config(request)
         with Toolstack(operation=request["operation"], domain=request["domain"] or "") as host:
-            result = perform(host, request, config, caller, cancel)
-            # Before libxl is closed: if it aborts us there, what was done is done.
-            caller.finish({"result": asdict(result) if result else None})
+            # Before libxl is closed: if it aborts us there, what was done is done, and said.
+            caller.finish(_outcome(lambda: perform(host, request, config, caller, cancel)))
+
+    caller.finish(_outcome(work))  # if there was no answer yet
+
+
+def _outcome(do: Callable[[], Result]) -> Message:
+    """What came of it, as the last message."""
+    try:
+        result = do()
     except Cancelled:  # of a watch: there is nothing to roll back
-        caller.finish({"error": to_wire(Interrupted("cancelled", step="monitor"))})
+        return {"error": to_wire(Interrupted("cancelled", step="monitor"))}
     except PyxlsnapError as e:
-        caller.finish({"error": to_wire(e)})
+        return {"error": to_wire(e)}
     except Exception as e:
         log.exception("internal error")
-        error = PyxlsnapError(f"internal error: {type(e).__name__}: {e}")
-        caller.finish({"error": to_wire(error)})
+        return {"error": to_wire(PyxlsnapError(f"internal error: {type(e).__name__}: {e}"))}
+    return {"result": asdict(result) if result else None}
 
 
 def perform(
     host: Host, request: Message, config: SnapshotConfig, caller: Caller, cancel: Cancel
-) -> Snapshot | Reverted | Recovered | Plan | None:
+) -> Result:
     """Run the operation that a request names."""
     operation, domain = request["operation"], request["domain"]
     start_monitor = watched.start_monitor if request.get("monitor") else None
@@ -131,7 +144,11 @@ def perform(
         return None
     if operation == "recover":
         return operations.recover(
-            host, domain, share_lock=caller.share_lock, start_monitor=start_monitor
+            host,
+            domain,
+            wait_s=request["wait_s"],
+            share_lock=caller.share_lock,
+            start_monitor=start_monitor,
         )
     how: dict[str, Any] = {
         "on_progress": caller.progress,
@@ -172,16 +189,19 @@ def _config(request: Message) -> SnapshotConfig:
 def recover_from(death: Death, caller: Caller, *, watch: bool) -> None:
     """The process that did the work is dead: recover, and tell the caller of both."""
     message: Message = {"died": death.how, "recovered": []}
-    start_monitor = watched.start_monitor if watch else None
-    try:
-        for uuid in death.uuids:
+    for uuid in death.uuids:
+        try:
             with Toolstack(operation="recover", domain=uuid) as host:
                 found = operations.recover(
-                    host, uuid, share_lock=caller.share_lock, start_monitor=start_monitor
+                    host,
+                    uuid,
+                    wait_s=RIVAL_S,
+                    share_lock=caller.share_lock,
+                    start_monitor=watched.start_monitor if watch else None,
                 )
             message["recovered"].append(asdict(found))
-    except PyxlsnapError as e:
-        message["error"] = to_wire(e)
+        except PyxlsnapError as e:
+            message["error"] = to_wire(e)
     caller.finish(message)
 
 
@@ -210,6 +230,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller cancels over the socket
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)  # or a restored domain's QEMU would keep it open for ever
+    close_in_children(sock.fileno())
     channel = Channel(sock)
     request = channel.receive()
     if request is None:

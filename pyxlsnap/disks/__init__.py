@@ -28,13 +28,22 @@ def choose(disk: Disk, request: DiskRequest) -> Factory:
     """
     if disk.left_out:
         raise Refused(f"{disk.vdev} is {disk.left_out} and cannot be in a snapshot: leave it out")
+    if not disk.target.startswith("/"):
+        raise Refused(
+            f"{disk.vdev}: its path {disk.target} does not begin with /, and to QEMU it may mean "
+            f"anything: only files and block devices of this host can be snapshotted; leave it out "
+            f"of `disks`"
+        )
     if disk.script or disk.backend_domain not in ("", "0", "Domain-0"):
         raise Refused(
             f"{disk.vdev} is served by a script or another domain, where no snapshot of it can be "
             f"taken: detach it, or leave it out of `disks`"
         )
     if disk.specification != "xen":
-        raise Refused(f"{disk.vdev} is a {disk.specification} disk: only Xen's own are supported")
+        raise Refused(
+            f"{disk.vdev} is a {disk.specification} disk: only Xen's own can be in a "
+            f"snapshot; leave it out of `disks`"
+        )
     if disk.format == "qcow2":
         return Qcow2
     if disk.format != "raw":

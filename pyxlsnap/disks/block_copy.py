@@ -84,11 +84,14 @@ class BlockCopy(CopyStrategy):
             ):
                 found = _size(device)
                 if any(fcntl.ioctl(device, _BLKROGET, bytes(4))):
-                    raise Refused(f"{file.disk.vdev}: {file.target} is read-only")
+                    raise Refused(
+                        f"{file.disk.vdev}: {file.target} is read-only: `blockdev --setrw` it first"
+                    )
             if size != found:
                 raise Refused(
                     f"{file.disk.vdev}: {file.path} has {size} bytes and {file.target} {found}: it "
-                    f"is no copy of that device, or one of them has been resized since"
+                    f"is no copy of that device, or one of them has been resized since: make them "
+                    f"equally long again"
                 )
 
     def revert(self) -> None:

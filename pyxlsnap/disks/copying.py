@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap.errors import DiskError, Refused
-from pyxlsnap.files import holders, process_text
+from pyxlsnap.files import NAME_LIMIT, holders, process_text
 from pyxlsnap.model import KEPT_SUFFIX, Disk
 
 # linux/fs.h; the same on every architecture that Xen runs on
@@ -220,6 +220,19 @@ def _flags(fd: int) -> int:
 def kept_path(target: Path, name: str) -> Path:
     """Under which name a revert to snapshot ``name`` keeps a disk's file, beside it."""
     return target.with_name(f"{target.name}.{name}{KEPT_SUFFIX}")
+
+
+def refuse_long_kept(disk: Disk, target: Path, name: str) -> None:
+    """Known beforehand, for a revert would find out when the domain is gone.
+
+    :raises Refused: a disk's file could not be kept under that name.
+    """
+    kept = kept_path(target, name).name
+    if len(os.fsencode(kept)) >= NAME_LIMIT:  # RawFile adds a dot
+        raise Refused(
+            f"{disk.vdev}: a revert keeps {target} as {kept}, which is longer than a file's name "
+            f"may be: choose a shorter name for the snapshot, or for the disk's file"
+        )
 
 
 def drop_kept(paths: Iterable[Path]) -> list[str]:

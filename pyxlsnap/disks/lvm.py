@@ -5,13 +5,13 @@ Nothing here needs a shell, or the volume to be active.
 
 import json
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from pyxlsnap.disks.lvm_names import device_number, device_path, is_volume, names_of
 from pyxlsnap.errors import DiskError
+from pyxlsnap.files import scratch_file
 
 _COMMAND_S = 120.0  # a lock that another LVM command holds is waited for
 _STOPPING_S = 10.0
@@ -198,7 +198,7 @@ def execute(command: list[str], timeout_s: float) -> tuple[int, str, str]:
     """
     environment = {"PATH": _ROOT_PATH, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with scratch_file() as out, scratch_file() as err:
         running = subprocess.Popen(command, stdout=out, stderr=err, env=environment, **streams)
         try:
             status = running.wait(timeout_s)

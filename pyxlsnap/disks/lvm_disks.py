@@ -7,7 +7,6 @@ what this operation made and nothing else.
 
 import logging
 import secrets
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.files import holders, process_text
 from pyxlsnap.model import Artefact, Disk, DiskRequest
 from pyxlsnap.ports import DiskTask
+from pyxlsnap.wording import quote
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,10 @@ class LvmDisks:
     def _check_origin(self, at: Place, found: Mapping[str, Volume]) -> Volume:
         origin = found.get(at.lv)
         if origin is None:
-            raise Refused(f"{at.vdev}: there is no volume {at.full(at.lv)}")
+            raise Refused(
+                f"{at.vdev}: there is no volume {at.full(at.lv)} (see `lvs {at.vg}`): was it "
+                f"renamed? Correct the domain's configuration"
+            )
         if origin.merging:
             raise Refused(
                 f"{at.vdev}: a snapshot is being merged into {at.full(at.lv)}: wait until that has "
@@ -87,7 +90,10 @@ class LvmDisks:
         names = [p.full(p.snapshot) for p in self._places]
         for at in self._places:
             if names.count(at.full(at.snapshot)) > 1:
-                raise Refused(f"{at.vdev}: two disks cannot both have {at.full(at.snapshot)}")
+                raise Refused(
+                    f"{at.vdev}: two disks cannot both have {at.full(at.snapshot)}: give each its "
+                    f"own"
+                )
 
     def check_kind(self, at: Place, origin: Volume) -> None:
         """:raises Refused: no snapshot of such a volume can be taken."""
@@ -179,7 +185,7 @@ class LvmDisks:
             Artefact(
                 kind="disk snapshot",
                 where=f"{at.full(at.snapshot)} ({at.vdev}; {self.taken(at)})",
-                delete=f"lvremove {shlex.quote(at.full(at.snapshot))}",
+                delete=f"lvremove {quote(at.full(at.snapshot))}",
             )
             for at in self._places
         ]

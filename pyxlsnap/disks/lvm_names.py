@@ -49,7 +49,10 @@ def place(disk: Disk, request: DiskRequest, name: str) -> Place:
     """
     names = names_of(disk.target)
     if names is None:
-        raise Refused(f"{disk.vdev}: {disk.target} is no LVM volume, or a hidden part of one")
+        raise Refused(
+            f"{disk.vdev}: {disk.target} is no LVM volume, or a hidden part of one: name the "
+            f"volume itself in the domain's configuration"
+        )
     vg, lv = names
     if wrong := re.search(r"[^A-Za-z0-9+_.-]", name):
         raise Refused(

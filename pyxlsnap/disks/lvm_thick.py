@@ -29,7 +29,10 @@ class LvmThick(LvmDisks):
 
     def check_kind(self, at: Place, origin: Volume) -> None:
         if "thin" in origin.layout or "pool" in origin.layout:
-            raise Refused(f"{at.vdev}: {at.full(at.lv)} is a thin volume or a pool")
+            raise Refused(
+                f"{at.vdev}: {at.full(at.lv)} is a thin volume (by now), or a pool: run the "
+                f"command again, or leave {at.vdev} out of `disks`"
+            )
         if "thicksnapshot" in origin.role:
             raise Refused(
                 f"{at.vdev}: {at.full(at.lv)} is a snapshot of {at.full(origin.origin)}, and LVM "

@@ -27,7 +27,9 @@ class LvmThin(LvmDisks):
 
     def check_kind(self, at: Place, origin: Volume) -> None:
         if "thin" not in origin.layout or "pool" in origin.layout:
-            raise Refused(f"{at.vdev}: {at.full(at.lv)} is no thin volume")
+            raise Refused(
+                f"{at.vdev}: {at.full(at.lv)} is no thin volume (any more): run the command again"
+            )
         self._check_path(at)
 
     def _check_path(self, at: Place) -> None:
@@ -78,7 +80,9 @@ def check_pool(at: Place, found: Mapping[str, Volume], name: str) -> None:
     """:raises Refused: the pool has no room for what changes after a snapshot, or is ill."""
     pool = found.get(name)
     if pool is None:
-        raise Refused(f"{at.vdev}: the thin pool of {at.full(at.lv)} was not found")
+        raise Refused(
+            f"{at.vdev}: the thin pool of {at.full(at.lv)} was not found: see `lvs -a {at.vg}`"
+        )
     if pool.trouble:
         raise Refused(
             f"{at.vdev}: the thin pool {at.full(name)} is not well ({pool.trouble}): repair it "
@@ -101,9 +105,15 @@ def _snapshot(at: Place, found: Mapping[str, Volume]) -> Volume:
     """
     snapshot = found.get(at.snapshot)
     if snapshot is None:
-        raise Refused(f"{at.vdev}: there is no volume {at.full(at.snapshot)}, the disk snapshot")
+        raise Refused(
+            f"{at.vdev}: there is no volume {at.full(at.snapshot)}, the disk snapshot (see `lvs "
+            f"{at.vg}`): without it there is no way back"
+        )
     if "thin" not in snapshot.layout or snapshot.merging:
-        raise Refused(f"{at.vdev}: {at.full(at.snapshot)} is no thin snapshot, or being merged")
+        raise Refused(
+            f"{at.vdev}: {at.full(at.snapshot)} is no thin snapshot, or being merged (see `lvs -a "
+            f"{at.vg}`): name another snapshot"
+        )
     if snapshot.origin not in (at.lv, at.kept) and f"{OF_TAG}{at.lv}" not in snapshot.tags:
         raise Refused(
             f"{at.vdev}: {at.full(at.snapshot)} is not known as a snapshot of {at.full(at.lv)}; "

@@ -13,17 +13,24 @@ on a real Xen (xen-lab.md, E1), dictate the order and the names:
 
 import os
 import secrets
-import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyxlsnap.disks.copying import copy_attributes, drop_kept, kept_path, new_file, os_errors
+from pyxlsnap.disks.copying import (
+    copy_attributes,
+    drop_kept,
+    kept_path,
+    new_file,
+    os_errors,
+    refuse_long_kept,
+)
 from pyxlsnap.disks.qemu import (
     NODE_PREFIX,
     GuestQemu,
+    image_chain,
     image_info,
     image_tags,
     qemu_img,
@@ -31,6 +38,7 @@ from pyxlsnap.disks.qemu import (
 )
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.files import (
+    hidden_name,
     holders,
     open_regular,
     process_name,
@@ -38,6 +46,7 @@ from pyxlsnap.files import (
     sync_directory,
 )
 from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk, DiskRequest
+from pyxlsnap.wording import quote
 
 
 @dataclass(slots=True)
@@ -84,6 +93,8 @@ class External:
                     f"frozen: write ',,{vdev}' for an internal snapshot"
                 )
             refuse_existing(chain.frozen)
+            refuse_long_kept(chain.disk, chain.active, self._name)
+            _check_utf8(chain)
             if tags := qemu.tags(vdev):
                 raise Refused(
                     f"{vdev}: {chain.active} has disk snapshots inside ({tags[0].name}, …), which "
@@ -100,7 +111,9 @@ class External:
             try:
                 os.link(chain.active, chain.frozen, follow_symlinks=False)
             except FileExistsError as e:
-                raise AlreadyExists(f"{chain.frozen} exists", where=str(chain.frozen)) from e
+                raise AlreadyExists(
+                    f"{chain.frozen} exists: choose another name", where=str(chain.frozen)
+                ) from e
             except OSError as e:
                 raise DiskError(f"{chain.frozen}: {e.strerror}", vdev=chain.disk.vdev) from e
             # -u: not to be opened, for the guest's QEMU has it. Nothing must be cut off meanwhile.
@@ -185,7 +198,11 @@ class External:
         for chain in self._chains:
             vdev = chain.disk.vdev
             if not chain.frozen.is_file():
-                raise Refused(f"{vdev}: there is no file {chain.frozen}, the disk snapshot")
+                raise Refused(
+                    f"{vdev}: there is no file {chain.frozen}, the disk snapshot: without it there "
+                    f"is no way back"
+                )
+            refuse_long_kept(chain.disk, chain.active, self._name)
             try:
                 image_info(chain.disk, str(chain.frozen))
             except DiskError as e:
@@ -234,7 +251,9 @@ def _chain(disk: Disk, request: DiskRequest) -> _Chain:
         )
     frozen = Path(request.path)
     if not frozen.is_absolute():
-        raise Refused(f"{disk.vdev}: the external path {request.path} must be absolute")
+        raise Refused(
+            f"{disk.vdev}: the external path {request.path} must be absolute: write it from / on"
+        )
     active = Path(os.path.realpath(disk.target))
     node = f"{NODE_PREFIX}-{disk.vdev}-{secrets.token_hex(4)}"
     return _Chain(disk, active, frozen, _fresh(active), node)
@@ -242,7 +261,18 @@ def _chain(disk: Disk, request: DiskRequest) -> _Chain:
 
 def _fresh(active: Path) -> Path:
     """A name in a disk's directory that nothing has ever had."""
-    return active.with_name(f".{active.name}.{secrets.token_hex(8)}.overlay")
+    return hidden_name(active, f".{secrets.token_hex(8)}.overlay")
+
+
+def _check_utf8(chain: _Chain) -> None:
+    """A path that QEMU's monitor cannot be told would only be found out in the window."""
+    try:
+        f"{chain.overlay}{chain.frozen}".encode()
+    except UnicodeEncodeError:
+        raise Refused(
+            f"{chain.disk.vdev}: {chain.active} is not UTF-8, and QEMU takes no other path: rename "
+            f"it, or write ',,{chain.disk.vdev}' for an internal snapshot"
+        ) from None
 
 
 def _snapshots_inside(chain: _Chain) -> list[str]:
@@ -269,7 +299,7 @@ def _check_backing_name(chain: _Chain) -> None:
 
 def _check_link(chain: _Chain) -> None:
     """Only a link that was made shows that one can be made: there are bind mounts."""
-    probe = chain.frozen.with_name(f".{chain.frozen.name}.{secrets.token_hex(8)}.probe")
+    probe = hidden_name(chain.frozen, f".{secrets.token_hex(8)}.probe")
     try:
         os.link(chain.active, probe, follow_symlinks=False)
         probe.unlink()
@@ -352,15 +382,16 @@ def _undo(chain: _Chain) -> list[str]:
 
 def _way_to_delete(chain: _Chain) -> str:
     """How a person takes a frozen file out of the chain."""
-    under = image_info(chain.disk, str(chain.frozen)).get("full-backing-filename", "")
-    to = f"-b {shlex.quote(under)} -F qcow2" if under else "-b ''"
-    active, frozen = shlex.quote(str(chain.active)), shlex.quote(str(chain.frozen))
+    info = image_info(chain.disk, str(chain.frozen))
+    under, form = info.get("full-backing-filename", ""), info.get("backing-filename-format", "")
+    to = f"-b {quote(under)}" + (f" -F {quote(form)}" if form else "") if under else "-b ''"
+    active, frozen = quote(str(chain.active)), quote(str(chain.frozen))
     return f"domain off: qemu-img rebase -f qcow2 {to} {active} && rm {frozen}"
 
 
-def _depth(chain: _Chain) -> int:
+def _depth(chain: _Chain) -> str:
     """Files in the chain, the disk itself included."""
-    depth, path = 1, str(chain.frozen)
-    while path:
-        depth, path = depth + 1, image_info(chain.disk, path).get("full-backing-filename", "")
-    return depth
+    try:
+        return str(1 + len(image_chain(chain.disk, str(chain.frozen))))
+    except DiskError:
+        return "?"  # the snapshot is taken all the same

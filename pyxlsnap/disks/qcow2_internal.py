@@ -1,6 +1,5 @@
 """qcow2 with the snapshot inside the image: made by the guest's QEMU, put back by qemu-img."""
 
-import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from pyxlsnap.disks.qemu import GuestQemu, image_tags, qemu_img, wait_released
 from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
 from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk
+from pyxlsnap.wording import quote
 
 _DELETE = "blockdev-snapshot-delete-internal-sync"
 
@@ -83,9 +83,9 @@ class Internal:
             Artefact(
                 kind="disk snapshot",
                 where=f"{self._name} in {disk.target} ({disk.vdev})",
-                delete=f"domain running: xl qemu-monitor-command {shlex.quote(domain)} "
+                delete=f"domain running: xl qemu-monitor-command {quote(domain)} "
                 f"'snapshot_delete_blkdev_internal {qemu.node(disk.vdev)} {self._name}'; "
-                f"domain off: qemu-img snapshot -d {self._name} {shlex.quote(disk.target)}",
+                f"domain off: qemu-img snapshot -d {self._name} {quote(disk.target)}",
             )
             for disk in self.disks
         ]
@@ -102,7 +102,7 @@ class Internal:
             if not tags:
                 raise Refused(
                     f"{disk.vdev}: {disk.target} has no disk snapshot {self._name!r} "
-                    f"(see `qemu-img snapshot -U -l {disk.target}`)"
+                    f"(see `qemu-img snapshot -U -l {quote(disk.target)}`)"
                 )
             if len(tags) > 1:
                 raise Refused(

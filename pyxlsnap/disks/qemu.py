@@ -113,7 +113,10 @@ def _only_node(disk: Disk, nodes: list[dict[str, Any]]) -> str:
         n for n in nodes if n["node-name"].startswith(ours) or _same_file(n["file"], disk.target)
     ]
     if not found:
-        raise Refused(f"{disk.vdev}: the guest's QEMU does not have {disk.target} open")
+        raise Refused(
+            f"{disk.vdev}: the guest's QEMU does not have {disk.target} open: was another file put "
+            f"in its place? Restart the guest, or leave {disk.vdev} out of `disks`"
+        )
     if len(found) > 1:
         raise Refused(
             f"{disk.vdev}: {disk.target} is open twice in the guest's QEMU, as an emulated "
@@ -167,6 +170,13 @@ def image_info(disk: Disk, path: str = "") -> dict[str, Any]:
     said = qemu_img(disk, "info", "-U", "-f", "qcow2", "--output=json", path or disk.target)
     info: dict[str, Any] = json.loads(said)
     return info
+
+
+def image_chain(disk: Disk, path: str) -> list[dict[str, Any]]:
+    """The same of an image and all those that it stands on, which need not be qcow2."""
+    said = qemu_img(disk, "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", path)
+    chain: list[dict[str, Any]] = json.loads(said)
+    return chain
 
 
 def image_tags(disk: Disk) -> list[Tag]:

@@ -20,6 +20,7 @@ from pyxlsnap.disks.copying import (
     new_file,
     os_errors,
     refuse_full,
+    refuse_long_kept,
     released,
     users,
 )
@@ -55,6 +56,7 @@ class RawFile(CopyStrategy):
     def _check_copy(self, file: SnapshotFile, source: int) -> None:
         vdev = file.disk.vdev
         refuse_existing(file.path)
+        refuse_long_kept(file.disk, file.target, self._task.name)
         if not users(file.target):
             raise Refused(
                 f"{vdev}: nobody has {file.target} open, so it is not the file that the guest "
@@ -93,16 +95,22 @@ class RawFile(CopyStrategy):
             _check_request(file)
             with os_errors(file.disk, file.path, refuse=True), open_regular(file.path) as snapshot:
                 if not os.fstat(snapshot.fileno()).st_size:
-                    raise Refused(f"{file.disk.vdev}: the disk snapshot {file.path} is empty")
+                    raise Refused(
+                        f"{file.disk.vdev}: the disk snapshot {file.path} is empty: put a whole "
+                        f"copy of it there, or take another snapshot"
+                    )
                 wanted.append(self._check_put_back(file, snapshot.fileno()))
         refuse_full([space for space in wanted if space.size])
 
     def _check_put_back(self, file: SnapshotFile, snapshot: int) -> Space:
         with os_errors(file.disk, file.target, refuse=True), open_regular(file.target) as present:
             if os.path.sameopenfile(present.fileno(), snapshot):
-                raise Refused(f"{file.disk.vdev}: {file.path} is the disk, not a snapshot of it")
+                raise Refused(
+                    f"{file.disk.vdev}: {file.path} is the disk, not a snapshot of it: name the "
+                    f"snapshot in the cfgfile"
+                )
             _, size = _how_to_copy(file.disk, snapshot, present.fileno(), self._temporary(file))
-            # Longer than the name that the disk will be kept under: so that one will do, too.
+            refuse_long_kept(file.disk, file.target, self._task.name)
             probe = temporary_name(self._temporary(file))
             os.link(file.target, probe, follow_symlinks=False)
             probe.unlink()

@@ -8,7 +8,6 @@ it in another process, knows it.
 import errno
 import os
 import secrets
-import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.files import sync_directory
 from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk, DiskRequest
 from pyxlsnap.ports import DiskTask
+from pyxlsnap.wording import command
 
 
 class SnapshotFile:
@@ -59,7 +59,7 @@ class SnapshotFile:
             )
         for name in (path, self.disk.target):
             if not Path(name).is_absolute():
-                raise Refused(f"{vdev}: the path {name} must be absolute")
+                raise Refused(f"{vdev}: the path {name} must be absolute: write it from / on")
         if path.endswith(KEPT_SUFFIX):
             raise Refused(
                 f"{vdev}: under a name that ends in {KEPT_SUFFIX!r} a revert keeps a disk, and "
@@ -75,7 +75,9 @@ class SnapshotFile:
             try:
                 self._fd = open_new(self.path)
             except FileExistsError as e:
-                raise AlreadyExists(f"{self.path} exists", where=str(self.path)) from e
+                raise AlreadyExists(
+                    f"{self.path} exists: choose another name", where=str(self.path)
+                ) from e
             self._made = _identity(os.fstat(self._fd))
             set_attribute(self._fd, MARK, self.token.encode())
             if like is not None:
@@ -175,7 +177,7 @@ class CopyStrategy:
             Artefact(
                 kind="disk snapshot",
                 where=f"{f.path} ({f.disk.vdev}; {'reflink copy' if f.reflink else 'copy'})",
-                delete=f"rm {shlex.quote(str(f.path))}",
+                delete=command(["rm", str(f.path)]),
             )
             for f in self._files
         ]

@@ -28,7 +28,7 @@ from typing import BinaryIO, Final
 
 from pyxlsnap.errors import BadMemoryFile, UsageError
 from pyxlsnap.memory.source import Source
-from pyxlsnap.model import DiskRequest, Metadata, RunState, check_name
+from pyxlsnap.model import DiskRequest, Metadata, RunState, check_name, check_text
 
 MAGIC: Final = b"Xen saved domain, xl format\n \0 \r"
 #: the header's numbers: byte order, mandatory flags, optional flags, length of the optional data
@@ -45,8 +45,9 @@ _OUR_MAGIC: Final = b"pyxlsnap"
 #: our magic, version, length, CRC-32
 _OURS: Final = struct.Struct("<8s3I")
 
-#: A configuration has some 10 KiB. These bounds only keep a damaged length from costing memory.
-CONFIG_LIMIT: Final = 16 << 20
+#: A configuration has some 10 KiB. These bounds only keep a damaged file from costing memory:
+#: parsed, JSON takes up to 30 times as much.
+CONFIG_LIMIT: Final = 2 << 20
 METADATA_LIMIT: Final = 1 << 20
 
 _YEAR_10000: Final = 253402300800  # datetime ends there
@@ -253,7 +254,7 @@ def _list(value: object, what: str) -> list[object]:
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{what} is not a string")
-    # What the system takes as a path: no NUL, no surrogate but those of os.fsdecode.
-    if b"\0" in value.encode("utf-8", "surrogateescape"):
-        raise ValueError(f"{what} has a NUL in it")
-    return value
+    try:
+        return check_text(value)
+    except ValueError as e:
+        raise ValueError(f"{what} {e}") from e

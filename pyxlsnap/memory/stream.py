@@ -42,7 +42,7 @@ _EMULATOR: Final = (Libxl.EMULATOR_XENSTORE_DATA, Libxl.EMULATOR_CONTEXT)
 _QEMU_TRADITIONAL: Final = 1
 _QEMU_UPSTREAM: Final = 2
 #: some KiB are usual; no number of the format, only a bound on what is read at once
-_XENSTORE_LIMIT: Final = 16 << 20
+_XENSTORE_LIMIT: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

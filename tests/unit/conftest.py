@@ -1,5 +1,6 @@
 """Fixtures: the small world of fakes.py, in a directory of its own."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,16 @@ from tests.unit.standin import StandIn
 # How long an example takes says more about the machine than about us.
 settings.register_profile("pyxlsnap", deadline=None)
 settings.load_profile("pyxlsnap")
+
+
+@pytest.fixture(autouse=True)
+def _levels() -> Iterator[None]:
+    """A command that a test runs in this process sets them."""
+    loggers = [logging.getLogger(name) for name in ("pyxlsnap", "pyxlsnap.libxl")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -58,6 +58,13 @@ def open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """As libxl writes a stream: a full disk is an error, not less data."""
+    with os.fdopen(os.dup(fd), "wb", buffering=0) as file:
+        while data:
+            data = data[file.write(data) :]
+
+
 @dataclass(frozen=True)
 class Photo:
     """What is there at one instant: files, and disk snapshots as (vdev, name)."""
@@ -94,7 +101,7 @@ class World:
         self.expected_seconds = 0.0
         self.directory = root / "snapshots"
         for name in ("run", "journals", "images", "dumps", "logs"):
-            (root / name).mkdir()
+            (root / name).mkdir(exist_ok=True)
         self.kernel = root / "images" / "vmlinuz"
         self.kernel.touch()
 
@@ -146,6 +153,19 @@ def config_of(
     **more: object,
 ) -> DomainConfig:
     """A configuration as libxl writes it."""
+    text = config_json(*disks, name=name, uuid=uuid, kind=kind, kernel=kernel, **more)
+    return DomainConfig.parse(text)
+
+
+def config_json(
+    *disks: Disk,
+    name: str = "vm1",
+    uuid: str = UUID,
+    kind: str = "hvm",
+    kernel: str = "",
+    **more: object,
+) -> str:
+    """The same as text, whatever is in it."""
     values: dict[str, object] = {
         "c_info": {"type": kind, "name": name, "uuid": uuid, "driver_domain": "False"},
         "b_info": {
@@ -169,7 +189,7 @@ def config_of(
         "nics": [{"devid": 0, "bridge": "lo"}],
         **more,
     }
-    return DomainConfig.parse(json.dumps(values))
+    return json.dumps(values)
 
 
 class FakeGuest:
@@ -186,6 +206,7 @@ class FakeGuest:
         self.dying = False
         self.paused = False
         self.paused_twice = False
+        self.has_run = True
         self.requested = False
         self.shutdown_reason = ""
         self.memory_kb = 1024
@@ -200,6 +221,10 @@ class FakeGuest:
         self.stub_domain = False
         self.stream = streams.hvm_stream()
         self.while_suspending: Callable[[], None] = lambda: None
+        #: the name that it has now, if it was renamed
+        self.present = ""
+        #: disks that were attached meanwhile
+        self.attached: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name} (domid {self.domid})"
@@ -228,6 +253,7 @@ class FakeGuest:
                 shutdown_reason=reason,
                 dying=self.dying,
                 memory_kb=self.memory_kb,
+                has_run=self.has_run,
             )
 
     def check_same(self, *, dying: bool = False) -> DomainInfo:
@@ -235,6 +261,9 @@ class FakeGuest:
         if info.dying and not dying:
             raise DomainNotFound(f"domain {self} is gone", domain=self.uuid)
         return info
+
+    def present_name(self) -> str:
+        return self.present or self.name
 
     def config(self) -> DomainConfig:
         with self._world.doing("config"):
@@ -248,10 +277,10 @@ class FakeGuest:
                 raise XenError(f"{self} does not run", rc=-3, operation="libxl_domain_suspend")
             report = on_progress or (lambda _: None)
             half = len(self.stream) // 2
-            os.write(fd, self.stream[:half])
+            write_all(fd, self.stream[:half])
             report(Progress("memory", 1, 2))
             self.while_suspending()
-            os.write(fd, self.stream[half:])
+            write_all(fd, self.stream[half:])
             self._world.memories[os.fstat(fd).st_ino] = self.memory
             report(Progress("domain now suspended"))
             self.suspended = True
@@ -305,6 +334,7 @@ class FakeGuest:
     def unpause(self) -> None:
         with self._world.doing("unpause"):
             self.paused = self.paused_twice
+            self.has_run = True
 
     def destroy(self) -> None:
         with self._world.doing("destroy"):
@@ -344,7 +374,8 @@ class FakeGuest:
 
     def disk_targets(self) -> tuple[str, ...]:
         with self._world.doing("disk_targets"):
-            return tuple(d.target for d in self.configuration.disks if d.target)
+            there = tuple(d.target for d in self.configuration.disks if d.target)
+            return there + self.attached
 
 
 class FakeChanges:
@@ -432,7 +463,7 @@ class FakeHost:
             for guest in self._there():
                 if domain in (guest.name, guest.uuid, str(guest.domid)):
                     return guest
-            raise DomainNotFound(f"there is no domain {domain!r}", domain=domain)
+            raise DomainNotFound(f"there is no domain {domain!r} (see `xl list`)", domain=domain)
 
     def restore(self, config: DomainConfig, fd: int) -> FakeGuest:
         with self._world.doing("restore"):
@@ -442,7 +473,7 @@ class FakeHost:
                 walk(stream, "restored")
             guest = self.start(config)
             guest.memory = self._world.memories.get(os.fstat(fd).st_ino, "")
-            guest.paused = True
+            guest.paused, guest.has_run = True, False
         return guest
 
     def create(self, config: DomainConfig) -> FakeGuest:
@@ -631,7 +662,7 @@ CHOOSERS = (create_plan, revert_plan, recovery)
 def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty world; the package's directories and disk strategies are its own."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     found = World(root)
     for module, name, place in PLACES:
         monkeypatch.setattr(module, name, root / place)

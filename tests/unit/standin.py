@@ -50,7 +50,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
     )
     def preview(*_, **__):
         return PLAN
-    def recover(host, uuid, *, share_lock, start_monitor):
+    def recover(host, uuid, *, wait_s, share_lock, start_monitor):
         held = lock()
         (HERE / "recovered").write_text(uuid)
         rolled_back = True

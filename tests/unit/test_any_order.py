@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pyxlsnap import cfgfile, operations
+from pyxlsnap import cfgfile, operations, recovery, revert
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import plan_create
 from pyxlsnap.errors import (
@@ -29,10 +29,10 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.journal import Journal
-from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.revert import Reversion
-from pyxlsnap.revert_plan import plan_revert
-from tests.unit.fakes import UUID, FakeGuest, make_world
+from pyxlsnap.revert_plan import RevertPlan, plan_revert
+from tests.unit.fakes import UUID, FailsAtStep, FakeGuest, make_world, run_until
 
 VDEVS = ("xvda", "xvdb")
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
@@ -58,6 +58,18 @@ IN_REVERT = [
     *(f"{w} {v}" for w in OF_DISKS_IN_REVERT for v in VDEVS),
 ]
 WHEN = st.booleans()
+
+
+class FaultyCreation(FailsAtStep, Creation):
+    """Fails at one of its steps."""
+
+
+class FaultyReversion(FailsAtStep, Reversion):
+    """Fails at one of its steps."""
+
+
+class Killed(BaseException):
+    """Where the process is killed: nobody is there to undo anything."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,11 @@ class AnyOrder(RuleBasedStateMachine):
         self.finish: Callable[[], object] | None = None
         #: what the finish brings back, if it is a revert
         self.going_back_to: Taken | None = None
+        #: the domains that ran when the host crashed
+        self.crashed: list[DomainConfig] = []
+        self.boots = 0
+        for module in (recovery, revert):
+            self._patches.setattr(module, "boot_id", lambda: f"boot {self.boots}")
 
     def teardown(self) -> None:
         self._patches.undo()
@@ -169,14 +186,71 @@ class AnyOrder(RuleBasedStateMachine):
             del self.world.storage.snapshots[key]
 
     @precondition(lambda self: self.finish is None)
-    @rule(step=st.sampled_from(CREATE[:-1]))
-    def create_that_is_killed(self, step: str) -> None:
+    @rule(
+        step=st.sampled_from(CREATE),
+        when=st.sampled_from(["before", "after"]),
+        fault=st.sampled_from(sorted(FAULTS)),
+    )
+    def create_with_a_fault_at_a_step(self, step: str, when: str, fault: str) -> None:
+        before = self.world.photo()
         plan = plan_create(self.world.host, self.guest, self._wanted())
-        for name, do in Creation(plan, Journal(UUID)).steps():
-            do()
-            if name == step:
-                break
-        self.finish = self._recover
+        creation = FaultyCreation(plan, Journal(UUID))
+        creation.at, creation.when, creation.fault = step, when, self._raising(fault)
+        with pytest.raises(OperationFailed) as caught:
+            creation.run()
+        assert not isinstance(caught.value, NeedsAttention)
+        assert self.world.photo() == before
+
+    @precondition(lambda self: self.finish is None)
+    @rule(step=st.sampled_from(CREATE[:-1]), crash=st.booleans())
+    def create_that_is_killed(self, step: str, crash: bool) -> None:
+        plan = plan_create(self.world.host, self.guest, self._wanted())
+        run_until(Creation(plan, Journal(UUID)).steps(), step)
+        self._killed(self._recover, crash)
+
+    @precondition(lambda self: self.finish is None)
+    @rule(verb=st.sampled_from(IN_CREATE), after=WHEN, crash=st.booleans())
+    def create_that_is_killed_in_a_step(self, verb: str, after: bool, crash: bool) -> None:
+        plan = plan_create(self.world.host, self.guest, self._wanted())
+        self.world.fail(verb, Killed(), after=after)
+        steps = Creation(plan, Journal(UUID)).steps()
+        try:
+            run_until(steps[:-1], "")
+        except Killed:
+            pass
+        finally:
+            self.world.faults.clear()
+        self._killed(self._recover, crash)
+
+    def _raising(self, fault: str) -> Callable[[], None]:
+        def fail() -> None:
+            raise FAULTS[fault]()
+
+        return fail
+
+    def _killed(self, finish: Callable[[], object], crash: bool) -> None:
+        """The process is dead; in a crash so is everything else, and who boots is the disks."""
+        self.finish = finish
+        if crash:
+            self.boots += 1
+            self.crashed = [g.configuration for g in self.world.host.guests if g.exists]
+            for guest in self.world.host.guests:
+                guest.exists = False
+
+    def _ask_and_revert(self, to: Taken) -> None:
+        """A recovery leaves to the person what may have been worked on since."""
+        try:
+            operations.recover(self.world.host, None)
+        except NeedsAttention:
+            pass  # (Where the domain runs again, it is left alone.)
+        self._revert(to)
+
+    def _start_what_crashed(self) -> None:
+        """As xendomains does, after the recovery; not what has been brought back already."""
+        for config in self.crashed:
+            if not any(g.exists for g in self.world.host.guests):
+                self.world.host.start(config).memory = self.world.storage.content[VDEVS[0]]
+        self.crashed = []
 
     # Going back
 
@@ -205,7 +279,7 @@ class AnyOrder(RuleBasedStateMachine):
             self._revert(to)
             moment = to.moment
         except NeedsAttention:
-            self.finish, self.going_back_to = lambda: self._revert(to), to
+            self._goes_back(to, data)
             return
         except OperationFailed:
             assert self.world.photo() == before
@@ -218,22 +292,72 @@ class AnyOrder(RuleBasedStateMachine):
             }
 
     @precondition(lambda self: self.finish is None and self.taken)
-    @rule(data=st.data(), step=st.sampled_from(REVERT[:-1]))
-    def revert_that_is_killed(self, data: st.DataObject, step: str) -> None:
+    @rule(
+        data=st.data(),
+        step=st.sampled_from(REVERT),
+        when=st.sampled_from(["before", "after"]),
+        fault=st.sampled_from(sorted(FAULTS)),
+    )
+    def revert_with_a_fault_at_a_step(
+        self, data: st.DataObject, step: str, when: str, fault: str
+    ) -> None:
         to = data.draw(st.sampled_from(self.taken))
-        plan = plan_revert(self.world.host, "vm1", cfgfile.read(to.cfg), to.cfg)
-        for name, do in Reversion(self.world.host, plan).steps():
-            do()
-            if name == step:
-                break
-        self.finish, self.going_back_to = lambda: self._revert(to), to
+        before = self.world.photo()
+        reversion = FaultyReversion(self.world.host, self._plan(to))
+        reversion.at, reversion.when, reversion.fault = step, when, self._raising(fault)
+        with pytest.raises(OperationFailed) as caught:
+            reversion.run()
+        if isinstance(caught.value, NeedsAttention):
+            self._goes_back(to, data)
+        else:
+            assert self.world.photo() == before
+
+    @precondition(lambda self: self.finish is None and self.taken)
+    @rule(data=st.data(), step=st.sampled_from(REVERT), crash=st.booleans())
+    def revert_that_is_killed(self, data: st.DataObject, step: str, crash: bool) -> None:
+        to = data.draw(st.sampled_from(self.taken))
+        run_until(Reversion(self.world.host, self._plan(to)).steps(), step)
+        self._goes_back(to, data, crash=crash)
+
+    @precondition(lambda self: self.finish is None and self.taken)
+    @rule(data=st.data(), verb=st.sampled_from(IN_REVERT), after=WHEN, crash=st.booleans())
+    def revert_that_is_killed_in_a_step(
+        self, data: st.DataObject, verb: str, after: bool, crash: bool
+    ) -> None:
+        to = data.draw(st.sampled_from(self.taken))
+        self.world.fail(verb, Killed(), after=after)
+        try:
+            run_until(Reversion(self.world.host, self._plan(to)).steps(), "")
+        except Killed:
+            pass
+        finally:
+            self.world.faults.clear()
+        self._goes_back(to, data, crash=crash)
+
+    def _plan(self, to: Taken) -> RevertPlan:
+        return plan_revert(self.world.host, "vm1", cfgfile.read(to.cfg), to.cfg)
+
+    def _goes_back(self, to: Taken, data: st.DataObject, *, crash: bool = False) -> None:
+        """It is finished by a recovery, or by the same command.
+
+        A recovery leaves a domain as it is that was not touched, or that has been restored already.
+        """
+        entry = Journal(UUID).read()
+        assert entry
+        recovers = data.draw(st.booleans())
+        self._killed(self._recover if recovers else lambda: self._revert(to), crash)
+        goes = entry.begun and entry.restored < 0
+        self.going_back_to = to if goes or not recovers else None
+        if recovers and (entry.told or (entry.restored >= 0 and crash)):
+            self.finish = lambda: self._ask_and_revert(to)
 
     # Finishing
 
     def _recover(self) -> None:
         operations.recover(self.world.host, None)
+        self._start_what_crashed()
 
-    @precondition(lambda self: self.finish is not None)
+    @precondition(lambda self: self.finish is not None and not self.crashed)
     @rule()
     def nothing_else_is_done_before_it_is_finished(self) -> None:
         if Journal(UUID).read() is not None and self.going_back_to is None:
@@ -266,7 +390,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=80,
+    max_examples=120,
     stateful_step_count=15,
     suppress_health_check=[HealthCheck.too_slow],
 )

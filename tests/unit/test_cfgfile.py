@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,28 @@ class TestSyntax:
         assert "longer than" in str(refused(b"\n" * (cfgfile.SIZE_LIMIT + 1)))
         assert cfgfile.parse(b"\n" * cfgfile.SIZE_LIMIT, file="x") == SnapshotConfig()
 
+    @pytest.mark.parametrize(
+        "part",
+        [
+            b"# ",
+            b"e # ",
+            b"\\'",
+            b"a\\'",
+            b"name+='x';",
+            b"a%d+=1;",
+            b"disks=[' ",
+            b"',,a%d',",
+            b"[",
+            b"'",
+        ],
+    )
+    def test_nothing_takes_long(self, part: bytes) -> None:
+        """Seconds for what libxlutil's time grows with the square of, and no minutes."""
+        parts = (part.replace(b"%d", b"%d" % i) for i in range(cfgfile.SIZE_LIMIT // 4))
+        began = time.monotonic()
+        refused(b"".join(parts)[: cfgfile.SIZE_LIMIT])
+        assert time.monotonic() - began < 60
+
     @pytest.mark.parametrize("depth", [100, 3000, 100_000])
     def test_deep_nesting(self, depth: int) -> None:
         refused("name = " + "[" * depth + "]" * depth + "\n")
@@ -178,8 +201,8 @@ class TestDisks:
             ("/a,qcow2,", "no device"),
             ("/a,,xvda", "path without a format"),
             ("vdev=xvda,target=/a", "path without a format"),
-            (",qcow2,xvda", "format qcow2 without an external path"),
-            (",raw,xvda", "format raw without an external path"),
+            (",qcow2,xvda", "format 'qcow2' without an external path"),
+            (",raw,xvda", "format 'raw' without an external path"),
             ("/a,empty,xvda", "empty drive"),
             ("/a,vmdk,xvda", "vmdk"),
             ("/a,raw,hda:cdrom", "not a device"),
@@ -208,6 +231,18 @@ class TestDisks:
         error = refused(f'disks = ["{spec}"]\n')
         assert error.item == f"disk {spec!r}"
         assert says in str(error)
+
+    @pytest.mark.parametrize("form", ["/{},raw,xvda", "format=raw,vdev=xvda,target=/{}"])
+    def test_longer_than_a_path_can_be(self, form: str) -> None:
+        """libxlutil would write beyond its memory."""
+        assert disk(form.format("x" * 4095)).path == "/" + "x" * 4095
+        assert len(str(refused(f"disks = ['{form.format('x' * 20_000)}']\n"))) < 1000
+
+    @pytest.mark.parametrize(
+        "spec", [",a\\nb,xvda", "/a\\n,,xvda", "/a,raw,x\\ny", "a,raw,b,c\\nd"]
+    )
+    def test_the_message_is_one_line(self, spec: str) -> None:
+        refused(f'disks = ["{spec}"]\n')
 
     def test_the_same_disk_twice(self) -> None:
         assert "xvda is there twice" in str(refused("disks = [',,xvda', '/a,raw,xvda']\n"))
@@ -259,6 +294,7 @@ _PATHS = st.one_of(
     _ANY.map(lambda t: "/" + t.replace("\n", "")),
     _ANY.map(lambda t: "/" + re.sub("[,=]", "", t)),
     _ANY.map(lambda t: t.replace("\n", "")).filter(bool),
+    st.from_regex(r"[a-z][a-z\n]*", fullmatch=True),
 )
 _REQUESTS = st.builds(DiskRequest, _VDEVS) | st.builds(DiskRequest, _VDEVS, _PATHS, _FORMATS)
 _CONFIGS = st.builds(
@@ -325,7 +361,7 @@ class TestRender:
             SnapshotConfig(description="x" * cfgfile.SIZE_LIMIT),
             SnapshotConfig(name="no/name"),
             SnapshotConfig(disks=(DiskRequest("xvda", "/a\n,b", "raw"),)),
-            SnapshotConfig(disks=(DiskRequest("xvda", "rel\n", "raw"),)),
+            SnapshotConfig(disks=(DiskRequest("xvda", "/" + "x" * 20_000, "raw"),)),
             SnapshotConfig(disks=(DiskRequest("xvda", "/a", ""),)),
             SnapshotConfig(disks=(DiskRequest("xvda", "", "raw"),)),
             SnapshotConfig(disks=(DiskRequest("xvda,target=/x", "/a", "raw"),)),

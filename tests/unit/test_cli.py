@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import logging
 import os
 import signal
 import struct
@@ -135,6 +134,11 @@ def test_version() -> None:
     assert (found.returncode, found.stdout) == (0, f"pyxlsnap {pyxlsnap.__version__}\n")
 
 
+def test_an_option_is_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["snapshot-revert", "vm1", "a.cfg", "--forc"]) == 2
+    assert "unrecognized arguments: --forc" in capsys.readouterr().err
+
+
 @on_xen
 class TestNoXen:
     @pytest.mark.parametrize("command", [("snapshot-create", "vm1"), ("snapshot-recover", UUID)])
@@ -191,6 +195,64 @@ def test_a_worker_that_dies_is_one_line(worker: StandIn) -> None:
     )
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("stdout", ["full", "nobody"])
+def test_a_result_that_nobody_gets_is_told(
+    worker: StandIn, options: list[str], stdout: str
+) -> None:
+    worker.set("return SNAPSHOT")
+    found = run_into(stdout, *options, "snapshot-create", "vm1")
+    assert found.returncode == 4
+    warning, said = found.stderr.splitlines()
+    assert warning == "pyxlsnap: warning: careful"
+    why = "No space left on device" if stdout == "full" else "Broken pipe"
+    assert said.startswith(
+        f"pyxlsnap: the result could not be written to stdout ({why}), but it is"
+    )
+    assert said.endswith("revert: pyxlsnap snapshot-revert vm1 /c")
+
+
+@pytest.mark.parametrize("stdout", ["full", "nobody"])
+def test_of_a_plan_nothing_is_lost(worker: StandIn, stdout: str) -> None:
+    worker.set("pass")
+    found = run_into(stdout, "snapshot-create", "vm1", "--dry-run")
+    assert found.returncode == 1
+    assert found.stderr.endswith("; nothing was done\n")
+
+
+def run_into(stdout: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it with a stdout that takes nothing."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            stdout=full if stdout == "full" else writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+    finally:
+        os.close(full)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]])
+def test_closed_streams_are_no_obstacle(worker: StandIn, closed: list[int]) -> None:
+    worker.set("(HERE / 'done').touch(); return SNAPSHOT")
+    closing = " ".join(f"{n}>&-" for n in closed)
+    found = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closing}', "sh", *COMMAND, "snapshot-create", "vm1"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (found.returncode, (worker.here / "done").exists()) == (0, True)
+    assert found.stdout.startswith("snapshot snap of vm1") == (1 not in closed)
+    assert found.stderr == ("" if 2 in closed else "pyxlsnap: warning: careful\n")
+
+
 def run_with(_: StandIn, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT)
 
@@ -218,10 +280,7 @@ REVERTED = Reverted("snap", "vm1", 8, UUID, RunState.PAUSED, ("xvda",), ("carefu
 def _process() -> Iterator[None]:
     """main() takes the whole process for its own."""
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    libxl = logging.getLogger("pyxlsnap.libxl")
-    level = libxl.level
     yield
-    libxl.setLevel(level)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -266,6 +325,20 @@ def test_a_snapshot_is_shown_with_what_deletes_it(
         "revert: pyxlsnap snapshot-revert vm1 /c",
     ]
     assert err == "pyxlsnap: warning: careful\n"
+
+
+def test_commands_are_quoted_and_a_result_keeps_its_lines(
+    fake: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.answer = replace(
+        SNAPSHOT, domain="a b", cfgfile="/it's\n\udcff", left_out={"xvda": "\x1b"}
+    )
+    assert cli.main(["snapshot-create", "vm1"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.splitlines()[-2:] == [
+        "  not in it: xvda (\\x1b)",
+        "revert: pyxlsnap snapshot-revert 'a b' $'/it\\'s\\012\\377'",
+    ]
 
 
 def test_a_revert_is_shown(fake: Api, capsys: pytest.CaptureFixture[str]) -> None:

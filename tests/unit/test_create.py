@@ -473,6 +473,7 @@ class TestSuccess:
         start = events.index("suspend")
         assert events[start : events.index("resume")] == [
             "suspend",
+            "disk_targets",
             *("commit xvda", "create xvda"),
             *("commit xvdb", "create xvdb"),
         ]
@@ -616,6 +617,65 @@ def test_a_guest_that_somebody_else_resumes_is_noticed(world: World, when: str) 
     assert "somebody else has resumed vm1" in str(error)
     case.assert_as_before()
     assert case.guest.resumes == 0
+
+
+def _paused(guest: FakeGuest) -> None:
+    guest.paused = True
+
+
+def _suspended(guest: FakeGuest) -> None:
+    guest.suspended = True
+
+
+def _powered_off(guest: FakeGuest) -> None:
+    guest.shutdown_reason = "poweroff"
+
+
+def _renamed(guest: FakeGuest) -> None:
+    guest.present = "vm9"
+
+
+INTERFERENCE = [
+    (_paused, "somebody else has paused vm1 meanwhile"),
+    (_suspended, "vm1 has shut down meanwhile (suspend)"),
+    (_powered_off, "vm1 has shut down meanwhile (poweroff)"),
+    (_renamed, "vm1 has been renamed to vm9 meanwhile"),
+]
+
+
+@pytest.mark.parametrize(("interfere", "says"), INTERFERENCE)
+@pytest.mark.parametrize("step", STEPS[: STEPS.index("suspend")])
+def test_interference_is_noticed_before_anything_is_asked_of_the_guest(
+    world: World, interfere: Callable[[FakeGuest], None], says: str, step: str
+) -> None:
+    """Above all a guest that another program is saving is not resumed by our undo."""
+    case = Case(world)
+    error = case.fails_at(step, "after", lambda: interfere(case.guest), OperationFailed)
+    assert says in str(error)
+    assert "suspend" not in world.events
+    assert case.guest.resumes == 0
+    assert world.photo() == case.before
+
+
+def test_an_owners_unpause_is_noticed(world: World) -> None:
+    case = Case(world, paused=True)
+    error = case.fails_at("header", "after", case.guest.unpause, OperationFailed)
+    assert "somebody else has unpaused vm1 meanwhile" in str(error)
+    assert case.guest.runs
+    assert world.photo() == case.before
+
+
+def test_a_disk_that_comes_while_the_memory_is_saved_is_noticed(world: World) -> None:
+    """It is not in the configuration that was saved, but the guest in the memory knows it."""
+    case = Case(world)
+
+    def attach() -> None:
+        case.guest.attached = ("/dev/new",)
+
+    case.guest.while_suspending = attach
+    assert "disks of vm1 have come or gone meanwhile: /dev/new" in str(case.fails())
+    assert not [e for e in world.events if e.startswith("create")]
+    case.assert_as_before()
 
 
 def test_a_guest_that_has_gone_is_noticed_before_disks_are_prepared(world: World) -> None:

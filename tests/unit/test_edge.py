@@ -4,6 +4,7 @@ import ast
 import logging
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 import pyxlsnap
 from pyxlsnap._libxl import C, check, ffi
-from pyxlsnap.bridge import Bridge
+from pyxlsnap.bridge import Bridge, close_in_children
 from pyxlsnap.domain import Domain
 from pyxlsnap.errors import (
     Aborted,
@@ -525,3 +526,31 @@ def test_progress_is_reported_ten_times_a_second_at_most() -> None:
         assert eventually(lambda: bool(seen) and seen[-1].done == 5000)
     assert seen[0].done == 0
     assert len(seen) < 100
+
+
+def test_a_child_that_stays_has_no_private_descriptor() -> None:
+    """libxl's middle process lives as long as a QEMU; a lock or socket in it would, too."""
+    reader, writer = os.pipe()
+    with running() as r:
+        close_in_children(writer)
+        pid = C.pyxlsnap_bridge_test_fork(r.c, -1)
+        os.close(writer)
+        try:
+            assert select.select([reader], [], [], 10)[0]
+            assert os.read(reader, 1) == b""
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # it is still there
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    os.close(reader)
+
+
+def test_private_descriptors_that_were_closed_make_room() -> None:
+    for _ in range(50):
+        fd = os.open(os.devnull, os.O_RDONLY)
+        other = os.open("/", os.O_RDONLY)
+        close_in_children(other)
+        os.close(other)
+        os.close(fd)
+    with pytest.raises(OSError, match="too many"):
+        close_in_children(-1)

@@ -324,7 +324,8 @@ class TestHolders:
             assert holders(image) == [pid]
 
     def test_a_process_that_has_ended_is_none(self, image: Path) -> None:
-        with python(f"{self.HOLD}\nif not os.fork(): sys.exit()", image) as pid:
+        ended = "os.waitid(os.P_PID, os.fork() or sys.exit(), os.WEXITED | os.WNOWAIT)"
+        with python(f"{self.HOLD}\n{ended}", image) as pid:
             assert holders(image) == [pid]
 
     def test_a_file_that_is_not_there(self, image: Path) -> None:

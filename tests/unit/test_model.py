@@ -124,6 +124,27 @@ class TestDomainConfig:
         with pytest.raises(ValueError):  # noqa: PT011
             DomainConfig.parse(text)
 
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ('{"disks": null}', "disks is not a list"),
+            ('{"disks": 5}', "disks is not a list"),
+            ('{"nics": {}}', "nics is not a list"),
+            ('{"disks": [{"pdev_path": "/a\\u0000"}]}', "NUL"),
+            ('{"c_info": {"a\\u0000": 1}}', "NUL"),
+            ('{"c_info": {"name": "\\ud800"}}', "surrogates"),
+            ('{"a": ' + "[" * 60 + "]" * 60 + "}", "nested too deeply"),
+            ('{"a": ' * 60 + "1" + "}" * 60, "nested too deeply"),
+            ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+        ],
+    )
+    def test_what_libxl_never_writes_is_a_value_error(self, text: str, says: str) -> None:
+        with pytest.raises(ValueError, match=says):
+            DomainConfig.parse(text)
+
+    def test_a_name_that_is_not_utf8_is_taken(self) -> None:
+        assert DomainConfig.parse('{"c_info": {"name": "\\udcff"}}').name == "\udcff"
+
     @pytest.mark.parametrize("kind", ["pv", "pvh", "hvm", "HVM"])
     def test_knows_the_three_kinds(self, kind: str) -> None:
         config = DomainConfig.parse(json.dumps({"c_info": {"type": kind}}))

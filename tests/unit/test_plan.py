@@ -132,7 +132,7 @@ class TestRefused:
     def test_an_unknown_disk(self, world: World, guest: FakeGuest) -> None:
         wanted = SnapshotConfig("snap", disks=(DiskRequest("xvdz"),))
         says = self.refusal(world, guest, wanted, UsageError)
-        assert says == "the domain has no disk xvdz (its disks: xvda, xvdb)"
+        assert says == "vm1 has no disk xvdz (its disks: xvda, xvdb)"
 
     @pytest.mark.parametrize(
         ("one", "other", "says"),

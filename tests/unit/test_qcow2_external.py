@@ -17,7 +17,7 @@ from pyxlsnap.disks.qcow2 import Qcow2
 from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.ports import DiskTask
-from tests.unit.qemu import DOMID, VDEVS, Qemu, content, qemu_img, tags
+from tests.unit.qemu import DOMID, SIZE, VDEVS, Qemu, content, qemu_img, tags
 
 
 def external(disks: list[Disk], name: str, directory: Path) -> Qcow2:
@@ -156,6 +156,23 @@ class TestCreate:
         assert backing(disk.target) == str(case.frozen / "xvda.s1")
         assert not (case.frozen / "xvda.s2").exists()
         assert content(disk) == 2
+
+    def test_a_disk_on_a_base_of_another_format(self, case: Case, tmp_path: Path) -> None:
+        case.qemu.close()
+        base = tmp_path / "base.raw"
+        base.write_bytes(b"\7" * SIZE)
+        for disk in case.disks:
+            qemu_img(
+                "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", disk.target, str(SIZE)
+            )
+        case.qemu.start()
+        artefact = case.take("s1").artefacts("vm1")[0]
+        assert "3 files deep" in artefact.where
+        case.qemu.close()
+        command = artefact.delete.removeprefix("domain off: ")
+        subprocess.run(command, shell=True, check=True, capture_output=True)
+        assert backing(case.disks[0].target) == str(base)
+        assert content(case.disks[0]) == 7
 
 
 class TestUndo:

@@ -1,6 +1,8 @@
 """Finishing what was killed: a create is rolled back, a revert can only go forward."""
 
 import errno
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from pyxlsnap.errors import (
     MonitorError,
     NeedsAttention,
     Refused,
+    Risky,
     UsageError,
     XenError,
 )
@@ -23,6 +26,7 @@ from pyxlsnap.model import Recovered, Reverted, RunState, SnapshotConfig
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert
 from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, run_until
+from tests.unit.test_savefile import xl_file
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
 REVERT = [name for name, _ in Reversion.__new__(Reversion).steps()]
@@ -107,11 +111,12 @@ def test_disk_snapshots_of_others_stay(world: World) -> None:
     assert set(world.storage.snapshots) == {("xvda", "older")}
 
 
-def test_somebody_elses_file_at_the_memory_files_name_stays(world: World) -> None:
+@pytest.mark.parametrize("content", [b"somebody else's", xl_file(b'{"disks": 5}\0')])
+def test_somebody_elses_file_at_the_memory_files_name_stays(world: World, content: bytes) -> None:
     killed = Killed(world, "resume")
-    killed.plan.memory_path.write_text("somebody else's")
+    killed.plan.memory_path.write_bytes(content)
     killed.recover()
-    assert killed.plan.memory_path.read_text() == "somebody else's"
+    assert killed.plan.memory_path.read_bytes() == content
 
 
 def test_nothing_in_flight_is_nothing_to_do(world: World) -> None:
@@ -334,13 +339,134 @@ class TestARevert:
         path.with_suffix(".away").rename(path)
         self.assert_is_back(world, recover(world))
 
+    @pytest.mark.parametrize("step", ["destroy", "restore"])
+    def test_one_that_was_renamed_comes_back_under_its_present_name(
+        self, world: World, step: str
+    ) -> None:
+        """Even if that is known to nobody but the journal."""
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        killed.guest.name = "vm9"
+        cfg = killed.plan.cfgfile
+        plan = plan_revert(world.host, "vm9", cfgfile.read(cfg), cfg)
+        run_until(Reversion(world.host, plan, start_monitor=watch).steps(), step)
+        assert "vm9 is back at snap and running" in recover(world, "vm9").lines
+        (guest,) = [g for g in world.host.guests if g.exists]
+        assert guest.name == "vm9"
+
     def test_what_fails_again_says_so(self, world: World) -> None:
         self.killed(world, "disks")
         world.fail("restore", XenError("no", rc=-3, operation="libxl_domain_create_restore"))
         with pytest.raises(NeedsAttention, match="run the command again to finish"):
             recover(world)
         world.faults.clear()
+        self.finish_by_command(world)
+
+    def finish_by_command(self, world: World) -> None:
+        entry = Journal(UUID).read()
+        assert entry
+        cfg = Path(entry.words[3])
+        back = operations.revert(
+            world.host, entry.words[2], cfgfile.read(cfg), cfg, start_monitor=watch
+        )
+        lines = (f"vm1 is back at {entry.name} and running",)
+        self.assert_is_back(world, Recovered(lines, rolled_back=False, reverted=back))
+
+    @pytest.mark.parametrize("step", ["restore", "unpause", "clean up"])
+    @pytest.mark.parametrize("boot", ["", "another"])
+    def test_a_domain_that_was_back_is_not_taken_back_later(
+        self, world: World, step: str, boot: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody recovered at once; it may have worked for days before it was shut down."""
+        self.killed(world, step)
+        for guest in world.host.guests:
+            guest.exists = False
+        world.storage.content |= {"xvda": "days of work", "xvdb": "days of work"}
+        if boot:
+            monkeypatch.setattr(recovery, "boot_id", lambda: boot)
+        with pytest.raises(NeedsAttention, match="was brought back to snap and has gone since"):
+            recover(world)
+        assert set(world.storage.content.values()) == {"days of work"}
+        self.finish_by_command(world)
+
+    @pytest.mark.parametrize("how", ["is off", "is paused", "reboots"])
+    def test_what_the_user_was_told_of_is_not_done_behind_his_back(
+        self, world: World, how: str
+    ) -> None:
+        """He may have started the domain instead."""
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        cfg = killed.plan.cfgfile
+        world.fail("restore", XenError("no memory", rc=-3, operation="x"))
+        with pytest.raises(NeedsAttention):
+            operations.revert(world.host, "vm1", cfgfile.read(cfg), cfg)
+        world.faults.clear()
+        again = world.host.start(killed.guest.configuration)
+        world.storage.content |= {"xvda": "days of work", "xvdb": "days of work"}
+        again.exists = how != "is off"
+        again.paused = how == "is paused"
+        again.shutdown_reason = "reboot" if how == "reboots" else ""
+        with pytest.raises(NeedsAttention, match="has failed, and was not finished"):
+            recover(world)
+        assert set(world.storage.content.values()) == {"days of work"}
+        assert again.exists == (how != "is off")
+
+    def test_somebodys_domain_that_is_paused_is_left_alone(self, world: World) -> None:
+        """A half restored one is paused, too, but it has never run."""
+        killed = self.killed(world, "disks")
+        again = world.host.start(killed.configuration)
+        again.paused = True
+        with pytest.raises(NeedsAttention, match="was started since"):
+            recover(world)
+        assert again.exists
+        again.has_run = False
         self.assert_is_back(world, recover(world))
+        assert not again.exists
+
+    def test_another_domain_is_not_destroyed_in_its_place(self, world: World) -> None:
+        self.killed(world, "disks")
+        other = world.guest(world.image("xvdc"), name="vm2", uuid=OTHER_UUID)
+        cfg = world.directory / UUID / "snap.cfg"
+        with pytest.raises(Risky, match="another uuid"):
+            operations.revert(world.host, "vm2", cfgfile.read(cfg), cfg)
+        assert other.runs
+
+    @pytest.mark.parametrize("step", ["begun", *REVERT[REVERT.index("destroy") : -1]])
+    def test_one_that_replaces_a_domain_with_another_uuid(self, world: World, step: str) -> None:
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        killed.guest.exists = False
+        disks = killed.guest.configuration.disks
+        other = world.guest(*disks, name="vm1", uuid=OTHER_UUID)
+        cfg = killed.plan.cfgfile
+        plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg, force=True)
+        reversion = Reversion(world.host, plan, force=True, start_monitor=watch)
+        if step == "begun":
+            world.fail("destroy", KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                run_until(reversion.steps(), "destroy")
+            world.faults.clear()
+            assert recover(world).lines == ("vm1 was not touched",)
+            assert other.runs
+            return
+        run_until(reversion.steps(), step)
+        self.assert_is_back(world, recover(world))
+        assert not other.exists
+
+    def test_what_is_still_ending_is_waited_for(self, world: World) -> None:
+        """A qemu-img that the dead worker had started has a disk open."""
+        guest = self.killed(world, "disks")
+        with open(guest.configuration.disks[0].target, "rb") as image:
+            orphan = subprocess.Popen(["sleep", "1"], stdin=image)
+        self.assert_is_back(world, recover(world))
+        assert orphan.wait() == 0
+
+    def test_a_rival_that_only_looks_is_waited_for(self, world: World) -> None:
+        killed = Killed(world, "suspend")
+        lock = DomainLock(UUID, domain="vm1")
+        threading.Timer(0.3, lock.release).start()
+        operations.recover(world.host, UUID, wait_s=10, start_monitor=watch)
+        assert killed.guest.runs
 
     def test_the_snapshot_of_the_present_is_not_forgotten(self, world: World) -> None:
         for step in ("disks", "restore"):

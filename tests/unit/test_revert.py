@@ -240,6 +240,15 @@ def test_a_half_restored_domain_is_removed(case: Case) -> None:
     assert not [g for g in case.world.host.guests if g.exists]
 
 
+def test_a_domain_that_is_renamed_meanwhile_would_come_back_under_its_old_name(case: Case) -> None:
+    plan = case.plan()
+    case.guest.present = "vm9"
+    with pytest.raises(OperationFailed, match="vm1 has been renamed to vm9 meanwhile; nothing was"):
+        Reversion(case.world.host, plan).run()
+    assert case.guest.runs
+    assert Journal(UUID).read() is None
+
+
 def test_a_restored_domain_that_cannot_be_unpaused_is_not_called_off(case: Case) -> None:
     case.world.fail("unpause", XenError("no", rc=-3, operation="unpause"))
     with pytest.raises(NeedsAttention) as caught:
@@ -472,10 +481,11 @@ def test_a_missing_image_is_refused(case: Case) -> None:
         case.plan(force=True)
 
 
-def test_a_missing_bridge_is_refused(case: Case) -> None:
-    config = config_of(*case.guest.configuration.disks, nics=[{"bridge": "nosuchbr0"}])
+@pytest.mark.parametrize("bridge", ["nosuchbr0", "x" * 5000])
+def test_a_missing_bridge_is_refused(case: Case, bridge: str) -> None:
+    config = config_of(*case.guest.configuration.disks, nics=[{"bridge": bridge}])
     case.save_memory(config=config.json, ours=False)
-    with pytest.raises(Refused, match="bridge nosuchbr0"):
+    with pytest.raises(Refused, match=f"bridge {bridge}"):
         case.plan(force=True)
 
 

@@ -148,6 +148,7 @@ def test_is_read_from_the_beginning() -> None:
         (xl_file(b'{"a": ' + b"9" * 5000 + b"}\0"), "damaged"),
         (xl_file(b'{"a":' * 200_000 + b"\0"), "nested too deeply"),
         (xl_file(b"[" * 200_000 + b"\0"), "nested too deeply"),
+        (xl_file(b"{" + b" " * (2 << 20) + b"}\0"), "cannot have"),
     ],
 )
 def test_damage_is_named(data: bytes, says: str) -> None:

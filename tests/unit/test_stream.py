@@ -184,7 +184,7 @@ class TestLibxlLayer:
             streams.emulator(2, b"key\0"),
             streams.emulator(2, b"\0value\0"),
             streams.emulator(2, b"/key\0value\0"),
-            streams.emulator(2, bytes(17 << 20)),
+            streams.emulator(2, b"k\0v\0" * (1 << 18)),
             streams.LIBXC_CONTEXT,
         ],
     )

@@ -1,0 +1,40 @@
+"""Text that others have chosen (names, paths, what a program said), made fit to be shown."""
+
+import re
+import shlex
+from collections.abc import Iterable
+
+# Control characters (a terminal obeys them), what breaks or turns a line, and surrogates: bytes of
+# a path that are not UTF-8, which no strict stream takes.
+_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_NOT_UTF8 = range(0xDC80, 0xDD00)
+
+
+def one_line(text: str) -> str:
+    """The text as one line without control characters: they are written as Python writes them."""
+    return _HIDDEN.sub(lambda found: _escaped(found[0]), text)
+
+
+def quote(word: str) -> str:
+    """A word as a shell takes it, in one line: $'…' (bash, POSIX.1-2024) where nothing else can."""
+    if not _HIDDEN.search(word):
+        return shlex.quote(word)
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + _HIDDEN.sub(lambda found: _octal(found[0]), plain) + "'"
+
+
+def command(words: Iterable[str]) -> str:
+    """A command to be pasted into a shell."""
+    return " ".join(map(quote, words))
+
+
+def _escaped(character: str) -> str:
+    if ord(character) in _NOT_UTF8:
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def _octal(character: str) -> str:
+    code = ord(character)
+    data = bytes([code - 0xDC00]) if code in _NOT_UTF8 else character.encode(errors="surrogatepass")
+    return "".join(f"\\{byte:03o}" for byte in data)

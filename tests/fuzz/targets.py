@@ -1,0 +1,107 @@
+"""The readers that are fuzzed: what each is given, and what may come of it.
+
+Anything else that is raised is a finding, and so is what takes more memory than :data:`MEMORY`.
+"""
+
+import os
+import random
+import resource
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from pyxlsnap import cfgfile, revert_plan
+from pyxlsnap.errors import BadMemoryFile, ConfigError, PyxlsnapError
+from pyxlsnap.model import SnapshotConfig
+from tests.fuzz import inputs
+from tests.unit import fakes
+
+#: bytes of address space that one input may take beyond what the process has
+MEMORY: Final = 64 << 20
+
+#: reads one input; what it raises is a finding
+Read = Callable[[bytes], None]
+
+
+@contextmanager
+def cfgfiles() -> Iterator[Read]:
+    """A config file is refused, or read; what was read can be written, and is read again."""
+
+    def read(data: bytes) -> None:
+        try:
+            found = cfgfile.parse(data, file="x")
+        except ConfigError as e:
+            _check_one_line(e)
+            return
+        again = cfgfile.parse(cfgfile.render(found).encode(), file="again")
+        assert again == found, f"{found} was written, {again} was read"
+
+    yield read
+
+
+@contextmanager
+def memory_files() -> Iterator[Read]:
+    """A memory file is refused, or the revert to it is planned, in a world of fakes."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        pytest.MonkeyPatch.context() as patch,
+        open(os.memfd_create("memory file"), "wb", buffering=0) as file,
+    ):
+        world = fakes.make_world(Path(directory, "world"), patch)
+        world.guest(world.image("xvda"))
+        world.storage.snapshots |= {("xvda", "before"): "", ("xvdb", "before"): ""}
+        wanted = SnapshotConfig("before", memory_path=f"/proc/self/fd/{file.fileno()}")
+
+        def read(data: bytes) -> None:
+            inputs.write(file.fileno(), data)
+            world.events.clear()
+            try:
+                plan = revert_plan.plan_revert(world.host, "vm1", wanted, Path("x.cfg"), force=True)
+            except BadMemoryFile as e:
+                _check_one_line(e)
+            except PyxlsnapError:
+                pass
+            else:
+                plan.summary()
+
+        yield read
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader, and what the fuzzer has to know of its format."""
+
+    reading: Callable[[], AbstractContextManager[Read]]
+    seeds: Callable[[], Sequence[bytes]]
+    words: Sequence[bytes]
+    #: makes an input that was changed valid again in what the changes would never hit upon
+    repair: Callable[[bytes, random.Random], bytes] = lambda data, chance: data
+
+
+TARGETS: Final[Mapping[str, Target]] = {
+    "cfgfile": Target(cfgfiles, inputs.cfgfiles, inputs.CFGFILE_WORDS),
+    "memory": Target(
+        memory_files, inputs.memory_files, inputs.MEMORY_WORDS, inputs.repaired_otherwise
+    ),
+}
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Memory beyond :data:`MEMORY` is refused, to Python (MemoryError) and to C."""
+    old, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (old, hard))
+
+
+def _check_one_line(error: PyxlsnapError) -> None:
+    assert "\n" not in str(error), f"a message of several lines: {str(error)!r}"

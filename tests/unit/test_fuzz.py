@@ -1,0 +1,103 @@
+"""The fuzzer: a short run of each target, what failed once, and that it would find something."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap import cfgfile
+from pyxlsnap.memory import read_header, walk
+from tests.fuzz import inputs
+from tests.fuzz.targets import MEMORY, TARGETS, bounded
+
+#: so many inputs take some 15 seconds
+RUNS = {"cfgfile": 20_000, "memory": 30_000}
+#: a run takes seconds; it hangs if it takes as long as this
+PATIENCE_S = 500
+
+# Put in the place of a reader. No input that the fuzzer starts from has two brackets in a row.
+PLANT = """
+import contextlib, os, sys
+from dataclasses import replace
+from tests.fuzz import __main__
+from pyxlsnap import cfgfile
+
+@contextlib.contextmanager
+def reading():
+    def read(data):
+        if b"[[" in data:
+            {fault}
+    yield read
+
+target = replace(__main__.TARGETS["cfgfile"], reading=reading)
+__main__.TARGETS = dict(cfgfile=target)
+sys.exit(__main__.main())
+"""
+
+
+def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the fuzzer, reproducibly: the same inputs each time."""
+    command = [sys.executable, *arguments, "-seed=1", "-verbosity=1"]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE_S,
+        errors="replace",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
+    # How long an input may take is for the long run: this machine may be slow.
+    options = [f"-runs={RUNS[name]}", "-timeout=120"]
+    done = fuzz("-m", "tests.fuzz", name, f"--found={tmp_path}", *options)
+    assert done.returncode == 0, done.stdout
+    assert f"Done {RUNS[name]} runs" in done.stdout
+
+
+def test_it_starts_from_valid_files() -> None:
+    for data in inputs.cfgfiles():
+        assert cfgfile.parse(data, file="x").disks is not None
+    containers = []
+    for data in inputs.memory_files()[:3]:
+        file = io.BytesIO(data)
+        assert read_header(file, "x").metadata is not None
+        containers.append(walk(file, "x").container)
+    assert containers == ["pv", "hvm", "hvm"]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_it_starts_from_is_read_rightly(name: str) -> None:
+    with TARGETS[name].reading() as read:
+        for seed in TARGETS[name].seeds():
+            with bounded():
+                read(seed)
+
+
+@pytest.mark.parametrize("path", sorted(inputs.CORPUS.glob("*/*")), ids=lambda path: path.name)
+def test_what_failed_once(path: Path) -> None:
+    with TARGETS[path.parent.name].reading() as read, bounded():
+        read(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("fault", "kept", "says"),
+    [
+        ("raise KeyError(data)", "crash-", "KeyError"),
+        ("os.abort()", "crash-", "Fatal Python error: Aborted"),
+        (f"bytes({2 * MEMORY})", "crash-", "MemoryError"),
+        ("while True: pass", "timeout-", "timeout"),
+    ],
+)
+def test_a_fault_is_found_and_its_input_kept(
+    fault: str, kept: str, says: str, tmp_path: Path
+) -> None:
+    plant = PLANT.format(fault=fault)
+    done = fuzz("-c", plant, "cfgfile", f"--found={tmp_path}", "-runs=1000000", "-timeout=2")
+    assert done.returncode != 0, done.stdout
+    assert says in done.stdout
+    (path,) = tmp_path.glob(f"{kept}*")
+    assert b"[[" in path.read_bytes()
+    assert str(path) in done.stdout.splitlines()[-1]
+    again = fuzz("-c", plant, "cfgfile", f"--found={tmp_path}", "-timeout=2", str(path))
+    assert again.returncode == done.returncode, again.stdout
