@@ -15,8 +15,6 @@ from .test_reverts import Taken, check_back, take
 
 #: the snapshot that is reverted to, and the one that is not to come about
 BASE, CUT = "base", "cut"
-#: who can be killed, or sent a signal to; "" leaves them alone
-WHO = ("worker", "caller", "worker and keeper", "all", "helper", "SIGTERM", "SIGINT", "")
 
 # Nothing of it may be there when an operation is over, however it ended.
 LEFT = rf"""
@@ -42,7 +40,8 @@ class Case:
     meanwhile: str = ""
     #: "request", or a process by its command line: what is waited for then
     wait_for: str = ""
-    #: one of WHO
+    #: who is killed: "worker", "worker and keeper", "caller", "all", "helper"; or a signal's name,
+    #: which the caller gets; "": nobody
     who: str = ""
     #: a command for the shell, soon after the blow
     later: str = ""

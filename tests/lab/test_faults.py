@@ -168,7 +168,7 @@ def strike(stage: Stage, cell: Cell, command: list[str]) -> Outcome:
     elif cell.point == REQUESTED:
         # A guest that is paused cannot answer; it does when it is let go.
         pause, unpause = f"xl pause {guest.name}", f"xl unpause {guest.name}"
-        case = replace(case, point="after prepare disks", meanwhile=pause, later=unpause)
+        case = replace(case, point="at suspend", meanwhile=pause, later=unpause)
         case = replace(case, wait_for="request")
     return run_case(guest, case)
 

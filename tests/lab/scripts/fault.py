@@ -69,6 +69,11 @@ def strike(who: str, sequence: int, caller: int) -> None:
         sys.exit(f"there is no {who} to kill")
 
 
+def is_there(what: str, domain: str) -> bool:
+    """Whether the domain is asked to suspend, or a process of that command line runs."""
+    return requested(domain) if what == "request" else bool(processes(what))
+
+
 def requested(domain: str) -> bool:
     domid = subprocess.run(["xl", "domid", domain], capture_output=True, text=True).stdout.strip()
     path = f"/local/domain/{domid}/control/shutdown"
@@ -105,12 +110,12 @@ def act(
     if case["meanwhile"]:
         subprocess.run(["sh", "-ec", case["meanwhile"]], check=True)
         (directory / "go").touch()
-    if case["wait_for"] == "request":
-        until(lambda: requested(case["domain"]), "the suspend request")
-    elif case["wait_for"]:
-        until(lambda: processes(case["wait_for"]), case["wait_for"])
     if not case["who"]:
         return None
+    if what := case["wait_for"]:
+        until(lambda: is_there(what, case["domain"]) or process.poll() is not None, what)
+        if process.poll() is not None:
+            sys.exit(f"{what} never came: {(directory / 'err').read_text()}")
     log = Path(case["log"])
     size, begun = log.stat().st_size, time.monotonic()
     strike(case["who"], sequence, process.pid)

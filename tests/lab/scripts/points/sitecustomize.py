@@ -5,9 +5,10 @@ does what FAULT_DO says: "hold" until there is FAULT_DIR/go or the operation is 
 "fail", or "time out". Only the first process that comes there does; whoever recovers passes.
 
 The points come from the code as it runs: "before" the first step and "after" each one; "after" a
-strategy has done its disks, and each run of qemu-img in a revert. Besides, "in memory" is when some
-of it has been written, "in suspend" when libxl has suspended the guest and has not yet said so, and
-"after begin" when a revert is about to destroy.
+strategy has done its disks, and each run of qemu-img in a revert. Besides, "at suspend" is when
+libxl is about to be called, "in memory" when some of it has been written, "in suspend" when the
+guest is suspended and libxl has not yet said so, and "after begin" when a revert is about to
+destroy.
 """
 
 import os
@@ -94,6 +95,7 @@ def watch(points: Points) -> None:
             points.reached("in memory")
 
     def in_suspend(*args: Any, **kwargs: Any) -> None:
+        points.reached("at suspend")
         suspend(*args, **kwargs)
         points.reached("in suspend")
 
