@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: xenbus states of a frontend: nobody there yet, and connected
 XENBUS_INITIALISING, XENBUS_CONNECTED = 1, 4
 #: a suspend that failed may come late: watch so long, and longer while its request stands
-SETTLE_S, REQUEST_S = 2.0, 90.0
+SETTLE_S, REQUEST_S = 4.0, 90.0
 _POLL_S = 0.02
 
 
@@ -121,28 +121,31 @@ class Domain:
         With ``paused`` it is one that its owner had paused, and is paused again before the resume.
 
         A suspend that timed out, was aborted or killed may leave its request with the guest, which
-        then suspends alone later (xen-lab.md, E3 and E5). So watch for ``settle_s`` seconds, and
-        for up to ``request_s`` while the request stands in xenstore.
+        then suspends alone later (xen-lab.md, E3 and E5). So watch for up to ``request_s`` seconds
+        while the request stands in xenstore, and for ``settle_s`` seconds from then on: the guest
+        takes it away when it begins to suspend.
 
         :raises XenError: it is suspended and cannot be resumed.
         :raises GuestTimeout: it runs, and the request still stands: it may suspend at any time.
         :raises DomainNotFound: it is gone.
         """
-        start = time.monotonic()
+        start = quiet_since = time.monotonic()
         while True:
             info = self.check_same()
             if info.suspended:
                 self.resume(paused=paused)
                 return True
-            waited, requested = time.monotonic() - start, self.suspend_requested()
-            if requested and waited >= request_s:
+            now, requested = time.monotonic(), self.suspend_requested()
+            if requested:
+                quiet_since = now
+            if requested and now - start >= request_s:
                 raise GuestTimeout(
                     f"{self} has been asked to suspend and has not answered: it may yet do so",
                     rc=C.ERROR_GUEST_TIMEDOUT,
                     operation="libxl_domain_suspend",
                     domain=str(self),
                 )
-            if not requested and waited >= settle_s:
+            if not requested and now - quiet_since >= settle_s:
                 if paused and not info.paused:
                     self.pause()
                 return False

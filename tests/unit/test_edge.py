@@ -481,6 +481,11 @@ class TestEnsureRunning:
         domain = Clockless("", "", "suspend", requested=(True, True))
         assert domain.ensure_running(settle_s=0, request_s=5)
 
+    def test_one_that_has_answered_and_suspends_a_little_later_is_resumed(self) -> None:
+        """The answer takes the request away, and the guest has yet to stop what it does."""
+        domain = Clockless(*[""] * 13, "suspend", requested=(True,) * 10)
+        assert domain.ensure_running(settle_s=0.15, request_s=5)
+
     def test_a_request_that_stands_for_ever_is_not_waited_for_for_ever(self) -> None:
         domain = Clockless("", requested=(True,) * 1000)
         start = time.monotonic()
