@@ -21,6 +21,7 @@ from pyxlsnap.errors import (
     WorkerDied,
     from_wire,
 )
+from pyxlsnap.journal import RIVAL_S
 from pyxlsnap.model import (
     Artefact,
     OnEvent,
@@ -35,8 +36,6 @@ from pyxlsnap.model import (
     check_uuid,
 )
 
-# The lock of a dead worker falls before the recovery takes it: for so long a rival may have it.
-_RIVAL_S = 10.0
 StrPath = str | os.PathLike[str]
 
 
@@ -303,7 +302,7 @@ def _after(died: WorkerDied, worker: Worker) -> wire.Message:
 
 def _recovery(worker: Worker) -> list[Recovered]:
     if worker.recovery is None:
-        return [_recover(uuid, wait_s=_RIVAL_S) for uuid in worker.locked]
+        return [_recover(uuid, wait_s=RIVAL_S) for uuid in worker.locked]
     if "error" in worker.recovery:
         raise from_wire(worker.recovery["error"])
     return [_recovered(values) for values in worker.recovery["recovered"]]

@@ -27,6 +27,9 @@ JOURNAL_DIR = Path("/var/lib/pyxlsnap")
 #: is given the uuid and the descriptor of a lock that is held
 ShareLock = Callable[[str, int], None]
 
+#: A lock that goes from one process of ours to another falls in between, where somebody may take
+#: it for a look. So long is waited for that.
+RIVAL_S = 10.0
 _POLL_S = 0.01
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
 

@@ -19,8 +19,6 @@ from pyxlsnap.processes import Process, how_ended
 from pyxlsnap.wire import Channel
 
 _EXIT_S = 10.0
-#: the locks of the dead one fall before they are taken again: for so long a rival may have one
-RIVAL_S = 10.0
 
 
 class Kept:

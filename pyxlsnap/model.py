@@ -131,8 +131,7 @@ class DomainConfig:
 
     def devices(self, kind: str) -> list[Mapping[str, Any]]:
         """A list of devices, such as ``nics``; empty when it is absent."""
-        found = self.values.get(kind, [])
-        return [d for d in found if isinstance(d, dict)] if isinstance(found, list) else []
+        return [d for d in self.values.get(kind, []) if isinstance(d, dict)]
 
     def action_on(self, reason: str) -> str:
         """What is to be done when it shuts down: "restart", "destroy", … (on_reboot=, …).

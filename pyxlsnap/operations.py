@@ -25,7 +25,7 @@ from pyxlsnap.errors import (
     PyxlsnapError,
     Refused,
 )
-from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock
+from pyxlsnap.journal import RIVAL_S, DomainLock, Entry, Journal, ShareLock
 from pyxlsnap.model import (
     OnProgress,
     Plan,
@@ -41,7 +41,6 @@ from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
 
 log = logging.getLogger(__name__)
 
-_AGAIN_S = 10.0  # between two of our own locks somebody else may have a look
 _KEPT_NAME = 80  # characters of the snapshot's name in that of the present
 
 
@@ -344,7 +343,7 @@ def recover(
             cfg,
             running="--running" in entry.words,
             force="--force" in entry.words,
-            wait_s=_AGAIN_S,
+            wait_s=RIVAL_S,
             share_lock=share_lock,
             start_monitor=start_monitor if entry.monitor else None,
         )

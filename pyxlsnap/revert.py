@@ -164,15 +164,17 @@ class Reversion:
 
     def _say(self, **more: Any) -> None:
         """Say in the journal what a recovery should know; it can do without."""
-        self._entry = replace(self._entry, **more)
         try:
-            self._journal.rewrite(self._entry)
+            self._note(**more)
         except OSError as e:
             log.warning("%s: %s", self._journal.path, e.strerror)
 
     def _begin(self) -> None:
         """From here on something may have changed, and who recovers must know."""
-        self._entry = replace(self._entry, begun=True)
+        self._note(begun=True)
+
+    def _note(self, **more: Any) -> None:
+        self._entry = replace(self._entry, **more)
         self._journal.rewrite(self._entry)
 
     def _revert_disks(self) -> None:

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import Busy, PyxlsnapError
@@ -22,7 +21,6 @@ log = logging.getLogger("pyxlsnap.watcher")  # __name__ is "__main__" here
 
 _READY = b"ready"
 _TURN_S = 10.0
-_TURN_POLL_S = 0.1
 
 
 def main() -> int:
@@ -76,15 +74,11 @@ def _watch(uuid: str, writer: int) -> int:
 
 def _take_turn(uuid: str) -> bool:
     """One process of ours for a domain. One whose domain has gone leaves soon: wait for that."""
-    end = time.monotonic() + _TURN_S
-    while True:
-        try:
-            DomainLock(uuid, domain=uuid, kind="watch")
-            return True  # it falls with the process
-        except Busy:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(_TURN_POLL_S)
+    try:
+        DomainLock(uuid, domain=uuid, kind="watch", wait_s=_TURN_S)
+    except Busy:
+        return False
+    return True  # it falls with the process
 
 
 def _log_to(name: str) -> None:

@@ -21,7 +21,8 @@ from pyxlsnap import cfgfile, operations, watched, wire
 from pyxlsnap.bridge import close_in_children
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import Interrupted, PyxlsnapError, to_wire
-from pyxlsnap.keeper import RIVAL_S, Death, Kept, keep
+from pyxlsnap.journal import RIVAL_S
+from pyxlsnap.keeper import Death, Kept, keep
 from pyxlsnap.model import (
     DiskRequest,
     DomainEvent,
