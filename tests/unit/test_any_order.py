@@ -346,7 +346,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert entry
         recovers = data.draw(st.booleans())
         self._killed(self._recover if recovers else lambda: self._revert(to), crash)
-        goes = entry.begun and entry.restored < 0
+        untouched = any(g.runs and g.domid == entry.domid for g in self.world.host.guests)
+        goes = entry.begun and entry.restored < 0 and not untouched
         self.going_back_to = to if goes or not recovers else None
         if recovers and (entry.told or (entry.restored >= 0 and crash)):
             self.finish = lambda: self._ask_and_revert(to)
