@@ -41,6 +41,7 @@ from pyxlsnap.errors import (
     XenError,
     XenUnavailable,
 )
+from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.model import (
     Artefact,
     Disk,
@@ -84,6 +85,8 @@ __all__ = [  # noqa: RUF022
     "Progress",
     "DomainEvent",
     "Cancel",
+    "Hooks",
+    "Moment",
     "RunState",
     "Toolstack",
     "Domain",

@@ -7,34 +7,23 @@ rolls back; if the worker dies, its keeper recovers, and if that dies too, the c
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from pyxlsnap import watched, wire
-from pyxlsnap.caller import Worker
-from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.errors import (
-    Interrupted,
-    NeedsAttention,
-    OperationFailed,
-    PyxlsnapError,
-    UsageError,
-    WorkerDied,
-    from_wire,
-)
-from pyxlsnap.journal import RIVAL_S
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.errors import UsageError
+from pyxlsnap.hooks import Hooks
 from pyxlsnap.model import (
-    Artefact,
     OnEvent,
     OnProgress,
     Plan,
-    PlannedDisk,
     Recovered,
     Reverted,
-    RunState,
     Snapshot,
     SnapshotConfig,
     check_uuid,
 )
+from pyxlsnap.running import recover as _recover
+from pyxlsnap.running import run
 
 StrPath = str | os.PathLike[str]
 
@@ -48,6 +37,7 @@ def create_snapshot(
     live: bool = False,
     max_downtime: float | None = None,
     monitor: bool = True,
+    hooks: Hooks | None = None,
     on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> Snapshot:
@@ -61,6 +51,7 @@ def create_snapshot(
     :param max_downtime: seconds; refuse if the domain is expected to stand still for longer.
     :param monitor: before Xen 4.20 the process with which xl watches a domain leaves when it is
         suspended; if there was one, start ours in its place (:func:`start_monitor`).
+    :param hooks: what is to be called before the suspend and after the resume.
     :param on_progress: called on the calling thread. What it raises cancels the operation and
         reaches the caller after the rollback.
     :param cancel: a token; when it is set, the operation is rolled back.
@@ -72,11 +63,11 @@ def create_snapshot(
         that finishes it.
     """
     request = _create_request(domain, cfgfile, name, config, live, max_downtime)
-    values = _run(request | {"monitor": monitor}, on_progress, cancel)
-    artefacts = tuple(Artefact(**a) for a in values.pop("artefacts"))
-    warnings = tuple(values.pop("warnings"))
-    state = RunState(values.pop("state"))
-    return Snapshot(**values, artefacts=artefacts, warnings=warnings, state=state)
+    values = run(
+        request | {"monitor": monitor}, on_progress=on_progress, cancel=cancel, hooks=hooks
+    )
+    snapshot: Snapshot = wire.rebuild(Snapshot, values)
+    return snapshot
 
 
 def plan_create(
@@ -94,7 +85,7 @@ def plan_create(
     Its parameters are the same, and so are the errors that are raised before anything was tried.
     """
     request = _create_request(domain, cfgfile, name, config, live, max_downtime)
-    return _plan(_run(request | {"dry_run": True}, None, cancel))
+    return _plan(request, cancel)
 
 
 def _create_request(
@@ -127,6 +118,7 @@ def revert_snapshot(
     force: bool = False,
     keep_current: bool = False,
     monitor: bool = True,
+    hooks: Hooks | None = None,
     on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> Reverted:
@@ -140,6 +132,8 @@ def revert_snapshot(
         disks where those of this snapshot are); if that fails, nothing else is done.
     :param monitor: have the guest's own reboot, power-off or crash acted on afterwards, as by xl
         (:func:`start_monitor`). Leave it out if you do that (:func:`monitor_domain`, or your own).
+    :param hooks: what is to be called when it is done; of ``keep_current``, before its suspend and
+        after its resume, too.
     :param on_progress, cancel: as with :func:`create_snapshot`; once the domain is destroyed the
         revert goes on to its end.
     :raises UsageError, Refused: nothing was tried.
@@ -149,7 +143,11 @@ def revert_snapshot(
         only its worker is killed there, the revert is finished, and the result has a warning.)
     """
     request = _revert_request(domain, cfgfile, running, force, keep_current)
-    return _reverted(_run(request | {"monitor": monitor}, on_progress, cancel))
+    values = run(
+        request | {"monitor": monitor}, on_progress=on_progress, cancel=cancel, hooks=hooks
+    )
+    reverted: Reverted = wire.rebuild(Reverted, values)
+    return reverted
 
 
 def plan_revert(
@@ -166,7 +164,7 @@ def plan_revert(
     Its parameters are the same, and so are the errors that are raised before anything was tried.
     """
     request = _revert_request(domain, cfgfile, running, force, keep_current)
-    return _plan(_run(request | {"dry_run": True}, None, cancel))
+    return _plan(request, cancel)
 
 
 def _revert_request(
@@ -182,11 +180,10 @@ def _revert_request(
     }
 
 
-def _plan(values: dict[str, Any]) -> Plan:
-    values["state"] = RunState(values["state"])
-    values["disks"] = tuple(PlannedDisk(**d) for d in values["disks"])
-    values["warnings"] = tuple(values["warnings"])
-    return Plan(**values)
+def _plan(request: wire.Message, cancel: Cancel | None) -> Plan:
+    values = run(request | {"dry_run": True}, cancel=cancel)
+    plan: Plan = wire.rebuild(Plan, values)
+    return plan
 
 
 def recover(domain: str | None = None) -> Recovered:
@@ -203,11 +200,6 @@ def recover(domain: str | None = None) -> Recovered:
     :raises NeedsAttention: something is left that needs a person.
     """
     return _recover(domain)
-
-
-def _recover(domain: str | None, *, wait_s: float = 0.0) -> Recovered:
-    request: wire.Message = {"operation": "recover", "domain": domain, "monitor": True}
-    return _recovered(_run(request | {"wait_s": wait_s}, None, None))
 
 
 def start_monitor(uuid: str) -> None:
@@ -238,97 +230,8 @@ def monitor_domain(
     :raises NeedsAttention: the domain has shut down, and what it is configured for could not be
         done; or the watch itself has died.
     """
-    _run({"operation": "monitor", "domain": domain}, None, cancel, on_event)
+    run({"operation": "monitor", "domain": domain}, on_event=on_event, cancel=cancel)
 
 
 def _absolute(path: StrPath) -> str:
     return str(Path(path).absolute())  # the worker starts in /
-
-
-def _run(
-    request: wire.Message,
-    on_progress: OnProgress | None,
-    cancel: Cancel | None,
-    on_event: OnEvent | None = None,
-) -> Any:
-    worker = Worker(request, on_progress or (lambda _: None), on_event or (lambda _: None))
-    try:
-        with (cancel or Cancel()).armed(worker.cancel):
-            return worker.result()
-    except Cancelled:
-        raise Interrupted("cancelled before it began", step="start") from None
-    except WorkerDied as died:
-        worker.let_go_of_locks()  # the recovery takes them
-        if request["operation"] == "recover":
-            raise _not_recovered(died, request["domain"]) from died
-        if request["operation"] == "monitor":
-            raise _not_watched(died, request["domain"]) from died
-        return _after(died, worker)
-    finally:
-        worker.close()
-
-
-def _after(died: WorkerDied, worker: Worker) -> wire.Message:
-    """The worker is dead. Its keeper has done what it would have done; else that is done now.
-
-    Returns the result of a revert that was finished so.
-    """
-    try:
-        found = _recovery(worker)
-    except NeedsAttention as e:
-        raise NeedsAttention(
-            f"{died}; {e}", step=e.step, undone=e.undone, left=e.left, finish=e.finish
-        ) from died
-    except PyxlsnapError as e:
-        raise NeedsAttention(
-            f"{died}; recovering failed: {e}",
-            step="recover",
-            left=[str(e)],
-            finish="; ".join(f"pyxlsnap snapshot-recover {uuid}" for uuid in worker.locked),
-        ) from died
-    for reverted in (r.reverted for r in found if r.reverted):
-        warning = f"{died}; the revert was finished without it"
-        return asdict(replace(reverted, warnings=(*reverted.warnings, warning)))
-    if stands := [line for r in found if not r.rolled_back for line in r.lines]:  # its work is done
-        what = f"{died}; {'; '.join(stands)}"
-        raise NeedsAttention(what, step="worker", left=stands) from died
-    done = [line for r in found for line in r.lines]
-    if worker.begun and found and not done:
-        what = f"{died}; it had ended what it did, or undone it, and did not come to say so"
-        raise NeedsAttention(what, step="worker", left=["see what is there"]) from died
-    what = f"{died}; everything is as before"
-    raise OperationFailed(what, step="worker", undone=done) from died
-
-
-def _recovery(worker: Worker) -> list[Recovered]:
-    if worker.recovery is None:
-        return [_recover(uuid, wait_s=RIVAL_S) for uuid in worker.locked]
-    if "error" in worker.recovery:
-        raise from_wire(worker.recovery["error"])
-    return [_recovered(values) for values in worker.recovery["recovered"]]
-
-
-def _reverted(values: dict[str, Any]) -> Reverted:
-    values["state"] = RunState(values["state"])
-    values["disks"], values["warnings"] = tuple(values["disks"]), tuple(values["warnings"])
-    return Reverted(**values)
-
-
-def _recovered(values: dict[str, Any]) -> Recovered:
-    reverted = values["reverted"] and _reverted(values["reverted"])
-    return Recovered(tuple(values["lines"]), values["rolled_back"], reverted)
-
-
-def _not_recovered(died: WorkerDied, domain: str | None) -> NeedsAttention:
-    """A recovery's worker is dead: another one would end likewise."""
-    return NeedsAttention(
-        f"recovering {domain or 'the domains'} failed: {died}",
-        step="recover",
-        left=[f"what the journal of {domain or 'each'} says"],
-        finish=f"pyxlsnap snapshot-recover {domain or ''}".rstrip(),
-    )
-
-
-def _not_watched(died: WorkerDied, domain: str) -> NeedsAttention:
-    left = f"nobody watches {domain}"
-    return NeedsAttention(f"{died}; {left} now", step="monitor", left=[left])

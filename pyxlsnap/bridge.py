@@ -29,6 +29,7 @@ _XTL_DEBUG = 1
 _XTL_WARN = 7
 _KEPT = 50  # log lines kept for the error of a call
 _ITERATION = re.compile(r"Frames iteration (\d+)")
+_PAGE = 4096  # bytes
 _POLL_MS = 50  # only where the kernel gave no pidfd
 
 
@@ -151,6 +152,7 @@ class Bridge:
         if self.on_progress is None:
             return
         phase = "memory" if what.startswith("Frames") else what.lower()
+        done, total = done * _PAGE, total * _PAGE
         try:
             self.on_progress(Progress(phase, done, total, self._iteration))
         except Exception:  # the watching thread must live on: libxl waits for it

@@ -10,6 +10,7 @@ from typing import Any
 from pyxlsnap import wire
 from pyxlsnap.errors import NeedsAttention, WorkerDied, from_wire
 from pyxlsnap.files import scratch_file
+from pyxlsnap.hooks import HookCalls, Moment
 from pyxlsnap.journal import unlock
 from pyxlsnap.model import DomainEvent, OnEvent, OnProgress, Progress
 from pyxlsnap.processes import environment, how_ended, python
@@ -24,9 +25,16 @@ _HARMLESS = ("checking", "journal")
 class Worker:
     """The worker process, seen from the caller."""
 
-    def __init__(self, request: wire.Message, on_progress: OnProgress, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        request: wire.Message,
+        on_progress: OnProgress,
+        on_event: OnEvent,
+        hooks: HookCalls,
+    ) -> None:
         self._on_progress = on_progress
         self._on_event = on_event
+        self._hooks = hooks
         self._failed: BaseException | None = None
         self._send_lock = threading.Lock()
         self._answered = False
@@ -50,19 +58,19 @@ class Worker:
                 cwd="/",
                 env=environment(),
             )
-        try:
-            self._channel.send(request | {"log_level": log.getEffectiveLevel()})
-        except OSError:
-            pass  # it has died already, which the reader sees
+        self._send(request | {"log_level": log.getEffectiveLevel()})
 
     def cancel(self) -> bool:
         """Ask it to stop; it answers with its result all the same."""
+        self._send({"cancel": True})
+        return True
+
+    def _send(self, message: wire.Message) -> None:
         with self._send_lock:
             try:
-                self._channel.send({"cancel": True})
+                self._channel.send(message)
             except OSError:
                 pass  # it has gone, which the reader sees
-        return True
 
     def result(self) -> Any:
         """Wait for the end of the operation.
@@ -97,17 +105,22 @@ class Worker:
         if self._failed:
             raise self._failed
         if error:
-            raise error
+            raise error from self._hooks.cause
         return message["result"]
 
     def _handle(self, message: wire.Message) -> None:
         if "progress" in message:
-            progress = Progress(**message["progress"])
+            progress: Progress = wire.rebuild(Progress, message["progress"])
             self.begun = self.begun or progress.phase not in _HARMLESS
+            if progress.phase == "resumed":
+                self._hooks.after_resume()
             if not self._failed:
                 self._on_progress(progress)
+        elif "hook" in message:
+            moment: Moment = wire.rebuild(Moment, message["hook"])
+            self._send({"hooked": self._hooks.before_suspend(moment)})
         elif "event" in message and not self._failed:
-            self._on_event(DomainEvent(**message["event"]))
+            self._on_event(wire.rebuild(DomainEvent, message["event"]))
         elif "log" in message:
             record = wire.log_from_wire(message["log"])
             logger = logging.getLogger(record.name)

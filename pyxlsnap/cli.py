@@ -33,7 +33,6 @@ from pyxlsnap.wording import one_line
 #: of the JSON documents on stdout
 JSON_VERSION = 1
 
-_PAGE = 4096
 _EXIT_CODES = """\
 exit status:
   0  done
@@ -186,9 +185,9 @@ class _Bar:
         if (phase := (progress.phase, progress.iteration)) != self._phase:
             self._phase = phase
             again = f", pass {progress.iteration + 1}" if progress.iteration else ""
-            self._bar.reset(progress.total * _PAGE or None)
+            self._bar.reset(progress.bytes_expected or None)
             self._bar.set_description(progress.phase + again)
-        self._bar.update(progress.done * _PAGE - self._bar.n)
+        self._bar.update(progress.bytes_done - self._bar.n)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -24,6 +24,7 @@ from pyxlsnap.errors import (
     PyxlsnapError,
 )
 from pyxlsnap.files import is_full
+from pyxlsnap.hooks import Hook, Moment
 from pyxlsnap.journal import Entry, Journal
 from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig, Step
 from pyxlsnap.ports import StartMonitor
@@ -51,6 +52,7 @@ class Creation:
         *,
         on_progress: OnProgress = lambda _: None,
         cancel: Cancel | None = None,
+        before_suspend: Hook = lambda _: None,
         start_monitor: StartMonitor | None = None,
     ) -> None:
         self._plan = plan
@@ -58,6 +60,7 @@ class Creation:
         self._journal = journal
         self._on_progress = on_progress
         self._cancel = cancel or Cancel()
+        self._before_suspend = before_suspend
         self._start_monitor = start_monitor
         self._files = SnapshotFiles(plan)
         self._cleanups: list[Callable[[], list[str]]] = []
@@ -77,6 +80,7 @@ class Creation:
             ("journal", self._write_journal),
             ("header", self._write_header),
             ("prepare disks", self._prepare_disks),
+            ("before suspend", self._tell_before_suspend),
             ("suspend", self._suspend),
             ("disk snapshots", self._snapshot_disks),
             ("resume", self._resume),
@@ -142,6 +146,10 @@ class Creation:
         for strategy in self._plan.strategies:
             self._cleanups.append(strategy.undo_create)
             strategy.prepare()
+
+    def _tell_before_suspend(self) -> None:
+        guest = self._guest
+        self._before_suspend(Moment(guest.name, guest.domid, guest.uuid, self._plan.metadata.state))
 
     def _suspend(self) -> None:
         checks.notice_change(self._guest, paused=self._plan.paused)
@@ -210,6 +218,7 @@ class Creation:
         except BaseException as e:  # a bug is no reason to delete the guest's only copy
             return self._keep_everything(step, what, e)
         else:
+            self._tell_resumed()
             unwatched = self._keep_watched()
             if self._start_monitor:  # it was to be otherwise
                 left += unwatched
@@ -247,6 +256,13 @@ class Creation:
             resumed = self._guest.ensure_running(paused=self._plan.paused)
         if resumed:
             undone.append(f"resumed {self._guest.name}")
+
+    def _tell_resumed(self) -> None:
+        """Whoever waits for the guest to run again need not wait for the rest of the undo."""
+        try:
+            self._on_progress(Progress("resumed"))
+        except Exception:
+            log.exception("the progress callback failed")
 
     def _keep_everything(self, step: str, what: str, error: BaseException) -> PyxlsnapError:
         """The guest cannot be resumed: memory file and disks are its only copy.

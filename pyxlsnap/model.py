@@ -229,20 +229,28 @@ class Artefact:
     #: "memory file", "cfgfile" or "disk snapshot"
     kind: str
     where: str
+    #: the command, or in words where it takes more than one
     delete: str
+    #: of a disk snapshot: whose
+    vdev: str = ""
+    #: of a disk snapshot that the disk stands on: files in the disk's chain, its own included;
+    #: ``None`` where the disk stands alone, or nobody could count them
+    chain_depth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far an operation is.
 
-    ``done`` and ``total`` are in the unit of the phase (pages of memory while it is saved);
-    ``total`` is 0 where nobody knows it.
+    The phases of a create are "checking", "memory", "domain now suspended" and "resumed" (and
+    others that libxl names); those of a revert are "checking" and its steps.
     """
 
     phase: str
-    done: int = 0
-    total: int = 0
+    #: of the domain's memory, in this pass; 0 in phases that are not counted
+    bytes_done: int = 0
+    #: 0 where nobody knows it
+    bytes_expected: int = 0
     #: the pass over memory, from 0, of a live save
     iteration: int = 0
 
@@ -312,6 +320,11 @@ class Snapshot:
     #: how long each step took; of those, "disk snapshots" and "resume" while it was suspended
     seconds: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def chain_depth(self) -> dict[str, int]:
+        """By vdev, the files in the chain of each disk that stands on its disk snapshot."""
+        return {a.vdev: a.chain_depth for a in self.artefacts if a.chain_depth is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class Reverted:
@@ -328,6 +341,8 @@ class Reverted:
     warnings: tuple[str, ...]
     #: the cfgfile of the snapshot that was taken of the present first; "" if none was asked for
     kept: str = ""
+    #: how long each step took; empty if it was finished by a recovery
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from pyxlsnap.errors import (
     PyxlsnapError,
     Refused,
 )
+from pyxlsnap.hooks import Hook
 from pyxlsnap.journal import RIVAL_S, DomainLock, Entry, Journal, ShareLock
 from pyxlsnap.model import (
     OnProgress,
@@ -54,6 +55,7 @@ def create(
     on_progress: OnProgress = lambda _: None,
     cancel: Cancel | None = None,
     share_lock: ShareLock = lambda _uuid, _fd: None,
+    before_suspend: Hook = lambda _: None,
     start_monitor: StartMonitor | None = None,
 ) -> Snapshot:
     """Take a snapshot of a domain, in this process.
@@ -61,6 +63,7 @@ def create(
     :param host: its libxl context belongs to this call until it returns.
     :param max_downtime: seconds; refuse if the domain is expected to stand still for longer.
     :param share_lock: is given the uuid and descriptor of the lock as soon as it is held.
+    :param before_suspend: called when all is prepared; what it raises undoes that.
     :param start_monitor: called if the process with which xl watched the domain leaves at the
         suspend, as it does before Xen 4.20. Without it the result has a warning then.
     :raises UsageError, Refused: nothing was tried.
@@ -76,7 +79,12 @@ def create(
         journal,
     ):
         return Creation(
-            plan, journal, on_progress=on_progress, cancel=cancel, start_monitor=start_monitor
+            plan,
+            journal,
+            on_progress=on_progress,
+            cancel=cancel,
+            before_suspend=before_suspend,
+            start_monitor=start_monitor,
         ).run()
 
 
@@ -144,6 +152,7 @@ def revert(
     on_progress: OnProgress = lambda _: None,
     cancel: Cancel | None = None,
     share_lock: ShareLock = lambda _uuid, _fd: None,
+    before_suspend: Hook = lambda _: None,
     start_monitor: StartMonitor | None = None,
 ) -> Reverted:
     """Bring a domain back to a snapshot, in this process (see :func:`create`).
@@ -153,6 +162,7 @@ def revert(
         else is done.
     :param wait_s: for so long, wait for somebody else who works on the domain.
     :param share_lock: is given the uuid and descriptor of each lock as soon as it is held.
+    :param before_suspend: called before the domain is suspended for ``keep_current``.
     :param start_monitor: called when the domain is back, which nobody watches then. Without it the
         result has a warning.
     :raises UsageError, Refused, Risky: nothing was tried.
@@ -167,7 +177,15 @@ def revert(
         kept = None
         if keep_current:
             with closing(_plan_present(host, plan, cancel)) as present:
-                kept = _keep_current(present, plan, on_progress, cancel, start_monitor)
+                creation = Creation(
+                    present,
+                    Journal(present.guest.uuid),
+                    on_progress=on_progress,
+                    cancel=cancel,
+                    before_suspend=before_suspend,
+                    start_monitor=start_monitor,
+                )
+                kept = _keep_current(creation, plan)
         return Reversion(
             host,
             plan,
@@ -203,22 +221,9 @@ def preview_revert(
         return planned.summary()
 
 
-def _keep_current(
-    present: CreatePlan,
-    plan: RevertPlan,
-    on_progress: OnProgress,
-    cancel: Cancel,
-    start_monitor: StartMonitor | None,
-) -> Snapshot:
+def _keep_current(creation: Creation, plan: RevertPlan) -> Snapshot:
     """Take the snapshot of the present, and see that the revert can still be done."""
-    guest = present.guest
-    kept = Creation(
-        present,
-        Journal(guest.uuid),
-        on_progress=on_progress,
-        cancel=cancel,
-        start_monitor=start_monitor,
-    ).run()
+    kept = creation.run()
     for warning in kept.warnings:
         log.warning("%s: %s", kept.name, warning)
     try:

@@ -75,6 +75,7 @@ class Reversion:
         self._new: Guest | None = None
         self._start_monitor = start_monitor
         self._warnings: list[str] = []
+        self._seconds: dict[str, float] = {}
 
     def steps(self) -> list[Step]:
         """The sequence."""
@@ -101,7 +102,9 @@ class Reversion:
                     self._cancel.check()
                 log.debug("%s: %s", self._plan.config.name, step)
                 self._on_progress(Progress(step))
+                begun = time.monotonic()
                 do()
+                self._seconds[step] = time.monotonic() - begun
         except BaseException as cause:
             raise self._failed(step, cause) from cause
         self._journal.clear()
@@ -283,6 +286,7 @@ class Reversion:
             disks=tuple(v for s in plan.strategies for v in s.vdevs),
             kept=self._kept,
             warnings=(*plan.warnings, *self._warnings),
+            seconds=self._seconds,
         )
 
 

@@ -11,7 +11,10 @@ import json
 import logging
 import os
 import socket
-from typing import Any
+import types
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 Message = dict[str, Any]
 
@@ -89,6 +92,24 @@ class Channel:
         """Close the socket, and the descriptors that came. Idempotent."""
         self._sock.close()
         self.close_fds()
+
+
+def rebuild(kind: Any, plain: Any) -> Any:
+    """The value of this type that ``dataclasses.asdict`` and JSON took apart.
+
+    Types are those of our values: dataclasses, tuples of any length, enums, ``… | None``, and what
+    JSON has itself.
+    """
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = types.NoneType if plain is None else get_args(kind)[0]
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: rebuild(hints[name], value) for name, value in plain.items()})
+    if get_origin(kind) is tuple:
+        return tuple(rebuild(get_args(kind)[0], value) for value in plain)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(plain)
+    return plain
 
 
 _EXTRA = ("operation", "domain")

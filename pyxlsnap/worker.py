@@ -20,11 +20,11 @@ from typing import Any
 from pyxlsnap import cfgfile, operations, watched, wire
 from pyxlsnap.bridge import close_in_children
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.errors import Interrupted, PyxlsnapError, to_wire
+from pyxlsnap.errors import Interrupted, OperationFailed, PyxlsnapError, to_wire
+from pyxlsnap.hooks import Moment
 from pyxlsnap.journal import RIVAL_S
 from pyxlsnap.keeper import Death, Kept, keep
 from pyxlsnap.model import (
-    DiskRequest,
     DomainEvent,
     Plan,
     Progress,
@@ -54,6 +54,7 @@ class Caller:
         self._channel = channel
         self._kept = kept
         self._queue: queue.SimpleQueue[tuple[Message, int | None] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._send, name="pyxlsnap-send", daemon=True)
         self._thread.start()
 
@@ -68,6 +69,23 @@ class Caller:
     def event(self, event: DomainEvent) -> None:
         """Report what a domain did."""
         self.send({"event": asdict(event)})
+
+    def ask(self, moment: Moment, cancel: Cancel) -> None:
+        """Have the caller's hook called before a domain is suspended, and wait for that.
+
+        :raises OperationFailed: it failed.
+        :raises Cancelled: the caller is gone, or does not want to any more.
+        """
+        self.send({"hook": asdict(moment)})
+        with cancel.armed(self._wake):
+            failed = self._answers.get()
+        cancel.check()
+        if failed:
+            raise OperationFailed(failed, step="before suspend")
+
+    def _wake(self) -> bool:
+        self._answers.put("")
+        return True
 
     def share_lock(self, uuid: str, fd: int) -> None:
         """Let the caller hold the lock, too, and the keeper."""
@@ -84,10 +102,11 @@ class Caller:
         if self._kept:
             self._kept.answered()
 
-    def wait_for_cancel(self, cancel: Cancel) -> None:
-        """Set the token when the caller says so, or is gone."""
+    def listen(self, cancel: Cancel) -> None:
+        """Take what the caller says; set the token when it says so, or is gone."""
         while (message := self._channel.receive()) and not message.get("cancel"):
-            pass
+            if "hooked" in message:
+                self._answers.put(message["hooked"])
         cancel.set()
 
     def _send(self) -> None:
@@ -95,7 +114,7 @@ class Caller:
             try:
                 self._channel.send(*item)
             except OSError:
-                pass  # it has gone; wait_for_cancel sees that, too
+                pass  # it has gone; listen() sees that, too
 
 
 class _LogSender(logging.Handler):
@@ -156,6 +175,8 @@ def perform(
         "cancel": cancel,
         "share_lock": caller.share_lock,
     }
+    if not request.get("dry_run") and request.get("hooks"):
+        how["before_suspend"] = lambda moment: caller.ask(moment, cancel)
     if operation == "create":
         how |= {"live": request["live"], "max_downtime": request.get("max_downtime")}
         if request.get("dry_run"):
@@ -170,10 +191,7 @@ def perform(
 
 def _config(request: Message) -> SnapshotConfig:
     """What the caller said, overridden by the cfgfile if there is one."""
-    values = dict(request.get("config") or {})
-    disks = values.pop("disks", None)
-    requests = None if disks is None else tuple(DiskRequest(**d) for d in disks)
-    said = SnapshotConfig(**values, disks=requests)
+    said: SnapshotConfig = wire.rebuild(SnapshotConfig, request.get("config") or {})
     if said.name is not None:
         check_name(said.name)
     if not request.get("cfgfile"):
@@ -221,7 +239,7 @@ def _work(channel: Channel, request: Message, kept: Kept | None) -> None:
         signal.SIGTERM, lambda *_: threading.Thread(target=cancel.set, daemon=True).start()
     )
     caller = _listen(channel, request, kept)
-    threading.Thread(target=caller.wait_for_cancel, args=(cancel,), daemon=True).start()
+    threading.Thread(target=caller.listen, args=(cancel,), daemon=True).start()
     serve(request, caller, cancel)
 
 

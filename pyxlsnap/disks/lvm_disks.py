@@ -186,6 +186,7 @@ class LvmDisks:
                 kind="disk snapshot",
                 where=f"{at.full(at.snapshot)} ({at.vdev}; {self.taken(at)})",
                 delete=f"lvremove {quote(at.full(at.snapshot))}",
+                vdev=at.vdev,
             )
             for at in self._places
         ]

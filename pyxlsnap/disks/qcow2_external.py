@@ -181,15 +181,7 @@ class External:
 
     def artefacts(self) -> list[Artefact]:
         """What was made."""
-        return [
-            Artefact(
-                kind="disk snapshot",
-                where=f"{c.frozen} ({c.disk.vdev}; {c.active} stands on it, {_depth(c)} files "
-                f"deep: never just rm it)",
-                delete=_way_to_delete(c),
-            )
-            for c in self._chains
-        ]
+        return [_artefact(chain) for chain in self._chains]
 
     # revert
 
@@ -389,9 +381,21 @@ def _way_to_delete(chain: _Chain) -> str:
     return f"domain off: qemu-img rebase -f qcow2 {to} {active} && rm {frozen}"
 
 
-def _depth(chain: _Chain) -> str:
+def _artefact(chain: _Chain) -> Artefact:
+    depth = _depth(chain)
+    return Artefact(
+        kind="disk snapshot",
+        where=f"{chain.frozen} ({chain.disk.vdev}; {chain.active} stands on it, {depth or '?'} "
+        f"files deep: never just rm it)",
+        delete=_way_to_delete(chain),
+        vdev=chain.disk.vdev,
+        chain_depth=depth,
+    )
+
+
+def _depth(chain: _Chain) -> int | None:
     """Files in the chain, the disk itself included."""
     try:
-        return str(1 + len(image_chain(chain.disk, str(chain.frozen))))
+        return 1 + len(image_chain(chain.disk, str(chain.frozen)))
     except DiskError:
-        return "?"  # the snapshot is taken all the same
+        return None  # the snapshot is taken all the same

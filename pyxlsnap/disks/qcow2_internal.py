@@ -86,6 +86,7 @@ class Internal:
                 delete=f"domain running: xl qemu-monitor-command {quote(domain)} "
                 f"'snapshot_delete_blkdev_internal {qemu.node(disk.vdev)} {self._name}'; "
                 f"domain off: qemu-img snapshot -d {self._name} {quote(disk.target)}",
+                vdev=disk.vdev,
             )
             for disk in self.disks
         ]

@@ -178,6 +178,7 @@ class CopyStrategy:
                 kind="disk snapshot",
                 where=f"{f.path} ({f.disk.vdev}; {'reflink copy' if f.reflink else 'copy'})",
                 delete=command(["rm", str(f.path)]),
+                vdev=f.disk.vdev,
             )
             for f in self._files
         ]

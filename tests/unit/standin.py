@@ -38,7 +38,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
         assert cancel.is_set()
     def create(
         host, domain, wanted, *, live, max_downtime, on_progress, cancel, share_lock,
-        start_monitor,
+        before_suspend=None, start_monitor,
     ):
 {create}
     def revert(host, domain, wanted, cfgfile, *, share_lock, **_):

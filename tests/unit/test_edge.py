@@ -415,10 +415,10 @@ class TestProgress:
         bridge.close()
         return found
 
-    def test_iterations_are_counted_as_libxc_counts_them(self) -> None:
+    def test_passes_and_pages_are_counted_as_libxc_counts_them(self) -> None:
         assert self.seen(("Frames iteration 0", 1, 9), ("Frames iteration 2", 3, 9)) == [
-            Progress("memory", 1, 9, 0),
-            Progress("memory", 3, 9, 2),
+            Progress("memory", 4096, 9 * 4096, 0),
+            Progress("memory", 3 * 4096, 9 * 4096, 2),
         ]
 
     def test_the_moment_of_the_suspend_is_told(self) -> None:
@@ -528,8 +528,8 @@ def test_progress_is_reported_ten_times_a_second_at_most() -> None:
         r.bridge.on_progress = seen.append
         for done in range(5001):
             C.pyxlsnap_bridge_test_progress(r.c, b"Frames iteration 0", done, 5000)
-        assert eventually(lambda: bool(seen) and seen[-1].done == 5000)
-    assert seen[0].done == 0
+        assert eventually(lambda: bool(seen) and seen[-1].bytes_done == 5000 * 4096)
+    assert seen[0].bytes_done == 0
     assert len(seen) < 100
 
 

@@ -148,6 +148,7 @@ class TestCreate:
         strategy = case.take("s2")
         artefact = strategy.artefacts("vm1")[0]
         assert "3 files deep" in artefact.where
+        assert (artefact.vdev, artefact.chain_depth) == ("xvda", 3)
         assert "never just rm it" in artefact.where
         case.qemu.close()
         command = artefact.delete.removeprefix("domain off: ")
@@ -168,6 +169,7 @@ class TestCreate:
         case.qemu.start()
         artefact = case.take("s1").artefacts("vm1")[0]
         assert "3 files deep" in artefact.where
+        assert (artefact.vdev, artefact.chain_depth) == ("xvda", 3)
         case.qemu.close()
         command = artefact.delete.removeprefix("domain off: ")
         subprocess.run(command, shell=True, check=True, capture_output=True)

@@ -70,7 +70,7 @@ def children(pid: int) -> list[int]:
 def kill_by_progress(progress: Progress) -> None:
     """The stand-in reports its pid as progress."""
     if progress.phase == "pid":
-        os.kill(progress.done, signal.SIGKILL)
+        os.kill(progress.bytes_done, signal.SIGKILL)
 
 
 class TestResult:
@@ -108,7 +108,7 @@ class TestResult:
         worker.set("for n in range(500): on_progress(model.Progress('x', n))\nreturn SNAPSHOT")
         seen: list[tuple[int, int]] = []
         api.create_snapshot(
-            "vm1", on_progress=lambda p: seen.append((p.done, threading.get_ident()))
+            "vm1", on_progress=lambda p: seen.append((p.bytes_done, threading.get_ident()))
         )
         assert seen == [(n, threading.get_ident()) for n in range(500)]
 
@@ -223,8 +223,8 @@ class TestTheWorkerDies:
         )
 
         def kill_both(progress: Progress) -> None:
-            (worker_pid,) = children(progress.done)
-            os.kill(progress.done, signal.SIGKILL)
+            (worker_pid,) = children(progress.bytes_done)
+            os.kill(progress.bytes_done, signal.SIGKILL)
             os.kill(worker_pid, signal.SIGKILL)
 
         with pytest.raises(OperationFailed, match="signal 9; everything is as") as caught:
@@ -426,7 +426,7 @@ class TestCancel:
         calls: list[int] = []
 
         def raises(progress: Progress) -> None:
-            calls.append(progress.done)
+            calls.append(progress.bytes_done)
             raise RuntimeError
 
         with pytest.raises(RuntimeError):
@@ -447,7 +447,7 @@ class TestCancel:
     def test_by_a_sigterm_to_the_worker_or_its_keeper(self, worker: StandIn, whose: str) -> None:
         worker.set(self.ROLLED_BACK.replace('"memory", 1', f'"pid", {whose}'))
         with pytest.raises(Interrupted):
-            api.create_snapshot("vm1", on_progress=lambda p: os.kill(p.done, signal.SIGTERM))
+            api.create_snapshot("vm1", on_progress=lambda p: os.kill(p.bytes_done, signal.SIGTERM))
         assert (worker.here / "rolled back").exists()
 
 

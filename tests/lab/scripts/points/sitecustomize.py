@@ -91,7 +91,7 @@ def watch(points: Points) -> None:
 
     def in_memory(self: Any, progress: Any) -> None:
         suspending(self, progress)
-        if progress.phase == "memory" and progress.done:
+        if progress.phase == "memory" and progress.bytes_done:
             points.reached("in memory")
 
     def in_suspend(*args: Any, **kwargs: Any) -> None:
