@@ -59,6 +59,7 @@ from pyxlsnap.model import (
     Snapshot,
     SnapshotConfig,
 )
+from pyxlsnap.ports import DiskKind, DiskStrategy, DiskTask
 from pyxlsnap.version import VERSION
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ __all__ = [  # noqa: RUF022
     "DomainConfig",
     "Disk",
     "GuestKind",
+    "DiskKind",
+    "DiskStrategy",
+    "DiskTask",
     "__version__",
     "PyxlsnapError",
     "UsageError",

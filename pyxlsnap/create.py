@@ -132,6 +132,7 @@ class Creation:
             disks=plan.metadata.disks,
             devices=plan.devices,
             disk_state={k: v for s in plan.strategies for k, v in s.state().items()},
+            kinds={vdev: s.kind for s in plan.strategies for vdev in s.vdevs},
             started=time.time(),
         )
         self._journal.write(entry)

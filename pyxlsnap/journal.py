@@ -120,6 +120,8 @@ class Entry:
     devices: tuple[Disk, ...] = ()
     #: what the disk strategies have to know (:meth:`pyxlsnap.ports.DiskStrategy.state`)
     disk_state: dict[str, str] = field(default_factory=dict)
+    #: the kind of strategy that stands for each disk, by vdev
+    kinds: dict[str, str] = field(default_factory=dict)
     #: seconds since the epoch
     started: float = 0.0
     #: its owner had paused the domain; of a revert: it is to be paused afterwards
@@ -196,7 +198,7 @@ class Journal:
             values = json.loads(self.path.read_bytes())
             values["disks"] = tuple(DiskRequest(**d) for d in values["disks"])
             values["devices"] = tuple(Disk(**d) for d in values["devices"])
-            values["disk_state"] = dict(values["disk_state"])
+            values |= {key: dict(values[key]) for key in ("disk_state", "kinds")}
             if len(values["devices"]) != len(values["disks"]):
                 raise ValueError("disks and devices do not belong together")
             for key in ("temporary", "directories", "words"):

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from pyxlsnap.model import Artefact, DomainConfig, DomainInfo, OnProgress
+from pyxlsnap.model import Artefact, Disk, DiskRequest, DomainConfig, DomainInfo, OnProgress
 
 #: makes somebody watch the domain of a uuid (:mod:`pyxlsnap.monitor`)
 StartMonitor = Callable[[str], None]
@@ -86,7 +86,8 @@ class DiskStrategy(Protocol):
     """How the disks of one kind of storage are snapshotted and reverted, in one operation.
 
     An object stands for *all* disks of its kind in the operation, so that they can be done
-    together. :mod:`pyxlsnap.disks` chooses among them.
+    together. It lives in the worker process. Whatever it raises ends the operation, which is then
+    undone; :class:`~pyxlsnap.DiskError` and :class:`~pyxlsnap.Refused` are shown as they are.
     """
 
     #: its name, for plans and messages
@@ -181,3 +182,21 @@ class DiskStrategy(Protocol):
 
     def close(self) -> None:
         """Let go of connections. Idempotent."""
+
+
+class DiskKind(Protocol):
+    """A kind of storage, and what makes a :class:`DiskStrategy` of some disks: mostly its class.
+
+    Others than ours are found by the entry point ``pyxlsnap.disks``.
+    """
+
+    def claims(self, disk: Disk) -> bool:
+        """Whether the disk is in this kind of storage. Asked of every disk but those left out."""
+
+    def __call__(
+        self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask, /
+    ) -> DiskStrategy:
+        """The strategy for these disks, all of which it claims. Changes nothing.
+
+        :raises Refused: what was requested of one of them cannot be done.
+        """

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _QUIET_S, _QUIET_POLL_S = 30.0, 0.1
 
-Adopted = Mapping[DiskStrategy, PyxlsnapError | None]
+Adopted = Mapping[DiskStrategy, Exception | None]
 #: does again, from the top, the revert that a journal tells of
 Redo = Callable[[Entry], Reverted]
 
@@ -166,14 +166,28 @@ def _undo_create(host: Host, entry: Entry) -> Recovered:
 def _adopt(domid: int, entry: Entry) -> Adopted:
     """The disk strategies of the dead process; each with why it may not reach all its disks."""
     chosen = list(zip(entry.devices, entry.disks, strict=True))
-    adopted: dict[DiskStrategy, PyxlsnapError | None] = {}
+    adopted: dict[DiskStrategy, Exception | None] = {}
     for strategy in strategies(chosen, DiskTask(entry.name)):
+        _refuse_other_kind(strategy, entry)
         adopted[strategy] = None
         try:
             strategy.adopt_create(domid, began=entry.started, state=entry.disk_state)
-        except PyxlsnapError as e:
+        except Exception as e:
             adopted[strategy] = e
     return adopted
+
+
+def _refuse_other_kind(strategy: DiskStrategy, entry: Entry) -> None:
+    """Another strategy would not know what the dead process had begun."""
+    for vdev in strategy.vdevs:
+        if (kind := entry.kinds[vdev]) != strategy.kind:
+            raise NeedsAttention(
+                f"{vdev} was in the hands of the disk strategy {kind}, which is not installed any "
+                f"more: install it again, and recover then",
+                step="recover",
+                left=[f"{entry.domain} may be suspended; a disk snapshot of {vdev} may be there"],
+                finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+            )
 
 
 def _undo_disks(adopted: Adopted, left: list[str]) -> list[str]:
@@ -181,8 +195,8 @@ def _undo_disks(adopted: Adopted, left: list[str]) -> list[str]:
     for strategy, hindrance in adopted.items():
         try:
             done += strategy.undo_create()
-        except PyxlsnapError as e:
-            left.append(str(hindrance or e))
+        except Exception as e:
+            left.append(str(hindrance or e) or type(e).__name__)
     return done
 
 
@@ -213,7 +227,7 @@ def _resume(guest: Guest, entry: Entry, adopted: Adopted) -> bool:
         ) from e
     except DomainNotFound:
         return False  # it has gone just now
-    except PyxlsnapError as e:
+    except Exception as e:
         left = [f"{guest} is suspended and cannot be resumed ({e})"]
         left += [f"its memory may be in {t}" for t in entry.temporary if Path(t).exists()]
         raise NeedsAttention(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pyxlsnap.disks import raw_file
+from pyxlsnap.disks import foreign, raw_file
 from pyxlsnap.disks.block_copy import BlockCopy
 from pyxlsnap.disks.lvm import is_lvm, is_thin
 from pyxlsnap.disks.lvm_thick import LvmThick
@@ -17,7 +17,8 @@ from pyxlsnap.ports import DiskStrategy, DiskTask
 #: makes a strategy for some disks
 Factory = Callable[[Sequence[tuple[Disk, DiskRequest]], DiskTask], DiskStrategy]
 
-# In the order in which they snapshot: QEMU's transaction, which is all or nothing, comes last.
+# In the order in which they snapshot, others' before all of them: QEMU's transaction, which is all
+# or nothing, comes last.
 KINDS: tuple[Factory, ...] = (LvmThin, LvmThick, RawFile, BlockCopy, Qcow2)
 
 
@@ -28,6 +29,8 @@ def choose(disk: Disk, request: DiskRequest) -> Factory:
     """
     if disk.left_out:
         raise Refused(f"{disk.vdev} is {disk.left_out} and cannot be in a snapshot: leave it out")
+    if kind := foreign.claiming(disk):
+        return kind
     if not disk.target.startswith("/"):
         raise Refused(
             f"{disk.vdev}: its path {disk.target} does not begin with /, and to QEMU it may mean "
@@ -61,7 +64,8 @@ def choose(disk: Disk, request: DiskRequest) -> Factory:
 
 def default_request(disk: Disk, name: str) -> DiskRequest:
     """What is meant where nothing was said of a disk: inside, or beside it if it is a raw file."""
-    if disk.format == "raw" and Path(disk.target).is_file():
+    ours = foreign.claiming(disk) is None
+    if ours and disk.format == "raw" and Path(disk.target).is_file():
         return raw_file.default_request(disk, name)
     return DiskRequest(disk.vdev)
 
@@ -74,7 +78,8 @@ def strategies(
     :raises Refused: see :func:`choose`.
     """
     chosen = [(choose(disk, request), disk, request) for disk, request in disks]
-    groups = {kind: [(d, r) for k, d, r in chosen if k is kind] for kind in KINDS}
+    kinds = [*(kind for kind, _, _ in chosen if kind not in KINDS), *KINDS]
+    groups = {kind: [(d, r) for k, d, r in chosen if k is kind] for kind in kinds}
     return tuple(kind(group, task) for kind, group in groups.items() if group)
 
 

@@ -25,7 +25,7 @@ from pyxlsnap.journal import DomainLock, Entry, Journal
 from pyxlsnap.model import Recovered, Reverted, RunState, SnapshotConfig
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert
-from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, run_until
+from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, FakeStrategy, World, run_until
 from tests.unit.test_savefile import xl_file
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
@@ -102,6 +102,31 @@ def test_a_suspend_that_comes_after_the_death_of_its_process_is_waited_for(world
     killed.guest.suspends_late_s = 60
     assert "resumed vm1" in killed.recover()
     killed.assert_as_before()
+
+
+def test_a_strategy_that_is_not_installed_any_more_is_asked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Killed(world, "disk snapshots")
+    with monkeypatch.context() as other:
+        other.setattr(FakeStrategy, "kind", "another")
+        with pytest.raises(NeedsAttention, match=r"xvda was .* strategy fake.* install") as caught:
+            killed.recover()
+    assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+    assert killed.guest.suspended  # only that strategy knows whether it may run
+    killed.recover()
+    killed.assert_as_before()
+
+
+@pytest.mark.parametrize("verb", ["adopt xvda", "undo xvda"])
+def test_a_bug_in_a_strategy_does_not_keep_the_guest_suspended(world: World, verb: str) -> None:
+    killed = Killed(world, "disk snapshots")
+    world.fail(verb, LookupError("a bug"))
+    with pytest.raises(NeedsAttention, match="a bug") as caught:
+        killed.recover()
+    assert killed.guest.runs
+    assert "resumed vm1" in caught.value.undone
+    assert "deleted snap of xvdb" in caught.value.undone
 
 
 def test_disk_snapshots_of_others_stay(world: World) -> None:

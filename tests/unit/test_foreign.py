@@ -1,0 +1,101 @@
+"""Disk strategies of others, found by entry point in packages that are really installed."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from pyxlsnap.disks import choose, default_request, foreign, strategies
+from pyxlsnap.disks.qcow2 import Qcow2
+from pyxlsnap.errors import Refused
+from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.ports import DiskTask
+
+ARRAY = Disk("xvdb", "array/vol1", "raw", "qdisk", script="block-array")
+QCOW2 = Disk("xvda", "/a.qcow2", "qcow2", "qdisk")
+CODE = """
+    class Array:
+        kind = "array"
+        def __init__(self, disks, task):
+            self.vdevs = tuple(d.vdev for d, _ in disks)
+            self.name = task.name
+        @staticmethod
+        def claims(disk):
+            return disk.target.startswith("array/")
+"""
+Install = Callable[[str, str], None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Installs a package with one disk strategy ``Array`` and the source of its module."""
+
+    def installed(package: str, code: str) -> None:
+        info = tmp_path / f"{package}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(f"[pyxlsnap.disks]\n{package} = {package}:Array\n")
+        (tmp_path / f"{package}.py").write_text(dedent(code))
+        monkeypatch.delitem(sys.modules, package, raising=False)
+        foreign.installed.cache_clear()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield installed
+    foreign.installed.cache_clear()
+
+
+def test_takes_the_disks_that_it_claims_whatever_they_look_like(install: Install) -> None:
+    install("storage_a", CODE)
+    more = replace(ARRAY, vdev="xvdc", target="array/vol2")
+    disks = [(d, DiskRequest(d.vdev)) for d in (QCOW2, ARRAY, more)]
+    array, qcow2 = strategies(disks, DiskTask("snap"))  # QEMU's transaction comes last
+    assert (array.kind, array.vdevs) == ("array", ("xvdb", "xvdc"))
+    assert (qcow2.kind, qcow2.vdevs) == ("qcow2", ("xvda",))
+
+
+def test_goes_before_ours(install: Install) -> None:
+    assert choose(QCOW2, DiskRequest("xvda")) is Qcow2
+    install("storage_b", CODE.replace('"array/"', '"/a"'))
+    (found,) = strategies([(QCOW2, DiskRequest("xvda"))], DiskTask("snap"))
+    assert found.kind == "array"
+
+
+def test_is_not_asked_of_a_disk_that_needs_no_snapshot(install: Install) -> None:
+    install("storage_c", CODE)
+    with pytest.raises(Refused, match="read-only"):
+        choose(replace(ARRAY, readwrite=False), DiskRequest("xvdb"))
+
+
+def test_a_raw_file_that_it_claims_is_not_to_be_copied(install: Install, tmp_path: Path) -> None:
+    file = tmp_path / "disk.raw"
+    file.touch()
+    disk = Disk("xvda", str(file), "raw")
+    assert default_request(disk, "snap").path
+    install("storage_d", CODE.replace('"array/"', '"/"'))
+    assert default_request(disk, "snap") == DiskRequest("xvda")
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import no_such_module", "storage_e cannot be loaded .*no_such_module.*uninstall"),
+        ("Aray = 1", "storage_e cannot be loaded .*Array"),
+        (CODE.replace("disk.target", "disk.path"), "xvda: .*storage_e failed to say.*'path'"),
+    ],
+)
+def test_one_that_does_not_work_stops_it(install: Install, code: str, says: str) -> None:
+    """Else a disk of its kind would be taken for one of ours."""
+    install("storage_e", code)
+    with pytest.raises(Refused, match=says):
+        choose(QCOW2, DiskRequest("xvda"))
+
+
+def test_two_that_claim_one_disk_stop_it(install: Install) -> None:
+    install("storage_f", CODE)
+    install("storage_g", CODE)
+    with pytest.raises(Refused, match="storage_f and storage_g both claim array/vol1"):
+        choose(ARRAY, DiskRequest("xvdb"))
+    assert choose(QCOW2, DiskRequest("xvda")) is Qcow2
