@@ -1,14 +1,16 @@
 """Whole-domain snapshots (memory and disks at one instant) for the Xen hypervisor.
 
 High level, each call in a worker process of its own: :func:`create_snapshot`,
-:func:`revert_snapshot`, :func:`plan_create`, :func:`plan_revert`, :func:`recover`,
-:func:`monitor_domain`. Low level, libxl in this process: :class:`Toolstack`, :class:`Domain`.
+:func:`revert_snapshot`, :func:`plan_create`, :func:`plan_revert`, :func:`can_snapshot`,
+:func:`recover`, :func:`monitor_domain`. Low level, libxl in this process:
+:class:`Toolstack`, :class:`Domain`.
 """
 
 import logging
 from typing import TYPE_CHECKING, Any
 
 from pyxlsnap.api import (
+    can_snapshot,
     create_snapshot,
     monitor_domain,
     plan_create,
@@ -52,6 +54,7 @@ from pyxlsnap.model import (
     GuestKind,
     Plan,
     PlannedDisk,
+    Possibility,
     Progress,
     Recovered,
     Reverted,
@@ -72,6 +75,7 @@ __all__ = [  # noqa: RUF022
     "revert_snapshot",
     "plan_create",
     "plan_revert",
+    "can_snapshot",
     "recover",
     "start_monitor",
     "monitor_domain",
@@ -80,6 +84,7 @@ __all__ = [  # noqa: RUF022
     "Recovered",
     "Plan",
     "PlannedDisk",
+    "Possibility",
     "SnapshotConfig",
     "DiskRequest",
     "Artefact",

@@ -16,6 +16,7 @@ from pyxlsnap.model import (
     OnEvent,
     OnProgress,
     Plan,
+    Possibility,
     Recovered,
     Reverted,
     Snapshot,
@@ -108,6 +109,23 @@ def _create_request(
         "live": live,
         "max_downtime": max_downtime,
     }
+
+
+def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Possibility:
+    """Whether :func:`create_snapshot` would be possible now, and live, and all reasons why not.
+
+    For every writable disk, where :func:`create_snapshot` puts it if nothing is said. Nothing is
+    changed and no lock is taken, so that an operation under way is not noticed.
+
+    :param domain: name, domid or uuid.
+    :param cancel: a token; when it is set, the look ends.
+    :raises DomainNotFound: there is no such domain.
+    :raises XenUnavailable: Xen cannot be talked to.
+    :raises Interrupted: it was cancelled.
+    """
+    values = run({"operation": "possibility", "domain": domain}, cancel=cancel)
+    found: Possibility = wire.rebuild(Possibility, values)
+    return found
 
 
 def revert_snapshot(

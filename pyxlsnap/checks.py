@@ -13,7 +13,7 @@ from pyxlsnap import files
 from pyxlsnap.domain import XENBUS_CONNECTED, XENBUS_INITIALISING
 from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.freemem import spare_dom0_kb
-from pyxlsnap.model import Disk, DomainConfig, RunState
+from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
 from pyxlsnap.ports import Guest, Host
 from pyxlsnap.version import VERSION
 
@@ -130,6 +130,16 @@ def refuse_config(config: DomainConfig, guest: Guest) -> None:
         raise Refused(
             f"{reasons[0]}: pyxlsnap would act behind libvirt's back, use "
             f"its own snapshots (virsh snapshot-create)"
+        )
+
+
+def refuse_live(host: Host, config: DomainConfig, guest: Guest) -> None:
+    """Where the hypervisor cannot log dirty pages, a live snapshot is impossible."""
+    if config.kind is GuestKind.PV and not host.has_shadow_paging():
+        raise Refused(
+            f"--live is impossible for {guest.name}: it is a PV guest, and this Xen is built "
+            f"without shadow paging, so it cannot log a PV guest's dirty pages; take the snapshot "
+            f"without --live"
         )
 
 

@@ -143,12 +143,8 @@ def plan_create(
     state = checks.run_state(guest)
     config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
-    if live and config.kind is GuestKind.PV and not host.has_shadow_paging():
-        raise Refused(
-            f"--live is impossible for {guest.name}: it is a PV guest, and this Xen is built "
-            f"without shadow paging, so it cannot log a PV guest's dirty pages; take the snapshot "
-            f"without --live"
-        )
+    if live:
+        checks.refuse_live(host, config, guest)
     chosen, left_out, warnings = _choose_disks(config, wanted.disks, name)
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
     memory_path = _memory_path(wanted, (directory or SNAPSHOT_DIR) / guest.uuid, name)

@@ -297,6 +297,28 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Possibility:
+    """Whether a domain can be snapshotted as it is now, with every writable disk."""
+
+    domain: str
+    uuid: str
+    #: why it cannot, a line each with the way out; empty: it can
+    reasons: tuple[str, ...]
+    #: what hinders a live snapshot beside them
+    live_reasons: tuple[str, ...]
+
+    @property
+    def possible(self) -> bool:
+        """A snapshot is possible, at least one for which the domain stands still."""
+        return not self.reasons
+
+    @property
+    def live(self) -> bool:
+        """A live one is, too."""
+        return self.possible and not self.live_reasons
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A snapshot that was taken."""
 

@@ -27,6 +27,7 @@ from pyxlsnap.keeper import Death, Kept, keep
 from pyxlsnap.model import (
     DomainEvent,
     Plan,
+    Possibility,
     Progress,
     Recovered,
     Reverted,
@@ -36,10 +37,11 @@ from pyxlsnap.model import (
 )
 from pyxlsnap.monitor import monitor
 from pyxlsnap.ports import Host
+from pyxlsnap.possibility import possibility
 from pyxlsnap.toolstack import Toolstack
 from pyxlsnap.wire import Channel, Message
 
-Result = Snapshot | Reverted | Recovered | Plan | None
+Result = Snapshot | Reverted | Recovered | Plan | Possibility | None
 
 log = logging.getLogger("pyxlsnap.worker")  # __name__ is "__main__" here
 
@@ -143,8 +145,8 @@ def _outcome(do: Callable[[], Result]) -> Message:
     """What came of it, as the last message."""
     try:
         result = do()
-    except Cancelled:  # of a watch: there is nothing to roll back
-        return {"error": to_wire(Interrupted("cancelled", step="monitor"))}
+    except Cancelled:  # of a watch or a look: there is nothing to roll back
+        return {"error": to_wire(Interrupted("cancelled", step="look"))}
     except PyxlsnapError as e:
         return {"error": to_wire(e)}
     except Exception as e:
@@ -162,6 +164,8 @@ def perform(
     if operation == "monitor":
         monitor(host, domain, on_event=caller.event, cancel=cancel)
         return None
+    if operation == "possibility":
+        return possibility(host, domain, check=cancel.check)
     if operation == "recover":
         return operations.recover(
             host,

@@ -20,6 +20,7 @@ from pyxlsnap import (
     freemem,
     journal,
     monitor,
+    possibility,
     processes,
     recovery,
     revert_plan,
@@ -656,7 +657,7 @@ PLACES = (
     (freemem, "XL_CONF", "xl.conf"),
     (freemem, "XL_LOCK", "run/xl.lock"),
 )
-CHOOSERS = (create_plan, revert_plan, recovery)
+CHOOSERS = (create_plan, revert_plan, recovery, possibility)
 
 
 def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:

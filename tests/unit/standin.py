@@ -1,7 +1,7 @@
 """A worker process that runs, with a stand-in for the operations that need Xen.
 
 The worker is the real one; Python imports ``sitecustomize`` before it, and that puts other
-functions in the place of ``create``, ``revert``, ``recover`` and ``monitor``.
+functions in the place of ``create``, ``revert``, ``recover`` and so on.
 """
 
 import sys
@@ -16,7 +16,7 @@ _SITE = """
 import sys
 if "pyxlsnap.worker" in sys.orig_argv:
     import contextlib, logging, os, pathlib, signal, socket, time
-    import pyxlsnap.monitor, pyxlsnap.operations, pyxlsnap.toolstack
+    import pyxlsnap.monitor, pyxlsnap.operations, pyxlsnap.possibility, pyxlsnap.toolstack
     from pyxlsnap import errors, journal, model
     UUID = {uuid!r}
     HERE = pathlib.Path({here!r})
@@ -59,6 +59,8 @@ if "pyxlsnap.worker" in sys.orig_argv:
         return model.Recovered(("recovered",), rolled_back=rolled_back)
     def monitor(host, domain, *, on_event, cancel):
 {monitor}
+    def possibility(host, domain, *, check):
+{possibility}
     @contextlib.contextmanager
     def toolstack(**_):
         yield
@@ -69,6 +71,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
     pyxlsnap.operations.preview_create = pyxlsnap.operations.preview_revert = preview
     pyxlsnap.operations.recover = recover
     pyxlsnap.monitor.monitor = monitor
+    pyxlsnap.possibility.possibility = possibility
 """
 
 
@@ -89,6 +92,7 @@ class StandIn:
         close: str = "pass",
         monitor: str = "pass",
         revert: str = "pass",
+        possibility: str = "pass",
     ) -> None:
         """The bodies of the functions, and what closing libxl does."""
         text = _SITE.format(
@@ -98,6 +102,7 @@ class StandIn:
             recover=indent(dedent(recover).strip(), " " * 8),
             revert=indent(dedent(revert).strip(), " " * 8),
             monitor=indent(dedent(monitor).strip(), " " * 8),
+            possibility=indent(dedent(possibility).strip(), " " * 8),
             close=indent(dedent(close).strip(), " " * 8),
         )
         (self._site / "sitecustomize.py").write_text(text)
