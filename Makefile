@@ -11,7 +11,7 @@ LABS ?= 2
 # How long each reader is fuzzed.
 SECONDS ?= 600
 PY := $(VENV)/bin/python
-SOURCES := pyxlsnap build_ffi.py tests
+SOURCES := pyxlsnap build_ffi.py tests examples
 
 .PHONY: demo test check unit lab soak fuzz clean prune
 

@@ -45,8 +45,8 @@ class Hooks:
     #: ended; not if this process is killed. If it raises or is late, a snapshot has a warning, and
     #: an operation that failed raises :class:`~pyxlsnap.errors.NeedsAttention`.
     after_resume: Hook | None = None
-    #: A revert is done: to set the guest's clock, say. If it raises or is late, the result has a
-    #: warning.
+    #: A revert is done: to set the guest's clock, say, and to thaw its filesystems, which are
+    #: frozen in a memory that was saved so. If it raises or is late, the result has a warning.
     after_revert: Hook | None = None
     #: seconds that each of them may take
     limit_s: float = 10.0

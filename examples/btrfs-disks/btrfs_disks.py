@@ -1,0 +1,203 @@
+"""A disk strategy: raw files in a btrfs subvolume, which is snapshotted as a whole, at once.
+
+The snapshot ``monday`` of ``/srv/web1`` (a subvolume, with ``root.img`` and ``data.img`` in it) is
+the read-only subvolume ``/srv/web1.monday/disks``. A revert puts reflinks of its files in the place
+of the disks. :class:`pyxlsnap.DiskStrategy` says what each method has to do.
+"""
+
+import os
+import secrets
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyxlsnap import AlreadyExists, Artefact, Disk, DiskError, DiskRequest, DiskTask, Refused
+
+SUBVOLUME_INODE = 256  # of the root of any subvolume
+TOKEN = "token"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A subvolume with disks in it."""
+
+    path: Path
+    #: the directory of its snapshot
+    snapshot: Path
+    #: by vdev
+    disks: Mapping[str, Path]
+
+
+class Subvolumes:
+    """All raw files in btrfs subvolumes that an operation is about."""
+
+    kind = "btrfs subvolume"
+
+    def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
+        for disk, request in disks:
+            if not request.internal:
+                raise Refused(
+                    f"{disk.vdev}: its snapshot is in the btrfs filesystem itself: write "
+                    f"',,{disk.vdev}'"
+                )
+        self.vdevs = tuple(disk.vdev for disk, _ in disks)
+        self._name = task.name
+        self._token = secrets.token_hex(16)
+        paths = {disk.vdev: Path(disk.target) for disk, _ in disks}
+        self._volumes = [
+            Volume(
+                path,
+                path.with_name(f"{path.name}.{task.name}"),
+                {vdev: file for vdev, file in paths.items() if file.parent == path},
+            )
+            for path in sorted({file.parent for file in paths.values()})
+        ]
+
+    @staticmethod
+    def claims(disk: Disk) -> bool:
+        """Not those in the root of a filesystem: there is no place beside that."""
+        parent = Path(disk.target).parent
+        return (
+            disk.format == "raw"
+            and not disk.script
+            and Path(disk.target).is_file()
+            and parent.stat().st_ino == SUBVOLUME_INODE
+            and not os.path.ismount(parent)
+        )
+
+    # create
+
+    def check_create(self, domid: int) -> None:
+        for volume in self._volumes:
+            if os.path.lexists(volume.snapshot):
+                raise AlreadyExists(
+                    f"{volume.snapshot} exists: choose another name", where=str(volume.snapshot)
+                )
+
+    def expected_seconds(self) -> float:
+        return 0.1 * len(self._volumes)
+
+    def state(self) -> dict[str, str]:
+        return {f"{vdev} token": self._token for vdev in self.vdevs}
+
+    def prepare(self) -> None:
+        for volume in self._volumes:
+            try:
+                volume.snapshot.mkdir(0o700)  # fails if somebody else has made it meanwhile
+                (volume.snapshot / TOKEN).write_text(self._token)
+                for file in volume.disks.values():
+                    _sync(file)  # so that little is left for the window
+            except OSError as e:
+                raise _error(volume, f"{e.filename}: {e.strerror}") from e
+
+    def create(self) -> None:
+        for volume in self._volumes:
+            target = str(volume.snapshot / "disks")
+            _btrfs(volume, "subvolume", "snapshot", "-r", str(volume.path), target)
+
+    def finish_create(self) -> None:
+        for volume in self._volumes:
+            _btrfs(volume, "filesystem", "sync", str(volume.snapshot))
+
+    def settle(self) -> None:
+        """A guest may run at any time: its own files are not touched."""
+
+    def undo_create(self) -> list[str]:
+        return [f"deleted {v.snapshot}" for v in self._volumes if self._delete(v)]
+
+    def _delete(self, volume: Volume) -> bool:
+        token = volume.snapshot / TOKEN
+        try:
+            if token.read_text() not in (self._token, ""):
+                return False  # somebody else's
+        except FileNotFoundError:
+            return False
+        if (disks := volume.snapshot / "disks").exists():
+            _btrfs(volume, "subvolume", "delete", str(disks))
+        token.unlink()
+        volume.snapshot.rmdir()
+        return True
+
+    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+        self._token = state[f"{self.vdevs[0]} token"]
+
+    def artefacts(self, domain: str) -> list[Artefact]:
+        return [
+            Artefact(
+                kind="disk snapshot",
+                where=f"{v.snapshot} ({', '.join(v.disks)}; btrfs subvolume)",
+                delete=f"btrfs subvolume delete {v.snapshot}/disks && rm -r {v.snapshot}",
+                vdev=",".join(v.disks),
+            )
+            for v in self._volumes
+        ]
+
+    # revert
+
+    def check_revert(self) -> None:
+        for volume in self._volumes:
+            for vdev, file in volume.disks.items():
+                if not (volume.snapshot / "disks" / file.name).is_file():
+                    raise Refused(
+                        f"{vdev}: {volume.snapshot} has no {file.name}: that snapshot is not whole"
+                    )
+
+    def revert(self) -> None:
+        for volume in self._volumes:
+            for file in volume.disks.values():
+                self._put_back(volume, file)
+
+    def _put_back(self, volume: Volume, file: Path) -> None:
+        new, kept = self._new(file), self._kept(file)
+        source = str(volume.snapshot / "disks" / file.name)
+        _run(volume, "cp", "--reflink=always", "--preserve=all", source, str(new))
+        try:
+            _sync(new)
+            if not kept.exists():  # else one that was interrupted has kept it
+                os.link(file, kept)
+            os.rename(new, file)
+            _sync(volume.path)
+        except OSError as e:
+            raise _error(volume, f"{e.filename}: {e.strerror}") from e
+
+    def finish_revert(self, domid: int) -> list[str]:
+        left = []
+        for volume in self._volumes:
+            for file in volume.disks.values():
+                try:
+                    self._kept(file).unlink(missing_ok=True)
+                except OSError as e:
+                    left.append(f"{e.filename}: {e.strerror}")
+        return left
+
+    def _new(self, file: Path) -> Path:
+        return file.with_name(f".{file.name}.{self._name}.new")
+
+    def _kept(self, file: Path) -> Path:
+        return file.with_name(f"{file.name}.{self._name}.pre-revert")
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _btrfs(volume: Volume, *words: str) -> None:
+    _run(volume, "btrfs", *words)
+
+
+def _run(volume: Volume, *words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise _error(volume, done.stderr.strip())
+
+
+def _error(volume: Volume, what: str) -> DiskError:
+    return DiskError(what, vdev=", ".join(volume.disks))

@@ -1,0 +1,79 @@
+"""Hooks that have the guest's own agent freeze its filesystems for a snapshot, and set its clock.
+
+The agent is qemu-ga, and the guest has a channel for it, in its xl.cfg::
+
+    channel = [ 'name=org.qemu.guest_agent.0,connection=socket,path=/run/xen/qga-web1.sock' ]
+
+usage: quiesce.py DOMAIN SOCKET NAME takes a snapshot with its help.
+"""
+
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyxlsnap
+
+LIMIT_S = 10.0
+
+
+def ask(path: Path, command: str, **arguments: object) -> Any:
+    """Have the agent do something; returns its answer.
+
+    :raises OSError: it cannot be reached, or does not answer in time.
+    :raises RuntimeError: it could not do it.
+    """
+    sync = time.monotonic_ns() % 2**31
+    requests = (
+        {"execute": "guest-sync", "arguments": {"id": sync}},
+        {"execute": command, "arguments": arguments},
+    )
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.settimeout(LIMIT_S)
+        agent.connect(str(path))
+        for request in requests:
+            agent.sendall(json.dumps(request).encode() + b"\n")
+        answers = map(json.loads, agent.makefile("rb"))
+        # What it still had to say to somebody else comes first.
+        while next(answers).get("return") != sync:
+            pass
+        answer = next(answers)
+    if "error" in answer:
+        raise RuntimeError(f"{command}: {answer['error']['desc']}")
+    return answer["return"]
+
+
+def hooks(path: Path) -> pyxlsnap.Hooks:
+    """The hooks for a guest whose agent listens at this socket."""
+
+    def freeze(_: pyxlsnap.Moment) -> None:
+        ask(path, "guest-fsfreeze-freeze")
+
+    def thaw(_: pyxlsnap.Moment) -> None:
+        ask(path, "guest-fsfreeze-thaw")
+
+    def reverted(moment: pyxlsnap.Moment) -> None:
+        if moment.state is pyxlsnap.RunState.RUNNING:
+            # In the memory that it was restored from its filesystems are frozen.
+            ask(path, "guest-fsfreeze-thaw")
+            ask(path, "guest-set-time", time=time.time_ns())
+
+    return pyxlsnap.Hooks(
+        before_suspend=freeze, after_resume=thaw, after_revert=reverted, limit_s=LIMIT_S
+    )
+
+
+def main() -> None:
+    """Take a snapshot of a guest that has an agent."""
+    domain, path, name = sys.argv[1:]
+    try:
+        snapshot = pyxlsnap.create_snapshot(domain, name=name, hooks=hooks(Path(path)))
+    except pyxlsnap.PyxlsnapError as e:
+        sys.exit(f"{e}")
+    print(snapshot.cfgfile)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The examples do what they say, on real guests."""
+
+import json
+import tomllib
+
+import pytest
+
+from .dom0 import Dom0
+from .guests import STANDARD
+from .install import PROJECT, push
+from .lab import Lab
+from .snapshots import SNAPSHOTS, create, goes_back, revert
+from .storage import BTRFS
+from .test_mixed import attach, check_reverted, quicken_hotplug
+
+SOURCE, DEST = PROJECT / "examples", "/opt/examples"
+
+pytestmark = pytest.mark.usefixtures("tidy")
+
+
+def run(dom0: Dom0, name: str, *words: str) -> str:
+    """Run an example, which must work; what it said."""
+    return dom0.run(["python3", f"{DEST}/{name}", *words], timeout=480).out
+
+
+def install_strategy(dom0: Dom0) -> None:
+    """As pip does it, which the dom0 has not."""
+    project = tomllib.loads((SOURCE / "btrfs-disks" / "pyproject.toml").read_text())["project"]
+    site = dom0.run(["python3", "-c", "import site; print(site.getsitepackages()[0])"]).out.strip()
+    info = f"{site}/btrfs_disks-1.dist-info"
+    dom0.write(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1\n")
+    lines = [
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
+        for group, entries in project["entry-points"].items()
+    ]
+    dom0.write(f"{info}/entry_points.txt", "".join(lines))
+    module = (SOURCE / "btrfs-disks" / "btrfs_disks.py").read_bytes()
+    dom0.write(f"{site}/btrfs_disks.py", module)
+
+
+def test_a_nightly_script(lab: Lab) -> None:
+    guests = [lab.guest(kind) for kind in ("pv", "pvh")]
+    push(lab.dom0, SOURCE, DEST)
+    done = lab.dom0.run(
+        ["python3", f"{DEST}/nightly.py", "pv", "nobody", "pvh"], check=False, timeout=480
+    )
+    assert done.rc == 3, done
+    pv, pvh = done.out.splitlines()
+    assert "(stopped" in pv
+    assert "(live" in pvh
+    assert "nobody: there is no domain 'nobody'" in done.err
+    for guest, line in zip(guests, (pv, pvh), strict=True):
+        cfgfile = line.split(": ")[1].split(" (")[0]
+        later, mark = guest.assert_healthy(6), guest.mark()
+        revert(guest, cfgfile)
+        goes_back(guest, mark, later)
+
+
+def test_hooks_that_quiesce_the_guest(lab: Lab) -> None:
+    guest = lab.guest("pvh")
+    guest.assert_healthy()
+    push(lab.dom0, SOURCE, DEST)
+    script = (PROJECT / "tests/lab/scripts/stand_in_agent.py").read_bytes()
+    lab.dom0.write("/tmp/stand_in_agent.py", script)
+    with lab.dom0.start(["python3", "/tmp/stand_in_agent.py", "/tmp/agent", "pvh"]) as agent:
+        assert agent.readline() == "ready\n"
+        cfgfile = run(lab.dom0, "quiesce.py", "pvh", "/tmp/agent", "quiet").strip()
+        later, mark = guest.assert_healthy(6), guest.mark()
+        back = (
+            "import pathlib, pyxlsnap, quiesce; hooks = quiesce.hooks(pathlib.Path('/tmp/agent'));"
+            f"print(pyxlsnap.revert_snapshot('pvh', {cfgfile!r}, hooks=hooks).warnings)"
+        )
+        said = lab.dom0.run(["python3", "-c", back], cwd=DEST, timeout=480).out
+        assert said == "()\n"
+        goes_back(guest, mark, later)
+        told = [json.loads(line) for line in agent.out.splitlines()[1:]]
+    assert [t["command"] for t in told] == [
+        *("guest-fsfreeze-freeze", "guest-fsfreeze-thaw"),
+        *("guest-fsfreeze-thaw", "guest-set-time"),
+    ]
+    # Each time the guest runs or idles: it is neither paused nor suspended.
+    assert all(set(t["state"]) <= set("rb-") for t in told), told
+
+
+def test_a_disk_strategy_of_its_own(spent_lab: Lab) -> None:
+    lab = spent_lab
+    quicken_hotplug(lab.dom0)
+    install_strategy(lab.dom0)
+    volume = f"{BTRFS}/vm"
+    lab.dom0.run(f"btrfs subvolume create {volume} && truncate -s 8M {volume}/c.img {volume}/d.img")
+    guest = lab.guest("pvh")
+    before = attach(guest, {"xvdc": f"{volume}/c.img", "xvdd": f"{volume}/d.img"})
+    plan = create(guest, "--live", "--name", "mine", "--dry-run")
+    assert [d["how"] for d in plan["disks"]] == ["qcow2", "qcow2", *["btrfs subvolume"] * 2]
+    made = create(guest, "--live", "--name", "mine")
+    after = guest.assert_healthy()
+    (ours,) = [a for a in made["artefacts"] if "btrfs" in a["where"]]
+    assert ours["where"] == f"{volume}.mine (xvdc, xvdd; btrfs subvolume)"
+    for _ in range(2):
+        later, mark = guest.wait_advance(6), guest.mark()
+        revert(guest, made["cfgfile"])
+        check_reverted(guest, mark, later, before, after)
+    assert lab.dom0.run(["ls", "-A", volume]).out == "c.img\nd.img\n"
+
+    # One that fails when all disks are done is undone: somebody takes its cfgfile's name.
+    wrong = (
+        "import pyxlsnap\n"
+        "def taken(moment):\n"
+        f"    open(f'{SNAPSHOTS}/{{moment.uuid}}/other.cfg', 'x').close()\n"
+        "pyxlsnap.create_snapshot('pvh', name='other', hooks=pyxlsnap.Hooks(before_suspend=taken))"
+    )
+    failed = lab.dom0.run(["python3", "-c", wrong], check=False, timeout=480)
+    assert "OperationFailed" in failed.err, failed
+    assert "everything is as before" in failed.err, failed
+    guest.assert_healthy()
+    assert lab.dom0.run(["ls", BTRFS]).out.split() == [
+        *sorted(f"{kind}.img" for kind in STANDARD),
+        "vm",
+        "vm.mine",
+    ]
+    lab.dom0.run(ours["delete"])
+    assert "vm.mine" not in lab.dom0.run(["ls", BTRFS]).out
