@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from pyxlsnap.errors import DomainNotFound
 from pyxlsnap.model import Artefact, Disk, DiskRequest, DomainConfig, DomainInfo, OnProgress
 
 #: makes somebody watch the domain of a uuid (:mod:`pyxlsnap.monitor`)
@@ -66,6 +67,14 @@ class Host(Protocol):
     def create(self, config: DomainConfig) -> Guest: ...
     def watching(self) -> AbstractContextManager[Changes]: ...
     def abort(self) -> bool: ...
+
+
+def find_if_there(host: Host, domain: str) -> Guest | None:
+    """A domain, or ``None`` if there is none."""
+    try:
+        return host.find(domain)
+    except DomainNotFound:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,10 @@
 """The examples do what they say, on real guests."""
 
 import json
+import time
 import tomllib
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -120,3 +123,40 @@ def test_a_disk_strategy_of_its_own(spent_lab: Lab) -> None:
     ]
     lab.dom0.run(ours["delete"])
     assert "vm.mine" not in lab.dom0.run(["ls", BTRFS]).out
+
+
+def status(dom0: Dom0) -> list[dict[str, Any]]:
+    """What the daemon says of its guests."""
+    told: list[dict[str, Any]] = json.loads(dom0.run("socat - UNIX-CONNECT:/tmp/daemon").out)
+    return told
+
+
+def until(dom0: Dom0, good: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+    """The daemon's status as soon as it is as wanted."""
+    end = time.monotonic() + 240
+    while not good(told := status(dom0)):
+        assert time.monotonic() < end, told
+    return told
+
+
+def test_a_daemon(lab: Lab) -> None:
+    guests = [lab.guest(kind) for kind in ("pvh", "hvm")]
+    push(lab.dom0, SOURCE, DEST)
+    command = f"exec python3 {DEST}/daemon.py /tmp/daemon 1 pvh hvm"
+    with lab.dom0.start(command) as daemon:
+        lab.dom0.run("until [ -S /tmp/daemon ]; do sleep 0.1; done")
+        told = until(lab.dom0, lambda told: all(guest["snapshots"] for guest in told))
+        assert [guest["domain"] for guest in told] == ["pvh", "hvm"]
+        until(lab.dom0, lambda told: any(guest["doing"] == "memory" for guest in told))
+        daemon.kill()  # in the middle of the next ones
+        ended = daemon.wait()
+    assert (ended.rc, ended.out) == (0, "ended\n"), ended
+    for guest, known in zip(guests, told, strict=True):
+        guest.assert_healthy()
+        assert not known["error"]
+        files = lab.dom0.run(f"ls -A {SNAPSHOTS}/{guest.uuid}").out.split()
+        cfgs = {name for name in files if name.endswith(".cfg")}
+        assert len(files) == 2 * len(cfgs)  # a memory file each, and nothing else
+        later, mark = guest.last(), guest.mark()
+        revert(guest, known["snapshots"][0])
+        goes_back(guest, mark, later)

@@ -16,14 +16,15 @@ import pytest
 
 from pyxlsnap import (
     checks,
+    completion,
     create_plan,
     freemem,
     journal,
     monitor,
     possibility,
     processes,
-    recovery,
     revert_plan,
+    rollback,
 )
 from pyxlsnap.domain import REQUEST_S, SETTLE_S
 from pyxlsnap.errors import (
@@ -657,7 +658,7 @@ PLACES = (
     (freemem, "XL_CONF", "xl.conf"),
     (freemem, "XL_LOCK", "run/xl.lock"),
 )
-CHOOSERS = (create_plan, revert_plan, recovery, possibility)
+CHOOSERS = (create_plan, revert_plan, rollback, completion, possibility)
 
 
 def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pyxlsnap import cfgfile, operations, recovery, revert
+from pyxlsnap import cfgfile, completion, operations, revert
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import plan_create
 from pyxlsnap.errors import (
@@ -103,7 +103,7 @@ class AnyOrder(RuleBasedStateMachine):
         #: the domains that ran when the host crashed
         self.crashed: list[DomainConfig] = []
         self.boots = 0
-        for module in (recovery, revert):
+        for module in (completion, revert):
             self._patches.setattr(module, "boot_id", lambda: f"boot {self.boots}")
 
     def teardown(self) -> None:

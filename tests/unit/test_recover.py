@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile, operations, recovery
+from pyxlsnap import cfgfile, completion, operations, recovery
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import (
@@ -326,7 +326,7 @@ class TestARevert:
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.killed(world, "disks")
-        monkeypatch.setattr(recovery, "boot_id", lambda: "another")
+        monkeypatch.setattr(completion, "boot_id", lambda: "another")
         self.assert_is_back(world, recover(world))
 
     def test_after_a_crash_of_the_host_the_domid_says_nothing(
@@ -335,7 +335,7 @@ class TestARevert:
         """The domain has been started again, from disks that were half-way back."""
         guest = self.killed(world, "disks")
         guest.exists = True  # started at boot, with the domid that it had before
-        monkeypatch.setattr(recovery, "boot_id", lambda: "another")
+        monkeypatch.setattr(completion, "boot_id", lambda: "another")
         with pytest.raises(NeedsAttention, match="disks may be half-reverted") as caught:
             recover(world)
         command = caught.value.finish.split()
@@ -408,7 +408,7 @@ class TestARevert:
             guest.exists = False
         world.storage.content |= {"xvda": "days of work", "xvdb": "days of work"}
         if boot:
-            monkeypatch.setattr(recovery, "boot_id", lambda: boot)
+            monkeypatch.setattr(completion, "boot_id", lambda: boot)
         with pytest.raises(NeedsAttention, match="was brought back to snap and has gone since"):
             recover(world)
         assert set(world.storage.content.values()) == {"days of work"}

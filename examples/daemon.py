@@ -1,0 +1,89 @@
+"""A small daemon: live snapshots of several guests on a schedule, and its status on a unix socket.
+
+usage: daemon.py SOCKET SECONDS DOMAIN... Whoever connects to the socket gets one JSON document.
+SIGTERM ends it: what is under way is rolled back first. Its unit should have ``KillMode=process``.
+"""
+
+import asyncio
+import json
+import signal
+import sys
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import pyxlsnap
+from pyxlsnap import aio
+
+
+@dataclass
+class Guest:
+    """What the daemon knows of a guest."""
+
+    domain: str
+    doing: str = "waiting"
+    percent: int = 0
+    error: str = ""
+    #: cfgfiles, the newest last
+    snapshots: list[str] = field(default_factory=list)
+
+    def progress(self, progress: pyxlsnap.Progress) -> None:
+        """Called in the event loop."""
+        self.doing = progress.phase
+        if progress.bytes_expected:
+            self.percent = 100 * progress.bytes_done // progress.bytes_expected
+
+
+class Daemon:
+    """Each guest has a task; they do not wait for each other."""
+
+    def __init__(self, domains: list[str], every_s: float) -> None:
+        self._guests = [Guest(domain) for domain in domains]
+        self._every_s = every_s
+
+    async def run(self, path: str) -> None:
+        """Serve and take snapshots until it is cancelled."""
+        await aio.recover()  # what a crash has left
+        async with await asyncio.start_unix_server(self._tell, path), asyncio.TaskGroup() as group:
+            for guest in self._guests:
+                group.create_task(self._look_after(guest))
+
+    async def _look_after(self, guest: Guest) -> None:
+        while True:
+            try:
+                await self._snapshot(guest)
+                guest.error = ""
+            except pyxlsnap.PyxlsnapError as e:  # the next one may work
+                guest.error = str(e)
+            guest.doing, guest.percent = "waiting", 0
+            await asyncio.sleep(self._every_s)
+
+    async def _snapshot(self, guest: Guest) -> None:
+        found = await aio.can_snapshot(guest.domain)
+        made = await aio.create_snapshot(
+            guest.domain,
+            name=f"daemon-{datetime.now():%Y%m%d-%H%M%S}",
+            live=found.live,
+            on_progress=guest.progress,
+        )
+        guest.snapshots.append(made.cfgfile)
+
+    async def _tell(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        status = [vars(guest) for guest in self._guests]
+        writer.write(json.dumps(status, indent=2).encode() + b"\n")
+        await writer.drain()
+        writer.close()
+
+
+async def main() -> None:
+    """Run until SIGTERM."""
+    path, every_s, *domains = sys.argv[1:]
+    daemon = asyncio.create_task(Daemon(domains, float(every_s)).run(path))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.cancel)
+    try:
+        await daemon
+    except asyncio.CancelledError:
+        print("ended", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
