@@ -25,7 +25,7 @@
 
 Every class has an ``exit_code``, the one the command line ends with (see README). Text is for
 people; programs use the attributes. All of them survive the way from the worker process to the
-caller: :func:`to_wire` and :func:`from_wire` turn them into plain values and back.
+caller: ``to_wire`` and ``from_wire`` turn them into plain values and back.
 """
 
 from collections.abc import Sequence
@@ -37,9 +37,11 @@ from pyxlsnap.wording import one_line
 class PyxlsnapError(Exception):
     """Base of all errors of this package. The message is one line, fit to be shown."""
 
+    #: the status that the command line ends with
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
+        #: the text for people
         self.message = one_line(message)
         super().__init__(self.message)
 
@@ -59,8 +61,10 @@ class ConfigError(UsageError):
     def __init__(self, message: str, *, file: str, item: str = "") -> None:
         where = f"{file}: {item}: " if item else f"{file}: "
         super().__init__(where + message)
-        #: the file's path, and the key or disk within it ("" for the file as a whole)
-        self.file, self.item = file, item
+        #: the file's path
+        self.file = file
+        #: the key or disk within it, "" for the file as a whole
+        self.item = item
 
 
 class Refused(PyxlsnapError):
@@ -96,6 +100,7 @@ class Busy(Refused):
 
     def __init__(self, message: str, *, domain: str) -> None:
         super().__init__(message)
+        #: the domain's name or uuid
         self.domain = domain
 
 
@@ -104,6 +109,7 @@ class BadMemoryFile(Refused):
 
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(f"{path}: {message}")
+        #: the file's path
         self.path = path
 
 
@@ -114,6 +120,7 @@ class Risky(PyxlsnapError):
 
     def __init__(self, message: str, *, reasons: Sequence[str]) -> None:
         super().__init__(message)
+        #: why it is risky, a line each
         self.reasons = tuple(reasons)
 
 
@@ -128,10 +135,13 @@ class XenError(PyxlsnapError):
         self, message: str, *, rc: int, operation: str, domain: str = "", log: Sequence[str] = ()
     ) -> None:
         super().__init__(message)
-        #: libxl's return code (enum libxl_error, negative) and the function that gave it
-        self.rc, self.operation = rc, operation
+        #: libxl's return code (enum libxl_error, negative)
+        self.rc = rc
+        #: the function that gave it
+        self.operation = operation
         #: the domain concerned, "" if none
         self.domain = domain
+        #: what libxl said during the call, oldest first
         self.log = tuple(log)
 
 
@@ -148,6 +158,7 @@ class MonitorError(PyxlsnapError):
 
     def __init__(self, message: str, *, command: str, refused: bool = False) -> None:
         super().__init__(message)
+        #: the QMP command
         self.command = command
         #: QEMU said no, so nothing was done; otherwise nobody knows
         self.refused = refused
@@ -158,6 +169,7 @@ class DiskError(PyxlsnapError):
 
     def __init__(self, message: str, *, vdev: str) -> None:
         super().__init__(f"{vdev}: {message}")
+        #: the guest's device
         self.vdev = vdev
 
 
@@ -185,10 +197,12 @@ class OperationFailed(PyxlsnapError):
         self, message: str, *, step: str, undone: Sequence[str] = (), left: Sequence[str] = ()
     ) -> None:
         super().__init__(message)
-        #: the step that failed
+        #: the step that failed, for people
         self.step = step
-        #: what was undone, and what is left, a line each
-        self.undone, self.left = tuple(undone), tuple(left)
+        #: what was undone, a line each
+        self.undone = tuple(undone)
+        #: what is left, a line each
+        self.left = tuple(left)
 
 
 class Interrupted(OperationFailed):
@@ -212,6 +226,7 @@ class NeedsAttention(OperationFailed):
         finish: str = "",
     ) -> None:
         super().__init__(message, step=step, undone=undone, left=left)
+        #: what to run to finish it; "" if a person has to find that out
         self.finish = finish
 
 

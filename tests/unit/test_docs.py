@@ -1,0 +1,89 @@
+"""The documentation: nothing that is public goes without."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+
+import pytest
+from sphinx.pycode import ModuleAnalyzer
+
+import pyxlsnap
+
+CLASSES = [c for name in pyxlsnap.__all__ if inspect.isclass(c := getattr(pyxlsnap, name))]
+FUNCTIONS = [f for name in pyxlsnap.__all__ if inspect.isfunction(f := getattr(pyxlsnap, name))]
+_RAISES = re.compile(r"^\s+(raise |(self\._?)?check\()|self\._check\(", re.MULTILINE)
+
+
+def kin(cls: type) -> list[type]:
+    """A class and those of its bases that are ours."""
+    return [c for c in cls.__mro__ if c.__module__.startswith("pyxlsnap.")]
+
+
+def commented(cls: type) -> set[str]:
+    """The attributes that have a ``#:`` comment or are members of an enumeration that have one."""
+    return {
+        name
+        for c in kin(cls)
+        for owner, name in ModuleAnalyzer.for_module(c.__module__).find_attr_docs()
+        if owner == c.__name__
+    }
+
+
+def attributes(cls: type) -> set[str]:
+    """The public attributes that its objects are given."""
+    if is_dataclass(cls):
+        return set(cls.__dataclass_fields__)
+    assigned = [
+        line.partition(" = ")[0]
+        for c in kin(cls)
+        if "__init__" in vars(c)
+        for line in inspect.getsource(vars(c)["__init__"]).splitlines()
+        if " = " in line
+    ]
+    return {name for target in assigned for name in re.findall(r"^\s+self\.([a-z]\w*)", target)}
+
+
+def methods(cls: type) -> Iterator[tuple[str, object]]:
+    """Its public methods and properties, with the function that each is made of."""
+    for name, value in inspect.getmembers_static(cls):
+        if isinstance(value, property):
+            yield name, value.fget
+        elif isinstance(value, classmethod | staticmethod):
+            yield name, value.__func__
+        elif inspect.isfunction(value):
+            yield name, value
+
+
+def public(cls: type) -> Iterator[tuple[str, object]]:
+    for name, function in methods(cls):
+        module = getattr(function, "__module__", None) or ""
+        if not name.startswith("_") and module.startswith("pyxlsnap."):
+            yield f"{cls.__name__}.{name}", function
+
+
+ALL = [(f.__name__, f) for f in FUNCTIONS] + [m for c in CLASSES for m in public(c)]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_a_class_and_its_attributes_are_explained(cls: type) -> None:
+    assert cls.__doc__
+    assert not cls.__doc__.startswith(f"{cls.__name__}(")  # what dataclass() writes
+    assert attributes(cls) - commented(cls) == set()
+
+
+@pytest.mark.parametrize(("name", "function"), ALL, ids=[name for name, _ in ALL])
+def test_a_function_is_explained_with_its_errors(name: str, function: object) -> None:
+    doc = inspect.getdoc(function)
+    assert doc
+    _, _, body = inspect.getsource(function).rpartition('"""')  # type: ignore[arg-type]
+    assert ":raises " in doc or not (name in pyxlsnap.__all__ or _RAISES.search(body))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_every_parameter_is_explained(function: object) -> None:
+    doc = inspect.getdoc(function) or ""
+    if "Its parameters are the same" in doc:
+        return
+    parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
+    assert [p for p in parameters if f":param {p}: " not in doc] == []
