@@ -7,7 +7,7 @@
     │   └── ConfigError                     .file, .item
     ├── Refused                             cannot be done as asked; nothing was tried
     │   ├── XenUnavailable                  no Xen here, or no right to talk to it
-    │   ├── DomainNotFound (LookupError)    .domain
+    │   ├── DomainNotFound (LookupError)    .domain, .nearest
     │   ├── AlreadyExists                   .where
     │   ├── Busy                            .domain: another operation holds its lock
     │   └── BadMemoryFile                   .path
@@ -28,7 +28,8 @@ people; programs use the attributes. All of them survive the way from the worker
 caller: ``to_wire`` and ``from_wire`` turn them into plain values and back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from pyxlsnap.wording import one_line
@@ -80,10 +81,23 @@ class XenUnavailable(Refused):
 class DomainNotFound(Refused, LookupError):
     """There is no such domain."""
 
-    def __init__(self, message: str, *, domain: str) -> None:
+    def __init__(self, message: str, *, domain: str, nearest: Sequence[str] = ()) -> None:
         super().__init__(message)
         #: the name, domid or uuid as it was given
         self.domain = domain
+        #: names of domains that are like it, the most alike first
+        self.nearest = tuple(nearest)
+
+    @classmethod
+    def among(cls, domain: str, names: Iterable[str]) -> "DomainNotFound":
+        """None of the domains of these names is meant; the message has those that may be.
+
+        :meta private:
+        """
+        nearest = get_close_matches(domain, names)
+        hint = f": did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+        message = f"there is no domain {domain!r} (see `xl list`){hint}"
+        return cls(message, domain=domain, nearest=nearest)
 
 
 class AlreadyExists(Refused):

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pyxlsnap._libxl import (
     C,
@@ -35,6 +36,8 @@ from pyxlsnap.xenstore import DomainWatch, Xenstore
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _STREAM_V2 = 2  # libxl's own default is 1, the legacy format
 _NO_DOMID = 0xFFFFFFFF
+# How libxenctrl gets at Xen, and what else there is under Xen: the kernel makes /proc/xen.
+_DEVICES, _SIGNS = ("dev/xen/privcmd", "proc/xen/privcmd"), ("proc/xen", "sys/hypervisor/uuid")
 
 
 class Toolstack:
@@ -70,10 +73,10 @@ class Toolstack:
         if rc:
             said = "; ".join(self._bridge.said())
             self._bridge.close()
-            raise XenUnavailable(
-                "cannot talk to Xen: run as root in dom0 of a running Xen host"
-                + (f" ({said})" if said else "")
+            why = why_no_xen() or (
+                f"does xenstored run, and is it the Xen that pyxlsnap was built for? ({said})"
             )
+            raise XenUnavailable(f"cannot talk to Xen: {why}")
         self._ctx = ctx[0]
         self._bridge.attach(self._ctx)
 
@@ -184,7 +187,7 @@ class Toolstack:
     def find(self, domain: str) -> Domain:
         """The domain of that name, domid or uuid; digits are a domid, as with xl.
 
-        :raises DomainNotFound: there is none.
+        :raises DomainNotFound: there is none; it has the names that are like it.
         :raises XenError: libxl could not tell.
         """
         if domain.isascii() and domain.isdigit():  # "²" is a digit for Python, and no number
@@ -196,7 +199,8 @@ class Toolstack:
             domid = self._domid_of(domain)
             found = [d for d in self.domains() if d.domid == domid]
         if not found:
-            raise DomainNotFound(f"there is no domain {domain!r} (see `xl list`)", domain=domain)
+            guests = [d.domid for d in self.domains() if d.domid]
+            raise DomainNotFound.among(domain, filter(None, map(self.name_of, guests)))
         return Domain(self, found[0].domid, found[0].uuid, self.name_of(found[0].domid))
 
     def _domid_of(self, name: str) -> int | None:
@@ -349,6 +353,19 @@ class Toolstack:
             raise ForkedError("this Toolstack belongs to the parent process: open one of your own")
         if self._ctx == ffi.NULL:
             raise ClosedError("this Toolstack is closed")
+
+
+def why_no_xen(root: Path = Path("/")) -> str:
+    """Why libxl cannot be used here, and the way out; "" if that cannot be told."""
+    device = next((d for d in _DEVICES if (root / d).exists()), "")
+    if not device and not any((root / sign).exists() for sign in _SIGNS):
+        return "this machine does not run under Xen: run it in dom0 of one that does"
+    capabilities = root / "proc/xen/capabilities"
+    if capabilities.exists() and "control_d" not in capabilities.read_text():
+        return "this is a guest of Xen: run it in dom0"
+    if device and not os.access(root / device, os.R_OK | os.W_OK):
+        return f"no right to use /{device}: run it as root"
+    return ""
 
 
 def _refuse_ignored_sigchld() -> None:
