@@ -1,4 +1,7 @@
-"""Sphinx: the reference documentation, from the docstrings. ``make docs`` builds it."""
+"""Sphinx: the reference documentation, from the docstrings, and the man pages.
+
+``make docs`` builds both.
+"""
 
 from typing import Any
 
@@ -10,7 +13,17 @@ project = "pyxlsnap"
 version = release = VERSION
 copyright = "the authors of pyxlsnap; LGPL-2.1-only"  # noqa: A001
 
-extensions = ["sphinx.ext.autodoc"]
+# Of the man pages, to be changed with a release: they are kept, and must not be new every day.
+today = "2026-11-25"
+
+extensions = ["sphinx.ext.autodoc", "docs.directives"]
+smartquotes = False
+man_pages: list[tuple[str, str, str, list[str], int]] = [
+    ("pyxlsnap.1", "pyxlsnap", "whole-domain snapshots of Xen guests", [], 1),
+    ("pyxlsnap.cfg.5", "pyxlsnap.cfg", "what a snapshot of pyxlsnap(1) is made of", [], 5),
+]
+man_make_section_directory = True
+
 html_theme = "alabaster"
 html_theme_options = {"description": "Whole-domain snapshots for Xen", "page_width": "1080px"}
 

@@ -1,15 +1,22 @@
-"""The documentation: nothing that is public goes without."""
+"""The documentation: nothing that is public goes without, and what is generated is as the code."""
 
 import inspect
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from pathlib import Path
 
 import pytest
 from sphinx.pycode import ModuleAnalyzer
 
 import pyxlsnap
+from docs import generate
+from pyxlsnap import cfgfile, create_plan, journal, monitor, processes
 
+SHARE = Path(generate.__file__).parent / "share"
+PAGES = {page.name: page for page in SHARE.glob("man/*/*")}
 CLASSES = [c for name in pyxlsnap.__all__ if inspect.isclass(c := getattr(pyxlsnap, name))]
 FUNCTIONS = [f for name in pyxlsnap.__all__ if inspect.isfunction(f := getattr(pyxlsnap, name))]
 _RAISES = re.compile(r"^\s+(raise |(self\._?)?check\()|self\._check\(", re.MULTILINE)
@@ -87,3 +94,61 @@ def test_every_parameter_is_explained(function: object) -> None:
         return
     parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
     assert [p for p in parameters if f":param {p}: " not in doc] == []
+
+
+# What is installed beside the package
+
+
+def test_what_is_kept_is_what_is_generated(tmp_path: Path) -> None:
+    """If not: ``make docs``."""
+    generate.main(tmp_path)
+    new, kept = (
+        {p.relative_to(top): p.read_text() for p in top.rglob("*") if p.is_file()}
+        for top in (tmp_path, SHARE)
+    )
+    assert new == kept
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.skipif(not shutil.which("groff"), reason="there is no groff")
+def test_a_man_page_is_formatted_without_warnings(page: str) -> None:
+    run = subprocess.run(
+        ["groff", "-man", "-ww", "-Tutf8", "-k", "-P-cbou", PAGES[page]],
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "SYNOPSIS" in run.stdout
+
+
+def words(page: str) -> str:
+    """The text of a page, its markup left out."""
+    return re.sub(r"\\f.|\\", "", PAGES[page].read_text())
+
+
+@pytest.mark.parametrize(
+    "place",
+    [create_plan.SNAPSHOT_DIR, journal.JOURNAL_DIR, journal.LOCK_DIR, monitor.DUMP_DIR,
+     processes.XEN_LOGS],
+    ids=str,
+)  # fmt: skip
+def test_the_man_page_names_the_files(place: Path) -> None:
+    _, _, files = words("pyxlsnap.1").partition(".SH FILES")
+    assert str(place) in files
+
+
+@pytest.mark.parametrize("key", [*cfgfile.STRINGS, *cfgfile.LISTS])
+def test_the_man_page_of_the_cfgfile_explains_the_keys(key: str) -> None:
+    assert f"\n.TP\n{key}\n" in words("pyxlsnap.cfg.5")
+
+
+def test_the_examples_of_a_cfgfile_can_be_read() -> None:
+    source = (SHARE.parent / "pyxlsnap.cfg.5.rst").read_text()
+    examples = re.findall(r"::\n\n((?:   .*\n)+)", source)
+    read = [cfgfile.parse(e.encode(), file="x") for e in examples if " = " in e]
+    assert [c.name for c in read] == ["before-upgrade", "nightly", None]
+    disks = read[-1].disks or ()
+    assert [(d.vdev, d.path) for d in disks] == [
+        ("xvda", "/srv/snap/web1, root.qcow2"),
+        ("xvdb", ""),
+    ]
