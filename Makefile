@@ -1,6 +1,7 @@
 # make demo    a live snapshot of a real guest on a real Xen, taken and reverted
 # make test    every test: lint, types, layers, unit tests, then the lab
 # make soak    the lab tests that take too long for that, and the README's table of what they saw
+# make docs    the reference documentation, into build/docs/html; what is generated, into docs/share
 # make fuzz    the readers of config and memory files, SECONDS each (600), with libFuzzer
 # make clean   what was built in the tree (the lab's image stays: make prune)
 
@@ -11,17 +12,23 @@ LABS ?= 2
 # How long each reader is fuzzed.
 SECONDS ?= 600
 PY := $(VENV)/bin/python
-SOURCES := pyxlsnap build_ffi.py tests examples
+SOURCES := pyxlsnap build_ffi.py docs tests examples
 
-.PHONY: demo test check unit lab soak fuzz clean prune
+.PHONY: demo test check docs html unit lab soak fuzz clean prune
 
 test: check unit lab
 
-check: $(VENV)/built
+check: $(VENV)/built html
 	$(PY) -m ruff format --check $(SOURCES)
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+
+docs: html
+	$(PY) -m docs.generate
+
+html: $(VENV)/built
+	$(PY) -m sphinx -q -E -W --keep-going -b html docs build/docs/html
 
 unit: $(VENV)/built
 	$(PY) -m pytest tests/unit -n 2

@@ -143,3 +143,8 @@ def __getattr__(name: str) -> Any:
 
         return Domain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What is loaded later, too."""
+    return sorted({*globals(), *__all__})

@@ -11,9 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pyxlsnap._ffi import ffi, lib
 from pyxlsnap.errors import Aborted, ConfigError, DomainNotFound, GuestTimeout, XenError
 from pyxlsnap.model import Disk, DomainInfo
+
+try:
+    from pyxlsnap._ffi import ffi, lib
+except ImportError as e:
+    raise ImportError(f"{e}: pyxlsnap is built for one release of Xen: install it again") from e
 
 __all__ = [
     "XEN_RELEASE",

@@ -58,6 +58,8 @@ def create_snapshot(
     :param cancel: a token; when it is set, the operation is rolled back.
     :raises UsageError: name, file or option is wrong. Nothing was tried.
     :raises Refused: it cannot be done, and why. Nothing was tried.
+    :raises XenError, MonitorError, DiskError: libxl, the guest's QEMU or a disk failed while it was
+        looked at. Nothing was tried.
     :raises OperationFailed: it failed and was undone: guest, disks and files are as before.
     :raises Interrupted: it was cancelled; the same.
     :raises NeedsAttention: it failed and something is left; the error says what, and the command
@@ -84,6 +86,10 @@ def plan_create(
     """What :func:`create_snapshot` would do, and for how long the domain would stand still.
 
     Its parameters are the same, and so are the errors that are raised before anything was tried.
+    Nothing is changed, whatever comes of it.
+
+    :raises UsageError, Refused: the operation would raise it, too.
+    :raises Interrupted: ``cancel`` was set.
     """
     request = _create_request(domain, cfgfile, name, config, live, max_downtime)
     return _plan(request, cancel)
@@ -152,9 +158,10 @@ def revert_snapshot(
         (:func:`start_monitor`). Leave it out if you do that (:func:`monitor_domain`, or your own).
     :param hooks: what is to be called when it is done; of ``keep_current``, before its suspend and
         after its resume, too.
-    :param on_progress, cancel: as with :func:`create_snapshot`; once the domain is destroyed the
-        revert goes on to its end.
-    :raises UsageError, Refused: nothing was tried.
+    :param on_progress: as with :func:`create_snapshot`.
+    :param cancel: the same; once the domain is destroyed the revert goes on to its end.
+    :raises UsageError, Refused, XenError, DiskError: as with :func:`create_snapshot`: nothing was
+        tried.
     :raises Risky: nothing was tried; ``force`` would do it.
     :raises OperationFailed, Interrupted: it ended before anything was changed.
     :raises NeedsAttention: it failed after the domain was destroyed; run it again to finish. (If
@@ -180,6 +187,10 @@ def plan_revert(
     """What :func:`revert_snapshot` would do.
 
     Its parameters are the same, and so are the errors that are raised before anything was tried.
+    Nothing is changed, whatever comes of it.
+
+    :raises UsageError, Refused, Risky: the operation would raise it, too.
+    :raises Interrupted: ``cancel`` was set.
     """
     request = _revert_request(domain, cfgfile, running, force, keep_current)
     return _plan(request, cancel)
@@ -237,7 +248,9 @@ def start_monitor(uuid: str) -> None:
 def monitor_domain(
     domain: str, *, on_event: OnEvent | None = None, cancel: Cancel | None = None
 ) -> None:
-    """The same for as long as this call lasts: it returns when the domain has gone for good.
+    """Act on a domain's own reboot, power-off and crash, as :func:`start_monitor`, by this call.
+
+    It returns when the domain has gone for good.
 
     :param domain: name, domid or uuid.
     :param on_event: called on the calling thread when something has been acted on. What it raises

@@ -25,10 +25,14 @@ class Cancel:
         self._abort: Callable[[], bool] | None = None
 
     def is_set(self) -> bool:
+        """Whether :meth:`set` was called."""
         return self._set.is_set()
 
     def check(self) -> None:
-        """:raises Cancelled: the token is set."""
+        """:raises Cancelled: the token is set.
+
+        :meta private:
+        """
         if self._set.is_set():
             raise Cancelled
 
@@ -52,6 +56,7 @@ class Cancel:
         """While the body runs, :meth:`set` calls ``abort`` until it answers true.
 
         :raises Cancelled: the token is set already.
+        :meta private:
         """
         with self._lock:
             self.check()

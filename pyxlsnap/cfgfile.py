@@ -91,7 +91,8 @@ def read(path: str | os.PathLike[str]) -> SnapshotConfig:
     try:
         data = _content(Path(file))
     except OSError as e:
-        raise ConfigError(f"cannot be read: {e.strerror}", file=file) from e
+        way_out = ": run it as root" if isinstance(e, PermissionError) and os.geteuid() else ""
+        raise ConfigError(f"cannot be read: {e.strerror}{way_out}", file=file) from e
     except ValueError as e:  # a NUL in the path
         raise ConfigError(f"cannot be read: {e}", file=file) from e
     return parse(data, file=file)

@@ -61,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"pyxlsnap {VERSION}")
+    parser.add_argument(
+        "--version", action="version", version=f"pyxlsnap {VERSION}", help="say which version it is"
+    )
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: all")
     parser.add_argument("--json", action="store_true", help="the result as one JSON document")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -71,7 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     create.add_argument("domain", help="name, domid or uuid")
     create.add_argument("cfgfile", nargs="?", help="what to snapshot, and where to")
-    create.add_argument("--name", help="the snapshot's name; the cfgfile's goes first")
+    create.add_argument(
+        "--name", metavar="name", help="the snapshot's name; the cfgfile's goes first"
+    )
     create.add_argument(
         "--live", action="store_true", help="let the domain run while its memory is saved"
     )

@@ -24,13 +24,18 @@ class Domain:
     """A domain that was resolved once; it keeps domid and uuid.
 
     A domid is used again sooner or later, so :meth:`check_same` compares the uuid before anything
-    is changed. Got from :meth:`Toolstack.find`.
+    is changed. Got from :meth:`Toolstack.find`; lives as long as its :class:`Toolstack`, whose
+    errors its calls raise, too. For a domain that has gone they raise :class:`DomainNotFound`, or
+    :class:`XenError` where libxl does not say so.
     """
 
     def __init__(self, toolstack: "Toolstack", domid: int, uuid: str, name: str) -> None:
         self._toolstack = toolstack
+        #: its number
         self.domid = domid
+        #: its uuid, in lower case
         self.uuid = uuid
+        #: its name when it was resolved: see :meth:`present_name`
         self.name = name
 
     def __str__(self) -> str:
@@ -40,6 +45,7 @@ class Domain:
         """The domain's state now (``libxl_domain_info``).
 
         :raises DomainNotFound: it is gone.
+        :raises XenError: libxl could not tell.
         """
         with self._toolstack.calling() as ctx, struct("libxl_dominfo") as info:
             rc = C.libxl_domain_info(ctx, info, self.domid)
@@ -70,6 +76,9 @@ class Domain:
         """Its configuration as of now (``libxl_retrieve_domain_configuration``).
 
         Not while it is suspended: libxl asks the guest's QEMU.
+
+        :raises XenError: libxl could not tell.
+        :raises Refused: what it says cannot be read.
         """
         with self._toolstack.calling() as ctx, struct("libxl_domain_config") as config:
             rc = C.libxl_retrieve_domain_configuration(ctx, self.domid, config, ffi.NULL)
@@ -93,6 +102,7 @@ class Domain:
         :param on_progress: called on another thread: phase "memory" with pages, iteration after
             iteration; "domain now suspended" the moment it is.
         :raises Aborted: :meth:`abort` was called.
+        :raises GuestTimeout: the guest has not answered the request.
         :raises XenError: libxl could not.
         """
         with self._toolstack.calling(on_progress) as ctx:
@@ -121,9 +131,9 @@ class Domain:
         With ``paused`` it is one that its owner had paused, and is paused again before the resume.
 
         A suspend that timed out, was aborted or killed may leave its request with the guest, which
-        then suspends alone later (xen-lab.md, E3 and E5). So watch for up to ``request_s`` seconds
-        while the request stands in xenstore, and for ``settle_s`` seconds from then on: the guest
-        takes it away when it begins to suspend.
+        then suspends alone later. So watch for up to ``request_s`` seconds while the request stands
+        in xenstore, and for ``settle_s`` seconds from then on: the guest takes it away when it
+        begins to suspend.
 
         :raises XenError: it is suspended and cannot be resumed.
         :raises GuestTimeout: it runs, and the request still stands: it may suspend at any time.
@@ -152,23 +162,35 @@ class Domain:
             time.sleep(_POLL_S)
 
     def pause(self) -> None:
-        """``libxl_domain_pause``. Pauses are counted."""
+        """``libxl_domain_pause``. Pauses are counted.
+
+        :raises XenError: libxl could not; the domain is as it was.
+        """
         with self._toolstack.calling() as ctx:
             self._check(C.libxl_domain_pause(ctx, self.domid, ffi.NULL), "libxl_domain_pause")
 
     def unpause(self) -> None:
-        """``libxl_domain_unpause``: takes back one pause."""
+        """``libxl_domain_unpause``: takes back one pause.
+
+        :raises XenError: libxl could not; it is still paused.
+        """
         with self._toolstack.calling() as ctx:
             self._check(C.libxl_domain_unpause(ctx, self.domid, ffi.NULL), "libxl_domain_unpause")
 
     def destroy(self) -> None:
-        """``libxl_domain_destroy``. Its QEMU may outlive the call: see :meth:`device_model_pid`."""
+        """``libxl_domain_destroy``. Its QEMU may outlive the call: see :meth:`device_model_pid`.
+
+        :raises XenError: libxl could not; the domain may be half destroyed. Try again.
+        """
         with self._toolstack.calling() as ctx:
             rc = C.libxl_domain_destroy(ctx, self.domid, ffi.NULL)
             self._check(rc, "libxl_domain_destroy")
 
     def core_dump(self, path: str) -> None:
-        """Write its memory to a file for a debugger (``libxl_domain_core_dump``)."""
+        """Write its memory to a file for a debugger (``libxl_domain_core_dump``).
+
+        :raises XenError: libxl could not; what it has written of the file is left.
+        """
         with self._toolstack.calling() as ctx:
             rc = C.libxl_domain_core_dump(ctx, self.domid, c_string(path), ffi.NULL)
             self._check(rc, "libxl_domain_core_dump")
@@ -177,6 +199,9 @@ class Domain:
         """Rename a domain that has shut down, and give it a uuid of its own.
 
         ``libxl_domain_preserve``: a new one can take its place.
+
+        :param suffix: put after its name.
+        :raises XenError: libxl could not.
         """
         with self._toolstack.calling() as ctx, self._toolstack.parsed(config) as parsed:
             new = ffi.new("libxl_uuid *", [uuid4().bytes])
@@ -186,7 +211,10 @@ class Domain:
             self._check(rc, "libxl_domain_preserve")
 
     def soft_reset(self, config: DomainConfig) -> None:
-        """Let a guest that has reset itself (kexec) go on, paused (``libxl_domain_soft_reset``)."""
+        """Let a guest that has reset itself (kexec) go on, paused (``libxl_domain_soft_reset``).
+
+        :raises XenError: libxl could not; the domain does not run.
+        """
         with self._toolstack.calling() as ctx, self._toolstack.parsed(config) as parsed:
             rc = C.libxl_domain_soft_reset(ctx, parsed, self.domid, ffi.NULL, ffi.NULL)
             self._check(rc, "libxl_domain_soft_reset")
@@ -226,7 +254,7 @@ class Domain:
         return tuple(t for t in targets if t)
 
     def abort(self) -> bool:
-        """Abort the call under way, from another thread: see :meth:`Toolstack.abort`."""
+        """Abort the call under way, from another thread (as :meth:`Toolstack.abort`)."""
         return self._toolstack.abort()
 
     @contextmanager

@@ -7,7 +7,7 @@
     │   └── ConfigError                     .file, .item
     ├── Refused                             cannot be done as asked; nothing was tried
     │   ├── XenUnavailable                  no Xen here, or no right to talk to it
-    │   ├── DomainNotFound (LookupError)    .domain
+    │   ├── DomainNotFound (LookupError)    .domain, .nearest
     │   ├── AlreadyExists                   .where
     │   ├── Busy                            .domain: another operation holds its lock
     │   └── BadMemoryFile                   .path
@@ -25,10 +25,11 @@
 
 Every class has an ``exit_code``, the one the command line ends with (see README). Text is for
 people; programs use the attributes. All of them survive the way from the worker process to the
-caller: :func:`to_wire` and :func:`from_wire` turn them into plain values and back.
+caller: ``to_wire`` and ``from_wire`` turn them into plain values and back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from pyxlsnap.wording import one_line
@@ -37,9 +38,11 @@ from pyxlsnap.wording import one_line
 class PyxlsnapError(Exception):
     """Base of all errors of this package. The message is one line, fit to be shown."""
 
+    #: the status that the command line ends with
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
+        #: the text for people
         self.message = one_line(message)
         super().__init__(self.message)
 
@@ -59,8 +62,10 @@ class ConfigError(UsageError):
     def __init__(self, message: str, *, file: str, item: str = "") -> None:
         where = f"{file}: {item}: " if item else f"{file}: "
         super().__init__(where + message)
-        #: the file's path, and the key or disk within it ("" for the file as a whole)
-        self.file, self.item = file, item
+        #: the file's path
+        self.file = file
+        #: the key or disk within it, "" for the file as a whole
+        self.item = item
 
 
 class Refused(PyxlsnapError):
@@ -76,10 +81,23 @@ class XenUnavailable(Refused):
 class DomainNotFound(Refused, LookupError):
     """There is no such domain."""
 
-    def __init__(self, message: str, *, domain: str) -> None:
+    def __init__(self, message: str, *, domain: str, nearest: Sequence[str] = ()) -> None:
         super().__init__(message)
         #: the name, domid or uuid as it was given
         self.domain = domain
+        #: names of domains that are like it, the most alike first
+        self.nearest = tuple(nearest)
+
+    @classmethod
+    def among(cls, domain: str, names: Iterable[str]) -> "DomainNotFound":
+        """None of the domains of these names is meant; the message has those that may be.
+
+        :meta private:
+        """
+        nearest = get_close_matches(domain, names)
+        hint = f": did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+        message = f"there is no domain {domain!r} (see `xl list`){hint}"
+        return cls(message, domain=domain, nearest=nearest)
 
 
 class AlreadyExists(Refused):
@@ -96,6 +114,7 @@ class Busy(Refused):
 
     def __init__(self, message: str, *, domain: str) -> None:
         super().__init__(message)
+        #: the domain's name or uuid
         self.domain = domain
 
 
@@ -104,6 +123,7 @@ class BadMemoryFile(Refused):
 
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(f"{path}: {message}")
+        #: the file's path
         self.path = path
 
 
@@ -114,6 +134,7 @@ class Risky(PyxlsnapError):
 
     def __init__(self, message: str, *, reasons: Sequence[str]) -> None:
         super().__init__(message)
+        #: why it is risky, a line each
         self.reasons = tuple(reasons)
 
 
@@ -128,10 +149,13 @@ class XenError(PyxlsnapError):
         self, message: str, *, rc: int, operation: str, domain: str = "", log: Sequence[str] = ()
     ) -> None:
         super().__init__(message)
-        #: libxl's return code (enum libxl_error, negative) and the function that gave it
-        self.rc, self.operation = rc, operation
+        #: libxl's return code (enum libxl_error, negative)
+        self.rc = rc
+        #: the function that gave it
+        self.operation = operation
         #: the domain concerned, "" if none
         self.domain = domain
+        #: what libxl said during the call, oldest first
         self.log = tuple(log)
 
 
@@ -148,6 +172,7 @@ class MonitorError(PyxlsnapError):
 
     def __init__(self, message: str, *, command: str, refused: bool = False) -> None:
         super().__init__(message)
+        #: the QMP command
         self.command = command
         #: QEMU said no, so nothing was done; otherwise nobody knows
         self.refused = refused
@@ -158,6 +183,7 @@ class DiskError(PyxlsnapError):
 
     def __init__(self, message: str, *, vdev: str) -> None:
         super().__init__(f"{vdev}: {message}")
+        #: the guest's device
         self.vdev = vdev
 
 
@@ -185,10 +211,12 @@ class OperationFailed(PyxlsnapError):
         self, message: str, *, step: str, undone: Sequence[str] = (), left: Sequence[str] = ()
     ) -> None:
         super().__init__(message)
-        #: the step that failed
+        #: the step that failed, for people
         self.step = step
-        #: what was undone, and what is left, a line each
-        self.undone, self.left = tuple(undone), tuple(left)
+        #: what was undone, a line each
+        self.undone = tuple(undone)
+        #: what is left, a line each
+        self.left = tuple(left)
 
 
 class Interrupted(OperationFailed):
@@ -212,6 +240,7 @@ class NeedsAttention(OperationFailed):
         finish: str = "",
     ) -> None:
         super().__init__(message, step=step, undone=undone, left=left)
+        #: what to run to finish it; "" if a person has to find that out
         self.finish = finish
 
 

@@ -17,9 +17,11 @@ from pyxlsnap.wording import one_line
 class Moment:
     """What a hook is told: where an operation stands."""
 
+    #: the domain's name
     domain: str
     #: the restored domain's own in ``after_revert``
     domid: int
+    #: the domain's uuid
     uuid: str
     #: what the domain is in, or will be in when the operation has ended
     state: RunState

@@ -13,15 +13,20 @@ from pyxlsnap.errors import UsageError
 class GuestKind(StrEnum):
     """The three kinds of guest, in the words of xl.cfg's ``type=``."""
 
+    #: paravirtualized
     PV = "pv"
+    #: hardware virtualization without a device model
     PVH = "pvh"
+    #: hardware virtualization with emulated devices, by a QEMU of its own
     HVM = "hvm"
 
 
 class RunState(StrEnum):
     """The state a snapshot was taken in, and comes back in."""
 
+    #: it runs, or would if a processor were free
     RUNNING = "running"
+    #: its owner has paused it (``xl pause``)
     PAUSED = "paused"
 
 
@@ -29,12 +34,17 @@ class RunState(StrEnum):
 class DomainInfo:
     """What the hypervisor says of a domain now (``libxl_domain_info``)."""
 
+    #: its number, which another domain may have later
     domid: int
+    #: what tells it from all others, in lower case
     uuid: str
+    #: it is paused, by its owner or by libxl
     paused: bool
+    #: it has shut down by itself, or was suspended
     shutdown: bool
     #: why it shut down, in libxl's words ("poweroff", "suspend", …); "" while it has not
     shutdown_reason: str
+    #: it is being destroyed
     dying: bool
     #: current allocation, KiB
     memory_kb: int
@@ -56,6 +66,7 @@ class DomainInfo:
 class Disk:
     """One disk of a guest, as its configuration has it (``libxl_device_disk``)."""
 
+    #: the guest's device, such as ``xvda``
     vdev: str
     #: host path; "" for an empty drive
     target: str
@@ -63,9 +74,13 @@ class Disk:
     format: str
     #: phy, qdisk or unknown
     backend: str = "unknown"
+    #: the guest may write to it
     readwrite: bool = True
+    #: it is a CD-ROM drive
     cdrom: bool = False
+    #: the hotplug script that attaches it, "" for libxl's own (``script=``)
     script: str = ""
+    #: the domain that serves it, "" for dom0 (``backend=``)
     backend_domain: str = ""
     #: "xen", or "virtio" (Xen 4.17 and later)
     specification: str = "xen"
@@ -90,6 +105,7 @@ class DomainConfig:
 
     #: libxl_domain_config as JSON, the text that goes into a memory file
     json: str
+    #: the same, parsed; not to be changed
     values: Mapping[str, Any] = field(repr=False)
 
     @classmethod
@@ -114,19 +130,25 @@ class DomainConfig:
 
     @property
     def name(self) -> str:
+        """The domain's name; "" if it says none."""
         return str(self.section("c_info").get("name", ""))
 
     @property
     def uuid(self) -> str:
+        """The domain's uuid; "" if it says none."""
         return str(self.section("c_info").get("uuid", ""))
 
     @property
     def kind(self) -> GuestKind:
-        """pv, pvh or hvm: only the configuration tells PVH from HVM."""
+        """pv, pvh or hvm: only the configuration tells PVH from HVM.
+
+        :raises ValueError: it says something else.
+        """
         return GuestKind(str(self.section("c_info").get("type", "pv")).lower())
 
     @property
     def disks(self) -> tuple[Disk, ...]:
+        """Its disks, in their order."""
         return tuple(map(_disk, self.devices("disks")))
 
     def devices(self, kind: str) -> list[Mapping[str, Any]]:
@@ -187,23 +209,31 @@ def _disk(values: Mapping[str, Any]) -> Disk:
 class DiskRequest:
     """One item of a cfgfile's ``disks``: which disk, and where its snapshot goes."""
 
+    #: the guest's device, such as ``xvda``
     vdev: str
-    #: external path and format; both "" for an internal disk snapshot
+    #: external path; "" for an internal disk snapshot
     path: str = ""
+    #: its format, such as ``qcow2``; "" for an internal disk snapshot
     format: str = ""
 
     @property
     def internal(self) -> bool:
+        """It goes into the disk's own storage."""
         return not self.path and not self.format
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotConfig:
-    """A cfgfile's content. What it leaves out is ``None``."""
+    """A cfgfile's content (see pyxlsnap.cfg(5)). What it leaves out is ``None``."""
 
+    #: the snapshot's name; ``None``: it is named after the time
     name: str | None = None
+    #: a text for people, kept in the cfgfile that is written and in the memory file
     description: str | None = None
+    #: the memory file; ``None``: in a directory of the domain's own below
+    #: ``/var/lib/xen/snapshots``
     memory_path: str | None = None
+    #: the disks to snapshot; ``None``: every writable one, in its own storage
     disks: tuple[DiskRequest, ...] | None = None
 
 
@@ -228,8 +258,9 @@ class Artefact:
 
     #: "memory file", "cfgfile" or "disk snapshot"
     kind: str
+    #: the path, or the disk snapshot's name and what it is in
     where: str
-    #: the command, or in words where it takes more than one
+    #: the commands that delete it, or what has to be done
     delete: str
     #: of a disk snapshot: whose
     vdev: str = ""
@@ -246,8 +277,9 @@ class Progress:
     others that libxl names); those of a revert are "checking" and its steps.
     """
 
+    #: what goes on: "checking", "memory", "resumed", or a step of a revert such as "disks"
     phase: str
-    #: of the domain's memory, in this pass; 0 in phases that are not counted
+    #: bytes of the domain's memory, in this pass; 0 in phases that are not counted
     bytes_done: int = 0
     #: 0 where nobody knows it
     bytes_expected: int = 0
@@ -264,6 +296,7 @@ Step = tuple[str, Callable[[], None]]
 class PlannedDisk:
     """One disk of a plan."""
 
+    #: the guest's device
     vdev: str
     #: host path
     target: str
@@ -279,20 +312,27 @@ class Plan:
 
     #: "create" or "revert"
     operation: str
+    #: the snapshot's name
     name: str
+    #: the domain's name
     domain: str
+    #: the domain's uuid
     uuid: str
+    #: the memory file that would be written, or read
     memory_path: str
+    #: the cfgfile that would be written, or was read
     cfgfile: str
     #: of a snapshot: whether the domain runs while its memory is written
     live: bool
     #: the state that the domain would be in afterwards
     state: RunState
+    #: the disks that would be snapshotted, or put back
     disks: tuple[PlannedDisk, ...]
     #: writable or not, disks that are not in it, each with the reason
     left_out: Mapping[str, str]
+    #: what is not as one might expect, a line each
     warnings: tuple[str, ...]
-    #: how long the domain would stand still, roughly; ``None`` for a revert
+    #: seconds that the domain would stand still, roughly; ``None`` for a revert
     seconds_suspended: float | None
 
 
@@ -300,7 +340,9 @@ class Plan:
 class Possibility:
     """Whether a domain can be snapshotted as it is now, with every writable disk."""
 
+    #: the domain's name
     domain: str
+    #: its uuid
     uuid: str
     #: why it cannot, a line each with the way out; empty: it can
     reasons: tuple[str, ...]
@@ -322,16 +364,25 @@ class Possibility:
 class Snapshot:
     """A snapshot that was taken."""
 
+    #: its name
     name: str
+    #: the domain's name
     domain: str
+    #: the domain's domid
     domid: int
+    #: the domain's uuid
     uuid: str
+    #: the domain ran while its memory was written
     live: bool
+    #: the memory file
     memory_path: str
+    #: the file that a revert takes
     cfgfile: str
+    #: everything that was made, and how to delete it
     artefacts: tuple[Artefact, ...]
     #: disks that are not in it, each with the reason
     left_out: Mapping[str, str]
+    #: what is not as one might expect, a line each
     warnings: tuple[str, ...]
     #: the state that it was taken in, and that the domain is in again
     state: RunState
@@ -352,14 +403,19 @@ class Snapshot:
 class Reverted:
     """A revert that was done."""
 
+    #: the snapshot's name
     name: str
+    #: the domain's name
     domain: str
     #: the domain's new domid
     domid: int
+    #: the domain's uuid: that in the snapshot
     uuid: str
+    #: the state that the domain is in now
     state: RunState
     #: vdevs whose content was put back
     disks: tuple[str, ...]
+    #: what is not as one might expect, a line each
     warnings: tuple[str, ...]
     #: the cfgfile of the snapshot that was taken of the present first; "" if none was asked for
     kept: str = ""
@@ -371,7 +427,9 @@ class Reverted:
 class DomainEvent:
     """A domain that shut down by itself, and what was done, as its configuration says."""
 
+    #: the domain's name
     domain: str
+    #: the domain's uuid
     uuid: str
     #: of the domain that shut down
     domid: int

@@ -87,7 +87,7 @@ class DiskTask:
     inactive: bool = False
     #: the user has named the disks; else every writable one was chosen
     asked: bool = True
-    #: called again and again by what takes long; what it raises (:class:`Cancelled`) ends that
+    #: called again and again by what takes long; what it raises must come through
     check: Callable[[], None] = lambda: None
 
 

@@ -222,6 +222,7 @@ def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
         raise DomainNotFound(
             f"there is no domain {domain!r}, and the snapshot is of {config.name!r}: name that",
             domain=domain,
+            nearest=(config.name,),
         )
     try:
         renamed = host.find(config.uuid)

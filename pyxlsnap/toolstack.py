@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pyxlsnap._libxl import (
     C,
@@ -35,16 +36,23 @@ from pyxlsnap.xenstore import DomainWatch, Xenstore
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _STREAM_V2 = 2  # libxl's own default is 1, the legacy format
 _NO_DOMID = 0xFFFFFFFF
+# How libxenctrl gets at Xen, and what else there is under Xen: the kernel makes /proc/xen.
+_DEVICES, _SIGNS = ("dev/xen/privcmd", "proc/xen/privcmd"), ("proc/xen", "sys/hypervisor/uuid")
 
 
 class Toolstack:
     """One libxl context (``libxl_ctx_alloc``), for use as a context manager.
 
     Its calls are serialised: a second thread waits. :meth:`abort` does not wait. Nothing of the
-    host process is touched: no signal handler, no other child (see bridge.py). After
-    ``os.fork()`` it is dead in the child.
+    host process is touched: no signal handler, no other child. After ``os.fork()`` it is dead in
+    the child.
 
-    :param operation: goes with every log record of this context, as does ``domain``.
+    Beside the errors that it names, every call raises :class:`ClosedError` after :meth:`close`,
+    :class:`ForkedError` in a child made by ``os.fork()``, and :class:`XenUnavailable` where
+    SIGCHLD is ignored; so do those of its :class:`Domain` objects. Nothing was tried then.
+
+    :param operation: goes with every log record of this context (logger ``pyxlsnap.libxl``), as
+        does ``domain``.
     :raises XenUnavailable: not a Xen host, no rights, or SIGCHLD is ignored in this process.
     """
 
@@ -65,10 +73,10 @@ class Toolstack:
         if rc:
             said = "; ".join(self._bridge.said())
             self._bridge.close()
-            raise XenUnavailable(
-                "cannot talk to Xen: run as root in dom0 of a running Xen host"
-                + (f" ({said})" if said else "")
+            why = why_no_xen() or (
+                f"does xenstored run, and is it the Xen that pyxlsnap was built for? ({said})"
             )
+            raise XenUnavailable(f"cannot talk to Xen: {why}")
         self._ctx = ctx[0]
         self._bridge.attach(self._ctx)
 
@@ -86,6 +94,7 @@ class Toolstack:
 
     @property
     def closed(self) -> bool:
+        """:meth:`close` was called."""
         return bool(self._ctx == ffi.NULL)
 
     def __enter__(self) -> "Toolstack":
@@ -97,31 +106,40 @@ class Toolstack:
     # The host
 
     def xen_version(self) -> tuple[int, int]:
-        """Major and minor release of the running hypervisor."""
+        """Major and minor release of the running hypervisor (``libxl_get_version_info``)."""
         with self.calling() as ctx:
             info = C.libxl_get_version_info(ctx)
             return (info.xen_version_major, info.xen_version_minor)
 
     def xen_command_line(self) -> str:
-        """The hypervisor's command line."""
+        """The hypervisor's command line (``libxl_get_version_info``)."""
         with self.calling() as ctx:
             return text(C.libxl_get_version_info(ctx).commandline)
 
     def has_shadow_paging(self) -> bool:
-        """Whether this Xen can log dirty pages of a PV guest (``libxl_physinfo.cap_shadow``)."""
+        """Whether this Xen can log dirty pages of a PV guest (``libxl_physinfo.cap_shadow``).
+
+        :raises XenError: libxl could not tell.
+        """
         with self.calling() as ctx, struct("libxl_physinfo") as info:
             self.check(C.libxl_get_physinfo(ctx, info), "libxl_get_physinfo")
             return bool(info.cap_shadow)
 
     def free_memory_kb(self) -> int:
-        """Memory that Xen can give to a new domain, KiB (``libxl_get_free_memory``)."""
+        """Memory that Xen can give to a new domain, KiB (``libxl_get_free_memory``).
+
+        :raises XenError: libxl could not tell.
+        """
         with self.calling() as ctx:
             free = ffi.new("uint64_t *")
             self.check(C.libxl_get_free_memory(ctx, free), "libxl_get_free_memory")
             return int(free[0])
 
     def needed_memory_kb(self, config: DomainConfig) -> int:
-        """Memory that a domain of this configuration takes (``libxl_domain_need_memory``)."""
+        """Memory that such a domain takes, KiB (``libxl_domain_need_memory``).
+
+        :raises XenError: libxl could not tell, or does not take the configuration.
+        """
         with self.calling() as ctx, self.parsed(config) as parsed:
             need = ffi.new("uint64_t *")
             rc = C.libxl_domain_need_memory(ctx, parsed, _NO_DOMID, need)
@@ -129,11 +147,12 @@ class Toolstack:
             return int(need[0])
 
     def shrink_dom0(self, by_kb: int) -> None:
-        """Lower dom0's memory target by so much (``libxl_set_memory_target``).
+        """Lower dom0's memory target by so many KiB (``libxl_set_memory_target``).
 
         Its memory follows by and by: see :meth:`wait_for_dom0`.
 
-        :raises XenError: libxl could not, or will not leave dom0 so little.
+        :raises XenError: libxl could not, or will not leave dom0 so little; the target is as it
+            was.
         """
         with self.calling() as ctx:
             rc = C.libxl_set_memory_target(ctx, 0, -by_kb, 1, 0)
@@ -151,7 +170,10 @@ class Toolstack:
     # Domains
 
     def domains(self) -> list[DomainInfo]:
-        """All domains, dom0 included (``libxl_list_domain``)."""
+        """All domains, dom0 included (``libxl_list_domain``).
+
+        :raises XenError: libxl could not tell.
+        """
         with self.calling() as ctx:
             count = ffi.new("int *")
             found = C.libxl_list_domain(ctx, count)
@@ -165,7 +187,8 @@ class Toolstack:
     def find(self, domain: str) -> Domain:
         """The domain of that name, domid or uuid; digits are a domid, as with xl.
 
-        :raises DomainNotFound: there is none.
+        :raises DomainNotFound: there is none; it has the names that are like it.
+        :raises XenError: libxl could not tell.
         """
         if domain.isascii() and domain.isdigit():  # "²" is a digit for Python, and no number
             number = domain.lstrip("0") or "0"
@@ -176,7 +199,8 @@ class Toolstack:
             domid = self._domid_of(domain)
             found = [d for d in self.domains() if d.domid == domid]
         if not found:
-            raise DomainNotFound(f"there is no domain {domain!r} (see `xl list`)", domain=domain)
+            guests = [d.domid for d in self.domains() if d.domid]
+            raise DomainNotFound.among(domain, filter(None, map(self.name_of, guests)))
         return Domain(self, found[0].domid, found[0].uuid, self.name_of(found[0].domid))
 
     def _domid_of(self, name: str) -> int | None:
@@ -186,7 +210,7 @@ class Toolstack:
             return int(domid[0]) if rc == 0 else None
 
     def name_of(self, domid: int) -> str:
-        """A domain's name; "" if it has none (any more)."""
+        """A domain's name (``libxl_domid_to_name``); "" if it has none (any more)."""
         with self.calling() as ctx:
             return taken(C.libxl_domid_to_name(ctx, domid))
 
@@ -197,8 +221,11 @@ class Toolstack:
         if it has one, is a new one (``libxl_ms_vm_genid_generate``). On failure there
         is no new domain: what libxl leaves half-made after an abort is destroyed here.
 
+        :param config: as the memory file has it; its domid is left out.
+        :param fd: a regular file or pipe; on failure it stands somewhere in the stream.
         :raises Aborted: :meth:`abort` was called.
-        :raises XenError: libxl could not.
+        :raises XenError: libxl could not: the configuration, the stream, the memory, or a name
+            that is taken.
         """
         name = config.name
         with (
@@ -235,7 +262,13 @@ class Toolstack:
 
     @contextmanager
     def watching(self) -> Iterator[DomainWatch]:
-        """Hear of domains that shut down or go."""
+        """Hear of domains that shut down or go (xenstore's ``@releaseDomain``), in a ``with``.
+
+        ``wait()`` of what it gives returns when one may have; ``wake()`` ends that from any thread.
+
+        :raises XenError: xenstore cannot be watched.
+        :meta private:
+        """
         self._usable()
         watch = DomainWatch()
         try:
@@ -259,6 +292,7 @@ class Toolstack:
         """The ``libxl_ctx`` for one call; log lines are collected for its error.
 
         :param on_progress: called, on a thread of ours, with what libxl says of its progress.
+        :meta private:
         """
         with self._lock:
             self._usable()
@@ -272,7 +306,11 @@ class Toolstack:
                 self._bridge.on_progress = None
 
     def check(self, rc: int, operation: str, *, domain: str = "") -> None:
-        """Turn a call's return code into an exception that carries what libxl said."""
+        """Turn a call's return code into an exception that carries what libxl said.
+
+        :raises XenError: or one of its kin: ``rc`` is not 0.
+        :meta private:
+        """
         if rc == 0:
             return
         log = self._bridge.said()
@@ -282,20 +320,30 @@ class Toolstack:
 
     @contextmanager
     def parsed(self, config: DomainConfig) -> Iterator[CData]:
-        """A configuration as libxl's own struct."""
+        """A configuration as libxl's own struct.
+
+        :raises XenError: libxl does not take it.
+        :meta private:
+        """
         with struct("libxl_domain_config") as parsed:
             rc = C.libxl_domain_config_from_json(self._ctx, parsed, c_string(config.json))
             self.check(rc, "libxl_domain_config_from_json", domain=config.name)
             yield parsed
 
     def xenstore_read(self, path: str) -> str | None:
-        """A xenstore node's value; ``None`` when there is no such node."""
+        """A xenstore node's value; ``None`` when there is no such node.
+
+        :raises XenError: xenstore cannot be reached.
+        """
         with self._lock:
             self._usable()
             return self._xenstore.read(path)
 
     def xenstore_list(self, path: str) -> list[str]:
-        """The names below a xenstore node; empty when there is no such node."""
+        """The names below a xenstore node; empty when there is no such node.
+
+        :raises XenError: xenstore cannot be reached.
+        """
         with self._lock:
             self._usable()
             return self._xenstore.list(path)
@@ -305,6 +353,19 @@ class Toolstack:
             raise ForkedError("this Toolstack belongs to the parent process: open one of your own")
         if self._ctx == ffi.NULL:
             raise ClosedError("this Toolstack is closed")
+
+
+def why_no_xen(root: Path = Path("/")) -> str:
+    """Why libxl cannot be used here, and the way out; "" if that cannot be told."""
+    device = next((d for d in _DEVICES if (root / d).exists()), "")
+    if not device and not any((root / sign).exists() for sign in _SIGNS):
+        return "this machine does not run under Xen: run it in dom0 of one that does"
+    capabilities = root / "proc/xen/capabilities"
+    if capabilities.exists() and "control_d" not in capabilities.read_text():
+        return "this is a guest of Xen: run it in dom0"
+    if device and not os.access(root / device, os.R_OK | os.W_OK):
+        return f"no right to use /{device}: run it as root"
+    return ""
 
 
 def _refuse_ignored_sigchld() -> None:

@@ -4,7 +4,7 @@
 set -eu
 python=$1 venv=$2
 packages="gcc libc6-dev python3-dev python3-venv libxen-dev pkg-config \
-qemu-system-x86 qemu-utils mmdebstrap e2fsprogs btrfs-progs xfsprogs zstd"
+qemu-system-x86 qemu-utils mmdebstrap e2fsprogs btrfs-progs xfsprogs zstd zsh"
 
 missing=
 for package in $packages; do

@@ -465,7 +465,7 @@ class FakeHost:
             for guest in self._there():
                 if domain in (guest.name, guest.uuid, str(guest.domid)):
                     return guest
-            raise DomainNotFound(f"there is no domain {domain!r} (see `xl list`)", domain=domain)
+            raise DomainNotFound.among(domain, [g.name for g in self._there()])
 
     def restore(self, config: DomainConfig, fd: int) -> FakeGuest:
         with self._world.doing("restore"):

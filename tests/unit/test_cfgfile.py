@@ -1,5 +1,6 @@
 """The config file: the specification's examples, what is refused, and round trips."""
 
+import errno
 import os
 import re
 import subprocess
@@ -273,6 +274,16 @@ class TestRead:
             cfgfile.read(tmp_path / "nope")
         with pytest.raises(ConfigError, match="null byte"):
             cfgfile.read("a\0b")
+
+    def test_what_only_root_may_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def denied(_: Path) -> bytes:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(cfgfile, "_content", denied)
+        for uid, says in ((1000, "Permission denied: run it as root$"), (0, "Permission denied$")):
+            monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
+            with pytest.raises(ConfigError, match=says):
+                cfgfile.read(tmp_path / "a.cfg")
 
     def test_too_long(self, tmp_path: Path) -> None:
         file = tmp_path / "vm.cfg"

@@ -30,7 +30,7 @@ from pyxlsnap.errors import (
     XenUnavailable,
 )
 from pyxlsnap.model import DomainInfo, Progress
-from pyxlsnap.toolstack import Toolstack
+from pyxlsnap.toolstack import Toolstack, why_no_xen
 from tests.unit.fakes import UUID, open_descriptors
 
 PACKAGE = Path(pyxlsnap.__file__).parent
@@ -130,8 +130,74 @@ def test_no_xen_is_one_line_and_leaves_nothing() -> None:
     for _ in range(3):
         with pytest.raises(XenUnavailable) as caught:
             Toolstack()
-        assert re.fullmatch(r"cannot talk to Xen: run as root in dom0.*", str(caught.value))
+        assert re.fullmatch(r"cannot talk to Xen: .* does not run under Xen: .*", str(caught.value))
     before.assert_none_left()
+
+
+@pytest.mark.parametrize(
+    ("there", "allowed", "says"),
+    [
+        ([], True, "does not run under Xen: run it in dom0"),
+        (["sys/hypervisor/uuid", "proc/xen/capabilities"], True, "a guest of Xen: run it in dom0"),
+        (["proc/xen/capabilities", "dev/xen/privcmd"], False, "a guest of Xen: run it in dom0"),
+        (["dom0", "dev/xen/privcmd"], False, "no right to use /dev/xen/privcmd: run it as root"),
+        (["dom0", "proc/xen/privcmd"], False, "no right to use /proc/xen/privcmd: run it as root"),
+        (["dom0", "dev/xen/privcmd"], True, ""),
+        (["proc/xen/xenbus"], True, ""),
+    ],
+)
+def test_why_there_is_no_xen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str], allowed: bool, says: str
+) -> None:
+    for name in there:
+        path = tmp_path / ("proc/xen/capabilities" if name == "dom0" else name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("control_d\n" if name == "dom0" else "")
+    monkeypatch.setattr(os, "access", lambda *_: allowed)
+    found = why_no_xen(tmp_path)
+    assert (says in found) if says else not found
+
+
+def test_a_libxl_of_another_release_is_told_with_the_way_out() -> None:
+    run = python(
+        "import sys\n"
+        "sys.modules['pyxlsnap._ffi'] = None\n"  # it cannot be loaded
+        "import pyxlsnap.toolstack\n"
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].endswith("built for one release of Xen: install it again")
+
+
+class Names(Toolstack):
+    """Domains that have names, and no Xen."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def domains(self) -> list[DomainInfo]:
+        return [DomainInfo(n, UUID, False, False, "", False, 0) for n in range(len(self._names))]
+
+    def name_of(self, domid: int) -> str:
+        return self._names[domid]
+
+    def _domid_of(self, name: str) -> int | None:
+        return self._names.index(name) if name in self._names else None
+
+
+@pytest.mark.parametrize(
+    ("domain", "nearest"),
+    [("wbe1", ("web1",)), ("web", ("web1", "web-22")), ("Domain", ()), ("xyz", ()), ("77", ())],
+)
+def test_a_domain_that_is_not_there_has_the_names_like_it(
+    domain: str, nearest: tuple[str, ...]
+) -> None:
+    host = Names("Domain-0", "web-22", "", "web1", "database")
+    assert host.find("web1").domid == 3
+    with pytest.raises(DomainNotFound) as caught:
+        host.find(domain)
+    assert (caught.value.domain, caught.value.nearest) == (domain, nearest)
+    hint = ": did you mean " + " or ".join(map(repr, nearest)) + "?" if nearest else ""
+    assert str(caught.value) == f"there is no domain {domain!r} (see `xl list`){hint}"
 
 
 @pytest.mark.parametrize(

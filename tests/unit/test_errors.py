@@ -49,6 +49,7 @@ _VALUES: dict[str, st.SearchStrategy[object]] = {
     "reasons": _LINES,
     "undone": _LINES,
     "left": _LINES,
+    "nearest": _LINES,
 }
 
 

@@ -22,7 +22,10 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.version import VERSION
 
 PROJECT = Path(__file__).resolve().parents[2]
-SHIPPED = ("pyxlsnap", "include", "build_ffi.py", "pyproject.toml", "MANIFEST.in", "README.md")
+SHIPPED = (
+    "pyxlsnap", "include", "docs", "build_ffi.py", "pyproject.toml", "MANIFEST.in", "README.md"
+)  # fmt: skip
+SHARE = PROJECT / "docs" / "share"
 UNIT = PROJECT / "pyxlsnap" / "systemd" / "pyxlsnap-recover.service"
 USES_LIBXL = (
     "from pyxlsnap import _libxl, version; "
@@ -105,6 +108,9 @@ def test_an_sdist_builds_a_wheel_elsewhere(tmp_path: Path) -> None:
     install(python, str(wheel))
     check_installed(python, tmp_path)
     assert (tmp_path / "env" / "lib" / "systemd" / "system" / UNIT.name).is_file()
+    for path in (p for p in SHARE.rglob("*") if p.is_file()):
+        installed = tmp_path / "env" / "share" / path.relative_to(SHARE)
+        assert installed.read_bytes() == path.read_bytes()
 
 
 def test_the_unit_runs_a_command_that_there_is() -> None:

@@ -1,0 +1,11 @@
+"""What the command line takes, as its parser has it."""
+
+import argparse
+from collections.abc import Mapping
+
+
+def commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    (found,) = [a for a in parser._actions if a.nargs == argparse.PARSER]
+    assert isinstance(found.choices, Mapping)
+    return found.choices
