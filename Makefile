@@ -1,12 +1,23 @@
 # make demo    a live snapshot of a real guest on a real Xen, taken and reverted
 # make test    every test: lint, types, layers, unit tests, then the lab
+# make smoke   a few of the lab's tests; make test runs them on each Xen that it does not test whole
 # make soak    the lab tests that take too long for that, and the README's table of what they saw
 # make docs    the reference documentation, into build/docs/html; what is generated, into docs/share
 # make fuzz    the readers of config and memory files, SECONDS each (600), with libFuzzer
+#
+# XEN=4.20     after any of these: the lab runs that Xen, not 4.17
+#
 # make clean   what was built in the tree (the lab's image stays: make prune)
 
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
+# The lab's: that of Debian 12, and that of Debian 13.
+XENS := 4.17 4.20
+XEN ?= 4.17
+export XEN
+ifeq ($(filter $(XEN),$(XENS)),)
+$(error XEN=$(XEN): the lab has $(XENS))
+endif
 # Machines of the lab at a time: each takes a core and 2 GiB.
 LABS ?= 2
 # How long each reader is fuzzed.
@@ -14,9 +25,9 @@ SECONDS ?= 600
 PY := $(VENV)/bin/python
 SOURCES := pyxlsnap build_ffi.py docs tests examples
 
-.PHONY: demo test check docs html unit lab soak fuzz clean prune
+.PHONY: demo test check docs html unit lab smoke soak fuzz clean prune
 
-test: check unit lab
+test: check unit lab $(patsubst %,smoke-%,$(filter-out $(XEN),$(XENS)))
 
 check: $(VENV)/built html
 	$(PY) -m ruff format --check $(SOURCES)
@@ -36,6 +47,12 @@ unit: $(VENV)/built
 lab: $(VENV)/built
 	$(PY) -m tests.lab state
 	$(PY) -m pytest tests/lab -m "not soak" -n $(LABS) --dist worksteal --durations=8
+
+smoke: smoke-$(XEN)
+
+smoke-%: $(VENV)/built
+	XEN=$* $(PY) -m tests.lab state
+	XEN=$* $(PY) -m pytest tests/lab -m smoke -n $(LABS) --dist worksteal --durations=0
 
 soak: $(VENV)/built
 	$(PY) -m tests.lab state

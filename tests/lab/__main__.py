@@ -1,4 +1,7 @@
-"""For developers: ``python -m tests.lab image|state|shell|run CMD...|prune``."""
+"""For developers: ``python -m tests.lab image|state|shell|run CMD...|prune``.
+
+``XEN=4.20`` before it: on another Xen than usual.
+"""
 
 import argparse
 import shlex
@@ -21,6 +24,8 @@ def main() -> int:
     verbs.add_parser("prune", help="remove what the current recipes do not use")
     arguments = parser.parse_args()
     say = cache.progress()
+    if arguments.verb == "prune":
+        return prune(say)
     if arguments.verb == "image":
         print(image.ensure(say).directory)
         return 0
@@ -28,8 +33,6 @@ def main() -> int:
     if arguments.verb == "state":
         print(saved.directory)
         return 0
-    if arguments.verb == "prune":
-        return prune({saved.directory.name, saved.image.directory.name}, say)
     with saved.start() as machine:
         say("machine started")
         install(machine.dom0, saved.image, say)
@@ -58,7 +61,9 @@ def prompt(text: str) -> str | None:
         return None
 
 
-def prune(keep: set[str], say: cache.Say) -> int:
+def prune(say: cache.Say) -> int:
+    images = [image.key(release) for release in image.RELEASES.values()]
+    keep = {f"image-{key}" for key in images} | {f"state-{state.key(key)}" for key in images}
     for kind in ("image", "state"):
         with cache.locked(kind, say):
             for directory in cache.home().glob(f"{kind}-*"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from . import cache
+from . import cache, image
 from .lab import Lab
 from .snapshots import forget
 
@@ -21,6 +21,11 @@ failed = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lab: runs on a real Xen inside QEMU")
     config.addinivalue_line("markers", "soak: takes long; `make soak` runs it, not `make test`")
+    config.addinivalue_line("markers", "smoke: `make test` runs it on every Xen that the lab has")
+    try:
+        image.wanted()
+    except SystemExit as e:
+        raise pytest.UsageError(str(e)) from None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 Only mmdebstrap and packing its result need root. There is no loop device and no mount.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -20,20 +21,29 @@ class Release:
 
     suite: str
     xen: str
+    #: the process with which xl watches a domain stays when that is suspended
+    xl_stays: bool
 
     @property
     def packages(self) -> list[str]:
         return [*PACKAGES, f"xen-hypervisor-{self.xen}-amd64", f"xen-utils-{self.xen}"]
 
 
-RELEASE = Release(suite="bookworm", xen="4.17")
+#: By the Xen in them; the first is what is taken where nothing is said.
+RELEASES = {
+    release.xen: release
+    for release in (
+        Release(suite="bookworm", xen="4.17", xl_stays=False),
+        Release(suite="trixie", xen="4.20", xl_stays=True),
+    )
+}
 
 PACKAGES = [
     *("linux-image-amd64", "kmod", "busybox-static", "iproute2", "procps", "socat"),
     *("qemu-system-xen", "qemu-utils", "libxen-dev", "gcc", "libc6-dev", "pkg-config"),
     *("python3", "python3-dev", "python3-cffi", "python3-setuptools", "python3-pytest"),
     "python3-tqdm",
-    *("lvm2", "thin-provisioning-tools", "e2fsprogs", "btrfs-progs", "xfsprogs"),
+    *("lvm2", "thin-provisioning-tools", "e2fsprogs", "btrfs-progs", "xfsprogs", "zstd"),
 ]
 # Kernel modules that nothing in an emulated machine can use: half of the image, if they stayed.
 UNUSED_MODULES = [
@@ -45,6 +55,10 @@ UNUSED_MODULES = [
 ]
 UNUSED_SHARE = ["man", "doc", "locale", "info", "lintian"]
 ROOT_SIZE = "8G"  # apparent: room for memory files of guests
+# Plain: less work under emulation, and an image that is thrown away needs no journal.
+FEATURES = "^metadata_csum,^64bit,^has_journal"
+MKE2FS = ["mke2fs", "-q", "-t", "ext4", "-O", FEATURES, "-E", "lazy_itable_init=1,root_owner=0:0"]
+PARTS = ("", "updates", "security")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -72,35 +86,58 @@ class Image:
         return self.directory / "dom0.qcow2"
 
 
-def ensure(say: cache.Say, release: Release = RELEASE) -> Image:
-    """The image of a release, built if the cache does not have it."""
-    recipe = Path(__file__).read_bytes()
+def wanted() -> Release:
+    """The release that the environment asks for (``XEN=4.20``).
+
+    :raises SystemExit: the lab does not have it; a line that says so.
+    """
+    xen = os.environ.get("XEN") or next(iter(RELEASES))
+    if xen not in RELEASES:
+        raise SystemExit(f"XEN={xen}: the lab has {' and '.join(RELEASES)}")
+    return RELEASES[xen]
+
+
+def ensure(say: cache.Say) -> Image:
+    """The image of the release that is wanted, built if the cache does not have it."""
+    release = wanted()
+    name = key(release)
+    directory = cache.built("image", name, lambda new: _build(new, release, say), say)
+    return Image(directory, name)
+
+
+def key(release: Release) -> str:
+    """Of all that an image follows from; which mirror it comes from makes no difference."""
+    somewhere = Path()
+    options = _options(release, somewhere, somewhere)
     files = [data for p in sorted(FILES.iterdir()) for data in (p.name, p.read_bytes())]
-    key = cache.digest(recipe, release.suite, release.xen, *files)
-    directory = cache.built("image", key, lambda new: _build(new, release, say), say)
-    return Image(directory, key)
+    return cache.digest(release.suite, *options, *MKE2FS, ROOT_SIZE, *files)
 
 
 def sources(suite: str) -> list[str]:
-    """The lines of a sources.list for this machine's own mirror of Debian."""
+    """The lines of a sources.list for a suite, from this machine's own mirror of Debian.
+
+    The machine may have another release itself: a mirror that has the one has the other.
+    """
     fields = ["REPO_URI", "CODENAME", "COMPONENT", "ORIGIN", "TARGET_OF", "SIGNED_BY"]
     form = "\t".join(f"$({field})" for field in fields)
     indexes = _output(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
-    wanted = {suite, f"{suite}-updates", f"{suite}-security"}
-    lines = set()
+    lines: dict[bool, set[str]] = {True: set(), False: set()}
     for index in indexes.splitlines():
-        uri, codename, component, origin, kind, key = index.split("\t")
-        if codename in wanted and (component, origin, kind) == ("main", "Debian", "deb"):
+        uri, codename, component, origin, kind, signer = index.split("\t")
+        own, _, part = codename.partition("-")
+        if part in PARTS and (component, origin, kind) == ("main", "Debian", "deb"):
             # apt leaves a field that it has no value for as it was, "$(...)" and all; and a key
             # given in the text of a source cannot be passed on in a line.
-            signed_by = key if key.startswith("/") else KEYRING
-            lines.add(f"deb [signed-by={signed_by}] {uri} {codename} main")
-    if not any(f" {suite} " in line for line in lines):
+            signed_by = signer if signer.startswith("/") else KEYRING
+            line = f"deb [signed-by={signed_by}] {uri} {suite}{codename.removeprefix(own)} main"
+            lines[own == suite].add(line)
+    found = lines[True] or lines[False]
+    if not any(f" {suite} " in line for line in found):
         raise RuntimeError(
-            f"apt on this machine has no Debian {suite} main; add it to the sources and run "
+            "apt on this machine has no mirror of Debian's main; add it to the sources and run "
             "apt-get update"
         )
-    return sorted(lines)
+    return sorted(found)
 
 
 def apt_options() -> list[str]:
@@ -119,19 +156,8 @@ def _build(new: Path, release: Release, say: cache.Say) -> None:
     say(f"building the dom0 image: Debian {release.suite}, Xen {release.xen}; takes minutes")
     _run(_mmdebstrap(root, new, release), new / "mmdebstrap.log")
     say("packages installed; packing the disk")
-    # Plain ext4: less work under emulation, and an image that is thrown away needs no journal.
-    features = "^metadata_csum,^64bit,^has_journal"
-    mke2fs = [
-        "mke2fs",
-        "-q",
-        "-t",
-        "ext4",
-        "-O",
-        features,
-        "-E",
-        "lazy_itable_init=1,root_owner=0:0",
-    ]
-    _run(cache.privileged([*mke2fs, "-d", str(root), str(raw), ROOT_SIZE]), new / "mke2fs.log")
+    mke2fs = [*MKE2FS, "-d", str(root), str(raw), ROOT_SIZE]
+    _run(cache.privileged(mke2fs), new / "mke2fs.log")
     subprocess.run(cache.privileged(["rm", "-rf", "--one-file-system", str(root)]), check=True)
     image = str(new / "dom0.qcow2")
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(raw), image], check=True)
@@ -141,31 +167,37 @@ def _build(new: Path, release: Release, say: cache.Say) -> None:
 
 def _mmdebstrap(root: Path, new: Path, release: Release) -> list[str]:
     """The privileged step in one command; files/setup.py does our part of it in the chroot."""
-    files, out = shlex.quote(str(FILES)), shlex.quote(str(new))
-    hooks = [
-        f'mkdir "$1/lab" && cp {files}/* "$1/lab/"',
-        'chroot "$1" python3 /lab/setup.py',
-        f'mv "$1"/out/* {out}/ && rmdir "$1/out"',
-    ]
-    excluded = [f"/lib/modules/*/kernel/{name}/*" for name in UNUSED_MODULES]
-    excluded += [f"/usr/share/{name}/*" for name in UNUSED_SHARE]
-    settings = ['Apt::Install-Recommends "false"', 'Acquire::Languages "none"', *apt_options()]
     # In namespaces of its own: if we are killed, so is all of it, and its mounts go with it.
     # INITRD=No: the kernel package then builds no initrd; we make a small one of our own.
     return cache.privileged(
         [
             *("setpriv", "--pdeathsig", "KILL", "--"),
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
-            *("env", "INITRD=No"),
-            *("mmdebstrap", "--mode=root", "--variant=minbase", "--components=main"),
-            "--include=" + ",".join(release.packages),
-            *(f"--aptopt={setting}" for setting in settings),
-            "--dpkgopt=force-unsafe-io",
-            *(f"--dpkgopt=path-exclude={path}" for path in excluded),
-            *(f"--customize-hook={hook}" for hook in hooks),
+            *("env", "INITRD=No", "mmdebstrap", *_options(release, FILES, new)),
+            *(f"--aptopt={setting}" for setting in apt_options()),
             *(release.suite, str(root), *sources(release.suite)),
         ]
     )
+
+
+def _options(release: Release, files: Path, out: Path) -> list[str]:
+    """What mmdebstrap is told on every machine."""
+    hooks = [
+        f'mkdir "$1/lab" && cp {shlex.quote(str(files))}/* "$1/lab/"',
+        'chroot "$1" python3 /lab/setup.py',
+        f'mv "$1"/out/* {shlex.quote(str(out))}/ && rmdir "$1/out"',
+    ]
+    excluded = [f"/lib/modules/*/kernel/{name}/*" for name in UNUSED_MODULES]
+    excluded += [f"/usr/share/{name}/*" for name in UNUSED_SHARE]
+    settings = ['Apt::Install-Recommends "false"', 'Acquire::Languages "none"']
+    return [
+        *("--mode=root", "--variant=minbase", "--components=main"),
+        "--include=" + ",".join(release.packages),
+        *(f"--aptopt={setting}" for setting in settings),
+        "--dpkgopt=force-unsafe-io",
+        *(f"--dpkgopt=path-exclude={path}" for path in excluded),
+        *(f"--customize-hook={hook}" for hook in hooks),
+    ]
 
 
 def _run(argv: list[str], log: Path) -> None:

@@ -29,18 +29,18 @@ class State:
 def ensure(say: cache.Say) -> State:
     """The saved state, with the image under it; what the cache does not have is built."""
     base = image.ensure(say)
-    key = cache.digest(base.key, *_recipe())
-    directory = cache.built("state", key, lambda new: _build(new, base, say), say)
+    directory = cache.built("state", key(base.key), lambda new: _build(new, base, say), say)
     return State(base, directory)
 
 
-def _recipe() -> list[str]:
-    """Everything beside the image that a state follows from."""
+def key(image_key: str) -> str:
+    """Of all that the state of an image follows from."""
     somewhere = Path()
     command = machine.qemu_command(image.Image(somewhere, ""), somewhere, somewhere)
     nobody = Dom0(0)
     configs = [guests.Guest(nobody, name).config_text() for name in guests.STANDARD]
-    return [machine.qemu_version(), *command, guests.DISK_SIZE, *configs, storage.script()]
+    parts = [machine.qemu_version(), *command, guests.DISK_SIZE, *configs, storage.script()]
+    return cache.digest(image_key, *parts)
 
 
 def _build(new: Path, base: image.Image, say: cache.Say) -> None:

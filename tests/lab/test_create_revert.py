@@ -21,9 +21,13 @@ from .snapshots import (
 )
 
 # One in `make test`: test_mixed.py reverts the others, too, but watches none of them.
+SOAK, SMOKE = pytest.mark.soak, pytest.mark.smoke
 CELLS = [
-    pytest.param(kind, live, marks=[pytest.mark.soak] * ((kind, live) != ("pvh", True)))
-    for kind, live in (("pv", False), ("pvh", False), ("pvh", True), ("hvm", False), ("hvm", True))
+    pytest.param("pv", False, marks=(SOAK, SMOKE)),
+    pytest.param("pvh", False, marks=SOAK),
+    pytest.param("pvh", True),
+    pytest.param("hvm", False, marks=SOAK),
+    pytest.param("hvm", True, marks=(SOAK, SMOKE)),
 ]
 
 pytestmark = pytest.mark.usefixtures("tidy")

@@ -21,7 +21,7 @@ AROUND = f"{storage.BTRFS} /lab/disk /dev/{storage.GROUP}"
 # In `make test`: every kind of guest, and both ways of everything.
 ROUND = [
     Cell("pv", live=False, external=False),
-    Cell("pvh", live=True, external=True),
+    pytest.param(Cell("pvh", live=True, external=True), marks=pytest.mark.smoke),
     Cell("hvm", live=True, external=False),
 ]
 # In `make soak` the disks of this one come and go by Xen's own script, which is slow.

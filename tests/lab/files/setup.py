@@ -4,10 +4,9 @@ Finds the files of this directory in /lab, leaves there what the dom0 needs, and
 is started with.
 """
 
-import gzip
-import lzma
 import re
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -19,10 +18,20 @@ def run(*argv: str | Path) -> str:
     return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+def unpacked(data: bytes) -> bytes:
+    """The contents of anything that gzip, xz or zstd has packed."""
+    return subprocess.run(["zstd", "-dc"], input=data, stdout=subprocess.PIPE, check=True).stdout
+
+
 def unpacked_kernel(vmlinuz: bytes) -> bytes:
-    """The ELF inside a bzImage: Xen and libxc would else unpack it at every start, slowly."""
-    start = vmlinuz.find(b"\xfd7zXZ\x00")
-    kernel = lzma.LZMADecompressor().decompress(vmlinuz[start:])
+    """The ELF inside a bzImage: Xen and libxc would else unpack it at every start, slowly.
+
+    Where it is stands in the header (Linux, Documentation/arch/x86/boot.rst); what was packed is
+    followed by its size.
+    """
+    offset, length = struct.unpack_from("<II", vmlinuz, 0x248)
+    start = (vmlinuz[0x1F1] + 1) * 512 + offset
+    kernel = unpacked(vmlinuz[start : start + length - 4])
     if kernel[:4] != b"\x7fELF":
         raise SystemExit("no ELF kernel inside vmlinuz")
     return kernel
@@ -46,15 +55,17 @@ def initrd(target: Path, init: Path, version: str, modules: list[str]) -> None:
             # (the fast crc32c refuses the emulated CPU)
             if line.startswith("insmod ") and path not in order and "crc32c-intel" not in path:
                 order.append(path)
-    for path in order:
-        shutil.copy(path, tree / "lib")
-    (tree / "modules.order").write_text("".join(f"/lib/{Path(path).name}\n" for path in order))
-    names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
+    names = [Path(path).name.removesuffix(".xz") for path in order]
+    for path, name in zip(order, names, strict=True):
+        data = Path(path).read_bytes()
+        (tree / "lib" / name).write_bytes(unpacked(data) if path.endswith(".xz") else data)
+    (tree / "modules.order").write_text("".join(f"/lib/{name}\n" for name in names))
+    entries = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
     with target.open("wb") as file:
         subprocess.run(
             ["/bin/busybox", "cpio", "-o", "-H", "newc", "-R", "0:0"],
             cwd=tree,
-            input=names.encode(),
+            input=entries.encode(),
             stdout=file,
             stderr=subprocess.DEVNULL,
             check=True,
@@ -83,7 +94,7 @@ def quicken_lvm() -> None:
     own.mkdir(parents=True, exist_ok=True)
     for name in ("55-dm.rules", "56-lvm.rules", "95-dm-notify.rules"):
         text = Path("/lib/udev/rules.d", name).read_text()
-        changed = re.sub(r"/sbin/dmsetup (udev|splitname)", r"/lab/dm-udev \1", text)
+        changed = re.sub(r"(?:/usr)?/sbin/dmsetup (udev|splitname)", r"/lab/dm-udev \1", text)
         if changed == text:
             raise SystemExit(f"{name} does not call dmsetup")
         (own / name).write_text(changed)
@@ -106,7 +117,7 @@ def main() -> None:
         (directory / "vmlinux").write_bytes(kernel)
     shutil.copy(vmlinuz, LAB / "vmlinuz")  # an HVM guest takes only this form
     (hypervisor,) = Path("/boot").glob("xen-[0-9]*.gz")
-    (OUT / "xen").write_bytes(gzip.decompress(hypervisor.read_bytes()))
+    (OUT / "xen").write_bytes(unpacked(hypervisor.read_bytes()))
 
     compile_guests()
     quicken_lvm()
