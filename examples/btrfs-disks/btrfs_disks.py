@@ -63,7 +63,7 @@ class Subvolumes:
             and not disk.script
             and Path(disk.target).is_file()
             and parent.stat().st_ino == SUBVOLUME_INODE
-            and not os.path.ismount(parent)
+            and not _is_mounted(parent)
         )
 
     # create
@@ -179,6 +179,12 @@ class Subvolumes:
 
     def close(self) -> None:
         """There is nothing to let go of."""
+
+
+def _is_mounted(path: Path) -> bool:
+    """``os.path.ismount`` takes any subvolume for a mount point."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return os.path.realpath(path) in {line.split()[4] for line in mounts}
 
 
 def _sync(path: Path) -> None:
