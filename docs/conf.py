@@ -33,7 +33,9 @@ python_maximum_signature_line_length = 80
 
 # A reference that leads nowhere is an error; the documentation of Python is not here.
 nitpicky = True
-nitpick_ignore_regex = [("py:class", r"(collections|contextlib|enum|os|pathlib|typing)\..*")]
+nitpick_ignore_regex = [
+    ("py:class", r"(asyncio|collections|contextlib|enum|os|pathlib|typing)\..*")
+]
 
 
 def setup(app: Sphinx) -> None:

@@ -2,7 +2,8 @@
 
 High level, each call in a worker process of its own: :func:`create_snapshot`,
 :func:`revert_snapshot`, :func:`plan_create`, :func:`plan_revert`, :func:`can_snapshot`,
-:func:`recover`, :func:`monitor_domain`. Low level, libxl in this process:
+:func:`recover`, :func:`monitor_domain`; as coroutines in :mod:`pyxlsnap.aio`. Low level, libxl in
+this process:
 :class:`Toolstack`, :class:`Domain`.
 """
 

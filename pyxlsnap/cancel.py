@@ -17,12 +17,13 @@ class Cancelled(BaseException):
 
 
 class Cancel:
-    """A token: :meth:`set` it from any thread and the operation that holds it rolls back."""
+    """A token: :meth:`set` it from any thread and every operation that holds it rolls back."""
 
     def __init__(self) -> None:
         self._set = threading.Event()
         self._lock = threading.Lock()
-        self._abort: Callable[[], bool] | None = None
+        #: of the calls under way, those that have not taken it yet
+        self._aborts: list[Callable[[], bool]] = []
 
     def is_set(self) -> bool:
         """Whether :meth:`set` was called."""
@@ -37,7 +38,7 @@ class Cancel:
             raise Cancelled
 
     def set(self) -> None:
-        """Cancel. Returns at the latest when the call under way has been told to stop.
+        """Cancel. Returns at the latest when the calls under way have been told to stop.
 
         A call that is just being made may not be there yet for libxl to abort: try until it has
         taken the abort, or has ended.
@@ -49,7 +50,8 @@ class Cancel:
     def _told(self) -> bool:
         # Under the lock: the abort must not reach the call after this one, which may be the resume.
         with self._lock:
-            return self._abort is None or self._abort()
+            self._aborts = [abort for abort in self._aborts if not abort()]
+            return not self._aborts
 
     @contextmanager
     def armed(self, abort: Callable[[], bool]) -> Iterator[None]:
@@ -60,9 +62,10 @@ class Cancel:
         """
         with self._lock:
             self.check()
-            self._abort = abort
+            self._aborts.append(abort)
         try:
             yield
         finally:
             with self._lock:
-                self._abort = None
+                if abort in self._aborts:
+                    self._aborts.remove(abort)

@@ -4,9 +4,11 @@ Each is called on a thread of its own, so that its time limit can be kept: one t
 failed, and whatever it does from then on is not waited for.
 """
 
+import contextvars
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pyxlsnap.errors import UsageError
 from pyxlsnap.model import RunState
@@ -110,7 +112,8 @@ class HookCalls:
             except BaseException as e:
                 raised.append(e)
 
-        thread = threading.Thread(target=run, name="pyxlsnap-hook", daemon=True)
+        work = partial(contextvars.copy_context().run, run)
+        thread = threading.Thread(target=work, name="pyxlsnap-hook", daemon=True)
         thread.start()
         thread.join(self._hooks.limit_s)
         if thread.is_alive():

@@ -1,6 +1,8 @@
 """Fixtures: the small world of fakes.py, in a directory of its own."""
 
 import logging
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from hypothesis import settings
 
 from pyxlsnap import qmp
 from pyxlsnap.model import Disk
-from tests.unit.fakes import World, make_world
+from tests.unit.fakes import World, make_world, open_descriptors
 from tests.unit.qemu import SIZE, VDEVS, Qemu, qemu_img, write
 from tests.unit.standin import StandIn
 
@@ -38,6 +40,18 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """Worker processes with stand-ins for what needs Xen."""
     return StandIn(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def nothing_is_left() -> Iterator[None]:
+    """The test leaves no child, no descriptor and no thread."""
+    before = open_descriptors()
+    threads = threading.active_count()
+    yield
+    with pytest.raises(ChildProcessError):  # no child, and no zombie
+        os.waitpid(-1, os.WNOHANG)
+    assert open_descriptors() == before
+    assert threading.active_count() == threads
 
 
 @pytest.fixture

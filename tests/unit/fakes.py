@@ -60,6 +60,14 @@ def open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+def eventually(true: Callable[[], bool]) -> bool:
+    """Whether something comes true in the next seconds."""
+    end = time.monotonic() + 10
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()
+
+
 def write_all(fd: int, data: bytes) -> None:
     """As libxl writes a stream: a full disk is an error, not less data."""
     with os.fdopen(os.dup(fd), "wb", buffering=0) as file:

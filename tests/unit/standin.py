@@ -12,6 +12,14 @@ import pytest
 
 UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
 
+#: a ``create`` that writes memory until it is cancelled, and rolls back
+ROLLED_BACK = """
+on_progress(model.Progress("memory", 1, 2))
+wait_for_cancel(cancel)
+(HERE / "rolled back").touch()
+raise errors.Interrupted("interrupted", step="suspend")
+"""
+
 _SITE = """
 import sys
 if "pyxlsnap.worker" in sys.orig_argv:
@@ -36,6 +44,11 @@ if "pyxlsnap.worker" in sys.orig_argv:
         while not cancel.is_set() and time.monotonic() < end:
             time.sleep(0.01)
         assert cancel.is_set()
+    def wait_for(name, there=True):
+        end = time.monotonic() + 60
+        while (HERE / name).exists() != there:
+            assert time.monotonic() < end, name
+            time.sleep(0.01)
     def create(
         host, domain, wanted, *, live, max_downtime, on_progress, cancel, share_lock,
         before_suspend=None, start_monitor,
@@ -72,6 +85,12 @@ if "pyxlsnap.worker" in sys.orig_argv:
     pyxlsnap.operations.recover = recover
     pyxlsnap.monitor.monitor = monitor
     pyxlsnap.possibility.possibility = possibility
+"""
+
+#: a create that comes to the point before the suspend
+ASKED = """
+from pyxlsnap.hooks import Moment
+before_suspend(Moment("vm1", 7, UUID, model.RunState.RUNNING))
 """
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -63,6 +64,18 @@ def test_an_abort_is_repeated_until_it_is_taken() -> None:
     setter.join(5)
     assert not setter.is_alive()
     assert call.tries == 3
+
+
+def test_one_token_of_several_calls_aborts_each_of_them_once() -> None:
+    cancel, calls, over = Cancel(), [Call(), Call(taken_at=3), Call()], Call()
+    with ExitStack() as stack:
+        for call in calls:
+            stack.enter_context(cancel.armed(call.abort))
+        with cancel.armed(over.abort):
+            pass
+        cancel.set()
+    assert [call.tries for call in calls] == [1, 3, 1]
+    assert over.tries == 0
 
 
 def test_an_abort_that_is_never_taken_ends_with_the_call() -> None:

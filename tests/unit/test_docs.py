@@ -15,16 +15,23 @@ from sphinx.pycode import ModuleAnalyzer
 import pyxlsnap
 from docs import generate
 from docs.commands import commands
-from pyxlsnap import cfgfile, cli, create_plan, journal, monitor, processes
+from pyxlsnap import aio, cfgfile, cli, create_plan, journal, monitor, processes
 
 SHARE = Path(generate.__file__).parent / "share"
 PAGES = {page.name: page for page in SHARE.glob("man/*/*")}
 README = (SHARE.parent.parent / "README.md").read_text()
 #: the modules that docs/reference.rst is made of
-PUBLIC = [getattr(module, name) for module in (pyxlsnap,) for name in module.__all__]
+PUBLIC = [getattr(module, name) for module in (pyxlsnap, aio) for name in module.__all__]
 CLASSES = [value for value in PUBLIC if inspect.isclass(value)]
-FUNCTIONS = [value for value in PUBLIC if inspect.isfunction(value)]
+FUNCTIONS = [
+    value for name in pyxlsnap.__all__ if inspect.isfunction(value := getattr(pyxlsnap, name))
+]
 _RAISES = re.compile(r"^\s+(raise |(self\._?)?check\()|self\._check\(", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [f.__name__ for f in FUNCTIONS])
+def test_a_coroutine_function_names_the_function_that_explains_it(name: str) -> None:
+    assert inspect.getdoc(getattr(aio, name)) == f"See :func:`pyxlsnap.{name}`."
 
 
 def kin(cls: type) -> list[type]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.model import DomainInfo, Progress
 from pyxlsnap.toolstack import Toolstack, why_no_xen
-from tests.unit.fakes import UUID, open_descriptors
+from tests.unit.fakes import UUID, eventually, open_descriptors
 
 PACKAGE = Path(pyxlsnap.__file__).parent
 LOGGER = "pyxlsnap.libxl"
@@ -44,13 +44,6 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent
     )
-
-
-def eventually(true: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 5
-    while not true() and time.monotonic() < end:
-        time.sleep(0.005)
-    return true()
 
 
 class Threads:

@@ -20,13 +20,9 @@ from pyxlsnap.errors import (
 from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.model import Progress, RunState, SnapshotConfig
 from tests.unit.fakes import World
-from tests.unit.standin import UUID, StandIn
+from tests.unit.standin import ASKED, UUID, StandIn
 from tests.unit.test_worker import kill_by_progress
 
-ASKED = """
-from pyxlsnap.hooks import Moment
-before_suspend(Moment("vm1", 7, UUID, model.RunState.RUNNING))
-"""
 RESUMED = 'on_progress(model.Progress("resumed"))\n'
 NOW = Moment("vm1", 7, UUID, RunState.RUNNING)
 REVERTED = 'return model.Reverted("snap", "vm1", 9, UUID, model.RunState.PAUSED, (), ("w",))'

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,28 +38,13 @@ from pyxlsnap.model import (
     SnapshotConfig,
 )
 from pyxlsnap.wire import Channel, log_from_wire, log_to_wire
-from tests.unit.fakes import open_descriptors
-from tests.unit.standin import UUID, StandIn
+from tests.unit.fakes import eventually
+from tests.unit.standin import ROLLED_BACK, UUID, StandIn
 
 SLEEP = "time.sleep(60)"
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    before = open_descriptors()
-    threads = threading.active_count()
-    yield
-    with pytest.raises(ChildProcessError):  # no child, and no zombie
-        os.waitpid(-1, os.WNOHANG)
-    assert open_descriptors() == before
-    assert threading.active_count() == threads
-
-
-def eventually(true: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 10
-    while not true() and time.monotonic() < end:
-        time.sleep(0.01)
-    return true()
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def children(pid: int) -> list[int]:
@@ -359,15 +344,8 @@ class TestTheWorkerDies:
 
 
 class TestCancel:
-    ROLLED_BACK = """
-        on_progress(model.Progress("memory", 1, 2))
-        wait_for_cancel(cancel)
-        (HERE / "rolled back").touch()
-        raise errors.Interrupted("interrupted", step="suspend")
-    """
-
     def test_from_another_thread(self, worker: StandIn) -> None:
-        worker.set(self.ROLLED_BACK)
+        worker.set(ROLLED_BACK)
         cancel = Cancel()
         threads: list[threading.Thread] = []
 
@@ -392,7 +370,7 @@ class TestCancel:
     def test_by_an_exception_of_the_progress_callback(
         self, worker: StandIn, error: BaseException
     ) -> None:
-        worker.set(self.ROLLED_BACK)
+        worker.set(ROLLED_BACK)
 
         def raises(_: Progress) -> None:
             raise error
@@ -434,7 +412,7 @@ class TestCancel:
         assert calls == [0]
 
     def test_by_the_callers_death(self, worker: StandIn) -> None:
-        worker.set(self.ROLLED_BACK)
+        worker.set(ROLLED_BACK)
         code = "from pyxlsnap import create_snapshot as c\nc('vm1', on_progress=print)"
         with subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE) as caller:
             assert caller.stdout
@@ -445,7 +423,7 @@ class TestCancel:
 
     @pytest.mark.parametrize("whose", ["os.getpid()", "os.getppid()"])
     def test_by_a_sigterm_to_the_worker_or_its_keeper(self, worker: StandIn, whose: str) -> None:
-        worker.set(self.ROLLED_BACK.replace('"memory", 1', f'"pid", {whose}'))
+        worker.set(ROLLED_BACK.replace('"memory", 1', f'"pid", {whose}'))
         with pytest.raises(Interrupted):
             api.create_snapshot("vm1", on_progress=lambda p: os.kill(p.bytes_done, signal.SIGTERM))
         assert (worker.here / "rolled back").exists()
