@@ -127,7 +127,7 @@ def test_a_disk_strategy_of_its_own(spent_lab: Lab) -> None:
 
 def status(dom0: Dom0) -> list[dict[str, Any]]:
     """What the daemon says of its guests."""
-    told: list[dict[str, Any]] = json.loads(dom0.run("socat - UNIX-CONNECT:/tmp/daemon").out)
+    told: list[dict[str, Any]] = json.loads(dom0.run("socat -u UNIX-CONNECT:/tmp/daemon -").out)
     return told
 
 
