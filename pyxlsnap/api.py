@@ -17,6 +17,7 @@ from pyxlsnap.errors import (
     NeedsAttention,
     OperationFailed,
     PyxlsnapError,
+    Refused,
     UsageError,
     WorkerDied,
     from_wire,
@@ -251,7 +252,10 @@ def _run(
     cancel: Cancel | None,
     on_event: OnEvent | None = None,
 ) -> Any:
-    worker = Worker(request, on_progress or (lambda _: None), on_event or (lambda _: None))
+    try:
+        worker = Worker(request, on_progress or (lambda _: None), on_event or (lambda _: None))
+    except OSError as e:
+        raise Refused(f"the worker process cannot be started: {e.strerror}") from e
     try:
         with (cancel or Cancel()).armed(worker.cancel):
             return worker.result()

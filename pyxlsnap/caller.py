@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 from pyxlsnap import wire
@@ -12,7 +13,7 @@ from pyxlsnap.errors import NeedsAttention, WorkerDied, from_wire
 from pyxlsnap.files import scratch_file
 from pyxlsnap.journal import unlock
 from pyxlsnap.model import DomainEvent, OnEvent, OnProgress, Progress
-from pyxlsnap.processes import environment, how_ended, python
+from pyxlsnap.processes import Process, environment, how_ended, python
 
 log = logging.getLogger("pyxlsnap")
 
@@ -22,7 +23,10 @@ _HARMLESS = ("checking", "journal")
 
 
 class Worker:
-    """The worker process, seen from the caller."""
+    """The worker process, seen from the caller.
+
+    :raises OSError: it could not be started.
+    """
 
     def __init__(self, request: wire.Message, on_progress: OnProgress, on_event: OnEvent) -> None:
         self._on_progress = on_progress
@@ -36,20 +40,25 @@ class Worker:
         self.begun = False
         #: what its keeper said when it had died
         self.recovery: wire.Message | None = None
-        self._stderr = scratch_file()
-        ours, theirs = socket.socketpair()
-        self._channel = wire.Channel(ours)
-        with theirs:
-            self._process = subprocess.Popen(
-                python("pyxlsnap.worker", str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                cwd="/",
-                env=environment(),
-            )
+        with ExitStack() as started:
+            self._stderr = started.enter_context(scratch_file())
+            ours, theirs = socket.socketpair()
+            self._channel = wire.Channel(started.enter_context(ours))
+            with theirs:
+                self._popen = subprocess.Popen(
+                    python("pyxlsnap.worker"),
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._stderr,
+                    start_new_session=True,
+                    cwd="/",
+                    env=environment(),
+                )
+            started.callback(self._popen.wait)
+            started.callback(ours.close)  # which ends it
+            # Not by its number: if somebody else reaps it, another process may get that.
+            self._process = Process(self._popen.pid)
+            started.pop_all()
         try:
             self._channel.send(request | {"log_level": log.getEffectiveLevel()})
         except OSError:
@@ -77,7 +86,7 @@ class Worker:
                 raise WorkerDied(self._epitaph(message["died"]), stderr=self._read_stderr())
             if "result" in message or "error" in message:
                 return self._outcome(message)
-        raise WorkerDied(self._epitaph(how_ended(self._process.wait())), stderr=self._read_stderr())
+        raise WorkerDied(self._epitaph(how_ended(self._reap())), stderr=self._read_stderr())
 
     def _next(self) -> wire.Message | None:
         while True:
@@ -136,9 +145,15 @@ class Worker:
         One that has not answered is rolling back, which must not be disturbed.
         """
         self._channel.close()
-        try:
-            self._process.wait(_EXIT_S if self._answered else None)
-        except subprocess.TimeoutExpired:
+        if self._answered and not self._process.ended(within_s=_EXIT_S):
             self._process.kill()
-            self._process.wait()
+        self._reap()
+        self._process.close()
         self._stderr.close()
+
+    def _reap(self) -> int | None:
+        """Wait for its end; its status, the first time, if nobody else has taken it."""
+        self._process.ended()
+        status = self._process.status()
+        self._popen.returncode = status or 0  # so that subprocess does not look for it
+        return status

@@ -336,7 +336,7 @@ class TestTheWorkerDies:
         class Dead(subprocess.Popen[bytes]):
             def __init__(self, command: list[str], **options: object) -> None:
                 super().__init__(["false"], **options)  # type: ignore[call-overload]
-                self.wait()
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
 
         monkeypatch.setattr(subprocess, "Popen", Dead)
         with pytest.raises(OperationFailed, match="worker process ended with status 1"):
