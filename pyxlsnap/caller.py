@@ -31,6 +31,7 @@ class Worker:
     def __init__(self, request: wire.Message, on_progress: OnProgress, on_event: OnEvent) -> None:
         self._on_progress = on_progress
         self._on_event = on_event
+        self._about = {"operation": request["operation"], "domain": request["domain"] or ""}
         self._failed: BaseException | None = None
         self._send_lock = threading.Lock()
         self._answered = False
@@ -104,10 +105,20 @@ class Worker:
         if isinstance(error, NeedsAttention):  # it matters more than why it was cancelled
             raise error from self._failed
         if self._failed:
+            if not error:
+                self._say_too_late(self._failed, message["result"])
             raise self._failed
         if error:
             raise error
         return message["result"]
+
+    def _say_too_late(self, failed: BaseException, result: wire.Message | None) -> None:
+        """What was done is not lost, although an exception takes the place of the result."""
+        where = (result or {}).get("cfgfile")
+        said = "too late to cancel the {operation} of {domain}: it is done".format(**self._about)
+        said += f" ({where})" if where else ""
+        failed.add_note(said)
+        log.warning("%s", said, extra=self._about)
 
     def _handle(self, message: wire.Message) -> None:
         if "progress" in message:

@@ -487,7 +487,7 @@ class TestTheEndOfTheLoop:
         done = self.run(
             f"""
             import logging, pathlib
-            logging.basicConfig()
+            logging.basicConfig(format="%(operation)s %(domain)s: %(message)s")
             loop = asyncio.new_event_loop()
             task = loop.create_task(aio.create_snapshot('vm1', on_progress=interrupt))
             try:
@@ -501,7 +501,7 @@ class TestTheEndOfTheLoop:
             """
         )
         assert (done.returncode, done.stdout) == (0, "1 False\n"), done.stderr
-        assert "the event loop was closed before this could be told" in done.stderr
+        assert "create vm1: the event loop was closed before this could be told" in done.stderr
         assert (worker.here / "rolled back").exists()
 
     def test_a_loop_that_is_closed_before_it_has_called_a_callback(self, worker: StandIn) -> None:
