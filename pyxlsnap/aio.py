@@ -94,7 +94,7 @@ async def create_snapshot(
     cancel: Cancel | None = None,
 ) -> Snapshot:
     """See :func:`pyxlsnap.create_snapshot`."""
-    call = _Call(cancel)
+    call = _Call("create", domain, cancel)
     return await call.run(
         partial(
             api.create_snapshot,
@@ -123,7 +123,7 @@ async def plan_create(
     cancel: Cancel | None = None,
 ) -> Plan:
     """See :func:`pyxlsnap.plan_create`."""
-    call = _Call(cancel)
+    call = _Call("create", domain, cancel)
     return await call.run(
         partial(
             api.plan_create,
@@ -140,7 +140,7 @@ async def plan_create(
 
 async def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Possibility:
     """See :func:`pyxlsnap.can_snapshot`."""
-    call = _Call(cancel)
+    call = _Call("possibility", domain, cancel)
     return await call.run(partial(api.can_snapshot, domain, cancel=call.cancel))
 
 
@@ -157,7 +157,7 @@ async def revert_snapshot(
     cancel: Cancel | None = None,
 ) -> Reverted:
     """See :func:`pyxlsnap.revert_snapshot`."""
-    call = _Call(cancel)
+    call = _Call("revert", domain, cancel)
     return await call.run(
         partial(
             api.revert_snapshot,
@@ -184,7 +184,7 @@ async def plan_revert(
     cancel: Cancel | None = None,
 ) -> Plan:
     """See :func:`pyxlsnap.plan_revert`."""
-    call = _Call(cancel)
+    call = _Call("revert", domain, cancel)
     return await call.run(
         partial(
             api.plan_revert,
@@ -200,19 +200,19 @@ async def plan_revert(
 
 async def recover(domain: str | None = None) -> Recovered:
     """See :func:`pyxlsnap.recover`."""
-    return await _Call().run(partial(api.recover, domain))
+    return await _Call("recover", domain or "").run(partial(api.recover, domain))
 
 
 async def start_monitor(uuid: str) -> None:
     """See :func:`pyxlsnap.start_monitor`."""
-    await _Call().run(partial(api.start_monitor, uuid))
+    await _Call("monitor", uuid).run(partial(api.start_monitor, uuid))
 
 
 async def monitor_domain(
     domain: str, *, on_event: OnEvent | None = None, cancel: Cancel | None = None
 ) -> None:
     """See :func:`pyxlsnap.monitor_domain`."""
-    call = _Call(cancel)
+    call = _Call("monitor", domain, cancel)
     await call.run(
         partial(api.monitor_domain, domain, on_event=call.in_loop(on_event), cancel=call.cancel)
     )
@@ -221,11 +221,13 @@ async def monitor_domain(
 class _Call:
     """A blocking call on a thread of its own, as the loop sees it.
 
+    :param operation, domain: for log records.
     :param cancel: the caller's token. The task must cancel this call and no other one that has the
         same token, so the call has one of its own.
     """
 
-    def __init__(self, cancel: Cancel | None = None) -> None:
+    def __init__(self, operation: str, domain: str, cancel: Cancel | None = None) -> None:
+        self._about = {"operation": operation, "domain": domain}
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._callers = cancel or Cancel()
@@ -259,6 +261,8 @@ class _Call:
         """Make the call, and wait until it has ended."""
         task = asyncio.current_task()
         assert task
+        if task.cancelling():  # one that is on its way is delivered before anything is done
+            await asyncio.sleep(0)
         requests = task.cancelling()
         outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
         ended = asyncio.Event()
@@ -315,7 +319,8 @@ class _Call:
             self._loop.call_soon_threadsafe(ended.set)
         except RuntimeError:
             said = outcome.exception() or outcome.result()
-            log.warning("the event loop was closed before this could be told: %s", said)
+            what = "the event loop was closed before this could be told: %s"
+            log.warning(what, said, extra=self._about)
 
     def _with_callers_token(self, call: Callable[[], _T]) -> _T:
         with ExitStack() as stack:

@@ -54,7 +54,7 @@ def create_snapshot(
         suspended; if there was one, start ours in its place (:func:`start_monitor`).
     :param hooks: what is to be called before the suspend and after the resume.
     :param on_progress: called on the calling thread. What it raises cancels the operation and
-        reaches the caller after the rollback.
+        reaches the caller after the rollback; if it was too late for that, with a note.
     :param cancel: a token; when it is set, the operation is rolled back.
     :raises UsageError: name, file or option is wrong. Nothing was tried.
     :raises Refused: it cannot be done, and why. Nothing was tried.

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 from pyxlsnap import wire
@@ -13,7 +14,7 @@ from pyxlsnap.files import scratch_file
 from pyxlsnap.hooks import HookCalls, Moment
 from pyxlsnap.journal import unlock
 from pyxlsnap.model import DomainEvent, OnEvent, OnProgress, Progress
-from pyxlsnap.processes import environment, how_ended, python
+from pyxlsnap.processes import Process, environment, how_ended, python
 
 log = logging.getLogger("pyxlsnap")
 
@@ -23,7 +24,10 @@ _HARMLESS = ("checking", "journal")
 
 
 class Worker:
-    """The worker process, seen from the caller."""
+    """The worker process, seen from the caller.
+
+    :raises OSError: it could not be started.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class Worker:
         self._on_progress = on_progress
         self._on_event = on_event
         self._hooks = hooks
+        self._about = {"operation": request["operation"], "domain": request["domain"] or ""}
         self._failed: BaseException | None = None
         self._send_lock = threading.Lock()
         self._answered = False
@@ -42,22 +47,29 @@ class Worker:
         self.locked: dict[str, None] = {}
         #: it has gone so far that something may have changed
         self.begun = False
+        #: the result, if an exception takes its place
+        self.done: wire.Message | None = None
         #: what its keeper said when it had died
         self.recovery: wire.Message | None = None
-        self._stderr = scratch_file()
-        ours, theirs = socket.socketpair()
-        self._channel = wire.Channel(ours)
-        with theirs:
-            self._process = subprocess.Popen(
-                python("pyxlsnap.worker", str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                cwd="/",
-                env=environment(),
-            )
+        with ExitStack() as started:
+            self._stderr = started.enter_context(scratch_file())
+            ours, theirs = socket.socketpair()
+            self._channel = wire.Channel(started.enter_context(ours))
+            with theirs:
+                self._popen = subprocess.Popen(
+                    python("pyxlsnap.worker"),
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._stderr,
+                    start_new_session=True,
+                    cwd="/",
+                    env=environment(),
+                )
+            started.callback(self._popen.wait)
+            started.callback(ours.close)  # which ends it
+            # Not by its number: if somebody else reaps it, another process may get that.
+            self._process = Process(self._popen.pid)
+            started.pop_all()
         self._send(request | {"log_level": log.getEffectiveLevel()})
 
     def cancel(self) -> bool:
@@ -85,7 +97,7 @@ class Worker:
                 raise WorkerDied(self._epitaph(message["died"]), stderr=self._read_stderr())
             if "result" in message or "error" in message:
                 return self._outcome(message)
-        raise WorkerDied(self._epitaph(how_ended(self._process.wait())), stderr=self._read_stderr())
+        raise WorkerDied(self._epitaph(how_ended(self._reap())), stderr=self._read_stderr())
 
     def _next(self) -> wire.Message | None:
         while True:
@@ -94,8 +106,11 @@ class Worker:
                     self._handle(message)
                 return message
             except BaseException as e:
-                self._failed = self._failed or e
-                self.cancel()
+                self._fail(e)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failed = self._failed or error
+        self.cancel()
 
     def _outcome(self, message: wire.Message) -> Any:
         self._answered = True
@@ -103,10 +118,21 @@ class Worker:
         if isinstance(error, NeedsAttention):  # it matters more than why it was cancelled
             raise error from self._failed
         if self._failed:
+            if not error:
+                self.done = message["result"]
+                self.say_too_late(self._failed, self.done)
             raise self._failed
         if error:
             raise error from self._hooks.cause
         return message["result"]
+
+    def say_too_late(self, failed: BaseException, result: wire.Message | None) -> None:
+        """What was done is not lost, although an exception takes the place of the result."""
+        where = (result or {}).get("cfgfile")
+        said = "too late to cancel the {operation} of {domain}: it is done".format(**self._about)
+        said += f" ({where})" if where else ""
+        failed.add_note(said)
+        log.warning("%s", said, extra=self._about)
 
     def _handle(self, message: wire.Message) -> None:
         if "progress" in message:
@@ -114,11 +140,13 @@ class Worker:
             self.begun = self.begun or progress.phase not in _HARMLESS
             if progress.phase == "resumed":
                 self._hooks.after_resume()
+                self._notice_interrupt()
             if not self._failed:
                 self._on_progress(progress)
         elif "hook" in message:
             moment: Moment = wire.rebuild(Moment, message["hook"])
             self._send({"hooked": self._hooks.before_suspend(moment)})
+            self._notice_interrupt()
         elif "event" in message and not self._failed:
             self._on_event(wire.rebuild(DomainEvent, message["event"]))
         elif "log" in message:
@@ -128,6 +156,11 @@ class Worker:
                 logger.handle(record)
         elif "lock" in message:
             self.locked[message["lock"]] = None
+
+    def _notice_interrupt(self) -> None:
+        """Ctrl-C while a hook ran cancels the operation, as at any time."""
+        if self._hooks.interrupted:
+            self._fail(self._hooks.interrupted)
 
     def _epitaph(self, how: str) -> str:
         said = self._read_stderr().strip().splitlines()
@@ -149,9 +182,15 @@ class Worker:
         One that has not answered is rolling back, which must not be disturbed.
         """
         self._channel.close()
-        try:
-            self._process.wait(_EXIT_S if self._answered else None)
-        except subprocess.TimeoutExpired:
+        if self._answered and not self._process.ended(within_s=_EXIT_S):
             self._process.kill()
-            self._process.wait()
+        self._reap()
+        self._process.close()
         self._stderr.close()
+
+    def _reap(self) -> int | None:
+        """Wait for its end; its status, the first time, if nobody else has taken it."""
+        self._process.ended()
+        status = self._process.status()
+        self._popen.returncode = status or 0  # so that subprocess does not look for it
+        return status

@@ -5,8 +5,11 @@ failed, and whatever it does from then on is not waited for.
 """
 
 import contextvars
+import inspect
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,18 +39,21 @@ Hook = Callable[[Moment], None]
 class Hooks:
     """What an embedder wants to do itself, at three moments of an operation.
 
-    None of them is called for a plan.
+    Each is called on a thread of its own, in the context of the caller, and waited for no longer
+    than its limit. None is called for a plan, nor by :func:`~pyxlsnap.recover`: a domain that this
+    has brought back is as it was saved.
     """
 
     #: Everything is checked and prepared, and the guest runs: to freeze its filesystems, say. With
     #: ``live`` its memory is written from then on, while it goes on. If it raises or is late, the
     #: operation is undone, the guest was never suspended, and
-    #: :class:`~pyxlsnap.errors.OperationFailed` is raised from what it raised.
+    #: :class:`~pyxlsnap.OperationFailed` is raised from what it raised.
     before_suspend: Hook | None = None
     #: The guest runs again (or is paused, if it was): to thaw them. Called once, and as soon as it
     #: runs, whenever the point of ``before_suspend`` was reached, however that and the operation
-    #: ended; not if this process is killed. If it raises or is late, a snapshot has a warning, and
-    #: an operation that failed raises :class:`~pyxlsnap.errors.NeedsAttention`.
+    #: ended (even if the guest cannot be resumed); not if this process is killed. If it raises or
+    #: is late, a snapshot has a warning, and an operation that failed raises
+    #: :class:`~pyxlsnap.NeedsAttention`.
     after_resume: Hook | None = None
     #: A revert is done: to set the guest's clock, say, and to thaw its filesystems, which are
     #: frozen in a memory that was saved so. If it raises or is late, the result has a warning.
@@ -70,6 +76,9 @@ class HookCalls:
         self.cause: BaseException | None = None
         #: what went wrong with the others, a line each
         self.failures: list[str] = []
+        #: Ctrl-C, or the like, while one of them was waited for
+        self.interrupted: BaseException | None = None
+        self._called: Future[None] | None = None
 
     @property
     def wanted(self) -> bool:
@@ -85,43 +94,65 @@ class HookCalls:
     def after_resume(self) -> None:
         """Call it if it is due."""
         moment, self._moment = self._moment, None
-        if moment:
-            self._then("after_resume", self._hooks.after_resume, moment)
+        if moment is None:
+            return
+        # Whatever the one before still does must not come after this.
+        if self._called and self._goes_on(self._called):
+            self.failures.append("the hook before_suspend has not ended, and may undo after_resume")
+        self._then("after_resume", self._hooks.after_resume, moment)
 
     def after_revert(self, moment: Moment) -> None:
         """Call it."""
         self._then("after_revert", self._hooks.after_revert, moment)
 
     def _then(self, name: str, hook: Hook | None, moment: Moment) -> None:
-        try:
-            text = self._text(name, self._call(hook, moment))
-        except BaseException:  # Ctrl-C: it goes on, and nobody waits for it
-            self.failures.append(f"the hook {name} was not waited for")
-            raise
-        if text:
+        if text := self._text(name, self._call(hook, moment)):
             self.failures.append(text)
 
     def _call(self, hook: Hook | None, moment: Moment) -> BaseException | None:
         if hook is None:
             return None
-        raised: list[BaseException] = []
+        outcome: Future[None] = Future()
 
         def run() -> None:
             try:
-                hook(moment)
+                _refuse_coroutine(hook(moment))
+                outcome.set_result(None)
             except BaseException as e:
-                raised.append(e)
+                outcome.set_exception(e)
 
         work = partial(contextvars.copy_context().run, run)
         thread = threading.Thread(target=work, name="pyxlsnap-hook", daemon=True)
-        thread.start()
-        thread.join(self._hooks.limit_s)
-        if thread.is_alive():
+        try:
+            thread.start()
+        except KeyboardInterrupt as e:  # while it comes up, which it does all the same
+            self.interrupted = self.interrupted or e
+        except RuntimeError as e:  # there cannot be one
+            return e
+        self._called = outcome
+        if self._goes_on(outcome):
             return TimeoutError(f"it has not returned within {self._hooks.limit_s:g} s")
-        return raised[0] if raised else None
+        return outcome.exception()
+
+    def _goes_on(self, outcome: "Future[None]") -> bool:
+        """Wait for a hook as long as it may take, in spite of Ctrl-C."""
+        end = time.monotonic() + self._hooks.limit_s
+        while not outcome.done() and (left := end - time.monotonic()) > 0:
+            try:
+                wait([outcome], left)
+            except BaseException as e:
+                self.interrupted = self.interrupted or e
+        return not outcome.done()
 
     def _text(self, name: str, error: BaseException | None) -> str:
         if error is None:
             return ""
         said = f": {error}" if str(error) else ""
         return one_line(f"the hook {name} failed: {type(error).__name__}{said}")
+
+
+def _refuse_coroutine(returned: object) -> None:
+    """Nothing has been done by it."""
+    if inspect.iscoroutine(returned):
+        returned.close()
+        raise TypeError("it is a coroutine function, which only pyxlsnap.aio can call")

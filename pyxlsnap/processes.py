@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +23,22 @@ def environment() -> Mapping[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def how_ended(status: int) -> str:
-    """The end of a process, from its status as subprocess has it."""
+def fresh_signals() -> None:
+    """Signals as a program expects to find them, in a process that somebody else has started.
+
+    A daemon blocks or ignores some, and what libxl starts has that from us: a QEMU that does not
+    hear of SIGHUP does not end when its domain is destroyed.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def how_ended(status: int | None) -> str:
+    """The end of a process, from its status as subprocess has it; ``None``: nobody knows."""
+    if status is None:
+        return "ended, how is not known"
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
@@ -43,20 +58,47 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+        self.close()
 
     def fileno(self) -> int:
         """What becomes readable at its end; -1 if it has ended."""
         return self._fd
 
-    def ended(self, *, within_s: float) -> bool:
+    def ended(self, *, within_s: float | None = None) -> bool:
         """Wait for its end; false if it has not come after so many seconds."""
         if self._fd < 0:
             return True
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(within_s * 1000))
+        return bool(poll.poll(None if within_s is None else within_s * 1000))
+
+    def status(self) -> int | None:
+        """The status, as subprocess has it, of a child of ours that has ended; it is reaped.
+
+        ``None`` if that has been done already, be it by the kernel: whose process this is may reap
+        every child that it has, or ignore SIGCHLD.
+        """
+        try:
+            found = os.waitid(os.P_PIDFD, self._fd, os.WEXITED) if self._fd >= 0 else None
+        except ChildProcessError:
+            found = None
+        if found is None:
+            return None
+        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+    def kill(self) -> None:
+        """Kill it, unless it has ended."""
+        if self._fd >= 0:
+            try:
+                signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def xl_monitor(name: str) -> int | None:

@@ -12,6 +12,7 @@ from pyxlsnap.errors import (
     NeedsAttention,
     OperationFailed,
     PyxlsnapError,
+    Refused,
     WorkerDied,
     from_wire,
 )
@@ -35,22 +36,33 @@ def run(
     :raises PyxlsnapError: what the operation raised, or what became of it when its worker died.
     """
     calls = HookCalls(hooks)
-    worker = Worker(
-        request | {"hooks": calls.wanted},
-        on_progress or (lambda _: None),
-        on_event or (lambda _: None),
-        calls,
-    )
+    try:
+        worker = Worker(
+            request | {"hooks": calls.wanted},
+            on_progress or (lambda _: None),
+            on_event or (lambda _: None),
+            calls,
+        )
+    except OSError as e:
+        raise Refused(f"the worker process cannot be started: {e.strerror}") from e
     try:
         values = _run(request, worker, cancel or Cancel())
     except BaseException as e:
-        calls.after_resume()
+        _call_the_rest(calls, request, worker.done)
         raise _with_failures(e, calls.failures) from e.__cause__
-    calls.after_resume()
-    if request["operation"] == "revert" and hooks:
-        back: Reverted = wire.rebuild(Reverted, values)
-        calls.after_revert(Moment(back.domain, back.domid, back.uuid, back.state))
+    _call_the_rest(calls, request, values)
+    if calls.interrupted:
+        worker.say_too_late(calls.interrupted, values)
+        raise calls.interrupted
     return _with_warnings(values, calls.failures)
+
+
+def _call_the_rest(calls: HookCalls, request: wire.Message, result: wire.Message | None) -> None:
+    """What is due when an operation has ended."""
+    calls.after_resume()
+    if request["operation"] == "revert" and result and not request.get("dry_run"):
+        back: Reverted = wire.rebuild(Reverted, result)
+        calls.after_revert(Moment(back.domain, back.domid, back.uuid, back.state))
 
 
 def _run(request: wire.Message, worker: Worker, cancel: Cancel) -> Any:

@@ -10,6 +10,9 @@ from pyxlsnap.wording import command
 
 log = logging.getLogger(__name__)
 
+#: what the process says when it watches
+READY = b"ready"
+
 _START_S = 60.0
 
 
@@ -22,8 +25,7 @@ def start_monitor(uuid: str) -> None:
         run = subprocess.run(
             python("pyxlsnap.watcher", uuid),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             env=environment(),
             cwd="/",
             start_new_session=True,
@@ -31,7 +33,7 @@ def start_monitor(uuid: str) -> None:
         )
     except (OSError, subprocess.TimeoutExpired) as e:
         raise OperationFailed(f"the watch of {uuid} did not begin: {e}", step="monitor") from e
-    if run.returncode:
+    if run.stdout != READY:  # not by its status, which somebody else may have taken
         said = run.stderr.decode("utf-8", "replace").strip().splitlines()
         raise OperationFailed(
             f"the watch of {uuid} did not begin: {said[-1] if said else 'its process ended'}",

@@ -14,12 +14,12 @@ from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import Busy, PyxlsnapError
 from pyxlsnap.journal import DomainLock
 from pyxlsnap.monitor import monitor
-from pyxlsnap.processes import XEN_LOGS
+from pyxlsnap.processes import XEN_LOGS, fresh_signals
 from pyxlsnap.toolstack import Toolstack
+from pyxlsnap.watched import READY
 
 log = logging.getLogger("pyxlsnap.watcher")  # __name__ is "__main__" here
 
-_READY = b"ready"
 _TURN_S = 10.0
 
 
@@ -31,7 +31,8 @@ def main() -> int:
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
             said = pipe.read()
-        if said == _READY:
+        if said == READY:
+            os.write(1, READY)  # the status may not reach whom it is for
             return 0
         os.write(2, said + b"\n")
         return 1
@@ -40,7 +41,7 @@ def main() -> int:
 
 
 def _watch(uuid: str, writer: int) -> int:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    fresh_signals()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     cancel = Cancel()
     signal.signal(
@@ -49,7 +50,7 @@ def _watch(uuid: str, writer: int) -> int:
 
     def ready() -> None:
         nonlocal writer
-        os.write(writer, _READY)
+        os.write(writer, READY)
         os.close(writer)
         writer = -1
 

@@ -1,16 +1,17 @@
 """The worker process: runs one operation, and rolls it back when its caller goes away.
 
-Started by :mod:`pyxlsnap.api` as ``python -m pyxlsnap.worker FD``. A process of its own because
+Started by :mod:`pyxlsnap.api` as ``python -m pyxlsnap.worker``, with a socket for its standard
+input. A process of its own because
 libxl may abort it, forks without exec, and cares who owns SIGCHLD: none of that may reach the
 caller. What changes something has a keeper (:mod:`pyxlsnap.keeper`), which recovers at once if it
 is killed.
 """
 
 import logging
+import os
 import queue
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -38,6 +39,7 @@ from pyxlsnap.model import (
 from pyxlsnap.monitor import monitor
 from pyxlsnap.ports import Host
 from pyxlsnap.possibility import possibility
+from pyxlsnap.processes import fresh_signals
 from pyxlsnap.toolstack import Toolstack
 from pyxlsnap.wire import Channel, Message
 
@@ -120,12 +122,15 @@ class Caller:
 
 
 class _LogSender(logging.Handler):
-    def __init__(self, caller: Caller) -> None:
+    """Sends log records to the caller; they say of which operation they are."""
+
+    def __init__(self, caller: Caller, request: Message) -> None:
         super().__init__()
         self._caller = caller
+        self._about = {"operation": request["operation"], "domain": request["domain"] or ""}
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._caller.send({"log": wire.log_to_wire(record)})
+        self._caller.send({"log": self._about | wire.log_to_wire(record)})
 
 
 def serve(request: Message, caller: Caller, cancel: Cancel) -> None:
@@ -232,7 +237,7 @@ def _listen(channel: Channel, request: Message, kept: Kept | None = None) -> Cal
     """The caller, with whatever is logged from now on going there."""
     caller = Caller(channel, kept)
     logger = logging.getLogger("pyxlsnap")
-    logger.addHandler(_LogSender(caller))
+    logger.addHandler(_LogSender(caller, request))
     logger.setLevel(request["log_level"])
     return caller
 
@@ -248,11 +253,12 @@ def _work(channel: Channel, request: Message, kept: Kept | None) -> None:
 
 
 def main() -> None:
-    """Serve the one request that comes over the socket whose descriptor is the argument."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whatever the caller's daemon does with it
+    """Serve the one request that comes over the socket which is the standard input."""
+    fresh_signals()  # whatever the caller's daemon does with them
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller cancels over the socket
-    sock = socket.socket(fileno=int(sys.argv[1]))
-    sock.set_inheritable(False)  # or a restored domain's QEMU would keep it open for ever
+    sock = socket.socket(fileno=os.dup(0))  # not inherited: a domain's QEMU would keep it for ever
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
     close_in_children(sock.fileno())
     channel = Channel(sock)
     request = channel.receive()

@@ -54,6 +54,8 @@ UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
 OTHER_UUID = "8a1f0c3e-0000-4000-8000-00000000beef"
 GIB_KB = 1 << 20
 
+on_xen = pytest.mark.skipif(Path("/proc/xen/privcmd").exists(), reason="there is a Xen here")
+
 
 def open_descriptors() -> int:
     """How many descriptors this process has, give or take the one that looks."""

@@ -65,7 +65,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
         return PLAN
     def recover(host, uuid, *, wait_s, share_lock, start_monitor):
         held = lock()
-        (HERE / "recovered").write_text(uuid)
+        (HERE / "recovered").write_text(str(uuid))
         rolled_back = True
 {recover}
         held.release()

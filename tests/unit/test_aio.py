@@ -353,6 +353,19 @@ class TestCancelledTask:
 
         asyncio.run(main())
 
+    def test_that_was_cancelled_before_the_call_makes_none(self, worker: StandIn) -> None:
+        worker.set("pass")
+
+        async def job() -> None:
+            task = asyncio.current_task()
+            assert task
+            task.cancel()
+            await aio.recover(UUID)
+
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(job())
+        assert not (worker.here / "recovered").exists()
+
 
 class TestCancelledTooLate:
     """What is done is not lost, and the cancellation is not, either."""
@@ -500,7 +513,7 @@ class TestTheEndOfTheLoop:
         done = self.run(
             f"""
             import logging, pathlib
-            logging.basicConfig()
+            logging.basicConfig(format="%(operation)s %(domain)s: %(message)s")
             loop = asyncio.new_event_loop()
             task = loop.create_task(aio.create_snapshot('vm1', on_progress=interrupt))
             try:
@@ -514,7 +527,7 @@ class TestTheEndOfTheLoop:
             """
         )
         assert (done.returncode, done.stdout) == (0, "1 False\n"), done.stderr
-        assert "the event loop was closed before this could be told" in done.stderr
+        assert "create vm1: the event loop was closed before this could be told" in done.stderr
         assert (worker.here / "rolled back").exists()
 
     def test_a_loop_that_is_closed_before_it_has_called_a_callback(self, worker: StandIn) -> None:

@@ -31,13 +31,12 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.model import DomainInfo, Progress
 from pyxlsnap.toolstack import Toolstack, why_no_xen
-from tests.unit.fakes import UUID, eventually, open_descriptors
+from tests.unit.fakes import UUID, eventually, on_xen, open_descriptors
 
 PACKAGE = Path(pyxlsnap.__file__).parent
 LOGGER = "pyxlsnap.libxl"
 #: xentoollog levels by the level of logging that they become
 LEVELS = {1: 10, 2: 10, 3: 10, 4: 10, 5: 10, 6: 20, 7: 30, 8: 40, 9: 50}
-on_xen = pytest.mark.skipif(Path("/proc/xen/privcmd").exists(), reason="there is a Xen here")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,7 @@
 """Hooks: called in the embedder's process at their moment, in time, and whatever happens."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -225,6 +227,87 @@ def test_a_revert_whose_hook_failed_has_a_warning(worker: StandIn, tmp_path: Pat
     hooks = Called(failing="after_revert").hooks
     reverted = api.revert_snapshot("vm1", tmp_path / "a.cfg", hooks=hooks)
     assert reverted.warnings == ("w", "the hook after_revert failed: LookupError: no agent")
+
+
+def test_one_that_is_late_ends_before_the_second_begins(worker: StandIn) -> None:
+    worker.set(ASKED + "return SNAPSHOT")
+    done: list[str] = []
+
+    def freeze(_: Moment) -> None:
+        time.sleep(0.5)
+        done.append("frozen")
+
+    hooks = Hooks(before_suspend=freeze, after_resume=lambda _: done.append("thawed"), limit_s=0.4)
+    with pytest.raises(OperationFailed) as caught:
+        api.create_snapshot("vm1", hooks=hooks)
+    assert not isinstance(caught.value, NeedsAttention)
+    assert done == ["frozen", "thawed"]
+
+
+def test_one_that_does_not_end_needs_a_person(worker: StandIn) -> None:
+    worker.set(ASKED + "return SNAPSHOT")
+    called = Called(slow="before_suspend", seconds=3, limit_s=0.2)
+    with pytest.raises(NeedsAttention, match="hook before_suspend has not ended") as caught:
+        api.create_snapshot("vm1", hooks=called.hooks)
+    assert caught.value.left == (
+        "the hook before_suspend has not ended, and may undo after_resume",
+    )
+    assert called.names == ["before_suspend", "after_resume"]
+
+
+def test_a_coroutine_function_is_none(worker: StandIn) -> None:
+    worker.set(ASKED + "return SNAPSHOT")
+
+    async def hook(_: Moment) -> None:
+        raise AssertionError
+
+    with pytest.raises(OperationFailed, match=r"coroutine function, which only pyxlsnap\.aio"):
+        api.create_snapshot("vm1", hooks=Hooks(before_suspend=hook))  # type: ignore[arg-type]
+
+
+def test_a_revert_that_could_not_be_stopped_any_more_is_told_of(
+    worker: StandIn, tmp_path: Path
+) -> None:
+    worker.set("pass", revert='_["on_progress"](model.Progress("restore"))\n' + REVERTED)
+    (tmp_path / "a.cfg").touch()
+    called = Called()
+
+    def raises(_: Progress) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        api.revert_snapshot("vm1", tmp_path / "a.cfg", hooks=called.hooks, on_progress=raises)
+    assert called.names == ["after_revert"]
+
+
+def interrupting(hook: str) -> Hooks:
+    """Hooks of which one is in the middle when Ctrl-C comes."""
+
+    def interrupt(_: Moment) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+
+    return Hooks(**{hook: interrupt})  # type: ignore[arg-type]
+
+
+def test_ctrl_c_in_the_first_cancels(worker: StandIn) -> None:
+    worker.set(ASKED + "wait_for_cancel(cancel)\nraise errors.Interrupted('x', step='x')")
+    with pytest.raises(KeyboardInterrupt):
+        api.create_snapshot("vm1", hooks=interrupting("before_suspend"))
+
+
+def test_ctrl_c_in_the_second_does_not_hide_that_something_is_left(worker: StandIn) -> None:
+    worker.set(ASKED + 'raise errors.NeedsAttention("no", step="s", left=["a"], finish="do it")')
+    with pytest.raises(NeedsAttention) as caught:
+        api.create_snapshot("vm1", hooks=interrupting("after_resume"))
+    assert caught.value.finish == "do it"
+
+
+def test_ctrl_c_when_it_is_done_says_so(worker: StandIn) -> None:
+    worker.set(ASKED + "return SNAPSHOT")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        api.create_snapshot("vm1", hooks=interrupting("after_resume"))
+    assert caught.value.__notes__ == ["too late to cancel the create of vm1: it is done (/c)"]
 
 
 @pytest.mark.parametrize("limit_s", [0, -1, float("nan"), float("inf")])

@@ -336,7 +336,7 @@ class TestTheWorkerDies:
         class Dead(subprocess.Popen[bytes]):
             def __init__(self, command: list[str], **options: object) -> None:
                 super().__init__(["false"], **options)  # type: ignore[call-overload]
-                self.wait()
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
 
         monkeypatch.setattr(subprocess, "Popen", Dead)
         with pytest.raises(OperationFailed, match="worker process ended with status 1"):
@@ -379,6 +379,21 @@ class TestCancel:
             api.create_snapshot("vm1", on_progress=raises)
         assert caught.value is error
         assert (worker.here / "rolled back").exists()
+
+    def test_by_one_that_comes_too_late(
+        self, worker: StandIn, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        worker.set("on_progress(model.Progress('x'))\nwait_for_cancel(cancel)\nreturn SNAPSHOT")
+        error = RuntimeError("a bug")
+
+        def raises(_: Progress) -> None:
+            raise error
+
+        with pytest.raises(RuntimeError):
+            api.create_snapshot("vm1", on_progress=raises)
+        assert error.__notes__ == ["too late to cancel the create of vm1: it is done (/c)"]
+        assert caplog.messages == error.__notes__
+        assert vars(caplog.records[0])["operation"] == "create"
 
     def test_a_rollback_that_needs_a_person_is_not_hidden_by_it(self, worker: StandIn) -> None:
         worker.set(
