@@ -100,8 +100,7 @@ def _complete(guest: Guest, entry: Entry) -> Recovered:
     """It had restored the domain: what follows that is done."""
     if not guest.info().has_run and not entry.paused:  # else it was its owner who has paused it
         guest.unpause()
-    chosen = list(zip(entry.devices, entry.disks, strict=True))
-    warnings = drop_kept(strategies(chosen, DiskTask(entry.name)), guest.domid)
+    warnings = _drop_kept(guest, entry)
     return _finished(
         Reverted(
             name=entry.name,
@@ -114,6 +113,15 @@ def _complete(guest: Guest, entry: Entry) -> Recovered:
             kept=entry.kept,
         )
     )
+
+
+def _drop_kept(guest: Guest, entry: Entry) -> list[str]:
+    chosen = list(zip(entry.devices, entry.disks, strict=True))
+    try:
+        found = strategies(chosen, DiskTask(entry.name), entry.kinds)
+    except Exception as e:
+        return [f"what was kept of the disks could not be removed: {e}"]
+    return drop_kept(found, guest.domid)
 
 
 def go_forward(entry: Entry, redo: Redo) -> Recovered:

@@ -132,7 +132,7 @@ class Creation:
             disks=plan.metadata.disks,
             devices=plan.devices,
             disk_state={k: v for s in plan.strategies for k, v in s.state().items()},
-            kinds={vdev: s.kind for s in plan.strategies for vdev in s.vdevs},
+            kinds=dict(plan.metadata.kinds),
             started=time.time(),
         )
         self._journal.write(entry)
@@ -304,7 +304,7 @@ class Creation:
             Artefact(kind, str(path), command(["rm", str(path)]))
             for kind, path in (("memory file", plan.memory_path), ("cfgfile", plan.cfgfile))
         ]
-        disks = [a for s in plan.strategies for a in s.artefacts(self._guest.name)]
+        disks, unsaid = self._disk_artefacts()
         return Snapshot(
             name=meta.name,
             domain=self._guest.name,
@@ -315,12 +315,24 @@ class Creation:
             cfgfile=str(plan.cfgfile),
             artefacts=(*files, *disks),
             left_out=plan.left_out,
-            warnings=(*plan.warnings, *warnings),
+            warnings=(*plan.warnings, *warnings, *unsaid),
             state=meta.state,
             seconds_suspended=self._seconds_suspended,
             seconds_unpaused=self._seconds_unpaused,
             seconds=self._seconds,
         )
+
+    def _disk_artefacts(self) -> tuple[list[Artefact], list[str]]:
+        """What the strategies made, and of those that cannot tell, why: that is no failure."""
+        found: list[Artefact] = []
+        unsaid: list[str] = []
+        for strategy in self._plan.strategies:
+            try:
+                found += strategy.artefacts(self._guest.name)
+            except Exception as e:
+                vdevs = ", ".join(strategy.vdevs)
+                unsaid.append(f"{vdevs}: {strategy.kind} cannot say where it is: {e}")
+        return found, unsaid
 
 
 def _in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:

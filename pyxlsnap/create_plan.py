@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pyxlsnap import cfgfile, checks
-from pyxlsnap.disks import default_request, strategies
+from pyxlsnap.disks import close_all, default_request, strategies
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
 from pyxlsnap.files import refuse_existing, refusing_os_errors
 from pyxlsnap.model import (
@@ -114,8 +114,7 @@ class CreatePlan:
 
     def close(self) -> None:
         """Let go of the connections that planning made."""
-        for strategy in self.strategies:
-            strategy.close()
+        close_all(self.strategies)
 
 
 @refusing_os_errors()
@@ -139,7 +138,7 @@ def plan_create(
     """
     cfgfile.render(wanted)  # whatever no cfgfile can say has not come out of one
     created = int(time.time())
-    name = check_name(wanted.name or datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S"))
+    name = check_name(wanted.name or generated_name(created))
     state = checks.run_state(guest)
     config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
@@ -163,6 +162,7 @@ def plan_create(
     checks.refuse_full(memory_path.parent, memory_kb)
     inactive = live and config.kind is GuestKind.HVM
     task = DiskTask(name, inactive=inactive, asked=wanted.disks is not None, check=check)
+    found = strategies(chosen, task)
     plan = CreatePlan(
         guest=guest,
         config=config,
@@ -173,6 +173,7 @@ def plan_create(
             state=state,
             disks=requests,
             versions=checks.versions(host),
+            kinds={vdev: strategy.kind for strategy in found for vdev in strategy.vdevs},
         ),
         live=live,
         memory_kb=memory_kb,
@@ -181,7 +182,7 @@ def plan_create(
         cfgfile_text=cfgfile.render(complete),
         targets=targets,
         devices=tuple(disk for disk, _ in chosen),
-        strategies=strategies(chosen, task),
+        strategies=found,
         left_out=left_out,
         warnings=tuple(warnings),
         loses_monitor=loses_monitor(host, guest),
@@ -194,6 +195,11 @@ def plan_create(
         plan.close()
         raise
     return plan
+
+
+def generated_name(created: float) -> str:
+    """What a snapshot is called that nobody has named: after the time."""
+    return datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S")
 
 
 def _choose_disks(

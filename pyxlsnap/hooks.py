@@ -9,7 +9,6 @@ import inspect
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -78,7 +77,7 @@ class HookCalls:
         self.failures: list[str] = []
         #: Ctrl-C, or the like, while one of them was waited for
         self.interrupted: BaseException | None = None
-        self._called: Future[None] | None = None
+        self._called: _Outcome | None = None
 
     @property
     def wanted(self) -> bool:
@@ -112,14 +111,14 @@ class HookCalls:
     def _call(self, hook: Hook | None, moment: Moment) -> BaseException | None:
         if hook is None:
             return None
-        outcome: Future[None] = Future()
+        outcome = _Outcome()
 
         def run() -> None:
             try:
                 _refuse_coroutine(hook(moment))
-                outcome.set_result(None)
             except BaseException as e:
-                outcome.set_exception(e)
+                outcome.error = e
+            outcome.done.set()
 
         work = partial(contextvars.copy_context().run, run)
         thread = threading.Thread(target=work, name="pyxlsnap-hook", daemon=True)
@@ -132,23 +131,31 @@ class HookCalls:
         self._called = outcome
         if self._goes_on(outcome):
             return TimeoutError(f"it has not returned within {self._hooks.limit_s:g} s")
-        return outcome.exception()
+        return outcome.error
 
-    def _goes_on(self, outcome: "Future[None]") -> bool:
+    def _goes_on(self, outcome: "_Outcome") -> bool:
         """Wait for a hook as long as it may take, in spite of Ctrl-C."""
         end = time.monotonic() + self._hooks.limit_s
-        while not outcome.done() and (left := end - time.monotonic()) > 0:
+        while not outcome.done.is_set() and (left := end - time.monotonic()) > 0:
             try:
-                wait([outcome], left)
+                outcome.done.wait(left)
             except BaseException as e:
                 self.interrupted = self.interrupted or e
-        return not outcome.done()
+        return not outcome.done.is_set()
 
     def _text(self, name: str, error: BaseException | None) -> str:
         if error is None:
             return ""
         said = f": {error}" if str(error) else ""
         return one_line(f"the hook {name} failed: {type(error).__name__}{said}")
+
+
+class _Outcome:
+    """That a hook has ended, and what it raised."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.error: BaseException | None = None
 
 
 def _refuse_coroutine(returned: object) -> None:

@@ -198,7 +198,7 @@ class Journal:
             values = json.loads(self.path.read_bytes())
             values["disks"] = tuple(DiskRequest(**d) for d in values["disks"])
             values["devices"] = tuple(Disk(**d) for d in values["devices"])
-            values |= {key: dict(values[key]) for key in ("disk_state", "kinds")}
+            values |= {key: dict(values.get(key, {})) for key in ("disk_state", "kinds")}
             if len(values["devices"]) != len(values["disks"]):
                 raise ValueError("disks and devices do not belong together")
             for key in ("temporary", "directories", "words"):

@@ -250,6 +250,8 @@ class Metadata:
     disks: tuple[DiskRequest, ...]
     #: who made it: "pyxlsnap", "xen", "qemu" -> version
     versions: Mapping[str, str]
+    #: by vdev, the kind of disk strategy that took it
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,17 @@
 """Whether a domain can be snapshotted: all that hinders it, where a plan stops at the first."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pyxlsnap import checks, create_plan
-from pyxlsnap.disks import default_request, strategies
+from pyxlsnap.create_plan import generated_name
+from pyxlsnap.disks import close_all, default_request, strategies
 from pyxlsnap.errors import DomainNotFound, PyxlsnapError
+from pyxlsnap.files import refusing_os_errors
 from pyxlsnap.journal import Journal
 from pyxlsnap.model import Disk, Possibility
 from pyxlsnap.ports import DiskTask, Guest, Host
-
-_NAME = "possible"  # of the snapshot that might be
 
 
 def possibility(
@@ -49,20 +50,35 @@ def _look(
         checks.refuse_shared(host, guest, disks)
     with _noted(reasons):
         checks.refuse_full(create_plan.SNAPSHOT_DIR, guest.info().memory_kb)
-    for disk in disks:
-        with _noted(reasons):
-            _look_at_disk(guest, disk, check)
+    _look_at_disks(guest, disks, reasons, check)
     with _noted(reasons):
         checks.wait_for_frontends(guest, check=check)
 
 
-def _look_at_disk(guest: Guest, disk: Disk, check: Callable[[], None]) -> None:
-    task = DiskTask(_NAME, asked=False, check=check)
-    for strategy in strategies([(disk, default_request(disk, _NAME))], task):
-        try:
+def _look_at_disks(
+    guest: Guest, disks: list[Disk], reasons: list[str], check: Callable[[], None]
+) -> None:
+    """All together, for they may share room; if that will not do, each by itself."""
+    together: list[str] = []
+    with _noted(together):
+        _check_create(guest, disks, check)
+    alone: list[str] = []
+    for disk in disks if together else ():
+        with _noted(alone):
+            _check_create(guest, [disk], check)
+    reasons += alone or together
+
+
+@refusing_os_errors()
+def _check_create(guest: Guest, disks: list[Disk], check: Callable[[], None]) -> None:
+    name = generated_name(time.time())
+    task = DiskTask(name, asked=False, check=check)
+    found = strategies([(disk, default_request(disk, name)) for disk in disks], task)
+    try:
+        for strategy in found:
             strategy.check_create(guest.domid)
-        finally:
-            strategy.close()
+    finally:
+        close_all(found)
 
 
 @contextmanager

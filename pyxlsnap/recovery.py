@@ -78,8 +78,9 @@ def recover_every(one: Callable[[str], Recovered]) -> Recovered:
             lines.append(f"{uuid}: {e}")
         except NeedsAttention as e:
             failed.append(e)
-        except PyxlsnapError as e:
-            failed.append(NeedsAttention(str(e), step="recover", left=[f"the journal of {uuid}"]))
+        except Exception as e:
+            what = str(e) if isinstance(e, PyxlsnapError) else f"{uuid}: {type(e).__name__}: {e}"
+            failed.append(NeedsAttention(what, step="recover", left=[f"the journal of {uuid}"]))
     if not failed:
         return Recovered(tuple(lines), rolled_back=back)
     raise NeedsAttention(

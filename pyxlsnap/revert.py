@@ -131,6 +131,7 @@ class Reversion:
             started=time.time(),
             begun=self._finishing,
             boot=boot_id(),
+            kinds={v: s.kind for s in plan.strategies for v in s.vdevs},
             kept=self._kept,
             replaced=self._replaced(),
             words=tuple(self._words()),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pyxlsnap import checks
-from pyxlsnap.disks import strategies
+from pyxlsnap.disks import close_all, strategies
 from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky, XenError
 from pyxlsnap.files import open_regular, refusing_os_errors
 from pyxlsnap.memory import Header, read_header, walk
@@ -78,8 +78,7 @@ class RevertPlan:
 
     def close(self) -> None:
         """Let go of the connections that were made."""
-        for strategy in self.strategies:
-            strategy.close()
+        close_all(self.strategies)
 
 
 @refusing_os_errors()
@@ -146,7 +145,7 @@ def plan_revert(
         state=RunState.RUNNING if running or meta is None else meta.state,
         requests=requests,
         devices=tuple(disk for disk, _ in chosen),
-        strategies=strategies(chosen, DiskTask(snapshot)),
+        strategies=strategies(chosen, DiskTask(snapshot), meta.kinds if meta else {}),
         warnings=tuple(reasons),
     )
     for strategy in plan.strategies:

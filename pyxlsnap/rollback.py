@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pyxlsnap.disks import strategies
+from pyxlsnap.disks import close_all, strategies
 from pyxlsnap.errors import (
     BadMemoryFile,
     DomainNotFound,
@@ -33,8 +33,7 @@ def undo_create(host: Host, entry: Entry) -> Recovered:
             return Recovered(tuple(done), rolled_back=False)
         done += _undo_disks(adopted, left)
     finally:
-        for strategy in adopted:
-            strategy.close()
+        close_all(adopted)
     if left and not guest:
         left.insert(0, f"{entry.domain} is gone, and a disk snapshot {entry.name} may be left")
     ours = [*entry.temporary, *([entry.memory_path] if complete else [])]
@@ -55,27 +54,22 @@ def _adopt(domid: int, entry: Entry) -> Adopted:
     """The disk strategies of the dead process; each with why it may not reach all its disks."""
     chosen = list(zip(entry.devices, entry.disks, strict=True))
     adopted: dict[DiskStrategy, Exception | None] = {}
-    for strategy in strategies(chosen, DiskTask(entry.name)):
-        _refuse_other_kind(strategy, entry)
+    try:
+        found = strategies(chosen, DiskTask(entry.name), entry.kinds)
+    except Exception as e:  # only they know whether the guest may run
+        raise NeedsAttention(
+            f"{e}",
+            step="recover",
+            left=[f"{entry.domain} may be suspended, and disk snapshots {entry.name} be there"],
+            finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+        ) from e
+    for strategy in found:
         adopted[strategy] = None
         try:
             strategy.adopt_create(domid, began=entry.started, state=entry.disk_state)
         except Exception as e:
             adopted[strategy] = e
     return adopted
-
-
-def _refuse_other_kind(strategy: DiskStrategy, entry: Entry) -> None:
-    """Another strategy would not know what the dead process had begun."""
-    for vdev in strategy.vdevs:
-        if (kind := entry.kinds[vdev]) != strategy.kind:
-            raise NeedsAttention(
-                f"{vdev} was in the hands of the disk strategy {kind}, which is not installed any "
-                f"more: install it again, and recover then",
-                step="recover",
-                left=[f"{entry.domain} may be suspended; a disk snapshot of {vdev} may be there"],
-                finish=f"pyxlsnap snapshot-recover {entry.uuid}",
-            )
 
 
 def _undo_disks(adopted: Adopted, left: list[str]) -> list[str]:

@@ -230,6 +230,9 @@ def recover_from(death: Death, caller: Caller, *, watch: bool) -> None:
             message["recovered"].append(asdict(found))
         except PyxlsnapError as e:
             message["error"] = to_wire(e)
+        except Exception as e:
+            log.exception("internal error")
+            message["error"] = to_wire(PyxlsnapError(f"internal error: {type(e).__name__}: {e}"))
     caller.finish(message)
 
 

@@ -1,7 +1,9 @@
 """Disk strategies: one file for each kind of storage, chosen here."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from pyxlsnap.disks import foreign, raw_file
 from pyxlsnap.disks.block_copy import BlockCopy
@@ -14,23 +16,27 @@ from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.ports import DiskStrategy, DiskTask
 
+log = logging.getLogger(__name__)
+
 #: makes a strategy for some disks
 Factory = Callable[[Sequence[tuple[Disk, DiskRequest]], DiskTask], DiskStrategy]
 
 # In the order in which they snapshot, others' before all of them: QEMU's transaction, which is all
 # or nothing, comes last.
-KINDS: tuple[Factory, ...] = (LvmThin, LvmThick, RawFile, BlockCopy, Qcow2)
+KINDS = (LvmThin, LvmThick, RawFile, BlockCopy, Qcow2)
+OURS = tuple(kind.kind for kind in KINDS)
 
 
-def choose(disk: Disk, request: DiskRequest) -> Factory:
+def choose(disk: Disk, request: DiskRequest, kind: str = "") -> Factory:
     """The strategy for one disk.
 
+    :param kind: what its snapshot was taken by, if that is known.
     :raises Refused: there is none; the message names the disk and says what would work.
     """
     if disk.left_out:
         raise Refused(f"{disk.vdev} is {disk.left_out} and cannot be in a snapshot: leave it out")
-    if kind := foreign.claiming(disk):
-        return kind
+    if kind not in OURS and (claiming := foreign.claiming(disk)):
+        return claiming
     if not disk.target.startswith("/"):
         raise Refused(
             f"{disk.vdev}: its path {disk.target} does not begin with /, and to QEMU it may mean "
@@ -71,16 +77,28 @@ def default_request(disk: Disk, name: str) -> DiskRequest:
 
 
 def strategies(
-    disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask
+    disks: Sequence[tuple[Disk, DiskRequest]],
+    task: DiskTask,
+    recorded: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[DiskStrategy, ...]:
     """One strategy object for each kind of storage among the disks.
 
-    :raises Refused: see :func:`choose`.
+    :param recorded: by vdev, the kind of strategy that had a disk when its snapshot was taken.
+    :raises Refused: see :func:`choose`; or another kind has a disk now.
     """
-    chosen = [(choose(disk, request), disk, request) for disk, request in disks]
-    kinds = [*(kind for kind, _, _ in chosen if kind not in KINDS), *KINDS]
+    chosen = [(choose(disk, r, recorded.get(disk.vdev, "")), disk, r) for disk, r in disks]
+    kinds: list[Factory] = [*(kind for kind, _, _ in chosen if kind not in KINDS), *KINDS]
     groups = {kind: [(d, r) for k, d, r in chosen if k is kind] for kind in kinds}
-    return tuple(kind(group, task) for kind, group in groups.items() if group)
+    found = tuple(kind(group, task) for kind, group in groups.items() if group)
+    for strategy in found:
+        for vdev in strategy.vdevs:
+            if (was := recorded.get(vdev, strategy.kind)) != strategy.kind:
+                ours = "put it back into that kind of storage"
+                raise Refused(
+                    f"{vdev} was in the hands of the disk strategy {was!r}, and is in those of "
+                    f"{strategy.kind!r} now: {ours if was in OURS else 'install that one again'}"
+                )
+    return found
 
 
 def drop_kept(strategies: Sequence[DiskStrategy], domid: int) -> list[str]:
@@ -91,8 +109,17 @@ def drop_kept(strategies: Sequence[DiskStrategy], domid: int) -> list[str]:
     warnings = []
     for strategy in strategies:
         try:
-            left = strategy.finish_revert(domid)
+            left = [str(line) for line in strategy.finish_revert(domid)]
         except Exception as e:
             left = [f"what {strategy.kind} kept of {', '.join(strategy.vdevs)}: {e}"]
         warnings += [f"could not be removed: {line}" for line in left]
     return warnings
+
+
+def close_all(strategies: Iterable[DiskStrategy]) -> None:
+    """Let go of connections; that one cannot changes nothing of what was done."""
+    for strategy in strategies:
+        try:
+            strategy.close()
+        except Exception:
+            log.exception("%s of %s", strategy.kind, ", ".join(strategy.vdevs))

@@ -23,22 +23,23 @@ def claiming(disk: Disk) -> DiskKind | None:
     :raises Refused: one cannot be loaded, or more than one wants the disk: ours might do what
         nobody wants.
     """
-    found = {name: kind for name, kind in installed().items() if _claims(name, kind, disk)}
+    found = [(name, kind) for name, kind in installed() if _claims(name, kind, disk)]
     if len(found) > 1:
+        names = " and ".join(name for name, _ in found)
         raise Refused(
-            f"{disk.vdev}: the disk strategies {' and '.join(found)} both claim {disk.target}: "
-            f"uninstall one of them"
+            f"{disk.vdev}: the disk strategies {names} both claim {disk.target}: uninstall one of "
+            f"them"
         )
-    return next(iter(found.values()), None)
+    return found[0][1] if found else None
 
 
 @cache
-def installed() -> dict[str, DiskKind]:
-    """All that are installed, by name.
+def installed() -> tuple[tuple[str, DiskKind], ...]:
+    """All that are installed, with their names.
 
     :raises Refused: one cannot be loaded.
     """
-    return {entry.name: _load(entry) for entry in sorted(entry_points(group=GROUP))}
+    return tuple((entry.name, _load(entry)) for entry in sorted(entry_points(group=GROUP)))
 
 
 def _load(entry: EntryPoint) -> DiskKind:

@@ -126,6 +126,7 @@ def _encode_metadata(metadata: Metadata) -> bytes:
         "state": str(metadata.state),
         "disks": [asdict(disk) for disk in metadata.disks],
         "versions": dict(metadata.versions),
+        "kinds": dict(metadata.kinds),
     }
     # As ASCII: \u escapes carry any path, even one whose name is not UTF-8 (os.fsdecode).
     data = json.dumps(values, indent=1).encode("ascii")
@@ -221,7 +222,6 @@ def _metadata_from(values: Mapping[str, object]) -> Metadata:
     created = values.get("created")
     if type(created) is not int or not 0 <= created < _YEAR_10000:
         raise ValueError("created is not a time")
-    versions = _object(values.get("versions"), "versions")
     return Metadata(
         # The name becomes part of file names: a forged one must not lead elsewhere.
         name=check_name(_text(values.get("name"), "name")),
@@ -229,8 +229,13 @@ def _metadata_from(values: Mapping[str, object]) -> Metadata:
         created=created,
         state=RunState(_text(values.get("state"), "state")),
         disks=tuple(_disk(item) for item in _list(values.get("disks"), "disks")),
-        versions={_text(k, "versions"): _text(v, "versions") for k, v in versions.items()},
+        versions=_texts(values.get("versions"), "versions"),
+        kinds=_texts(values.get("kinds", {}), "kinds"),
     )
+
+
+def _texts(value: object, what: str) -> dict[str, str]:
+    return {_text(k, what): _text(v, what) for k, v in _object(value, what).items()}
 
 
 def _disk(value: object) -> DiskRequest:

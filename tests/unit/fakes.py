@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, cast
 
 import pytest
@@ -150,9 +151,13 @@ class World:
         return self.host.start(config)
 
     def strategies(
-        self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask
+        self,
+        disks: Sequence[tuple[Disk, DiskRequest]],
+        task: DiskTask,
+        recorded: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[DiskStrategy, ...]:
         """In the place of :func:`pyxlsnap.disks.strategies`: one strategy for each disk."""
+        assert set(recorded.values()) <= {FakeStrategy.kind}
         return tuple(FakeStrategy(self, (disk.vdev,), task.name) for disk, _ in disks)
 
 

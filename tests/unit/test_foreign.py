@@ -8,11 +8,13 @@ from textwrap import dedent
 
 import pytest
 
+from pyxlsnap import operations
 from pyxlsnap.disks import choose, default_request, foreign, strategies
 from pyxlsnap.disks.qcow2 import Qcow2
 from pyxlsnap.errors import Refused
-from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.model import Disk, DiskRequest, Snapshot, SnapshotConfig
 from pyxlsnap.ports import DiskTask
+from tests.unit.fakes import FakeStrategy, World
 
 ARRAY = Disk("xvdb", "array/vol1", "raw", "qdisk", script="block-array")
 QCOW2 = Disk("xvda", "/a.qcow2", "qcow2", "qdisk")
@@ -26,18 +28,20 @@ CODE = """
         def claims(disk):
             return disk.target.startswith("array/")
 """
-Install = Callable[[str, str], None]
+Install = Callable[..., None]
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Installs a package with one disk strategy ``Array`` and the source of its module."""
 
-    def installed(package: str, code: str) -> None:
+    def installed(package: str, code: str, name: str = "") -> None:
         info = tmp_path / f"{package}-1.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
-        (info / "entry_points.txt").write_text(f"[pyxlsnap.disks]\n{package} = {package}:Array\n")
+        (info / "entry_points.txt").write_text(
+            f"[pyxlsnap.disks]\n{name or package} = {package}:Array\n"
+        )
         (tmp_path / f"{package}.py").write_text(dedent(code))
         monkeypatch.delitem(sys.modules, package, raising=False)
         foreign.installed.cache_clear()
@@ -99,3 +103,64 @@ def test_two_that_claim_one_disk_stop_it(install: Install) -> None:
     with pytest.raises(Refused, match="storage_f and storage_g both claim array/vol1"):
         choose(ARRAY, DiskRequest("xvdb"))
     assert choose(QCOW2, DiskRequest("xvda")) is Qcow2
+
+
+def test_two_of_one_name_are_two(install: Install) -> None:
+    install("storage_h", CODE)
+    install("storage_i", CODE, "storage_h")
+    with pytest.raises(Refused, match="storage_h and storage_h both claim"):
+        choose(ARRAY, DiskRequest("xvdb"))
+
+
+def test_a_disk_that_ours_had_stays_with_ours(install: Install, tmp_path: Path) -> None:
+    """Whatever was installed since, and even if that does not work."""
+    install("storage_j", CODE.replace("disk.target", "disk.path"))
+    (found,) = strategies([(QCOW2, DiskRequest("xvda"))], DiskTask("snap"), {"xvda": "qcow2"})
+    assert found.kind == "qcow2"
+
+
+def test_a_disk_of_a_strategy_that_is_not_installed_any_more() -> None:
+    with pytest.raises(Refused, match=r"xvda was .* 'array', and .* 'qcow2' now: install that"):
+        strategies([(QCOW2, DiskRequest("xvda"))], DiskTask("snap"), {"xvda": "array"})
+
+
+def test_a_disk_that_is_in_another_kind_of_storage_now() -> None:
+    with pytest.raises(Refused, match=r"'LVM thin', and .* 'qcow2' now: put it back"):
+        strategies([(QCOW2, DiskRequest("xvda"))], DiskTask("snap"), {"xvda": "LVM thin"})
+
+
+class TestMisbehaving:
+    """What fails when the work is done does not make it undone."""
+
+    def taken(self, world: World) -> Snapshot:
+        return operations.create(world.host, "vm1", SnapshotConfig(name="s"))
+
+    def test_in_close(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        world.guest(world.image("xvda"))
+
+        def close(self: FakeStrategy) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(FakeStrategy, "close", close)
+        assert self.taken(world).name == "s"
+        assert "a bug" in caplog.text
+
+    def test_in_what_it_says(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        world.guest(world.image("xvda"))
+
+        def artefacts(self: FakeStrategy, domain: str) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(FakeStrategy, "artefacts", artefacts)
+        (warning,) = self.taken(world).warnings
+        assert warning == "xvda: fake cannot say where it is: a bug"
+
+    def test_in_the_end_of_a_revert(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        world.guest(world.image("xvda"))
+        made = self.taken(world)
+        monkeypatch.setattr(FakeStrategy, "finish_revert", lambda self, domid: None)
+        wanted = SnapshotConfig(name="s", memory_path=made.memory_path)
+        back = operations.revert(world.host, "vm1", wanted, Path(made.cfgfile))
+        assert "could not be removed: what fake kept of xvda" in " ".join(back.warnings)

@@ -123,7 +123,7 @@ def look(progress):
 
 def kill(progress):
     if progress.phase == "keeper":
-        keeper = progress.done
+        keeper = progress.bytes_done
         tasks = Path(f"/proc/{{keeper}}/task/{{keeper}}/children").read_text().split()
         for pid in (keeper, *map(int, tasks)):
             os.kill(pid, signal.SIGKILL)
@@ -185,7 +185,7 @@ def test_a_host(host: str, worker: StandIn) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(worker.said("said"))
-    assert found["real"].startswith("XenUnavailable: cannot talk to Xen: run as root in dom0")
+    assert found["real"].startswith("XenUnavailable: cannot talk to Xen: ")
     assert found["monitor"].startswith("OperationFailed: the watch of 8a1f0c3e")
     assert "cannot talk to Xen" in found["monitor"]
     assert found["done"] == "snap"

@@ -88,3 +88,16 @@ def test_comes_from_the_worker_as_it_is(worker: StandIn) -> None:
         "pass", possibility="return model.Possibility(domain, UUID, ('a', 'b'), ('not live',))"
     )
     assert api.can_snapshot("vm1") == Possibility("vm1", UUID, ("a", "b"), ("not live",))
+
+
+def test_an_error_of_the_system_is_a_reason(world: World) -> None:
+    world.guest(world.image("xvda"))
+    world.fail("check_create", PermissionError(13, "Permission denied", "/srv/a"))
+    (why,) = possibility(world.host, "vm1").reasons
+    assert "/srv/a" in why
+
+
+def test_a_snapshot_of_any_name_is_no_reason(world: World) -> None:
+    world.guest(world.image("xvda"))
+    world.storage.snapshots["xvda", "possible"] = ""
+    assert possibility(world.host, "vm1").possible

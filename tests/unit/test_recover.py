@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile, completion, operations, recovery
+from pyxlsnap import cfgfile, completion, operations, recovery, rollback
 from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import CreatePlan, plan_create
 from pyxlsnap.errors import (
@@ -23,9 +23,10 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.journal import DomainLock, Entry, Journal
 from pyxlsnap.model import Recovered, Reverted, RunState, SnapshotConfig
+from pyxlsnap.ports import DiskTask
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert
-from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, FakeStrategy, World, run_until
+from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, run_until
 from tests.unit.test_savefile import xl_file
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
@@ -104,18 +105,31 @@ def test_a_suspend_that_comes_after_the_death_of_its_process_is_waited_for(world
     killed.assert_as_before()
 
 
-def test_a_strategy_that_is_not_installed_any_more_is_asked_for(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [Refused("install it again"), LookupError("a bug")])
+def test_without_its_strategies_the_guest_is_left_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    """Only they know whether it may run. Those of another domain are none of its business."""
     killed = Killed(world, "disk snapshots")
-    with monkeypatch.context() as other:
-        other.setattr(FakeStrategy, "kind", "another")
-        with pytest.raises(NeedsAttention, match=r"xvda was .* strategy fake.* install") as caught:
-            killed.recover()
+    other = world.guest(world.image("xvdy"), name="vm2", uuid=OTHER_UUID)
+    plan = plan_create(world.host, other, SnapshotConfig(name="b"), directory=world.directory)
+    run_until(Creation(plan, Journal(OTHER_UUID)).steps(), "disk snapshots")
+
+    def strategies(disks: object, task: DiskTask, recorded: object) -> object:
+        assert recorded
+        if task.name == "snap":
+            raise error
+        return world.strategies(disks, task)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(rollback, "strategies", strategies)
+        with pytest.raises(NeedsAttention, match=str(error)) as caught:
+            recover(world, None)
     assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
-    assert killed.guest.suspended  # only that strategy knows whether it may run
+    assert killed.guest.suspended
+    assert other.runs
     killed.recover()
-    killed.assert_as_before()
+    assert killed.guest.runs
 
 
 @pytest.mark.parametrize("verb", ["adopt xvda", "undo xvda"])

@@ -75,6 +75,7 @@ _METADATA = st.builds(
     state=st.sampled_from(RunState),
     disks=_DISKS,
     versions=st.dictionaries(_TEXT, _TEXT),
+    kinds=st.dictionaries(_TEXT, _TEXT),
 )
 _JSON = st.recursive(st.none() | st.booleans() | st.integers() | _TEXT, st.lists, max_leaves=5)
 
@@ -206,6 +207,8 @@ def test_unknown_keys_in_the_metadata_are_passed_over() -> None:
         values(disks=[{"vdev": "xvda", "path": "\ud800", "format": "raw"}]),
         values(versions=[]),
         values(versions={"xen": 4}),
+        values(kinds=[]),
+        values(kinds={"xvda": 4}),
         [],
         None,
         b"",
