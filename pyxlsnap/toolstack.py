@@ -41,8 +41,8 @@ class Toolstack:
     """One libxl context (``libxl_ctx_alloc``), for use as a context manager.
 
     Its calls are serialised: a second thread waits. :meth:`abort` does not wait. Nothing of the
-    host process is touched: no signal handler, no other child (see bridge.py). After
-    ``os.fork()`` it is dead in the child.
+    host process is touched: no signal handler, no other child (see bridge.py); but nobody in it may
+    reap children that are not his (``waitpid(-1)``). After ``os.fork()`` it is dead in the child.
 
     :param operation: goes with every log record of this context, as does ``domain``.
     :raises XenUnavailable: not a Xen host, no rights, or SIGCHLD is ignored in this process.
