@@ -2,6 +2,7 @@
 
 usage: daemon.py SOCKET SECONDS DOMAIN... Whoever connects to the socket gets one JSON document.
 SIGTERM ends it: what is under way is rolled back first. Its unit should have ``KillMode=process``.
+It deletes nothing; the room for snapshots must be looked after.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ class Guest:
     doing: str = "waiting"
     percent: int = 0
     error: str = ""
+    #: the command that a person has to run; no snapshot is taken from then on
+    finish: str = ""
     #: cfgfiles, the newest last
     snapshots: list[str] = field(default_factory=list)
 
@@ -42,20 +45,33 @@ class Daemon:
 
     async def run(self, path: str) -> None:
         """Serve and take snapshots until it is cancelled."""
-        await aio.recover()  # what a crash has left
+        await self._recover()
         async with await asyncio.start_unix_server(self._tell, path), asyncio.TaskGroup() as group:
             for guest in self._guests:
                 group.create_task(self._look_after(guest))
 
+    async def _recover(self) -> None:
+        """Finish what a crash has left; a domain that needs a person keeps no other waiting."""
+        try:
+            await aio.recover()
+        except pyxlsnap.PyxlsnapError as e:
+            print(e, file=sys.stderr)
+
     async def _look_after(self, guest: Guest) -> None:
         while True:
-            try:
-                await self._snapshot(guest)
-                guest.error = ""
-            except pyxlsnap.PyxlsnapError as e:  # the next one may work
-                guest.error = str(e)
-            guest.doing, guest.percent = "waiting", 0
+            if not guest.finish:
+                await self._try(guest)
             await asyncio.sleep(self._every_s)
+
+    async def _try(self, guest: Guest) -> None:
+        try:
+            await self._snapshot(guest)
+            guest.error = ""
+        except pyxlsnap.NeedsAttention as e:
+            guest.error, guest.finish = str(e), e.finish or "see what is there"
+        except Exception as e:  # the next one may work
+            guest.error = str(e) or type(e).__name__
+        guest.doing, guest.percent = "waiting", 0
 
     async def _snapshot(self, guest: Guest) -> None:
         found = await aio.can_snapshot(guest.domain)

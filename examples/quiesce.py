@@ -16,6 +16,7 @@ from typing import Any
 
 import pyxlsnap
 
+ANSWER_S = 4.0  # less than a hook may take, so that the hook can say what was wrong
 LIMIT_S = 10.0
 
 
@@ -23,26 +24,30 @@ def ask(path: Path, command: str, **arguments: object) -> Any:
     """Have the agent do something; returns its answer.
 
     :raises OSError: it cannot be reached, or does not answer in time.
-    :raises RuntimeError: it could not do it.
+    :raises RuntimeError: it could not do it, or has hung up.
+    :raises ValueError: what it says is not JSON.
     """
     sync = time.monotonic_ns() % 2**31
     requests = (
         {"execute": "guest-sync", "arguments": {"id": sync}},
         {"execute": command, "arguments": arguments},
     )
-    with socket.socket(socket.AF_UNIX) as agent:
-        agent.settimeout(LIMIT_S)
+    # Both are closed whatever happens: QEMU takes one client at a time.
+    with socket.socket(socket.AF_UNIX) as agent, agent.makefile("rb") as lines:
+        agent.settimeout(ANSWER_S)
         agent.connect(str(path))
         for request in requests:
             agent.sendall(json.dumps(request).encode() + b"\n")
-        answers = map(json.loads, agent.makefile("rb"))
-        # What it still had to say to somebody else comes first.
-        while next(answers).get("return") != sync:
-            pass
-        answer = next(answers)
-    if "error" in answer:
-        raise RuntimeError(f"{command}: {answer['error']['desc']}")
-    return answer["return"]
+        synchronized = False
+        for line in lines:
+            answer = json.loads(line)
+            if synchronized and "error" in answer:
+                raise RuntimeError(f"{command}: {answer['error']['desc']}")
+            if synchronized:
+                return answer["return"]
+            # What it still had to say to somebody else comes first.
+            synchronized = answer.get("return") == sync
+    raise RuntimeError(f"{command}: the agent has hung up")
 
 
 def hooks(path: Path) -> pyxlsnap.Hooks:
@@ -73,6 +78,8 @@ def main() -> None:
     except pyxlsnap.PyxlsnapError as e:
         sys.exit(f"{e}")
     print(snapshot.cfgfile)
+    if snapshot.warnings:  # the guest may still be frozen
+        sys.exit("\n".join(snapshot.warnings))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ loop's thread, in the context of the caller.
 :class:`asyncio.CancelledError` is delivered when that has been rolled back, however often the task
 is cancelled until then. Two things matter more, and are not hidden by it:
 
-- :class:`~pyxlsnap.NeedsAttention` is raised in its place.
+- :class:`~pyxlsnap.NeedsAttention` is raised in its place. (When one of its tasks is cancelled,
+  ``asyncio.gather`` does not wait for the others, and hides what they raise: use a ``TaskGroup``.)
 - If the operation came to a good end all the same (the cancellation was too late; a revert does not
   stop once the domain is destroyed; a recovery is never cancelled), its result is returned, and the
   cancellation is delivered at the task's next ``await``; to a timeout, it was in time.

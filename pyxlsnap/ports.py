@@ -172,6 +172,8 @@ class DiskStrategy(Protocol):
     def check_revert(self) -> None:
         """Make sure that the disk snapshots are there and whole. Changes nothing.
 
+        Called again if the revert has had to wait for something.
+
         :raises Refused: they are not.
         """
 
@@ -186,7 +188,8 @@ class DiskStrategy(Protocol):
     def finish_revert(self, domid: int) -> list[str]:
         """The domain is restored, as ``domid``: drop what was kept.
 
-        Returns what could not be dropped, a line each; that is no failure of the revert.
+        Also called on a new object whose other methods were not, by a recovery. Returns what could
+        not be dropped, a line each; that is no failure of the revert.
         """
 
     def close(self) -> None:

@@ -44,8 +44,8 @@ class Toolstack:
     """One libxl context (``libxl_ctx_alloc``), for use as a context manager.
 
     Its calls are serialised: a second thread waits. :meth:`abort` does not wait. Nothing of the
-    host process is touched: no signal handler, no other child. After ``os.fork()`` it is dead in
-    the child.
+    host process is touched: no signal handler, no other child; but nobody in it may reap children
+    that are not his (``waitpid(-1)``). After ``os.fork()`` it is dead in the child.
 
     Beside the errors that it names, every call raises :class:`ClosedError` after :meth:`close`,
     :class:`ForkedError` in a child made by ``os.fork()``, and :class:`XenUnavailable` where

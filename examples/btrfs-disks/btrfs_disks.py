@@ -7,6 +7,7 @@ of the disks. :class:`pyxlsnap.DiskStrategy` says what each method has to do.
 
 import os
 import secrets
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pyxlsnap import AlreadyExists, Artefact, Disk, DiskError, DiskRequest, Disk
 
 SUBVOLUME_INODE = 256  # of the root of any subvolume
 TOKEN = "token"
+LIMIT_S = 60.0  # a guest may be waiting
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Subvolumes:
         self.vdevs = tuple(disk.vdev for disk, _ in disks)
         self._name = task.name
         self._token = secrets.token_hex(16)
-        paths = {disk.vdev: Path(disk.target) for disk, _ in disks}
+        paths = {disk.vdev: Path(os.path.realpath(disk.target)) for disk, _ in disks}
         self._volumes = [
             Volume(
                 path,
@@ -57,19 +59,24 @@ class Subvolumes:
     @staticmethod
     def claims(disk: Disk) -> bool:
         """Not those in the root of a filesystem: there is no place beside that."""
-        parent = Path(disk.target).parent
+        if disk.format != "raw" or disk.script or not Path(disk.target).is_file():
+            return False
+        parent = Path(os.path.realpath(disk.target)).parent
+        mounted, filesystem = _mount(parent)
         return (
-            disk.format == "raw"
-            and not disk.script
-            and Path(disk.target).is_file()
-            and parent.stat().st_ino == SUBVOLUME_INODE
-            and not _is_mounted(parent)
+            filesystem == "btrfs" and parent.stat().st_ino == SUBVOLUME_INODE and parent != mounted
         )
 
     # create
 
     def check_create(self, domid: int) -> None:
+        if not shutil.which("btrfs"):
+            raise Refused(
+                f"{', '.join(self.vdevs)}: there is no btrfs command: install btrfs-progs"
+            )
         for volume in self._volumes:
+            for file in volume.disks.values():
+                self._probe(volume, file, file)
             if os.path.lexists(volume.snapshot):
                 raise AlreadyExists(
                     f"{volume.snapshot} exists: choose another name", where=str(volume.snapshot)
@@ -109,7 +116,7 @@ class Subvolumes:
     def _delete(self, volume: Volume) -> bool:
         token = volume.snapshot / TOKEN
         try:
-            if token.read_text() not in (self._token, ""):
+            if token.read_text() != self._token:
                 return False  # somebody else's
         except FileNotFoundError:
             return False
@@ -138,10 +145,27 @@ class Subvolumes:
     def check_revert(self) -> None:
         for volume in self._volumes:
             for vdev, file in volume.disks.items():
-                if not (volume.snapshot / "disks" / file.name).is_file():
+                source = volume.snapshot / "disks" / file.name
+                if source.is_symlink() or not source.is_file():
                     raise Refused(
                         f"{vdev}: {volume.snapshot} has no {file.name}: that snapshot is not whole"
                     )
+                self._probe(volume, source, file)
+
+    def _probe(self, volume: Volume, source: Path, file: Path) -> None:
+        """Whether a revert will be able to share blocks: not between files with other attributes.
+
+        :raises Refused: it will not.
+        """
+        probe = self._new(file)
+        try:
+            _run(volume, "cp", "--reflink=always", str(source), str(probe))
+        except DiskError as e:
+            raise Refused(
+                f"{e}: give it the attributes of its directory (lsattr), or leave it out"
+            ) from e
+        finally:
+            probe.unlink(missing_ok=True)
 
     def revert(self) -> None:
         for volume in self._volumes:
@@ -181,10 +205,17 @@ class Subvolumes:
         """There is nothing to let go of."""
 
 
-def _is_mounted(path: Path) -> bool:
-    """``os.path.ismount`` takes any subvolume for a mount point."""
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    return os.path.realpath(path) in {line.split()[4] for line in mounts}
+def _mount(path: Path) -> tuple[Path, str]:
+    """Where the filesystem of a path is mounted, and its type.
+
+    (``os.path.ismount`` takes any subvolume for a mount point.)
+    """
+    mounts = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mounts[Path(before.split()[4].replace("\\040", " "))] = after.split()[0]
+    mounted = max((m for m in mounts if path.is_relative_to(m)), key=lambda m: len(m.parts))
+    return mounted, mounts[mounted]
 
 
 def _sync(path: Path) -> None:
@@ -200,7 +231,12 @@ def _btrfs(volume: Volume, *words: str) -> None:
 
 
 def _run(volume: Volume, *words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired as e:
+        raise _error(volume, str(e)) from e
     if done.returncode:
         raise _error(volume, done.stderr.strip())
 

@@ -64,6 +64,15 @@ def goes_back(guest: Guest, mark: int, was: Tick) -> Tick:
     return back[0]
 
 
+def check_reverted(guest: Guest, mark: int, later: Tick, before: Tick, after: Tick) -> None:
+    """Memory and all disks are those of one moment, and that of the snapshot."""
+    first = goes_back(guest, mark, later)
+    assert before.n < first.n <= after.n + 1
+    assert first.boot == before.boot
+    assert first.disks.keys() == before.disks.keys()
+    assert all(n == first.n - 1 for n, _ in first.disks.values())
+
+
 def check_images(guest: Guest) -> None:
     """``qemu-img check`` of a guest's images; the guest must be off."""
     for path in guest.disks.values():

@@ -12,9 +12,9 @@ from .dom0 import Dom0
 from .guests import STANDARD
 from .install import PROJECT, push
 from .lab import Lab
-from .snapshots import SNAPSHOTS, create, goes_back, revert
+from .snapshots import SNAPSHOTS, check_reverted, create, goes_back, revert
 from .storage import BTRFS
-from .test_mixed import attach, check_reverted, quicken_hotplug
+from .test_mixed import attach, quicken_hotplug
 
 SOURCE, DEST = PROJECT / "examples", "/opt/examples"
 

@@ -13,7 +13,7 @@ from . import storage
 from .dom0 import Dom0
 from .guests import Guest, Tick
 from .lab import Lab
-from .snapshots import SCRIPTS, check_images, create, disk_snapshots, goes_back, revert
+from .snapshots import SCRIPTS, check_images, check_reverted, create, disk_snapshots, revert
 from .support import MATRIX, Cell, record
 
 # What lies around the disks, where a snapshot or a revert may leave something.
@@ -89,15 +89,6 @@ def generation(guest: Guest) -> str:
     """The VM generation ID of an HVM guest; "" for others."""
     (config,) = json.loads(guest.dom0.run(["xl", "list", "-l", guest.name]).out)
     return str(config["config"]["b_info"].get("type.hvm", {}).get("ms_vm_genid", ""))
-
-
-def check_reverted(guest: Guest, mark: int, later: Tick, before: Tick, after: Tick) -> None:
-    """Memory and all disks are those of one moment, and that of the snapshot."""
-    first = goes_back(guest, mark, later)
-    assert before.n < first.n <= after.n + 1
-    assert first.boot == before.boot
-    assert first.disks.keys() == before.disks.keys()
-    assert all(n == first.n - 1 for n, _ in first.disks.values())
 
 
 @pytest.mark.timeout(1800)

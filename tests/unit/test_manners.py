@@ -69,42 +69,16 @@ TAKE_STATUS = {
 }
 
 HOST = """
-import ctypes, json, os, resource, signal, subprocess, sys, threading, time
+import ctypes, json, os, resource, signal, sys, threading, time
 from pathlib import Path
 import pyxlsnap
+from tests.host_state import changed, children, host_state, inherited_since
 
 said = os.open({said!r}, os.O_WRONLY | os.O_CREAT)
 os.dup2(said, 200)
 os.close(said)
 
 {prelude}
-
-def state():
-    return {{
-        "handlers": {{n: str(signal.getsignal(n)) for n in sorted(signal.valid_signals())}},
-        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-        "descriptors": {{fd: os.readlink(f"/proc/self/fd/{{fd}}") for fd in descriptors()}},
-        "threads": len(os.listdir("/proc/self/task")),
-        "children": children(),
-        "directory": os.getcwd(),
-        "umask": Path("/proc/self/status").read_text().split("Umask:")[1].split()[0],
-        "environment": dict(os.environ),
-        "limits": resource.getrlimit(resource.RLIMIT_NOFILE),
-    }}
-
-def descriptors():
-    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if is_open(fd)]
-
-def is_open(fd):  # what the listing itself needed has gone
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
-
-def children():
-    tasks = Path("/proc/self/task").iterdir()
-    return [pid for task in tasks for pid in (task / "children").read_text().split()]
 
 def call(name, function, *words, **options):
     try:
@@ -113,13 +87,9 @@ def call(name, function, *words, **options):
         found[name] = f"{{type(e).__name__}}: {{e}}"
 
 def look(progress):
-    now = state()
-    new = now["descriptors"].keys() - before["descriptors"].keys()
-    found["inherited"] = [fd for fd in new if os.get_inheritable(fd)]
-    changed = [key for key in now if now[key] != before[key]]
-    found["meanwhile"] = sorted(changed)
-    found["workers"] = len(now["children"])
-    kill(progress)
+    found["meanwhile"] = changed(before, host_state())
+    found["inherited"] = inherited_since(before)
+    found["workers"] = len(children())
 
 def kill(progress):
     if progress.phase == "keeper":
@@ -129,15 +99,14 @@ def kill(progress):
             os.kill(pid, signal.SIGKILL)
 
 found = {{}}
-before = state()
+before = host_state()
 call("real", pyxlsnap.plan_create, "vm1")
 call("monitor", pyxlsnap.start_monitor, {uuid!r})
 sys.path.insert(0, {site!r})  # from here on the worker has a stand-in for what needs Xen
 call("done", lambda: pyxlsnap.create_snapshot("vm1", on_progress=look).name)
 call("aborted", pyxlsnap.create_snapshot, "aborted")
 call("killed", pyxlsnap.create_snapshot, "killed", on_progress=kill)
-after = state()
-found["changed"] = [key for key in before if before[key] != after[key]]
+found["changed"] = changed(before, host_state())
 os.write(200, json.dumps(found).encode())
 """
 STAND_IN = """

@@ -1,0 +1,49 @@
+"""What a process has that a library in it might change, or leave behind."""
+
+import os
+import resource
+import signal
+from pathlib import Path
+
+
+def host_state() -> dict[str, object]:
+    """This process as it is now; equal to what it was, nothing has changed."""
+    return {
+        "handlers": {int(n): str(signal.getsignal(n)) for n in sorted(signal.valid_signals())},
+        "blocked": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
+        "descriptors": descriptors(),
+        "threads": len(os.listdir("/proc/self/task")),  # noqa: PTH208
+        "children": children(),
+        "directory": os.getcwd(),  # noqa: PTH109
+        "umask": Path("/proc/self/status").read_text().split("Umask:")[1].split()[0],
+        "environment": dict(os.environ),
+        "limits": resource.getrlimit(resource.RLIMIT_NOFILE),
+    }
+
+
+def changed(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    return sorted(key for key in before if before[key] != after[key])
+
+
+def descriptors() -> dict[int, str]:
+    """What is open, by number."""
+    found = {}
+    for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
+        except OSError:
+            pass  # what the listing itself needed
+    return found
+
+
+def children() -> list[int]:
+    tasks = Path("/proc/self/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def inherited_since(before: dict[str, object]) -> list[str]:
+    """Descriptors opened since that the host's programs would get."""
+    old = before["descriptors"]
+    assert isinstance(old, dict)
+    new = {fd: what for fd, what in descriptors().items() if fd not in old}
+    return [what for fd, what in new.items() if os.get_inheritable(fd)]
