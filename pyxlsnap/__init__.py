@@ -46,22 +46,24 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.model import (
-    Artefact,
     Disk,
     DiskRequest,
     DomainConfig,
-    DomainEvent,
     DomainInfo,
     GuestKind,
+    RunState,
+    SnapshotConfig,
+)
+from pyxlsnap.outcome import (
+    Artefact,
+    DomainEvent,
     Plan,
     PlannedDisk,
     Possibility,
     Progress,
     Recovered,
     Reverted,
-    RunState,
     Snapshot,
-    SnapshotConfig,
 )
 from pyxlsnap.ports import DiskKind, DiskStrategy, DiskTask
 from pyxlsnap.version import VERSION

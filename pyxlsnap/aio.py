@@ -31,7 +31,8 @@ from pyxlsnap.api import StrPath
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import NeedsAttention
 from pyxlsnap.hooks import Moment
-from pyxlsnap.model import (
+from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.outcome import (
     OnEvent,
     OnProgress,
     Plan,
@@ -39,7 +40,6 @@ from pyxlsnap.model import (
     Recovered,
     Reverted,
     Snapshot,
-    SnapshotConfig,
 )
 
 __all__ = [

@@ -12,7 +12,8 @@ from pyxlsnap import watched, wire
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import UsageError
 from pyxlsnap.hooks import Hooks
-from pyxlsnap.model import (
+from pyxlsnap.model import SnapshotConfig, check_uuid
+from pyxlsnap.outcome import (
     OnEvent,
     OnProgress,
     Plan,
@@ -20,8 +21,6 @@ from pyxlsnap.model import (
     Recovered,
     Reverted,
     Snapshot,
-    SnapshotConfig,
-    check_uuid,
 )
 from pyxlsnap.running import recover as _recover
 from pyxlsnap.running import run

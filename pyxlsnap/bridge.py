@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from pyxlsnap._libxl import C, CData, ffi
 from pyxlsnap.errors import XenUnavailable
-from pyxlsnap.model import Progress
+from pyxlsnap.outcome import Progress
 
 log = logging.getLogger("pyxlsnap.libxl")
 

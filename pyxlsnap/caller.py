@@ -13,7 +13,12 @@ from pyxlsnap.errors import NeedsAttention, WorkerDied, from_wire
 from pyxlsnap.files import scratch_file
 from pyxlsnap.hooks import HookCalls, Moment
 from pyxlsnap.journal import unlock
-from pyxlsnap.model import DomainEvent, OnEvent, OnProgress, Progress
+from pyxlsnap.outcome import (
+    DomainEvent,
+    OnEvent,
+    OnProgress,
+    Progress,
+)
 from pyxlsnap.processes import Process, environment, how_ended, python
 
 log = logging.getLogger("pyxlsnap")

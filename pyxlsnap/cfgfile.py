@@ -27,7 +27,12 @@ from typing import Final
 
 from pyxlsnap import _libxl
 from pyxlsnap.errors import ConfigError, UsageError
-from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig, check_name
+from pyxlsnap.model import (
+    Disk,
+    DiskRequest,
+    SnapshotConfig,
+    check_name,
+)
 
 STRINGS: Final = ("name", "description", "memory_path")
 LISTS: Final = ("disks",)

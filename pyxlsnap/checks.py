@@ -13,7 +13,12 @@ from pyxlsnap import files
 from pyxlsnap.domain import XENBUS_CONNECTED, XENBUS_INITIALISING
 from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.freemem import spare_dom0_kb
-from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
+from pyxlsnap.model import (
+    Disk,
+    DomainConfig,
+    GuestKind,
+    RunState,
+)
 from pyxlsnap.ports import Guest, Host
 from pyxlsnap.version import VERSION
 

@@ -26,7 +26,13 @@ from pyxlsnap.errors import (
     UsageError,
     to_wire,
 )
-from pyxlsnap.model import Plan, Progress, Recovered, Reverted, Snapshot
+from pyxlsnap.outcome import (
+    Plan,
+    Progress,
+    Recovered,
+    Reverted,
+    Snapshot,
+)
 from pyxlsnap.version import VERSION
 from pyxlsnap.wording import one_line
 

@@ -9,7 +9,8 @@ from pyxlsnap.disks import drop_kept, strategies
 from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
 from pyxlsnap.files import holders
 from pyxlsnap.journal import Entry, Journal, boot_id
-from pyxlsnap.model import Recovered, Reverted, RunState
+from pyxlsnap.model import RunState
+from pyxlsnap.outcome import Recovered, Reverted
 from pyxlsnap.ports import DiskTask, Guest, Host, find_if_there
 from pyxlsnap.wording import command
 

@@ -26,7 +26,14 @@ from pyxlsnap.errors import (
 from pyxlsnap.files import is_full
 from pyxlsnap.hooks import Hook, Moment
 from pyxlsnap.journal import Entry, Journal
-from pyxlsnap.model import Artefact, OnProgress, Progress, Snapshot, SnapshotConfig, Step
+from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.outcome import (
+    Artefact,
+    OnProgress,
+    Progress,
+    Snapshot,
+    Step,
+)
 from pyxlsnap.ports import StartMonitor
 from pyxlsnap.snapshot_files import SnapshotFiles
 from pyxlsnap.unpauser import Unpauser

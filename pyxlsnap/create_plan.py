@@ -21,12 +21,11 @@ from pyxlsnap.model import (
     DomainConfig,
     GuestKind,
     Metadata,
-    Plan,
-    PlannedDisk,
     RunState,
     SnapshotConfig,
     check_name,
 )
+from pyxlsnap.outcome import Plan, PlannedDisk
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host
 from pyxlsnap.watched import loses_monitor
 

@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from pyxlsnap._libxl import C, c_string, domain_info, ffi, struct, taken, text
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, Refused, XenError
-from pyxlsnap.model import DomainConfig, DomainInfo, OnProgress
+from pyxlsnap.model import DomainConfig, DomainInfo
+from pyxlsnap.outcome import OnProgress
 
 if TYPE_CHECKING:
     from pyxlsnap.toolstack import Toolstack

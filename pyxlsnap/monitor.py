@@ -16,7 +16,8 @@ from pyxlsnap.destroy import destroy
 from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, Refused, XenError
 from pyxlsnap.freemem import make_room
 from pyxlsnap.journal import DomainLock
-from pyxlsnap.model import DomainConfig, DomainEvent, DomainInfo, OnEvent
+from pyxlsnap.model import DomainConfig, DomainInfo
+from pyxlsnap.outcome import DomainEvent, OnEvent
 from pyxlsnap.ports import Guest, Host
 from pyxlsnap.processes import xl_monitor
 

@@ -27,14 +27,14 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.hooks import Hook
 from pyxlsnap.journal import RIVAL_S, DomainLock, Entry, Journal, ShareLock
-from pyxlsnap.model import (
+from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.outcome import (
     OnProgress,
     Plan,
     Progress,
     Recovered,
     Reverted,
     Snapshot,
-    SnapshotConfig,
 )
 from pyxlsnap.ports import Host, StartMonitor
 from pyxlsnap.revert import Reversion

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pyxlsnap.errors import DomainNotFound
-from pyxlsnap.model import Artefact, Disk, DiskRequest, DomainConfig, DomainInfo, OnProgress
+from pyxlsnap.model import (
+    Disk,
+    DiskRequest,
+    DomainConfig,
+    DomainInfo,
+)
+from pyxlsnap.outcome import Artefact, OnProgress
 
 #: makes somebody watch the domain of a uuid (:mod:`pyxlsnap.monitor`)
 StartMonitor = Callable[[str], None]

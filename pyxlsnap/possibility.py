@@ -10,7 +10,8 @@ from pyxlsnap.disks import close_all, default_request, strategies
 from pyxlsnap.errors import DomainNotFound, PyxlsnapError
 from pyxlsnap.files import refusing_os_errors
 from pyxlsnap.journal import Journal
-from pyxlsnap.model import Disk, Possibility
+from pyxlsnap.model import Disk
+from pyxlsnap.outcome import Possibility
 from pyxlsnap.ports import DiskTask, Guest, Host
 
 

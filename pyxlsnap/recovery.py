@@ -11,7 +11,8 @@ from pyxlsnap import completion
 from pyxlsnap.completion import Redo
 from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, UsageError
 from pyxlsnap.journal import DomainLock, Entry, Journal, ShareLock, unfinished
-from pyxlsnap.model import Recovered, check_uuid
+from pyxlsnap.model import check_uuid
+from pyxlsnap.outcome import Recovered
 from pyxlsnap.ports import Host, StartMonitor, find_if_there
 from pyxlsnap.processes import xl_monitor
 from pyxlsnap.rollback import undo_create

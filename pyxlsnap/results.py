@@ -2,7 +2,13 @@
 
 from collections.abc import Iterator
 
-from pyxlsnap.model import Plan, Recovered, Reverted, RunState, Snapshot
+from pyxlsnap.model import RunState
+from pyxlsnap.outcome import (
+    Plan,
+    Recovered,
+    Reverted,
+    Snapshot,
+)
 from pyxlsnap.wording import command
 
 Result = Snapshot | Reverted | Plan | Recovered

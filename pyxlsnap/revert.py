@@ -25,12 +25,11 @@ from pyxlsnap.errors import (
 from pyxlsnap.files import open_regular
 from pyxlsnap.freemem import make_room
 from pyxlsnap.journal import Entry, Journal, boot_id
-from pyxlsnap.model import (
-    DomainInfo,
+from pyxlsnap.model import DomainInfo, RunState
+from pyxlsnap.outcome import (
     OnProgress,
     Progress,
     Reverted,
-    RunState,
     Step,
 )
 from pyxlsnap.ports import Guest, Host, StartMonitor

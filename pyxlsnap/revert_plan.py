@@ -20,13 +20,12 @@ from pyxlsnap.model import (
     DiskRequest,
     DomainConfig,
     Metadata,
-    Plan,
-    PlannedDisk,
     RunState,
     SnapshotConfig,
     check_name,
     check_uuid,
 )
+from pyxlsnap.outcome import Plan, PlannedDisk
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host
 
 

@@ -13,7 +13,8 @@ from pyxlsnap.errors import (
 from pyxlsnap.files import open_regular, remove_directories
 from pyxlsnap.journal import Entry, Journal
 from pyxlsnap.memory import read_header
-from pyxlsnap.model import DomainConfig, Recovered
+from pyxlsnap.model import DomainConfig
+from pyxlsnap.outcome import Recovered
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host, find_if_there
 
 Adopted = Mapping[DiskStrategy, Exception | None]

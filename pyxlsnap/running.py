@@ -18,7 +18,12 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.hooks import HookCalls, Hooks, Moment
 from pyxlsnap.journal import RIVAL_S
-from pyxlsnap.model import OnEvent, OnProgress, Recovered, Reverted
+from pyxlsnap.outcome import (
+    OnEvent,
+    OnProgress,
+    Recovered,
+    Reverted,
+)
 
 log = logging.getLogger("pyxlsnap")
 

@@ -30,7 +30,8 @@ from pyxlsnap.errors import (
     ForkedError,
     XenUnavailable,
 )
-from pyxlsnap.model import DomainConfig, DomainInfo, OnProgress
+from pyxlsnap.model import DomainConfig, DomainInfo
+from pyxlsnap.outcome import OnProgress
 from pyxlsnap.xenstore import DomainWatch, Xenstore
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)

@@ -25,7 +25,9 @@ from pyxlsnap.errors import Interrupted, OperationFailed, PyxlsnapError, to_wire
 from pyxlsnap.hooks import Moment
 from pyxlsnap.journal import RIVAL_S
 from pyxlsnap.keeper import Death, Kept, keep
-from pyxlsnap.model import (
+from pyxlsnap.model import SnapshotConfig, check_name
+from pyxlsnap.monitor import monitor
+from pyxlsnap.outcome import (
     DomainEvent,
     Plan,
     Possibility,
@@ -33,10 +35,7 @@ from pyxlsnap.model import (
     Recovered,
     Reverted,
     Snapshot,
-    SnapshotConfig,
-    check_name,
 )
-from pyxlsnap.monitor import monitor
 from pyxlsnap.ports import Host
 from pyxlsnap.possibility import possibility
 from pyxlsnap.processes import fresh_signals

@@ -15,7 +15,8 @@ from pyxlsnap.disks.lvm import Volume, lvm, volumes
 from pyxlsnap.disks.lvm_names import Place, device_path, place
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.files import holders, process_text
-from pyxlsnap.model import Artefact, Disk, DiskRequest
+from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.outcome import Artefact
 from pyxlsnap.ports import DiskTask
 from pyxlsnap.wording import quote
 

@@ -9,7 +9,8 @@ from pyxlsnap.disks.qcow2_external import External
 from pyxlsnap.disks.qcow2_internal import Internal
 from pyxlsnap.disks.qemu import GuestQemu
 from pyxlsnap.errors import MonitorError, PyxlsnapError, Refused
-from pyxlsnap.model import Artefact, Disk, DiskRequest
+from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.outcome import Artefact
 from pyxlsnap.ports import DiskTask
 
 _SET_ACTIVE_SINCE = (10, 0)  # QEMU's blockdev-set-active

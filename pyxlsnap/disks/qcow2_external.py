@@ -45,7 +45,8 @@ from pyxlsnap.files import (
     refuse_existing,
     sync_directory,
 )
-from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk, DiskRequest
+from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
+from pyxlsnap.outcome import Artefact
 from pyxlsnap.wording import quote
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from pyxlsnap.disks.qemu import GuestQemu, image_tags, qemu_img, wait_released
 from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
-from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk
+from pyxlsnap.model import KEPT_SUFFIX, Disk
+from pyxlsnap.outcome import Artefact
 from pyxlsnap.wording import quote
 
 _DELETE = "blockdev-snapshot-delete-internal-sync"

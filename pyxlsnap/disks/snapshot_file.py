@@ -22,7 +22,8 @@ from pyxlsnap.disks.copying import (
 )
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.files import sync_directory
-from pyxlsnap.model import KEPT_SUFFIX, Artefact, Disk, DiskRequest
+from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
+from pyxlsnap.outcome import Artefact
 from pyxlsnap.ports import DiskTask
 from pyxlsnap.wording import command
 

@@ -28,7 +28,13 @@ from typing import BinaryIO, Final
 
 from pyxlsnap.errors import BadMemoryFile, UsageError
 from pyxlsnap.memory.source import Source
-from pyxlsnap.model import DiskRequest, Metadata, RunState, check_name, check_text
+from pyxlsnap.model import (
+    DiskRequest,
+    Metadata,
+    RunState,
+    check_name,
+    check_text,
+)
 
 MAGIC: Final = b"Xen saved domain, xl format\n \0 \r"
 #: the header's numbers: byte order, mandatory flags, optional flags, length of the optional data

@@ -14,7 +14,13 @@ from typing import Any, Final
 from pyxlsnap import cfgfile
 from pyxlsnap.memory import write_header
 from pyxlsnap.memory.savefile import MAGIC
-from pyxlsnap.model import Disk, DiskRequest, Metadata, RunState, SnapshotConfig
+from pyxlsnap.model import (
+    Disk,
+    DiskRequest,
+    Metadata,
+    RunState,
+    SnapshotConfig,
+)
 from tests.unit import fakes, streams
 
 #: a file of a target's name for each of its inputs that once failed

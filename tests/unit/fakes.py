@@ -39,11 +39,13 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.memory import walk
 from pyxlsnap.model import (
-    Artefact,
     Disk,
     DiskRequest,
     DomainConfig,
     DomainInfo,
+)
+from pyxlsnap.outcome import (
+    Artefact,
     OnProgress,
     Progress,
     Step,

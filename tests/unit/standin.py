@@ -14,7 +14,7 @@ UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
 
 #: a ``create`` that writes memory until it is cancelled, and rolls back
 ROLLED_BACK = """
-on_progress(model.Progress("memory", 1, 2))
+on_progress(outcome.Progress("memory", 1, 2))
 wait_for_cancel(cancel)
 (HERE / "rolled back").touch()
 raise errors.Interrupted("interrupted", step="suspend")
@@ -25,12 +25,12 @@ import sys
 if "pyxlsnap.worker" in sys.orig_argv:
     import contextlib, logging, os, pathlib, signal, socket, time
     import pyxlsnap.monitor, pyxlsnap.operations, pyxlsnap.possibility, pyxlsnap.toolstack
-    from pyxlsnap import errors, journal, model
+    from pyxlsnap import errors, journal, model, outcome
     UUID = {uuid!r}
     HERE = pathlib.Path({here!r})
-    SNAPSHOT = model.Snapshot(
+    SNAPSHOT = outcome.Snapshot(
         name="snap", domain="vm1", domid=7, uuid=UUID, live=False, memory_path="/m", cfgfile="/c",
-        artefacts=(model.Artefact("cfgfile", "/c", "rm /c"),), left_out={{"hdc": "empty"}},
+        artefacts=(outcome.Artefact("cfgfile", "/c", "rm /c"),), left_out={{"hdc": "empty"}},
         warnings=("careful",), state=model.RunState.PAUSED,
         seconds_suspended=0.25,
     )
@@ -56,10 +56,10 @@ if "pyxlsnap.worker" in sys.orig_argv:
 {create}
     def revert(host, domain, wanted, cfgfile, *, share_lock, **_):
 {revert}
-    PLAN = model.Plan(
+    PLAN = outcome.Plan(
         operation="create", name="snap", domain="vm1", uuid=UUID, memory_path="/m", cfgfile="/c",
         live=True, state=model.RunState.RUNNING, left_out={{}}, warnings=(),
-        disks=(model.PlannedDisk("xvda", "/a", "qcow2", ""),), seconds_suspended=0.4,
+        disks=(outcome.PlannedDisk("xvda", "/a", "qcow2", ""),), seconds_suspended=0.4,
     )
     def preview(*_, **__):
         return PLAN
@@ -69,7 +69,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
         rolled_back = True
 {recover}
         held.release()
-        return model.Recovered(("recovered",), rolled_back=rolled_back)
+        return outcome.Recovered(("recovered",), rolled_back=rolled_back)
     def monitor(host, domain, *, on_event, cancel):
 {monitor}
     def possibility(host, domain, *, check):

@@ -25,14 +25,14 @@ from pyxlsnap.errors import (
     UsageError,
     XenError,
 )
-from pyxlsnap.model import (
+from pyxlsnap.model import RunState
+from pyxlsnap.outcome import (
     Artefact,
     Plan,
     PlannedDisk,
     Progress,
     Recovered,
     Reverted,
-    RunState,
     Snapshot,
 )
 from tests.unit.standin import UUID, StandIn
@@ -473,7 +473,9 @@ def test_progress_is_not_shown_on_a_pipe(
 
 
 def test_a_bar_is_drawn_on_a_terminal(worker: StandIn) -> None:
-    worker.set("for n in range(3): on_progress(model.Progress('memory', n, 3, n))\nreturn SNAPSHOT")
+    worker.set(
+        "for n in range(3): on_progress(outcome.Progress('memory', n, 3, n))\nreturn SNAPSHOT"
+    )
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))
     found = subprocess.run(

@@ -31,7 +31,8 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.journal import DomainLock, Entry, Journal
 from pyxlsnap.memory import read_header, walk
-from pyxlsnap.model import DiskRequest, Plan, Progress, RunState, Snapshot, SnapshotConfig
+from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
+from pyxlsnap.outcome import Plan, Progress, Snapshot
 from pyxlsnap.revert_plan import plan_revert
 from tests.unit.fakes import UUID, FailsAtStep, FakeGuest, World
 

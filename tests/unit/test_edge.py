@@ -29,7 +29,8 @@ from pyxlsnap.errors import (
     XenError,
     XenUnavailable,
 )
-from pyxlsnap.model import DomainInfo, Progress
+from pyxlsnap.model import DomainInfo
+from pyxlsnap.outcome import Progress
 from pyxlsnap.toolstack import Toolstack, why_no_xen
 from tests.unit.fakes import UUID, eventually, on_xen, open_descriptors
 

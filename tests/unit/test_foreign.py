@@ -12,7 +12,8 @@ from pyxlsnap import operations
 from pyxlsnap.disks import choose, default_request, foreign, strategies
 from pyxlsnap.disks.qcow2 import Qcow2
 from pyxlsnap.errors import Refused
-from pyxlsnap.model import Disk, DiskRequest, Snapshot, SnapshotConfig
+from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
+from pyxlsnap.outcome import Snapshot
 from pyxlsnap.ports import DiskTask
 from tests.unit.fakes import FakeStrategy, World
 

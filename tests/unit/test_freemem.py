@@ -11,7 +11,7 @@ from pyxlsnap import freemem, toolstack
 from pyxlsnap._libxl import C
 from pyxlsnap.errors import Refused, XenError
 from pyxlsnap.freemem import make_room
-from pyxlsnap.model import OnProgress
+from pyxlsnap.outcome import OnProgress
 from pyxlsnap.toolstack import Toolstack
 from tests.unit.fakes import FakeHost, World, config_of
 

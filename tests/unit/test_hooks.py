@@ -20,14 +20,15 @@ from pyxlsnap.errors import (
     UsageError,
 )
 from pyxlsnap.hooks import Hooks, Moment
-from pyxlsnap.model import Progress, RunState, SnapshotConfig
+from pyxlsnap.model import RunState, SnapshotConfig
+from pyxlsnap.outcome import Progress
 from tests.unit.fakes import World
 from tests.unit.standin import ASKED, UUID, StandIn
 from tests.unit.test_worker import kill_by_progress
 
-RESUMED = 'on_progress(model.Progress("resumed"))\n'
+RESUMED = 'on_progress(outcome.Progress("resumed"))\n'
 NOW = Moment("vm1", 7, UUID, RunState.RUNNING)
-REVERTED = 'return model.Reverted("snap", "vm1", 9, UUID, model.RunState.PAUSED, (), ("w",))'
+REVERTED = 'return outcome.Reverted("snap", "vm1", 9, UUID, model.RunState.PAUSED, (), ("w",))'
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +172,7 @@ def test_the_second_is_called_though_the_worker_was_killed(worker: StandIn) -> N
     worker.set(
         "share_lock(UUID, lock().fd)\n"
         + ASKED
-        + "on_progress(model.Progress('pid', os.getpid()))\ntime.sleep(60)"
+        + "on_progress(outcome.Progress('pid', os.getpid()))\ntime.sleep(60)"
     )
     called = Called()
     with pytest.raises(OperationFailed, match="signal 9"):
@@ -268,7 +269,7 @@ def test_a_coroutine_function_is_none(worker: StandIn) -> None:
 def test_a_revert_that_could_not_be_stopped_any_more_is_told_of(
     worker: StandIn, tmp_path: Path
 ) -> None:
-    worker.set("pass", revert='_["on_progress"](model.Progress("restore"))\n' + REVERTED)
+    worker.set("pass", revert='_["on_progress"](outcome.Progress("restore"))\n' + REVERTED)
     (tmp_path / "a.cfg").touch()
     called = Called()
 

@@ -37,8 +37,15 @@ from pyxlsnap.errors import (
     UsageError,
 )
 from pyxlsnap.memory import write_header
-from pyxlsnap.model import Disk, DiskRequest, DomainInfo, Metadata, RunState, Snapshot
+from pyxlsnap.model import (
+    Disk,
+    DiskRequest,
+    DomainInfo,
+    Metadata,
+    RunState,
+)
 from pyxlsnap.model import SnapshotConfig as Config
+from pyxlsnap.outcome import Snapshot
 from pyxlsnap.ports import DiskTask
 from pyxlsnap.toolstack import Toolstack
 from pyxlsnap.wording import one_line

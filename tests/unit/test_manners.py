@@ -121,9 +121,9 @@ if domain == "aborted":
     bad = b'a = "x\\0y"'
     C.xlu_cfg_readdata(config, bad, len(bad))  # an assertion of Xen's own library
 share_lock(UUID, lock().fd)
-on_progress(model.Progress("memory", 1, 2))
+on_progress(outcome.Progress("memory", 1, 2))
 if domain == "killed":
-    on_progress(model.Progress("keeper", os.getppid()))
+    on_progress(outcome.Progress("keeper", os.getppid()))
     time.sleep(60)
 return SNAPSHOT
 """

@@ -19,9 +19,10 @@ from pyxlsnap.create import Creation
 from pyxlsnap.create_plan import plan_create
 from pyxlsnap.errors import DomainNotFound, NeedsAttention, OperationFailed, Refused, XenError
 from pyxlsnap.journal import DomainLock, Journal
-from pyxlsnap.model import DomainConfig, DomainEvent, SnapshotConfig
+from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.monitor import monitor
 from pyxlsnap.operations import recover
+from pyxlsnap.outcome import DomainEvent
 from pyxlsnap.processes import Process, xl_monitor
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert

@@ -19,7 +19,12 @@ from pyxlsnap.disks.block_copy import BlockCopy
 from pyxlsnap.disks.qcow2 import Qcow2
 from pyxlsnap.disks.raw_file import RawFile
 from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
-from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
+from pyxlsnap.model import (
+    Disk,
+    DiskRequest,
+    RunState,
+    SnapshotConfig,
+)
 from pyxlsnap.ports import DiskTask
 from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
 

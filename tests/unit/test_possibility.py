@@ -9,7 +9,8 @@ from pyxlsnap.cancel import Cancelled
 from pyxlsnap.create_plan import plan_create
 from pyxlsnap.errors import DomainNotFound, MonitorError, Refused
 from pyxlsnap.journal import Entry, Journal
-from pyxlsnap.model import DomainConfig, Possibility, SnapshotConfig
+from pyxlsnap.model import DomainConfig, SnapshotConfig
+from pyxlsnap.outcome import Possibility
 from pyxlsnap.possibility import possibility
 from tests.unit.fakes import UUID, World, config_of
 from tests.unit.standin import StandIn
@@ -85,7 +86,7 @@ def test_a_cancel_ends_it(world: World) -> None:
 
 def test_comes_from_the_worker_as_it_is(worker: StandIn) -> None:
     worker.set(
-        "pass", possibility="return model.Possibility(domain, UUID, ('a', 'b'), ('not live',))"
+        "pass", possibility="return outcome.Possibility(domain, UUID, ('a', 'b'), ('not live',))"
     )
     assert api.can_snapshot("vm1") == Possibility("vm1", UUID, ("a", "b"), ("not live",))
 

@@ -22,7 +22,8 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.journal import DomainLock, Entry, Journal
-from pyxlsnap.model import Recovered, Reverted, RunState, SnapshotConfig
+from pyxlsnap.model import RunState, SnapshotConfig
+from pyxlsnap.outcome import Recovered, Reverted
 from pyxlsnap.ports import DiskTask
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert

@@ -31,7 +31,13 @@ from pyxlsnap.errors import (
 from pyxlsnap.journal import DomainLock, Entry, Journal
 from pyxlsnap.memory import read_header, write_header
 from pyxlsnap.memory.savefile import MAGIC
-from pyxlsnap.model import Disk, DiskRequest, Progress, Reverted, RunState, SnapshotConfig
+from pyxlsnap.model import (
+    Disk,
+    DiskRequest,
+    RunState,
+    SnapshotConfig,
+)
+from pyxlsnap.outcome import Progress, Reverted
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import RevertPlan, plan_revert, saved_uuid
 from tests.unit import streams

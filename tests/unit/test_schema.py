@@ -13,7 +13,7 @@ from docs.commands import commands
 from docs.schema import schema
 from pyxlsnap import cli
 from pyxlsnap.errors import PyxlsnapError, to_wire
-from pyxlsnap.model import Recovered
+from pyxlsnap.outcome import Recovered
 from tests.unit.test_cli import PLAN, REVERTED, SNAPSHOT
 from tests.unit.test_errors import any_error
 

@@ -27,15 +27,13 @@ from pyxlsnap.errors import (
     UsageError,
     WorkerDied,
 )
-from pyxlsnap.model import (
+from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
+from pyxlsnap.outcome import (
     Artefact,
-    DiskRequest,
     DomainEvent,
     PlannedDisk,
     Progress,
     Recovered,
-    RunState,
-    SnapshotConfig,
 )
 from pyxlsnap.wire import Channel, log_from_wire, log_to_wire
 from tests.unit.fakes import eventually
@@ -90,7 +88,7 @@ class TestResult:
         assert [(r.name, r.levelname) for r in caplog.records] == [("pyxlsnap.worker", "ERROR")]
 
     def test_progress_arrives_in_order_on_the_callers_thread(self, worker: StandIn) -> None:
-        worker.set("for n in range(500): on_progress(model.Progress('x', n))\nreturn SNAPSHOT")
+        worker.set("for n in range(500): on_progress(outcome.Progress('x', n))\nreturn SNAPSHOT")
         seen: list[tuple[int, int]] = []
         api.create_snapshot(
             "vm1", on_progress=lambda p: seen.append((p.bytes_done, threading.get_ident()))
@@ -150,7 +148,7 @@ class TestProcess:
 
 class TestTheWorkerDies:
     def test_before_it_has_touched_anything(self, worker: StandIn) -> None:
-        worker.set(f"on_progress(model.Progress('pid', os.getpid())); {SLEEP}")
+        worker.set(f"on_progress(outcome.Progress('pid', os.getpid())); {SLEEP}")
         start = time.monotonic()
         with pytest.raises(OperationFailed, match="killed by signal 9; everything is as") as e:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
@@ -163,7 +161,7 @@ class TestTheWorkerDies:
         worker.set(
             f"""
             share_lock(UUID, lock().fd)
-            on_progress(model.Progress('pid', os.getpid()))
+            on_progress(outcome.Progress('pid', os.getpid()))
             {SLEEP}
             """
         )
@@ -183,7 +181,7 @@ class TestTheWorkerDies:
         worker.set(
             """
             share_lock(UUID, lock().fd)
-            on_progress(model.Progress("x"))
+            on_progress(outcome.Progress("x"))
             while HERE.joinpath("cut off").exists() is False: time.sleep(0.01)
             for fd in map(int, os.listdir("/proc/self/fd")):
                 try:
@@ -202,7 +200,7 @@ class TestTheWorkerDies:
         worker.set(
             """
             share_lock(UUID, lock().fd)
-            on_progress(model.Progress("keeper", os.getppid()))
+            on_progress(outcome.Progress("keeper", os.getppid()))
             time.sleep(60)
             """
         )
@@ -221,7 +219,7 @@ class TestTheWorkerDies:
             """
             os.kill(os.getppid(), signal.SIGKILL)
             share_lock(UUID, lock().fd)
-            on_progress(model.Progress("x"))
+            on_progress(outcome.Progress("x"))
             return SNAPSHOT
             """
         )
@@ -245,8 +243,8 @@ class TestTheWorkerDies:
         worker.set(
             "pass",
             "paused = model.RunState.PAUSED\n"
-            "back = model.Reverted('snap', 'vm1', 9, UUID, paused, ('xvda',), ('w',))\n"
-            "return model.Recovered(('it is back',), rolled_back=False, reverted=back)",
+            "back = outcome.Reverted('snap', 'vm1', 9, UUID, paused, ('xvda',), ('w',))\n"
+            "return outcome.Recovered(('it is back',), rolled_back=False, reverted=back)",
             revert="share_lock(UUID, lock().fd); os.kill(os.getpid(), signal.SIGKILL)",
         )
         (tmp_path / "a.cfg").write_text("memory_path = '/m'\n")
@@ -259,7 +257,7 @@ class TestTheWorkerDies:
 
     def test_after_its_work_was_done_and_that_is_not_called_undone(self, worker: StandIn) -> None:
         worker.set(
-            "share_lock(UUID, lock().fd); on_progress(model.Progress('pid', os.getpid()))\n"
+            "share_lock(UUID, lock().fd); on_progress(outcome.Progress('pid', os.getpid()))\n"
             + SLEEP,
             "rolled_back = False",
         )
@@ -270,7 +268,8 @@ class TestTheWorkerDies:
     def test_while_a_child_of_the_caller_has_copies_of_everything(self, worker: StandIn) -> None:
         """A daemon that forks without exec: its child keeps our descriptors open."""
         worker.set(
-            "share_lock(UUID, lock().fd); on_progress(model.Progress('pid', os.getpid()))\n" + SLEEP
+            "share_lock(UUID, lock().fd); on_progress(outcome.Progress('pid', os.getpid()))\n"
+            + SLEEP
         )
         children: list[int] = []
 
@@ -292,7 +291,7 @@ class TestTheWorkerDies:
 
     def test_and_the_recovery_needs_a_person(self, worker: StandIn) -> None:
         worker.set(
-            "share_lock(UUID, lock().fd); on_progress(model.Progress('pid', os.getpid()))\n"
+            "share_lock(UUID, lock().fd); on_progress(outcome.Progress('pid', os.getpid()))\n"
             + SLEEP,
             "raise errors.NeedsAttention('stuck', step='recover', left=['a'], finish='do this')",
         )
@@ -302,7 +301,7 @@ class TestTheWorkerDies:
 
     def test_and_so_does_the_recovery(self, worker: StandIn) -> None:
         worker.set(
-            "share_lock(UUID, lock().fd); on_progress(model.Progress('pid', os.getpid()))\n"
+            "share_lock(UUID, lock().fd); on_progress(outcome.Progress('pid', os.getpid()))\n"
             + SLEEP,
             """
             with (HERE / "tries").open("a") as f:
@@ -383,7 +382,7 @@ class TestCancel:
     def test_by_one_that_comes_too_late(
         self, worker: StandIn, caplog: pytest.LogCaptureFixture
     ) -> None:
-        worker.set("on_progress(model.Progress('x'))\nwait_for_cancel(cancel)\nreturn SNAPSHOT")
+        worker.set("on_progress(outcome.Progress('x'))\nwait_for_cancel(cancel)\nreturn SNAPSHOT")
         error = RuntimeError("a bug")
 
         def raises(_: Progress) -> None:
@@ -398,7 +397,7 @@ class TestCancel:
     def test_a_rollback_that_needs_a_person_is_not_hidden_by_it(self, worker: StandIn) -> None:
         worker.set(
             """
-            on_progress(model.Progress("memory", 1, 2))
+            on_progress(outcome.Progress("memory", 1, 2))
             wait_for_cancel(cancel)
             raise errors.NeedsAttention("stuck", step="x", finish="do this")
             """
@@ -413,7 +412,7 @@ class TestCancel:
 
     def test_the_callback_is_not_called_again_after_it_raised(self, worker: StandIn) -> None:
         worker.set(
-            "for n in range(50): on_progress(model.Progress('x', n))\nwait_for_cancel(cancel)\n"
+            "for n in range(50): on_progress(outcome.Progress('x', n))\nwait_for_cancel(cancel)\n"
             "raise errors.Interrupted('x', step='x')"
         )
         calls: list[int] = []
@@ -448,7 +447,7 @@ def test_a_caller_that_does_not_read_does_not_hold_up_the_worker(worker: StandIn
     """A stopped caller must not keep a guest suspended."""
     worker.set(
         """
-        for n in range(20_000): on_progress(model.Progress("x" * 100, n))
+        for n in range(20_000): on_progress(outcome.Progress("x" * 100, n))
         (HERE / "went on").touch()
         return SNAPSHOT
         """
@@ -569,7 +568,7 @@ class TestWire:
 class TestMonitor:
     """A watch that lasts as long as the call."""
 
-    REBOOT = "on_event(model.DomainEvent('vm1', UUID, 3, 'reboot', 'restart', 4))\n"
+    REBOOT = "on_event(outcome.DomainEvent('vm1', UUID, 3, 'reboot', 'restart', 4))\n"
 
     def test_events_arrive_on_the_callers_thread(self, worker: StandIn) -> None:
         worker.set("pass", monitor=self.REBOOT * 3)
