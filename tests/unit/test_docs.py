@@ -16,10 +16,10 @@ import pyxlsnap
 from docs import generate
 from docs.commands import commands
 from pyxlsnap import aio, cfgfile, cli, create_plan, journal, monitor, processes
+from tests.readme import README, texts
 
 SHARE = Path(generate.__file__).parent / "share"
 PAGES = {page.name: page for page in SHARE.glob("man/*/*")}
-README = (SHARE.parent.parent / "README.md").read_text()
 #: the modules that docs/reference.rst is made of
 PUBLIC = [getattr(module, name) for module in (pyxlsnap, aio) for name in module.__all__]
 CLASSES = [value for value in PUBLIC if inspect.isclass(value)]
@@ -166,11 +166,10 @@ def test_the_examples_of_a_cfgfile_can_be_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", [README, (SHARE.parent / "pyxlsnap.1.rst").read_text()])
-def test_the_commands_that_are_shown_can_be_given(text: str) -> None:
-    shown = re.findall(
-        r"^ .*?\b(pyxlsnap (?:--?\w+ )*snapshot-[^|)\n[]*)(?:\|.*)?$", text, re.MULTILINE
-    )
+@pytest.mark.parametrize("page", [README, SHARE.parent / "pyxlsnap.1.rst"], ids=lambda p: p.name)
+def test_the_commands_that_are_shown_can_be_given(page: Path) -> None:
+    command = r"^(?: |# |revert: ).*?\b(pyxlsnap (?:--?\w+ )*snapshot-[^|)\n[]*)(?:\|.*)?$"
+    shown = re.findall(command, page.read_text(), re.MULTILINE)
     parser = cli.build_parser()
     assert {parser.parse_args(shlex.split(c)[1:]).command for c in shown} >= {
         "snapshot-create",
@@ -179,9 +178,9 @@ def test_the_commands_that_are_shown_can_be_given(text: str) -> None:
 
 
 def test_the_readme_has_every_option() -> None:
-    _, _, usage = README.partition("## Commands\n\n")
+    (usage,) = texts("text")
     for name, parser in commands(cli.build_parser()).items():
-        (text,) = re.findall(rf"pyxlsnap \[-v\] \[--json\] {name}((?: .*\n)+?)(?=    py|\n)", usage)
+        (text,) = re.findall(rf"pyxlsnap \[-v\] \[--json\] {name}((?: .*\n)+)", usage)
         strings = [
             s for a in parser._actions for s in a.option_strings if s not in ("-h", "--help")
         ]
