@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 from . import cache
@@ -18,12 +19,13 @@ COMPILED = ["_ffi*.so"]  # of the host's Python and Xen, not of the dom0's
 REQUIREMENT = "qemu.qmp==0.0.6"  # pure Python, and not in Debian 12
 
 DEST, SITE = "/opt/pyxlsnap", "/opt/pyxlsnap-site"
+COMMAND, PATHS = "/usr/local/bin/pyxlsnap", "pyxlsnap-lab.pth"
 LAUNCHER = '#!/bin/sh\nexec python3 -m pyxlsnap "$@"\n'
 
 
 def install(dom0: Dom0, image: Image, say: cache.Say, project: Path = PROJECT) -> None:
     """Replace what is installed in the dom0 by the project's files as they are now."""
-    dom0.run(["rm", "-rf", DEST, SITE])
+    uninstall(dom0)
     for name in SOURCES:
         source = project / name
         if source.is_dir():
@@ -31,10 +33,20 @@ def install(dom0: Dom0, image: Image, say: cache.Say, project: Path = PROJECT) -
         else:
             dom0.write(f"{DEST}/{name}", source.read_bytes())
     push(dom0, _site(say), SITE)
-    packages = dom0.run(["python3", "-c", "import site; print(site.getsitepackages()[0])"]).out
-    dom0.write(f"{packages.strip()}/pyxlsnap-lab.pth", f"{DEST}\n{SITE}\n")
-    dom0.write("/usr/local/bin/pyxlsnap", LAUNCHER, 0o755)
+    dom0.write(f"{packages(dom0)}/{PATHS}", f"{DEST}\n{SITE}\n")
+    dom0.write(COMMAND, LAUNCHER, 0o755)
     dom0.push(_extension(dom0, image, project, say), f"{DEST}/pyxlsnap")
+
+
+def uninstall(dom0: Dom0) -> None:
+    """Leave nothing of what ``install`` puts there."""
+    dom0.run(f"rm -rf {DEST} {SITE} {COMMAND} /usr/local/lib/python3*/*-packages/{PATHS}")
+
+
+def packages(dom0: Dom0) -> str:
+    """Where Python there looks for packages."""
+    code = "import site; print(site.getsitepackages()[0])"
+    return dom0.run(["python3", "-c", code]).out.strip()
 
 
 def push(dom0: Dom0, source: Path, dest: str) -> None:
@@ -80,3 +92,19 @@ def _site(say: cache.Say) -> Path:
         subprocess.run([*pip, "--target", str(new), REQUIREMENT], check=True)
 
     return cache.built("site", cache.digest(REQUIREMENT), build, say)
+
+
+def wheels(dom0: Dom0, say: cache.Say) -> Path:
+    """A directory with all that pip needs to build and install the package in the dom0."""
+    asked = "import sys; print('%d.%d' % sys.version_info[:2])"
+    python = dom0.run(["python3", "-c", asked]).out.strip()
+    told = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    required = [*told["build-system"]["requires"], *told["project"]["dependencies"]]
+
+    def build(new: Path) -> None:
+        say(f"fetching wheels for Python {python}: {', '.join(required)}")
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(new)]
+        there = ["--only-binary=:all:", "--platform=manylinux2014_x86_64"]
+        subprocess.run([*pip, *there, f"--python-version={python}", *required], check=True)
+
+    return cache.built("wheels", cache.digest(python, *required), build, say)

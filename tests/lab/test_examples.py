@@ -10,7 +10,7 @@ import pytest
 
 from .dom0 import Dom0
 from .guests import STANDARD
-from .install import PROJECT, push
+from .install import PROJECT, packages, push
 from .lab import Lab
 from .snapshots import SNAPSHOTS, check_reverted, create, goes_back, revert
 from .storage import BTRFS
@@ -29,7 +29,7 @@ def run(dom0: Dom0, name: str, *words: str) -> str:
 def install_strategy(dom0: Dom0) -> None:
     """As pip does it, which the dom0 has not."""
     project = tomllib.loads((SOURCE / "btrfs-disks" / "pyproject.toml").read_text())["project"]
-    site = dom0.run(["python3", "-c", "import site; print(site.getsitepackages()[0])"]).out.strip()
+    site = packages(dom0)
     info = f"{site}/btrfs_disks-1.dist-info"
     dom0.write(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1\n")
     lines = [

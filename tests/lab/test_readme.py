@@ -1,0 +1,120 @@
+"""The way of a new user: all that the README says to type, in a dom0 without the package.
+
+Nothing is copied here: what is run is what stands in the README's code blocks, with guests of the
+lab for those that it names.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap.version import VERSION
+from tests.readme import shell_lines, texts
+from tests.unit.test_packaging import SHARE, UNIT, copy_of_the_project
+
+from . import cache
+from .dom0 import Dom0
+from .guests import Guest
+from .install import uninstall, wheels
+from .lab import Lab
+from .snapshots import SLOW, SNAPSHOTS, goes_back
+
+CLONE, WHEELS = "/tmp/clone", "/tmp/wheels"
+# (Optimizing is a quarter of what pip does under emulation.)
+OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS, "CFLAGS": "-O0"}
+PYTHON = "/opt/pyxlsnap/bin/python3"
+#: what the embedder of the README has of its own
+HOOKS = """\
+freeze, thaw, set_clock = [
+    lambda moment, name=name: print(name, moment.domain, moment.domid, moment.uuid)
+    for name in ("freeze", "thaw", "set_clock")
+]
+"""
+
+
+def install(dom0: Dom0, clone: Path) -> None:
+    """Type what the README says; nothing of the clone is left afterwards."""
+    dom0.push(copy_of_the_project(clone), CLONE)
+    dom0.push(wheels(dom0, cache.progress()), WHEELS)
+    for line in shell_lines():
+        if not line.startswith("make "):  # those run the tests
+            dom0.run(line, cwd=CLONE, env=OFFLINE, timeout=SLOW)
+    dom0.run(["rm", "-r", CLONE, WHEELS])
+
+
+def check_installed(dom0: Dom0) -> None:
+    assert dom0.run(["pyxlsnap", "--version"]).out == f"pyxlsnap {VERSION}\n"
+    shared = [path.relative_to(SHARE) for path in SHARE.rglob("*") if path.is_file()]
+    installed = dom0.run(["cat", *map(str, shared)], cwd="/usr/local/share").out
+    assert installed == "".join((SHARE / path).read_text() for path in shared)
+    assert dom0.run(["systemctl", "is-enabled", UNIT.name]).out == "enabled\n"
+    verified = dom0.run(["systemd-analyze", "verify", UNIT.name], check=False)
+    assert (verified.rc, verified.out, verified.err) == (0, "", "")
+
+
+def as_shown(dom0: Dom0, block: str) -> None:
+    """Type a command, and see the lines below it: numbers may be others, and lines more."""
+    command, *lines = block.splitlines()
+    assert command.startswith("# pyxlsnap ")
+    said = dom0.run(command.removeprefix("# "), timeout=SLOW).out
+    rest = iter(said.splitlines())
+    for line in lines:
+        parts = re.split(r"…|\b\d+(?:\.\d+)?\b", line)
+        pattern = re.compile(".*".join(map(re.escape, parts)))
+        assert any(map(pattern.fullmatch, rest)), f"not said, or not then: {line}\n{said}"
+
+
+@pytest.mark.timeout(1800)
+def test_the_way_of_a_new_user(spent_lab: Lab, tmp_path: Path) -> None:
+    (create, revert), (simple, concurrent, hooked) = texts("console"), texts("python")
+    dom0 = spent_lab.dom0
+    uninstall(dom0)
+    install(dom0, tmp_path)
+    check_installed(dom0)
+
+    guest = spent_lab.guest("pvh")
+    before = guest.assert_healthy()
+    as_shown(dom0, of_ours(create, guest))
+    later, mark = guest.wait_advance(6), guest.mark()
+    as_shown(dom0, of_ours(revert, guest))
+    assert before.n < goes_back(guest, mark, later).n
+
+    def python(block: str) -> list[str]:
+        return dom0.run([PYTHON, "-c", of_ours(block, guest)], timeout=SLOW).out.splitlines()
+
+    old = guest.domid()
+    assert any("domain now suspended" in line for line in python(simple))
+    domid = guest.domid()
+    assert domid != old
+
+    told = f"{guest.name} {domid} {guest.uuid}"
+    assert python(HOOKS + hooked) == [f"freeze {told}", f"thaw {told}"]
+
+    both = (guest, spent_lab.guest("hvm"))
+    had = cfgfiles(both)
+    python(concurrent)
+    assert [len(now - then) for now, then in zip(cfgfiles(both), had, strict=True)] == [1, 1]
+    for each in both:
+        each.assert_healthy()
+
+
+def cfgfiles(guests: Sequence[Guest]) -> list[set[str]]:
+    """Those of each guest's snapshots."""
+    # A guest without any has no directory either.
+    words = [["find", f"{SNAPSHOTS}/{guest.uuid}", "-name", "*.cfg"] for guest in guests]
+    return [set(guests[0].dom0.run(find, check=False).out.split()) for find in words]
+
+
+def of_ours(text: str, web1: Guest) -> str:
+    """What the README says, of a guest of ours, which has one disk more."""
+    for theirs, ours in (
+        ("/srv/web1.qcow2", web1.disks["xvda"]),
+        ("disks: xvda", f"disks: {', '.join(web1.disks)}"),
+        ("<uuid>", web1.uuid),
+        ("web1", web1.name),
+        ("db1", "hvm"),
+    ):
+        text = text.replace(theirs, ours)
+    return text
