@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .dom0 import Dom0
 from .guests import STANDARD
+from .image import RELEASES, wanted
 
 PROJECT = Path(__file__).resolve().parents[2]
 RECORDS = PROJECT / ".lab-support"
@@ -61,7 +62,9 @@ MATRIX = [cell for cell in CELLS if cell not in REFUSED]
 def record(
     dom0: Dom0, cell: Cell, disks: int, seconds_suspended: float = 0.0, refused: str = ""
 ) -> None:
-    """Keep what was seen in a cell, for the next table."""
+    """Keep what was seen in a cell, for the next table, which is of the first Xen of the lab."""
+    if wanted().xen != next(iter(RELEASES)):
+        return
     xen = dom0.run("xl info | sed -n 's/^xen_version *: //p'").out.strip()
     seen = Record(xen, str(date.today()), disks, round(seconds_suspended, 2), refused)
     RECORDS.mkdir(exist_ok=True)
