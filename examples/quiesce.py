@@ -78,8 +78,10 @@ def main() -> None:
     except pyxlsnap.PyxlsnapError as e:
         sys.exit(f"{e}")
     print(snapshot.cfgfile)
-    if snapshot.warnings:  # the guest may still be frozen
-        sys.exit("\n".join(snapshot.warnings))
+    for warning in snapshot.warnings:
+        print(warning, file=sys.stderr)
+    if any(warning.startswith("the hook ") for warning in snapshot.warnings):
+        sys.exit("the guest may still be frozen")
 
 
 if __name__ == "__main__":

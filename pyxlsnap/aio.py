@@ -11,8 +11,10 @@ is cancelled until then. Two things matter more, and are not hidden by it:
 - :class:`~pyxlsnap.NeedsAttention` is raised in its place. (When one of its tasks is cancelled,
   ``asyncio.gather`` does not wait for the others, and hides what they raise: use a ``TaskGroup``.)
 - If the operation came to a good end all the same (the cancellation was too late; a revert does not
-  stop once the domain is destroyed; a recovery is never cancelled), its result is returned, and the
-  cancellation is delivered at the task's next ``await``; to a timeout, it was in time.
+  stop once the domain is destroyed; a recovery is never cancelled), its result is returned.
+
+In both cases the cancellation is delivered at the task's next ``await``; to a timeout, it was in
+time.
 """
 
 import asyncio
@@ -289,11 +291,11 @@ class _Call:
         if cancelled is None:
             return outcome.result()
         error = outcome.exception()
-        if isinstance(error, NeedsAttention):
-            raise error from cancelled
-        if error:
+        if error and not isinstance(error, NeedsAttention):
             raise cancelled from error
         self._loop.call_soon(_cancel_again, task, requests, cancelled.args)
+        if error:
+            raise error from cancelled
         return outcome.result()
 
     def _cancel(self) -> None:

@@ -26,6 +26,7 @@ log = logging.getLogger("pyxlsnap")
 _EXIT_S = 20.0  # its keeper waits for it, too
 _STDERR_BYTES = 4096
 _HARMLESS = ("checking", "journal")
+_CHANGING = ("create", "revert", "recover")
 
 
 class Worker:
@@ -45,6 +46,7 @@ class Worker:
         self._on_event = on_event
         self._hooks = hooks
         self._about = {"operation": request["operation"], "domain": request["domain"] or ""}
+        self._changes = request["operation"] in _CHANGING and not request.get("dry_run")
         self._failed: BaseException | None = None
         self._send_lock = threading.Lock()
         self._answered = False
@@ -133,8 +135,11 @@ class Worker:
 
     def say_too_late(self, failed: BaseException, result: wire.Message | None) -> None:
         """What was done is not lost, although an exception takes the place of the result."""
+        if not self._changes:
+            return
         where = (result or {}).get("cfgfile")
-        said = "too late to cancel the {operation} of {domain}: it is done".format(**self._about)
+        operation, domain = self._about["operation"], self._about["domain"] or "every domain"
+        said = f"too late to cancel the {operation} of {domain}: it is done"
         said += f" ({where})" if where else ""
         failed.add_note(said)
         log.warning("%s", said, extra=self._about)

@@ -93,7 +93,7 @@ class HookCalls:
     def after_resume(self) -> None:
         """Call it if it is due."""
         moment, self._moment = self._moment, None
-        if moment is None:
+        if moment is None or self._hooks.after_resume is None:
             return
         # Whatever the one before still does must not come after this.
         if self._called and self._goes_on(self._called):

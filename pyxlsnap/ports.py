@@ -105,7 +105,7 @@ class DiskStrategy(Protocol):
     undone; :class:`~pyxlsnap.DiskError` and :class:`~pyxlsnap.Refused` are shown as they are.
     """
 
-    #: its name, for plans and messages
+    #: its name, for plans, messages, and to find it again: none of ours ("qcow2", "raw file", …)
     kind: str
     #: the disks it stands for
     vdevs: tuple[str, ...]

@@ -1,6 +1,6 @@
 """Rolling back a create whose process is dead: the guest first, then disk snapshots and files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyxlsnap.disks import close_all, strategies
@@ -17,7 +17,7 @@ from pyxlsnap.model import DomainConfig
 from pyxlsnap.outcome import Recovered
 from pyxlsnap.ports import DiskStrategy, DiskTask, Guest, Host, find_if_there
 
-Adopted = Mapping[DiskStrategy, Exception | None]
+Adopted = Sequence[tuple[DiskStrategy, Exception | None]]
 
 
 def undo_create(host: Host, entry: Entry) -> Recovered:
@@ -34,7 +34,7 @@ def undo_create(host: Host, entry: Entry) -> Recovered:
             return Recovered(tuple(done), rolled_back=False)
         done += _undo_disks(adopted, left)
     finally:
-        close_all(adopted)
+        close_all(strategy for strategy, _ in adopted)
     if left and not guest:
         left.insert(0, f"{entry.domain} is gone, and a disk snapshot {entry.name} may be left")
     ours = [*entry.temporary, *([entry.memory_path] if complete else [])]
@@ -54,7 +54,6 @@ def undo_create(host: Host, entry: Entry) -> Recovered:
 def _adopt(domid: int, entry: Entry) -> Adopted:
     """The disk strategies of the dead process; each with why it may not reach all its disks."""
     chosen = list(zip(entry.devices, entry.disks, strict=True))
-    adopted: dict[DiskStrategy, Exception | None] = {}
     try:
         found = strategies(chosen, DiskTask(entry.name), entry.kinds)
     except Exception as e:  # only they know whether the guest may run
@@ -64,18 +63,20 @@ def _adopt(domid: int, entry: Entry) -> Adopted:
             left=[f"{entry.domain} may be suspended, and disk snapshots {entry.name} be there"],
             finish=f"pyxlsnap snapshot-recover {entry.uuid}",
         ) from e
-    for strategy in found:
-        adopted[strategy] = None
-        try:
-            strategy.adopt_create(domid, began=entry.started, state=entry.disk_state)
-        except Exception as e:
-            adopted[strategy] = e
-    return adopted
+    return [(strategy, _hindrance(strategy, domid, entry)) for strategy in found]
+
+
+def _hindrance(strategy: DiskStrategy, domid: int, entry: Entry) -> Exception | None:
+    try:
+        strategy.adopt_create(domid, began=entry.started, state=entry.disk_state)
+        return None
+    except Exception as e:
+        return e
 
 
 def _undo_disks(adopted: Adopted, left: list[str]) -> list[str]:
     done = []
-    for strategy, hindrance in adopted.items():
+    for strategy, hindrance in adopted:
         try:
             done += strategy.undo_create()
         except Exception as e:
@@ -98,7 +99,7 @@ def _remove_files(names: Sequence[str], left: list[str]) -> list[str]:
 
 def _resume(guest: Guest, entry: Entry, adopted: Adopted) -> bool:
     try:
-        for strategy in adopted:
+        for strategy, _ in adopted:
             strategy.settle()
         return guest.ensure_running(paused=entry.paused)
     except GuestTimeout as e:

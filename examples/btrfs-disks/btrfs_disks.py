@@ -46,6 +46,7 @@ class Subvolumes:
         self.vdevs = tuple(disk.vdev for disk, _ in disks)
         self._name = task.name
         self._token = secrets.token_hex(16)
+        self._made: set[Path] = set()
         paths = {disk.vdev: Path(os.path.realpath(disk.target)) for disk, _ in disks}
         self._volumes = [
             Volume(
@@ -92,6 +93,7 @@ class Subvolumes:
         for volume in self._volumes:
             try:
                 volume.snapshot.mkdir(0o700)  # fails if somebody else has made it meanwhile
+                self._made.add(volume.snapshot)
                 (volume.snapshot / TOKEN).write_text(self._token)
                 for file in volume.disks.values():
                     _sync(file)  # so that little is left for the window
@@ -115,14 +117,14 @@ class Subvolumes:
 
     def _delete(self, volume: Volume) -> bool:
         token = volume.snapshot / TOKEN
-        try:
-            if token.read_text() != self._token:
+        said = token.read_text() if token.exists() else ""
+        if volume.snapshot not in self._made and said != self._token:
+            if said or not volume.snapshot.exists():
                 return False  # somebody else's
-        except FileNotFoundError:
-            return False
+            raise _error(volume, f"{volume.snapshot} may be ours: see what is there")
         if (disks := volume.snapshot / "disks").exists():
             _btrfs(volume, "subvolume", "delete", str(disks))
-        token.unlink()
+        token.unlink(missing_ok=True)
         volume.snapshot.rmdir()
         return True
 

@@ -91,6 +91,7 @@ def strategies(
     groups = {kind: [(d, r) for k, d, r in chosen if k is kind] for kind in kinds}
     found = tuple(kind(group, task) for kind, group in groups.items() if group)
     for strategy in found:
+        _refuse_kind_of_ours(strategy)
         for vdev in strategy.vdevs:
             if (was := recorded.get(vdev, strategy.kind)) != strategy.kind:
                 ours = "put it back into that kind of storage"
@@ -99,6 +100,15 @@ def strategies(
                     f"{strategy.kind!r} now: {ours if was in OURS else 'install that one again'}"
                 )
     return found
+
+
+def _refuse_kind_of_ours(strategy: DiskStrategy) -> None:
+    """By its kind a recovery, or a revert, finds the strategy that had a disk."""
+    if type(strategy) not in KINDS and strategy.kind in ("", *OURS):
+        raise Refused(
+            f"{', '.join(strategy.vdevs)}: a disk strategy that is not pyxlsnap's own calls itself "
+            f"{strategy.kind!r}, as none may: mend it, or uninstall it"
+        )
 
 
 def drop_kept(strategies: Sequence[DiskStrategy], domid: int) -> list[str]:

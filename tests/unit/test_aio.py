@@ -664,6 +664,29 @@ class TestTheLoopGoesOn:
         asyncio.run(main())
 
 
+def test_who_goes_on_after_something_was_left_is_cancelled_then(worker: StandIn) -> None:
+    worker.set(NEEDS_A_PERSON)
+    caught: list[str] = []
+
+    async def job(progress: Begun) -> None:
+        try:
+            await aio.create_snapshot("vm1", on_progress=progress)
+        except NeedsAttention as e:
+            caught.append(str(e))
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        progress = Begun()
+        task = asyncio.create_task(job(progress))
+        await progress.event.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert caught == ["stuck"]
+
+
 class TestHooks:
     """Coroutine functions in the loop; test_hooks.py has when they are called."""
 

@@ -130,6 +130,14 @@ def test_a_disk_that_is_in_another_kind_of_storage_now() -> None:
         strategies([(QCOW2, DiskRequest("xvda"))], DiskTask("snap"), {"xvda": "LVM thin"})
 
 
+@pytest.mark.parametrize("kind", ["qcow2", ""])
+def test_one_that_calls_itself_as_ours_stops_it(install: Install, kind: str) -> None:
+    """A recovery would give its disks to ours."""
+    install("storage_k", CODE.replace('kind = "array"', f"kind = {kind!r}"))
+    with pytest.raises(Refused, match=r"xvdb: .* calls itself"):
+        strategies([(ARRAY, DiskRequest("xvdb"))], DiskTask("snap"))
+
+
 class TestMisbehaving:
     """What fails when the work is done does not make it undone."""
 

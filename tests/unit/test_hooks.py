@@ -256,6 +256,16 @@ def test_one_that_does_not_end_needs_a_person(worker: StandIn) -> None:
     assert called.names == ["before_suspend", "after_resume"]
 
 
+def test_one_that_does_not_end_has_nothing_to_undo_where_there_is_no_second(
+    worker: StandIn,
+) -> None:
+    worker.set(ASKED + "return SNAPSHOT")
+    hooks = Hooks(before_suspend=lambda _: time.sleep(2), limit_s=0.2)
+    with pytest.raises(OperationFailed) as caught:
+        api.create_snapshot("vm1", hooks=hooks)
+    assert not isinstance(caught.value, NeedsAttention)
+
+
 def test_a_coroutine_function_is_none(worker: StandIn) -> None:
     worker.set(ASKED + "return SNAPSHOT")
 

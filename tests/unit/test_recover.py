@@ -27,7 +27,7 @@ from pyxlsnap.outcome import Recovered, Reverted
 from pyxlsnap.ports import DiskTask
 from pyxlsnap.revert import Reversion
 from pyxlsnap.revert_plan import plan_revert
-from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, World, run_until
+from tests.unit.fakes import OTHER_UUID, UUID, FakeGuest, FakeStrategy, World, run_until
 from tests.unit.test_savefile import xl_file
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
@@ -131,6 +131,15 @@ def test_without_its_strategies_the_guest_is_left_as_it_is(
     assert other.runs
     killed.recover()
     assert killed.guest.runs
+
+
+def test_a_strategy_that_cannot_be_hashed_is_no_hindrance(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeStrategy, "__hash__", None)
+    killed = Killed(world, "disk snapshots")
+    killed.recover()
+    killed.assert_as_before()
 
 
 @pytest.mark.parametrize("verb", ["adopt xvda", "undo xvda"])

@@ -394,6 +394,26 @@ class TestCancel:
         assert caplog.messages == error.__notes__
         assert vars(caplog.records[0])["operation"] == "create"
 
+    def test_a_look_is_not_said_to_be_done(self, worker: StandIn) -> None:
+        worker.set(
+            "pass",
+            possibility="logging.getLogger('pyxlsnap').warning('x')\n"
+            "return outcome.Possibility(domain, UUID, (), ())",
+        )
+
+        class Interrupts(logging.Handler):
+            def emit(self, _: logging.LogRecord) -> None:
+                raise KeyboardInterrupt
+
+        handler, logger = Interrupts(), logging.getLogger("pyxlsnap")
+        logger.addHandler(handler)
+        try:
+            with pytest.raises(KeyboardInterrupt) as caught:
+                api.can_snapshot("vm1")
+        finally:
+            logger.removeHandler(handler)
+        assert not hasattr(caught.value, "__notes__")
+
     def test_a_rollback_that_needs_a_person_is_not_hidden_by_it(self, worker: StandIn) -> None:
         worker.set(
             """
