@@ -92,7 +92,6 @@ class CreatePlan:
 
     def summary(self) -> Plan:
         """The plan as a plain value."""
-        how = {vdev: s.kind for s in self.strategies for vdev in s.vdevs}
         return Plan(
             operation="create",
             name=self.metadata.name,
@@ -103,7 +102,7 @@ class CreatePlan:
             live=self.live,
             state=self.metadata.state,
             disks=tuple(
-                PlannedDisk(disk.vdev, disk.target, how[disk.vdev], request.path)
+                PlannedDisk(disk.vdev, disk.target, self.metadata.kinds[disk.vdev], request.path)
                 for disk, request in zip(self.devices, self.metadata.disks, strict=True)
             ),
             left_out=self.left_out,

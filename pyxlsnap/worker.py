@@ -151,12 +151,17 @@ def _outcome(do: Callable[[], Result]) -> Message:
         result = do()
     except Cancelled:  # of a watch or a look: there is nothing to roll back
         return {"error": to_wire(Interrupted("cancelled", step="look"))}
-    except PyxlsnapError as e:
-        return {"error": to_wire(e)}
     except Exception as e:
-        log.exception("internal error")
-        return {"error": to_wire(PyxlsnapError(f"internal error: {type(e).__name__}: {e}"))}
+        return {"error": _error_to_wire(e)}
     return {"result": asdict(result) if result else None}
+
+
+def _error_to_wire(error: Exception) -> Message:
+    """An error for the caller; one that is none of ours is a bug."""
+    if isinstance(error, PyxlsnapError):
+        return to_wire(error)
+    log.error("internal error", exc_info=error)
+    return to_wire(PyxlsnapError(f"internal error: {type(error).__name__}: {error}"))
 
 
 def perform(
@@ -227,11 +232,8 @@ def recover_from(death: Death, caller: Caller, *, watch: bool) -> None:
                     start_monitor=watched.start_monitor if watch else None,
                 )
             message["recovered"].append(asdict(found))
-        except PyxlsnapError as e:
-            message["error"] = to_wire(e)
         except Exception as e:
-            log.exception("internal error")
-            message["error"] = to_wire(PyxlsnapError(f"internal error: {type(e).__name__}: {e}"))
+            message["error"] = _error_to_wire(e)
     caller.finish(message)
 
 
