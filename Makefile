@@ -57,7 +57,7 @@ smoke-%: $(VENV)/built
 soak: $(VENV)/built
 	$(PY) -m tests.lab state
 	$(PY) -m pytest tests/lab -m soak -n $(LABS) --dist worksteal --durations=0
-	$(PY) -m tests.lab.support
+	$(PY) -m tests.lab.harness.support
 
 # Both at the same time; if one of them finds something the other goes on.
 fuzz: $(VENV)/built
@@ -67,7 +67,7 @@ fuzz-%: $(VENV)/built
 	$(PY) -m tests.fuzz $* -max_total_time=$(SECONDS)
 
 demo: $(VENV)/built
-	$(PY) -m tests.lab.demo
+	$(PY) -m tests.lab.harness.demo
 
 # Debian's packages and Python's, each only if something is missing.
 $(VENV)/ready: tests/setup.sh tests/requirements.txt
@@ -81,7 +81,7 @@ $(VENV)/built: $(VENV)/ready build_ffi.py $(wildcard include/*.h)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info pyxlsnap/_ffi*.so .lab-logs
+	rm -rf $(VENV) build dist *.egg-info pyxlsnap/xen/_ffi*.so .lab-logs
 
 prune: $(VENV)/ready
 	$(PY) -m tests.lab prune

@@ -1,4 +1,4 @@
-"""Build the cffi extension ``pyxlsnap._ffi``, and the whole package (the build backend).
+"""Build the cffi extension ``pyxlsnap.xen._ffi``, and the whole package (the build backend).
 
 ``include/*.h`` declares what is bound, ``include/bridge.h`` is C that goes along with it. Run as a
 script it compiles the extension in place, for work in the source tree.
@@ -53,7 +53,7 @@ def make_ffibuilder() -> cffi.FFI:
     for name in DECLARATIONS:
         builder.cdef((HERE / "include" / f"{name}.h").read_text())
     builder.set_source(
-        "pyxlsnap._ffi",
+        "pyxlsnap.xen._ffi",
         SOURCE.format(
             api_version=API_VERSION,
             bridge=(HERE / "include" / "bridge.h").read_text(),

@@ -12,7 +12,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 import pyxlsnap
 from docs.commands import commands
-from pyxlsnap.cli import JSON_VERSION, build_parser
+from pyxlsnap.cli.app import JSON_VERSION, build_parser
 from pyxlsnap.errors import PyxlsnapError
 
 Schema = dict[str, Any]

@@ -21,6 +21,7 @@ from pyxlsnap.api import (
     start_monitor,
 )
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.disks.protocol import DiskKind, DiskStrategy, DiskTask
 from pyxlsnap.errors import (
     Aborted,
     AlreadyExists,
@@ -54,7 +55,7 @@ from pyxlsnap.model import (
     RunState,
     SnapshotConfig,
 )
-from pyxlsnap.outcome import (
+from pyxlsnap.results import (
     Artefact,
     DomainEvent,
     Plan,
@@ -65,12 +66,11 @@ from pyxlsnap.outcome import (
     Reverted,
     Snapshot,
 )
-from pyxlsnap.ports import DiskKind, DiskStrategy, DiskTask
 from pyxlsnap.version import VERSION
 
 if TYPE_CHECKING:
-    from pyxlsnap.domain import Domain
-    from pyxlsnap.toolstack import Toolstack
+    from pyxlsnap.xen.domain import Domain
+    from pyxlsnap.xen.toolstack import Toolstack
 
 # Most to least important, then the errors.
 __all__ = [  # noqa: RUF022
@@ -138,11 +138,11 @@ logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())
 def __getattr__(name: str) -> Any:
     """Load libxl only for those who use the low level: the high level has it in its worker."""
     if name == "Toolstack":
-        from pyxlsnap.toolstack import Toolstack
+        from pyxlsnap.xen.toolstack import Toolstack
 
         return Toolstack
     if name == "Domain":
-        from pyxlsnap.domain import Domain
+        from pyxlsnap.xen.domain import Domain
 
         return Domain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import sys
 
-from pyxlsnap.cli import main
+from pyxlsnap.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

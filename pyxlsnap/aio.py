@@ -34,15 +34,7 @@ from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import NeedsAttention
 from pyxlsnap.hooks import Moment
 from pyxlsnap.model import SnapshotConfig
-from pyxlsnap.outcome import (
-    OnEvent,
-    OnProgress,
-    Plan,
-    Possibility,
-    Recovered,
-    Reverted,
-    Snapshot,
-)
+from pyxlsnap.results import OnEvent, OnProgress, Plan, Possibility, Recovered, Reverted, Snapshot
 
 __all__ = [
     "Hooks",

@@ -8,22 +8,15 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pyxlsnap import watched, wire
+from pyxlsnap import serialize
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import UsageError
 from pyxlsnap.hooks import Hooks
 from pyxlsnap.model import SnapshotConfig, check_uuid
-from pyxlsnap.outcome import (
-    OnEvent,
-    OnProgress,
-    Plan,
-    Possibility,
-    Recovered,
-    Reverted,
-    Snapshot,
-)
-from pyxlsnap.running import recover as _recover
-from pyxlsnap.running import run
+from pyxlsnap.monitor import launch
+from pyxlsnap.results import OnEvent, OnProgress, Plan, Possibility, Recovered, Reverted, Snapshot
+from pyxlsnap.worker.call import recover as _recover
+from pyxlsnap.worker.call import run
 
 StrPath = str | os.PathLike[str]
 
@@ -68,7 +61,7 @@ def create_snapshot(
     values = run(
         request | {"monitor": monitor}, on_progress=on_progress, cancel=cancel, hooks=hooks
     )
-    snapshot: Snapshot = wire.rebuild(Snapshot, values)
+    snapshot: Snapshot = serialize.rebuild(Snapshot, values)
     return snapshot
 
 
@@ -101,7 +94,7 @@ def _create_request(
     config: SnapshotConfig | None,
     live: bool,
     max_downtime: float | None,
-) -> wire.Message:
+) -> serialize.Message:
     if config is not None and (cfgfile, name) != (None, None):
         raise UsageError("give either config, or cfgfile and name")
     if config is not None and config.memory_path:
@@ -129,7 +122,7 @@ def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Possibility:
     :raises Interrupted: it was cancelled.
     """
     values = run({"operation": "possibility", "domain": domain}, cancel=cancel)
-    found: Possibility = wire.rebuild(Possibility, values)
+    found: Possibility = serialize.rebuild(Possibility, values)
     return found
 
 
@@ -170,7 +163,7 @@ def revert_snapshot(
     values = run(
         request | {"monitor": monitor}, on_progress=on_progress, cancel=cancel, hooks=hooks
     )
-    reverted: Reverted = wire.rebuild(Reverted, values)
+    reverted: Reverted = serialize.rebuild(Reverted, values)
     return reverted
 
 
@@ -197,7 +190,7 @@ def plan_revert(
 
 def _revert_request(
     domain: str, cfgfile: StrPath, running: bool, force: bool, keep_current: bool
-) -> wire.Message:
+) -> serialize.Message:
     return {
         "operation": "revert",
         "domain": domain,
@@ -208,9 +201,9 @@ def _revert_request(
     }
 
 
-def _plan(request: wire.Message, cancel: Cancel | None) -> Plan:
+def _plan(request: serialize.Message, cancel: Cancel | None) -> Plan:
     values = run(request | {"dry_run": True}, cancel=cancel)
-    plan: Plan = wire.rebuild(Plan, values)
+    plan: Plan = serialize.rebuild(Plan, values)
     return plan
 
 
@@ -241,7 +234,7 @@ def start_monitor(uuid: str) -> None:
     :raises UsageError: that is no uuid.
     :raises OperationFailed: it could not be started.
     """
-    watched.start_monitor(check_uuid(uuid))
+    launch.start_monitor(check_uuid(uuid))
 
 
 def monitor_domain(

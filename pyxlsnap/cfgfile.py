@@ -25,14 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pyxlsnap import _libxl
 from pyxlsnap.errors import ConfigError, UsageError
-from pyxlsnap.model import (
-    Disk,
-    DiskRequest,
-    SnapshotConfig,
-    check_name,
-)
+from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig, check_name
+from pyxlsnap.xen import xlcfg
 
 STRINGS: Final = ("name", "description", "memory_path")
 LISTS: Final = ("disks",)
@@ -115,7 +110,7 @@ def parse(data: bytes, *, file: str) -> SnapshotConfig:
     _check_bytes(data, file)
     _check_tokens(data, file)
     _check_keys(data, file)
-    values = _libxl.parse_cfg(data, file=file, strings=STRINGS, lists=LISTS)
+    values = xlcfg.parse_cfg(data, file=file, strings=STRINGS, lists=LISTS)
     return SnapshotConfig(
         name=_name(values, file),
         description=_string(values, "description"),
@@ -250,7 +245,7 @@ def _disk(spec: str, file: str) -> DiskRequest:
     # libxlutil calls an empty format raw, so what was left out can be seen in the text alone.
     # Reading it ourselves must not mean reading something else.
     expected = Disk(request.vdev, request.path, request.format or "raw")
-    if _libxl.parse_disk(spec, file=file) != expected:
+    if xlcfg.parse_disk(spec, file=file) != expected:
         raise ConfigError("not in the form path,format,device", file=file, item=item)
     return request
 

@@ -30,9 +30,9 @@ caller: ``to_wire`` and ``from_wire`` turn them into plain values and back.
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pyxlsnap.wording import one_line
+from pyxlsnap.text import one_line
 
 
 class PyxlsnapError(Exception):
@@ -242,30 +242,3 @@ class NeedsAttention(OperationFailed):
         super().__init__(message, step=step, undone=undone, left=left)
         #: what to run to finish it; "" if a person has to find that out
         self.finish = finish
-
-
-def to_wire(error: PyxlsnapError) -> dict[str, Any]:
-    """Turn an error into values that JSON can carry."""
-    attributes = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(error).items()}
-    return {"class": type(error).__name__, **attributes}
-
-
-def from_wire(values: dict[str, Any]) -> PyxlsnapError:
-    """Rebuild the error that :func:`to_wire` took apart; an unknown class becomes the base."""
-    cls = _classes().get(values["class"], PyxlsnapError)
-    error = cls.__new__(cls)
-    error.args = (values["message"],)
-    for name, value in values.items():
-        if name != "class":
-            setattr(error, name, tuple(value) if isinstance(value, list) else value)
-    return error
-
-
-def _classes() -> dict[str, type[PyxlsnapError]]:
-    found: dict[str, type[PyxlsnapError]] = {}
-    todo = [PyxlsnapError]
-    while todo:
-        cls = todo.pop()
-        found[cls.__name__] = cls
-        todo += cls.__subclasses__()
-    return found

@@ -6,100 +6,24 @@ process, so that caller and worker hold it together and it falls when both are g
 one that is still there says what an operation that was killed had begun.
 """
 
-import fcntl
 import json
 import logging
 import os
-import struct
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pyxlsnap.errors import Busy, Refused
-from pyxlsnap.files import NewFile, make_directory, sync_directory, temporary_name
+from pyxlsnap.errors import Refused
+from pyxlsnap.linux.files import NewFile, make_directory, sync_directory, temporary_name
 from pyxlsnap.model import Disk, DiskRequest
 
 log = logging.getLogger(__name__)
 
-LOCK_DIR = Path("/run/pyxlsnap")
 JOURNAL_DIR = Path("/var/lib/pyxlsnap")
-#: is given the uuid and the descriptor of a lock that is held
-ShareLock = Callable[[str, int], None]
-
-#: A lock that goes from one process of ours to another falls in between, where somebody may take
-#: it for a look. So long is waited for that.
-RIVAL_S = 10.0
-_POLL_S = 0.01
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
 
 
 def boot_id() -> str:
     """What tells this boot of the host from others."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def write_lock() -> bytes:
-    """The struct flock for a write lock on a whole file."""
-    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-
-
-class DomainLock:
-    """The right to work on a domain, held while :attr:`fd` (or a copy of it) is open.
-
-    :param wait_s: for so long, wait for somebody else who has it.
-    :param kind: another right than that, such as to watch it.
-    :raises Busy: somebody else has it.
-    """
-
-    def __init__(
-        self,
-        uuid: str,
-        *,
-        domain: str,
-        wait_s: float = 0.0,
-        directory: Path | None = None,
-        kind: str = "lock",
-    ) -> None:
-        directory = directory or LOCK_DIR
-        make_directory(directory)
-        path = directory / f"{uuid}.{kind}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            self.fd = os.open(path, flags, 0o600)
-        except OSError as e:
-            raise Refused(
-                f"cannot open the lock {path}: {e.strerror}: see what is there, and move it away"
-            ) from e
-        end = time.monotonic() + wait_s
-        while not self._take():
-            if time.monotonic() >= end:
-                os.close(self.fd)
-                raise Busy(
-                    f"another snapshot operation on {domain} is under way (lock {path}): wait for "
-                    f"it",
-                    domain=domain,
-                )
-            time.sleep(_POLL_S)
-
-    def _take(self) -> bool:
-        try:
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, write_lock())
-        except (BlockingIOError, PermissionError):  # fcntl(2): either, for a lock that is held
-            return False
-        return True
-
-    def release(self) -> None:
-        """The operation is over: give the lock back. Idempotent."""
-        if self.fd >= 0:
-            unlock(self.fd)
-            os.close(self.fd)
-            self.fd = -1
-
-
-def unlock(fd: int) -> None:
-    """Let a lock fall, whoever else has a copy of the descriptor (a child forked meanwhile)."""
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +42,7 @@ class Entry:
     disks: tuple[DiskRequest, ...] = ()
     #: the same disks as the guest has them
     devices: tuple[Disk, ...] = ()
-    #: what the disk strategies have to know (:meth:`pyxlsnap.ports.DiskStrategy.state`)
+    #: what the disk strategies have to know (:meth:`pyxlsnap.disks.protocol.DiskStrategy.state`)
     disk_state: dict[str, str] = field(default_factory=dict)
     #: the kind of strategy that stands for each disk, by vdev
     kinds: dict[str, str] = field(default_factory=dict)
@@ -126,7 +50,7 @@ class Entry:
     started: float = 0.0
     #: its owner had paused the domain; of a revert: it is to be paused afterwards
     paused: bool = False
-    #: somebody is to watch the domain afterwards (:data:`pyxlsnap.ports.StartMonitor`)
+    #: somebody is to watch the domain afterwards (:data:`pyxlsnap.guest.protocols.StartMonitor`)
     monitor: bool = False
     #: of a revert: the destroy of the domain may have begun
     begun: bool = False

@@ -4,8 +4,8 @@
 rules in :mod:`.records`; :mod:`.source` is how both read a file that may be damaged.
 """
 
+from pyxlsnap.memory.header import Header, read_header, write_header
 from pyxlsnap.memory.records import Container
-from pyxlsnap.memory.savefile import Header, read_header, write_header
 from pyxlsnap.memory.stream import StreamSummary, walk
 
 __all__ = ["Container", "Header", "StreamSummary", "read_header", "walk", "write_header"]

@@ -11,7 +11,7 @@ from enum import IntEnum, StrEnum
 from typing import Final
 
 from pyxlsnap.errors import BadMemoryFile
-from pyxlsnap.memory.source import Source
+from pyxlsnap.memory.reader import Source
 
 
 class Container(StrEnum):

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
+from pyxlsnap.memory.reader import Source
 from pyxlsnap.memory.records import HEAD, Container, Image, Libxc, Libxl, Record
-from pyxlsnap.memory.source import Source
 
 _BIG_ENDIAN: Final = 1
 

@@ -13,15 +13,9 @@ from typing import Any, Final
 
 from pyxlsnap import cfgfile
 from pyxlsnap.memory import write_header
-from pyxlsnap.memory.savefile import MAGIC
-from pyxlsnap.model import (
-    Disk,
-    DiskRequest,
-    Metadata,
-    RunState,
-    SnapshotConfig,
-)
-from tests.unit import fakes, streams
+from pyxlsnap.memory.header import MAGIC
+from pyxlsnap.model import Disk, DiskRequest, Metadata, RunState, SnapshotConfig
+from tests.unit.support import fakes, streams
 
 #: a file of a target's name for each of its inputs that once failed
 CORPUS = Path(__file__).with_name("corpus")

@@ -15,11 +15,12 @@ from typing import Final
 
 import pytest
 
-from pyxlsnap import cfgfile, revert_plan
+from pyxlsnap import cfgfile
 from pyxlsnap.errors import BadMemoryFile, ConfigError, PyxlsnapError
 from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.revert.plan import plan_revert
 from tests.fuzz import inputs
-from tests.unit import fakes
+from tests.unit.support import fakes
 
 #: bytes of address space that one input may take beyond what the process has
 MEMORY: Final = 64 << 20
@@ -61,7 +62,7 @@ def memory_files() -> Iterator[Read]:
             inputs.write(file.fileno(), data)
             world.events.clear()
             try:
-                plan = revert_plan.plan_revert(world.host, "vm1", wanted, Path("x.cfg"), force=True)
+                plan = plan_revert(world.host, "vm1", wanted, Path("x.cfg"), force=True)
             except BadMemoryFile as e:
                 _check_one_line(e)
             except PyxlsnapError:

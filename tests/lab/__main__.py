@@ -8,9 +8,9 @@ import shlex
 import shutil
 import sys
 
-from . import cache, image, state
-from .dom0 import Dom0
-from .install import install
+from tests.lab.harness import cache, image, state
+from tests.lab.harness.dom0 import Dom0
+from tests.lab.harness.install import install
 
 
 def main() -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from . import cache, image
-from .lab import Lab
-from .snapshots import forget
+from tests.lab.harness import cache, image
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import forget
 
 TOOLS = ["qemu-system-x86_64", "qemu-img", "mmdebstrap", "mke2fs", "zstd", "setpriv"]
 PACKAGES = "qemu-system-x86 qemu-utils mmdebstrap e2fsprogs zstd"

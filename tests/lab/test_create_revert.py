@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from .lab import Lab
-from .snapshots import (
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import (
     SNAPSHOTS,
     check_images,
     create,

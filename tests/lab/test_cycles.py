@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from .lab import Lab
-from .snapshots import SCRIPTS
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import SCRIPTS
 
 CYCLES, WARM = 50, 10
 GROWTH_KIB = 1024

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from .guests import Guest, Tick
-from .lab import Lab
-from .snapshots import check_images, create, goes_back, revert
+from tests.lab.harness.guests import Guest, Tick
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import check_images, create, goes_back, revert
 
 FROZEN = "/lab/frozen"
 

@@ -4,9 +4,17 @@ import time
 
 import pytest
 
-from .guests import Guest
-from .lab import Lab
-from .snapshots import SNAPSHOTS, Before, create, disk_snapshots, forget, pyxlsnap, unchanged
+from tests.lab.harness.guests import Guest
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import (
+    SNAPSHOTS,
+    Before,
+    create,
+    disk_snapshots,
+    forget,
+    pyxlsnap,
+    unchanged,
+)
 
 pytestmark = pytest.mark.usefixtures("tidy")
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from pyxlsnap.create import Creation
-from pyxlsnap.revert import Reversion
-
-from .faults import CUT, Case, Outcome, Stage, Stages, run_case
-from .lab import Lab
-from .snapshots import Before, create, pyxlsnap, unchanged
+from pyxlsnap.create.sequence import Creation
+from pyxlsnap.revert.sequence import Reversion
+from tests.lab.harness.faults import CUT, Case, Outcome, Stage, Stages, run_case
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import Before, create, pyxlsnap, unchanged
 
 KINDS = ("pvh", "pv", "hvm")
 

@@ -1,8 +1,8 @@
 """The instrument itself: a guest whose memory and disks are of different moments says so."""
 
-from .guests import Guest, Tick
-from .lab import Lab
-from .snapshots import check_images
+from tests.lab.harness.guests import Guest, Tick
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import check_images
 
 ATTEMPTS = 3
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from .lab import Lab
-from .snapshots import run_script
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import run_script
 
 
 @pytest.mark.soak

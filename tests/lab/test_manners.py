@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from tests import host_state
-
-from .lab import Lab
-from .snapshots import run_script
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import run_script
 
 pytestmark = pytest.mark.usefixtures("tidy")
 

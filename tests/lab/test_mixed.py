@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 
-from . import storage
-from .dom0 import Dom0
-from .guests import Guest, Tick
-from .lab import Lab
-from .snapshots import SCRIPTS, check_images, check_reverted, create, disk_snapshots, revert
-from .support import MATRIX, Cell, record
+from tests.lab.harness import storage
+from tests.lab.harness.dom0 import Dom0
+from tests.lab.harness.guests import Guest, Tick
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import (
+    SCRIPTS,
+    check_images,
+    check_reverted,
+    create,
+    disk_snapshots,
+    revert,
+)
+from tests.lab.harness.support import MATRIX, Cell, record
 
 # What lies around the disks, where a snapshot or a revert may leave something.
 AROUND = f"{storage.BTRFS} /lab/disk /dev/{storage.GROUP}"
@@ -80,7 +87,7 @@ def words(guest: Guest, cell: Cell, name: str) -> list[str]:
 
 def users(dom0: Dom0, path: str) -> str:
     """Who has a disk in use, as a revert finds out before it writes into it."""
-    ask = "import pathlib, sys; from pyxlsnap.disks.copying import users"
+    ask = "import pathlib, sys; from pyxlsnap.disks.copy.content import users"
     script = f"{ask}; print(*users(pathlib.Path(sys.argv[1])))"
     return dom0.run(["python3", "-c", script, path]).out.strip()
 

@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from . import image
-from .guests import Guest
-from .lab import Lab
-from .snapshots import create, goes_back, revert
+from tests.lab.harness import image
+from tests.lab.harness.guests import Guest
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import create, goes_back, revert
 
 WATCHER = "[p]yxlsnap.watcher"
 

@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.version import VERSION
+from tests.lab.harness import cache
+from tests.lab.harness.dom0 import Dom0
+from tests.lab.harness.guests import Guest
+from tests.lab.harness.install import uninstall, wheels
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import SLOW, SNAPSHOTS, goes_back
 from tests.readme import shell_lines, texts
-from tests.unit.test_packaging import SHARE, UNIT, copy_of_the_project
-
-from . import cache
-from .dom0 import Dom0
-from .guests import Guest
-from .install import uninstall, wheels
-from .lab import Lab
-from .snapshots import SLOW, SNAPSHOTS, goes_back
+from tests.unit.project.test_packaging import SHARE, UNIT, copy_of_the_project
 
 CLONE, WHEELS = "/tmp/clone", "/tmp/wheels"
 # (Optimizing is a quarter of what pip does under emulation.)

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from . import storage
-from .guests import Guest
-from .lab import Lab
-from .snapshots import Before, pyxlsnap, unchanged
-from .support import REFUSED, record
-from .test_mixed import AROUND, attach, more, words, write_cfg
+from tests.lab.harness import storage
+from tests.lab.harness.guests import Guest
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import Before, pyxlsnap, unchanged
+from tests.lab.harness.support import REFUSED, record
+from tests.lab.test_mixed import AROUND, attach, more, words, write_cfg
 
 GROUP, POOL = storage.GROUP, storage.POOL
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from .guests import Guest, Tick
-from .lab import Lab
-from .snapshots import Before, create, pyxlsnap, revert, run_script, unchanged
-from .test_external import take as take_external
+from tests.lab.harness.guests import Guest, Tick
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import Before, create, pyxlsnap, revert, run_script, unchanged
+from tests.lab.test_external import take as take_external
 
 pytestmark = pytest.mark.usefixtures("tidy")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from .lab import Lab
-from .snapshots import check_reverted, run_script
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import check_reverted, run_script
 
 pytestmark = pytest.mark.usefixtures("tidy")
 

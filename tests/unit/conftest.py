@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pyxlsnap import qmp
+from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.model import Disk
-from tests.unit.fakes import World, make_world, open_descriptors
-from tests.unit.qemu import SIZE, VDEVS, Qemu, qemu_img, write
-from tests.unit.standin import StandIn
+from tests.unit.support.fakes import World, make_world, open_descriptors
+from tests.unit.support.qemu import SIZE, VDEVS, Qemu, qemu_img, write
+from tests.unit.support.standin import StandIn
 
 # How long an example takes says more about the machine than about us.
 settings.register_profile("pyxlsnap", deadline=None)

@@ -23,27 +23,20 @@ from pyxlsnap import aio, api
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import AlreadyExists, Interrupted, NeedsAttention, OperationFailed
 from pyxlsnap.hooks import Moment
-from pyxlsnap.outcome import (
-    DomainEvent,
-    OnProgress,
-    Progress,
-    Recovered,
-    Reverted,
-    Snapshot,
-)
-from tests.unit.fakes import eventually
-from tests.unit.standin import ASKED, ROLLED_BACK, UUID, StandIn
+from pyxlsnap.results import DomainEvent, OnProgress, Progress, Recovered, Reverted, Snapshot
+from tests.unit.support.fakes import eventually
+from tests.unit.support.standin import ASKED, ROLLED_BACK, UUID, StandIn
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 #: a create that cannot be stopped any more
 GOES_ON = """
-on_progress(outcome.Progress("memory", 1, 2))
+on_progress(results.Progress("memory", 1, 2))
 wait_for_cancel(cancel)
 return SNAPSHOT
 """
 NEEDS_A_PERSON = """
-on_progress(outcome.Progress("memory", 1, 2))
+on_progress(results.Progress("memory", 1, 2))
 wait_for_cancel(cancel)
 raise errors.NeedsAttention("stuck", step="x", finish="do this")
 """
@@ -119,7 +112,7 @@ class TestResult:
             "pass",
             revert="(HERE / 'said').write_text(repr([_[k] for k in ('running', 'force', "
             "'keep_current', 'start_monitor')]))\n"
-            "return outcome.Reverted('snap', 'vm1', 9, UUID, model.RunState.PAUSED, ('xvda',), ())",
+            "return results.Reverted('snap', 'vm1', 9, UUID, model.RunState.PAUSED, ('xvda',), ())",
         )
         call = aio.revert_snapshot(
             "vm1", cfgfile, running=True, force=True, keep_current=True, monitor=False
@@ -167,7 +160,7 @@ class TestResult:
 
 class TestCallbacks:
     def test_come_in_order_in_the_loop_before_the_result(self, worker: StandIn) -> None:
-        worker.set("for n in range(100): on_progress(outcome.Progress('x', n))\nreturn SNAPSHOT")
+        worker.set("for n in range(100): on_progress(results.Progress('x', n))\nreturn SNAPSHOT")
         request = contextvars.ContextVar[str]("request")
         seen: list[tuple[int, int, str]] = []
 
@@ -184,7 +177,7 @@ class TestCallbacks:
 
     def test_events_of_a_domain(self, worker: StandIn) -> None:
         event = DomainEvent("vm1", UUID, 7, "reboot", "restart", 8)
-        worker.set("pass", monitor=f"for n in range(3): on_event(outcome.{event!r})")
+        worker.set("pass", monitor=f"for n in range(3): on_event(results.{event!r})")
         seen: list[DomainEvent] = []
         asyncio.run(aio.monitor_domain("vm1", on_event=seen.append))
         assert seen == [event] * 3
@@ -232,7 +225,7 @@ class TestToken:
         worker.set(
             "if domain == 'vm1':\n"
             + indent(ROLLED_BACK, " ")
-            + "on_progress(outcome.Progress('memory', 1, 2))\n"
+            + "on_progress(results.Progress('memory', 1, 2))\n"
             "wait_for('rolled back')\ntime.sleep(0.3)\ncancel.check()\nreturn SNAPSHOT"
         )
 
@@ -265,7 +258,7 @@ class TestCancelledTask:
     def test_however_often_it_is_cancelled(self, worker: StandIn) -> None:
         worker.set(
             """
-            on_progress(outcome.Progress("memory", 1, 2))
+            on_progress(results.Progress("memory", 1, 2))
             wait_for_cancel(cancel)
             (HERE / "rolling back").touch()
             wait_for("go on")
@@ -515,7 +508,7 @@ class TestTheEndOfTheLoop:
     def test_a_loop_that_is_left_alone_and_closed(self, worker: StandIn) -> None:
         """The old way: nobody cancels the tasks. The next progress finds the loop closed."""
         worker.set(
-            "on_progress(outcome.Progress('memory', 1, 2))\nwait_for('closed')\n" + ROLLED_BACK
+            "on_progress(results.Progress('memory', 1, 2))\nwait_for('closed')\n" + ROLLED_BACK
         )
         done = self.run(
             f"""
@@ -629,7 +622,7 @@ class TestTheLoopGoesOn:
         worker.set(
             """
             for n in range(50):
-                on_progress(outcome.Progress("memory", n, 50))
+                on_progress(results.Progress("memory", n, 50))
                 time.sleep(0.02)
             (HERE / "tick").touch()
             wait_for("tick", there=False)
@@ -690,7 +683,7 @@ def test_who_goes_on_after_something_was_left_is_cancelled_then(worker: StandIn)
 class TestHooks:
     """Coroutine functions in the loop; test_hooks.py has when they are called."""
 
-    CREATE = ASKED + 'on_progress(outcome.Progress("resumed"))\nreturn SNAPSHOT'
+    CREATE = ASKED + 'on_progress(results.Progress("resumed"))\nreturn SNAPSHOT'
 
     def test_are_run_in_the_loop_and_in_the_callers_context(self, worker: StandIn) -> None:
         worker.set(self.CREATE)
@@ -744,5 +737,5 @@ class TestHooks:
         assert caught.value.__cause__ is error
 
     def test_can_snapshot_is_asked(self, worker: StandIn) -> None:
-        worker.set("pass", possibility="return outcome.Possibility(domain, UUID, (), ('no',))")
+        worker.set("pass", possibility="return results.Possibility(domain, UUID, (), ('no',))")
         assert asyncio.run(aio.can_snapshot("vm1")).live_reasons == ("no",)

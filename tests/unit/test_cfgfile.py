@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyxlsnap import _libxl, cfgfile
+from pyxlsnap import cfgfile
 from pyxlsnap.errors import ConfigError
 from pyxlsnap.model import DiskRequest, SnapshotConfig
+from pyxlsnap.xen import xlcfg
 
 
 def parse(text: str) -> SnapshotConfig:
@@ -420,7 +421,7 @@ def test_the_scan_agrees_with_libxlutil(settings: list[tuple[str, str, str, str]
     assert found == [(key, "+" in assign) for key, assign, _, _ in settings]
     strings = [key for key, _, value, _ in settings if not value.startswith("[")]
     lists = [key for key, _, value, _ in settings if value.startswith("[")]
-    known = _libxl.parse_cfg(data, file="x", strings=strings, lists=lists)
+    known = xlcfg.parse_cfg(data, file="x", strings=strings, lists=lists)
     assert list(known) == strings + lists
 
 
@@ -476,7 +477,7 @@ def test_a_disk_is_read_as_libxlutil_reads_it_or_refused(spec: str) -> None:
         found = disk(spec)
     except ConfigError:
         return
-    known = _libxl.parse_disk(spec.replace("\\n", "\n"), file="x")
+    known = xlcfg.parse_disk(spec.replace("\\n", "\n"), file="x")
     assert (known.vdev, known.target) == (found.vdev, found.path)
     assert known.format == (found.format or "raw")
     assert known.readwrite

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import pyxlsnap
 from pyxlsnap import errors
-from pyxlsnap.errors import PyxlsnapError, from_wire, to_wire
+from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.serialize import from_wire, to_wire
 
 CLASSES = [
     c

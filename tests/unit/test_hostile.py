@@ -23,9 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyxlsnap
-from pyxlsnap import checks, cli, disks, files, operations
 from pyxlsnap.cfgfile import read
-from pyxlsnap.disks.qcow2 import Qcow2
+from pyxlsnap.cli import app
+from pyxlsnap.create import operation as create_operation
+from pyxlsnap.disks import registry
+from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.errors import (
     AlreadyExists,
     BadMemoryFile,
@@ -36,23 +39,19 @@ from pyxlsnap.errors import (
     Refused,
     UsageError,
 )
+from pyxlsnap.guest import checks
+from pyxlsnap.linux import files
 from pyxlsnap.memory import write_header
-from pyxlsnap.model import (
-    Disk,
-    DiskRequest,
-    DomainInfo,
-    Metadata,
-    RunState,
-)
+from pyxlsnap.model import Disk, DiskRequest, DomainInfo, Metadata, RunState
 from pyxlsnap.model import SnapshotConfig as Config
-from pyxlsnap.outcome import Snapshot
-from pyxlsnap.ports import DiskTask
-from pyxlsnap.toolstack import Toolstack
-from pyxlsnap.wording import one_line
-from tests.unit import streams
-from tests.unit.fakes import UUID, FakeGuest, World, config_json, make_world
-from tests.unit.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write
-from tests.unit.test_wording import HOSTILE
+from pyxlsnap.results import Snapshot
+from pyxlsnap.revert import operation as revert_operation
+from pyxlsnap.text import one_line
+from pyxlsnap.xen.toolstack import Toolstack
+from tests.unit.support import streams
+from tests.unit.support.fakes import UUID, FakeGuest, World, config_json, make_world
+from tests.unit.support.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write
+from tests.unit.test_text import HOSTILE
 
 PACKAGE = Path(pyxlsnap.__file__).parent
 #: what a program may give, though no command line can
@@ -108,7 +107,7 @@ def create_and_revert(world: World, guest: FakeGuest, wanted: Config) -> Snapsho
     """A snapshot that holds what was asked for; ``None`` if it was refused, and nothing changed."""
     before = tree(world.root)
     try:
-        snapshot = operations.create(world.host, guest.uuid, wanted)
+        snapshot = create_operation.create(world.host, guest.uuid, wanted)
     except PyxlsnapError as error:
         check_clear(error)
         check_refused(error)
@@ -119,7 +118,7 @@ def create_and_revert(world: World, guest: FakeGuest, wanted: Config) -> Snapsho
     assert said.description == (wanted.description or None)
     assert said.memory_path == snapshot.memory_path
     assert wanted.disks is None or said.disks == wanted.disks
-    reverted = operations.revert(world.host, guest.uuid, said, Path(snapshot.cfgfile))
+    reverted = revert_operation.revert(world.host, guest.uuid, said, Path(snapshot.cfgfile))
     assert (reverted.name, reverted.domain) == (snapshot.name, guest.name)
     assert before.items() <= tree(world.root).items()
     return snapshot
@@ -155,9 +154,9 @@ class TestWhatIsAskedFor:
         longest = str(world.root / ("x" * 255))
         assert create_and_revert(world, guest, Config("n" * 127, memory_path=longest))
         with pytest.raises(Refused, match="File name too long: choose another name"):
-            operations.create(world.host, "vm1", Config(memory_path=longest + "x"))
+            create_operation.create(world.host, "vm1", Config(memory_path=longest + "x"))
         with pytest.raises(Refused, match="File name too long"):
-            operations.create(world.host, "vm1", Config(memory_path=f"{longest}x/a"))
+            create_operation.create(world.host, "vm1", Config(memory_path=f"{longest}x/a"))
 
     def test_what_no_cfgfile_can_say_is_named(self, world: World) -> None:
         world.guest()
@@ -167,7 +166,7 @@ class TestWhatIsAskedFor:
             (Config(disks=(DiskRequest("xvda", "/\0", "raw"),)), "disk 'xvda': has a NUL in it"),
         ):
             with pytest.raises(ConfigError, match=says):
-                operations.create(world.host, "vm1", wanted)
+                create_operation.create(world.host, "vm1", wanted)
 
     @pytest.mark.parametrize("digits", ["²", "٣", "9" * 5000, "1²"])
     def test_digits_that_are_no_domid_are_a_name(self, digits: str) -> None:
@@ -252,7 +251,7 @@ class TestWhatIsThere:
         path = tmp_path / "-a\nb\udcff"
         if what != "nothing":
             _put(what, path) if what != "empty" else path.touch()
-        status = cli.main([command, "vm1", str(path)])
+        status = app.main([command, "vm1", str(path)])
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("pyxlsnap: ")
@@ -281,7 +280,9 @@ class TestSomebodyElse:
 
     def failing(self, world: World, guest: FakeGuest, shared: Path, victim: Path) -> PyxlsnapError:
         with pytest.raises(PyxlsnapError) as caught:
-            operations.create(world.host, "vm1", Config("snap", memory_path=str(shared / "a")))
+            create_operation.create(
+                world.host, "vm1", Config("snap", memory_path=str(shared / "a"))
+            )
         check_clear(caught.value)
         assert victim.read_text() == "precious"
         assert guest.runs
@@ -359,7 +360,8 @@ class TestMounts:
 def in_own_mounts(act: Callable[[World], None], root: Path) -> None:
     code = (
         "import pathlib, sys, pytest\n"
-        "from tests.unit import fakes, test_hostile\n"
+        "from tests.unit import test_hostile\n"
+        "from tests.unit.support import fakes\n"
         "world = fakes.make_world(pathlib.Path(sys.argv[1]) / 'world', pytest.MonkeyPatch())\n"
         f"test_hostile.{act.__name__}(world)\n"
     )
@@ -382,7 +384,7 @@ def mount(directory: Path, options: str) -> Path:
 def refusal(world: World, wanted: Config) -> str:
     before = tree(world.root)
     with pytest.raises(Refused) as caught:
-        operations.create(world.host, "vm1", wanted)
+        create_operation.create(world.host, "vm1", wanted)
     assert tree(world.root) == before
     return str(caught.value)
 
@@ -401,7 +403,7 @@ def read_only_journal(world: World) -> None:
     guest = world.guest(world.image("xvda"))
     mount(world.root / "journals", "ro,size=1m")
     with pytest.raises(OperationFailed) as caught:
-        operations.create(world.host, "vm1", Config("snap"))
+        create_operation.create(world.host, "vm1", Config("snap"))
     assert f"cannot write in {world.root}/journals: Read-only file system" in str(caught.value)
     assert guest.runs
     assert not world.directory.exists()
@@ -427,7 +429,7 @@ def full_filesystem(world: World) -> None:
     guest.while_suspending = fill
     path = there / "a.save"
     with pytest.raises(OperationFailed) as caught:
-        operations.create(world.host, "vm1", Config("snap", memory_path=str(path)))
+        create_operation.create(world.host, "vm1", Config("snap", memory_path=str(path)))
     assert caught.value.exit_code == 1
     assert "No space left on device" in str(caught.value)
     assert str(path) in str(caught.value)
@@ -442,7 +444,7 @@ def nothing_can_be_written(_: World) -> None:
         subprocess.run(["mount", "--bind", directory, directory], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
     os.chdir("/proc")
-    assert cli.main(["snapshot-create", "vm1"]) == 3  # off Xen: the worker has run
+    assert app.main(["snapshot-create", "vm1"]) == 3  # off Xen: the worker has run
 
 
 class TestForgedMemoryFile:
@@ -507,7 +509,7 @@ class TestForgedMemoryFile:
         world.storage.snapshots["xvda", "snap"] = "then"
         before = tree(world.root)
         try:
-            operations.revert(
+            revert_operation.revert(
                 world.host, "vm1", Config(memory_path=str(memory)), world.root / "a.cfg", force=True
             )
         except PyxlsnapError as error:
@@ -605,7 +607,7 @@ class TestDisks:
     @pytest.mark.parametrize("form", ["qcow2", "raw"])
     def test_what_is_no_absolute_path_is_never_handed_on(self, target: str, form: str) -> None:
         with pytest.raises(Refused, match=r"xvda: its path .* does not begin with /"):
-            disks.strategies([(Disk("xvda", target, form), DiskRequest("xvda"))], DiskTask("s"))
+            registry.strategies([(Disk("xvda", target, form), DiskRequest("xvda"))], DiskTask("s"))
 
     def test_because_qemu_img_would_take_it_for_something_else(self, tmp_path: Path) -> None:
         said = qemu_img("info", "--output=json", 'json:{"driver":"null-co","size":512}')
@@ -637,7 +639,7 @@ class TestDisks:
         qemu_img("create", "-q", "-f", form, disk.target, str(SIZE))
         qemu = Qemu(run_dir, {disk.vdev: disk.target}) if form == "qcow2" else None
         request = DiskRequest("xvda", str(run_dir / "frozen"), form)
-        (strategy,) = disks.strategies([(disk, request)], DiskTask("n" * 100, asked=True))
+        (strategy,) = registry.strategies([(disk, request)], DiskTask("n" * 100, asked=True))
         with open(disk.target, "rb") if qemu is None else _nothing():
             with pytest.raises(Refused, match="choose a shorter name for the snapshot") as caught:
                 strategy.check_create(DOMID)
@@ -703,7 +705,12 @@ class TestSource:
 
     def test_programs_are_run_where_they_are_known_to_be(self) -> None:
         runs = {m for m, name, _ in _calls() if re.fullmatch(r"subprocess\.(run|Popen)", name)}
-        assert runs == {"caller.py", "disks/lvm.py", "disks/qemu.py", "watched.py"}
+        assert runs == {
+            "disks/lvm/commands.py",
+            "disks/qcow2/qemu.py",
+            "monitor/launch.py",
+            "worker/client.py",
+        }
 
     def test_no_text_is_sent_to_the_human_monitor(self) -> None:
         for module, source in _sources():
@@ -712,8 +719,8 @@ class TestSource:
 
     def test_files_are_made_in_few_places_and_never_through_a_link(self) -> None:
         """With O_EXCL; locks and the log, which live on, at least with O_NOFOLLOW."""
-        living = {"freemem.py", "journal.py", "watcher.py"}
-        exclusive = {"files.py", "disks/copying.py"}
+        living = {"guest/dom0_memory.py", "linux/locks.py", "monitor/__main__.py"}
+        exclusive = {"linux/files.py", "disks/copy/content.py"}
         found = set()
         for module, source in _sources():
             # (A set of flags, in an expression that may have a name.)

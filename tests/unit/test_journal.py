@@ -12,17 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyxlsnap.errors import AlreadyExists, Busy, Refused
-from pyxlsnap.journal import DomainLock, Entry, Journal
+from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import Disk, DiskRequest
-from tests.unit.fakes import open_descriptors
+from tests.unit.support.fakes import open_descriptors
 
 UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
 TRY = """
 import sys
 from pathlib import Path
 from pyxlsnap.errors import Busy
-from pyxlsnap.journal import DomainLock
-from tests.unit.fakes import open_descriptors
+from pyxlsnap.linux.locks import DomainLock
+from tests.unit.support.fakes import open_descriptors
 try:
     DomainLock(sys.argv[1], domain="vm1", directory=Path(sys.argv[2]))
 except Busy:

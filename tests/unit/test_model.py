@@ -8,14 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyxlsnap.errors import UsageError
-from pyxlsnap.model import (
-    KEPT_SUFFIX,
-    Disk,
-    DomainConfig,
-    DomainInfo,
-    GuestKind,
-    check_name,
-)
+from pyxlsnap.model import KEPT_SUFFIX, Disk, DomainConfig, DomainInfo, GuestKind, check_name
 
 ALLOWED = string.ascii_letters + string.digits + "_+.@:-"
 LIBXL = """{

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyxlsnap import cfgfile, qmp
-from pyxlsnap.create import Creation
-from pyxlsnap.operations import create
-from pyxlsnap.toolstack import Toolstack
+from pyxlsnap import cfgfile
+from pyxlsnap.create.operation import create
+from pyxlsnap.create.sequence import Creation
+from pyxlsnap.disks.qcow2 import qmp
+from pyxlsnap.xen.toolstack import Toolstack
 
 CHANGES = re.compile(r"os\.(link|symlink|rename|remove|rmdir|mkdir|truncate|ch|set)|subprocess")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

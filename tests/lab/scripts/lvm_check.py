@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyxlsnap.disks import lvm_disks
-from pyxlsnap.disks.lvm import Volume, free_space, is_lvm, is_thin, volumes
-from pyxlsnap.disks.lvm_names import mapped_name
-from pyxlsnap.disks.lvm_thick import LvmThick, needed
-from pyxlsnap.disks.lvm_thin import LvmThin
+from pyxlsnap.disks.lvm import base
+from pyxlsnap.disks.lvm.commands import Volume, free_space, is_lvm, is_thin, volumes
+from pyxlsnap.disks.lvm.names import mapped_name
+from pyxlsnap.disks.lvm.thick import LvmThick, needed
+from pyxlsnap.disks.lvm.thin import LvmThin
+from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
-from pyxlsnap.ports import DiskStrategy, DiskTask
 
 VG = "xlsnap-check"
 FILE = Path("/var/tmp/xlsnap-check.img")
@@ -203,12 +203,12 @@ def check_open(lv: str) -> None:
     create(lv, "open")
     write(lv, "open")
     state = digest(lv)
-    lvm_disks._CLOSED_S = 1.0
+    base._CLOSED_S = 1.0
     with path(lv).open("rb"), refused(DiskError, "still open"):
         strategy(lv, "open").revert()
     assert digest(lv) == state
     assert not any(name.endswith(KEPT_SUFFIX) for name in found())
-    lvm_disks._CLOSED_S = 60.0
+    base._CLOSED_S = 60.0
     run("lvremove", "-f", f"{VG}/{lv}-open")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyxlsnap
 from pyxlsnap import Toolstack
-from pyxlsnap.destroy import destroy
+from pyxlsnap.guest.destroy import destroy
 from tests.host_state import changed, children, host_state, inherited_since
 
 PAUSE_S = 0.05

@@ -64,12 +64,12 @@ class Points:
 
 def watch(points: Points) -> None:
     """Put the points into the code."""
-    from pyxlsnap.create import Creation
-    from pyxlsnap.disks import qcow2_internal
-    from pyxlsnap.domain import Domain
-    from pyxlsnap.revert import Reversion
+    from pyxlsnap.create.sequence import Creation
+    from pyxlsnap.disks.qcow2 import internal
+    from pyxlsnap.revert.sequence import Reversion
+    from pyxlsnap.xen.domain import Domain
 
-    images: Any = qcow2_internal
+    images: Any = internal
 
     def watch_steps(sequence: Any, verb: str) -> None:
         steps = sequence.steps

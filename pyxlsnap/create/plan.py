@@ -1,0 +1,246 @@
+"""What a snapshot will be: from a request and a live domain to a plan that can be printed and run.
+
+Everything that can be known beforehand is checked here, while the guest runs and nothing has
+been touched.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from pyxlsnap import cfgfile
+from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.registry import close_all, default_request, strategies
+from pyxlsnap.errors import AlreadyExists, Refused, UsageError
+from pyxlsnap.guest import checks
+from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.linux.files import refuse_existing, refusing_os_errors
+from pyxlsnap.model import (
+    Disk,
+    DiskRequest,
+    DomainConfig,
+    GuestKind,
+    Metadata,
+    RunState,
+    SnapshotConfig,
+    check_name,
+)
+from pyxlsnap.monitor.launch import loses_monitor
+from pyxlsnap.results import Plan, PlannedDisk
+
+# Careful guesses for the expected downtime, natively: the last pass of a live save with what
+# follows it, the rate at which a suspended domain's memory is written, and the resume.
+_LAST_PASS_S = 0.3
+_SAVED_KB_PER_S = 256 * 1024
+_RESUME_S = 0.1
+
+SNAPSHOT_DIR = Path("/var/lib/xen/snapshots")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreatePlan:
+    """A snapshot that can be taken."""
+
+    guest: Guest = field(repr=False)
+    config: DomainConfig = field(repr=False)
+    metadata: Metadata
+    live: bool
+    #: the domain's memory, KiB
+    memory_kb: int
+    memory_path: Path
+    cfgfile: Path
+    cfgfile_text: str
+    #: the host paths of all the disks that the domain has
+    targets: tuple[str, ...]
+    #: the disks in it, in the order of ``metadata.disks``
+    devices: tuple[Disk, ...]
+    strategies: tuple[DiskStrategy, ...]
+    #: disks that will not be in it, each with the reason
+    left_out: dict[str, str]
+    warnings: tuple[str, ...]
+    #: whoever acts on the guest's shutdowns will leave when it is suspended
+    loses_monitor: bool = False
+
+    @property
+    def paused(self) -> bool:
+        """Its owner has paused the domain, and it will be paused afterwards."""
+        return self.metadata.state is RunState.PAUSED
+
+    @property
+    def seconds_suspended(self) -> float:
+        """How long the domain is expected to stand still, roughly."""
+        memory = _LAST_PASS_S if self.live else self.memory_kb / _SAVED_KB_PER_S
+        return memory + _RESUME_S + sum(s.expected_seconds() for s in self.strategies)
+
+    def refuse_slow(self, max_downtime: float) -> None:
+        """:raises Refused: the domain is expected to stand still for longer."""
+        if self.seconds_suspended <= max_downtime:
+            return
+        disks = max(self.strategies, key=lambda s: s.expected_seconds(), default=None)
+        slowest = disks.expected_seconds() if disks else 0.0
+        if not self.live and self.seconds_suspended - slowest > max_downtime:
+            way_out = "take it with --live"
+        elif disks and slowest > _LAST_PASS_S:
+            way_out = f"most of that is for {', '.join(disks.vdevs)} ({disks.kind})"
+        else:
+            way_out = "that is as short as it can be"
+        raise Refused(
+            f"{self.guest.name} is expected to stand still for {self.seconds_suspended:.1f} s, and "
+            f"{max_downtime:g} s were allowed: {way_out}"
+        )
+
+    def summary(self) -> Plan:
+        """The plan as a plain value."""
+        return Plan(
+            operation="create",
+            name=self.metadata.name,
+            domain=self.guest.name,
+            uuid=self.guest.uuid,
+            memory_path=str(self.memory_path),
+            cfgfile=str(self.cfgfile),
+            live=self.live,
+            state=self.metadata.state,
+            disks=tuple(
+                PlannedDisk(disk.vdev, disk.target, self.metadata.kinds[disk.vdev], request.path)
+                for disk, request in zip(self.devices, self.metadata.disks, strict=True)
+            ),
+            left_out=self.left_out,
+            warnings=self.warnings,
+            seconds_suspended=self.seconds_suspended,
+        )
+
+    def close(self) -> None:
+        """Let go of the connections that planning made."""
+        close_all(self.strategies)
+
+
+@refusing_os_errors()
+def plan_create(
+    host: Host,
+    guest: Guest,
+    wanted: SnapshotConfig,
+    *,
+    live: bool = False,
+    directory: Path | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> CreatePlan:
+    """Plan a snapshot of a running guest. Changes nothing.
+
+    :param wanted: what the cfgfile says; what it leaves out is filled in.
+    :param directory: where snapshots go that name no memory file.
+    :param check: called again and again by what takes long, also when the plan is run; what it
+        raises ends that.
+    :raises UsageError: the name or a path will not do.
+    :raises Refused: the guest, a disk or the host does not allow it.
+    """
+    cfgfile.render(wanted)  # whatever no cfgfile can say has not come out of one
+    created = int(time.time())
+    name = check_name(wanted.name or generated_name(created))
+    state = checks.run_state(guest)
+    config, targets = guest.config(), guest.disk_targets()
+    checks.refuse_config(config, guest)
+    if live:
+        checks.refuse_live(host, config, guest)
+    chosen, left_out, warnings = _choose_disks(config, wanted.disks, name)
+    checks.refuse_shared(host, guest, [d for d, _ in chosen])
+    memory_path = _memory_path(wanted, (directory or SNAPSHOT_DIR) / guest.uuid, name)
+    cfg = memory_path.parent / f"{name}.cfg"
+    refuse_existing(memory_path)
+    if os.path.lexists(cfg):
+        raise AlreadyExists(
+            f"{cfg} exists, and our cfgfile would go there: choose another name, or another "
+            f"directory for memory_path",
+            where=str(cfg),
+        )
+    requests = tuple(request for _, request in chosen)
+    _refuse_same_place(requests, memory_path, cfg)
+    complete = SnapshotConfig(name, wanted.description, str(memory_path), requests)
+    memory_kb = guest.info().memory_kb
+    checks.refuse_full(memory_path.parent, memory_kb)
+    inactive = live and config.kind is GuestKind.HVM
+    task = DiskTask(name, inactive=inactive, asked=wanted.disks is not None, check=check)
+    found = strategies(chosen, task)
+    plan = CreatePlan(
+        guest=guest,
+        config=config,
+        metadata=Metadata(
+            name=name,
+            description=wanted.description or "",
+            created=created,
+            state=state,
+            disks=requests,
+            versions=checks.versions(host),
+            kinds={vdev: strategy.kind for strategy in found for vdev in strategy.vdevs},
+        ),
+        live=live,
+        memory_kb=memory_kb,
+        memory_path=memory_path,
+        cfgfile=cfg,
+        cfgfile_text=cfgfile.render(complete),
+        targets=targets,
+        devices=tuple(disk for disk, _ in chosen),
+        strategies=found,
+        left_out=left_out,
+        warnings=tuple(warnings),
+        loses_monitor=loses_monitor(host, guest),
+    )
+    try:
+        for strategy in plan.strategies:
+            strategy.check_create(guest.domid)
+        checks.wait_for_frontends(guest, check=check)
+    except BaseException:
+        plan.close()
+        raise
+    return plan
+
+
+def generated_name(created: float) -> str:
+    """What a snapshot is called that nobody has named: after the time."""
+    return datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S")
+
+
+def _choose_disks(
+    config: DomainConfig, wanted: Sequence[DiskRequest] | None, name: str
+) -> tuple[list[tuple[Disk, DiskRequest]], dict[str, str], list[str]]:
+    """The disks to snapshot, those left out (with the reason), and warnings."""
+    writable = [d for d in config.disks if not d.left_out]
+    left_out = {d.vdev: d.left_out for d in config.disks if d.left_out}
+    if wanted is None:
+        return [(d, default_request(d, name)) for d in writable], left_out, []
+    by_vdev = {d.vdev: d for d in config.disks}
+    unknown = [r.vdev for r in wanted if r.vdev not in by_vdev]
+    if unknown:
+        has = ", ".join(by_vdev) or "none"
+        raise UsageError(f"{config.name} has no disk {', '.join(unknown)} (its disks: {has})")
+    named = {r.vdev for r in wanted}
+    forgotten = [d.vdev for d in writable if d.vdev not in named]
+    left_out |= dict.fromkeys(forgotten, "not named in the cfgfile")
+    warnings = [f"{v} is not in the snapshot: reverting it will be risky" for v in forgotten]
+    return [(by_vdev[r.vdev], r) for r in wanted], left_out, warnings
+
+
+def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: Path) -> None:
+    """:raises UsageError: two things of the snapshot would have the same path."""
+    places: dict[str, list[str]] = {}
+    for request in requests:
+        if request.path:
+            places.setdefault(os.path.realpath(request.path), []).append(request.vdev)
+    for path, what in ((memory_path, "the memory file"), (cfg, "the cfgfile")):
+        places.setdefault(os.path.realpath(path), []).append(what)
+    for place, found in places.items():
+        if len(found) > 1:
+            raise UsageError(
+                f"{' and '.join(found)} would be in one place, {place}: give each its own"
+            )
+
+
+def _memory_path(wanted: SnapshotConfig, directory: Path, name: str) -> Path:
+    path = Path(wanted.memory_path) if wanted.memory_path else directory / f"{name}.save"
+    if not path.is_absolute():
+        path = Path.cwd() / path
+    if wanted.memory_path and not path.parent.is_dir():
+        raise Refused(f"memory_path {path}: there is no directory {path.parent}: make it first")
+    return path

@@ -1,0 +1,356 @@
+"""Taking a snapshot: the sequence, readable from top to bottom in :meth:`Creation.steps`.
+
+The guest is suspended from the end of ``suspend`` to ``resume``; what happens in between is only
+what makes the snapshot consistent.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+from pyxlsnap import cfgfile
+from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.create.files import SnapshotFiles
+from pyxlsnap.create.paused import Unpauser
+from pyxlsnap.create.plan import CreatePlan
+from pyxlsnap.errors import (
+    Aborted,
+    DomainNotFound,
+    GuestTimeout,
+    Interrupted,
+    NeedsAttention,
+    OperationFailed,
+    PyxlsnapError,
+)
+from pyxlsnap.guest import checks
+from pyxlsnap.guest.protocols import StartMonitor
+from pyxlsnap.hooks import Hook, Moment
+from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.linux.files import is_full
+from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.monitor.launch import keep_watched
+from pyxlsnap.results import Artefact, OnProgress, Progress, Snapshot, Step
+from pyxlsnap.text import command
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_WRITING = ("header", "suspend", "memory file", "cfgfile")
+# An abort comes from nobody else: it is the token's way through libxl.
+_INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
+
+
+class Creation:
+    """One run of a :class:`~pyxlsnap.create.plan.CreatePlan`."""
+
+    def __init__(
+        self,
+        plan: CreatePlan,
+        journal: Journal,
+        *,
+        on_progress: OnProgress = lambda _: None,
+        cancel: Cancel | None = None,
+        before_suspend: Hook = lambda _: None,
+        start_monitor: StartMonitor | None = None,
+    ) -> None:
+        self._plan = plan
+        self._guest = plan.guest
+        self._journal = journal
+        self._on_progress = on_progress
+        self._cancel = cancel or Cancel()
+        self._before_suspend = before_suspend
+        self._start_monitor = start_monitor
+        self._files = SnapshotFiles(plan)
+        self._cleanups: list[Callable[[], list[str]]] = []
+        self._journal_is_ours = False
+        self._suspend_began = False
+        self._memory_complete = False
+        self._disks_done = False
+        self._resumed = False
+        self._suspended_at = 0.0
+        self._seconds_suspended = 0.0
+        self._seconds_unpaused = 0.0
+        self._seconds: dict[str, float] = {}
+
+    def steps(self) -> list[Step]:
+        """The sequence. A step that fails is undone, and so are those before it."""
+        return [
+            ("journal", self._write_journal),
+            ("header", self._write_header),
+            ("prepare disks", self._prepare_disks),
+            ("before suspend", self._tell_before_suspend),
+            ("suspend", self._suspend),
+            ("disk snapshots", self._snapshot_disks),
+            ("resume", self._resume),
+            ("finish disks", self._finish_disks),
+            ("memory file", self._publish_memory),
+            ("cfgfile", self._write_cfgfile),
+        ]
+
+    def run(self) -> Snapshot:
+        """Do all steps, or undo those that were done.
+
+        On failure: see :func:`pyxlsnap.create.operation.create`; the guest is resumed before
+        anything else is undone.
+        """
+        step = ""
+        try:
+            for step, do in self.steps():
+                self._cancel.check()
+                log.debug("%s: %s", self._guest, step)
+                begun = time.monotonic()
+                do()
+                self._seconds[step] = time.monotonic() - begun
+        except BaseException as cause:
+            raise self._undo(step, cause) from cause
+        warnings = self._keep_watched()
+        self._journal.clear()
+        return self._result(warnings)
+
+    def _suspending(self, progress: Progress) -> None:
+        """Pass progress on; libxl tells here when the guest stops running."""
+        if progress.phase == "domain now suspended":
+            self._suspended_at = time.monotonic()
+        self._on_progress(progress)
+
+    def _write_journal(self) -> None:
+        plan = self._plan
+        entry = Entry(
+            operation="create",
+            uuid=self._guest.uuid,
+            domid=self._guest.domid,
+            domain=self._guest.name,
+            paused=plan.paused,
+            monitor=plan.loses_monitor and self._start_monitor is not None,
+            name=plan.metadata.name,
+            temporary=(str(self._files.temporary), str(self._files.temporary_cfgfile)),
+            directories=tuple(map(str, self._files.directories)),
+            memory_path=str(plan.memory_path),
+            cfgfile=str(plan.cfgfile),
+            disks=plan.metadata.disks,
+            devices=plan.devices,
+            disk_state={k: v for s in plan.strategies for k, v in s.state().items()},
+            kinds=dict(plan.metadata.kinds),
+            started=time.time(),
+        )
+        self._journal.write(entry)
+        self._journal_is_ours = True
+
+    def _write_header(self) -> None:
+        self._cleanups.append(self._files.discard)
+        self._files.begin()
+
+    def _prepare_disks(self) -> None:
+        checks.notice_change(self._guest, paused=self._plan.paused)
+        for strategy in self._plan.strategies:
+            self._cleanups.append(strategy.undo_create)
+            strategy.prepare()
+
+    def _tell_before_suspend(self) -> None:
+        guest = self._guest
+        self._before_suspend(Moment(guest.name, guest.domid, guest.uuid, self._plan.metadata.state))
+
+    def _suspend(self) -> None:
+        checks.notice_change(self._guest, paused=self._plan.paused)
+        fd = self._files.fileno()
+        live = self._plan.live
+        unpauser = Unpauser(self._guest, live=live) if self._plan.paused else None
+        with unpauser or nullcontext(), self._cancel.armed(self._guest.abort):
+            self._suspend_began = True
+            self._guest.suspend(fd, live=live, on_progress=self._suspending)
+        self._memory_complete = True
+        self._seconds_unpaused = unpauser.seconds if unpauser else 0.0
+
+    def _snapshot_disks(self) -> None:
+        checks.notice_disks(self._guest, self._plan.targets)
+        for strategy in self._plan.strategies:
+            self._check_suspended()
+            strategy.create()
+        self._disks_done = True
+
+    def _resume(self) -> None:
+        self._check_suspended()
+        self._guest.resume(paused=self._plan.paused)
+        if self._suspended_at:
+            self._seconds_suspended = time.monotonic() - self._suspended_at
+        self._resumed = True
+        self._on_progress(Progress("resumed"))
+
+    def _check_suspended(self) -> None:
+        """Whoever resumes it now has let it write: memory and disks do not belong together."""
+        if not self._guest.check_same().suspended:
+            name = self._guest.name
+            raise OperationFailed(f"somebody else has resumed {name}", step="suspended")
+
+    def _finish_disks(self) -> None:
+        for strategy in self._plan.strategies:
+            strategy.finish_create()
+
+    def _publish_memory(self) -> None:
+        self._cleanups.append(self._files.withdraw)
+        self._files.publish_memory(self._cancel.check)
+
+    def _write_cfgfile(self) -> None:
+        self._files.publish_cfgfile(self._plan.cfgfile_text)
+
+    def _keep_watched(self) -> list[str]:
+        """A warning if nobody acts on the guest's shutdowns any more, and somebody did."""
+        if not (self._plan.loses_monitor and self._suspend_began):
+            return []
+        return keep_watched(self._start_monitor, self._guest.name, self._guest.uuid)
+
+    # When something fails
+
+    def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
+        """Guest first, then files. Returns the error to raise."""
+        what = _describe(step, cause, self._guest.name, self._plan.memory_path)
+        log.info("%s; undoing", what)  # the error says the same
+        undone: list[str] = []
+        left: list[str] = []
+        unwatched: list[str] = []
+        try:
+            _in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
+        except DomainNotFound as e:
+            left.append(f"{e}: somebody else has destroyed it")
+        except GuestTimeout as e:  # it runs, but nobody knows for how long
+            left.append(str(e))
+        except BaseException as e:  # a bug is no reason to delete the guest's only copy
+            return self._keep_everything(step, what, e)
+        else:
+            self._tell_resumed()
+            unwatched = self._keep_watched()
+            if self._start_monitor:  # it was to be otherwise
+                left += unwatched
+        for cleanup in reversed(self._cleanups):
+            try:
+                undone += _in_spite_of_ctrl_c(cleanup)
+            except BaseException as e:  # whatever it is, the next one is still to be done
+                left.append(str(e) or type(e).__name__)
+        if left:
+            return NeedsAttention(
+                f"{what}; left: {'; '.join(left)}",
+                step=step,
+                undone=undone,
+                left=left,
+                finish=f"pyxlsnap snapshot-recover {self._guest.uuid}",
+            )
+        if self._journal_is_ours:
+            self._journal.clear()
+        # (An abort may also show as another failure of libxl.)
+        interrupted = isinstance(cause, _INTERRUPTED) or self._cancel.is_set()
+        cls = Interrupted if interrupted else OperationFailed
+        but = "".join(f", but {line}" for line in unwatched)
+        return cls(f"{what}; everything is as before{but}", step=step, undone=undone)
+
+    def _bring_guest_back(self, undone: list[str]) -> None:
+        if not self._suspend_began or self._resumed:
+            return
+        for strategy in self._plan.strategies:
+            strategy.settle()
+        if self._memory_complete:  # it is suspended, or has been resumed
+            resumed = self._guest.ensure_running(
+                settle_s=0.0, request_s=0.0, paused=self._plan.paused
+            )
+        else:  # it may yet suspend
+            resumed = self._guest.ensure_running(paused=self._plan.paused)
+        if resumed:
+            undone.append(f"resumed {self._guest.name}")
+
+    def _tell_resumed(self) -> None:
+        """Whoever waits for the guest to run again need not wait for the rest of the undo."""
+        try:
+            self._on_progress(Progress("resumed"))
+        except Exception:
+            log.exception("the progress callback failed")
+
+    def _keep_everything(self, step: str, what: str, error: BaseException) -> PyxlsnapError:
+        """The guest cannot be resumed: memory file and disks are its only copy.
+
+        Without disk snapshots the disks themselves are those of the instant, as long as it stays
+        suspended: the cfgfile then names none, and the revert leaves them alone.
+        """
+        left = [
+            f"{self._guest} is suspended and cannot be resumed ({error or type(error).__name__})"
+        ]
+        finish = f"pyxlsnap snapshot-recover {self._guest.uuid}"
+        if self._memory_complete:
+            try:
+                self._files.publish_memory()
+                finish = self._write_way_back()
+                self._journal.clear()
+            except (PyxlsnapError, OSError) as e:
+                left.append(f"its memory is in {self._files.memory} ({e})")
+        self._files.close()
+        return NeedsAttention(
+            f"{what}; {'; '.join(left)}; nothing was deleted", step=step, left=left, finish=finish
+        )
+
+    def _write_way_back(self) -> str:
+        """Write the cfgfile; returns the command that makes the domain anew."""
+        plan, meta = self._plan, self._plan.metadata
+        words = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
+        if self._disks_done:
+            self._files.publish_cfgfile(plan.cfgfile_text)
+            return command(words)
+        without = SnapshotConfig(meta.name, meta.description, str(plan.memory_path), disks=())
+        self._files.publish_cfgfile(cfgfile.render(without))
+        return command([*words, "--force"])
+
+    def _result(self, warnings: list[str]) -> Snapshot:
+        plan, meta = self._plan, self._plan.metadata
+        files = [
+            Artefact(kind, str(path), command(["rm", str(path)]))
+            for kind, path in (("memory file", plan.memory_path), ("cfgfile", plan.cfgfile))
+        ]
+        disks, unsaid = self._disk_artefacts()
+        return Snapshot(
+            name=meta.name,
+            domain=self._guest.name,
+            domid=self._guest.domid,
+            uuid=self._guest.uuid,
+            live=plan.live,
+            memory_path=str(plan.memory_path),
+            cfgfile=str(plan.cfgfile),
+            artefacts=(*files, *disks),
+            left_out=plan.left_out,
+            warnings=(*plan.warnings, *warnings, *unsaid),
+            state=meta.state,
+            seconds_suspended=self._seconds_suspended,
+            seconds_unpaused=self._seconds_unpaused,
+            seconds=self._seconds,
+        )
+
+    def _disk_artefacts(self) -> tuple[list[Artefact], list[str]]:
+        """What the strategies made, and of those that cannot tell, why: that is no failure."""
+        found: list[Artefact] = []
+        unsaid: list[str] = []
+        for strategy in self._plan.strategies:
+            try:
+                found += strategy.artefacts(self._guest.name)
+            except Exception as e:
+                vdevs = ", ".join(strategy.vdevs)
+                unsaid.append(f"{vdevs}: {strategy.kind} cannot say where it is: {e}")
+        return found, unsaid
+
+
+def _in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:
+    """An undo runs to its end: what was interrupted is done again."""
+    try:
+        return do()
+    except KeyboardInterrupt:
+        return do()
+
+
+def _describe(step: str, cause: BaseException, domain: str, memory: Path) -> str:
+    if isinstance(cause, _INTERRUPTED):
+        return f"the snapshot of {domain} was interrupted ({step})"
+    said = str(cause) or type(cause).__name__
+    if isinstance(cause, OSError) and not isinstance(cause, PyxlsnapError):
+        said = f"{cause.filename or memory}: {cause.strerror or cause}"
+    if step in _WRITING and is_full(memory.parent):  # libxl does not always say so
+        said += f"; {memory.parent} is full: make room, or name another place with memory_path"
+    return f"the snapshot of {domain} failed ({step}): {said}"

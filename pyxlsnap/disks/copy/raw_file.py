@@ -1,0 +1,192 @@
+"""Raw files, served by blkback over a loop device or by QEMU: the snapshot is a copy of the file.
+
+Where the filesystem can share blocks between files the copy is a reflink, taken at once. Elsewhere
+the guest stands still while it is copied, which only happens on request.
+"""
+
+import os
+from pathlib import Path
+
+from pyxlsnap.disks.copy.content import (
+    BYTES_PER_S,
+    Space,
+    can_reflink,
+    copy_attributes,
+    copy_file,
+    drained,
+    drop_kept,
+    kept_path,
+    mib,
+    new_file,
+    os_errors,
+    refuse_full,
+    refuse_long_kept,
+    released,
+    users,
+)
+from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
+from pyxlsnap.errors import Refused
+from pyxlsnap.linux.files import (
+    NewFile,
+    open_regular,
+    refuse_existing,
+    sync_directory,
+    temporary_name,
+)
+from pyxlsnap.model import Disk, DiskRequest
+
+
+def default_request(disk: Disk, name: str) -> DiskRequest:
+    """What is meant where nothing was said of a raw file: a copy beside it."""
+    return DiskRequest(disk.vdev, f"{disk.target}.{name}", "raw")
+
+
+class RawFile(CopyStrategy):
+    """All raw files of an operation. See :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
+
+    kind = "raw file"
+
+    # create
+
+    def check_create(self, domid: int) -> None:
+        for file in self._files:
+            _check_request(file)
+            with (
+                os_errors(file.disk, file.target, refuse=True),
+                open_regular(file.target) as source,
+            ):
+                self._check_copy(file, source.fileno())
+        wanted = [Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files]
+        refuse_full([space for space in wanted if space.size])
+
+    def _check_copy(self, file: SnapshotFile, source: int) -> None:
+        vdev = file.disk.vdev
+        refuse_existing(file.path)
+        refuse_long_kept(file.disk, file.target, self._task.name)
+        if not users(file.target):
+            raise Refused(
+                f"{vdev}: nobody has {file.target} open, so it is not the file that the guest "
+                f"uses: was another put in its place? Restart the guest, or leave {vdev} out"
+            )
+        file.reflink, file.to_copy = _how_to_copy(file.disk, source, source, file.path)
+        if file.to_copy and not self._task.asked:
+            raise Refused(
+                f"{vdev}: {file.target} is on a filesystem that cannot share blocks between files, "
+                f"and the guest would stand still for some {file.to_copy / BYTES_PER_S:.0f} s, "
+                f"while {mib(file.to_copy)} MiB are copied: to accept that, name the disk with a "
+                f"path in a cfgfile ('{file.path},raw,{vdev}'); else leave it out, or convert it "
+                f"to qcow2"
+            )
+
+    def prepare(self) -> None:
+        for file in self._files:
+            with os_errors(file.disk, file.target), open_regular(file.target) as source:
+                file.make(like=source.fileno())
+                os.fsync(source.fileno())  # so that little is left for the window
+
+    def create(self) -> None:
+        for file in self._files:
+            drained(file.disk, file.target)
+            with os_errors(file.disk, file.target), open_regular(file.target) as source:
+                # What a loop device was given is in its file's page cache. A reflink flushes that,
+                # too; a copy finds holes by what the filesystem knows of.
+                os.fsync(source.fileno())
+                copy_file(source.fileno(), file.fd, reflink=file.reflink, check=self._task.check)
+
+    # revert
+
+    def check_revert(self) -> None:
+        wanted = []
+        for file in self._files:
+            _check_request(file)
+            with os_errors(file.disk, file.path, refuse=True), open_regular(file.path) as snapshot:
+                if not os.fstat(snapshot.fileno()).st_size:
+                    raise Refused(
+                        f"{file.disk.vdev}: the disk snapshot {file.path} is empty: put a whole "
+                        f"copy of it there, or take another snapshot"
+                    )
+                wanted.append(self._check_put_back(file, snapshot.fileno()))
+        refuse_full([space for space in wanted if space.size])
+
+    def _check_put_back(self, file: SnapshotFile, snapshot: int) -> Space:
+        with os_errors(file.disk, file.target, refuse=True), open_regular(file.target) as present:
+            if os.path.sameopenfile(present.fileno(), snapshot):
+                raise Refused(
+                    f"{file.disk.vdev}: {file.path} is the disk, not a snapshot of it: name the "
+                    f"snapshot in the cfgfile"
+                )
+            _, size = _how_to_copy(file.disk, snapshot, present.fileno(), self._temporary(file))
+            refuse_long_kept(file.disk, file.target, self._task.name)
+            probe = temporary_name(self._temporary(file))
+            os.link(file.target, probe, follow_symlinks=False)
+            probe.unlink()
+        return Space(file.disk, file.path, size, file.target.parent)
+
+    def revert(self) -> None:
+        """Put a copy of the snapshot in the place of the disk, which is kept under another name.
+
+        A kept one that is there already was kept by a run of this that was interrupted, and stays.
+
+        :raises DiskError: somebody has a disk in use; nothing was written then.
+        """
+        for file in self._files:
+            released(file.disk, file.target)
+        for file in self._files:
+            with os_errors(file.disk, file.target):
+                self._put_back(file)
+
+    def _put_back(self, file: SnapshotFile) -> None:
+        kept, temporary = self._kept(file), self._temporary(file)
+        if not os.path.lexists(kept):
+            os.link(file.target, kept, follow_symlinks=False)
+            sync_directory(kept.parent)
+        # A name that is known, so that a run that was killed leaves nothing big behind for ever.
+        temporary.unlink(missing_ok=True)
+        try:
+            _copy(file.path, temporary, like=file.target)
+            os.rename(temporary, file.target)
+            sync_directory(file.target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def finish_revert(self, domid: int) -> list[str]:
+        return drop_kept(map(self._kept, self._files))
+
+    def _kept(self, file: SnapshotFile) -> Path:
+        return kept_path(file.target, self._task.name)
+
+    def _temporary(self, file: SnapshotFile) -> Path:
+        return file.target.with_name(f".{self._kept(file).name}")
+
+
+def _check_request(file: SnapshotFile) -> None:
+    if not file.request.path:
+        vdev = file.disk.vdev
+        raise Refused(
+            f"{vdev}: a raw file cannot hold a snapshot inside: give a path: '/path,raw,{vdev}'"
+        )
+    file.check_request()
+
+
+def _how_to_copy(disk: Disk, source: int, like: int, path: Path) -> tuple[bool, int]:
+    """Try with a file beside ``path``: whether a reflink works, and how much is to be copied else.
+
+    :raises Refused: there cannot be such a file.
+    """
+    with NewFile(path) as probe, os_errors(disk, probe.temporary, refuse=True):
+        copy_attributes(like, probe.fileno())
+        if can_reflink(source, probe.fileno()):
+            return True, 0
+    return False, os.fstat(source).st_blocks * 512
+
+
+def _copy(path: Path, new: Path, *, like: Path) -> None:
+    """Copy a file, durably, and give it the owner, mode and attributes of another."""
+    with (
+        open_regular(path) as source,
+        open_regular(like) as attributes,
+        new_file(new) as copy,
+    ):
+        copy_attributes(attributes.fileno(), copy)
+        copy_file(source.fileno(), copy, reflink=can_reflink(source.fileno(), copy))
+        os.fsync(copy)

@@ -1,0 +1,193 @@
+"""Disks whose snapshot is a copy in a file: what raw files and block devices have in common.
+
+The file of a snapshot has its final name from the beginning: the name was free when the journal was
+written, and the file bears a token that is in the journal, so that whoever undoes the snapshot, be
+it in another process, knows it.
+"""
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pyxlsnap.disks.copy.content import (
+    BYTES_PER_S,
+    MARK,
+    copy_attributes,
+    open_new,
+    os_errors,
+    set_attribute,
+)
+from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
+from pyxlsnap.linux.files import sync_directory
+from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
+from pyxlsnap.results import Artefact
+from pyxlsnap.text import command
+
+
+class SnapshotFile:
+    """One disk, and the file that its content is copied into."""
+
+    def __init__(self, disk: Disk, request: DiskRequest) -> None:
+        self.disk, self.request = disk, request
+        #: where the disk's path really leads to
+        self.target = Path(os.path.realpath(disk.target))
+        self.path = Path(request.path)
+        #: the copy will be a reflink; else so many bytes will be copied
+        self.reflink, self.to_copy = False, 0
+        self.token = secrets.token_hex(16)
+        self._fd = -1
+        self._made: tuple[int, int] | None = None
+        self._began: float | None = None
+
+    @property
+    def fd(self) -> int:
+        """The file, open for writing between :meth:`make` and :meth:`finish`."""
+        if self._fd < 0:
+            raise DiskError(f"{self.path} was not prepared", vdev=self.disk.vdev)
+        return self._fd
+
+    def check_request(self) -> None:
+        """:raises Refused: the file cannot be what it has to be, whatever is on the host."""
+        vdev, path = self.disk.vdev, self.request.path
+        if self.request.format not in ("", "raw"):
+            raise Refused(
+                f"{vdev}: the copy of a raw disk is raw, not {self.request.format}: write "
+                f"'{path},raw,{vdev}'"
+            )
+        for name in (path, self.disk.target):
+            if not Path(name).is_absolute():
+                raise Refused(f"{vdev}: the path {name} must be absolute: write it from / on")
+        if path.endswith(KEPT_SUFFIX):
+            raise Refused(
+                f"{vdev}: under a name that ends in {KEPT_SUFFIX!r} a revert keeps a disk, and "
+                f"deletes it in the end: choose another than {path}"
+            )
+
+    def make(self, like: int | None = None) -> None:
+        """Make the file, empty; with owner, mode and attributes of ``like``, if given.
+
+        :raises AlreadyExists: its name has been taken meanwhile.
+        """
+        with os_errors(self.disk, self.path):
+            try:
+                self._fd = open_new(self.path)
+            except FileExistsError as e:
+                raise AlreadyExists(
+                    f"{self.path} exists: choose another name", where=str(self.path)
+                ) from e
+            self._made = _identity(os.fstat(self._fd))
+            set_attribute(self._fd, MARK, self.token.encode())
+            if like is not None:
+                copy_attributes(like, self._fd)
+
+    def finish(self) -> None:
+        """Make the file read-only, and durable: slow, if it is big."""
+        with os_errors(self.disk, self.path):
+            os.fchmod(self.fd, stat.S_IMODE(os.fstat(self.fd).st_mode) & ~0o222)
+            os.fsync(self.fd)
+            sync_directory(self.path.parent)
+        self.close()
+
+    def adopt(self, token: str, began: float) -> None:
+        """Stand for the object of a process that is dead."""
+        self.token, self._began = token, began
+
+    def undo(self) -> list[str]:
+        """Remove the file if it is the one that was made."""
+        self.close()
+        with os_errors(self.disk, self.path):
+            if not self._is_ours():
+                return []
+            os.unlink(self.path)
+        return [f"removed {self.path}"]
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _is_ours(self) -> bool:
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        if self._made:
+            return _identity(found) == self._made
+        if self._began is None or not stat.S_ISREG(found.st_mode):
+            return False
+        try:
+            return os.getxattr(self.path, MARK, follow_symlinks=False) == self.token.encode()
+        except OSError as e:
+            # Without attributes the time must do; with them only an empty file can lack the token.
+            unmarked = e.errno == errno.ENOTSUP or (e.errno == errno.ENODATA and not found.st_size)
+            # A filesystem's clock is some milliseconds behind.
+            return unmarked and found.st_ctime >= self._began - 1
+
+
+class CopyStrategy:
+    """Disks whose snapshot is a copy in a file: how such a file comes, stays and goes.
+
+    See :class:`pyxlsnap.disks.protocol.DiskStrategy`.
+    """
+
+    kind = "copy"
+
+    def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
+        self._task = task
+        self._files = tuple(SnapshotFile(disk, request) for disk, request in disks)
+        self.vdevs = tuple(f.disk.vdev for f in self._files)
+
+    def expected_seconds(self) -> float:
+        return sum(f.to_copy for f in self._files) / BYTES_PER_S
+
+    def state(self) -> dict[str, str]:
+        return {f"{f.disk.vdev} token": f.token for f in self._files}
+
+    def finish_create(self) -> None:
+        for file in self._files:
+            file.finish()
+
+    def settle(self) -> None:
+        """Nothing of the guest's own was touched: it may run at any time."""
+
+    def undo_create(self) -> list[str]:
+        undone: list[str] = []
+        left: list[DiskError] = []
+        for file in self._files:
+            try:
+                undone += file.undo()
+            except DiskError as e:
+                left.append(e)
+        if len(left) > 1:
+            raise PyxlsnapError("; ".join(map(str, left)))
+        if left:
+            raise left[0]
+        return undone
+
+    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+        for file in self._files:
+            file.adopt(state.get(f"{file.disk.vdev} token", ""), began)
+
+    def artefacts(self, domain: str) -> list[Artefact]:
+        return [
+            Artefact(
+                kind="disk snapshot",
+                where=f"{f.path} ({f.disk.vdev}; {'reflink copy' if f.reflink else 'copy'})",
+                delete=command(["rm", str(f.path)]),
+                vdev=f.disk.vdev,
+            )
+            for f in self._files
+        ]
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return (found.st_dev, found.st_ino)

@@ -1,0 +1,244 @@
+"""What thin and thick LVM volumes have in common: names, the snapshot itself, its undo.
+
+What we make is known by a tag: :data:`TAG` for people (``lvs @pyxlsnap``), one that says which
+volume it is of, and one with a token that only this operation knows, so that the undo takes back
+what this operation made and nothing else.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes
+from pyxlsnap.disks.lvm.names import Place, device_path, place
+from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.errors import AlreadyExists, DiskError, Refused
+from pyxlsnap.linux.processes import holders, process_text
+from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.results import Artefact
+from pyxlsnap.text import quote
+
+log = logging.getLogger(__name__)
+
+TAG = "pyxlsnap"
+#: followed by the name of the volume that a snapshot is of
+OF_TAG = f"{TAG}.of="
+
+_CLOSED_S = 60.0
+_WINDOW_S = 60.0  # the guest waits, too
+_POLL_S = 0.5
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """What fails while nothing has been tried yet is a refusal."""
+    try:
+        yield
+    except DiskError as e:
+        raise Refused(str(e)) from e
+
+
+class LvmDisks:
+    """The LVM disks of an operation. See :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
+
+    kind = "LVM"
+    #: how ``lvcreate -s`` is to make such a snapshot
+    options: tuple[str, ...] = ()
+    #: how long that takes, for each disk
+    seconds: float = 0.0
+
+    def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
+        self._places = [place(disk, request, task.name) for disk, request in disks]
+        self.vdevs = tuple(p.vdev for p in self._places)
+        self._targets = {disk.vdev: disk.target for disk, _ in disks}
+        self._tokens = {vdev: secrets.token_hex(8) for vdev in self.vdevs}
+        self._begun = False
+        self._sizes: dict[str, int] = {}
+
+    # create
+
+    def check_create(self, domid: int) -> None:
+        with refusing():
+            origins = [(p, self._check_origin(p, volumes(p.vdev, p.vg))) for p in self._places]
+            self._check_twice()
+            self.check_room(origins)
+        self._sizes = {p.vdev: origin.size for p, origin in origins}
+
+    def _check_origin(self, at: Place, found: Mapping[str, Volume]) -> Volume:
+        origin = found.get(at.lv)
+        if origin is None:
+            raise Refused(
+                f"{at.vdev}: there is no volume {at.full(at.lv)} (see `lvs {at.vg}`): was it "
+                f"renamed? Correct the domain's configuration"
+            )
+        if origin.merging:
+            raise Refused(
+                f"{at.vdev}: a snapshot is being merged into {at.full(at.lv)}: wait until that has "
+                f"ended (`lvs -a {at.vg}`)"
+            )
+        if at.snapshot in found:
+            raise AlreadyExists(
+                f"{at.vdev}: the volume {at.full(at.snapshot)} exists, and was left as it is: "
+                f"choose another name",
+                where=at.vdev,
+            )
+        self.check_kind(at, origin)
+        return origin
+
+    def _check_twice(self) -> None:
+        names = [p.full(p.snapshot) for p in self._places]
+        for at in self._places:
+            if names.count(at.full(at.snapshot)) > 1:
+                raise Refused(
+                    f"{at.vdev}: two disks cannot both have {at.full(at.snapshot)}: give each its "
+                    f"own"
+                )
+
+    def check_kind(self, at: Place, origin: Volume) -> None:
+        """:raises Refused: no snapshot of such a volume can be taken."""
+        raise NotImplementedError
+
+    def check_room(self, origins: Sequence[tuple[Place, Volume]]) -> None:
+        """:raises Refused: there is no space for the snapshots."""
+        raise NotImplementedError
+
+    def expected_seconds(self) -> float:
+        return self.seconds * len(self._places)
+
+    def state(self) -> dict[str, str]:
+        return {f"{vdev} token": token for vdev, token in self._tokens.items()}
+
+    def prepare(self) -> None:
+        pass
+
+    def create(self) -> None:
+        """Take the snapshots, one command for each disk.
+
+        lvcreate suspends the origin's device, "with filesystem sync with device flush" as -vvvv
+        says: that returns when what blkback has in flight has reached the volume.
+        """
+        self._begun = True
+        for at in self._places:
+            tags = (TAG, f"{OF_TAG}{at.lv}", self._token_tag(at))
+            tagging = [word for tag in tags for word in ("--addtag", tag)]
+            name = ("-n", at.snapshot, at.full(at.lv))
+            options = (*self.options, *tagging, *name)
+            lvm(at.vdev, "lvcreate", "-s", *options, timeout_s=_WINDOW_S)
+
+    def _token_tag(self, at: Place) -> str:
+        return f"{TAG}.{self._tokens[at.vdev]}"
+
+    def finish_create(self) -> None:
+        pass  # LVM's metadata is on the disk when its commands end
+
+    def settle(self) -> None:
+        """Wake up what an lvcreate that was killed has left suspended: the guest would hang in it.
+
+        It would lose nothing by that, so the guest may run even if this fails.
+        """
+        if not self._begun:
+            return
+        for at in self._places:
+            try:
+                if volumes(at.vdev, at.vg)[at.lv].suspended:
+                    lvm(at.vdev, "lvchange", "--refresh", at.full(at.lv))
+            except (DiskError, KeyError) as e:
+                log.warning("%s: %s may be suspended: %s", at.vdev, at.full(at.lv), e)
+
+    def undo_create(self) -> list[str]:
+        if not self._begun:
+            return []
+        undone: list[str] = []
+        left: list[DiskError] = []
+        for at in self._places:
+            try:
+                undone += self._undo(at)
+            except DiskError as e:
+                left.append(e)
+        if left:
+            text = "; ".join(e.message.removeprefix(f"{e.vdev}: ") for e in left)
+            raise DiskError(text, vdev=", ".join(e.vdev for e in left))
+        return undone
+
+    def _undo(self, at: Place) -> list[str]:
+        found = volumes(at.vdev, at.vg)
+        ours = found.get(at.snapshot)
+        undone = []
+        if ours and self._token_tag(at) in ours.tags:
+            remove(at, ours)
+            undone.append(f"removed the volume {at.full(at.snapshot)}")
+        if (origin := found.get(at.lv)) and origin.suspended:
+            raise DiskError(
+                f"{at.full(at.lv)} is suspended, and the guest hangs with it: "
+                f"`lvchange --refresh {at.full(at.lv)}` wakes it up",
+                vdev=at.vdev,
+            )
+        return undone
+
+    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+        self._tokens = {vdev: state[f"{vdev} token"] for vdev in self.vdevs}
+        self._begun = True
+
+    def artefacts(self, domain: str) -> list[Artefact]:
+        return [
+            Artefact(
+                kind="disk snapshot",
+                where=f"{at.full(at.snapshot)} ({at.vdev}; {self.taken(at)})",
+                delete=f"lvremove {quote(at.full(at.snapshot))}",
+                vdev=at.vdev,
+            )
+            for at in self._places
+        ]
+
+    def taken(self, at: Place) -> str:
+        """What the snapshot takes, in words."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def mib(size: int) -> str:
+    """A size for people."""
+    return f"{size / 2**20:.0f} MiB"
+
+
+def remove(at: Place, volume: Volume) -> None:
+    """Remove a volume, but none that thick snapshots depend on: LVM would remove them, too.
+
+    :raises DiskError: it could not be removed.
+    """
+    if "thickorigin" in volume.role:
+        raise DiskError(
+            f"{at.full(volume.name)} has snapshots of its own, which would go with it: remove "
+            f"them, then `lvremove {at.full(volume.name)}`",
+            vdev=at.vdev,
+        )
+    lvm(at.vdev, "lvremove", "-f", at.full(volume.name))
+
+
+def wait_closed(at: Place, name: str) -> None:
+    """Wait until nobody has the volume open: blkback takes a moment to let go.
+
+    :raises DiskError: somebody still has; the message says who, unless it is the kernel.
+    """
+    end = time.monotonic() + _CLOSED_S
+    while (volume := volumes(at.vdev, at.vg).get(name)) and volume.open:
+        if time.monotonic() >= end:
+            raise DiskError(
+                f"{at.full(name)} is still open{_openers(at, name)}, and to write to it now would "
+                f"damage it: make sure that this ends, then run the command again",
+                vdev=at.vdev,
+            )
+        time.sleep(_POLL_S)
+
+
+def _openers(at: Place, name: str) -> str:
+    try:
+        pids = holders(device_path(at.vg, name))
+    except OSError:
+        pids = []
+    known = ", ".join(map(process_text, pids))
+    return f" in {known}" if known else " (mounted, or served to a domain)"

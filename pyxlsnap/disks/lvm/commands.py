@@ -1,0 +1,217 @@
+"""LVM as the disk strategies see it: which volume a disk is, what LVM knows of it, its commands.
+
+Nothing here needs a shell, or the volume to be active.
+"""
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pyxlsnap.disks.lvm.names import device_number, device_path, is_volume, names_of
+from pyxlsnap.errors import DiskError
+from pyxlsnap.linux.files import scratch_file
+
+_COMMAND_S = 120.0  # a lock that another LVM command holds is waited for
+_STOPPING_S = 10.0
+_PATH_S = 30.0
+_POLL_S = 0.2
+_ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_FIELDS = (
+    "lv_name,lv_size,lv_layout,lv_role,origin,pool_lv,lv_tags,lv_device_open,"
+    "lv_suspended,lv_merging,lv_snapshot_invalid,data_percent,metadata_percent,lv_health_status,"
+    "lv_check_needed,lv_kernel_major,lv_kernel_minor"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A logical volume, as ``lvs`` has it."""
+
+    name: str
+    #: bytes; of a thick snapshot: what it may take for itself
+    size: int
+    #: "linear", "thin", "pool", …
+    layout: tuple[str, ...]
+    #: "origin", "thinsnapshot", "thicksnapshot", "thickorigin", …
+    role: tuple[str, ...]
+    origin: str
+    pool: str
+    tags: tuple[str, ...]
+    #: something has the device open, be it the kernel
+    open: bool
+    suspended: bool
+    merging: bool
+    #: a thick snapshot that was full, and has lost what it stood for
+    invalid: bool
+    #: how full a pool or a thick snapshot is; ``None``: nobody knows while it is inactive
+    data_percent: float | None
+    metadata_percent: float | None
+    #: what is wrong with a pool; "" if nothing
+    trouble: str
+    #: device number, (-1, -1) while it is inactive
+    device: tuple[int, int]
+
+
+def is_lvm(path: str) -> bool:
+    """Whether a disk's path leads to a logical volume.
+
+    One that is missing counts, if the path names a volume of a group that is there: it may be
+    inactive, or a revert was interrupted while none had the disk's name.
+    """
+    if number := device_number(path):
+        return is_volume(number)
+    names = names_of(path)
+    return names is not None and _group_exists(names[0])
+
+
+def is_thin(path: str) -> bool:
+    """Whether a disk that :func:`is_lvm` is a thin volume.
+
+    One that is missing is: only the revert of a thin one takes the name away for a moment.
+
+    :raises DiskError: LVM does not tell.
+    """
+    names = names_of(path)
+    if names is None:
+        return False
+    vg, lv = names
+    volume = volumes(path, vg).get(lv)
+    return volume is None or "thin" in volume.layout
+
+
+def _group_exists(vg: str) -> bool:
+    try:
+        return bool(volumes(vg, vg))
+    except DiskError:
+        return False
+
+
+def volumes(vdev: str, vg: str) -> dict[str, Volume]:
+    """The volumes of a group by name, as they are now.
+
+    :param vdev: the disk to name in an error.
+    """
+    rows = _report(vdev, "lv", "lvs", "--binary", "-o", _FIELDS, vg)
+    return {row["lv_name"]: _volume(row) for row in rows}
+
+
+def free_space(vdev: str, vg: str) -> tuple[int, int]:
+    """The free bytes of a group, and the size of its extents."""
+    (row,) = _report(vdev, "vg", "vgs", "-o", "vg_free,vg_extent_size", vg)
+    return int(row["vg_free"]), int(row["vg_extent_size"])
+
+
+def _report(vdev: str, kind: str, command: str, *arguments: str) -> list[dict[str, str]]:
+    form = ("--reportformat", "json", "--units", "b", "--nosuffix")
+    said = lvm(vdev, command, *form, *arguments)
+    try:
+        rows: list[dict[str, str]] = json.loads(said)["report"][0][kind]
+    except (ValueError, LookupError) as e:
+        raise DiskError(f"{command} said what it never says: {said[:80]!r}", vdev=vdev) from e
+    return rows
+
+
+def _volume(row: dict[str, str]) -> Volume:
+    return Volume(
+        name=row["lv_name"],
+        size=int(row["lv_size"]),
+        layout=_list(row["lv_layout"]),
+        role=_list(row["lv_role"]),
+        origin=row["origin"],
+        pool=row["pool_lv"],
+        tags=_list(row["lv_tags"]),
+        open=row["lv_device_open"] == "1",
+        suspended=row["lv_suspended"] == "1",
+        merging=row["lv_merging"] == "1",
+        invalid=row["lv_snapshot_invalid"] == "1",
+        data_percent=_percent(row["data_percent"]),
+        metadata_percent=_percent(row["metadata_percent"]),
+        trouble=row["lv_health_status"] or ("needs a check" * (row["lv_check_needed"] == "1")),
+        device=(int(row["lv_kernel_major"]), int(row["lv_kernel_minor"])),
+    )
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(item for item in text.split(",") if item)
+
+
+def _percent(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def wait_for_path(vdev: str, vg: str, lv: str) -> None:
+    """Wait until the volume's path leads to it: udev makes that link in its own time.
+
+    :raises DiskError: it does not.
+    """
+    end = time.monotonic() + _PATH_S
+    while True:
+        volume = volumes(vdev, vg).get(lv)
+        if volume and device_number(str(device_path(vg, lv))) == volume.device:
+            return
+        if time.monotonic() >= end:
+            raise DiskError(
+                f"{device_path(vg, lv)} does not lead to the volume: see whether udev runs, then "
+                f"`vgmknodes {vg}`",
+                vdev=vdev,
+            )
+        time.sleep(_POLL_S)
+
+
+def lvm(vdev: str, command: str, *arguments: str, timeout_s: float = _COMMAND_S) -> str:
+    """Run an LVM command; return what it said.
+
+    :raises DiskError: it failed, or took too long.
+    """
+    try:
+        status, out, err = execute([command, *arguments], timeout_s)
+    except FileNotFoundError as e:
+        raise DiskError(f"{command} is missing: install lvm2", vdev=vdev) from e
+    except subprocess.TimeoutExpired as e:
+        raise DiskError(
+            f"{command} {arguments[-1]} did not end in {e.timeout:g} s, and was asked to stop: see "
+            f"what holds LVM's locks or a device (`dmsetup info -c`), then run the command again",
+            vdev=vdev,
+        ) from e
+    if status:
+        raise DiskError(f"{command} failed: {_complaint(err) or f'status {status}'}", vdev=vdev)
+    return out
+
+
+def _complaint(err: str) -> str:
+    lines = [line.strip() for line in err.splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith("WARNING"))
+
+
+def execute(command: list[str], timeout_s: float) -> tuple[int, str, str]:
+    """Run a command; return its status, output and errors.
+
+    The output goes to files: a pipe would break with this process, and then end an LVM command
+    between two of its steps; and a dmeventd that LVM starts could hold it open for ever. For the
+    same reason a command that takes too long is never killed, only asked: LVM puts that off while
+    it has devices suspended.
+
+    :raises FileNotFoundError: there is no such command.
+    :raises subprocess.TimeoutExpired: it took too long; it may still be there.
+    """
+    environment = {"PATH": _ROOT_PATH, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL}
+    with scratch_file() as out, scratch_file() as err:
+        running = subprocess.Popen(command, stdout=out, stderr=err, env=environment, **streams)
+        try:
+            status = running.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            running.terminate()
+            try:
+                running.wait(_STOPPING_S)
+            except subprocess.TimeoutExpired:
+                pass
+            raise
+        return status, _content(out), _content(err)
+
+
+def _content(file: Any) -> str:
+    file.seek(0)
+    return bytes(file.read()).decode(errors="replace")

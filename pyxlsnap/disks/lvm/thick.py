@@ -1,0 +1,165 @@
+"""Thick LVM volumes: a snapshot as large as the disk; a revert copies back what differs.
+
+Merging would be quicker, but it consumes the snapshot. What was in the disk is not kept: that would
+take as much space again.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pyxlsnap.disks.lvm.base import LvmDisks, mib, refusing, wait_closed
+from pyxlsnap.disks.lvm.commands import Volume, free_space, lvm, volumes, wait_for_path
+from pyxlsnap.disks.lvm.names import Place, device_path
+from pyxlsnap.errors import DiskError, Refused
+
+_CHUNK = 4096  # lvcreate's default for snapshots
+_EXCEPTIONS = _CHUNK // 16  # that one chunk of a snapshot's metadata holds
+_READ = 2**20
+
+
+class LvmThick(LvmDisks):
+    """Volumes that are not thin. See :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
+
+    kind = "LVM thick"
+    options = ("-l", "100%ORIGIN")
+    seconds = 1.0  # 6 to 9 s where everything is emulated, most of it waiting for udev
+
+    # create
+
+    def check_kind(self, at: Place, origin: Volume) -> None:
+        if "thin" in origin.layout or "pool" in origin.layout:
+            raise Refused(
+                f"{at.vdev}: {at.full(at.lv)} is a thin volume (by now), or a pool: run the "
+                f"command again, or leave {at.vdev} out of `disks`"
+            )
+        if "thicksnapshot" in origin.role:
+            raise Refused(
+                f"{at.vdev}: {at.full(at.lv)} is a snapshot of {at.full(origin.origin)}, and LVM "
+                f"takes none of a snapshot: copy it into a volume of its own"
+            )
+
+    def check_room(self, origins: Sequence[tuple[Place, Volume]]) -> None:
+        groups = {at.vg: at.vdev for at, _ in origins}
+        for vg, vdev in groups.items():
+            free, extent = free_space(vdev, vg)
+            need = sum(needed(origin.size, extent) for at, origin in origins if at.vg == vg)
+            if need > free:
+                vdevs = ", ".join(at.vdev for at, _ in origins if at.vg == vg)
+                raise Refused(
+                    f"{vdevs}: the volume group {vg} has {mib(free)} free, and a snapshot that "
+                    f"cannot overflow takes {mib(need)}: extend it (vgextend), remove volumes, or "
+                    f"leave disks out"
+                )
+
+    def taken(self, at: Place) -> str:
+        return f"takes a little more than {mib(self._sizes[at.vdev])} of {at.vg}"
+
+    # revert
+
+    def check_revert(self) -> None:
+        for at in self._places:
+            with refusing():
+                found = volumes(at.vdev, at.vg)
+                _check(at, found)
+
+    def revert(self) -> None:
+        for at in self._places:
+            wait_closed(at, at.lv)
+        for at in self._places:
+            _put_back(at)
+
+    def finish_revert(self, domid: int) -> list[str]:
+        return []
+
+
+def needed(size: int, extent: int) -> int:
+    """What a snapshot takes that has room for every chunk of its origin.
+
+    A header, the chunks, and metadata: one chunk for each 256, and one that ends them.
+    """
+    chunks = -(-size // _CHUNK)
+    total = (1 + chunks + chunks // _EXCEPTIONS + 1) * _CHUNK
+    return -(-total // extent) * extent
+
+
+def _check(at: Place, found: Mapping[str, Volume]) -> None:
+    """:raises DiskError: the snapshot is not there, not this disk's, or not whole."""
+    disk, snapshot = found.get(at.lv), found.get(at.snapshot)
+    if disk is None:
+        raise DiskError(f"there is no volume {at.full(at.lv)}", vdev=at.vdev)
+    if snapshot is None:
+        raise DiskError(
+            f"there is no volume {at.full(at.snapshot)}, the disk snapshot", vdev=at.vdev
+        )
+    if "thicksnapshot" not in snapshot.role or snapshot.origin != at.lv:
+        raise DiskError(f"{at.full(at.snapshot)} is no snapshot of {at.full(at.lv)}", vdev=at.vdev)
+    if disk.merging or snapshot.merging:
+        raise DiskError(f"{at.full(at.snapshot)} is being merged", vdev=at.vdev)
+    if snapshot.invalid or (snapshot.data_percent or 0.0) >= 100.0:
+        raise DiskError(
+            f"{at.full(at.snapshot)} is invalid: it was full, and what it stood for is lost: "
+            f"revert to another snapshot, and `lvremove {at.full(at.snapshot)}`",
+            vdev=at.vdev,
+        )
+
+
+def _put_back(at: Place) -> None:
+    """Make the disk what the snapshot is. After an interruption a second run does the rest."""
+    lvm(at.vdev, "lvchange", "-ay", "-K", at.full(at.lv))  # its snapshots come with it
+    _check(at, volumes(at.vdev, at.vg))  # of an inactive one LVM cannot tell whether it is valid
+    for name in (at.lv, at.snapshot):
+        wait_for_path(at.vdev, at.vg, name)
+    try:
+        copy_differences(device_path(at.vg, at.snapshot), device_path(at.vg, at.lv))
+    except OSError as e:
+        raise DiskError(
+            f"copying {at.full(at.snapshot)} to {at.full(at.lv)}: {e.strerror}: the disk is "
+            f"half-reverted; run the command again",
+            vdev=at.vdev,
+        ) from e
+    _check(at, volumes(at.vdev, at.vg))
+
+
+def copy_differences(source: Path, target: Path) -> int:
+    """Make ``target`` equal to ``source``, durably; return the bytes written.
+
+    Written is no more than differs: what does not has no copy in the snapshot yet, and would get
+    one. Nobody has the devices open, so the kernel has no pages of them from before blkback wrote.
+
+    :raises OSError: a device failed, or ``target`` is in use.
+    """
+    written = offset = 0
+    old = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # O_EXCL: of a block device, that nobody has mounted it or serves it to a domain
+        new = os.open(target, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        try:
+            while wanted := os.pread(old, _READ, offset):
+                written += _write_differences(new, wanted, offset)
+                offset += len(wanted)
+            os.fsync(new)
+        finally:
+            os.close(new)
+    finally:
+        os.close(old)
+    return written
+
+
+def _write_differences(fd: int, wanted: bytes, offset: int) -> int:
+    present = os.pread(fd, len(wanted), offset)
+    if present == wanted:
+        return 0
+    written = 0
+    for at in range(0, len(wanted), _CHUNK):
+        piece = wanted[at : at + _CHUNK]
+        if present[at : at + _CHUNK] != piece:
+            written += _write_all(fd, piece, offset + at)
+    return written
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> int:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+    return done

@@ -1,0 +1,166 @@
+"""Thin LVM volumes: the snapshot stays as it is, and a snapshot of it takes the disk's place.
+
+So a revert can be repeated, to any snapshot and in any order. Whose snapshot one is cannot be told
+from LVM's "origin" then, for the disk is another volume after each revert, and its predecessor is
+gone: a tag of ours on the snapshot says it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, mib, refusing, remove, wait_closed
+from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes, wait_for_path
+from pyxlsnap.disks.lvm.names import Place, stays_valid
+from pyxlsnap.errors import DiskError, Refused
+
+_FULL_PERCENT = 95.0
+
+
+class LvmThin(LvmDisks):
+    """Thin volumes. See :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
+
+    kind = "LVM thin"
+    # Never active but for a revert: nothing writes to it, and nothing finds its filesystems twice.
+    options = ("-ky", "-an")
+    seconds = 0.5  # 3 to 5 s where everything is emulated, most of it waiting for udev
+
+    # create
+
+    def check_kind(self, at: Place, origin: Volume) -> None:
+        if "thin" not in origin.layout or "pool" in origin.layout:
+            raise Refused(
+                f"{at.vdev}: {at.full(at.lv)} is no thin volume (any more): run the command again"
+            )
+        self._check_path(at)
+
+    def _check_path(self, at: Place) -> None:
+        target = self._targets[at.vdev]
+        if not stays_valid(target, at.vg, at.lv):
+            raise Refused(
+                f"{at.vdev}: {target} would not lead to the disk after a revert, which makes "
+                f"another volume of the same name: write /dev/{at.vg}/{at.lv} in the domain's "
+                f"configuration"
+            )
+
+    def check_room(self, origins: Sequence[tuple[Place, Volume]]) -> None:
+        for at, origin in origins:
+            check_pool(at, volumes(at.vdev, at.vg), origin.pool)
+
+    def taken(self, at: Place) -> str:
+        return f"takes what changes in the disk from now on, up to {mib(self._sizes[at.vdev])}"
+
+    # revert
+
+    def check_revert(self) -> None:
+        for at in self._places:
+            with refusing():
+                found = volumes(at.vdev, at.vg)
+                _interrupted(at, found)
+            self._check_path(at)
+            snapshot = _snapshot(at, found)
+            check_pool(at, found, snapshot.pool)
+
+    def revert(self) -> None:
+        for at in self._places:
+            wait_closed(at, at.lv)
+        for at in self._places:
+            _swap(at)
+
+    def finish_revert(self, domid: int) -> list[str]:
+        left = []
+        for at in self._places:
+            try:
+                if kept := volumes(at.vdev, at.vg).get(at.kept):
+                    remove(at, kept)
+            except DiskError as e:
+                left.append(f"the volume {at.full(at.kept)} (the disk before the revert): {e}")
+        return left
+
+
+def check_pool(at: Place, found: Mapping[str, Volume], name: str) -> None:
+    """:raises Refused: the pool has no room for what changes after a snapshot, or is ill."""
+    pool = found.get(name)
+    if pool is None:
+        raise Refused(
+            f"{at.vdev}: the thin pool of {at.full(at.lv)} was not found: see `lvs -a {at.vg}`"
+        )
+    if pool.trouble:
+        raise Refused(
+            f"{at.vdev}: the thin pool {at.full(name)} is not well ({pool.trouble}): repair it "
+            f"first (lvmthin(7))"
+        )
+    # A pool that is inactive, as no volume of it is in use, tells nothing; a revert will find out.
+    for what, percent in (("data", pool.data_percent), ("metadata", pool.metadata_percent)):
+        if percent is not None and percent >= _FULL_PERCENT:
+            raise Refused(
+                f"{at.vdev}: the thin pool {at.full(name)} ({mib(pool.size)}) has its {what} space "
+                f"{percent:g} % full: extend it (lvextend"
+                f"{' --poolmetadatasize' * (what == 'metadata')}), or remove volumes"
+            )
+
+
+def _snapshot(at: Place, found: Mapping[str, Volume]) -> Volume:
+    """The snapshot of the disk.
+
+    :raises Refused: it is not there, or not known to be one of this disk.
+    """
+    snapshot = found.get(at.snapshot)
+    if snapshot is None:
+        raise Refused(
+            f"{at.vdev}: there is no volume {at.full(at.snapshot)}, the disk snapshot (see `lvs "
+            f"{at.vg}`): without it there is no way back"
+        )
+    if "thin" not in snapshot.layout or snapshot.merging:
+        raise Refused(
+            f"{at.vdev}: {at.full(at.snapshot)} is no thin snapshot, or being merged (see `lvs -a "
+            f"{at.vg}`): name another snapshot"
+        )
+    if snapshot.origin not in (at.lv, at.kept) and f"{OF_TAG}{at.lv}" not in snapshot.tags:
+        raise Refused(
+            f"{at.vdev}: {at.full(at.snapshot)} is not known as a snapshot of {at.full(at.lv)}; "
+            f"if it is one: `lvchange --addtag {OF_TAG}{at.lv} {at.full(at.snapshot)}`"
+        )
+    return snapshot
+
+
+def _interrupted(at: Place, found: Mapping[str, Volume]) -> Volume | None:
+    """What an interrupted revert has left: its new volume, which was never in use.
+
+    :raises DiskError: what has that name is something else.
+    """
+    fresh = found.get(at.fresh)
+    if fresh and fresh.origin != at.snapshot:
+        raise DiskError(
+            f"a volume {at.full(at.fresh)} is in the way, which is no snapshot of "
+            f"{at.full(at.snapshot)}: rename or remove it",
+            vdev=at.vdev,
+        )
+    return fresh
+
+
+def _swap(at: Place) -> None:
+    """Put a snapshot of the snapshot in the place of the disk, which is kept.
+
+    Whatever moment this is killed at: the disk has its name, or is kept and running this again
+    gives the name to a new one. A kept one that is there already was kept by a run that was
+    interrupted, and stays; then what has the disk's name was made by that run.
+    """
+    found = volumes(at.vdev, at.vg)
+    if fresh := _interrupted(at, found):
+        remove(at, fresh)
+    disk, kept = found.get(at.lv), found.get(at.kept)
+    # What the owner has tagged the disk with, but nothing of ours: this is no snapshot.
+    was = kept or disk
+    tags = [tag for tag in was.tags if not _is_ours(tag)] if was else []
+    tagging = [word for tag in tags for word in ("--addtag", tag)]
+    # Activated with every start of the host, as the disk itself, and unlike the snapshot.
+    lvm(at.vdev, "lvcreate", "-s", "-kn", "-ay", *tagging, "-n", at.fresh, at.full(at.snapshot))
+    if disk and kept:
+        remove(at, disk)
+    elif disk:
+        lvm(at.vdev, "lvrename", at.vg, at.lv, at.kept)
+    lvm(at.vdev, "lvrename", at.vg, at.fresh, at.lv)
+    wait_for_path(at.vdev, at.vg, at.lv)
+
+
+def _is_ours(tag: str) -> bool:
+    return tag == TAG or tag.startswith(f"{TAG}.")

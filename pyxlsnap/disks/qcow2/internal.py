@@ -1,0 +1,151 @@
+"""qcow2 with the snapshot inside the image: made by the guest's QEMU, put back by qemu-img."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags, qemu_img, wait_released
+from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
+from pyxlsnap.model import KEPT_SUFFIX, Disk
+from pyxlsnap.results import Artefact
+from pyxlsnap.text import quote
+
+_DELETE = "blockdev-snapshot-delete-internal-sync"
+
+
+class Internal:
+    """The disks of an operation whose snapshots stay inside; a part of :mod:`.qcow2`."""
+
+    def __init__(self, disks: Sequence[Disk], name: str) -> None:
+        self.disks = tuple(disks)
+        self._name = name
+        #: when the snapshots were begun, seconds since the epoch; ``None``: nothing was made
+        self.began: float | None = None
+
+    # create
+
+    def check(self, qemu: GuestQemu) -> None:
+        """:raises AlreadyExists: a disk has a snapshot of that name."""
+        for disk in self.disks:
+            if any(t.name == self._name for t in qemu.tags(disk.vdev)):
+                raise AlreadyExists(
+                    f"{disk.vdev} has a disk snapshot {self._name!r} already: choose another name",
+                    where=disk.vdev,
+                )
+
+    def actions(self, qemu: GuestQemu) -> list[dict[str, Any]]:
+        """The actions of a QMP transaction."""
+        self.began = time.time() if self.disks else None
+        return [
+            {
+                "type": "blockdev-snapshot-internal-sync",
+                "data": {"device": qemu.node(disk.vdev), "name": self._name},
+            }
+            for disk in self.disks
+        ]
+
+    def refused(self) -> None:
+        """QEMU said no to the transaction: what has our name is another's."""
+        self.began = None
+
+    def undo(self, qemu: GuestQemu) -> list[str]:
+        """QEMU undoes a failed transaction itself; what is there was made by one that worked.
+
+        A disk snapshot of that name from before is another's, and stays.
+
+        :raises DiskError: something is left; the other disks are done.
+        """
+        if self.began is None:
+            return []
+        undone, left = [], []
+        for disk in self.disks:
+            try:
+                if self._is_ours(qemu, disk.vdev, self.began):
+                    self._delete(qemu, disk.vdev, self._name)
+                    undone.append(f"deleted the disk snapshot {self._name!r} of {disk.vdev}")
+            except MonitorError as e:
+                left.append((disk.vdev, str(e)))
+        if left:
+            raise DiskError(
+                f"a disk snapshot {self._name!r} may be left: {left[0][1]}",
+                vdev=", ".join(vdev for vdev, _ in left),
+            )
+        return undone
+
+    def _is_ours(self, qemu: GuestQemu, vdev: str, began: float) -> bool:
+        return any(t.name == self._name and t.date >= began - 1 for t in qemu.tags(vdev))
+
+    def _delete(self, qemu: GuestQemu, vdev: str, name: str) -> None:
+        qemu.execute(_DELETE, {"device": qemu.node(vdev), "name": name})
+
+    def artefacts(self, qemu: GuestQemu, domain: str) -> list[Artefact]:
+        """What was made."""
+        return [
+            Artefact(
+                kind="disk snapshot",
+                where=f"{self._name} in {disk.target} ({disk.vdev})",
+                delete=f"domain running: xl qemu-monitor-command {quote(domain)} "
+                f"'snapshot_delete_blkdev_internal {qemu.node(disk.vdev)} {self._name}'; "
+                f"domain off: qemu-img snapshot -d {self._name} {quote(disk.target)}",
+                vdev=disk.vdev,
+            )
+            for disk in self.disks
+        ]
+
+    # revert
+
+    def check_revert(self) -> None:
+        """:raises Refused: the disk snapshot is not there, or nobody knows which is meant."""
+        for disk in self.disks:
+            try:
+                tags = [t for t in image_tags(disk) if t.name == self._name]
+            except DiskError as e:
+                raise Refused(str(e)) from e
+            if not tags:
+                raise Refused(
+                    f"{disk.vdev}: {disk.target} has no disk snapshot {self._name!r} "
+                    f"(see `qemu-img snapshot -U -l {quote(disk.target)}`)"
+                )
+            if len(tags) > 1:
+                raise Refused(
+                    f"{disk.vdev}: {disk.target} has {len(tags)} disk snapshots named "
+                    f"{self._name!r}: delete those that are not meant"
+                )
+
+    def revert(self) -> None:
+        """Apply the snapshots, each image's present state first kept in it under a tag of ours.
+
+        A tag of that name that is there already stays as it is, for it may have been made by a run
+        of this that was interrupted, and then has the only copy of what was before. It may also be
+        one that :meth:`finish_revert` once failed to delete, and then the present state is not
+        kept. Nothing but the run itself can tell the two apart, and only for a restore that fails
+        does it matter. Nobody else's can have that name (:data:`~pyxlsnap.model.KEPT_SUFFIX`), so
+        :meth:`finish_revert` deletes it in both cases.
+
+        :raises DiskError: another process has an image open, for longer than a QEMU takes to end;
+            nothing was written then.
+        """
+        for disk in self.disks:
+            wait_released(disk)
+        for disk in self.disks:
+            if self._kept_name not in [t.name for t in image_tags(disk)]:
+                qemu_img(disk, "snapshot", "-c", self._kept_name, disk.target)
+            qemu_img(disk, "snapshot", "-a", self._name, disk.target)
+
+    def finish_revert(self, qemu: GuestQemu) -> list[str]:
+        """Delete what was kept; returns what could not be deleted."""
+        left = []
+        for disk in self.disks:
+            try:
+                if any(t.name == self._kept_name for t in qemu.tags(disk.vdev)):
+                    self._delete(qemu, disk.vdev, self._kept_name)
+            except MonitorError as e:
+                left.append(
+                    f"disk snapshot {self._kept_name!r} (the disk before the revert) in "
+                    f"{disk.target}: {e}"
+                )
+        return left
+
+    @property
+    def _kept_name(self) -> str:
+        return self._name + KEPT_SUFFIX

@@ -1,0 +1,210 @@
+"""The guest's QEMU as the disk strategies see it; qemu-img, for images that no QEMU has.
+
+Under Xen QEMU opens its images with locking off: nothing here runs qemu-img for writing on an image
+while any process has it.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyxlsnap.disks.qcow2 import qmp
+from pyxlsnap.errors import DiskError, MonitorError, Refused
+from pyxlsnap.linux.processes import holders, process_text
+from pyxlsnap.model import Disk
+
+_QEMU_IMG_S = 600.0
+_RELEASED_S = 60.0
+_POLL_S = 0.1
+#: the nodes that we make begin so, and go on with the vdev: QEMU does not tell whose node one is
+NODE_PREFIX = "xlsnap"
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A snapshot in an image, as QEMU lists it."""
+
+    name: str
+    #: host time when it was made, seconds since the epoch
+    date: float
+
+
+class GuestQemu:
+    """A connection to the QEMU of one guest, and the node of each disk in it."""
+
+    def __init__(self) -> None:
+        self._monitor: qmp.Monitor | None = None
+        self._nodes: dict[str, str] = {}
+
+    def connect(self, domid: int, disks: Sequence[Disk]) -> None:
+        """Connect and find the disks.
+
+        :raises MonitorError: QEMU does not answer.
+        :raises Refused: it does not have a disk, or has one twice; the others are known then.
+        """
+        self._monitor = qmp.Monitor(qmp.socket_path(domid))
+        attached = [
+            b["inserted"]["node-name"] for b in self.execute("query-block") if "inserted" in b
+        ]
+        nodes = [n for n in self._qcow2_nodes() if n["node-name"] in attached]
+        wrong = []
+        for disk in disks:
+            try:
+                self._nodes[disk.vdev] = _only_node(disk, nodes)
+            except Refused as e:
+                wrong.append(str(e))
+        if wrong:
+            raise Refused("; ".join(wrong))
+
+    def close(self) -> None:
+        """Disconnect. Idempotent."""
+        if self._monitor:
+            self._monitor.close()
+            self._monitor = None
+
+    def node(self, vdev: str) -> str:
+        """:raises MonitorError: the disk was not found."""
+        if vdev not in self._nodes:
+            raise MonitorError(f"{vdev}: not found in the guest's QEMU", command="connect")
+        return self._nodes[vdev]
+
+    def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
+        """See :meth:`pyxlsnap.disks.qcow2.qmp.Monitor.execute`."""
+        return self._connected().execute(command, arguments)
+
+    def version(self) -> tuple[int, int]:
+        """QEMU's major and minor version."""
+        return self._connected().version()
+
+    def image(self, vdev: str) -> dict[str, Any]:
+        """What QEMU says of a disk's image (ImageInfo): it may not be on the disk yet."""
+        node = self.node(vdev)
+        image: dict[str, Any] = next(
+            n["image"] for n in self._qcow2_nodes() if n["node-name"] == node
+        )
+        return image
+
+    def tags(self, vdev: str) -> list[Tag]:
+        """The snapshots in a disk's image."""
+        return _tags_of(self.image(vdev))
+
+    def _connected(self) -> qmp.Monitor:
+        if self._monitor is None:
+            raise MonitorError("not connected to the guest's QEMU", command="connect")
+        return self._monitor
+
+    def _qcow2_nodes(self) -> list[dict[str, Any]]:
+        nodes = self.execute("query-named-block-nodes", {"flat": True})
+        return [n for n in nodes if n["drv"] == "qcow2"]
+
+
+def _only_node(disk: Disk, nodes: list[dict[str, Any]]) -> str:
+    """Of the nodes that serve disks the one that serves this; QEMU must have it only once.
+
+    Of a node that an external snapshot made QEMU knows a file's name that is gone: it is known by
+    its own name.
+    """
+    ours = f"{NODE_PREFIX}-{disk.vdev}-"
+    found = [
+        n for n in nodes if n["node-name"].startswith(ours) or _same_file(n["file"], disk.target)
+    ]
+    if not found:
+        raise Refused(
+            f"{disk.vdev}: the guest's QEMU does not have {disk.target} open: was another file put "
+            f"in its place? Restart the guest, or leave {disk.vdev} out of `disks`"
+        )
+    if len(found) > 1:
+        raise Refused(
+            f"{disk.vdev}: {disk.target} is open twice in the guest's QEMU, as an emulated "
+            f"and as a PV disk, and a snapshot would damage it: load the PV drivers in the "
+            f"guest (they unplug the emulated disk), or shut it down and copy the image"
+        )
+    return str(found[0]["node-name"])
+
+
+def _same_file(a: str, b: str) -> bool:
+    try:
+        return Path(a).samefile(b)
+    except OSError:
+        return False
+
+
+def _tags_of(image: dict[str, Any]) -> list[Tag]:
+    return [
+        Tag(s["name"], s["date-sec"] + s["date-nsec"] / 1e9) for s in image.get("snapshots", [])
+    ]
+
+
+def wait_released(disk: Disk) -> None:
+    """Wait until no other process has the image open; a QEMU that was killed takes a moment."""
+    end = time.monotonic() + _RELEASED_S
+    while pids := _holders(disk):
+        if time.monotonic() >= end:
+            raise DiskError(
+                f"{disk.target} is still open in {', '.join(map(process_text, pids))}, and to "
+                f"write to it now would damage it: make sure that this ends, then run the command "
+                f"again",
+                vdev=disk.vdev,
+            )
+        time.sleep(_POLL_S)
+
+
+def _holders(disk: Disk) -> list[int]:
+    try:
+        return holders(Path(disk.target))
+    except OSError as e:
+        raise DiskError(f"{disk.target}: {e.strerror}", vdev=disk.vdev) from e
+
+
+def image_info(disk: Disk, path: str = "") -> dict[str, Any]:
+    """What qemu-img says of the disk's image, or of another one for it.
+
+    With -U: a QEMU may have it, we only read (and then what it says may be old).
+
+    :raises DiskError: it is no qcow2 image, or damaged.
+    """
+    said = qemu_img(disk, "info", "-U", "-f", "qcow2", "--output=json", path or disk.target)
+    info: dict[str, Any] = json.loads(said)
+    return info
+
+
+def image_chain(disk: Disk, path: str) -> list[dict[str, Any]]:
+    """The same of an image and all those that it stands on, which need not be qcow2."""
+    said = qemu_img(disk, "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", path)
+    chain: list[dict[str, Any]] = json.loads(said)
+    return chain
+
+
+def image_tags(disk: Disk) -> list[Tag]:
+    """The snapshots in an image on disk."""
+    return _tags_of(image_info(disk))
+
+
+def qemu_img(disk: Disk, *arguments: str) -> str:
+    """Run qemu-img.
+
+    :raises DiskError: it failed; the message has what it said.
+    """
+    try:
+        run = subprocess.run(
+            ["qemu-img", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_QEMU_IMG_S,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError as e:
+        raise DiskError("qemu-img is missing: install qemu-utils", vdev=disk.vdev) from e
+    except subprocess.TimeoutExpired as e:
+        raise DiskError(f"qemu-img did not end in {_QEMU_IMG_S:g} s", vdev=disk.vdev) from e
+    if run.returncode:
+        said = run.stderr.strip().splitlines()
+        raise DiskError(
+            f"qemu-img {arguments[0]} failed: {said[-1] if said else run.returncode}",
+            vdev=disk.vdev,
+        )
+    return run.stdout

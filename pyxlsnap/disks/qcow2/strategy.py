@@ -1,0 +1,132 @@
+"""qcow2 disks: those with internal and those with external snapshots, in one QMP transaction.
+
+That transaction is the commit point of a whole snapshot: QEMU does all of it or nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.qcow2.external import External
+from pyxlsnap.disks.qcow2.internal import Internal
+from pyxlsnap.disks.qcow2.qemu import GuestQemu
+from pyxlsnap.errors import MonitorError, PyxlsnapError, Refused
+from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.results import Artefact
+
+_SET_ACTIVE_SINCE = (10, 0)  # QEMU's blockdev-set-active
+_TRANSACTION_S = 0.2  # as measured; it does not grow with the disks
+
+
+class Qcow2:
+    """All qcow2 disks of an operation. See :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
+
+    kind = "qcow2"
+
+    def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
+        self._disks = tuple(disk for disk, _ in disks)
+        self._internal = Internal([disk for disk, request in disks if request.internal], task.name)
+        self._external = External([(d, r) for d, r in disks if not r.internal], task.name)
+        self._inactive = task.inactive
+        self.vdevs = tuple(d.vdev for d in self._disks)
+        self._qemu = GuestQemu()
+        self._activate: tuple[tuple[str, dict[str, object]], ...] = ()
+
+    # create
+
+    def check_create(self, domid: int) -> None:
+        try:
+            self._qemu.connect(domid, self._disks)
+            self._activate = self._how_to_activate()
+            self._internal.check(self._qemu)
+            self._external.check(self._qemu)
+        except MonitorError as e:
+            raise Refused(
+                f"{', '.join(self.vdevs)}: cannot talk to the guest's QEMU ({e}); is another "
+                f"program (xentop?) connected to its monitor?"
+            ) from e
+
+    def _how_to_activate(self) -> tuple[tuple[str, dict[str, object]], ...]:
+        """After a live suspend of an HVM guest QEMU refuses to write into images (xen-lab.md, E2).
+
+        External snapshots do not need that.
+        """
+        if not (self._inactive and self._internal.disks):
+            return ()
+        if self._qemu.version() >= _SET_ACTIVE_SINCE:
+            return (("blockdev-set-active", {"active": True}),)
+        # The guest cannot run in between: for Xen it is shut down.
+        return (("cont", {}), ("stop", {}))
+
+    def expected_seconds(self) -> float:
+        return _TRANSACTION_S
+
+    def state(self) -> dict[str, str]:
+        return self._external.state()
+
+    def prepare(self) -> None:
+        self._external.prepare(self._qemu)
+
+    def create(self) -> None:
+        for command, arguments in self._activate:
+            self._qemu.execute(command, arguments)
+        actions = self._internal.actions(self._qemu) + self._external.actions(self._qemu)
+        try:
+            self._qemu.execute("transaction", {"actions": actions})
+        except MonitorError as e:
+            if e.refused:
+                self._internal.refused()
+            raise
+        self._external.switched()
+
+    def finish_create(self) -> None:
+        self._external.protect()
+
+    def settle(self) -> None:
+        self._external.settle()
+
+    def undo_create(self) -> list[str]:
+        undone: list[str] = []
+        left: list[PyxlsnapError] = []
+        try:
+            undone += self._internal.undo(self._qemu)
+        except PyxlsnapError as e:
+            left.append(e)
+        try:
+            undone += self._external.undo()
+        except PyxlsnapError as e:
+            left.append(e)
+        if left:
+            raise left[0] if len(left) == 1 else PyxlsnapError("; ".join(map(str, left)))
+        return undone
+
+    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+        self._external.adopt(state)
+        self._internal.began = began
+        self._qemu.connect(domid, self._disks)
+
+    def artefacts(self, domain: str) -> list[Artefact]:
+        return self._internal.artefacts(self._qemu, domain) + self._external.artefacts()
+
+    def close(self) -> None:
+        self._qemu.close()
+
+    # revert
+
+    def check_revert(self) -> None:
+        self._internal.check_revert()
+        self._external.check_revert()
+
+    def revert(self) -> None:
+        self._internal.revert()
+        self._external.revert()
+
+    def finish_revert(self, domid: int) -> list[str]:
+        left = self._external.finish_revert()
+        if not self._internal.disks:
+            return left
+        try:
+            self._qemu.connect(domid, self._internal.disks)
+        except (MonitorError, Refused) as e:
+            vdevs = ", ".join(d.vdev for d in self._internal.disks)
+            return [*left, f"what was kept in {vdevs} (the disks before the revert): {e}"]
+        return left + self._internal.finish_revert(self._qemu)

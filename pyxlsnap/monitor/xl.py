@@ -1,0 +1,22 @@
+"""The process with which xl watches a domain."""
+
+from pathlib import Path
+
+from pyxlsnap.linux.processes import holders, process_name
+
+XEN_LOGS = Path("/var/log/xen")
+
+
+def xl_monitor(name: str) -> int | None:
+    """The process with which xl watches a domain: the one that writes ``xl-<name>.log``.
+
+    ``None`` if there is none, or if the domain was renamed since it was started or migrated here.
+    """
+    for log in (f"xl-{name}.log", f"xl-{name}--incoming.log"):
+        try:
+            writers = holders(XEN_LOGS / log)
+        except OSError:
+            continue
+        if found := [pid for pid in writers if process_name(pid) == "xl"]:
+            return found[0]
+    return None

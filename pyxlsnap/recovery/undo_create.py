@@ -1,0 +1,130 @@
+"""Rolling back a create whose process is dead: the guest first, then disk snapshots and files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.registry import close_all, strategies
+from pyxlsnap.errors import BadMemoryFile, DomainNotFound, GuestTimeout, NeedsAttention
+from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.linux.files import open_regular, remove_directories
+from pyxlsnap.memory import read_header
+from pyxlsnap.model import DomainConfig
+from pyxlsnap.results import Recovered
+
+Adopted = Sequence[tuple[DiskStrategy, Exception | None]]
+
+
+def undo_create(host: Host, entry: Entry) -> Recovered:
+    done: list[str] = []
+    left: list[str] = []
+    guest = find_if_there(host, entry.uuid)
+    adopted = _adopt(guest.domid if guest else entry.domid, entry)
+    try:
+        if guest and _resume(guest, entry, adopted):
+            done.append(f"resumed {guest.name}")
+        complete = _is_ours(Path(entry.memory_path), entry)
+        if complete and Path(entry.cfgfile).exists():
+            done.append(f"the snapshot {entry.name} is complete: see {entry.cfgfile}")
+            return Recovered(tuple(done), rolled_back=False)
+        done += _undo_disks(adopted, left)
+    finally:
+        close_all(strategy for strategy, _ in adopted)
+    if left and not guest:
+        left.insert(0, f"{entry.domain} is gone, and a disk snapshot {entry.name} may be left")
+    ours = [*entry.temporary, *([entry.memory_path] if complete else [])]
+    done += _remove_files(ours, left)
+    done += remove_directories([Path(d) for d in entry.directories])
+    if left:
+        raise NeedsAttention(
+            "; ".join(left),
+            step="recover",
+            undone=done,
+            left=left,
+            finish=f"when you have looked at it: rm {Journal(entry.uuid).path}",
+        )
+    return Recovered(tuple(done), rolled_back=True)
+
+
+def _adopt(domid: int, entry: Entry) -> Adopted:
+    """The disk strategies of the dead process; each with why it may not reach all its disks."""
+    chosen = list(zip(entry.devices, entry.disks, strict=True))
+    try:
+        found = strategies(chosen, DiskTask(entry.name), entry.kinds)
+    except Exception as e:  # only they know whether the guest may run
+        raise NeedsAttention(
+            f"{e}",
+            step="recover",
+            left=[f"{entry.domain} may be suspended, and disk snapshots {entry.name} be there"],
+            finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+        ) from e
+    return [(strategy, _hindrance(strategy, domid, entry)) for strategy in found]
+
+
+def _hindrance(strategy: DiskStrategy, domid: int, entry: Entry) -> Exception | None:
+    try:
+        strategy.adopt_create(domid, began=entry.started, state=entry.disk_state)
+        return None
+    except Exception as e:
+        return e
+
+
+def _undo_disks(adopted: Adopted, left: list[str]) -> list[str]:
+    done = []
+    for strategy, hindrance in adopted:
+        try:
+            done += strategy.undo_create()
+        except Exception as e:
+            left.append(str(hindrance or e) or type(e).__name__)
+    return done
+
+
+def _remove_files(names: Sequence[str], left: list[str]) -> list[str]:
+    done = []
+    for name in names:
+        try:
+            Path(name).unlink()
+            done.append(f"removed {name}")
+        except FileNotFoundError:
+            pass
+        except OSError as e:
+            left.append(f"{name}: {e.strerror}")
+    return done
+
+
+def _resume(guest: Guest, entry: Entry, adopted: Adopted) -> bool:
+    try:
+        for strategy, _ in adopted:
+            strategy.settle()
+        return guest.ensure_running(paused=entry.paused)
+    except GuestTimeout as e:
+        raise NeedsAttention(
+            str(e),
+            step="recover",
+            left=[str(e)],
+            finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+        ) from e
+    except DomainNotFound:
+        return False  # it has gone just now
+    except Exception as e:
+        left = [f"{guest} is suspended and cannot be resumed ({e})"]
+        left += [f"its memory may be in {t}" for t in entry.temporary if Path(t).exists()]
+        raise NeedsAttention(
+            f"{'; '.join(left)}; nothing was deleted",
+            step="recover",
+            left=left,
+            finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+        ) from e
+
+
+def _is_ours(memory: Path, entry: Entry) -> bool:
+    """Whether a memory file is that snapshot's: its name may be somebody else's by now."""
+    try:
+        with open_regular(memory) as file:
+            header = read_header(file, str(memory))
+        uuid = DomainConfig.parse(header.config_json).uuid
+    except (OSError, BadMemoryFile, ValueError):
+        return False
+    name = header.metadata and header.metadata.name
+    return (name, uuid) == (entry.name, entry.uuid)

@@ -1,0 +1,290 @@
+"""Going back to a snapshot: the sequence, readable from top to bottom in :meth:`Reversion.steps`.
+
+From the destroy on there is only forward: every step can be done again, and the same command
+finishes what was interrupted.
+"""
+
+import logging
+import os
+import time
+from dataclasses import replace
+from typing import Any
+
+from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.disks.registry import drop_kept
+from pyxlsnap.errors import (
+    DomainNotFound,
+    Interrupted,
+    NeedsAttention,
+    OperationFailed,
+    PyxlsnapError,
+    XenError,
+)
+from pyxlsnap.guest import checks
+from pyxlsnap.guest.destroy import destroy
+from pyxlsnap.guest.dom0_memory import make_room
+from pyxlsnap.guest.protocols import Guest, Host, StartMonitor
+from pyxlsnap.journal import Entry, Journal, boot_id
+from pyxlsnap.linux.files import open_regular
+from pyxlsnap.linux.processes import Process
+from pyxlsnap.model import DomainInfo, RunState
+from pyxlsnap.monitor.launch import keep_watched
+from pyxlsnap.monitor.xl import xl_monitor
+from pyxlsnap.results import OnProgress, Progress, Reverted, Step
+from pyxlsnap.revert.plan import RevertPlan
+from pyxlsnap.text import command
+
+log = logging.getLogger(__name__)
+
+_XL_S = 10.0
+
+
+class Reversion:
+    """One run of a :class:`~pyxlsnap.revert.plan.RevertPlan`."""
+
+    def __init__(
+        self,
+        host: Host,
+        plan: RevertPlan,
+        *,
+        running: bool = False,
+        force: bool = False,
+        kept: str = "",
+        journal: Journal | None = None,
+        on_progress: OnProgress = lambda _: None,
+        cancel: Cancel | None = None,
+        start_monitor: StartMonitor | None = None,
+    ) -> None:
+        self._host = host
+        self._plan = plan
+        self._running, self._force = running, force
+        self._kept = kept
+        self._on_progress = on_progress
+        self._cancel = cancel or Cancel()
+        self._journal = journal or Journal(plan.config.uuid)
+        #: a run before this one had begun to change things
+        self._finishing = False
+        self._destroying = False
+        self._before: DomainInfo | None = None
+        self._restoring = False
+        self._new: Guest | None = None
+        self._start_monitor = start_monitor
+        self._warnings: list[str] = []
+        self._seconds: dict[str, float] = {}
+
+    def steps(self) -> list[Step]:
+        """The sequence."""
+        return [
+            ("journal", self._write_journal),
+            ("destroy", self._destroy),
+            ("disks", self._revert_disks),
+            ("memory", self._make_room),
+            ("restore", self._restore),
+            ("unpause", self._unpause),
+            ("monitor", self._keep_watched),
+            ("clean up", self._finish_disks),
+        ]
+
+    def run(self) -> Reverted:
+        """Do all steps.
+
+        On failure: see :func:`pyxlsnap.revert.operation.revert`.
+        """
+        step = ""
+        try:
+            for step, do in self.steps():
+                if not self._destroying:
+                    self._cancel.check()
+                log.debug("%s: %s", self._plan.config.name, step)
+                self._on_progress(Progress(step))
+                begun = time.monotonic()
+                do()
+                self._seconds[step] = time.monotonic() - begun
+        except BaseException as cause:
+            raise self._failed(step, cause) from cause
+        self._journal.clear()
+        return self._result()
+
+    def _write_journal(self) -> None:
+        # One that is there is of a revert that was killed: this run finishes that one.
+        killed = self._journal.read()
+        self._finishing = killed is not None and killed.begun
+        self._kept = self._kept or (killed.kept if killed else "")
+        plan = self._plan
+        entry = Entry(
+            operation="revert",
+            uuid=plan.config.uuid,
+            domid=plan.guest.domid if plan.guest else -1,
+            domain=plan.config.name,
+            name=plan.name,
+            memory_path=str(plan.memory_path),
+            cfgfile=str(plan.cfgfile),
+            disks=tuple(plan.requests),
+            devices=plan.devices,
+            paused=plan.state is RunState.PAUSED,
+            monitor=self._start_monitor is not None,
+            started=time.time(),
+            begun=self._finishing,
+            boot=boot_id(),
+            kinds={v: s.kind for s in plan.strategies for v in s.vdevs},
+            kept=self._kept,
+            replaced=self._replaced(),
+            words=tuple(self._words()),
+        )
+        self._entry = entry
+        (self._journal.rewrite if killed else self._journal.write)(entry)
+
+    def _replaced(self) -> str:
+        guest = self._plan.guest
+        return guest.uuid if guest and guest.uuid != self._plan.config.uuid else ""
+
+    def _destroy(self) -> None:
+        with Process(xl_monitor(self._plan.config.name)) as xl:
+            if guest := self._plan.guest:
+                self._destroy_guest(guest)
+            # It goes when it sees that the domain has gone. One that stays is about to start it
+            # again, for its guest has rebooted just now: xl takes two seconds for that.
+            if not xl.ended(within_s=_XL_S):
+                raise XenError(
+                    f"xl still watches {self._plan.config.name} and may start it again",
+                    rc=-9,
+                    operation="libxl_domain_destroy",
+                )
+        # Whoever has started it meanwhile has its disks open.
+        checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
+
+    def _destroy_guest(self, guest: Guest) -> None:
+        # If it has gone meanwhile, somebody may be starting it again.
+        self._before = guest.check_same(dying=self._finishing)
+        checks.notice_rename(guest)  # it would come back under the name that it had
+        self._begin()
+        self._destroying = True
+        destroy(guest)
+
+    def _say(self, **more: Any) -> None:
+        """Say in the journal what a recovery should know; it can do without."""
+        try:
+            self._note(**more)
+        except OSError as e:
+            log.warning("%s: %s", self._journal.path, e.strerror)
+
+    def _begin(self) -> None:
+        """From here on something may have changed, and who recovers must know."""
+        self._note(begun=True)
+
+    def _note(self, **more: Any) -> None:
+        self._entry = replace(self._entry, **more)
+        self._journal.rewrite(self._entry)
+
+    def _revert_disks(self) -> None:
+        if not self._entry.begun:  # the domain was off
+            self._begin()
+        self._destroying = True
+        for strategy in self._plan.strategies:
+            strategy.revert()
+
+    def _make_room(self) -> None:
+        make_room(self._host, self._plan.config)
+
+    def _restore(self) -> None:
+        checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
+        self._restoring = True
+        with open_regular(self._plan.memory_path) as file:
+            os.lseek(file.fileno(), self._plan.stream_offset, os.SEEK_SET)
+            self._new = self._host.restore(self._plan.config, file.fileno())
+        self._say(restored=self._new.domid)
+
+    def _unpause(self) -> None:
+        assert self._new
+        if self._plan.state is RunState.RUNNING:
+            self._new.unpause()
+
+    def _keep_watched(self) -> None:
+        assert self._new
+        self._warnings += keep_watched(self._start_monitor, self._new.name, self._new.uuid)
+
+    def _finish_disks(self) -> None:
+        assert self._new
+        self._warnings += drop_kept(self._plan.strategies, self._new.domid)
+
+    # When something fails
+
+    def _failed(self, step: str, cause: BaseException) -> PyxlsnapError:
+        plan = self._plan
+        interrupted = isinstance(cause, Cancelled | KeyboardInterrupt)
+        what = f"reverting {plan.config.name} to {plan.name} " + (
+            f"was interrupted ({step})" if interrupted else f"failed ({step}): {cause}"
+        )
+        if self._kept:
+            what += f" (the present was kept: {self._kept})"
+        if not self._finishing and (not self._destroying or self._untouched()):
+            self._journal.clear()
+            cls = Interrupted if interrupted else OperationFailed
+            return cls(f"{what}; nothing was changed", step=step)
+        left = self._remove_half_made()
+        if self._new is None:
+            left.append(f"{plan.config.name} is off, its disks may be reverted")
+        self._say(told=True)
+        return NeedsAttention(
+            f"{what}; {'; '.join(left)}; the snapshot is whole: run the command again to finish",
+            step=step,
+            left=left,
+            finish=self._command(),
+        )
+
+    def _untouched(self) -> bool:
+        """Whether the domain that was to be destroyed is as it was.
+
+        libxl pauses it first, then takes its QEMU and its devices away, and the domain at last.
+        """
+        guest = self._plan.guest
+        try:
+            return guest is not None and _flags(guest.check_same()) == _flags(self._before)
+        except PyxlsnapError:
+            return False
+
+    def _remove_half_made(self) -> list[str]:
+        """A restore that failed may leave a domain; nobody had this uuid before, so it is ours."""
+        if not self._restoring:
+            return []
+        try:
+            half = self._host.find(self._plan.config.uuid)
+        except DomainNotFound:
+            return []
+        except PyxlsnapError as e:
+            return [str(e)]
+        if self._new is not None:
+            return [f"{half} is restored but could not be finished"]
+        try:
+            destroy(half)
+        except PyxlsnapError as e:
+            return [f"{half} is half made and could not be removed ({e})"]
+        return []
+
+    def _command(self) -> str:
+        return command(self._words())
+
+    def _words(self) -> list[str]:
+        # One that has another uuid is known by its name, before it is destroyed and afterwards.
+        domain = self._plan.config.name if self._replaced() else self._plan.config.uuid
+        words = ["pyxlsnap", "snapshot-revert", domain, str(self._plan.cfgfile)]
+        return words + ["--running"] * self._running + ["--force"] * self._force
+
+    def _result(self) -> Reverted:
+        assert self._new
+        plan = self._plan
+        return Reverted(
+            name=plan.name,
+            domain=plan.config.name,
+            domid=self._new.domid,
+            uuid=self._new.uuid,
+            state=plan.state,
+            disks=tuple(v for s in plan.strategies for v in s.vdevs),
+            kept=self._kept,
+            warnings=(*plan.warnings, *self._warnings),
+            seconds=self._seconds,
+        )
+
+
+def _flags(info: DomainInfo | None) -> tuple[bool, bool] | None:
+    return (info.paused, info.shutdown) if info else None

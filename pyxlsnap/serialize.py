@@ -1,0 +1,76 @@
+"""Values, errors and log records as plain values that JSON can carry, and back."""
+
+import logging
+import types
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pyxlsnap.errors import PyxlsnapError
+
+Message = dict[str, Any]
+
+
+def rebuild(kind: Any, plain: Any) -> Any:
+    """The value of this type that ``dataclasses.asdict`` and JSON took apart.
+
+    Types are those of our values: dataclasses, tuples of any length, enums, ``… | None``, and what
+    JSON has itself.
+    """
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = types.NoneType if plain is None else get_args(kind)[0]
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: rebuild(hints[name], value) for name, value in plain.items()})
+    if get_origin(kind) is tuple:
+        return tuple(rebuild(get_args(kind)[0], value) for value in plain)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(plain)
+    return plain
+
+
+_EXTRA = ("operation", "domain")
+
+
+def log_to_wire(record: logging.LogRecord) -> Message:
+    """A log record as plain values."""
+    values: Message = {
+        "name": record.name,
+        "levelno": record.levelno,
+        "levelname": record.levelname,
+        "msg": record.getMessage(),
+        "created": record.created,
+    }
+    return values | {k: getattr(record, k) for k in _EXTRA if hasattr(record, k)}
+
+
+def log_from_wire(values: Message) -> logging.LogRecord:
+    """The log record that :func:`log_to_wire` took apart."""
+    return logging.makeLogRecord(values)
+
+
+def to_wire(error: PyxlsnapError) -> dict[str, Any]:
+    """Turn an error into values that JSON can carry."""
+    attributes = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(error).items()}
+    return {"class": type(error).__name__, **attributes}
+
+
+def from_wire(values: dict[str, Any]) -> PyxlsnapError:
+    """Rebuild the error that :func:`to_wire` took apart; an unknown class becomes the base."""
+    cls = _classes().get(values["class"], PyxlsnapError)
+    error = cls.__new__(cls)
+    error.args = (values["message"],)
+    for name, value in values.items():
+        if name != "class":
+            setattr(error, name, tuple(value) if isinstance(value, list) else value)
+    return error
+
+
+def _classes() -> dict[str, type[PyxlsnapError]]:
+    found: dict[str, type[PyxlsnapError]] = {}
+    todo = [PyxlsnapError]
+    while todo:
+        cls = todo.pop()
+        found[cls.__name__] = cls
+        todo += cls.__subclasses__()
+    return found

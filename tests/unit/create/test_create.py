@@ -1,0 +1,814 @@
+"""Taking a snapshot with a fault at every step: the guest first, and nothing left behind."""
+
+import errno
+import shlex
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyxlsnap import cfgfile
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.create import files as snapshot_files
+from pyxlsnap.create import operation as create_operation
+from pyxlsnap.create import paused
+from pyxlsnap.create.plan import CreatePlan, plan_create
+from pyxlsnap.create.sequence import Creation
+from pyxlsnap.errors import (
+    Aborted,
+    AlreadyExists,
+    Busy,
+    DomainNotFound,
+    Interrupted,
+    MonitorError,
+    NeedsAttention,
+    OperationFailed,
+    PyxlsnapError,
+    Refused,
+    XenError,
+)
+from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.linux import files
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.memory import read_header, walk
+from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
+from pyxlsnap.results import Plan, Progress, Snapshot
+from pyxlsnap.revert.plan import plan_revert
+from tests.unit.support.fakes import UUID, FailsAtStep, FakeGuest, World
+
+STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
+WHEN = ("before", "after")
+FAULTS: dict[str, Callable[[], BaseException]] = {
+    "xen": lambda: XenError("no", rc=-3, operation="some call"),
+    "full": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "qemu": lambda: MonitorError("no", command="transaction"),
+    "bug": lambda: RuntimeError("a bug"),
+    "ctrl-c": KeyboardInterrupt,
+}
+WANTED = SnapshotConfig(name="snap", description="why")
+
+
+class Faulty(FailsAtStep, Creation):
+    """A creation that fails at one of its steps."""
+
+
+class Case:
+    """A running guest with two disks and a plan for its snapshot."""
+
+    def __init__(self, world: World, *, live: bool = False, paused: bool = False) -> None:
+        self.world = world
+        self.guest: FakeGuest = world.guest(world.image("xvda"), world.image("xvdb"))
+        self.guest.paused = paused
+        self.before = world.photo()
+        self.cancel = Cancel()
+        self.at_fault = self.before
+        self.suspended_at_fault = False
+        self.plan: CreatePlan = plan_create(
+            world.host, self.guest, WANTED, live=live, directory=world.directory
+        )
+        self.journal = Journal(UUID)
+
+    @property
+    def memory_path(self) -> Path:
+        return self.plan.memory_path
+
+    def creation(self) -> Creation:
+        return Creation(self.plan, self.journal, cancel=self.cancel)
+
+    def run(self) -> Snapshot:
+        return self.creation().run()
+
+    def fails(self, kind: type[OperationFailed] = OperationFailed) -> OperationFailed:
+        with pytest.raises(OperationFailed) as caught:
+            self.run()
+        return self.checked(caught.value, kind)
+
+    def fails_at(
+        self, step: str, when: str, fault: Callable[[], None], kind: type[OperationFailed]
+    ) -> OperationFailed:
+        def remembered() -> None:
+            self.at_fault = self.world.photo()
+            self.suspended_at_fault = self.guest.suspended
+            fault()
+
+        creation = Faulty(self.plan, self.journal, cancel=self.cancel)
+        creation.at, creation.when, creation.fault = step, when, remembered
+        with pytest.raises(OperationFailed) as caught:
+            creation.run()
+        return self.checked(caught.value, kind)
+
+    def checked(self, error: OperationFailed, kind: type[OperationFailed]) -> OperationFailed:
+        assert type(error) is kind
+        assert "\n" not in str(error)
+        return error
+
+    def assert_as_before(self) -> None:
+        self.guest.time_passes()
+        assert self.guest.paused == self.plan.paused
+        assert self.guest.paused or self.guest.runs
+        assert not self.guest.suspended
+        assert self.world.photo() == self.before
+
+
+def raising(make: Callable[[], BaseException]) -> Callable[[], None]:
+    def fault() -> None:
+        raise make()
+
+    return fault
+
+
+@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_fault_at_any_step_leaves_everything_as_before(
+    world: World, step: str, when: str, fault: str, paused: bool
+) -> None:
+    case = Case(world, paused=paused)
+    kind = Interrupted if fault == "ctrl-c" else OperationFailed
+    error = case.fails_at(step, when, raising(FAULTS[fault]), kind)
+    assert error.step == step
+    assert step in str(error)
+    assert error.__cause__ is not None
+    assert error.left == ()
+    case.assert_as_before()
+    if case.suspended_at_fault:  # and not a file or disk snapshot went before the guest ran
+        assert world.at_resume == case.at_fault
+    assert case.guest.resumes == ("resume" in world.events)
+
+
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("step", STEPS[:-1])
+def test_a_cancel_at_any_step_rolls_back(world: World, step: str, when: str) -> None:
+    case = Case(world)
+    error = case.fails_at(step, when, case.cancel.set, Interrupted)
+    # Two steps look at the token while they are under way.
+    inside = step in ("suspend", "memory file") and when == "before"
+    assert error.step == (step if inside else STEPS[STEPS.index(step) + 1])
+    assert error.exit_code == 130
+    case.assert_as_before()
+
+
+def test_a_cancel_in_the_last_step_is_too_late(world: World) -> None:
+    case = Case(world)
+    creation = Faulty(case.plan, case.journal, cancel=case.cancel)
+    creation.at, creation.when, creation.fault = STEPS[-1], "before", case.cancel.set
+    assert creation.run().name == "snap"
+    assert case.memory_path.exists()
+
+
+def test_a_cancel_before_the_beginning_touches_nothing(world: World) -> None:
+    case = Case(world)
+    case.cancel.set()
+    assert case.fails(Interrupted).step == STEPS[0]
+    assert "suspend" not in world.events
+    case.assert_as_before()
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_cancel_while_memory_is_written_aborts_it(world: World, suspended: bool) -> None:
+    case = Case(world, live=True)
+
+    def cancelled() -> None:
+        thread = threading.Thread(target=case.cancel.set)
+        thread.start()
+        thread.join()
+        case.guest.suspended = suspended
+        raise Aborted("aborted", rc=-27, operation="libxl_domain_suspend")
+
+    case.guest.while_suspending = cancelled
+    assert case.fails(Interrupted).step == "suspend"
+    assert case.guest.aborts == 1
+    case.assert_as_before()
+
+
+def test_a_suspend_that_fails_with_the_guest_suspended_is_resumed(world: World) -> None:
+    case = Case(world)
+    world.fail("suspend", XenError("timed out", rc=-9, operation="suspend"), after=True)
+    error = case.fails()
+    assert error.step == "suspend"
+    assert error.undone[0] == "resumed vm1"
+    assert case.guest.resumes == 1
+    case.assert_as_before()
+
+
+@pytest.mark.parametrize("late_s", [1.0, 60.0])
+def test_a_suspend_that_comes_after_its_failure_is_waited_for(world: World, late_s: float) -> None:
+    case = Case(world)
+    case.guest.suspends_late_s = late_s
+    world.fail("suspend", XenError("timed out", rc=-9, operation="suspend"))
+    case.fails()
+    assert case.guest.resumes == 1
+    case.assert_as_before()
+
+
+def test_the_name_is_taken_meanwhile_on_the_second_disk(world: World) -> None:
+    case = Case(world)
+    world.storage.snapshots["xvdb", "snap"] = "somebody else's"
+    error = case.fails()
+    assert error.step == "disk snapshots"
+    assert "xvdb" in str(error)
+    assert world.storage.snapshots == {("xvdb", "snap"): "somebody else's"}
+    assert case.guest.runs
+    assert world.photo().files == case.before.files
+
+
+@pytest.mark.parametrize("which", ["memory_path", "cfgfile"])
+def test_a_file_of_that_name_made_meanwhile_stays(world: World, which: str) -> None:
+    case = Case(world)
+    path: Path = getattr(case.plan, which)
+
+    def somebody(event: str) -> None:
+        if event == "suspend":
+            path.write_text("somebody else's")
+
+    world.on_event = somebody
+    error = case.fails()
+    assert error.step == {"memory_path": "memory file", "cfgfile": "cfgfile"}[which]
+    assert isinstance(error.__cause__, AlreadyExists)
+    assert path.read_text() == "somebody else's"
+    assert set(world.photo().files) - set(case.before.files) == {
+        path,
+        path.parent,
+        path.parent.parent,
+    }
+    assert case.guest.runs
+    assert not world.storage.snapshots
+
+
+@pytest.mark.parametrize("verb", ["suspend", "create xvda", "create xvdb"])
+def test_a_guest_destroyed_by_somebody_else_needs_a_person(world: World, verb: str) -> None:
+    case = Case(world)
+
+    def destroyed(event: str) -> None:
+        if event == verb:
+            case.guest.exists = False
+
+    world.on_event = destroyed
+    error = case.fails(NeedsAttention)
+    assert "destroyed" in error.left[0]
+    assert not case.memory_path.exists()
+    assert isinstance(error, NeedsAttention)
+    assert shlex.split(error.finish) == ["pyxlsnap", "snapshot-recover", UUID]
+
+
+@pytest.mark.parametrize("step", ["disk snapshots", "resume", "memory file", "cfgfile"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MonitorError("gone", command="x"),
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError("a bug"),
+    ],
+)
+def test_what_cannot_be_undone_is_listed_and_the_rest_is_undone(
+    world: World, step: str, error: Exception
+) -> None:
+    case = Case(world)
+    world.fail("undo xvda", error)
+    failed = case.fails_at(step, "after", raising(FAULTS["bug"]), NeedsAttention)
+    assert isinstance(failed, NeedsAttention)
+    assert failed.left == (str(error),)
+    assert failed.finish == f"pyxlsnap snapshot-recover {UUID}"
+    assert case.guest.runs
+    assert set(world.storage.snapshots) == {("xvda", "snap")}
+    assert set(world.photo().files) - set(case.before.files) == {case.journal.path}
+    entry = case.journal.read()
+    assert entry is not None
+    assert entry.name == "snap"
+
+
+class TestTheGuestCannotBeResumed:
+    """Then memory file and disk snapshots are its only copy."""
+
+    ERROR = XenError("broken", rc=-3, operation="libxl_domain_resume")
+
+    @pytest.mark.parametrize(
+        ("step", "when"),
+        [("suspend", "after"), ("disk snapshots", "before"), ("disk snapshots", "after")],
+    )
+    def test_everything_is_kept(self, world: World, step: str, when: str) -> None:
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        error = case.fails_at(step, when, raising(FAULTS["bug"]), NeedsAttention)
+        assert "nothing was deleted" in str(error)
+        assert not [e for e in world.events if e.startswith("undo")]
+        assert world.photo().disk_snapshots == case.at_fault.disk_snapshots
+        # And the command that it gives is taken.
+        assert isinstance(error, NeedsAttention)
+        words = shlex.split(error.finish)
+        cfg = Path(words[3])
+        plan = plan_revert(
+            world.host, words[2], cfgfile.read(cfg), cfg, force="--force" in words[4:]
+        )
+        complete = (step, when) == ("disk snapshots", "after")
+        assert [v for s in plan.strategies for v in s.vdevs] == ["xvda", "xvdb"] * complete
+        assert case.journal.read() is None
+
+    def test_the_snapshot_is_completed_and_revert_takes_it(self, world: World) -> None:
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        error = case.fails(NeedsAttention)
+        assert isinstance(error, NeedsAttention)
+        assert error.step == "resume"
+        assert set(world.storage.snapshots) == {("xvda", "snap"), ("xvdb", "snap")}
+        command = shlex.split(error.finish)
+        assert command == ["pyxlsnap", "snapshot-revert", UUID, str(case.plan.cfgfile)]
+        plan = plan_revert(
+            world.host, command[2], cfgfile.read(command[3]), Path(command[3]), force=False
+        )
+        assert plan.guest is case.guest
+        assert {v for s in plan.strategies for v in s.vdevs} == {"xvda", "xvdb"}
+        assert case.journal.read() is None
+
+    def test_a_memory_file_that_cannot_be_published_is_named(self, world: World) -> None:
+        case = Case(world)
+
+        def somebody(event: str) -> None:
+            if event == "suspend":
+                case.memory_path.write_text("somebody else's")
+
+        world.on_event = somebody
+        world.fail("resume", self.ERROR)
+        error = case.fails(NeedsAttention)
+        assert isinstance(error, NeedsAttention)
+        (temporary,) = case.memory_path.parent.glob(".snap.save.*")
+        assert str(temporary) in error.left[1]
+        assert error.finish == f"pyxlsnap snapshot-recover {UUID}"
+        assert case.journal.read() is not None
+
+    def test_the_memory_file_is_named_where_it_is_if_only_the_cfgfile_fails(
+        self, world: World
+    ) -> None:
+        case = Case(world)
+
+        def somebody(event: str) -> None:
+            if event == "suspend":
+                case.plan.cfgfile.write_text("somebody else's")
+
+        world.on_event = somebody
+        world.fail("resume", self.ERROR)
+        error = case.fails(NeedsAttention)
+        assert case.memory_path.exists()
+        assert f"its memory is in {case.memory_path} " in error.left[1]
+
+    def test_half_a_memory_file_is_not_published(self, world: World) -> None:
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        world.fail("suspend", XenError("late", rc=-9, operation="suspend"), after=True)
+        error = case.fails(NeedsAttention)
+        assert isinstance(error, NeedsAttention)
+        assert not case.memory_path.exists()
+        assert error.finish == f"pyxlsnap snapshot-recover {UUID}"
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_a_directory_that_cannot_be_synced_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """The fault is inside a step, after the file has its name."""
+    case = Case(world)
+    calls = []
+    sync = files.sync_directory
+
+    def fails(directory: Path) -> None:
+        calls.append(directory)
+        if len(calls) == call and directory == case.memory_path.parent:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(directory)
+
+    monkeypatch.setattr(files, "sync_directory", fails)
+    if call in (2, 3):  # the journal has the first
+        case.fails()
+        case.assert_as_before()
+    else:
+        case.run()
+
+
+def test_a_damaged_stream_is_no_snapshot(world: World) -> None:
+    case = Case(world)
+    case.guest.stream = case.guest.stream[:-8]
+    error = case.fails()
+    assert error.step == "memory file"
+    assert "truncated" in str(error)
+    case.assert_as_before()
+
+
+def test_a_journal_that_cannot_be_written_stops_it(world: World) -> None:
+    case = Case(world)
+    blocked = world.root / "blocked"
+    blocked.touch()
+    case.journal = Journal(UUID, directory=blocked / "journals")
+    case.before = world.photo()
+    assert case.fails().step == "journal"
+    case.assert_as_before()
+
+
+class TestSuccess:
+    def test_the_result_says_what_was_made(self, world: World) -> None:
+        case = Case(world)
+        snapshot = case.run()
+        assert (snapshot.name, snapshot.domain, snapshot.uuid) == ("snap", "vm1", UUID)
+        assert snapshot.memory_path == str(world.directory / UUID / "snap.save")
+        assert snapshot.cfgfile == str(world.directory / UUID / "snap.cfg")
+        assert [a.kind for a in snapshot.artefacts] == [
+            "memory file",
+            "cfgfile",
+            "disk snapshot",
+            "disk snapshot",
+        ]
+        assert snapshot.seconds_suspended > 0
+        assert list(snapshot.seconds) == STEPS
+        inside = snapshot.seconds["disk snapshots"] + snapshot.seconds["resume"]
+        assert snapshot.seconds_suspended >= inside - 0.05  # the step ends a little later
+        assert case.guest.runs
+        assert case.guest.resumes == 1
+
+    def test_nothing_temporary_is_left(self, world: World) -> None:
+        case = Case(world)
+        case.run()
+        directory = case.memory_path.parent
+        assert set(world.photo().files) - set(case.before.files) == {
+            directory.parent,
+            directory,
+            case.memory_path,
+            case.plan.cfgfile,
+        }
+        assert case.journal.read() is None
+
+    def test_files_are_private(self, world: World) -> None:
+        case = Case(world)
+        case.run()
+        modes = {
+            p.name: stat.S_IMODE(p.stat().st_mode) for p in case.memory_path.parent.parent.rglob("")
+        }
+        assert modes == {"snapshots": 0o700, UUID: 0o700}
+        for path in (case.memory_path, case.plan.cfgfile):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_the_cfgfile_reads_back_to_what_was_taken(self, world: World) -> None:
+        case = Case(world)
+        case.run()
+        assert cfgfile.read(case.plan.cfgfile) == SnapshotConfig(
+            "snap",
+            "why",
+            str(case.memory_path),
+            (DiskRequest("xvda"), DiskRequest("xvdb")),
+        )
+
+    def test_the_memory_file_has_configuration_metadata_and_stream(self, world: World) -> None:
+        case = Case(world)
+        case.run()
+        with case.memory_path.open("rb") as file:
+            header = read_header(file, "x")
+            assert header.config_json == case.plan.config.json
+            assert header.metadata == case.plan.metadata
+            assert header.metadata.state is RunState.RUNNING
+            assert header.metadata.versions["xen"] == "4.17"
+            file.seek(header.stream_offset)
+            assert file.read() == case.guest.stream
+
+    def test_the_window_holds_the_disk_snapshots_and_no_more(self, world: World) -> None:
+        Case(world).run()
+        events = [e for e in world.events if not e.startswith(("info", "find"))]
+        start = events.index("suspend")
+        assert events[start : events.index("resume")] == [
+            "suspend",
+            "disk_targets",
+            *("commit xvda", "create xvda"),
+            *("commit xvdb", "create xvdb"),
+        ]
+
+
+class TestAPausedGuest:
+    """It runs for as long as it takes to answer the suspend request, and no longer."""
+
+    def test_is_let_go_when_the_request_stands_and_is_paused_again(self, world: World) -> None:
+        case = Case(world, paused=True)
+        snapshot = case.run()
+        events = [e for e in world.events if e in ("unpause", "suspend", "resume", "pause")]
+        assert events == ["unpause", "suspend", "resume"]
+        assert case.guest.paused
+        assert not case.guest.suspended
+        assert snapshot.state is RunState.PAUSED
+        assert 0 < snapshot.seconds_unpaused < 2
+
+    def test_that_is_paused_twice_is_not_let_go(self, world: World) -> None:
+        case = Case(world, paused=True)
+        case.guest.paused_twice = True
+        error = case.fails()
+        assert "paused more than once: run `xl unpause vm1`" in str(error)
+        assert case.guest.aborts == 1
+        assert world.events.count("unpause") == world.events.count("pause") == 1
+        case.assert_as_before()
+
+    def test_that_is_asked_for_nothing_is_let_go_after_a_while(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As one without PV drivers."""
+        monkeypatch.setattr(paused, "_NO_REQUEST_S", 0.05)
+        case = Case(world, paused=True)
+        monkeypatch.setattr(case.guest, "suspend_requested", lambda: False)
+        assert case.run().seconds_unpaused > 0
+        assert case.guest.paused
+
+    def test_live_is_not_let_go_before_the_request(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However long its memory takes."""
+        monkeypatch.setattr(paused, "_NO_REQUEST_S", 0.0)
+        case = Case(world, live=True, paused=True)
+        asked = time.monotonic() + 0.2
+        monkeypatch.setattr(case.guest, "suspend_requested", lambda: time.monotonic() >= asked)
+        case.run()
+        assert time.monotonic() >= asked
+
+    def test_whose_xen_cannot_be_talked_to_a_second_time(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = Case(world, paused=True)
+
+        def fails() -> bool:
+            raise XenError("no", rc=-3, operation="xs_read")
+
+        monkeypatch.setattr(case.guest, "suspend_requested", fails)
+        assert str(case.fails()).endswith("(suspend): no; everything is as before")
+        case.assert_as_before()
+
+
+class TestTheWholeFunction:
+    def make(self, world: World, **options: object) -> Snapshot:
+        path = world.root / "images" / "m.save"
+        wanted = SnapshotConfig(name="snap", memory_path=str(path))
+        return create_operation.create(world.host, "vm1", wanted, **options)  # type: ignore[arg-type]
+
+    def test_takes_a_snapshot_and_lets_go_of_lock_and_disks(self, world: World) -> None:
+        world.guest(world.image("xvda"))
+        phases: list[str] = []
+        shared: list[str] = []
+
+        def note(progress: Progress) -> None:
+            phases.append(progress.phase)
+
+        self.make(world, on_progress=note, share_lock=lambda uuid, fd: shared.append(uuid))
+        assert phases == ["checking", "memory", "domain now suspended", "resumed"]
+        assert shared == [UUID]
+        assert "close xvda" in world.events
+        DomainLock(UUID, domain="vm1").release()
+
+    def test_a_failure_lets_go_of_lock_and_disks(self, world: World) -> None:
+        world.guest(world.image("xvda"))
+        world.fail("create xvda", MonitorError("no", command="transaction"))
+        with pytest.raises(OperationFailed):
+            self.make(world)
+        assert "close xvda" in world.events
+        DomainLock(UUID, domain="vm1").release()
+
+    def test_a_refusal_lets_go_of_lock_and_disks(self, world: World) -> None:
+        world.guest(world.image("xvda"))
+        world.fail("check_create", Refused("no"))
+        with pytest.raises(Refused):
+            self.make(world)
+        assert "close xvda" in world.events
+        assert "suspend" not in world.events
+        DomainLock(UUID, domain="vm1").release()
+
+    def test_another_operation_under_way_is_busy(self, world: World) -> None:
+        world.guest(world.image("xvda"))
+        lock = DomainLock(UUID, domain="vm1")
+        with pytest.raises(Busy):
+            self.make(world)
+        lock.release()
+        assert self.make(world).name == "snap"
+
+    def test_an_unfinished_operation_is_to_be_recovered_first(self, world: World) -> None:
+        case = Case(world)
+        world.fail("undo xvda", MonitorError("no", command="x"))
+        case.fails_at("disk snapshots", "after", raising(FAULTS["bug"]), NeedsAttention)
+        with pytest.raises(Refused, match=f"snapshot-recover {UUID}"):
+            self.make(world)
+        assert case.journal.read() is not None
+
+    def test_a_callback_that_raises_is_a_failure_like_any_other(self, world: World) -> None:
+        guest = world.guest(world.image("xvda"))
+        before = world.photo()
+
+        def raises(progress: Progress) -> None:
+            if progress.phase == "resumed":
+                raise RuntimeError("a bug of the caller's")
+
+        with pytest.raises(PyxlsnapError, match="a bug of the caller's"):
+            self.make(world, on_progress=raises)
+        assert guest.runs
+        assert world.photo() == before
+
+
+@pytest.mark.parametrize("when", ["before the disks", "during the disks"])
+def test_a_guest_that_somebody_else_resumes_is_noticed(world: World, when: str) -> None:
+    """It has written since: memory and disks would not belong together."""
+    case = Case(world)
+    verb = "suspend" if when == "before the disks" else "create xvda"
+
+    def resume(event: str) -> None:
+        if event == verb:
+            case.guest.suspended = False
+
+    case.world.on_event = resume
+    error = case.fails()
+    assert "somebody else has resumed vm1" in str(error)
+    case.assert_as_before()
+    assert case.guest.resumes == 0
+
+
+def _paused(guest: FakeGuest) -> None:
+    guest.paused = True
+
+
+def _suspended(guest: FakeGuest) -> None:
+    guest.suspended = True
+
+
+def _powered_off(guest: FakeGuest) -> None:
+    guest.shutdown_reason = "poweroff"
+
+
+def _renamed(guest: FakeGuest) -> None:
+    guest.present = "vm9"
+
+
+INTERFERENCE = [
+    (_paused, "somebody else has paused vm1 meanwhile"),
+    (_suspended, "vm1 has shut down meanwhile (suspend)"),
+    (_powered_off, "vm1 has shut down meanwhile (poweroff)"),
+    (_renamed, "vm1 has been renamed to vm9 meanwhile"),
+]
+
+
+@pytest.mark.parametrize(("interfere", "says"), INTERFERENCE)
+@pytest.mark.parametrize("step", STEPS[: STEPS.index("suspend")])
+def test_interference_is_noticed_before_anything_is_asked_of_the_guest(
+    world: World, interfere: Callable[[FakeGuest], None], says: str, step: str
+) -> None:
+    """Above all a guest that another program is saving is not resumed by our undo."""
+    case = Case(world)
+    error = case.fails_at(step, "after", lambda: interfere(case.guest), OperationFailed)
+    assert says in str(error)
+    assert "suspend" not in world.events
+    assert case.guest.resumes == 0
+    assert world.photo() == case.before
+
+
+def test_an_owners_unpause_is_noticed(world: World) -> None:
+    case = Case(world, paused=True)
+    error = case.fails_at("header", "after", case.guest.unpause, OperationFailed)
+    assert "somebody else has unpaused vm1 meanwhile" in str(error)
+    assert case.guest.runs
+    assert world.photo() == case.before
+
+
+def test_a_disk_that_comes_while_the_memory_is_saved_is_noticed(world: World) -> None:
+    """It is not in the configuration that was saved, but the guest in the memory knows it."""
+    case = Case(world)
+
+    def attach() -> None:
+        case.guest.attached = ("/dev/new",)
+
+    case.guest.while_suspending = attach
+    assert "disks of vm1 have come or gone meanwhile: /dev/new" in str(case.fails())
+    assert not [e for e in world.events if e.startswith("create")]
+    case.assert_as_before()
+
+
+def test_a_guest_that_has_gone_is_noticed_before_disks_are_prepared(world: World) -> None:
+    case = Case(world)
+    steps = dict(case.creation().steps())
+    steps["journal"]()
+    steps["header"]()
+    case.guest.exists = False
+    with pytest.raises(DomainNotFound):
+        steps["prepare disks"]()
+    assert not [e for e in case.world.events if e.startswith("prepare")]
+
+
+def test_a_cancel_while_a_frontend_is_waited_for(world: World) -> None:
+    case = Case(world)
+    case.guest.frontends = [{"vbd/51712": 3}]
+    threading.Timer(0.2, case.cancel.set).start()
+    start = time.monotonic()
+    with pytest.raises(Interrupted, match="the snapshot of vm1 was interrupted"):
+        create_operation.create(world.host, "vm1", WANTED, cancel=case.cancel)
+    assert time.monotonic() - start < 10
+    assert "suspend" not in world.events
+    case.assert_as_before()
+
+
+def test_a_cancel_while_the_memory_file_is_read_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(world)
+
+    def cancelling(*args: Any, on_bytes: Callable[[int], None]) -> None:
+        case.cancel.set()
+        walk(*args, on_bytes=on_bytes)
+
+    monkeypatch.setattr(snapshot_files, "walk", cancelling)
+    assert case.fails(Interrupted).step == "memory file"
+    case.assert_as_before()
+
+
+class TestADryRun:
+    def preview(self, world: World, **options: object) -> Plan:
+        return create_operation.preview(world.host, "vm1", WANTED, **options)  # type: ignore[arg-type]
+
+    def test_says_what_the_run_would_do_and_touches_nothing(self, world: World) -> None:
+        case = Case(world)
+        plan = self.preview(world, live=True)
+        assert (plan.operation, plan.name, plan.domain, plan.uuid) == (
+            "create",
+            "snap",
+            "vm1",
+            UUID,
+        )
+        assert [(d.vdev, d.how, d.path) for d in plan.disks] == [
+            ("xvda", "fake", ""),
+            ("xvdb", "fake", ""),
+        ]
+        case.assert_as_before()
+        assert case.journal.read() is None
+        assert "suspend" not in world.events
+        made = create_operation.create(world.host, "vm1", WANTED, live=True)
+        assert (plan.memory_path, plan.cfgfile) == (made.memory_path, made.cfgfile)
+
+    def test_is_refused_as_the_run_would_be(self, world: World) -> None:
+        case = Case(world)
+        lock = DomainLock(UUID, domain="vm1")
+        with pytest.raises(Busy):
+            self.preview(world)
+        lock.release()
+        case.guest.shutdown_reason = "crash"
+        with pytest.raises(Refused, match="crash"):
+            self.preview(world)
+
+    def test_memory_and_disks_make_the_downtime(self, world: World) -> None:
+        case = Case(world)
+        case.guest.memory_kb = 16 << 20
+        stopped, live = self.preview(world), self.preview(world, live=True)
+        assert stopped.seconds_suspended == pytest.approx(64, abs=1)
+        assert live.seconds_suspended == pytest.approx(0.4)
+        world.expected_seconds = 3.0
+        slower = self.preview(world, live=True).seconds_suspended
+        assert slower == pytest.approx(0.4 + 2 * 3.0)
+
+    @pytest.mark.parametrize(
+        ("live", "disk_seconds", "allowed", "way_out"),
+        [
+            (False, 0.0, 5, "--live"),
+            (True, 3.0, 5, "xvda"),
+            (True, 0.0, 0.1, "as short as it can be"),
+        ],
+    )
+    def test_one_that_takes_too_long_is_refused(
+        self, world: World, live: bool, disk_seconds: float, allowed: float, way_out: str
+    ) -> None:
+        case = Case(world)
+        case.guest.memory_kb = 16 << 20
+        world.expected_seconds = disk_seconds
+        for run in (create_operation.preview, create_operation.create):
+            with pytest.raises(Refused, match=f"and {allowed:g} s were allowed: .*{way_out}"):
+                run(world.host, "vm1", WANTED, live=live, max_downtime=allowed)
+        case.assert_as_before()
+        self.preview(world, live=live, max_downtime=100)
+
+
+@pytest.mark.parametrize("verb", ["resume", "undo xvda"])
+def test_a_second_ctrl_c_does_not_stop_the_undo(world: World, verb: str) -> None:
+    case = Case(world)
+    case.world.fail("create xvdb", KeyboardInterrupt())
+    real = case.world.doing
+    calls: list[str] = []
+
+    @contextmanager
+    def once(what: str) -> Iterator[None]:
+        if what == verb and not calls:
+            calls.append(what)
+            raise KeyboardInterrupt
+        with real(what):
+            yield
+
+    case.world.doing = once  # type: ignore[method-assign,assignment]
+    case.fails(Interrupted)
+    assert calls
+    case.assert_as_before()
+
+
+def test_a_journal_of_another_operation_is_left_alone(world: World) -> None:
+    case = Case(world)
+    other = Entry("revert", UUID, 1, "vm1", "other", begun=True)
+    case.journal.write(other)
+    assert case.fails().step == "journal"
+    assert case.journal.read() == other

@@ -1,0 +1,360 @@
+"""Planning a snapshot: what is refused while nothing has been touched, and what is filled in.
+
+The plan of a revert is in test_revert.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap import cfgfile
+from pyxlsnap.cancel import Cancelled
+from pyxlsnap.create import plan as plan_module
+from pyxlsnap.create.plan import CreatePlan, plan_create
+from pyxlsnap.disks.copy.block_device import BlockCopy
+from pyxlsnap.disks.copy.raw_file import RawFile
+from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.registry import choose, default_request, strategies
+from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
+from pyxlsnap.guest import checks
+from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
+from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
+
+
+def planned(
+    world: World,
+    guest: FakeGuest,
+    wanted: SnapshotConfig = SnapshotConfig("snap"),  # noqa: B008
+    *,
+    live: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> CreatePlan:
+    return plan_create(world.host, guest, wanted, live=live, directory=world.directory, check=check)
+
+
+@pytest.fixture
+def guest(world: World) -> FakeGuest:
+    return world.guest(world.image("xvda"), world.image("xvdb"))
+
+
+class TestFilledIn:
+    def test_name_and_paths(self, world: World, guest: FakeGuest) -> None:
+        plan = planned(world, guest, SnapshotConfig())
+        assert datetime.strptime(plan.metadata.name, "%Y%m%d-%H%M%S")
+        directory = world.directory / UUID
+        assert plan.memory_path == directory / f"{plan.metadata.name}.save"
+        assert plan.cfgfile == directory / f"{plan.metadata.name}.cfg"
+
+    def test_the_name_says_when(self, world: World, guest: FakeGuest) -> None:
+        plan = planned(world, guest, SnapshotConfig())
+        made = datetime.strptime(plan.metadata.name, "%Y%m%d-%H%M%S")
+        assert made.timestamp() == plan.metadata.created
+
+    def test_every_writable_disk(self, world: World, guest: FakeGuest) -> None:
+        plan = planned(world, guest)
+        assert plan.metadata.disks == (DiskRequest("xvda"), DiskRequest("xvdb"))
+        assert plan.left_out == {}
+
+    def test_disks_that_need_no_snapshot_are_left_out_with_the_reason(self, world: World) -> None:
+        guest = world.guest(
+            world.image("xvda"),
+            Disk("hdc", "/a.iso", "raw", cdrom=True),
+            Disk("hdd", "", "empty"),
+            Disk("xvdr", "/r.img", "raw", readwrite=False),
+        )
+        plan = planned(world, guest)
+        assert plan.metadata.disks == (DiskRequest("xvda"),)
+        assert plan.left_out == {
+            "hdc": "a CD-ROM drive",
+            "hdd": "an empty drive",
+            "xvdr": "read-only",
+        }
+        assert not [w for w in plan.warnings if "not in the snapshot" in w]
+
+    def test_planning_changes_nothing(self, world: World, guest: FakeGuest) -> None:
+        before = world.photo()
+        planned(world, guest).close()
+        assert world.photo() == before
+        assert guest.runs
+
+    def test_the_cfgfile_is_complete(self, world: World, guest: FakeGuest) -> None:
+        plan = planned(world, guest, SnapshotConfig("snap", "why"))
+        found = cfgfile.parse(plan.cfgfile_text.encode(), file="x")
+        assert found == SnapshotConfig(
+            "snap", "why", str(plan.memory_path), (DiskRequest("xvda"), DiskRequest("xvdb"))
+        )
+
+
+class TestWhatTheCfgfileSays:
+    def test_some_of_the_disks(self, world: World, guest: FakeGuest) -> None:
+        plan = planned(world, guest, SnapshotConfig("snap", disks=(DiskRequest("xvdb"),)))
+        assert [s.vdevs for s in plan.strategies] == [("xvdb",)]
+        assert plan.left_out == {"xvda": "not named in the cfgfile"}
+        assert "xvda is not in the snapshot: reverting it will be risky" in plan.warnings
+
+    def test_no_disks(self, world: World, guest: FakeGuest) -> None:
+        plan = planned(world, guest, SnapshotConfig("snap", disks=()))
+        assert plan.strategies == ()
+        assert set(plan.left_out) == {"xvda", "xvdb"}
+
+    def test_a_memory_path(self, world: World, guest: FakeGuest) -> None:
+        path = world.root / "images" / "m"
+        plan = planned(world, guest, SnapshotConfig("snap", memory_path=str(path)))
+        assert plan.memory_path == path
+        assert plan.cfgfile == path.with_name("snap.cfg")
+
+
+class TestRefused:
+    def refusal(
+        self,
+        world: World,
+        guest: FakeGuest,
+        wanted: SnapshotConfig = SnapshotConfig("snap"),  # noqa: B008
+        kind: type[Exception] = Refused,
+        *,
+        live: bool = False,
+    ) -> str:
+        before = world.photo()
+        with pytest.raises(kind) as caught:
+            planned(world, guest, wanted, live=live)
+        assert "\n" not in str(caught.value)
+        assert world.photo() == before
+        assert "suspend" not in world.events
+        return str(caught.value)
+
+    @pytest.mark.parametrize("name", ["123", "a/b", "-x", "a b"])
+    def test_a_bad_name(self, world: World, guest: FakeGuest, name: str) -> None:
+        assert name in self.refusal(world, guest, SnapshotConfig(name), UsageError)
+
+    def test_an_unknown_disk(self, world: World, guest: FakeGuest) -> None:
+        wanted = SnapshotConfig("snap", disks=(DiskRequest("xvdz"),))
+        says = self.refusal(world, guest, wanted, UsageError)
+        assert says == "vm1 has no disk xvdz (its disks: xvda, xvdb)"
+
+    @pytest.mark.parametrize(
+        ("one", "other", "says"),
+        [
+            ("frozen", "./frozen", "xvda and xvdb"),
+            ("link/frozen", "frozen", "xvda and xvdb"),
+            ("snap.save", "frozen", "xvda and the memory file"),
+            ("frozen", "snap.cfg", "xvdb and the cfgfile"),
+        ],
+    )
+    def test_two_things_in_one_place(
+        self, world: World, guest: FakeGuest, one: str, other: str, says: str
+    ) -> None:
+        (world.root / "link").symlink_to(world.root)
+        disks = tuple(
+            DiskRequest(vdev, f"{world.root}/{path}", "qcow2")
+            for vdev, path in (("xvda", one), ("xvdb", other))
+        )
+        wanted = SnapshotConfig("snap", memory_path=f"{world.root}/snap.save", disks=disks)
+        with pytest.raises(UsageError, match=f"{says} would be in one place"):
+            planned(world, guest, wanted)
+
+    def test_an_existing_memory_file(self, world: World, guest: FakeGuest) -> None:
+        path = world.root / "images" / "m"
+        path.write_text("old")
+        wanted = SnapshotConfig("snap", memory_path=str(path))
+        assert str(path) in self.refusal(world, guest, wanted, AlreadyExists)
+        assert path.read_text() == "old"
+
+    def test_an_existing_cfgfile(self, world: World, guest: FakeGuest) -> None:
+        path = world.root / "images" / "snap.cfg"
+        path.symlink_to("nowhere")
+        wanted = SnapshotConfig("snap", memory_path=str(path.with_name("m")))
+        assert str(path) in self.refusal(world, guest, wanted, AlreadyExists)
+
+    def test_a_missing_directory(self, world: World, guest: FakeGuest) -> None:
+        wanted = SnapshotConfig("snap", memory_path=str(world.root / "no" / "m"))
+        says = self.refusal(world, guest, wanted)
+        assert f"there is no directory {world.root}/no: make it first" in says
+
+    def test_no_space(self, world: World, guest: FakeGuest) -> None:
+        guest.memory_kb = 1 << 50
+        assert "MiB free" in self.refusal(world, guest)
+
+    def test_live_on_pv_without_shadow_paging(self, world: World) -> None:
+        guest = world.guest(kind="pv")
+        world.host.shadow_paging = False
+        assert "--live is impossible for vm1" in self.refusal(world, guest, live=True)
+        planned(world, guest, live=False)
+
+    @pytest.mark.parametrize("kind", ["hvm", "pvh"])
+    def test_live_on_others_is_not(self, world: World, kind: str) -> None:
+        world.host.shadow_paging = False
+        assert planned(world, world.guest(kind=kind), live=True).live
+
+    def test_live_on_pv_with_shadow_paging_is_not(self, world: World) -> None:
+        assert planned(world, world.guest(kind="pv"), live=True).live
+
+    def test_a_paused_guest_will_be_paused_in_the_snapshot(
+        self, world: World, guest: FakeGuest
+    ) -> None:
+        guest.paused = True
+        plan = planned(world, guest)
+        assert plan.paused
+        assert plan.metadata.state is RunState.PAUSED
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"domid": 0}, "domain 0"),
+            ({"stub_domain": True}, "stub domain"),
+            ({"dying": True}, "dying"),
+            ({"suspended": True}, "suspended already"),
+            ({"shutdown_reason": "reboot"}, "shut down (reboot)"),
+        ],
+    )
+    def test_a_guest_that_is_none_or_does_not_run(
+        self, world: World, guest: FakeGuest, change: dict[str, object], says: str
+    ) -> None:
+        for name, value in change.items():
+            setattr(guest, name, value)
+        assert says in self.refusal(world, guest)
+
+    def test_a_domain_of_libvirt(self, world: World, guest: FakeGuest) -> None:
+        checks.LIBVIRT_DIR.mkdir()
+        (checks.LIBVIRT_DIR / "vm1.xml").touch()
+        assert "managed by libvirt" in self.refusal(world, guest)
+
+    def test_a_passed_through_device(self, world: World, guest: FakeGuest) -> None:
+        guest.configuration = config_of(pcidevs=[{"dev": 1}])
+        assert "PCI" in self.refusal(world, guest)
+
+    def test_a_shared_disk(self, world: World, guest: FakeGuest) -> None:
+        world.guest(*guest.configuration.disks, name="vm2", uuid=OTHER_UUID)
+        assert "domain vm2 has" in self.refusal(world, guest)
+
+    def test_a_shared_disk_that_is_not_in_the_snapshot_is_not(
+        self, world: World, guest: FakeGuest
+    ) -> None:
+        world.guest(guest.configuration.disks[0], name="vm2", uuid=OTHER_UUID)
+        planned(world, guest, SnapshotConfig("snap", disks=(DiskRequest("xvdb"),)))
+
+    def test_a_taken_name(self, world: World, guest: FakeGuest) -> None:
+        world.storage.snapshots["xvdb", "snap"] = "x"
+        assert "xvdb has 'snap' already" in self.refusal(world, guest, kind=AlreadyExists)
+
+    @pytest.mark.parametrize("error", [Refused("no"), MonitorError("no", command="x")])
+    def test_a_check_that_fails_lets_go_of_every_strategy(
+        self, world: World, guest: FakeGuest, error: Exception
+    ) -> None:
+        world.fail("check_create", error)
+        self.refusal(world, guest, kind=type(error))
+        assert {"close xvda", "close xvdb"} <= set(world.events)
+
+    def test_a_frontend_on_its_way_lets_go_of_every_strategy(
+        self, world: World, guest: FakeGuest
+    ) -> None:
+        guest.frontends = [{"vif/0": 3}]
+
+        def interrupt() -> None:
+            raise Cancelled
+
+        with pytest.raises(Cancelled):
+            planned(world, guest, check=interrupt)
+        assert {"close xvda", "close xvdb"} <= set(world.events)
+
+
+class TestStrategies:
+    DISK = Disk("xvda", "/a.qcow2", "qcow2", "qdisk")
+
+    def refusal(self, disk: Disk, request: DiskRequest = DiskRequest("xvda")) -> str:  # noqa: B008
+        with pytest.raises(Refused) as caught:
+            choose(disk, request)
+        assert str(caught.value).startswith("xvda")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    @pytest.mark.parametrize("domain", ["", "0", "Domain-0"])
+    def test_qcow2_is_internal(self, domain: str) -> None:
+        disk = replace(self.DISK, backend_domain=domain)
+        assert choose(disk, DiskRequest("xvda")) is Qcow2
+
+    def test_raw_ones(self, tmp_path: Path) -> None:
+        file = tmp_path / "disk.raw"
+        file.touch()
+        disk = replace(self.DISK, format="raw", target=str(file))
+        assert choose(disk, DiskRequest("xvda")) is RawFile
+        assert choose(replace(disk, target="/dev/loop0"), DiskRequest("xvda")) is BlockCopy
+        assert default_request(disk, "snap") == DiskRequest("xvda", f"{file}.snap", "raw")
+        assert default_request(self.DISK, "snap") == DiskRequest("xvda")
+
+    def test_qemus_transaction_comes_last(self, tmp_path: Path) -> None:
+        file = tmp_path / "disk.raw"
+        file.touch()
+        raw = replace(self.DISK, vdev="xvdb", format="raw", target=str(file))
+        disks = [(self.DISK, DiskRequest("xvda")), (raw, DiskRequest("xvdb", "/x", "raw"))]
+        assert [s.kind for s in strategies(disks, DiskTask("snap"))] == ["raw file", "qcow2"]
+
+    @pytest.mark.parametrize("form", ["vhd", "qed", "unknown"])
+    def test_other_formats(self, form: str) -> None:
+        says = self.refusal(replace(self.DISK, format=form))
+        assert f"xvda is {form}: only qcow2" in says
+        assert "convert" in says
+
+    def test_external(self) -> None:
+        external = DiskRequest("xvda", "/b.qcow2", "qcow2")
+        disks = [(self.DISK, external), (replace(self.DISK, vdev="xvdb"), DiskRequest("xvdb"))]
+        (found,) = strategies(disks, DiskTask("snap"))
+        assert found.vdevs == ("xvda", "xvdb")  # in one transaction
+
+    @pytest.mark.parametrize(
+        ("path", "form", "says"),
+        [("/b.raw", "raw", "not raw"), ("b.qcow2", "qcow2", "must be absolute")],
+    )
+    def test_an_external_path_that_will_not_do(self, path: str, form: str, says: str) -> None:
+        with pytest.raises(Refused, match=says):
+            strategies([(self.DISK, DiskRequest("xvda", path, form))], DiskTask("snap"))
+
+    def test_script(self) -> None:
+        assert "served by a script" in self.refusal(replace(self.DISK, script="block-drbd"))
+
+    def test_another_backend_domain(self) -> None:
+        says = self.refusal(replace(self.DISK, backend_domain="storage"))
+        assert "another domain" in says
+
+    def test_virtio(self) -> None:
+        assert "virtio disk" in self.refusal(replace(self.DISK, specification="virtio"))
+
+    @pytest.mark.parametrize(
+        "change", [{"cdrom": True}, {"readwrite": False}, {"format": "empty", "target": ""}]
+    )
+    def test_what_needs_no_snapshot_cannot_have_one(self, change: dict[str, object]) -> None:
+        says = self.refusal(replace(self.DISK, **change))  # type: ignore[arg-type]
+        assert "cannot be in a snapshot: leave it out" in says
+
+    def test_all_disks_of_a_kind_are_one(self) -> None:
+        disks = [(replace(self.DISK, vdev=v), DiskRequest(v)) for v in ("xvda", "xvdb")]
+        (found,) = strategies(disks, DiskTask("snap"))
+        assert found.vdevs == ("xvda", "xvdb")
+
+
+@pytest.mark.parametrize(
+    ("kind", "live", "inactive"),
+    [("hvm", True, True), ("hvm", False, False), ("pvh", True, False), ("pv", True, False)],
+)
+def test_qemus_nodes_are_inactive_only_after_a_live_save_of_an_hvm_guest(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str, live: bool, inactive: bool
+) -> None:
+    said: list[bool] = []
+
+    def noted(disks: object, task: DiskTask) -> tuple[()]:
+        said.append(task.inactive)
+        return ()
+
+    monkeypatch.setattr(plan_module, "strategies", noted)
+    planned(world, world.guest(world.image("xvda"), kind=kind), live=live)
+    assert said == [inactive]
+
+
+def test_a_relative_memory_path_is_of_the_working_directory(
+    world: World, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert planned(world, guest, SnapshotConfig("s", memory_path="m")).memory_path == tmp_path / "m"

@@ -1,0 +1,155 @@
+"""A monitor whose QEMU dies: a real one, with nothing but the monitor."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from pyxlsnap.disks.qcow2.qmp import Monitor
+from pyxlsnap.errors import MonitorError
+from tests.unit.support.fakes import open_descriptors
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "monitor"
+
+
+@pytest.fixture
+def qemu(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        process = subprocess.Popen(
+            [
+                "qemu-system-x86_64",
+                *("-machine", "none", "-nodefaults", "-display", "none"),
+                *("-chardev", f"socket,id=monitor,fd={server.fileno()},server=on,wait=off"),
+                *("-mon", "chardev=monitor,mode=control"),
+            ],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[server.fileno()],
+        )
+    yield process
+    process.kill()
+    process.wait()
+
+
+def die(qemu: subprocess.Popen[bytes]) -> None:
+    qemu.kill()
+    qemu.wait()
+
+
+def test_close_says_nothing_of_a_qemu_that_has_died(
+    qemu: subprocess.Popen[bytes], path: Path
+) -> None:
+    before = open_descriptors()
+    monitor = Monitor(path)
+    die(qemu)
+    monitor.close()
+    monitor.close()
+    assert open_descriptors() == before
+
+
+def test_a_command_to_a_qemu_that_has_died_fails_as_any_other(
+    qemu: subprocess.Popen[bytes], path: Path
+) -> None:
+    monitor = Monitor(path)
+    die(qemu)
+    for _ in range(2):
+        with pytest.raises(MonitorError, match=str(path)) as caught:
+            monitor.execute("query-version")
+        assert (caught.value.command, caught.value.refused) == ("query-version", False)
+    monitor.close()
+
+
+def test_a_qemu_that_dies_instead_of_answering(qemu: subprocess.Popen[bytes], path: Path) -> None:
+    monitor = Monitor(path)
+    os.kill(qemu.pid, signal.SIGSTOP)
+    death = threading.Timer(0.2, die, [qemu])
+    death.start()
+    with pytest.raises(MonitorError, match=str(path)):
+        monitor.execute("query-version")
+    death.join()
+    monitor.close()
+
+
+def test_the_error_of_the_operation_is_the_one_that_is_seen(
+    qemu: subprocess.Popen[bytes], path: Path
+) -> None:
+    def operation() -> None:
+        monitor = Monitor(path)
+        try:
+            die(qemu)
+            raise RuntimeError("the real one")
+        finally:
+            monitor.close()
+
+    with pytest.raises(RuntimeError, match="the real one"):
+        operation()
+
+
+@pytest.mark.parametrize("error", [EOFError(), ValueError("a bug"), RuntimeError("another")])
+def test_close_never_raises(
+    qemu: subprocess.Popen[bytes], path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    closed_in_the_end(Monitor(path), monkeypatch, error)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_close_lets_go_all_the_same(
+    qemu: subprocess.Popen[bytes],
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+) -> None:
+    with pytest.raises(error):
+        closed_in_the_end(Monitor(path), monkeypatch, error())
+
+
+def closed_in_the_end(
+    monitor: Monitor, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    disconnect = monitor._client.disconnect
+
+    def fails() -> NoReturn:
+        monitor._loop.run_until_complete(disconnect())
+        raise error
+
+    monkeypatch.setattr(monitor._client, "disconnect", fails)
+    try:
+        monitor.close()
+    finally:
+        assert monitor._loop.is_closed()
+
+
+def test_an_interrupted_connect_lets_go_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    loop = asyncio.new_event_loop()
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: loop)
+    monkeypatch.setattr("pyxlsnap.disks.qcow2.qmp.QMPClient.connect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Monitor(path)
+    assert loop.is_closed()
+
+
+def test_a_server_that_hangs_up_at_once(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        thread = threading.Thread(target=lambda: server.accept()[0].close())
+        thread.start()
+        with pytest.raises(MonitorError, match=str(path)):
+            Monitor(path)
+        thread.join()

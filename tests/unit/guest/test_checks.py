@@ -1,0 +1,273 @@
+"""Each refusal of the checks, with its one clear line."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap.errors import Refused
+from pyxlsnap.guest import checks, dom0_memory
+from pyxlsnap.model import DomainConfig, RunState
+from tests.unit.support.fakes import GIB_KB, OTHER_UUID, UUID, FakeGuest, World, config_of
+
+
+@pytest.fixture
+def guest(world: World) -> FakeGuest:
+    return world.guest(world.image("xvda"))
+
+
+def refusal(check: Callable[[], object]) -> str:
+    with pytest.raises(Refused) as caught:
+        check()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestState:
+    def test_a_running_guest_is_fine(self, guest: FakeGuest) -> None:
+        assert checks.run_state(guest) is RunState.RUNNING
+
+    def test_dom0(self, guest: FakeGuest) -> None:
+        guest.domid = 0
+        assert "domain 0 is the host itself" in refusal(lambda: checks.run_state(guest))
+
+    def test_a_stub_domain(self, guest: FakeGuest) -> None:
+        guest.stub_domain = True
+        assert "vm1 is a stub domain" in refusal(lambda: checks.run_state(guest))
+
+    def test_dying(self, guest: FakeGuest) -> None:
+        guest.dying = True
+        assert "vm1 is dying" in refusal(lambda: checks.run_state(guest))
+
+    def test_suspended(self, guest: FakeGuest) -> None:
+        guest.suspended = True
+        says = refusal(lambda: checks.run_state(guest))
+        assert "vm1 is suspended already" in says
+        assert f"snapshot-recover {UUID}" in says
+
+    @pytest.mark.parametrize("reason", ["poweroff", "reboot", "crash", "watchdog"])
+    def test_shut_down(self, guest: FakeGuest, reason: str) -> None:
+        guest.shutdown_reason = reason
+        assert f"shut down ({reason})" in refusal(lambda: checks.run_state(guest))
+
+    def test_paused(self, guest: FakeGuest) -> None:
+        guest.paused = True
+        assert checks.run_state(guest) is RunState.PAUSED
+
+
+def config_with(section: str, values: dict[str, object]) -> DomainConfig:
+    config = config_of()
+    return DomainConfig.parse(
+        json.dumps({**config.values, section: {**config.section(section), **values}})
+    )
+
+
+class TestConfig:
+    def test_a_plain_guest_is_fine(self, guest: FakeGuest) -> None:
+        checks.refuse_config(guest.config(), guest)
+
+    @pytest.mark.parametrize(
+        ("key", "says"),
+        [
+            ("pcidevs", "passed-through PCI devices"),
+            ("dtdevs", "passed-through devices"),
+            ("usbdevs", "passed-through USB devices"),
+            ("vtpms", "a vTPM"),
+            ("p9s", "a 9pfs share"),
+        ],
+    )
+    def test_devices(self, guest: FakeGuest, key: str, says: str) -> None:
+        config = config_of(**{key: [{"devid": 0}]})  # type: ignore[arg-type]
+        assert f"vm1 has {says}," in refusal(lambda: checks.refuse_config(config, guest))
+        checks.refuse_config(config_of(**{key: []}), guest)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("section", "values", "says"),
+        [
+            ("b_info", {"nested_hvm": "True"}, "nested virtualization"),
+            ("b_info", {"type.hvm": {"nested_hvm": "True"}}, "nested virtualization"),
+            ("b_info", {"dm_restrict": "True"}, "dm_restrict"),
+            ("b_info", {"device_model_stubdomain": "True"}, "a stub domain"),
+            ("b_info", {"vnuma_nodes": [{"pnode": 0}]}, "vNUMA"),
+            ("c_info", {"driver_domain": "True"}, "a driver domain's role"),
+        ],
+    )
+    def test_kinds(
+        self, guest: FakeGuest, section: str, values: dict[str, object], says: str
+    ) -> None:
+        config = config_with(section, values)
+        assert says in refusal(lambda: checks.refuse_config(config, guest))
+
+    @pytest.mark.parametrize("value", ["False", "<default>"])
+    def test_what_is_not_set_is_fine(self, guest: FakeGuest, value: str) -> None:
+        config = config_with(
+            "b_info", {"nested_hvm": value, "dm_restrict": value, "vnuma_nodes": []}
+        )
+        checks.refuse_config(config, guest)
+
+    def test_all_of_it_is_named_at_once(self, guest: FakeGuest) -> None:
+        config = config_of(pcidevs=[{}], vtpms=[{}])
+        says = refusal(lambda: checks.refuse_config(config, guest))
+        assert "passed-through PCI devices, a vTPM" in says
+
+    def test_libvirt(self, guest: FakeGuest) -> None:
+        checks.LIBVIRT_DIR.mkdir()
+        (checks.LIBVIRT_DIR / "vm2.xml").touch()
+        checks.refuse_config(guest.config(), guest)
+        (checks.LIBVIRT_DIR / "vm1.xml").touch()
+        says = refusal(lambda: checks.refuse_config(guest.config(), guest))
+        assert "vm1 is managed by libvirt" in says
+
+
+class TestShared:
+    def test_disks_of_one_domain_are_fine(self, world: World, guest: FakeGuest) -> None:
+        world.guest(world.image("xvdb"), name="vm2", uuid=OTHER_UUID)
+        checks.refuse_shared(world.host, guest, guest.configuration.disks)
+
+    def test_by_another_name_of_the_same_file(self, world: World, guest: FakeGuest) -> None:
+        (disk,) = guest.configuration.disks
+        link = world.root / "link.qcow2"
+        link.symlink_to(disk.target)
+        world.guest(replace(disk, target=str(link)), name="vm2", uuid=OTHER_UUID)
+        says = refusal(lambda: checks.refuse_shared(world.host, guest, [disk]))
+        assert says == f"xvda: domain vm2 has {link} too: detach it there"
+
+    def test_a_domain_that_goes_meanwhile_is_no_obstacle(
+        self, world: World, guest: FakeGuest
+    ) -> None:
+        other = world.guest(*guest.configuration.disks, name="vm2", uuid=OTHER_UUID)
+
+        def goes(event: str) -> None:
+            other.exists = other.exists and event != "domains"
+
+        world.on_event = goes
+        checks.refuse_shared(world.host, guest, guest.configuration.disks)
+
+    def test_without_a_guest_everybody_is_another(self, world: World, guest: FakeGuest) -> None:
+        says = refusal(lambda: checks.refuse_shared(world.host, None, guest.configuration.disks))
+        assert "domain vm1 has" in says
+
+
+class TestSpace:
+    def test_is_looked_for_where_the_directory_will_be(self, tmp_path: Path) -> None:
+        checks.refuse_full(tmp_path / "not" / "yet", 1024)
+
+    def test_too_little(self, tmp_path: Path) -> None:
+        says = refusal(lambda: checks.refuse_full(tmp_path / "a", 1 << 50))
+        assert says.startswith(f"{tmp_path} has ")
+        assert says.endswith("name another place with memory_path")
+
+    def test_the_memory_and_some_more_must_fit(self, tmp_path: Path) -> None:
+        fs = os.statvfs(tmp_path)
+        free_kb = fs.f_bavail * fs.f_frsize // 1024
+        refusal(lambda: checks.refuse_full(tmp_path, free_kb + 1024))
+
+    def test_a_directory_that_cannot_be_written(self) -> None:
+        says = refusal(lambda: checks.refuse_full(Path("/proc/sys"), 1))
+        assert "/proc/sys" in says
+
+
+class TestFrontends:
+    def wait(self, guest: FakeGuest, *, timeout_s: float = 5, unused_s: float = 0.2) -> None:
+        checks.wait_for_frontends(guest, timeout_s=timeout_s, unused_s=unused_s)
+
+    def test_connected_ones_are_not_waited_for(self, guest: FakeGuest) -> None:
+        self.wait(guest, timeout_s=0, unused_s=1000)
+
+    def test_a_guest_without_any_is_fine(self, guest: FakeGuest) -> None:
+        guest.frontends = [{}]
+        self.wait(guest, timeout_s=0)
+
+    @pytest.mark.parametrize("state", [0, 1, 2, 3, 5, 6, 7, 8])
+    def test_one_on_its_way_is_waited_for(self, guest: FakeGuest, state: int) -> None:
+        guest.frontends = [{"vif/0": state}, {"vif/0": state}, {"vif/0": 4}]
+        self.wait(guest)
+        assert len(guest.frontends) == 1
+
+    def test_one_that_never_connects_is_unused(self, guest: FakeGuest) -> None:
+        guest.frontends = [{"vif/0": 1, "vbd/51712": 4}]
+        self.wait(guest)
+
+    def test_one_that_is_not_tried_long_enough_is_not_unused(self, guest: FakeGuest) -> None:
+        guest.frontends = [{"vif/0": 1}]
+        refusal(lambda: self.wait(guest, timeout_s=0, unused_s=10))
+
+    @pytest.mark.parametrize("state", [0, 2, 3, 5, 6, 8])
+    def test_the_time_is_limited(self, guest: FakeGuest, state: int) -> None:
+        guest.frontends = [{"vif/0": state, "vbd/51712": 4}]
+        says = refusal(lambda: self.wait(guest, timeout_s=0.1, unused_s=0))
+        assert "vm1: vif/0 is neither connected nor unused" in says
+        assert f"(xenbus state {state})" in says
+
+
+class TestDom0Memory:
+    @pytest.mark.parametrize(
+        ("line", "may"),
+        [
+            ("", True),
+            ("console=vga", True),
+            ("dom0_mem=4G", False),
+            ("dom0_mem=4G,max:4G console=vga", False),
+            ("quiet dom0_mem=min:512M,max:2048m", False),
+            ("dom0_mem=4096", False),
+            ("notdom0_mem=4G", True),
+            ("dom0_max_vcpus=2", True),
+        ],
+    )
+    def test_auto_means_unless_xens_command_line_fixes_it(
+        self, world: World, line: str, may: bool
+    ) -> None:
+        world.host.command_line = line
+        assert dom0_memory.may_shrink_dom0(world.host) is may
+
+    @pytest.mark.parametrize(
+        ("text", "may"),
+        [
+            ('autoballoon="on"', True),
+            ('autoballoon="off"', False),
+            ('autoballoon="1"', True),
+            ('autoballoon="0"', False),
+            ('autoballoon="auto"', False),
+            ("# nothing", False),
+            ("syntax error", False),
+        ],
+    )
+    def test_xl_conf_goes_first(self, world: World, text: str, may: bool) -> None:
+        dom0_memory.XL_CONF.write_text(text + "\n")
+        world.host.command_line = "dom0_mem=4G"
+        assert dom0_memory.may_shrink_dom0(world.host) is may
+
+
+class TestMemory:
+    """1 GiB is free, dom0 has 4 GiB, the guest has 1 MiB."""
+
+    LARGEST_KB = GIB_KB + 1024 + (4 * GIB_KB - 128 * 1024)
+
+    def test_what_the_guest_and_dom0_can_give_counts(self, world: World, guest: FakeGuest) -> None:
+        world.host.command_line = "console=vga"
+        world.host.needed_kb = self.LARGEST_KB
+        checks.refuse_memory(world.host, guest.configuration, guest)
+
+    def test_more_than_dom0_can_give_is_refused(self, world: World, guest: FakeGuest) -> None:
+        world.host.command_line = "console=vga"
+        world.host.needed_kb = self.LARGEST_KB + 1024
+        says = refusal(lambda: checks.refuse_memory(world.host, guest.configuration, guest))
+        assert says.startswith("vm1 needs 4994 MiB of memory and Xen has 4993 MiB, with")
+        assert "with 3968 MiB that dom0 could give: " in says
+
+    def test_a_dom0_that_is_not_to_be_shrunk_gives_nothing(
+        self, world: World, guest: FakeGuest
+    ) -> None:
+        world.host.needed_kb = GIB_KB + 2048
+        says = refusal(lambda: checks.refuse_memory(world.host, guest.configuration, guest))
+        assert says.startswith(
+            "vm1 needs 1026 MiB of memory and Xen has 1025 MiB: shut down another"
+        )
+
+    def test_a_guest_that_is_off_gives_nothing(self, world: World, guest: FakeGuest) -> None:
+        world.host.needed_kb = GIB_KB + 1024
+        checks.refuse_memory(world.host, guest.configuration, guest)
+        refusal(lambda: checks.refuse_memory(world.host, guest.configuration, None))

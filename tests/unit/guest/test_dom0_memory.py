@@ -1,0 +1,171 @@
+"""Memory for a domain: dom0 gives as much as is missing, once, and is waited for."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from pyxlsnap.errors import Refused, XenError
+from pyxlsnap.guest import dom0_memory
+from pyxlsnap.guest.dom0_memory import make_room
+from pyxlsnap.results import OnProgress
+from pyxlsnap.xen import toolstack
+from pyxlsnap.xen.ffi import C
+from pyxlsnap.xen.toolstack import Toolstack
+from tests.unit.support.fakes import FakeHost, World, config_of
+
+MIB_KB = 1024
+
+
+@pytest.fixture
+def host(world: World) -> FakeHost:
+    """500 MiB are free, 600 are needed, dom0 has 2 GiB and may be shrunk."""
+    found = world.host
+    found.command_line = "console=vga"
+    found.free_kb, found.needed_kb = 500 * MIB_KB, 600 * MIB_KB
+    found.dom0_kb = found.dom0_target_kb = 2048 * MIB_KB
+    return found
+
+
+def test_dom0_is_left_alone_when_there_is_enough(host: FakeHost) -> None:
+    host.needed_kb = host.free_kb
+    make_room(host, config_of())
+    assert host.shrunk_kb == []
+
+
+def test_dom0_gives_what_is_missing_and_no_more(host: FakeHost) -> None:
+    make_room(host, config_of())
+    assert host.shrunk_kb == [100 * MIB_KB]
+    assert host.free_kb == 600 * MIB_KB
+    assert host.dom0_kb == 1948 * MIB_KB
+
+
+def test_dom0_is_given_ten_seconds_in_which_nothing_moves(host: FakeHost) -> None:
+    host.dom0_stalls_s = 9
+    make_room(host, config_of())
+    assert host.shrunk_kb == [100 * MIB_KB]
+
+
+def test_a_dom0_that_gives_nothing_is_asked_once(host: FakeHost) -> None:
+    host.dom0_holds_kb = host.dom0_kb
+    with pytest.raises(Refused, match="not enough memory for vm1: 600 MiB needed, 500 MiB free"):
+        make_room(host, config_of())
+    assert host.shrunk_kb == [100 * MIB_KB]
+
+
+def test_a_dom0_that_gives_half_of_it_is_asked_once(host: FakeHost) -> None:
+    host.dom0_holds_kb = host.dom0_kb - 50 * MIB_KB
+    with pytest.raises(Refused, match="600 MiB needed, 550 MiB free"):
+        make_room(host, config_of())
+    assert host.shrunk_kb == [100 * MIB_KB]
+
+
+def test_memory_that_comes_free_elsewhere_counts(host: FakeHost) -> None:
+    host.dom0_holds_kb = host.dom0_kb
+
+    def another_ends() -> None:
+        host.free_kb += 100 * MIB_KB
+
+    host.after_dom0 = another_ends
+    make_room(host, config_of())
+
+
+def test_a_target_that_was_above_dom0s_memory_is_brought_down_first(host: FakeHost) -> None:
+    """Its balloon was set in dom0 itself: xenstore has a target that it never reached."""
+    host.dom0_target_kb = host.dom0_kb + 250 * MIB_KB
+    make_room(host, config_of())
+    assert host.shrunk_kb == [k * MIB_KB for k in (100, 100, 100, 50)]
+    assert host.free_kb == 600 * MIB_KB
+
+
+def test_what_another_takes_again_and_again_is_not_fought_for_for_ever(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dom0_memory, "_PATIENCE_S", 0.1)
+
+    def another_takes_it() -> None:
+        host.free_kb = 500 * MIB_KB
+        time.sleep(0.03)
+
+    host.after_dom0 = another_takes_it
+    with pytest.raises(Refused, match="600 MiB needed, 500 MiB free"):
+        make_room(host, config_of())
+    assert 3 <= len(host.shrunk_kb) <= 5
+
+
+def test_dom0_is_not_shrunk_where_xl_would_not(host: FakeHost) -> None:
+    host.command_line = "dom0_mem=2G"
+    with pytest.raises(Refused, match="not enough memory"):
+        make_room(host, config_of())
+    assert host.shrunk_kb == []
+
+
+def test_a_target_that_libxl_refuses_is_its_error(host: FakeHost) -> None:
+    host.needed_kb = 4096 * MIB_KB
+    with pytest.raises(XenError, match="below the minimum"):
+        make_room(host, config_of())
+
+
+class TestSpare:
+    def test_is_all_but_what_libxl_leaves_dom0(self, host: FakeHost) -> None:
+        assert dom0_memory.spare_dom0_kb(host) == (2048 - 128) * MIB_KB
+
+    def test_can_be_taken(self, host: FakeHost) -> None:
+        host.needed_kb = host.free_kb + dom0_memory.spare_dom0_kb(host)
+        make_room(host, config_of())
+        assert host.free_kb == host.needed_kb
+
+    def test_is_none_where_xl_would_not_shrink_it(self, host: FakeHost) -> None:
+        host.command_line = "dom0_mem=2G"
+        assert dom0_memory.spare_dom0_kb(host) == 0
+
+    def test_is_none_in_a_small_dom0(self, host: FakeHost) -> None:
+        host.dom0_kb = 100 * MIB_KB
+        assert dom0_memory.spare_dom0_kb(host) == 0
+
+    def test_does_not_count_other_domains(self, world: World, host: FakeHost) -> None:
+        world.guest()
+        assert dom0_memory.spare_dom0_kb(host) == (2048 - 128) * MIB_KB
+
+
+class Unbound(Toolstack):
+    """A Toolstack without a Xen."""
+
+    def __init__(self) -> None: ...
+
+    @contextmanager
+    def calling(self, on_progress: OnProgress | None = None) -> Iterator[None]:
+        yield
+
+
+class TestToolstack:
+    def test_the_target_is_lowered_and_not_enforced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[tuple[object, ...]] = []
+
+        def target(_: object, *arguments: object) -> int:
+            asked.append(arguments)
+            return 0
+
+        monkeypatch.setattr(toolstack, "C", SimpleNamespace(libxl_set_memory_target=target))
+        Unbound().shrink_dom0(100)
+        assert asked == [(0, -100, 1, 0)]
+
+    @pytest.mark.parametrize(("rc", "reached"), [(0, True), (-3, False)])
+    def test_dom0_itself_is_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch, rc: int, reached: bool
+    ) -> None:
+        asked: list[tuple[object, ...]] = []
+
+        def wait(_: object, *arguments: object) -> int:
+            asked.append(arguments)
+            return rc
+
+        monkeypatch.setattr(toolstack, "C", SimpleNamespace(libxl_wait_for_memory_target=wait))
+        assert Unbound().wait_for_dom0(stalled_s=10) is reached
+        assert asked == [(0, 10)]
+
+    def test_both_are_bound(self) -> None:
+        assert callable(C.libxl_set_memory_target)
+        assert callable(C.libxl_wait_for_memory_target)

@@ -1,0 +1,650 @@
+"""Finishing what was killed: a create is rolled back, a revert can only go forward."""
+
+import errno
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap import cfgfile
+from pyxlsnap.create.plan import CreatePlan, plan_create
+from pyxlsnap.create.sequence import Creation
+from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.errors import (
+    Busy,
+    DiskError,
+    DomainNotFound,
+    MonitorError,
+    NeedsAttention,
+    Refused,
+    Risky,
+    UsageError,
+    XenError,
+)
+from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.model import RunState, SnapshotConfig
+from pyxlsnap.recovery import finish_revert, undo_create
+from pyxlsnap.recovery import operation as recovery_operation
+from pyxlsnap.results import Recovered, Reverted
+from pyxlsnap.revert import operation as revert_operation
+from pyxlsnap.revert.plan import plan_revert
+from pyxlsnap.revert.sequence import Reversion
+from tests.unit.memory.test_header import xl_file
+from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, FakeStrategy, World, run_until
+
+CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
+REVERT = [name for name, _ in Reversion.__new__(Reversion).steps()]
+BROKEN = XenError("broken", rc=-3, operation="libxl_domain_resume")
+
+
+def watch(_: str) -> None:
+    """In the place of a process that watches a domain."""
+
+
+def recover(world: World, domain: str | None = UUID) -> Recovered:
+    """Recover a domain; whoever watched it watches it afterwards."""
+    return recovery_operation.recover(world.host, domain, start_monitor=watch)
+
+
+def never(_: Entry) -> Reverted:
+    """There is no revert to finish."""
+    raise AssertionError
+
+
+class Killed:
+    """A create that was killed after one of its steps: nothing of it was undone."""
+
+    def __init__(
+        self, world: World, step: str, *, paused: bool = False, name: str = "snap"
+    ) -> None:
+        self.world = world
+        there = [g for g in world.host.guests if g.exists]
+        self.guest = there[0] if there else world.guest(world.image("xvda"), world.image("xvdb"))
+        self.guest.paused = paused
+        wanted = SnapshotConfig(name=name)
+        self.plan: CreatePlan = plan_create(
+            world.host, self.guest, wanted, directory=world.directory
+        )
+        self.before = world.photo()
+        run_until(Creation(self.plan, Journal(UUID)).steps(), step)
+
+    def recover(self) -> tuple[str, ...]:
+        return recover(self.world).lines
+
+    def assert_as_before(self) -> None:
+        self.guest.time_passes()
+        assert self.guest.runs
+        assert self.world.photo() == self.before
+
+
+@pytest.mark.parametrize("step", CREATE[:-1])
+def test_a_create_killed_after_any_step_is_rolled_back(world: World, step: str) -> None:
+    killed = Killed(world, step)
+    was_suspended = killed.guest.suspended
+    at_death = world.photo()
+    done = killed.recover()
+    killed.assert_as_before()
+    if was_suspended:
+        assert done[0] == "resumed vm1"
+        assert world.at_resume == at_death
+    assert killed.recover() == ()
+
+
+def test_a_create_killed_after_its_last_step_stays(world: World) -> None:
+    killed = Killed(world, CREATE[-1])
+    recovered = recover(world)
+    assert "complete" in recovered.lines[0]
+    assert not recovered.rolled_back
+    assert killed.plan.memory_path.exists()
+    assert killed.plan.cfgfile.exists()
+    assert len(world.storage.snapshots) == 2
+    assert Journal(UUID).read() is None
+
+
+def test_a_suspend_that_comes_after_the_death_of_its_process_is_waited_for(world: World) -> None:
+    killed = Killed(world, "header")
+    killed.guest.suspends_late_s = 60
+    assert "resumed vm1" in killed.recover()
+    killed.assert_as_before()
+
+
+@pytest.mark.parametrize("error", [Refused("install it again"), LookupError("a bug")])
+def test_without_its_strategies_the_guest_is_left_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Only they know whether it may run. Those of another domain are none of its business."""
+    killed = Killed(world, "disk snapshots")
+    other = world.guest(world.image("xvdy"), name="vm2", uuid=OTHER_UUID)
+    plan = plan_create(world.host, other, SnapshotConfig(name="b"), directory=world.directory)
+    run_until(Creation(plan, Journal(OTHER_UUID)).steps(), "disk snapshots")
+
+    def strategies(disks: object, task: DiskTask, recorded: object) -> object:
+        assert recorded
+        if task.name == "snap":
+            raise error
+        return world.strategies(disks, task)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(undo_create, "strategies", strategies)
+        with pytest.raises(NeedsAttention, match=str(error)) as caught:
+            recover(world, None)
+    assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+    assert killed.guest.suspended
+    assert other.runs
+    killed.recover()
+    assert killed.guest.runs
+
+
+def test_a_strategy_that_cannot_be_hashed_is_no_hindrance(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeStrategy, "__hash__", None)
+    killed = Killed(world, "disk snapshots")
+    killed.recover()
+    killed.assert_as_before()
+
+
+@pytest.mark.parametrize("verb", ["adopt xvda", "undo xvda"])
+def test_a_bug_in_a_strategy_does_not_keep_the_guest_suspended(world: World, verb: str) -> None:
+    killed = Killed(world, "disk snapshots")
+    world.fail(verb, LookupError("a bug"))
+    with pytest.raises(NeedsAttention, match="a bug") as caught:
+        killed.recover()
+    assert killed.guest.runs
+    assert "resumed vm1" in caught.value.undone
+    assert "deleted snap of xvdb" in caught.value.undone
+
+
+def test_disk_snapshots_of_others_stay(world: World) -> None:
+    killed = Killed(world, "disk snapshots")
+    world.storage.snapshots["xvda", "older"] = "x"
+    killed.recover()
+    assert set(world.storage.snapshots) == {("xvda", "older")}
+
+
+@pytest.mark.parametrize("content", [b"somebody else's", xl_file(b'{"disks": 5}\0')])
+def test_somebody_elses_file_at_the_memory_files_name_stays(world: World, content: bytes) -> None:
+    killed = Killed(world, "resume")
+    killed.plan.memory_path.write_bytes(content)
+    killed.recover()
+    assert killed.plan.memory_path.read_bytes() == content
+
+
+def test_nothing_in_flight_is_nothing_to_do(world: World) -> None:
+    assert recover(world) == Recovered((), rolled_back=True)
+
+
+def test_an_operation_under_way_is_busy(world: World) -> None:
+    killed = Killed(world, "suspend")
+    lock = DomainLock(UUID, domain="vm1")
+    with pytest.raises(Busy):
+        killed.recover()
+    assert killed.guest.suspended
+    lock.release()
+    killed.recover()
+    killed.assert_as_before()
+
+
+def test_the_lock_is_shared_and_released(world: World) -> None:
+    shared: list[str] = []
+    recovery_operation.recover(world.host, UUID, share_lock=lambda uuid, _: shared.append(uuid))
+    assert shared == [UUID]
+    DomainLock(UUID, domain="vm1").release()
+
+
+@pytest.mark.parametrize("domain", ["vm1", "7", "../../etc/passwd", "", UUID + "0"])
+def test_what_is_no_uuid_is_not_taken_for_one(world: World, domain: str) -> None:
+    """A name would have no journal, and "nothing to recover" would be wrong."""
+    with pytest.raises(UsageError, match="is not a domain's uuid"):
+        recovery_operation.recover_one(world.host, domain, redo=never)
+    assert not list((world.root / "run").iterdir())
+
+
+def test_the_case_of_a_uuid_does_not_matter(world: World) -> None:
+    killed = Killed(world, "suspend")
+    assert "resumed vm1" in recover(world, UUID.upper()).lines
+    killed.assert_as_before()
+
+
+def test_of_a_guest_that_has_gone_the_disks_are_rolled_back_as_far_as_can_be(world: World) -> None:
+    killed = Killed(world, "disk snapshots")
+    killed.guest.exists = False
+    world.fail("adopt xvda", MonitorError("no QEMU", command="connect"))
+    with pytest.raises(NeedsAttention, match=r"vm1 is gone.*; no QEMU") as caught:
+        killed.recover()
+    assert set(world.storage.snapshots) == {("xvda", "snap")}
+    assert Journal(UUID).read() is not None
+    assert not killed.plan.memory_path.parent.exists()
+    assert f"rm {Journal(UUID).path}" in caught.value.finish
+    world.faults.clear()
+    killed.recover()
+    assert not world.storage.snapshots
+
+
+def test_disks_that_cannot_be_reached_are_named_and_the_rest_is_done(world: World) -> None:
+    killed = Killed(world, "disk snapshots")
+    world.fail("adopt xvda", MonitorError("QEMU's monitor: no", command="connect"))
+    with pytest.raises(NeedsAttention, match="QEMU's monitor: no"):
+        killed.recover()
+    assert killed.guest.runs
+    assert set(world.storage.snapshots) == {("xvda", "snap")}
+    world.faults.clear()
+    killed.recover()
+    killed.assert_as_before()
+
+
+@pytest.mark.parametrize("step", ["suspend", "disk snapshots"])
+def test_a_guest_that_cannot_be_resumed_keeps_everything(world: World, step: str) -> None:
+    killed = Killed(world, step)
+    before = world.photo()
+    world.fail("resume", BROKEN)
+    with pytest.raises(NeedsAttention, match="nothing was deleted") as caught:
+        killed.recover()
+    assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+    assert world.photo() == before
+    world.faults.clear()
+    killed.recover()
+    killed.assert_as_before()
+
+
+def test_a_guest_that_may_yet_suspend_needs_a_person_and_keeps_the_journal(world: World) -> None:
+    killed = Killed(world, "header")
+    killed.guest.suspends_late_s = 1000
+    with pytest.raises(NeedsAttention, match="may yet") as caught:
+        killed.recover()
+    assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+    killed.guest.suspends_late_s = 60
+    assert "resumed vm1" in killed.recover()
+    killed.assert_as_before()
+
+
+def test_the_guests_configuration_is_not_asked_for(world: World) -> None:
+    """libxl would ask the QEMU of a guest that is suspended."""
+    killed = Killed(world, "disk snapshots")
+    world.fail("config", XenError("no QEMU", rc=-3, operation="retrieve"))
+    killed.recover()
+    killed.assert_as_before()
+
+
+@pytest.mark.parametrize("step", ["suspend", "disk snapshots"])
+def test_a_disk_that_cannot_be_settled_keeps_the_guest_suspended(world: World, step: str) -> None:
+    killed = Killed(world, step)
+    world.fail("settle xvdb", DiskError("no", vdev="xvdb"))
+    with pytest.raises(NeedsAttention, match="nothing was deleted"):
+        killed.recover()
+    assert killed.guest.suspended
+    world.faults.clear()
+    killed.recover()
+    killed.assert_as_before()
+
+
+def test_a_file_that_cannot_be_removed_is_named_and_the_rest_is_done(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Killed(world, "resume")
+
+    def denied(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", denied)
+        with pytest.raises(NeedsAttention, match="Operation not permitted"):
+            killed.recover()
+    assert not world.storage.snapshots
+    killed.recover()
+    killed.assert_as_before()
+
+
+def test_a_damaged_journal_is_refused_and_kept(world: World) -> None:
+    journal = Journal(UUID)
+    journal.path.write_text("{")
+    with pytest.raises(Refused, match="cannot be read"):
+        recover(world)
+    assert journal.path.exists()
+
+
+class TestARevert:
+    def killed(self, world: World, step: str) -> FakeGuest:
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        cfg = killed.plan.cfgfile
+        plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
+        run_until(Reversion(world.host, plan, start_monitor=watch).steps(), step)
+        return killed.guest
+
+    def assert_is_back(self, world: World, recovered: Recovered) -> None:
+        (guest,) = [g for g in world.host.guests if g.exists]
+        assert guest.runs
+        assert recovered.reverted
+        assert (recovered.reverted.domid, recovered.reverted.warnings) == (guest.domid, ())
+        assert not recovered.rolled_back
+        assert recovered.lines == ("vm1 is back at snap and running",)
+        assert Journal(UUID).read() is None
+        assert set(world.storage.snapshots) == {("xvda", "snap"), ("xvdb", "snap")}
+        assert recover(world).lines == ()
+
+    @pytest.mark.parametrize("step", REVERT[REVERT.index("destroy") : -1])
+    def test_killed_after_the_destroy_goes_to_its_end(self, world: World, step: str) -> None:
+        self.killed(world, step)
+        self.assert_is_back(world, recover(world))
+
+    def test_a_restored_domain_is_not_restored_again(self, world: World) -> None:
+        """It may have run for a while, if nobody was there to recover."""
+        self.killed(world, "monitor")
+        restores = world.events.count("restore")
+        self.assert_is_back(world, recover(world))
+        assert world.events.count("restore") == restores
+
+    def test_one_that_was_to_be_paused_is(self, world: World) -> None:
+        killed = Killed(world, CREATE[-1], paused=True)
+        Journal(UUID).clear()
+        cfg = killed.plan.cfgfile
+        for step in ("restore", "disks"):
+            plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
+            run_until(Reversion(world.host, plan, start_monitor=watch).steps(), step)
+            found = recover(world).reverted
+            assert found
+            assert found.state is RunState.PAUSED
+            (guest,) = [g for g in world.host.guests if g.exists]
+            assert guest.paused
+
+    def test_after_a_crash_of_the_host_it_goes_to_its_end_too(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.killed(world, "disks")
+        monkeypatch.setattr(finish_revert, "boot_id", lambda: "another")
+        self.assert_is_back(world, recover(world))
+
+    def test_after_a_crash_of_the_host_the_domid_says_nothing(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The domain has been started again, from disks that were half-way back."""
+        guest = self.killed(world, "disks")
+        guest.exists = True  # started at boot, with the domid that it had before
+        monkeypatch.setattr(finish_revert, "boot_id", lambda: "another")
+        with pytest.raises(NeedsAttention, match="disks may be half-reverted") as caught:
+            recover(world)
+        command = caught.value.finish.split()
+        assert command[:3] == ["pyxlsnap", "snapshot-revert", UUID]
+        assert Journal(UUID).read() is not None
+        assert guest.runs
+
+    @pytest.mark.parametrize("missing", ["memory_path", "cfgfile"])
+    def test_what_cannot_be_finished_is_told_with_its_command_and_options(
+        self, world: World, missing: str
+    ) -> None:
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        cfg = killed.plan.cfgfile
+        plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg, running=True, force=True)
+        run_until(
+            Reversion(world.host, plan, running=True, force=True, start_monitor=watch).steps(),
+            "disks",
+        )
+        path = Path(getattr(killed.plan, missing))
+        path.rename(path.with_suffix(".away"))
+        with pytest.raises(NeedsAttention, match=f"{path}: cannot be read") as caught:
+            recover(world)
+        words = caught.value.finish.split()
+        assert words == ["pyxlsnap", "snapshot-revert", UUID, str(cfg), "--running", "--force"]
+        path.with_suffix(".away").rename(path)
+        self.assert_is_back(world, recover(world))
+
+    @pytest.mark.parametrize("step", ["destroy", "restore"])
+    def test_one_that_was_renamed_comes_back_under_its_present_name(
+        self, world: World, step: str
+    ) -> None:
+        """Even if that is known to nobody but the journal."""
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        killed.guest.name = "vm9"
+        cfg = killed.plan.cfgfile
+        plan = plan_revert(world.host, "vm9", cfgfile.read(cfg), cfg)
+        run_until(Reversion(world.host, plan, start_monitor=watch).steps(), step)
+        assert "vm9 is back at snap and running" in recover(world, "vm9").lines
+        (guest,) = [g for g in world.host.guests if g.exists]
+        assert guest.name == "vm9"
+
+    def test_what_fails_again_says_so(self, world: World) -> None:
+        self.killed(world, "disks")
+        world.fail("restore", XenError("no", rc=-3, operation="libxl_domain_create_restore"))
+        with pytest.raises(NeedsAttention, match="run the command again to finish"):
+            recover(world)
+        world.faults.clear()
+        self.finish_by_command(world)
+
+    def finish_by_command(self, world: World) -> None:
+        entry = Journal(UUID).read()
+        assert entry
+        cfg = Path(entry.words[3])
+        back = revert_operation.revert(
+            world.host, entry.words[2], cfgfile.read(cfg), cfg, start_monitor=watch
+        )
+        lines = (f"vm1 is back at {entry.name} and running",)
+        self.assert_is_back(world, Recovered(lines, rolled_back=False, reverted=back))
+
+    @pytest.mark.parametrize("step", ["restore", "unpause", "clean up"])
+    @pytest.mark.parametrize("boot", ["", "another"])
+    def test_a_domain_that_was_back_is_not_taken_back_later(
+        self, world: World, step: str, boot: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody recovered at once; it may have worked for days before it was shut down."""
+        self.killed(world, step)
+        for guest in world.host.guests:
+            guest.exists = False
+        world.storage.content |= {"xvda": "days of work", "xvdb": "days of work"}
+        if boot:
+            monkeypatch.setattr(finish_revert, "boot_id", lambda: boot)
+        with pytest.raises(NeedsAttention, match="was brought back to snap and has gone since"):
+            recover(world)
+        assert set(world.storage.content.values()) == {"days of work"}
+        self.finish_by_command(world)
+
+    @pytest.mark.parametrize("how", ["is off", "is paused", "reboots"])
+    def test_what_the_user_was_told_of_is_not_done_behind_his_back(
+        self, world: World, how: str
+    ) -> None:
+        """He may have started the domain instead."""
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        cfg = killed.plan.cfgfile
+        world.fail("restore", XenError("no memory", rc=-3, operation="x"))
+        with pytest.raises(NeedsAttention):
+            revert_operation.revert(world.host, "vm1", cfgfile.read(cfg), cfg)
+        world.faults.clear()
+        again = world.host.start(killed.guest.configuration)
+        world.storage.content |= {"xvda": "days of work", "xvdb": "days of work"}
+        again.exists = how != "is off"
+        again.paused = how == "is paused"
+        again.shutdown_reason = "reboot" if how == "reboots" else ""
+        with pytest.raises(NeedsAttention, match="has failed, and was not finished"):
+            recover(world)
+        assert set(world.storage.content.values()) == {"days of work"}
+        assert again.exists == (how != "is off")
+
+    def test_somebodys_domain_that_is_paused_is_left_alone(self, world: World) -> None:
+        """A half restored one is paused, too, but it has never run."""
+        killed = self.killed(world, "disks")
+        again = world.host.start(killed.configuration)
+        again.paused = True
+        with pytest.raises(NeedsAttention, match="was started since"):
+            recover(world)
+        assert again.exists
+        again.has_run = False
+        self.assert_is_back(world, recover(world))
+        assert not again.exists
+
+    def test_a_restored_domain_that_its_owner_has_paused_stays_so(self, world: World) -> None:
+        self.killed(world, "monitor")
+        (guest,) = [g for g in world.host.guests if g.exists]
+        guest.paused = True
+        assert recover(world).reverted
+        assert guest.paused
+
+    def test_another_domain_is_not_destroyed_in_its_place(self, world: World) -> None:
+        self.killed(world, "disks")
+        other = world.guest(world.image("xvdc"), name="vm2", uuid=OTHER_UUID)
+        cfg = world.directory / UUID / "snap.cfg"
+        with pytest.raises(Risky, match="another uuid"):
+            revert_operation.revert(world.host, "vm2", cfgfile.read(cfg), cfg)
+        assert other.runs
+
+    @pytest.mark.parametrize("step", ["begun", *REVERT[REVERT.index("destroy") : -1]])
+    def test_one_that_replaces_a_domain_with_another_uuid(self, world: World, step: str) -> None:
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        killed.guest.exists = False
+        disks = killed.guest.configuration.disks
+        other = world.guest(*disks, name="vm1", uuid=OTHER_UUID)
+        cfg = killed.plan.cfgfile
+        plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg, force=True)
+        reversion = Reversion(world.host, plan, force=True, start_monitor=watch)
+        if step == "begun":
+            world.fail("destroy", KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                run_until(reversion.steps(), "destroy")
+            world.faults.clear()
+            assert recover(world).lines == ("vm1 was not touched",)
+            assert other.runs
+            return
+        run_until(reversion.steps(), step)
+        self.assert_is_back(world, recover(world))
+        assert not other.exists
+
+    def test_what_is_still_ending_is_waited_for(self, world: World) -> None:
+        """A qemu-img that the dead worker had started has a disk open."""
+        guest = self.killed(world, "disks")
+        with open(guest.configuration.disks[0].target, "rb") as image:
+            orphan = subprocess.Popen(["sleep", "1"], stdin=image)
+        self.assert_is_back(world, recover(world))
+        assert orphan.wait() == 0
+
+    def test_a_rival_that_only_looks_is_waited_for(self, world: World) -> None:
+        killed = Killed(world, "suspend")
+        lock = DomainLock(UUID, domain="vm1")
+        threading.Timer(0.3, lock.release).start()
+        recovery_operation.recover(world.host, UUID, wait_s=10, start_monitor=watch)
+        assert killed.guest.runs
+
+    def test_the_snapshot_of_the_present_is_not_forgotten(self, world: World) -> None:
+        for step in ("disks", "restore"):
+            killed = Killed(world, CREATE[-1], name=f"snap-{step}")
+            Journal(UUID).clear()
+            cfg = killed.plan.cfgfile
+            plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
+            run_until(Reversion(world.host, plan, kept="/kept.cfg").steps(), step)
+            found = recover(world).reverted
+            assert found
+            assert found.kept == "/kept.cfg"
+
+    def test_killed_before_the_destroy_has_touched_nothing(self, world: World) -> None:
+        guest = self.killed(world, "journal")
+        assert recover(world) == Recovered(("vm1 was not touched",), rolled_back=True)
+        assert guest.runs
+        assert Journal(UUID).read() is None
+
+    @pytest.mark.parametrize("step", REVERT[REVERT.index("destroy") : REVERT.index("unpause")])
+    def test_the_command_finishes_it_as_well(self, world: World, step: str) -> None:
+        """What has become risky since it was begun is no reason against that."""
+        self.killed(world, step)
+        entry = Journal(UUID).read()
+        assert entry
+        assert entry.words[:3] == ("pyxlsnap", "snapshot-revert", UUID)
+        world.host.version = (4, 18)
+        cfg = Path(entry.words[3])
+        revert_operation.revert(world.host, entry.words[2], cfgfile.read(cfg), cfg)
+        assert recover(world).lines == ()
+        (guest,) = [g for g in world.host.guests if g.exists]
+        assert guest.runs
+
+    @pytest.mark.parametrize("state", ["paused", "dying", "shutdown_reason"])
+    def test_killed_while_libxl_destroys_goes_on_with_it(self, world: World, state: str) -> None:
+        """It pauses the domain, and ends its QEMU, long before it is gone."""
+        world.fail("destroy", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            self.killed(world, "destroy")
+        world.faults.clear()
+        (guest,) = world.host.guests
+        setattr(guest, state, "destroy" if state == "shutdown_reason" else True)
+        self.assert_is_back(world, recover(world))
+
+    def test_a_domain_that_was_started_since_is_left_alone(self, world: World) -> None:
+        guest = self.killed(world, "disks")
+        again = world.host.start(guest.configuration)
+        recovered = recover(world)
+        assert not recovered.rolled_back
+        assert f"domid {again.domid}) runs and was left alone" in recovered.lines[0]
+        assert again.runs
+        assert Journal(UUID).read() is None
+
+
+class TestEveryDomain:
+    def two(self, world: World) -> tuple[Killed, FakeGuest]:
+        """A create that was killed, and one on another domain."""
+        killed = Killed(world, "disk snapshots")
+        other = world.guest(world.image("xvdc"), name="vm2", uuid=OTHER_UUID)
+        plan = plan_create(
+            world.host, other, SnapshotConfig(name="snap"), directory=world.directory
+        )
+        run_until(Creation(plan, Journal(OTHER_UUID)).steps(), "suspend")
+        return killed, other
+
+    def test_all_are_recovered(self, world: World) -> None:
+        killed, other = self.two(world)
+        recovered = recover(world, None)
+        assert recovered.rolled_back
+        assert f"{UUID}: resumed vm1" in recovered.lines
+        assert f"{OTHER_UUID}: resumed vm2" in recovered.lines
+        assert other.runs
+        assert killed.guest.runs
+        assert not world.storage.snapshots
+        assert recover(world, None) == Recovered((), rolled_back=True)
+
+    def test_one_that_needs_a_person_does_not_stop_the_others(self, world: World) -> None:
+        _, other = self.two(world)
+        world.fail("undo xvda", DiskError("stuck", vdev="xvda"))
+        with pytest.raises(NeedsAttention, match="stuck") as caught:
+            recover(world, None)
+        assert other.runs
+        assert f"{OTHER_UUID}: resumed vm2" in caught.value.undone
+        assert str(Journal(UUID).path) in caught.value.finish
+
+    def test_a_damaged_journal_does_not_stop_the_others(self, world: World) -> None:
+        _, other = self.two(world)
+        Journal(UUID).path.write_text("{")
+        with pytest.raises(NeedsAttention, match="cannot be read") as caught:
+            recover(world, None)
+        assert caught.value.left == (f"the journal of {UUID}",)
+        assert other.runs
+
+    def test_an_operation_under_way_is_left_alone(self, world: World) -> None:
+        killed, other = self.two(world)
+        lock = DomainLock(UUID, domain="vm1")
+        recovered = recover(world, None)
+        lock.release()
+        assert any(line.startswith(f"{UUID}: another snapshot") for line in recovered.lines)
+        assert other.runs
+        assert killed.guest.suspended
+
+    @pytest.mark.parametrize("word", ["vm1", "1", UUID, UUID.upper()])
+    def test_one_by_any_of_its_names(self, world: World, word: str) -> None:
+        killed, other = self.two(world)
+        assert "resumed vm1" in recover(world, word).lines
+        assert killed.guest.runs
+        assert other.suspended
+
+    def test_one_that_is_off_by_the_name_it_had(self, world: World) -> None:
+        killed, _ = self.two(world)
+        killed.guest.exists = False
+        recover(world, "vm1")
+        assert Journal(UUID).read() is None
+
+    def test_one_that_nobody_knows(self, world: World) -> None:
+        with pytest.raises(DomainNotFound, match="'nobody'"):
+            recover(world, "nobody")
+
+    def test_one_on_which_nothing_was_done(self, world: World) -> None:
+        world.guest()
+        assert recover(world, "vm1") == Recovered((), rolled_back=True)

@@ -1,0 +1,949 @@
+"""Going back with a fault at every step: nothing changed, or the same command finishes it."""
+
+import errno
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap import cfgfile
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.create.plan import plan_create
+from pyxlsnap.create.sequence import Creation
+from pyxlsnap.errors import (
+    BadMemoryFile,
+    Busy,
+    ConfigError,
+    DomainNotFound,
+    Interrupted,
+    MonitorError,
+    NeedsAttention,
+    OperationFailed,
+    Refused,
+    Risky,
+    XenError,
+)
+from pyxlsnap.guest import checks, destroy
+from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.memory import read_header, write_header
+from pyxlsnap.memory.header import MAGIC
+from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
+from pyxlsnap.results import Progress, Reverted
+from pyxlsnap.revert import operation as revert_operation
+from pyxlsnap.revert.plan import RevertPlan, plan_revert, saved_uuid
+from pyxlsnap.revert.sequence import Reversion
+from tests.unit.support import streams
+from tests.unit.support.fakes import OTHER_UUID, UUID, FailsAtStep, FakeGuest, World, config_of
+
+STEPS = [name for name, _ in Reversion.__new__(Reversion).steps()]
+UNTOUCHED = STEPS[: STEPS.index("destroy") + 1]
+FORWARD = STEPS[STEPS.index("destroy") + 1 :]
+FAULTS: dict[str, Callable[[], BaseException]] = {
+    "xen": lambda: XenError("no", rc=-3, operation="some call"),
+    "full": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "qemu": lambda: MonitorError("no", command="x"),
+    "bug": lambda: RuntimeError("a bug"),
+    "ctrl-c": KeyboardInterrupt,
+}
+NAME = "snap"
+
+
+class Faulty(FailsAtStep, Reversion):
+    """A reversion that fails at one of its steps."""
+
+
+class Case:
+    """A domain with a snapshot of two disks, which has gone on since."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.guest = world.guest(world.image("xvda"), world.image("xvdb"))
+        wanted = SnapshotConfig(name=NAME)
+        made = plan_create(world.host, self.guest, wanted, directory=world.directory)
+        Creation(made, Journal(UUID)).run()
+        self.memory_path, self.cfg = made.memory_path, made.cfgfile
+        world.storage.content.update(xvda="since", xvdb="since")
+        world.events.clear()
+        self.cancel = Cancel()
+        self.before = world.photo()
+
+    def plan(
+        self, domain: str = "vm1", *, running: bool = False, force: bool = False
+    ) -> RevertPlan:
+        wanted = cfgfile.read(self.cfg)
+        return plan_revert(self.world.host, domain, wanted, self.cfg, running=running, force=force)
+
+    def run(self, domain: str = "vm1", *, force: bool = False) -> Reverted:
+        plan = self.plan(domain, force=force)
+        return Reversion(self.world.host, plan, force=force, cancel=self.cancel).run()
+
+    def fails_at(
+        self, step: str, when: str, fault: Callable[[], None], kind: type[OperationFailed]
+    ) -> OperationFailed:
+        reversion = Faulty(self.world.host, self.plan(), cancel=self.cancel)
+        reversion.at, reversion.when, reversion.fault = step, when, fault
+        with pytest.raises(OperationFailed) as caught:
+            reversion.run()
+        assert type(caught.value) is kind
+        assert "\n" not in str(caught.value)
+        return caught.value
+
+    def edit(self, text: str) -> None:
+        self.cfg.write_text(text)
+
+    def save_memory(
+        self, *, config: str | None = None, stream: bytes | None = None, ours: bool = True
+    ) -> None:
+        """Write the memory file anew."""
+        data = self.memory_path.read_bytes()
+        text = config or self.guest.configuration.json
+        optional = len(text + "\0").to_bytes(4, "little") + text.encode() + b"\0"
+        fixed = b"".join(n.to_bytes(4, "little") for n in (0x01020304, 3, 0, len(optional)))
+        assert not ours, "the metadata is pyxlsnap's to write"
+        tail = data[data.index(streams.LIBXL_HEADER) :]
+        self.memory_path.write_bytes(MAGIC + fixed + optional + (stream or tail))
+
+    def assert_nothing_changed(self, guest: FakeGuest | None = None) -> None:
+        assert (guest or self.guest).runs
+        assert self.world.photo() == self.before
+        assert set(self.world.storage.content.values()) == {"since"}
+
+    def assert_reverted(self, *, name: str = "vm1", paused: bool = False) -> None:
+        (now,) = [g for g in self.world.host.guests if g.exists and g.uuid == UUID]
+        assert now is not self.guest
+        assert (now.name, now.paused, now.runs) == (name, paused, not paused)
+        assert self.world.storage.content == {"xvda": "before", "xvdb": "before"}
+        assert self.world.photo() == self.before  # no journal, nothing kept, the snapshot whole
+
+
+def raising(make: Callable[[], BaseException]) -> Callable[[], None]:
+    def fault() -> None:
+        raise make()
+
+    return fault
+
+
+@pytest.fixture
+def case(world: World) -> Case:
+    return Case(world)
+
+
+# A fault at every step
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("step", "when"),
+    [(s, w) for s in UNTOUCHED for w in ("before", "after")][:-1],
+)
+def test_a_fault_before_the_destroy_changes_nothing(
+    case: Case, step: str, when: str, fault: str
+) -> None:
+    kind = Interrupted if fault == "ctrl-c" else OperationFailed
+    error = case.fails_at(step, when, raising(FAULTS[fault]), kind)
+    assert error.step == step
+    assert "nothing was changed" in str(error)
+    case.assert_nothing_changed()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("step", "when"),
+    [("destroy", "after"), *[(s, w) for s in FORWARD for w in ("before", "after")]],
+)
+def test_after_the_destroy_the_same_command_finishes_it(
+    case: Case, step: str, when: str, fault: str
+) -> None:
+    error = case.fails_at(step, when, raising(FAULTS[fault]), NeedsAttention)
+    assert isinstance(error, NeedsAttention)
+    assert error.step == step
+    assert error.left
+    command = shlex.split(error.finish)
+    assert command == ["pyxlsnap", "snapshot-revert", UUID, str(case.cfg)]
+    case.run(command[2])
+    case.assert_reverted()
+
+
+@pytest.mark.parametrize("vdev", ["xvda", "xvdb"])
+def test_what_was_kept_and_cannot_be_dropped_is_a_warning(case: Case, vdev: str) -> None:
+    """The domain is back and runs: to revert it once more would be worse."""
+    case.world.fail(f"drop {vdev}", OSError("no"))
+    result = case.run()
+    assert result.state is RunState.RUNNING
+    assert vdev in result.warnings[-1]
+
+
+@pytest.mark.parametrize("verb", ["wait_gone", "revert xvda", "revert xvdb", "restore", "unpause"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_verb_that_fails_within_a_step_is_finished_too(
+    case: Case, verb: str, after: bool
+) -> None:
+    case.world.fail(verb, XenError("no", rc=-3, operation=verb), after=after)
+    with pytest.raises(NeedsAttention):
+        case.run()
+    case.world.faults.clear()
+    case.run(UUID)
+    case.assert_reverted()
+
+
+def test_a_destroy_that_fails_changes_nothing(case: Case) -> None:
+    case.world.fail("destroy", XenError("no", rc=-3, operation="destroy"))
+    with pytest.raises(OperationFailed) as caught:
+        case.run()
+    assert type(caught.value) is OperationFailed
+    case.assert_nothing_changed()
+
+
+def test_a_destroy_that_got_as_far_as_the_pause_needs_a_person(case: Case) -> None:
+    def paused() -> None:
+        case.guest.paused = True  # and its QEMU may be gone
+        raise XenError("no", rc=-3, operation="destroy")
+
+    case.guest.destroy = paused  # type: ignore[method-assign]
+    with pytest.raises(NeedsAttention):
+        case.run()
+
+
+def test_a_destroy_that_fails_half_way_needs_a_person(case: Case) -> None:
+    case.world.fail("destroy", XenError("no", rc=-3, operation="destroy"), after=True)
+    with pytest.raises(NeedsAttention):
+        case.run()
+    case.world.faults.clear()
+    case.run()
+    case.assert_reverted()
+
+
+@pytest.mark.parametrize("step", STEPS[1:])
+def test_a_cancel_is_heeded_only_before_the_destroy(case: Case, step: str) -> None:
+    reversion = Faulty(case.world.host, case.plan(), cancel=case.cancel)
+    reversion.at, reversion.when = STEPS[STEPS.index(step) - 1], "after"
+    reversion.fault = case.cancel.set
+    if step == "destroy":
+        with pytest.raises(Interrupted):
+            reversion.run()
+        case.assert_nothing_changed()
+    else:
+        reversion.run()
+        case.assert_reverted()
+
+
+def test_a_half_restored_domain_is_removed(case: Case) -> None:
+    def fails(event: str) -> None:
+        if event == "restore":
+            raise XenError("half way", rc=-3, operation="restore")
+
+    case.world.on_event = fails
+    with pytest.raises(NeedsAttention):
+        case.run()
+    assert not [g for g in case.world.host.guests if g.exists]
+
+
+def test_a_domain_that_is_renamed_meanwhile_would_come_back_under_its_old_name(case: Case) -> None:
+    plan = case.plan()
+    case.guest.present = "vm9"
+    with pytest.raises(OperationFailed, match="vm1 has been renamed to vm9 meanwhile; nothing was"):
+        Reversion(case.world.host, plan).run()
+    assert case.guest.runs
+    assert Journal(UUID).read() is None
+
+
+def test_a_restored_domain_that_cannot_be_unpaused_is_not_called_off(case: Case) -> None:
+    case.world.fail("unpause", XenError("no", rc=-3, operation="unpause"))
+    with pytest.raises(NeedsAttention) as caught:
+        case.run()
+    assert "restored" in caught.value.left[0]
+    assert " is off" not in str(caught.value)
+
+
+@pytest.mark.parametrize("event", ["wait_gone", "revert xvdb"])
+def test_a_domain_that_somebody_starts_meanwhile_is_left_alone(case: Case, event: str) -> None:
+    started: list[FakeGuest] = []
+
+    def somebody(done: str) -> None:
+        if done == event:
+            started.append(case.world.host.start(case.guest.configuration))
+
+    case.world.on_event = somebody
+    with pytest.raises(NeedsAttention, match="another domain"):
+        case.run()
+    assert started[0].runs
+
+
+def test_the_restore_gets_the_stream_not_the_header(case: Case) -> None:
+    case.run()  # FakeHost.restore walks what it is given
+    assert "restore" in case.world.events
+
+
+def test_the_order_is_that_of_the_design(case: Case) -> None:
+    case.run()
+    verbs = ("destroy", "wait_gone", "revert", "restore", "unpause", "drop")
+    order = [e for e in case.world.events if e.split()[0] in verbs]
+    assert order == [
+        "destroy",
+        "wait_gone",
+        "revert xvda",
+        "revert xvdb",
+        "restore",
+        "unpause",
+        "drop xvda",
+        "drop xvdb",
+    ]
+
+
+# QEMU outlives its domain
+
+
+@pytest.fixture
+def qemu() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def test_the_disks_wait_for_the_end_of_qemu(case: Case, qemu: subprocess.Popen[bytes]) -> None:
+    case.guest.device_model = qemu.pid
+    ended: list[bool] = []
+
+    def ends(event: str) -> None:
+        if event == "destroy":
+            threading.Timer(0.2, qemu.kill).start()
+        if event.startswith("revert"):
+            ended.append(qemu.poll() is not None)
+
+    case.world.on_event = ends
+    case.run()
+    assert ended == [True, True]
+
+
+def test_a_qemu_that_does_not_end_is_not_waited_for_without_end(
+    case: Case, qemu: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(destroy, "_GONE_S", 0.1)
+    case.guest.device_model = qemu.pid
+    start = time.monotonic()
+    with pytest.raises(NeedsAttention, match="QEMU of vm1 has not ended"):
+        case.run()
+    assert time.monotonic() - start < 5
+    assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
+
+
+def test_a_device_model_that_has_gone_already_is_no_failure(
+    case: Case, qemu: subprocess.Popen[bytes]
+) -> None:
+    qemu.kill()
+    qemu.wait()
+    case.guest.device_model = qemu.pid
+    case.run()
+    case.assert_reverted()
+
+
+# What comes back
+
+
+def test_a_running_snapshot_comes_back_running(case: Case) -> None:
+    result = case.run()
+    assert (result.state, result.disks) == (RunState.RUNNING, ("xvda", "xvdb"))
+    assert (result.name, result.domain, result.uuid) == (NAME, "vm1", UUID)
+    assert result.domid != case.guest.domid
+    case.assert_reverted()
+
+
+def paused_plan(case: Case, *, running: bool) -> RevertPlan:
+    """As from a memory file that says paused (create makes none such yet)."""
+    data = case.memory_path.read_bytes()
+    with case.memory_path.open("rb") as file:
+        header = read_header(file, "x")
+    assert header.metadata
+    with case.memory_path.open("wb") as file:
+        metadata = replace(header.metadata, state=RunState.PAUSED)
+        write_header(file, config_json=header.config_json, metadata=metadata)
+        file.write(data[header.stream_offset :])
+    return case.plan(running=running)
+
+
+def test_a_paused_snapshot_comes_back_paused(case: Case) -> None:
+    result = Reversion(case.world.host, paused_plan(case, running=False)).run()
+    assert result.state is RunState.PAUSED
+    case.assert_reverted(paused=True)
+
+
+def test_a_paused_snapshot_runs_if_it_is_told_to(case: Case) -> None:
+    result = Reversion(case.world.host, paused_plan(case, running=True)).run()
+    assert result.state is RunState.RUNNING
+    case.assert_reverted()
+
+
+def test_the_command_to_finish_says_running_and_force_if_they_were_said(case: Case) -> None:
+    case.world.fail("restore", XenError("no", rc=-3, operation="restore"))
+    with pytest.raises(NeedsAttention) as caught:
+        revert_operation.revert(
+            case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, running=True, force=True
+        )
+    assert set(shlex.split(caught.value.finish)[4:]) == {"--running", "--force"}
+
+
+def test_a_domain_that_is_off_comes_back(case: Case) -> None:
+    case.guest.exists = False
+    for domain in ("vm1", UUID):
+        assert case.plan(domain).guest is None
+    assert case.run().domain == "vm1"
+    assert "destroy" not in case.world.events
+    case.assert_reverted()
+
+
+def test_a_renamed_domain_comes_back_under_its_present_name(case: Case) -> None:
+    case.guest.name = "renamed"
+    assert case.run("renamed").domain == "renamed"
+    case.assert_reverted(name="renamed")
+
+
+def test_the_old_name_of_a_renamed_domain_is_answered_with_the_new_one(case: Case) -> None:
+    case.guest.name = "renamed"
+    with pytest.raises(Refused, match="called 'renamed' now"):
+        case.plan("vm1")
+
+
+def test_a_domain_that_the_snapshot_is_not_of_is_not_found(case: Case) -> None:
+    with pytest.raises(DomainNotFound, match="the snapshot is of 'vm1'"):
+        case.plan("vm2")
+
+
+# Refused, whatever is forced
+
+
+def test_dom0_is_refused(case: Case) -> None:
+    dom0 = case.world.guest(name="Domain-0", uuid=OTHER_UUID)
+    dom0.domid = 0
+    with pytest.raises(Refused, match="domain 0"):
+        case.plan("Domain-0", force=True)
+
+
+def test_a_stub_domain_is_refused(case: Case) -> None:
+    stub = case.world.guest(name="vm1-dm", uuid=OTHER_UUID)
+    stub.stub_domain = True
+    with pytest.raises(Refused, match="vm1-dm is a stub domain"):
+        case.plan("vm1-dm", force=True)
+
+
+def test_a_name_held_by_another_domain_is_refused(case: Case) -> None:
+    case.guest.exists = False
+    case.world.guest(name="vm1", uuid=OTHER_UUID)
+    with pytest.raises(Refused, match="holds vm1"):
+        case.plan(UUID, force=True)
+
+
+def test_a_uuid_held_by_another_domain_is_refused(case: Case) -> None:
+    case.world.guest(name="vm2", uuid=OTHER_UUID)
+    with pytest.raises(Refused, match=f"holds {UUID}"):
+        case.plan("vm2", force=True)
+    assert case.guest.runs
+
+
+def test_a_disk_that_another_domain_has_now_is_refused(case: Case) -> None:
+    disk = case.guest.configuration.disks[1]
+    case.world.guest(disk, name="vm2", uuid=OTHER_UUID)
+    with pytest.raises(Refused, match="xvdb: domain vm2 has"):
+        case.plan(force=True)
+
+
+def test_a_disk_that_another_program_has_open_is_refused(case: Case) -> None:
+    image = case.world.root / "images" / "xvda.qcow2"
+    with image.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as other:
+        try:
+            with pytest.raises(Refused, match=rf"xvda: .* is open in sleep \(pid {other.pid}\)"):
+                case.run()
+            case.guest.device_model = other.pid
+            case.plan()
+        finally:
+            other.kill()
+    assert case.guest.runs
+
+
+def test_a_missing_disk_snapshot_is_refused(case: Case) -> None:
+    del case.world.storage.snapshots["xvdb", NAME]
+    with pytest.raises(Refused, match="xvdb has no disk snapshot"):
+        case.plan(force=True)
+
+
+def test_a_missing_kernel_is_refused(case: Case) -> None:
+    case.world.kernel.unlink()
+    with pytest.raises(Refused, match="vmlinuz, which does not exist"):
+        case.plan(force=True)
+
+
+def test_a_missing_image_is_refused(case: Case) -> None:
+    """Of a disk that is not put back; of the others their strategies know."""
+    case.edit(f'memory_path="{case.memory_path}"\ndisks=[",,xvdb"]\n')
+    Path(case.guest.configuration.disks[0].target).unlink()
+    with pytest.raises(Refused, match=r"xvda\.qcow2, which does not exist"):
+        case.plan(force=True)
+
+
+@pytest.mark.parametrize("bridge", ["nosuchbr0", "x" * 5000])
+def test_a_missing_bridge_is_refused(case: Case, bridge: str) -> None:
+    config = config_of(*case.guest.configuration.disks, nics=[{"bridge": bridge}])
+    case.save_memory(config=config.json, ours=False)
+    with pytest.raises(Refused, match=f"bridge {bridge}"):
+        case.plan(force=True)
+
+
+def test_too_little_memory_is_refused(case: Case) -> None:
+    case.world.host.needed_kb = 2 << 20
+    with pytest.raises(Refused, match="needs 2048 MiB of memory and Xen has 1025 MiB"):
+        case.plan(force=True)
+
+
+def test_memory_is_made_where_xl_would(case: Case) -> None:
+    case.world.host.command_line = "console=vga"
+    case.world.host.needed_kb = 2 << 20
+    case.run()
+    assert case.world.host.shrunk_kb == [1 << 20]
+    case.assert_reverted()
+
+
+def test_memory_that_has_gone_since_the_plan_needs_a_person(case: Case) -> None:
+    plan = case.plan()
+    case.world.host.needed_kb = 2 << 20
+    with pytest.raises(NeedsAttention, match="not enough memory for vm1"):
+        Reversion(case.world.host, plan).run()
+    case.world.host.needed_kb = 1024
+    case.run()
+    case.assert_reverted()
+
+
+# Risky
+
+
+def another_uuid(case: Case) -> str:
+    case.guest.exists = False
+    other = case.world.guest(*case.guest.configuration.disks, name="vm1", uuid=OTHER_UUID)
+    assert other.runs
+    return "another uuid"
+
+
+def a_disk_added(case: Case) -> str:
+    more = [*case.guest.configuration.disks, case.world.image("xvdc")]
+    case.guest.configuration = config_of(*more)
+    return "changed since: xvdc"
+
+
+def a_disk_removed(case: Case) -> str:
+    case.guest.configuration = config_of(*case.guest.configuration.disks[:1])
+    return "changed since: xvdb"
+
+
+def a_disk_elsewhere(case: Case) -> str:
+    first, second = case.guest.configuration.disks
+    other = replace(second, target=str(case.world.kernel))
+    case.guest.configuration = config_of(first, other)
+    return "changed since: xvdb"
+
+
+def a_disk_not_in_it(case: Case) -> str:
+    case.edit(f"memory_path = '{case.memory_path}'\ndisks = [',,xvda']\n")
+    return "xvdb is not in the snapshot"
+
+
+def another_xen(case: Case) -> str:
+    case.world.host.version = (4, 20)
+    return "saved on Xen 4.17, and this is Xen 4.20"
+
+
+def libvirt(case: Case) -> str:
+    checks.LIBVIRT_DIR.mkdir()
+    (checks.LIBVIRT_DIR / "vm1.xml").touch()
+    return "managed by libvirt"
+
+
+RISKS: list[Callable[[Case], str]] = [
+    another_uuid,
+    a_disk_added,
+    a_disk_removed,
+    a_disk_elsewhere,
+    a_disk_not_in_it,
+    another_xen,
+    libvirt,
+]
+
+
+@pytest.mark.parametrize("risk", RISKS, ids=lambda r: r.__name__)
+def test_what_is_risky_is_done_only_with_force(case: Case, risk: Callable[[Case], str]) -> None:
+    reason = risk(case)
+    with pytest.raises(Risky) as caught:
+        case.run()
+    assert caught.value.exit_code == 5
+    assert len(caught.value.reasons) == 1
+    assert reason in caught.value.reasons[0]
+    assert "destroy" not in case.world.events
+    result = case.run(force=True)
+    assert result.warnings[:-1] == caught.value.reasons
+    (now,) = [g for g in case.world.host.guests if g.exists]
+    assert (now.uuid, now.runs) == (UUID, True)
+
+
+def test_all_risks_are_named_at_once(case: Case) -> None:
+    another_xen(case)
+    a_disk_added(case)
+    with pytest.raises(Risky) as caught:
+        case.run()
+    assert len(caught.value.reasons) == 2
+
+
+@pytest.mark.parametrize(
+    "disk",
+    [
+        Disk("hdc", "", "empty", cdrom=True),
+        Disk("hdc", "/nonexistent.iso", "raw", cdrom=True, readwrite=False),
+        Disk("xvdr", "/nonexistent.img", "raw", readwrite=False),
+    ],
+)
+def test_a_read_only_disk_more_is_no_risk(case: Case, disk: Disk) -> None:
+    case.guest.configuration = config_of(*case.guest.configuration.disks, disk)
+    case.run()
+    case.assert_reverted()
+
+
+# cfgfile and memory file
+
+
+def test_another_snapshots_name_in_the_cfgfile_is_refused(case: Case) -> None:
+    case.edit(f"name = 'other'\nmemory_path = '{case.memory_path}'\n")
+    with pytest.raises(ConfigError, match="name: is 'other', but the memory file belongs to") as e:
+        case.plan(force=True)
+    assert (e.value.file, e.value.item) == (str(case.cfg), "name")
+
+
+def test_a_cfgfile_that_names_no_memory_file_is_refused(case: Case) -> None:
+    case.edit("name = 'snap'\n")
+    with pytest.raises(ConfigError, match="memory_path: names no memory file"):
+        case.plan()
+
+
+def test_a_cfgfile_that_names_an_unknown_disk_is_refused(case: Case) -> None:
+    case.edit(f"memory_path = '{case.memory_path}'\ndisks = [',,xvdz']\n")
+    with pytest.raises(ConfigError, match="no disk xvdz"):
+        case.plan()
+
+
+def test_a_cfgfile_with_the_memory_file_alone_is_enough(case: Case) -> None:
+    case.edit(f"memory_path = '{case.memory_path}'\n")
+    case.run()
+    assert case.world.storage.content == {"xvda": "before", "xvdb": "before"}
+
+
+def test_a_relative_memory_path_is_beside_the_cfgfile(case: Case) -> None:
+    case.edit(f"memory_path = '{case.memory_path.name}'\n")
+    assert case.plan().memory_path == case.memory_path
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("cut", [1, 8, 100, 10_000])
+def test_a_truncated_memory_file_is_refused_before_anything_happens(
+    case: Case, cut: int, force: bool
+) -> None:
+    case.memory_path.write_bytes(case.memory_path.read_bytes()[: -min(cut, 10_000)])
+    with pytest.raises(BadMemoryFile) as caught:
+        case.run(force=force)
+    assert caught.value.exit_code == 3
+    assert caught.value.path == str(case.memory_path)
+    assert case.guest.runs
+
+
+@pytest.mark.parametrize("uuid", ["../../etc/x", UUID.upper(), ""])
+def test_a_memory_file_whose_uuid_is_none_is_refused_before_a_lock_is_named_after_it(
+    case: Case, uuid: str
+) -> None:
+    """The uuid names files of ours."""
+    with case.memory_path.open("r+b") as file:
+        header = read_header(file, "x")
+        assert header.metadata
+        file.seek(header.stream_offset)
+        stream = file.read()
+    config = config_of(uuid=uuid)
+    with case.memory_path.open("wb") as file:
+        write_header(file, config_json=config.json, metadata=header.metadata)
+        file.write(stream)
+    with pytest.raises(BadMemoryFile, match="uuid"):
+        case.run()
+    with pytest.raises(BadMemoryFile, match="uuid"):
+        saved_uuid(cfgfile.read(case.cfg), case.cfg)
+
+
+def test_a_domain_whose_configuration_cannot_be_read_comes_back_by_force(case: Case) -> None:
+    """Its QEMU has crashed: just the case for a revert."""
+    case.world.fail("config", XenError("no QEMU", rc=-3, operation="retrieve"))
+    with pytest.raises(Risky, match="cannot be read"):
+        case.run()
+    case.run(force=True)
+    case.world.faults.clear()
+    case.assert_reverted()
+
+
+def test_the_domain_is_watched_afterwards(case: Case) -> None:
+    started: list[str] = []
+    result = Reversion(case.world.host, case.plan(), start_monitor=started.append).run()
+    assert started == [UUID]
+    assert result.warnings == ()
+
+
+def test_that_nobody_watches_the_domain_is_said(case: Case) -> None:
+    (warning,) = case.run().warnings
+    assert "nobody watches vm1 now:" in warning
+
+
+def test_a_watch_that_does_not_begin_is_no_failure_of_the_revert(case: Case) -> None:
+    def fail(uuid: str) -> None:
+        raise OperationFailed("no process", step="monitor")
+
+    (warning,) = Reversion(case.world.host, case.plan(), start_monitor=fail).run().warnings
+    assert "nobody watches vm1 now (no process)" in warning
+    case.assert_reverted()
+
+
+def test_a_missing_memory_file_is_refused(case: Case) -> None:
+    case.memory_path.unlink()
+    with pytest.raises(BadMemoryFile, match="cannot be read: No such file"):
+        case.plan(force=True)
+
+
+def test_a_foreign_memory_file_is_refused(case: Case) -> None:
+    case.memory_path.write_bytes(b"GIF89a" + bytes(10_000))
+    with pytest.raises(BadMemoryFile, match="not a memory file"):
+        case.plan(force=True)
+
+
+def test_a_memory_file_of_xl_save_needs_the_name_from_the_cfgfile(case: Case) -> None:
+    case.save_memory(ours=False)
+    case.edit(f"memory_path = '{case.memory_path}'\n")
+    with pytest.raises(ConfigError, match="name: is missing"):
+        case.plan()
+
+
+def test_a_memory_file_of_xl_save_can_be_reverted_to(case: Case) -> None:
+    case.save_memory(ours=False)
+    case.before = case.world.photo()
+    result = case.run()
+    assert (result.state, result.disks) == (RunState.RUNNING, ("xvda", "xvdb"))
+    case.assert_reverted()
+
+
+# The whole function
+
+
+class TestTheWholeFunction:
+    def revert(self, case: Case, domain: str = "vm1", **options: object) -> Reverted:
+        return revert_operation.revert(
+            case.world.host,
+            domain,
+            cfgfile.read(case.cfg),
+            case.cfg,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def test_reverts_and_lets_go_of_the_lock(self, case: Case) -> None:
+        phases: list[str] = []
+
+        def note(progress: Progress) -> None:
+            phases.append(progress.phase)
+
+        self.revert(case, on_progress=note)
+        assert phases == ["checking", *STEPS]
+        case.assert_reverted()
+        DomainLock(UUID, domain="vm1").release()
+
+    def test_takes_the_locks_of_both_domains(self, case: Case) -> None:
+        another_uuid(case)
+        shared: list[str] = []
+        self.revert(case, force=True, share_lock=lambda uuid, _: shared.append(uuid))
+        assert set(shared) == {UUID, OTHER_UUID}
+
+    @pytest.mark.parametrize("uuid", [UUID, OTHER_UUID])
+    def test_another_operation_on_either_domain_is_busy(self, case: Case, uuid: str) -> None:
+        another_uuid(case)
+        lock = DomainLock(uuid, domain="vm1")
+        with pytest.raises(Busy):
+            self.revert(case, force=True)
+        lock.release()
+        for free in (UUID, OTHER_UUID):
+            DomainLock(free, domain="vm1").release()
+
+    def test_a_domain_that_is_off_is_reverted_by_its_uuid(self, case: Case) -> None:
+        case.guest.exists = False
+        self.revert(case, UUID)
+        case.assert_reverted()
+
+    def test_a_killed_create_is_recovered_first(self, case: Case) -> None:
+        entry = Entry("create", UUID, 1, "vm1", "half")
+        Journal(UUID).write(entry)
+        with pytest.raises(Refused, match=f"snapshot-recover {UUID}"):
+            self.revert(case)
+        assert Journal(UUID).read() == entry
+        assert case.guest.exists
+
+    def test_a_journal_of_a_killed_revert_does_not_stop_it(self, case: Case) -> None:
+        case.fails_at("restore", "before", raising(FAULTS["bug"]), NeedsAttention)
+        assert Journal(UUID).read() is not None
+        self.revert(case, UUID)
+        case.assert_reverted()
+
+    def test_a_cancel_while_the_memory_file_is_read(self, case: Case) -> None:
+        def cancel_now(progress: Progress) -> None:
+            case.cancel.set()
+
+        with pytest.raises(Interrupted, match="reverting vm1 was interrupted"):
+            self.revert(case, on_progress=cancel_now, cancel=case.cancel)
+        assert "destroy" not in case.world.events
+        assert case.guest.runs
+
+    def test_a_dry_run_says_what_would_be_done_and_touches_nothing(self, case: Case) -> None:
+        before = case.world.photo()
+        plan = revert_operation.preview(
+            case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, running=True
+        )
+        assert (plan.operation, plan.name, plan.domain) == ("revert", NAME, "vm1")
+        assert [(d.vdev, d.how) for d in plan.disks] == [("xvda", "fake"), ("xvdb", "fake")]
+        assert plan.seconds_suspended is None
+        assert case.world.photo() == before
+        assert case.guest.runs
+
+    def test_a_dry_run_is_risky_as_the_run_would_be(self, case: Case) -> None:
+        case.guest.uuid = OTHER_UUID
+        with pytest.raises(Risky):
+            revert_operation.preview(case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg)
+        plan = revert_operation.preview(
+            case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, force=True
+        )
+        assert any("another uuid" in w for w in plan.warnings)
+
+
+class TestKeepCurrent:
+    """The present is a snapshot, too, before it is destroyed."""
+
+    def revert(self, case: Case, **options: object) -> Reverted:
+        return revert_operation.revert(
+            case.world.host,
+            "vm1",
+            cfgfile.read(case.cfg),
+            case.cfg,
+            keep_current=True,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def test_one_can_go_back_to_it(self, case: Case) -> None:
+        result = self.revert(case)
+        assert case.world.storage.content == {"xvda": "before", "xvdb": "before"}
+        kept = Path(result.kept)
+        assert kept.stem.startswith(f"before-{NAME}-")
+        back = revert_operation.revert(case.world.host, "vm1", cfgfile.read(kept), kept)
+        assert back.state is RunState.RUNNING
+        assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
+        assert Journal(UUID).read() is None
+
+    def test_if_it_cannot_be_kept_nothing_else_is_done(self, case: Case) -> None:
+        case.world.fail("create xvdb", XenError("no", rc=-3, operation="x"))
+        with pytest.raises(OperationFailed, match="everything is as before"):
+            self.revert(case)
+        assert "destroy" not in case.world.events
+        assert case.guest.runs
+
+    def test_what_was_kept_is_told_when_the_revert_fails(self, case: Case) -> None:
+        case.world.fail("restore", XenError("no", rc=-3, operation="x"))
+        with pytest.raises(NeedsAttention, match=r"the present was kept: .*/before-snap-.*\.cfg"):
+            self.revert(case)
+
+    def test_of_a_domain_that_is_off_there_is_nothing_to_keep(self, case: Case) -> None:
+        case.guest.exists = False
+        with pytest.raises(Refused, match="vm1 is off: there is nothing to keep"):
+            self.revert(case)
+        assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
+
+    def test_its_disks_are_beside_those_that_are_put_back(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One inside a file that the revert replaces would go with it."""
+        wanted = replace(
+            cfgfile.read(case.cfg),
+            disks=(DiskRequest("xvda", "/srv/frozen", "qcow2"), DiskRequest("xvdb")),
+        )
+        result = revert_operation.revert(
+            case.world.host, "vm1", wanted, case.cfg, keep_current=True, force=True
+        )
+        kept = cfgfile.read(Path(result.kept))
+        assert kept.disks == (
+            DiskRequest("xvda", f"/srv/frozen.{kept.name}", "qcow2"),
+            DiskRequest("xvdb"),
+        )
+
+    def test_a_raw_disk_that_is_left_alone_is_not_copied(self, case: Case) -> None:
+        raw = case.world.root / "images" / "raw.img"
+        raw.touch()
+        disks = (*case.guest.configuration.disks, Disk("xvdc", str(raw), "raw", "phy"))
+        case.guest.configuration = config_of(*disks, kernel=str(case.world.kernel))
+        kept = cfgfile.read(Path(self.revert(case, force=True).kept))
+        assert kept.disks
+        assert [d.vdev for d in kept.disks] == ["xvda", "xvdb"]
+
+    def test_what_no_longer_can_be_reverted_is_found_before_the_destroy(self, case: Case) -> None:
+        """The kept snapshot has taken the space."""
+        full = Refused("no space")
+
+        def fill(event: str) -> None:
+            if event == "finish xvdb":
+                case.world.fail("check_revert", full)
+
+        case.world.on_event = fill
+        with pytest.raises(OperationFailed, match=r"no space; .* kept: .*/before-snap-.*\.cfg"):
+            self.revert(case)
+        assert "destroy" not in case.world.events
+        assert case.guest.runs
+
+    def test_an_unfinished_revert_is_finished_first(self, case: Case) -> None:
+        plan = case.plan()
+        for name, do in Reversion(case.world.host, plan).steps():
+            do()
+            if name == "restore":
+                break
+        before = Journal(UUID).read()
+        with pytest.raises(Refused, match="was killed in the middle"):
+            self.revert(case)
+        assert Journal(UUID).read() == before
+
+    def test_a_dry_run_says_that_it_cannot_be_kept(self, case: Case) -> None:
+        case.guest.exists = False
+        with pytest.raises(Refused, match="vm1 is off: there is nothing to keep"):
+            revert_operation.preview(
+                case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, keep_current=True
+            )
+
+
+def test_a_failure_while_a_killed_revert_is_finished_does_not_forget_that_one(case: Case) -> None:
+    """Its disks are half-way back, and only the journal says so."""
+    for name, do in Reversion(case.world.host, case.plan()).steps():
+        do()
+        if name == "disks":
+            break
+    case.world.fail("revert xvda", XenError("no", rc=-3, operation="x"))
+    for _ in range(2):
+        with pytest.raises(NeedsAttention):
+            case.run()
+        entry = Journal(UUID).read()
+        assert entry
+        assert entry.begun
+    case.world.faults.clear()
+    case.run()
+    case.assert_reverted()
+
+
+def test_a_domain_that_goes_by_itself_meanwhile_is_not_gone_on_with(case: Case) -> None:
+    """It may just be rebooting: whoever starts it again has its disks open."""
+    plan = case.plan()
+    case.guest.exists = False
+    with pytest.raises(OperationFailed, match="nothing was changed"):
+        Reversion(case.world.host, plan).run()
+    assert "revert xvda" not in case.world.events

@@ -1,0 +1,146 @@
+"""The whole way from the command line on a fake host, which lasts from one process to the next.
+
+Command, worker, operations and sequences are the real ones: Python imports ``sitecustomize`` before
+the worker, and that puts the World of fakes.py in the place of libxl.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyxlsnap.monitor.launch
+import pyxlsnap.xen.toolstack
+from pyxlsnap.model import DomainConfig
+from tests.unit.support.fakes import FakeGuest, FakeHost, World, make_world
+
+ROOT = Path(pyxlsnap.__file__).parent.parent
+STATE = "host.json"
+#: how the worker is told what happens in it
+SCENE = "PYXLSNAP_SCENE"
+_SITE = """
+import sys
+if "pyxlsnap.worker" in sys.orig_argv:
+    from pathlib import Path
+    from tests.unit.support import hosted
+    hosted.install(Path({root!r}))
+"""
+_FLAGS = ("exists", "suspended", "dying", "paused", "shutdown_reason", "memory_kb", "memory")
+#: changes the world that a worker runs in
+Scene = Callable[[World], None]
+
+
+def caller() -> int:
+    """The pid of the command; the worker's parent is its keeper."""
+    return int(Path(f"/proc/{os.getppid()}/stat").read_text().split()[3])
+
+
+def plain(_: World) -> None:
+    """The scene in which nothing happens."""
+
+
+def state(world: World) -> dict[str, Any]:
+    """Guests and disks as plain values."""
+    guests = [{key: getattr(g, key) for key in ("domid", *_FLAGS)} for g in world.host.guests]
+    for values, guest in zip(guests, world.host.guests, strict=True):
+        values["config"] = guest.configuration.json
+    return {
+        "guests": guests,
+        "version": list(world.host.version),
+        "content": world.storage.content,
+        "snapshots": [[*key, content] for key, content in world.storage.snapshots.items()],
+        "unsettled": sorted(world.storage.unsettled),
+    }
+
+
+def save(world: World) -> None:
+    """Let the next process see this world."""
+    memories = {str(inode): memory for inode, memory in world.memories.items()}
+    text = json.dumps({**state(world), "memories": memories})
+    new = world.root.parent / f"{STATE}.new"
+    new.write_text(text)
+    new.rename(world.root.parent / STATE)
+
+
+def load(world: World) -> None:
+    """See the world as the process before left it."""
+    values = json.loads((world.root.parent / STATE).read_text())
+    major, minor = values["version"]
+    world.host.version = (major, minor)
+    world.host.guests = []
+    for saved in values["guests"]:
+        guest = world.host.start(DomainConfig.parse(saved["config"]))
+        for key in ("domid", *_FLAGS):
+            setattr(guest, key, saved[key])
+    world.storage.content = values["content"]
+    world.storage.snapshots = {(v, n): content for v, n, content in values["snapshots"]}
+    world.storage.unsettled = set(values["unsettled"])
+    world.memories = {int(inode): memory for inode, memory in values["memories"].items()}
+
+
+def install(root: Path) -> None:
+    """In the worker: put the world in libxl's place, and let the scene happen."""
+    world = make_world(root, pytest.MonkeyPatch())
+    module, _, name = os.environ[SCENE].rpartition(":")
+    scene: Scene = getattr(import_module(module), name)
+
+    @contextmanager
+    def toolstack(**_: object) -> Iterator[FakeHost]:
+        load(world)  # as of now: the keeper comes when its worker has died
+        scene(world)
+        happens = world.on_event
+
+        def on_event(verb: str) -> None:
+            save(world)
+            happens(verb)
+
+        world.on_event = on_event
+        try:
+            yield world.host
+        finally:
+            save(world)
+
+    pyxlsnap.xen.toolstack.Toolstack = toolstack  # type: ignore[misc, assignment]
+    pyxlsnap.monitor.launch.start_monitor = lambda uuid: None
+
+
+class Hosted:
+    """Commands on one fake host, seen from the test."""
+
+    def __init__(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.world = make_world(here / "world", monkeypatch)
+        self._site = here / "site"
+        self._site.mkdir()
+        text = _SITE.format(root=str(self.world.root))
+        (self._site / "sitecustomize.py").write_text(text)
+
+    def run(self, *words: str, scene: Scene = plain) -> subprocess.CompletedProcess[str]:
+        """Run ``pyxlsnap`` with these words; the world is then as it left it."""
+        save(self.world)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{self._site}:{ROOT}",
+            SCENE: f"{scene.__module__}:{scene.__name__}",
+        }
+        found = subprocess.run(
+            [sys.executable, "-m", "pyxlsnap", *words],
+            capture_output=True,
+            text=True,
+            cwd=self.world.root,
+            env=environment,
+        )
+        load(self.world)
+        return found
+
+    @property
+    def guest(self) -> FakeGuest:
+        """The one that is there."""
+        (found,) = [g for g in self.world.host.guests if g.exists]
+        return found

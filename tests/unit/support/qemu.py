@@ -1,0 +1,105 @@
+"""A real QEMU that has no machine, only disks and a monitor; and images for it."""
+
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+from pyxlsnap.disks.qcow2 import qmp
+from pyxlsnap.model import Disk
+
+DOMID = 7
+VDEVS = ("xvda", "xvdb")
+SIZE = 1 << 20
+
+
+def qemu_img(*arguments: str) -> str:
+    return subprocess.run(
+        ["qemu-img", *arguments], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def write(disk: Disk, pattern: int) -> None:
+    command = f"write -P {pattern} 0 64k"
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", command, disk.target], check=True, capture_output=True
+    )
+
+
+def content(disk: Disk) -> int:
+    """The byte that the disk begins with."""
+    raw = Path(disk.target).with_suffix(".raw")
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", disk.target, str(raw))
+    return raw.read_bytes()[0]
+
+
+def tags(disk: Disk) -> list[str]:
+    info = json.loads(qemu_img("info", "-U", "-f", "qcow2", "--output=json", disk.target))
+    return [s["name"] for s in info.get("snapshots", [])]
+
+
+class Qemu:
+    """A QEMU with disks as libxl gives them, its machine stopped: we write what a guest would."""
+
+    def __init__(self, directory: Path, images: dict[str, str]) -> None:
+        self._socket = directory / f"qmp-libxenstat-{DOMID}"
+        self._own = directory / "qmp-of-the-test"
+        self._images = images
+        self.start()
+
+    def start(self) -> None:
+        """Start it (again) on the images as they are."""
+        # Listening before QEMU starts, so that nobody has to wait for it.
+        with _listening(self._socket) as ours, _listening(self._own) as own:
+            command = [
+                "qemu-system-x86_64",
+                *("-machine", "pc,accel=tcg", "-S", "-m", "16", "-nodefaults", "-display", "none"),
+                *_monitor("monitor", ours),
+                *_monitor("own", own),
+            ]
+            for vdev, path in self._images.items():
+                blockdev = {
+                    "driver": "qcow2",
+                    "node-name": f"{vdev}-qcow2",
+                    "file": {"driver": "file", "filename": path, "locking": "off"},
+                }
+                command += ["-blockdev", json.dumps(blockdev)]
+                command += ["-device", f"virtio-blk-pci,id={vdev},drive={vdev}-qcow2"]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, pass_fds=[ours.fileno(), own.fileno()]
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def has_opened(self) -> None:
+        """Wait until it has its images open: then it greets."""
+        qmp.Monitor(self._own).close()
+
+    def write(self, vdev: str, pattern: int) -> None:
+        """What the guest would write."""
+        monitor = qmp.Monitor(self._own)
+        command = f'qemu-io -d /machine/peripheral/{vdev}/virtio-backend "write -P {pattern} 0 64k"'
+        said = monitor.execute("human-monitor-command", {"command-line": command})
+        monitor.close()
+        assert "rror" not in said, said
+
+    def close(self) -> None:
+        """End it; it may be started again."""
+        self._process.terminate()
+        self._process.wait(20)
+        self._socket.unlink(missing_ok=True)
+        self._own.unlink(missing_ok=True)
+
+
+def _listening(path: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+    return server
+
+
+def _monitor(name: str, server: socket.socket) -> list[str]:
+    chardev = f"socket,id={name},fd={server.fileno()},server=on,wait=off"
+    return ["-chardev", chardev, "-mon", f"chardev={name},mode=control"]

@@ -1,0 +1,631 @@
+"""Caller and worker: whichever dies, the other one knows, and nothing is left behind."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyxlsnap import api
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.errors import (
+    AlreadyExists,
+    Interrupted,
+    NeedsAttention,
+    OperationFailed,
+    PyxlsnapError,
+    UsageError,
+    WorkerDied,
+)
+from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
+from pyxlsnap.results import Artefact, DomainEvent, PlannedDisk, Progress, Recovered
+from pyxlsnap.serialize import log_from_wire, log_to_wire
+from pyxlsnap.worker import server as worker_module
+from pyxlsnap.worker.channel import Channel
+from tests.unit.support.fakes import eventually
+from tests.unit.support.standin import ROLLED_BACK, UUID, StandIn
+
+SLEEP = "time.sleep(60)"
+
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def kill_by_progress(progress: Progress) -> None:
+    """The stand-in reports its pid as progress."""
+    if progress.phase == "pid":
+        os.kill(progress.bytes_done, signal.SIGKILL)
+
+
+class TestResult:
+    def test_comes_back_as_it_was(self, worker: StandIn) -> None:
+        worker.set("return SNAPSHOT")
+        snapshot = api.create_snapshot("vm1")
+        assert (snapshot.name, snapshot.domid, snapshot.uuid) == ("snap", 7, UUID)
+        assert snapshot.artefacts == (Artefact("cfgfile", "/c", "rm /c"),)
+        assert snapshot.left_out == {"hdc": "empty"}
+        assert snapshot.warnings == ("careful",)
+        assert snapshot.seconds_suspended == 0.25
+        assert snapshot.state is RunState.PAUSED
+
+    def test_the_request_arrives_as_it_was(self, worker: StandIn) -> None:
+        worker.set("(HERE / 'said').write_text(repr((domain, wanted, live))); return SNAPSHOT")
+        config = SnapshotConfig("snap", "ä\n", "/m", (DiskRequest("xvda"),))
+        api.create_snapshot("vm1", config=config, live=True)
+        assert worker.said("said") == repr(("vm1", config, True))
+
+    def test_errors_come_back_as_they_were(self, worker: StandIn) -> None:
+        worker.set("raise errors.AlreadyExists('taken', where='xvda')")
+        with pytest.raises(AlreadyExists, match="taken") as caught:
+            api.create_snapshot("vm1")
+        assert caught.value.where == "xvda"
+
+    def test_a_bug_is_an_internal_error_and_logged(
+        self, worker: StandIn, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        worker.set("raise RuntimeError('a bug')")
+        with pytest.raises(PyxlsnapError, match="internal error: RuntimeError: a bug"):
+            api.create_snapshot("vm1")
+        assert [(r.name, r.levelname) for r in caplog.records] == [("pyxlsnap.worker", "ERROR")]
+
+    def test_progress_arrives_in_order_on_the_callers_thread(self, worker: StandIn) -> None:
+        worker.set("for n in range(500): on_progress(results.Progress('x', n))\nreturn SNAPSHOT")
+        seen: list[tuple[int, int]] = []
+        api.create_snapshot(
+            "vm1", on_progress=lambda p: seen.append((p.bytes_done, threading.get_ident()))
+        )
+        assert seen == [(n, threading.get_ident()) for n in range(500)]
+
+    def test_log_records_arrive_with_level_and_extras(
+        self, worker: StandIn, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "pyxlsnap")
+        worker.set(
+            """
+            log = logging.getLogger("pyxlsnap.libxl")
+            log.debug("too fine")
+            log.error("50%% %s", "x", extra={"operation": "create", "domain": "vm1"})
+            return SNAPSHOT
+            """
+        )
+        api.create_snapshot("vm1")
+        (record,) = [r for r in caplog.records if r.name == "pyxlsnap.libxl"]
+        assert (record.levelno, record.getMessage()) == (logging.ERROR, "50% x")
+        assert vars(record)["domain"] == "vm1"
+
+    def test_recover_says_what_was_done(self, worker: StandIn) -> None:
+        worker.set("pass")
+        assert api.recover(UUID) == Recovered(("recovered",), rolled_back=True)
+
+
+class TestProcess:
+    def test_is_apart_from_its_caller(self, worker: StandIn) -> None:
+        worker.set(
+            """
+            facts = (os.getsid(0) == os.getppid(), os.getcwd(), caller(),
+                     signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL)
+            (HERE / "said").write_text(repr(facts))
+            return SNAPSHOT
+            """
+        )
+        api.create_snapshot("vm1")
+        assert worker.said("said") == repr((True, "/", os.getpid(), True))
+
+    def test_has_sigchld_at_its_default_whatever_the_caller_does(self, worker: StandIn) -> None:
+        worker.set("assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL; return SNAPSHOT")
+        previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            assert api.create_snapshot("vm1").name == "snap"
+        finally:
+            signal.signal(signal.SIGCHLD, previous)
+
+    def test_its_stdout_is_not_the_callers(
+        self, worker: StandIn, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        worker.set("os.write(1, b'noise'); os.write(2, b'noise'); return SNAPSHOT")
+        api.create_snapshot("vm1")
+        assert capfd.readouterr() == ("", "")
+
+
+class TestTheWorkerDies:
+    def test_before_it_has_touched_anything(self, worker: StandIn) -> None:
+        worker.set(f"on_progress(results.Progress('pid', os.getpid())); {SLEEP}")
+        start = time.monotonic()
+        with pytest.raises(OperationFailed, match="killed by signal 9; everything is as") as e:
+            api.create_snapshot("vm1", on_progress=kill_by_progress)
+        assert time.monotonic() - start < 10
+        assert isinstance(e.value.__cause__, WorkerDied)
+        assert not (worker.here / "recovered").exists()
+
+    def test_with_the_lock_and_its_keeper_recovers(self, worker: StandIn) -> None:
+        """The recovery takes the lock, so the shares of it must have fallen, too."""
+        worker.set(
+            f"""
+            share_lock(UUID, lock().fd)
+            on_progress(results.Progress('pid', os.getpid()))
+            {SLEEP}
+            """
+        )
+        with pytest.raises(OperationFailed) as caught:
+            api.create_snapshot("vm1", on_progress=kill_by_progress)
+        assert type(caught.value) is OperationFailed
+        assert caught.value.undone == ("recovered",)
+        assert worker.said("recovered") == UUID
+
+    def test_while_it_closes_libxl_and_the_result_is_there_all_the_same(
+        self, worker: StandIn
+    ) -> None:
+        worker.set("return SNAPSHOT", close="os.abort()")
+        assert api.create_snapshot("vm1").name == "snap"
+
+    def test_in_the_middle_of_a_message(self, worker: StandIn) -> None:
+        worker.set(
+            """
+            share_lock(UUID, lock().fd)
+            on_progress(results.Progress("x"))
+            while HERE.joinpath("cut off").exists() is False: time.sleep(0.01)
+            for fd in map(int, os.listdir("/proc/self/fd")):
+                try:
+                    if socket.socket(fileno=os.dup(fd)).getpeername() is not None:
+                        os.write(fd, b'{"progress": {"pha')
+                except OSError:
+                    pass
+            os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+        with pytest.raises(OperationFailed, match="signal 9") as caught:
+            api.create_snapshot("vm1", on_progress=lambda _: (worker.here / "cut off").touch())
+        assert caught.value.undone == ("recovered",)
+
+    def test_and_so_does_its_keeper_and_its_caller_recovers(self, worker: StandIn) -> None:
+        worker.set(
+            """
+            share_lock(UUID, lock().fd)
+            on_progress(results.Progress("keeper", os.getppid()))
+            time.sleep(60)
+            """
+        )
+
+        def kill_both(progress: Progress) -> None:
+            (worker_pid,) = children(progress.bytes_done)
+            os.kill(progress.bytes_done, signal.SIGKILL)
+            os.kill(worker_pid, signal.SIGKILL)
+
+        with pytest.raises(OperationFailed, match="signal 9; everything is as") as caught:
+            api.create_snapshot("vm1", on_progress=kill_both)
+        assert caught.value.undone == ("recovered",)
+
+    def test_not_when_only_its_keeper_does(self, worker: StandIn) -> None:
+        worker.set(
+            """
+            os.kill(os.getppid(), signal.SIGKILL)
+            share_lock(UUID, lock().fd)
+            on_progress(results.Progress("x"))
+            return SNAPSHOT
+            """
+        )
+        assert api.create_snapshot("vm1").name == "snap"
+        assert not (worker.here / "recovered").exists()
+
+    def test_and_its_caller_is_dead_already(self, worker: StandIn) -> None:
+        worker.set(
+            """
+            share_lock(UUID, lock().fd)
+            os.kill(caller(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+        code = "from pyxlsnap import create_snapshot as c; c('vm1')"
+        done = subprocess.run([sys.executable, "-c", code])
+        assert done.returncode == -signal.SIGKILL
+        assert eventually((worker.here / "recovered").exists)
+
+    def test_and_a_revert_is_finished_by_its_keeper(self, worker: StandIn, tmp_path: Path) -> None:
+        worker.set(
+            "pass",
+            "paused = model.RunState.PAUSED\n"
+            "back = results.Reverted('snap', 'vm1', 9, UUID, paused, ('xvda',), ('w',))\n"
+            "return results.Recovered(('it is back',), rolled_back=False, reverted=back)",
+            revert="share_lock(UUID, lock().fd); os.kill(os.getpid(), signal.SIGKILL)",
+        )
+        (tmp_path / "a.cfg").write_text("memory_path = '/m'\n")
+        reverted = api.revert_snapshot("vm1", tmp_path / "a.cfg")
+        assert (reverted.domid, reverted.state, reverted.disks) == (9, RunState.PAUSED, ("xvda",))
+        (first, said) = reverted.warnings
+        assert first == "w"
+        assert "was killed by signal 9" in said
+        assert "finished" in said
+
+    def test_after_its_work_was_done_and_that_is_not_called_undone(self, worker: StandIn) -> None:
+        worker.set(
+            "share_lock(UUID, lock().fd); on_progress(results.Progress('pid', os.getpid()))\n"
+            + SLEEP,
+            "rolled_back = False",
+        )
+        with pytest.raises(NeedsAttention, match="signal 9; recovered") as caught:
+            api.create_snapshot("vm1", on_progress=kill_by_progress)
+        assert caught.value.left == ("recovered",)
+
+    def test_while_a_child_of_the_caller_has_copies_of_everything(self, worker: StandIn) -> None:
+        """A daemon that forks without exec: its child keeps our descriptors open."""
+        worker.set(
+            "share_lock(UUID, lock().fd); on_progress(results.Progress('pid', os.getpid()))\n"
+            + SLEEP
+        )
+        children: list[int] = []
+
+        def fork_and_kill(progress: Progress) -> None:
+            if progress.phase == "pid" and not children:
+                if not (child := os.fork()):
+                    time.sleep(60)
+                    os._exit(0)
+                children.append(child)
+            kill_by_progress(progress)
+
+        try:
+            with pytest.raises(OperationFailed) as caught:
+                api.create_snapshot("vm1", on_progress=fork_and_kill)
+            assert caught.value.undone == ("recovered",)
+        finally:
+            os.kill(children[0], signal.SIGKILL)
+            os.waitpid(children[0], 0)
+
+    def test_and_the_recovery_needs_a_person(self, worker: StandIn) -> None:
+        worker.set(
+            "share_lock(UUID, lock().fd); on_progress(results.Progress('pid', os.getpid()))\n"
+            + SLEEP,
+            "raise errors.NeedsAttention('stuck', step='recover', left=['a'], finish='do this')",
+        )
+        with pytest.raises(NeedsAttention, match="signal 9; stuck") as caught:
+            api.create_snapshot("vm1", on_progress=kill_by_progress)
+        assert (caught.value.left, caught.value.finish) == (("a",), "do this")
+
+    def test_and_so_does_the_recovery(self, worker: StandIn) -> None:
+        worker.set(
+            "share_lock(UUID, lock().fd); on_progress(results.Progress('pid', os.getpid()))\n"
+            + SLEEP,
+            """
+            with (HERE / "tries").open("a") as f:
+                f.write("x")
+            share_lock(UUID, held.fd)
+            time.sleep(0.2)
+            os.abort()
+            """,
+        )
+        with pytest.raises(NeedsAttention, match="signal 6") as caught:
+            api.create_snapshot("vm1", on_progress=kill_by_progress)
+        assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+        assert worker.said("tries") == "xx"  # its keeper's, and its caller's
+
+    def test_what_it_wrote_to_stderr_is_in_the_error(self, worker: StandIn) -> None:
+        worker.set("os.write(2, b'first\\nlibxl: Assertion failed\\n'); os.abort()")
+        with pytest.raises(OperationFailed, match="signal 6: libxl: Assertion failed") as caught:
+            api.create_snapshot("vm1")
+        died = caught.value.__cause__
+        assert isinstance(died, WorkerDied)
+        assert "first\nlibxl: Assertion failed\n" in died.stderr
+
+    def test_of_a_long_stderr_the_end_is_kept(self, worker: StandIn) -> None:
+        worker.set("os.write(2, b'x' * 50000 + b'\\nthe end\\n'); os._exit(3)")
+        with pytest.raises(OperationFailed, match="ended with status 3: the end") as caught:
+            api.create_snapshot("vm1")
+        assert isinstance(caught.value.__cause__, WorkerDied)
+        assert len(caught.value.__cause__.stderr) == 4096
+
+    def test_before_it_has_read_the_request(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Dead(subprocess.Popen[bytes]):
+            def __init__(self, command: list[str], **options: object) -> None:
+                super().__init__(["false"], **options)  # type: ignore[call-overload]
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
+        monkeypatch.setattr(subprocess, "Popen", Dead)
+        with pytest.raises(OperationFailed, match="worker process ended with status 1"):
+            api.create_snapshot("vm1")
+
+
+class TestCancel:
+    def test_from_another_thread(self, worker: StandIn) -> None:
+        worker.set(ROLLED_BACK)
+        cancel = Cancel()
+        threads: list[threading.Thread] = []
+
+        def later(_: Progress) -> None:
+            threads.append(threading.Thread(target=cancel.set))
+            threads[0].start()
+
+        with pytest.raises(Interrupted) as caught:
+            api.create_snapshot("vm1", on_progress=later, cancel=cancel)
+        threads[0].join()
+        assert caught.value.step == "suspend"
+        assert (worker.here / "rolled back").exists()
+
+    def test_beforehand(self, worker: StandIn) -> None:
+        worker.set("wait_for_cancel(cancel); raise errors.Interrupted('x', step='x')")
+        cancel = Cancel()
+        cancel.set()
+        with pytest.raises(Interrupted, match="before it began"):
+            api.create_snapshot("vm1", cancel=cancel)
+
+    @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt()])
+    def test_by_an_exception_of_the_progress_callback(
+        self, worker: StandIn, error: BaseException
+    ) -> None:
+        worker.set(ROLLED_BACK)
+
+        def raises(_: Progress) -> None:
+            raise error
+
+        with pytest.raises(type(error)) as caught:
+            api.create_snapshot("vm1", on_progress=raises)
+        assert caught.value is error
+        assert (worker.here / "rolled back").exists()
+
+    def test_by_one_that_comes_too_late(
+        self, worker: StandIn, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        worker.set("on_progress(results.Progress('x'))\nwait_for_cancel(cancel)\nreturn SNAPSHOT")
+        error = RuntimeError("a bug")
+
+        def raises(_: Progress) -> None:
+            raise error
+
+        with pytest.raises(RuntimeError):
+            api.create_snapshot("vm1", on_progress=raises)
+        assert error.__notes__ == ["too late to cancel the create of vm1: it is done (/c)"]
+        assert caplog.messages == error.__notes__
+        assert vars(caplog.records[0])["operation"] == "create"
+
+    def test_a_look_is_not_said_to_be_done(self, worker: StandIn) -> None:
+        worker.set(
+            "pass",
+            possibility="logging.getLogger('pyxlsnap').warning('x')\n"
+            "return results.Possibility(domain, UUID, (), ())",
+        )
+
+        class Interrupts(logging.Handler):
+            def emit(self, _: logging.LogRecord) -> None:
+                raise KeyboardInterrupt
+
+        handler, logger = Interrupts(), logging.getLogger("pyxlsnap")
+        logger.addHandler(handler)
+        try:
+            with pytest.raises(KeyboardInterrupt) as caught:
+                api.can_snapshot("vm1")
+        finally:
+            logger.removeHandler(handler)
+        assert not hasattr(caught.value, "__notes__")
+
+    def test_a_rollback_that_needs_a_person_is_not_hidden_by_it(self, worker: StandIn) -> None:
+        worker.set(
+            """
+            on_progress(results.Progress("memory", 1, 2))
+            wait_for_cancel(cancel)
+            raise errors.NeedsAttention("stuck", step="x", finish="do this")
+            """
+        )
+
+        def raises(_: Progress) -> None:
+            raise RuntimeError("a bug")
+
+        with pytest.raises(NeedsAttention, match="stuck") as caught:
+            api.create_snapshot("vm1", on_progress=raises)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+
+    def test_the_callback_is_not_called_again_after_it_raised(self, worker: StandIn) -> None:
+        worker.set(
+            "for n in range(50): on_progress(results.Progress('x', n))\nwait_for_cancel(cancel)\n"
+            "raise errors.Interrupted('x', step='x')"
+        )
+        calls: list[int] = []
+
+        def raises(progress: Progress) -> None:
+            calls.append(progress.bytes_done)
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            api.create_snapshot("vm1", on_progress=raises)
+        assert calls == [0]
+
+    def test_by_the_callers_death(self, worker: StandIn) -> None:
+        worker.set(ROLLED_BACK)
+        code = "from pyxlsnap import create_snapshot as c\nc('vm1', on_progress=print)"
+        with subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE) as caller:
+            assert caller.stdout
+            assert caller.stdout.readline()
+            assert not (worker.here / "rolled back").exists()
+            caller.kill()
+        assert eventually((worker.here / "rolled back").exists)
+
+    @pytest.mark.parametrize("whose", ["os.getpid()", "os.getppid()"])
+    def test_by_a_sigterm_to_the_worker_or_its_keeper(self, worker: StandIn, whose: str) -> None:
+        worker.set(ROLLED_BACK.replace('"memory", 1', f'"pid", {whose}'))
+        with pytest.raises(Interrupted):
+            api.create_snapshot("vm1", on_progress=lambda p: os.kill(p.bytes_done, signal.SIGTERM))
+        assert (worker.here / "rolled back").exists()
+
+
+def test_a_caller_that_does_not_read_does_not_hold_up_the_worker(worker: StandIn) -> None:
+    """A stopped caller must not keep a guest suspended."""
+    worker.set(
+        """
+        for n in range(20_000): on_progress(results.Progress("x" * 100, n))
+        (HERE / "went on").touch()
+        return SNAPSHOT
+        """
+    )
+    stopped: list[bool] = []
+
+    def stops(_: Progress) -> None:
+        if not stopped:
+            stopped.append(eventually((worker.here / "went on").exists))
+
+    api.create_snapshot("vm1", on_progress=stops)
+    assert stopped == [True]
+
+
+class TestRequest:
+    def test_config_and_cfgfile_exclude_each_other(self) -> None:
+        with pytest.raises(UsageError, match="either config"):
+            api.create_snapshot("vm1", config=SnapshotConfig(), name="snap")
+
+    def test_a_relative_cfgfile_is_of_the_callers_directory(
+        self, worker: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        worker.set("(HERE / 'said').write_text(repr(wanted)); return SNAPSHOT")
+        (tmp_path / "a.cfg").write_text("name = 'snap'\nmemory_path = 'm'\n")
+        monkeypatch.chdir(tmp_path)
+        api.create_snapshot("vm1", cfgfile="a.cfg")
+        # and a relative memory file is beside it, where a revert looks for it
+        assert worker.said("said") == repr(SnapshotConfig("snap", None, str(tmp_path / "m")))
+
+    def test_a_relative_memory_path_is_of_the_callers_directory(
+        self, worker: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        worker.set("(HERE / 'said').write_text(repr(wanted)); return SNAPSHOT")
+        monkeypatch.chdir(tmp_path)
+        api.create_snapshot("vm1", config=SnapshotConfig(memory_path="m"))
+        assert worker.said("said") == repr(SnapshotConfig(memory_path=str(tmp_path / "m")))
+
+    @pytest.mark.parametrize("name", [None, "same"])
+    def test_the_cfgfiles_name_goes_first_with_a_warning(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str | None
+    ) -> None:
+        cfg = tmp_path / "a.cfg"
+        cfg.write_text("name = 'same'\n")
+        request = {"config": {"name": name}, "cfgfile": str(cfg)}
+        assert worker_module._config(request).name == "same"
+        assert caplog.messages == []
+        request["config"] = {"name": "other"}
+        assert worker_module._config(request).name == "same"
+        assert caplog.messages == ["the name is same, as the cfgfile says, not other"]
+
+    def test_the_name_alone_is_used(self, tmp_path: Path) -> None:
+        cfg = tmp_path / "a.cfg"
+        cfg.write_text("description = 'd'\n")
+        request = {"config": {"name": "snap"}, "cfgfile": str(cfg)}
+        assert worker_module._config(request) == SnapshotConfig("snap", "d")
+
+
+class TestWire:
+    @pytest.fixture
+    def ends(self) -> Iterator[tuple[Channel, Channel]]:
+        a, b = (Channel(s) for s in socket.socketpair())
+        yield a, b
+        a.close()
+        b.close()
+
+    def test_messages_keep_their_order_and_bounds(self, ends: tuple[Channel, Channel]) -> None:
+        ours, theirs = ends
+        messages = [{"n": n, "text": "ä\n" * n} for n in range(50)]
+        for message in messages:
+            ours.send(message)
+        assert [theirs.receive() for _ in messages] == messages
+
+    def test_a_big_message_is_whole(self, ends: tuple[Channel, Channel]) -> None:
+        ours, theirs = ends
+        message = {"text": "x" * 1_000_000}
+        sender = threading.Thread(target=ours.send, args=(message,))
+        sender.start()
+        assert theirs.receive() == message
+        sender.join()
+
+    def test_the_end_is_none(self, ends: tuple[Channel, Channel]) -> None:
+        ours, theirs = ends
+        ours.send({"last": 1})
+        ours.close()
+        assert theirs.receive() == {"last": 1}
+        assert theirs.receive() is None
+        with pytest.raises(OSError):  # noqa: PT011
+            theirs.send({})
+
+    def test_descriptors_come_along_and_are_closed_with_it(
+        self, ends: tuple[Channel, Channel]
+    ) -> None:
+        ours, theirs = ends
+        read, write = os.pipe()
+        ours.send({"lock": 1}, write)
+        ours.send({"lock": 2}, write)
+        os.close(write)
+        assert [theirs.receive(), theirs.receive()] == [{"lock": 1}, {"lock": 2}]
+        os.set_blocking(read, False)
+        with pytest.raises(BlockingIOError):  # a writer is left
+            os.read(read, 1)
+        theirs.close_fds()
+        assert os.read(read, 1) == b""
+        os.close(read)
+
+    @given(
+        st.text(max_size=30), st.sampled_from([10, 20, 30, 40, 50]), st.text(max_size=5) | st.none()
+    )
+    def test_log_records_survive(self, text: str, level: int, domain: str | None) -> None:
+        extra = {} if domain is None else {"domain": domain}
+        record = logging.getLogger("x").makeRecord("x", level, "", 0, text, (), None, extra=extra)
+        there = log_from_wire(log_to_wire(record))
+        assert there.getMessage() == record.getMessage()
+        assert (there.levelno, there.name, there.created) == (level, "x", record.created)
+        assert getattr(there, "domain", None) == domain
+
+
+class TestMonitor:
+    """A watch that lasts as long as the call."""
+
+    REBOOT = "on_event(results.DomainEvent('vm1', UUID, 3, 'reboot', 'restart', 4))\n"
+
+    def test_events_arrive_on_the_callers_thread(self, worker: StandIn) -> None:
+        worker.set("pass", monitor=self.REBOOT * 3)
+        seen: list[tuple[DomainEvent, int]] = []
+        api.monitor_domain("vm1", on_event=lambda e: seen.append((e, threading.get_ident())))
+        event = DomainEvent("vm1", UUID, 3, "reboot", "restart", 4)
+        assert seen == [(event, threading.get_ident())] * 3
+
+    def test_ends_when_it_is_cancelled(self, worker: StandIn) -> None:
+        worker.set("pass", monitor=self.REBOOT + "wait_for_cancel(cancel)\ncancel.check()")
+        cancel = Cancel()
+        with pytest.raises(Interrupted):
+            api.monitor_domain("vm1", on_event=lambda _: cancel.set(), cancel=cancel)
+
+    def test_what_the_callback_raises_ends_it(self, worker: StandIn) -> None:
+        worker.set("pass", monitor=self.REBOOT + "wait_for_cancel(cancel)\ncancel.check()")
+
+        def fail(_: DomainEvent) -> None:
+            raise LookupError("mine")
+
+        with pytest.raises(LookupError, match="mine"):
+            api.monitor_domain("vm1", on_event=fail)
+
+    def test_that_it_died_is_said(self, worker: StandIn) -> None:
+        worker.set("pass", monitor="os.kill(os.getpid(), signal.SIGKILL)")
+        with pytest.raises(NeedsAttention, match="killed by signal 9; nobody watches vm1") as e:
+            api.monitor_domain("vm1")
+        assert e.value.left == ("nobody watches vm1",)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_who_is_to_watch_afterwards_is_told_to_the_worker(worker: StandIn, wanted: bool) -> None:
+    worker.set("(HERE / 'said').write_text(repr(start_monitor)); return SNAPSHOT")
+    api.create_snapshot("vm1", monitor=wanted)
+    assert ("start_monitor at" in worker.said("said")) is wanted
+
+
+class TestPlans:
+    def test_come_back_as_they_were(self, worker: StandIn) -> None:
+        worker.set("return SNAPSHOT")
+        (worker.here / "c.cfg").write_text('name="snap"')
+        plan = api.plan_create("vm1", live=True)
+        assert (plan.operation, plan.state, plan.warnings) == ("create", RunState.RUNNING, ())
+        assert plan.disks == (PlannedDisk("xvda", "/a", "qcow2", ""),)
+        assert api.plan_revert("vm1", worker.here / "c.cfg") == plan
