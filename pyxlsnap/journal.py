@@ -12,18 +12,17 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import NewFile, make_directory, sync_directory, temporary_name
 from pyxlsnap.model import Disk, DiskRequest
 
 log = logging.getLogger(__name__)
 
-JOURNAL_DIR = Path("/var/lib/pyxlsnap")
-
 
 def boot_id() -> str:
     """What tells this boot of the host from others."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return (paths.PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +71,14 @@ class Entry:
 
 def unfinished(directory: Path | None = None) -> list[str]:
     """The uuids of the domains that have a journal."""
-    return sorted(p.stem for p in (directory or JOURNAL_DIR).glob("*.journal"))
+    return sorted(p.stem for p in (directory or paths.JOURNALS).glob("*.journal"))
 
 
 class Journal:
     """The journal of one domain."""
 
     def __init__(self, uuid: str, *, directory: Path | None = None) -> None:
-        self.path = (directory or JOURNAL_DIR) / f"{uuid}.journal"
+        self.path = (directory or paths.JOURNALS) / f"{uuid}.journal"
 
     def write(self, entry: Entry) -> None:
         """Say what is about to be done, durably.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pyxlsnap.create import plan
+from pyxlsnap import paths
 from pyxlsnap.create.plan import generated_name
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
@@ -52,7 +52,7 @@ def _look(
     with _noted(reasons):
         checks.refuse_shared(host, guest, disks)
     with _noted(reasons):
-        checks.refuse_full(plan.SNAPSHOT_DIR, guest.info().memory_kb)
+        checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb)
     _look_at_disks(guest, disks, reasons, check)
     with _noted(reasons):
         checks.wait_for_frontends(guest, check=check)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, paths
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
@@ -36,8 +36,6 @@ from pyxlsnap.results import Plan, PlannedDisk
 _LAST_PASS_S = 0.3
 _SAVED_KB_PER_S = 256 * 1024
 _RESUME_S = 0.1
-
-SNAPSHOT_DIR = Path("/var/lib/xen/snapshots")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +144,7 @@ def plan_create(
         checks.refuse_live(host, config, guest)
     chosen, left_out, warnings = _choose_disks(config, wanted.disks, name)
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
-    memory_path = _memory_path(wanted, (directory or SNAPSHOT_DIR) / guest.uuid, name)
+    memory_path = _memory_path(wanted, (directory or paths.SNAPSHOTS) / guest.uuid, name)
     cfg = memory_path.parent / f"{name}.cfg"
     refuse_existing(memory_path)
     if os.path.lexists(cfg):

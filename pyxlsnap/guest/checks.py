@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from pyxlsnap import paths
 from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
@@ -17,7 +18,6 @@ from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
 from pyxlsnap.version import VERSION
 from pyxlsnap.xen.domain import XENBUS_CONNECTED, XENBUS_INITIALISING
 
-LIBVIRT_DIR = Path("/run/libvirt/libxl")
 _FRONTENDS_S = 30.0
 _UNUSED_S = 5.0
 _POLL_S = 0.1
@@ -145,7 +145,9 @@ def refuse_live(host: Host, config: DomainConfig, guest: Guest) -> None:
 
 def libvirt_reason(guest: Guest) -> list[str]:
     """Whether libvirt's Xen driver looks after the domain: it keeps a status file for each."""
-    managed = os.path.exists(LIBVIRT_DIR / f"{guest.name}.xml")  # no name is too long for that
+    managed = os.path.exists(
+        paths.LIBVIRT_DOMAINS / f"{guest.name}.xml"
+    )  # no name is too long for that
     return [f"{guest.name} is managed by libvirt"] if managed else []
 
 
@@ -254,15 +256,17 @@ def refuse_missing_paths(config: DomainConfig, *, besides: Collection[str] = ())
     :param besides: disks that are put back: what they need is known to their strategies.
     """
     build = config.section("b_info")
-    paths = [str(build.get(key) or "") for key in ("kernel", "ramdisk")]
-    paths += [
+    needed = [str(build.get(key) or "") for key in ("kernel", "ramdisk")]
+    needed += [
         d.target
         for d in config.disks
         if d.format != "empty" and not d.script and d.vdev not in besides
     ]
-    missing = [p for p in paths if p.startswith("/") and not os.path.exists(p)]
+    missing = [p for p in needed if p.startswith("/") and not os.path.exists(p)]
     bridges = [str(n.get("bridge") or "") for n in config.devices("nics")]
-    missing += [f"bridge {b}" for b in bridges if b and not os.path.exists(f"/sys/class/net/{b}")]
+    missing += [
+        f"bridge {b}" for b in bridges if b and not os.path.exists(paths.SYS / "class/net" / b)
+    ]
     if missing:
         raise Refused(
             f"the saved domain needs {', '.join(missing)}, which does not exist: put it there first"

@@ -6,16 +6,14 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from pyxlsnap import paths
 from pyxlsnap.errors import ConfigError, Refused
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.linux.locks import write_lock
 from pyxlsnap.model import DomainConfig
 from pyxlsnap.xen.xlcfg import parse_cfg
 
-XL_CONF = Path("/etc/xen/xl.conf")
-XL_LOCK = Path("/run/lock/xl")
 _DOM0_MEM = re.compile(r"(^|\s)dom0_mem=((min:|max:)?\d+[bkmg]?,?)+(\s|$)", re.IGNORECASE)
 _STALLED_S = 10
 _PATIENCE_S = 30.0
@@ -29,7 +27,7 @@ def may_shrink_dom0(host: Host) -> bool:
     """
     try:
         found = parse_cfg(
-            XL_CONF.read_bytes(), file=str(XL_CONF), strings=["autoballoon"], lists=[]
+            paths.XL_CONF.read_bytes(), file=str(paths.XL_CONF), strings=["autoballoon"], lists=[]
         )
         setting = str(found.get("autoballoon", "auto"))
     except (OSError, ConfigError):
@@ -80,7 +78,7 @@ def _shrink_dom0(host: Host, need_kb: int) -> None:
 @contextmanager
 def _xl_lock() -> Iterator[None]:
     """The lock under which xl starts domains. An OFD lock excludes xl's own kind, too."""
-    fd = os.open(XL_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(paths.XL_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, write_lock())
         yield

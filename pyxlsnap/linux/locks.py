@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pyxlsnap import paths
 from pyxlsnap.errors import Busy, Refused
 from pyxlsnap.linux.files import make_directory
-
-LOCK_DIR = Path("/run/pyxlsnap")
-
 
 #: is given the uuid and the descriptor of a lock that is held
 ShareLock = Callable[[str, int], None]
@@ -54,7 +52,7 @@ class DomainLock:
         directory: Path | None = None,
         kind: str = "lock",
     ) -> None:
-        directory = directory or LOCK_DIR
+        directory = directory or paths.LOCKS
         make_directory(directory)
         path = directory / f"{uuid}.{kind}"
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

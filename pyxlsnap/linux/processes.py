@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from pyxlsnap import paths
+
 
 def python(module: str, *arguments: str) -> list[str]:
     """The command for a module of ours: the same Python, nothing imported from its directory."""
@@ -106,14 +108,14 @@ def holders(path: Path) -> list[int]:
     :raises OSError: there is no such file.
     """
     wanted = _identity(path.stat())
-    processes = [p for p in _listed(Path("/proc")) if p.name.isdigit()]
+    processes = [p for p in _listed(paths.PROC) if p.name.isdigit()]
     return [int(p.name) for p in processes if int(p.name) != os.getpid() and _has_open(p, wanted)]
 
 
 def process_name(pid: int) -> str:
     """A process's name, as ``ps`` has it; "?" if it has gone."""
     try:
-        return " ".join(Path(f"/proc/{pid}/comm").read_text(errors="replace").split())
+        return " ".join((paths.PROC / f"{pid}/comm").read_text(errors="replace").split())
     except OSError:
         return "?"
 

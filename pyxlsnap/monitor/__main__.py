@@ -10,13 +10,13 @@ import signal
 import sys
 import threading
 
+from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import Busy, PyxlsnapError
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.linux.processes import fresh_signals
 from pyxlsnap.monitor.actions import monitor
 from pyxlsnap.monitor.launch import READY
-from pyxlsnap.monitor.xl import XEN_LOGS
 from pyxlsnap.xen.toolstack import Toolstack
 
 log = logging.getLogger("pyxlsnap.monitor")  # __name__ is "__main__" here
@@ -87,7 +87,7 @@ def _log_to(name: str) -> None:
     """Everything that is said from now on, by C libraries too, goes to a file as xl's does."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     try:
-        fd = os.open(XEN_LOGS / f"pyxlsnap-{name.replace('/', '_')}.log", flags, 0o640)
+        fd = os.open(paths.XEN_LOGS / f"pyxlsnap-{name.replace('/', '_')}.log", flags, 0o640)
     except OSError:  # a full disk is no reason not to watch
         fd = os.open(os.devnull, os.O_WRONLY)
     os.dup2(fd, 1)

@@ -9,8 +9,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, Refused, XenError
 from pyxlsnap.guest.destroy import destroy
@@ -23,7 +23,6 @@ from pyxlsnap.results import DomainEvent, OnEvent
 
 log = logging.getLogger(__name__)
 
-DUMP_DIR = Path("/var/lib/xen/dump")
 
 _LOCK_POLL_S = 0.2
 _ATTEMPTS = 3
@@ -190,7 +189,7 @@ class Monitor:
 
     def _dump_core(self) -> None:
         """As xl does, but under a name of its own: an older dump may still be wanted."""
-        path = DUMP_DIR / f"{self._guest.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        path = paths.DUMPS / f"{self._guest.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
         try:
             self._guest.core_dump(str(path))
             log.info("%s: core dumped to %s", self._guest, path)

@@ -1,10 +1,7 @@
 """The process with which xl watches a domain."""
 
-from pathlib import Path
-
+from pyxlsnap import paths
 from pyxlsnap.linux.processes import holders, process_name
-
-XEN_LOGS = Path("/var/log/xen")
 
 
 def xl_monitor(name: str) -> int | None:
@@ -14,7 +11,7 @@ def xl_monitor(name: str) -> int | None:
     """
     for log in (f"xl-{name}.log", f"xl-{name}--incoming.log"):
         try:
-            writers = holders(XEN_LOGS / log)
+            writers = holders(paths.XEN_LOGS / log)
         except OSError:
             continue
         if found := [pid for pid in writers if process_name(pid) == "xl"]:

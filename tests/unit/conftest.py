@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pyxlsnap.disks.qcow2 import qmp
+from pyxlsnap import paths
 from pyxlsnap.model import Disk
 from tests.unit.support.fakes import World, make_world, open_descriptors
 from tests.unit.support.qemu import SIZE, VDEVS, Qemu, qemu_img, write
@@ -56,7 +56,7 @@ def nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(qmp, "RUN_DIR", tmp_path)
+    monkeypatch.setattr(paths, "QEMU_SOCKETS", tmp_path)
     return tmp_path
 
 

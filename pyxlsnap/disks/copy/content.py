@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyxlsnap import paths
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import NAME_LIMIT
 from pyxlsnap.linux.processes import holders, process_text
@@ -36,7 +37,6 @@ _RELEASED_S = 60.0
 BYTES_PER_S = 100e6
 #: on the file of a snapshot, the token of the object that made it; where attributes can be had
 MARK = "user.pyxlsnap"
-SYS = Path("/sys")
 
 
 @contextmanager
@@ -304,12 +304,12 @@ def users(target: Path) -> list[str]:
 def _queues(target: Path) -> list[Path]:
     if target.is_block_device():
         return [_device(target.stat().st_rdev)]
-    return [SYS / "block" / name for name in _loops(target)]
+    return [paths.SYS / "block" / name for name in _loops(target)]
 
 
 def _loops(target: Path) -> list[str]:
     """The loop devices over a file, by whatever name they were given it."""
-    names = sorted((SYS / "block").glob("loop*/loop/backing_file"))
+    names = sorted((paths.SYS / "block").glob("loop*/loop/backing_file"))
     return [n.parent.parent.name for n in names if _is_over(n, target)]
 
 
@@ -323,13 +323,13 @@ def _is_over(backing: Path, target: Path) -> bool:
 def _claims(device: int) -> list[str]:
     """What in the kernel has a block device: one that is built on it, and blkback."""
     number = f"{os.major(device):x}:{os.minor(device):x}"
-    backends = (SYS / "bus/xen-backend/devices").glob("*/physical_device")
+    backends = (paths.SYS / "bus/xen-backend/devices").glob("*/physical_device")
     found = [b.parent.name for b in backends if _text(b) == number]
     return found + sorted(p.name for p in (_device(device) / "holders").iterdir())
 
 
 def _device(device: int) -> Path:
-    return SYS / "dev/block" / f"{os.major(device)}:{os.minor(device)}"
+    return paths.SYS / "dev/block" / f"{os.major(device)}:{os.minor(device)}"
 
 
 def _text(path: Path) -> str:

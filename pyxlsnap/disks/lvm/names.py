@@ -6,11 +6,10 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
 
-_DEV = Path("/dev")
-_BLOCK = Path("/sys/dev/block")
 _LINKS = 40  # as many as the kernel follows
 #: directories of /dev that no volume group can have as its name
 _NOT_GROUPS = ("block", "bus", "char", "disk", "dri", "fd", "input", "mapper", "net", "pts", "shm")
@@ -104,7 +103,7 @@ def _check_volume_name(found: Place, name: str) -> None:
 
 def device_path(vg: str, lv: str) -> Path:
     """The path under which a volume is known while it is active."""
-    return _DEV / vg / lv
+    return paths.DEV / vg / lv
 
 
 def names_of(path: str) -> tuple[str, str] | None:
@@ -145,10 +144,10 @@ def _named_on_the_way(path: str) -> list[tuple[str, str]]:
 
 def _by_form(path: Path) -> tuple[str, str] | None:
     """/dev/VG/LV or /dev/mapper/VG-LV."""
-    if path.parent == _DEV / "mapper":
+    if path.parent == paths.DEV / "mapper":
         return _split(path.name)
     group = path.parent.name
-    if path.parent.parent != _DEV or group in _NOT_GROUPS:
+    if path.parent.parent != paths.DEV or group in _NOT_GROUPS:
         return None
     return (group, path.name) if _NAME.fullmatch(group) and _NAME.fullmatch(path.name) else None
 
@@ -182,6 +181,8 @@ def is_volume(number: tuple[int, int]) -> bool:
 
 def _sysfs(number: tuple[int, int], key: str) -> str:
     try:
-        return (_BLOCK / f"{number[0]}:{number[1]}" / "dm" / key).read_text().strip()
+        return (
+            (paths.SYS / "dev/block" / f"{number[0]}:{number[1]}" / "dm" / key).read_text().strip()
+        )
     except OSError:
         return ""  # not a device-mapper device

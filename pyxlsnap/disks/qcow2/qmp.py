@@ -7,18 +7,18 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
+from pyxlsnap import paths
 from pyxlsnap.errors import MonitorError
 
 T = TypeVar("T")
 
-RUN_DIR = Path("/run/xen")
 GREETING_S = 10.0
 COMMAND_S = 30.0
 
 
 def socket_path(domid: int) -> Path:
     """The monitor that libxl itself never uses: a monitor serves one client at a time."""
-    return RUN_DIR / f"qmp-libxenstat-{domid}"
+    return paths.QEMU_SOCKETS / f"qmp-libxenstat-{domid}"
 
 
 class Monitor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancelled
 from pyxlsnap.create import plan as plan_module
 from pyxlsnap.create.plan import CreatePlan, plan_create
@@ -20,7 +20,6 @@ from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.registry import choose, default_request, strategies
 from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
-from pyxlsnap.guest import checks
 from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
 from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
 
@@ -218,8 +217,8 @@ class TestRefused:
         assert says in self.refusal(world, guest)
 
     def test_a_domain_of_libvirt(self, world: World, guest: FakeGuest) -> None:
-        checks.LIBVIRT_DIR.mkdir()
-        (checks.LIBVIRT_DIR / "vm1.xml").touch()
+        paths.LIBVIRT_DOMAINS.mkdir()
+        (paths.LIBVIRT_DOMAINS / "vm1.xml").touch()
         assert "managed by libvirt" in self.refusal(world, guest)
 
     def test_a_passed_through_device(self, world: World, guest: FakeGuest) -> None:

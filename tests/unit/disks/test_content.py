@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyxlsnap import paths
 from pyxlsnap.disks.copy import content
 from pyxlsnap.disks.copy.content import (
     Space,
@@ -415,7 +416,7 @@ def sys_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk) -> Pat
     other.mkdir(parents=True)
     (other / "backing_file").write_text("/none (deleted)\n")
     (tree / "block/loop8/inflight").write_text("       1        1\n")
-    monkeypatch.setattr(content, "SYS", tree)
+    monkeypatch.setattr(paths, "SYS", tree)
     return tree
 
 
@@ -500,7 +501,7 @@ def test_blkback_and_devices_on_top_count_as_users(
         for name, text in ("vbd-4-51712", f"7:{os.minor(number):x}\n"), ("vbd-5-51712", "fd:1\n"):
             (tree / "bus/xen-backend/devices" / name).mkdir(parents=True)
             (tree / "bus/xen-backend/devices" / name / "physical_device").write_text(text)
-        monkeypatch.setattr(content, "SYS", tree)
+        monkeypatch.setattr(paths, "SYS", tree)
         assert users(device) == ["vbd-4-51712", "dm-3"]
 
 

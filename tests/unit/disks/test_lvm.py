@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyxlsnap import paths
 from pyxlsnap.disks.lvm import base, commands, names
 from pyxlsnap.disks.lvm.thick import LvmThick, copy_differences, needed
 from pyxlsnap.disks.lvm.thin import LvmThin
@@ -89,7 +90,7 @@ class FakeLvm:
     """One volume group, with /dev and /sys of its own; made for :func:`commands.execute`."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.dev, self.block = root, root / "dev", root / "block"
+        self.root, self.dev, self.block = root, root / "dev", root / "sys/dev/block"
         self.lvs: dict[str, Lv] = {}
         self.free = 100 * MIB
         self.log: list[list[str]] = []
@@ -209,8 +210,8 @@ def install(fake: FakeLvm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "execute", fake.execute)
     monkeypatch.setattr(commands, "device_number", fake.device_number)
     monkeypatch.setattr(names, "device_number", fake.device_number)
-    monkeypatch.setattr(names, "_DEV", fake.dev)
-    monkeypatch.setattr(names, "_BLOCK", fake.block)
+    monkeypatch.setattr(paths, "DEV", fake.dev)
+    monkeypatch.setattr(paths, "SYS", fake.root / "sys")
     monkeypatch.setattr(commands, "_PATH_S", 0.0)
     monkeypatch.setattr(base, "_CLOSED_S", 0.0)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest import checks, dom0_memory
 from pyxlsnap.model import DomainConfig, RunState
@@ -114,10 +115,10 @@ class TestConfig:
         assert "passed-through PCI devices, a vTPM" in says
 
     def test_libvirt(self, guest: FakeGuest) -> None:
-        checks.LIBVIRT_DIR.mkdir()
-        (checks.LIBVIRT_DIR / "vm2.xml").touch()
+        paths.LIBVIRT_DOMAINS.mkdir()
+        (paths.LIBVIRT_DOMAINS / "vm2.xml").touch()
         checks.refuse_config(guest.config(), guest)
-        (checks.LIBVIRT_DIR / "vm1.xml").touch()
+        (paths.LIBVIRT_DOMAINS / "vm1.xml").touch()
         says = refusal(lambda: checks.refuse_config(guest.config(), guest))
         assert "vm1 is managed by libvirt" in says
 
@@ -236,7 +237,7 @@ class TestDom0Memory:
         ],
     )
     def test_xl_conf_goes_first(self, world: World, text: str, may: bool) -> None:
-        dom0_memory.XL_CONF.write_text(text + "\n")
+        paths.XL_CONF.write_text(text + "\n")
         world.host.command_line = "dom0_mem=4G"
         assert dom0_memory.may_shrink_dom0(world.host) is may
 

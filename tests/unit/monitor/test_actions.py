@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create.plan import plan_create
 from pyxlsnap.create.sequence import Creation
@@ -21,7 +21,6 @@ from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.monitor import actions as module
-from pyxlsnap.monitor import xl as xl_module
 from pyxlsnap.monitor.actions import monitor
 from pyxlsnap.monitor.launch import keep_watched, loses_monitor
 from pyxlsnap.monitor.xl import xl_monitor
@@ -39,10 +38,10 @@ WANTED = SnapshotConfig(name="snap")
 @contextmanager
 def xl_watching(name: str, log_name: str = "") -> Iterator[int]:
     """A process called xl that writes the log of a domain."""
-    xl = xl_module.XEN_LOGS / "bin" / "xl"
+    xl = paths.XEN_LOGS / "bin" / "xl"
     xl.parent.mkdir(exist_ok=True)
     shutil.copy("/bin/sleep", xl)
-    with (xl_module.XEN_LOGS / (log_name or f"xl-{name}.log")).open("w") as log:
+    with (paths.XEN_LOGS / (log_name or f"xl-{name}.log")).open("w") as log:
         running = subprocess.Popen([xl, "60"], stdout=log)
     try:
         yield running.pid
@@ -137,7 +136,7 @@ def test_actions_after_which_it_does_not_run(world: World, reason: str, action: 
     watch.run(reason)
     assert watch.summary() == [(1, reason, action, None)]
     assert [g.shutdown_reason for g in watch.there()] == ([reason] if action == "preserve" else [])
-    assert len(list(module.DUMP_DIR.iterdir())) == (action == "coredump_destroy")
+    assert len(list(paths.DUMPS.iterdir())) == (action == "coredump_destroy")
 
 
 @pytest.mark.parametrize("reason", REASONS)
@@ -146,7 +145,7 @@ def test_actions_after_which_it_runs(world: World, reason: str, action: str) -> 
     watch = Watch(world, **{f"on_{reason}": action})
     watch.run(reason, lambda: None, watch.destroyed)
     assert watch.summary() == [(1, reason, action, 2)]
-    assert len(list(module.DUMP_DIR.iterdir())) == (action == "coredump_restart")
+    assert len(list(paths.DUMPS.iterdir())) == (action == "coredump_restart")
     assert watch.guest.uuid == (OTHER_UUID if action == "restart_rename" else UUID)
     assert ("destroy" in world.events) == (action != "restart_rename")
 
@@ -323,7 +322,7 @@ def test_xls_process_is_found_by_its_log(world: World) -> None:
         assert xl_monitor("vm1") == pid
         assert xl_monitor("vm") is None
         assert xl_monitor("../vm1") is None
-        (xl_module.XEN_LOGS / "xl-vm2.log").touch()
+        (paths.XEN_LOGS / "xl-vm2.log").touch()
         assert xl_monitor("vm2") is None
     assert xl_monitor("vm1") is None
 
@@ -334,7 +333,7 @@ def test_xls_process_of_a_domain_that_was_migrated_here(world: World) -> None:
 
 
 def test_a_process_that_only_reads_the_log_is_not_xl(world: World, tmp_path: Path) -> None:
-    path = xl_module.XEN_LOGS / "xl-vm1.log"
+    path = paths.XEN_LOGS / "xl-vm1.log"
     path.touch()
     with path.open() as log, subprocess.Popen(["/bin/sleep", "60"], stdin=log) as tail:
         assert xl_monitor("vm1") is None

@@ -19,8 +19,7 @@ _SITE = """
 import sys
 if "pyxlsnap.monitor" in sys.orig_argv:
     import contextlib, logging, os, pathlib, time
-    import pyxlsnap.linux.locks, pyxlsnap.monitor.actions, pyxlsnap.monitor.xl
-    import pyxlsnap.xen.toolstack
+    import pyxlsnap.monitor.actions, pyxlsnap.paths, pyxlsnap.xen.toolstack
     from pyxlsnap import cancel, errors
     HERE = pathlib.Path({here!r})
     class Found:
@@ -38,7 +37,7 @@ if "pyxlsnap.monitor" in sys.orig_argv:
 {body}
     pyxlsnap.xen.toolstack.Toolstack = toolstack
     pyxlsnap.monitor.actions.monitor = monitor
-    pyxlsnap.monitor.xl.XEN_LOGS = pyxlsnap.linux.locks.LOCK_DIR = HERE
+    pyxlsnap.paths.XEN_LOGS = pyxlsnap.paths.LOCKS = HERE
 """
 WATCH = """
 on_ready()

@@ -15,11 +15,8 @@ from sphinx.pycode import ModuleAnalyzer
 import pyxlsnap
 from docs import generate
 from docs.commands import commands
-from pyxlsnap import aio, cfgfile, journal
+from pyxlsnap import aio, cfgfile, paths
 from pyxlsnap.cli import app
-from pyxlsnap.create import plan
-from pyxlsnap.linux import locks
-from pyxlsnap.monitor import actions, xl
 from tests.readme import README, texts
 
 SHARE = Path(generate.__file__).parent / "share"
@@ -144,10 +141,9 @@ def words(page: str) -> str:
 
 @pytest.mark.parametrize(
     "place",
-    [plan.SNAPSHOT_DIR, journal.JOURNAL_DIR, locks.LOCK_DIR, actions.DUMP_DIR,
-     xl.XEN_LOGS],
+    [paths.SNAPSHOTS, paths.JOURNALS, paths.LOCKS, paths.DUMPS, paths.XEN_LOGS],
     ids=str,
-)  # fmt: skip
+)
 def test_the_man_page_names_the_files(place: Path) -> None:
     _, _, files = words("pyxlsnap.1").partition(".SH FILES")
     assert str(place) in files

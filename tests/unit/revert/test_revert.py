@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.plan import plan_create
 from pyxlsnap.create.sequence import Creation
@@ -28,7 +28,7 @@ from pyxlsnap.errors import (
     Risky,
     XenError,
 )
-from pyxlsnap.guest import checks, destroy
+from pyxlsnap.guest import destroy
 from pyxlsnap.journal import Entry, Journal
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.memory import read_header, write_header
@@ -556,8 +556,8 @@ def another_xen(case: Case) -> str:
 
 
 def libvirt(case: Case) -> str:
-    checks.LIBVIRT_DIR.mkdir()
-    (checks.LIBVIRT_DIR / "vm1.xml").touch()
+    paths.LIBVIRT_DOMAINS.mkdir()
+    (paths.LIBVIRT_DOMAINS / "vm1.xml").touch()
     return "managed by libvirt"
 
 

@@ -22,7 +22,7 @@ import pyxlsnap.monitor.xl
 import pyxlsnap.recovery.finish_revert
 import pyxlsnap.recovery.undo_create
 import pyxlsnap.revert.plan
-from pyxlsnap import journal
+from pyxlsnap import paths
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.errors import (
     Aborted,
@@ -33,9 +33,7 @@ from pyxlsnap.errors import (
     Refused,
     XenError,
 )
-from pyxlsnap.guest import checks, dom0_memory
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.linux import locks
 from pyxlsnap.memory import walk
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig, DomainInfo
 from pyxlsnap.results import Artefact, OnProgress, Progress, Step
@@ -654,16 +652,16 @@ if TYPE_CHECKING:
 
 
 # What the package knows of the machine's directories, and what is chosen for a kind of storage.
-PLACES = (
-    (locks, "LOCK_DIR", "run"),
-    (journal, "JOURNAL_DIR", "journals"),
-    (checks, "LIBVIRT_DIR", "libvirt"),
-    (pyxlsnap.create.plan, "SNAPSHOT_DIR", "snapshots"),
-    (pyxlsnap.monitor.actions, "DUMP_DIR", "dumps"),
-    (pyxlsnap.monitor.xl, "XEN_LOGS", "logs"),
-    (dom0_memory, "XL_CONF", "xl.conf"),
-    (dom0_memory, "XL_LOCK", "run/xl.lock"),
-)
+PLACES = {
+    "LOCKS": "run",
+    "JOURNALS": "journals",
+    "LIBVIRT_DOMAINS": "libvirt",
+    "SNAPSHOTS": "snapshots",
+    "DUMPS": "dumps",
+    "XEN_LOGS": "logs",
+    "XL_CONF": "xl.conf",
+    "XL_LOCK": "run/xl.lock",
+}
 CHOOSERS = (
     pyxlsnap.create.plan,
     pyxlsnap.revert.plan,
@@ -678,8 +676,8 @@ def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
     root.mkdir(exist_ok=True)
     found = World(root)
-    for module, name, place in PLACES:
-        monkeypatch.setattr(module, name, root / place)
+    for name, place in PLACES.items():
+        monkeypatch.setattr(paths, name, root / place)
     for module in CHOOSERS:
         monkeypatch.setattr(module, "strategies", found.strategies)
     return found
