@@ -35,7 +35,7 @@ def install(dom0: Dom0, image: Image, say: cache.Say, project: Path = PROJECT) -
     push(dom0, _site(say), SITE)
     dom0.write(f"{packages(dom0)}/{PATHS}", f"{DEST}\n{SITE}\n")
     dom0.write(COMMAND, LAUNCHER, 0o755)
-    dom0.push(_extension(dom0, image, project, say), f"{DEST}/pyxlsnap")
+    dom0.push(_extension(dom0, image, project, say), DEST)
 
 
 def uninstall(dom0: Dom0) -> None:
@@ -68,15 +68,16 @@ def push(dom0: Dom0, source: Path, dest: str) -> None:
 
 
 def _extension(dom0: Dom0, image: Image, project: Path, say: cache.Say) -> Path:
-    """The directory of the compiled extension; compiles it in the dom0 if its sources are new."""
+    """The compiled extension, in the folders of the project; compiles it in the dom0 if its sources are new."""
     sources = [project / "build_ffi.py", *sorted((project / "include").iterdir())]
     key = cache.digest(image.key, *(data for p in sources for data in (p.name, p.read_bytes())))
 
     def build(new: Path) -> None:
         say("compiling the extension in the dom0")
         dom0.run(["python3", "build_ffi.py"], cwd=DEST, timeout=300)
-        (built,) = dom0.run(f"ls {DEST}/pyxlsnap/xen/_ffi*.so").out.split()
-        (new / Path(built).name).write_bytes(dom0.read(built))
+        for built in dom0.run("find pyxlsnap -name '*.so'", cwd=DEST).out.split():
+            (new / built).parent.mkdir(parents=True, exist_ok=True)
+            (new / built).write_bytes(dom0.read(f"{DEST}/{built}"))
         dom0.run(f"rm -rf {DEST}/build")
         say("extension compiled")
 
