@@ -1,15 +1,12 @@
 """What the sequences need of the world, as Protocols: a test can put a fault at any step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from pyxlsnap.errors import DomainNotFound
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
-
-#: makes somebody watch the domain of a uuid (:mod:`pyxlsnap.monitor.actions`)
-StartMonitor = Callable[[str], None]
 
 
 class Guest(Protocol):

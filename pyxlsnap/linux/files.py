@@ -177,7 +177,10 @@ def make_directory(directory: Path) -> list[Path]:
     made = []
     try:
         for path in missing_directories(directory):
-            path.mkdir(_OURS)
+            try:
+                path.mkdir(_OURS)
+            except FileExistsError:
+                continue  # another operation has just made it: it is not ours to remove
             made.append(path)
     except OSError as e:
         remove_directories(made)

@@ -8,16 +8,11 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.errors import Busy, Refused
 from pyxlsnap.linux.files import make_directory
-
-#: is given the uuid and the descriptor of a lock that is held
-ShareLock = Callable[[str, int], None]
-
 
 #: A lock that goes from one process of ours to another falls in between, where somebody may take
 #: it for a look. So long is waited for that.

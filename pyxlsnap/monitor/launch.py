@@ -4,9 +4,10 @@ import logging
 import subprocess
 
 from pyxlsnap.errors import OperationFailed, PyxlsnapError
-from pyxlsnap.guest.protocols import Guest, Host, StartMonitor
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.processes import environment, python
 from pyxlsnap.monitor.xl import xl_monitor
+from pyxlsnap.request import StartMonitor
 from pyxlsnap.text import command
 
 log = logging.getLogger(__name__)

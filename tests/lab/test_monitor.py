@@ -9,7 +9,7 @@ from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.snapshots import create, goes_back, revert
 
-WATCHER = "[p]yxlsnap.watcher"
+WATCHER = "[p]yxlsnap.monitor"
 
 
 def watchers(guest: Guest) -> int:

@@ -21,6 +21,7 @@ from pyxlsnap import cfgfile
 from pyxlsnap.create.operation import create
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.disks.qcow2 import qmp
+from pyxlsnap.request import Callbacks, CreateRequest
 from pyxlsnap.xen.toolstack import Toolstack
 
 CHANGES = re.compile(r"os\.(link|symlink|rename|remove|rmdir|mkdir|truncate|ch|set)|subprocess")
@@ -108,7 +109,7 @@ def main() -> None:
     points = Points(wanted.name or "", *(kill_at or [""]))
     watch(points)
     with Toolstack(operation="create", domain=domain) as host:
-        create(host, domain, wanted)
+        create(host, CreateRequest(domain=domain, config=wanted), Callbacks())
     print(json.dumps(points.seen))
 
 

@@ -3,7 +3,6 @@
 The plan of a revert is in test_revert.py.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap import cfgfile, paths
-from pyxlsnap.cancel import Cancelled
+from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import plan as plan_module
-from pyxlsnap.create.plan import CreatePlan, plan_create
+from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.disks.copy.block_device import BlockCopy
 from pyxlsnap.disks.copy.raw_file import RawFile
 from pyxlsnap.disks.protocol import DiskTask
@@ -22,6 +21,7 @@ from pyxlsnap.disks.registry import choose, default_request, strategies
 from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
 from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
 from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
+from tests.unit.support.operations import plan_create
 
 
 def planned(
@@ -30,9 +30,9 @@ def planned(
     wanted: SnapshotConfig = SnapshotConfig("snap"),  # noqa: B008
     *,
     live: bool = False,
-    check: Callable[[], None] = lambda: None,
+    cancel: Cancel | None = None,
 ) -> CreatePlan:
-    return plan_create(world.host, guest, wanted, live=live, directory=world.directory, check=check)
+    return plan_create(world.host, guest, wanted, live=live, cancel=cancel)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ class TestFilledIn:
 
     def test_the_cfgfile_is_complete(self, world: World, guest: FakeGuest) -> None:
         plan = planned(world, guest, SnapshotConfig("snap", "why"))
-        found = cfgfile.parse(plan.cfgfile_text.encode(), file="x")
+        found = cfgfile.parse(plan.places.cfgfile_text.encode(), file="x")
         assert found == SnapshotConfig(
             "snap", "why", str(plan.memory_path), (DiskRequest("xvda"), DiskRequest("xvdb"))
         )
@@ -252,11 +252,10 @@ class TestRefused:
     ) -> None:
         guest.frontends = [{"vif/0": 3}]
 
-        def interrupt() -> None:
-            raise Cancelled
-
+        cancel = Cancel()
+        cancel.set()
         with pytest.raises(Cancelled):
-            planned(world, guest, check=interrupt)
+            planned(world, guest, cancel=cancel)
         assert {"close xvda", "close xvdb"} <= set(world.events)
 
 
