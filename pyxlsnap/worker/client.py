@@ -16,6 +16,7 @@ from pyxlsnap.linux.locks import unlock
 from pyxlsnap.linux.processes import Process, environment, how_ended, python
 from pyxlsnap.results import DomainEvent, OnEvent, OnProgress, Progress
 from pyxlsnap.serialize import from_wire
+from pyxlsnap.text import readable
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.hook_calls import HookCalls
 
@@ -177,7 +178,7 @@ class Worker:
     def _read_stderr(self) -> str:
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - _STDERR_BYTES))
-        return self._stderr.read().decode("utf-8", "replace")
+        return readable(self._stderr.read())
 
     def let_go_of_locks(self) -> None:
         """It is dead: the locks are ours alone now, and fall."""
