@@ -27,6 +27,7 @@ from typing import Final
 
 from pyxlsnap.errors import ConfigError, UsageError
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig, check_name
+from pyxlsnap.text import readable
 from pyxlsnap.xen import xlcfg
 
 STRINGS: Final = ("name", "description", "memory_path")
@@ -189,7 +190,7 @@ def _check_tokens(data: bytes, file: str) -> None:
         token = _TOKEN.match(data, at)
         if token is None:
             line = data.count(b"\n", 0, at) + 1
-            near = data[at : at + _NEAR].decode(errors="replace")
+            near = readable(data[at : at + _NEAR])
             raise ConfigError(f"line:{line}: config parsing error near {near!r}", file=file)
         at = token.end()
 

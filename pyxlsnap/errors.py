@@ -12,7 +12,7 @@
     │   ├── Busy                            .domain: another operation holds its lock
     │   └── BadMemoryFile                   .path
     ├── Risky                               .reasons: revert with force would do it
-    ├── XenError                            .rc, .operation, .domain, .log
+    ├── XenError                            .rc (may be None), .operation, .domain, .log
     │   ├── GuestTimeout (TimeoutError)
     │   └── Aborted
     ├── MonitorError                        .command, .refused: by the guest's QEMU
@@ -139,28 +139,37 @@ class Risky(PyxlsnapError):
 
 
 class XenError(PyxlsnapError):
-    """A libxl call failed.
+    """A libxl or xenstore call failed, or did not have the effect that it should have.
 
-    ``rc`` alone misleads (-8 stands for many things), so the libxl log lines of the very call
-    are kept in :attr:`log`.
+    :attr:`rc` alone is not enough (-8 has many causes), so :attr:`log` has the libxl log lines of
+    the call.
     """
 
     def __init__(
-        self, message: str, *, rc: int, operation: str, domain: str = "", log: Sequence[str] = ()
+        self,
+        message: str,
+        *,
+        rc: int | None = None,
+        operation: str = "",
+        domain: str = "",
+        log: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
-        #: libxl's return code (enum libxl_error, negative)
+        #: libxl's return code (enum libxl_error, negative); ``None`` if no libxl call failed
         self.rc = rc
-        #: the function that gave it
+        #: the C function that failed; "" if none did
         self.operation = operation
-        #: the domain concerned, "" if none
+        #: the domain concerned; "" if none
         self.domain = domain
-        #: what libxl said during the call, oldest first
+        #: libxl's log lines during the call, oldest first
         self.log = tuple(log)
 
 
 class GuestTimeout(XenError, TimeoutError):
-    """libxl says that the guest did not answer in time (or that its helper failed early)."""
+    """The guest did not answer a suspend request in time.
+
+    libxl also reports this when its own helper process failed early; then :attr:`rc` is set.
+    """
 
 
 class Aborted(XenError):

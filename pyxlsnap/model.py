@@ -4,10 +4,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from pyxlsnap.errors import UsageError
+from pyxlsnap.text import bytes_of
 
 
 class GuestKind(StrEnum):
@@ -28,6 +29,21 @@ class RunState(StrEnum):
     RUNNING = "running"
     #: its owner has paused it (``xl pause``)
     PAUSED = "paused"
+
+
+class XenbusState(IntEnum):
+    """The state of one end of a paravirtual device (``xen/io/xenbus.h``)."""
+
+    UNKNOWN = 0
+    #: no driver has taken the device yet
+    INITIALISING = 1
+    INIT_WAIT = 2
+    INITIALISED = 3
+    CONNECTED = 4
+    CLOSING = 5
+    CLOSED = 6
+    RECONFIGURING = 7
+    RECONFIGURED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +317,7 @@ def check_text(text: str) -> str:
 
     :raises ValueError: it cannot.
     """
-    if b"\0" in text.encode("utf-8", "surrogateescape"):
+    if b"\0" in bytes_of(text):
         raise ValueError("has a NUL in it")
     return text
 

@@ -1,4 +1,4 @@
-"""Text that others have chosen (names, paths, what a program said), made fit to be shown."""
+"""Text that others have chosen (names, paths, what a program said): from bytes, and for people."""
 
 import re
 import shlex
@@ -8,6 +8,24 @@ from collections.abc import Iterable
 # a path that are not UTF-8, which no strict stream takes.
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_UTF8 = range(0xDC80, 0xDD00)
+
+
+def text_of(data: bytes) -> str:
+    """Bytes of a path or name as text that :func:`bytes_of` turns back into the same bytes."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def bytes_of(text: str) -> bytes:
+    """The bytes of a path or name.
+
+    :raises UnicodeEncodeError: it has surrogates other than those of :func:`text_of`.
+    """
+    return text.encode("utf-8", "surrogateescape")
+
+
+def readable(data: bytes) -> str:
+    """What a program wrote, for people: bytes that are not UTF-8 become U+FFFD."""
+    return data.decode("utf-8", "replace")
 
 
 def one_line(text: str) -> str:

@@ -7,12 +7,14 @@ it together and it falls when both are gone.
 import fcntl
 import os
 import struct
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.errors import Busy, Refused
 from pyxlsnap.linux.files import make_directory
+from pyxlsnap.linux.waiting import until
 
 #: A lock that goes from one process of ours to another falls in between, where somebody may take
 #: it for a look. So long is waited for that.
@@ -25,9 +27,9 @@ _POLL_S = 0.01
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
 
 
-def write_lock() -> bytes:
-    """The struct flock for a write lock on a whole file."""
-    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+# For the whole file.
+_WRITE_LOCK = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_UNLOCK = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
 
 
 class DomainLock:
@@ -50,27 +52,22 @@ class DomainLock:
         directory = directory or paths.LOCKS
         make_directory(directory)
         path = directory / f"{uuid}.{kind}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self.fd = os.open(path, flags, 0o600)
+            self.fd = _open(path)
         except OSError as e:
             raise Refused(
                 f"cannot open the lock {path}: {e.strerror}: see what is there, and move it away"
             ) from e
-        end = time.monotonic() + wait_s
-        while not self._take():
-            if time.monotonic() >= end:
-                os.close(self.fd)
-                raise Busy(
-                    f"another snapshot operation on {domain} is under way (lock {path}): wait for "
-                    f"it",
-                    domain=domain,
-                )
-            time.sleep(_POLL_S)
+        if not until(self._take, within_s=wait_s, poll_s=_POLL_S):
+            os.close(self.fd)
+            raise Busy(
+                f"another snapshot operation on {domain} is under way (lock {path}): wait for it",
+                domain=domain,
+            )
 
     def _take(self) -> bool:
         try:
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, write_lock())
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _WRITE_LOCK)
         except (BlockingIOError, PermissionError):  # fcntl(2): either, for a lock that is held
             return False
         return True
@@ -85,4 +82,22 @@ class DomainLock:
 
 def unlock(fd: int) -> None:
     """Let a lock fall, whoever else has a copy of the descriptor (a child forked meanwhile)."""
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _UNLOCK)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock on a file that other programs lock, too; wait until it is free.
+
+    An OFD lock and a lock of fcntl(2)'s older kind, such as xl's, exclude each other.
+    """
+    fd = _open(path)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _WRITE_LOCK)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.text import readable
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -115,7 +116,7 @@ def holders(path: Path) -> list[int]:
 def process_name(pid: int) -> str:
     """A process's name, as ``ps`` has it; "?" if it has gone."""
     try:
-        return " ".join((paths.PROC / f"{pid}/comm").read_text(errors="replace").split())
+        return " ".join(readable((paths.PROC / f"{pid}/comm").read_bytes()).split())
     except OSError:
         return "?"
 

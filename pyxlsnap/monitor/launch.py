@@ -8,7 +8,7 @@ from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.processes import environment, python
 from pyxlsnap.monitor.xl import xl_monitor
 from pyxlsnap.request import StartMonitor
-from pyxlsnap.text import command
+from pyxlsnap.text import command, readable
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def start_monitor(uuid: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as e:
         raise OperationFailed(f"the watch of {uuid} did not begin: {e}", step="monitor") from e
     if run.stdout != READY:  # not by its status, which somebody else may have taken
-        said = run.stderr.decode("utf-8", "replace").strip().splitlines()
+        said = readable(run.stderr).strip().splitlines()
         raise OperationFailed(
             f"the watch of {uuid} did not begin: {said[-1] if said else 'its process ended'}",
             step="monitor",

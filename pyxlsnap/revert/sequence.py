@@ -147,8 +147,7 @@ class Reversion:
             if not xl.ended(within_s=_XL_S):
                 raise XenError(
                     f"xl still watches {self._plan.config.name} and may start it again",
-                    rc=-9,
-                    operation="libxl_domain_destroy",
+                    domain=self._plan.config.name,
                 )
         # Whoever has started it meanwhile has its disks open.
         checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)

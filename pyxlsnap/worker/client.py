@@ -16,6 +16,7 @@ from pyxlsnap.linux.processes import Process, environment, how_ended, python
 from pyxlsnap.request import Request, changes_something, request_to_plain
 from pyxlsnap.results import DomainEvent, OnEvent, OnProgress, Progress
 from pyxlsnap.serialize import Message, from_wire, log_from_wire, rebuild
+from pyxlsnap.text import readable
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.hook_calls import HookCalls
 
@@ -174,7 +175,7 @@ class WorkerClient:
     def _read_stderr(self) -> str:
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - _STDERR_BYTES))
-        return self._stderr.read().decode("utf-8", "replace")
+        return readable(self._stderr.read())
 
     def release_locks(self) -> None:
         """The worker is dead: the locks are ours alone now. Give them back."""

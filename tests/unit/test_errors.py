@@ -44,7 +44,7 @@ EXIT_CODES = {
 _TEXT = st.text(max_size=20)
 _LINES = st.lists(_TEXT, max_size=3).map(tuple)
 _VALUES: dict[str, st.SearchStrategy[object]] = {
-    "rc": st.integers(-100, 0),
+    "rc": st.none() | st.integers(-100, 0),
     "refused": st.booleans(),
     "log": _LINES,
     "reasons": _LINES,

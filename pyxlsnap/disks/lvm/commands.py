@@ -12,6 +12,7 @@ from typing import Any
 from pyxlsnap.disks.lvm.names import device_number, device_path, is_volume, names_of
 from pyxlsnap.errors import DiskError
 from pyxlsnap.linux.files import scratch_file
+from pyxlsnap.text import readable
 
 _COMMAND_S = 120.0  # a lock that another LVM command holds is waited for
 _STOPPING_S = 10.0
@@ -214,4 +215,4 @@ def execute(command: list[str], timeout_s: float) -> tuple[int, str, str]:
 
 def _content(file: Any) -> str:
     file.seek(0)
-    return bytes(file.read()).decode(errors="replace")
+    return readable(bytes(file.read()))

@@ -643,10 +643,10 @@ def _renamed(guest: FakeGuest) -> None:
 
 
 INTERFERENCE = [
-    (_paused, "somebody else has paused vm1 meanwhile"),
+    (_paused, "another program has paused vm1 meanwhile"),
     (_suspended, "vm1 has shut down meanwhile (suspend)"),
     (_powered_off, "vm1 has shut down meanwhile (poweroff)"),
-    (_renamed, "vm1 has been renamed to vm9 meanwhile"),
+    (_renamed, "vm1 was renamed to vm9 meanwhile"),
 ]
 
 
@@ -667,7 +667,7 @@ def test_interference_is_noticed_before_anything_is_asked_of_the_guest(
 def test_an_owners_unpause_is_noticed(world: World) -> None:
     case = Case(world, paused=True)
     error = case.fails_at("header", "after", case.guest.unpause, OperationFailed)
-    assert "somebody else has unpaused vm1 meanwhile" in str(error)
+    assert "another program has unpaused vm1 meanwhile" in str(error)
     assert case.guest.runs
     assert world.photo() == case.before
 
@@ -680,7 +680,7 @@ def test_a_disk_that_comes_while_the_memory_is_saved_is_noticed(world: World) ->
         case.guest.attached = ("/dev/new",)
 
     case.guest.while_suspending = attach
-    assert "disks of vm1 have come or gone meanwhile: /dev/new" in str(case.fails())
+    assert "disks of vm1 were attached or detached meanwhile: /dev/new" in str(case.fails())
     assert not [e for e in world.events if e.startswith("create")]
     case.assert_as_before()
 

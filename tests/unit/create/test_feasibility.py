@@ -48,7 +48,7 @@ def test_all_reasons_are_told(world: World) -> None:
     assert not found.possible
     assert not found.live
     said = "\n".join(found.reasons)
-    for part in ("was killed", "has a vTPM", "domain vm2 has"):
+    for part in ("was killed", "has a vTPM", "domain vm2 uses"):
         assert part in said
     assert [r for r in found.reasons if "QEMU is gone" in r] == ["QEMU is gone"] * 2
 

@@ -204,7 +204,7 @@ class TestRefused:
         [
             ({"domid": 0}, "domain 0"),
             ({"stub_domain": True}, "stub domain"),
-            ({"dying": True}, "dying"),
+            ({"dying": True}, "is being destroyed"),
             ({"suspended": True}, "suspended already"),
             ({"shutdown_reason": "reboot"}, "shut down (reboot)"),
         ],
@@ -227,7 +227,7 @@ class TestRefused:
 
     def test_a_shared_disk(self, world: World, guest: FakeGuest) -> None:
         world.guest(*guest.configuration.disks, name="vm2", uuid=OTHER_UUID)
-        assert "domain vm2 has" in self.refusal(world, guest)
+        assert "domain vm2 uses" in self.refusal(world, guest)
 
     def test_a_shared_disk_that_is_not_in_the_snapshot_is_not(
         self, world: World, guest: FakeGuest
