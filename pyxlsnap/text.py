@@ -28,6 +28,11 @@ def command(words: Iterable[str]) -> str:
     return " ".join(map(quote, words))
 
 
+def mib(size: int) -> str:
+    """A size in bytes as messages give it, rounded up."""
+    return f"{-(-size >> 20)} MiB"
+
+
 def _escaped(character: str) -> str:
     if ord(character) in _NOT_UTF8:
         return f"\\x{ord(character) - 0xDC00:02x}"

@@ -14,7 +14,8 @@ from pyxlsnap.disks.lvm.thick import LvmThick
 from pyxlsnap.disks.lvm.thin import LvmThin
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
-from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.errors import Refused
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,9 @@ def choose(disk: Disk, request: DiskRequest, kind: str = "") -> Factory:
             f"{disk.vdev} is {disk.format}: only qcow2 and raw disks can be snapshotted; convert "
             f"it (qemu-img convert -O qcow2), or leave it out of `disks`"
         )
-    try:
+    with refusing_os_errors():
         if is_lvm(disk.target):
-            return LvmThin if is_thin(disk.target) else LvmThick
-    except DiskError as e:
-        raise Refused(f"{disk.vdev}: {e}") from e
+            return LvmThin if is_thin(disk.target, vdev=disk.vdev) else LvmThick
     return BlockCopy if Path(disk.target).is_block_device() else RawFile
 
 
@@ -110,21 +109,6 @@ def _refuse_kind_of_ours(strategy: DiskStrategy) -> None:
             f"{', '.join(strategy.vdevs)}: a disk strategy that is not pyxlsnap's own calls itself "
             f"{strategy.kind!r}, as none may: mend it, or uninstall it"
         )
-
-
-def drop_kept(strategies: Sequence[DiskStrategy], domid: int) -> list[str]:
-    """The domain is back, as ``domid``: drop what its disks were before; warnings where it stays.
-
-    That something is left is no failure of the revert.
-    """
-    warnings = []
-    for strategy in strategies:
-        try:
-            left = [str(line) for line in strategy.finish_revert(domid)]
-        except Exception as e:
-            left = [f"what {strategy.kind} kept of {', '.join(strategy.vdevs)}: {e}"]
-        warnings += [f"could not be removed: {line}" for line in left]
-    return warnings
 
 
 def close_all(strategies: Iterable[DiskStrategy]) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyxlsnap.disks.copy.content import Space, drained, os_errors, refuse_full, released
+from pyxlsnap.disks.copy.content import Space, refuse_no_room
 from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
+from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.disks.in_use import wait_until_drained, wait_until_unused
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import NewFile, open_regular, refuse_existing
 
@@ -44,7 +46,7 @@ class BlockCopy(CopyStrategy):
                     file.to_copy = _size(device)
                     _read(device, 0, _buffer(), file.to_copy)  # it can be read
                 NewFile(file.path).discard()  # a file can be made there
-        refuse_full([Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files])
+        refuse_no_room([Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files])
 
     def _check_wanted(self, file: SnapshotFile) -> None:
         if not self._task.asked or not file.request.path:
@@ -61,7 +63,7 @@ class BlockCopy(CopyStrategy):
 
     def create(self) -> None:
         for file in self._files:
-            drained(file.disk, file.target)
+            wait_until_drained(file.disk, file.target)
             with os_errors(file.disk, file.target), _device(file.target, os.O_RDONLY) as device:
                 copy_device(device, file.fd, check=self._task.check)
 
@@ -90,7 +92,7 @@ class BlockCopy(CopyStrategy):
 
     def revert(self) -> None:
         for file in self._files:
-            released(file.disk, file.target)
+            wait_until_unused(file.disk, file.target)
         for file in self._files:
             # O_EXCL: not while it is mounted, or part of something else.
             with (

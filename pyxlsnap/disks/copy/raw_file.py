@@ -13,18 +13,13 @@ from pyxlsnap.disks.copy.content import (
     can_reflink,
     copy_attributes,
     copy_file,
-    drained,
-    drop_kept,
-    kept_path,
-    mib,
     new_file,
-    os_errors,
-    refuse_full,
-    refuse_long_kept,
-    released,
-    users,
+    refuse_no_room,
 )
 from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
+from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.disks.in_use import users, wait_until_drained, wait_until_unused
+from pyxlsnap.disks.kept import kept_path, refuse_long_kept, remove_kept_files
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import (
     NewFile,
@@ -34,6 +29,7 @@ from pyxlsnap.linux.files import (
     temporary_name,
 )
 from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.text import mib
 
 
 def default_request(disk: Disk, name: str) -> DiskRequest:
@@ -57,7 +53,7 @@ class RawFile(CopyStrategy):
             ):
                 self._check_copy(file, source.fileno())
         wanted = [Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files]
-        refuse_full([space for space in wanted if space.size])
+        refuse_no_room([space for space in wanted if space.size])
 
     def _check_copy(self, file: SnapshotFile, source: int) -> None:
         vdev = file.disk.vdev
@@ -73,7 +69,7 @@ class RawFile(CopyStrategy):
             raise Refused(
                 f"{vdev}: {file.target} is on a filesystem that cannot share blocks between files, "
                 f"and the guest would stand still for some {file.to_copy / BYTES_PER_S:.0f} s, "
-                f"while {mib(file.to_copy)} MiB are copied: to accept that, name the disk with a "
+                f"while {mib(file.to_copy)} are copied: to accept that, name the disk with a "
                 f"path in a cfgfile ('{file.path},raw,{vdev}'); else leave it out, or convert it "
                 f"to qcow2"
             )
@@ -86,7 +82,7 @@ class RawFile(CopyStrategy):
 
     def create(self) -> None:
         for file in self._files:
-            drained(file.disk, file.target)
+            wait_until_drained(file.disk, file.target)
             with os_errors(file.disk, file.target), open_regular(file.target) as source:
                 # What a loop device was given is in its file's page cache. A reflink flushes that,
                 # too; a copy finds holes by what the filesystem knows of.
@@ -106,7 +102,7 @@ class RawFile(CopyStrategy):
                         f"copy of it there, or take another snapshot"
                     )
                 wanted.append(self._check_put_back(file, snapshot.fileno()))
-        refuse_full([space for space in wanted if space.size])
+        refuse_no_room([space for space in wanted if space.size])
 
     def _check_put_back(self, file: SnapshotFile, snapshot: int) -> Space:
         with os_errors(file.disk, file.target, refuse=True), open_regular(file.target) as present:
@@ -130,7 +126,7 @@ class RawFile(CopyStrategy):
         :raises DiskError: somebody has a disk in use; nothing was written then.
         """
         for file in self._files:
-            released(file.disk, file.target)
+            wait_until_unused(file.disk, file.target)
         for file in self._files:
             with os_errors(file.disk, file.target):
                 self._put_back(file)
@@ -150,7 +146,7 @@ class RawFile(CopyStrategy):
             temporary.unlink(missing_ok=True)
 
     def finish_revert(self, domid: int) -> list[str]:
-        return drop_kept(map(self._kept, self._files))
+        return remove_kept_files(map(self._kept, self._files))
 
     def _kept(self, file: SnapshotFile) -> Path:
         return kept_path(file.target, self._task.name)

@@ -17,11 +17,12 @@ from pyxlsnap.disks.copy.content import (
     MARK,
     copy_attributes,
     open_new,
-    os_errors,
     set_attribute,
 )
+from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.protocol import DiskTask
-from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
+from pyxlsnap.disks.undo import undo_each
+from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import sync_directory
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
 from pyxlsnap.results import Artefact
@@ -156,18 +157,7 @@ class CopyStrategy:
         """Nothing of the guest's own was touched: it may run at any time."""
 
     def undo_create(self) -> list[str]:
-        undone: list[str] = []
-        left: list[DiskError] = []
-        for file in self._files:
-            try:
-                undone += file.undo()
-            except DiskError as e:
-                left.append(e)
-        if len(left) > 1:
-            raise PyxlsnapError("; ".join(map(str, left)))
-        if left:
-            raise left[0]
-        return undone
+        return undo_each(file.undo for file in self._files)
 
     def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
         for file in self._files:

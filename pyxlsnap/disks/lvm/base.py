@@ -7,15 +7,16 @@ what this operation made and nothing else.
 
 import logging
 import secrets
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 
+from pyxlsnap.disks.in_use import users, wait_until_no_users
 from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes
 from pyxlsnap.disks.lvm.names import Place, device_path, place
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
-from pyxlsnap.linux.processes import holders, process_text
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 from pyxlsnap.text import quote
@@ -26,18 +27,8 @@ TAG = "pyxlsnap"
 #: followed by the name of the volume that a snapshot is of
 OF_TAG = f"{TAG}.of="
 
-_CLOSED_S = 60.0
 _WINDOW_S = 60.0  # the guest waits, too
 _POLL_S = 0.5
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """What fails while nothing has been tried yet is a refusal."""
-    try:
-        yield
-    except DiskError as e:
-        raise Refused(str(e)) from e
 
 
 class LvmDisks:
@@ -60,7 +51,7 @@ class LvmDisks:
     # create
 
     def check_create(self, domid: int) -> None:
-        with refusing():
+        with refusing_os_errors():
             origins = [(p, self._check_origin(p, volumes(p.vdev, p.vg))) for p in self._places]
             self._check_twice()
             self.check_room(origins)
@@ -150,17 +141,7 @@ class LvmDisks:
     def undo_create(self) -> list[str]:
         if not self._begun:
             return []
-        undone: list[str] = []
-        left: list[DiskError] = []
-        for at in self._places:
-            try:
-                undone += self._undo(at)
-            except DiskError as e:
-                left.append(e)
-        if left:
-            text = "; ".join(e.message.removeprefix(f"{e.vdev}: ") for e in left)
-            raise DiskError(text, vdev=", ".join(e.vdev for e in left))
-        return undone
+        return undo_each(partial(self._undo, at) for at in self._places)
 
     def _undo(self, at: Place) -> list[str]:
         found = volumes(at.vdev, at.vg)
@@ -200,11 +181,6 @@ class LvmDisks:
         pass
 
 
-def mib(size: int) -> str:
-    """A size for people."""
-    return f"{size / 2**20:.0f} MiB"
-
-
 def remove(at: Place, volume: Volume) -> None:
     """Remove a volume, but none that thick snapshots depend on: LVM would remove them, too.
 
@@ -219,26 +195,22 @@ def remove(at: Place, volume: Volume) -> None:
     lvm(at.vdev, "lvremove", "-f", at.full(volume.name))
 
 
-def wait_closed(at: Place, name: str) -> None:
-    """Wait until nobody has the volume open: blkback takes a moment to let go.
+def wait_until_closed(at: Place) -> None:
+    """Wait until nobody has the disk's volume open: blkback takes a moment to close it.
 
-    :raises DiskError: somebody still has; the message says who, unless it is the kernel.
+    :raises DiskError: somebody still has; the message says who.
     """
-    end = time.monotonic() + _CLOSED_S
-    while (volume := volumes(at.vdev, at.vg).get(name)) and volume.open:
-        if time.monotonic() >= end:
-            raise DiskError(
-                f"{at.full(name)} is still open{_openers(at, name)}, and to write to it now would "
-                f"damage it: make sure that this ends, then run the command again",
-                vdev=at.vdev,
-            )
-        time.sleep(_POLL_S)
+    name = at.full(at.lv)
+    wait_until_no_users(name, lambda: _users(at), vdev=at.vdev, poll_s=_POLL_S)
 
 
-def _openers(at: Place, name: str) -> str:
+def _users(at: Place) -> list[str]:
+    """Who has the disk's volume open; LVM knows whether anybody has, but not who."""
+    volume = volumes(at.vdev, at.vg).get(at.lv)
+    if volume is None or not volume.open:
+        return []
     try:
-        pids = holders(device_path(at.vg, name))
+        found = users(device_path(at.vg, at.lv))
     except OSError:
-        pids = []
-    known = ", ".join(map(process_text, pids))
-    return f" in {known}" if known else " (mounted, or served to a domain)"
+        found = []
+    return found or ["the kernel (is it mounted, or served to a domain?)"]

@@ -5,13 +5,13 @@ Nothing here needs a shell, or the volume to be active.
 
 import json
 import subprocess
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from pyxlsnap.disks.lvm.names import device_number, device_path, is_volume, names_of
 from pyxlsnap.errors import DiskError
 from pyxlsnap.linux.files import scratch_file
+from pyxlsnap.linux.waiting import until
 
 _COMMAND_S = 120.0  # a lock that another LVM command holds is waited for
 _STOPPING_S = 10.0
@@ -66,18 +66,20 @@ def is_lvm(path: str) -> bool:
     return names is not None and _group_exists(names[0])
 
 
-def is_thin(path: str) -> bool:
+def is_thin(path: str, *, vdev: str = "") -> bool:
     """Whether a disk that :func:`is_lvm` is a thin volume.
 
-    One that is missing is: only the revert of a thin one takes the name away for a moment.
+    A volume that is missing counts as thin: only the revert of a thin volume takes the name away
+    for a moment.
 
+    :param vdev: the disk to name in an error.
     :raises DiskError: LVM does not tell.
     """
     names = names_of(path)
     if names is None:
         return False
     vg, lv = names
-    volume = volumes(path, vg).get(lv)
+    volume = volumes(vdev or path, vg).get(lv)
     return volume is None or "thin" in volume.layout
 
 
@@ -146,18 +148,17 @@ def wait_for_path(vdev: str, vg: str, lv: str) -> None:
 
     :raises DiskError: it does not.
     """
-    end = time.monotonic() + _PATH_S
-    while True:
+    path = device_path(vg, lv)
+
+    def leads_there() -> bool:
         volume = volumes(vdev, vg).get(lv)
-        if volume and device_number(str(device_path(vg, lv))) == volume.device:
-            return
-        if time.monotonic() >= end:
-            raise DiskError(
-                f"{device_path(vg, lv)} does not lead to the volume: see whether udev runs, then "
-                f"`vgmknodes {vg}`",
-                vdev=vdev,
-            )
-        time.sleep(_POLL_S)
+        return volume is not None and device_number(str(path)) == volume.device
+
+    if not until(leads_there, within_s=_PATH_S, poll_s=_POLL_S):
+        raise DiskError(
+            f"{path} does not lead to the volume: see whether udev runs, then `vgmknodes {vg}`",
+            vdev=vdev,
+        )
 
 
 def lvm(vdev: str, command: str, *arguments: str, timeout_s: float = _COMMAND_S) -> str:

@@ -8,10 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pyxlsnap.disks.lvm.base import LvmDisks, mib, refusing, wait_closed
+from pyxlsnap.disks.lvm.base import LvmDisks, wait_until_closed
 from pyxlsnap.disks.lvm.commands import Volume, free_space, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, device_path
 from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.text import mib
 
 _CHUNK = 4096  # lvcreate's default for snapshots
 _EXCEPTIONS = _CHUNK // 16  # that one chunk of a snapshot's metadata holds
@@ -59,13 +61,13 @@ class LvmThick(LvmDisks):
 
     def check_revert(self) -> None:
         for at in self._places:
-            with refusing():
+            with refusing_os_errors():
                 found = volumes(at.vdev, at.vg)
                 _check(at, found)
 
     def revert(self) -> None:
         for at in self._places:
-            wait_closed(at, at.lv)
+            wait_until_closed(at)
         for at in self._places:
             _put_back(at)
 

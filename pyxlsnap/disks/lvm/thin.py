@@ -7,10 +7,12 @@ gone: a tag of ours on the snapshot says it.
 
 from collections.abc import Mapping, Sequence
 
-from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, mib, refusing, remove, wait_closed
+from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, remove, wait_until_closed
 from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, stays_valid
 from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.text import mib
 
 _FULL_PERCENT = 95.0
 
@@ -52,7 +54,7 @@ class LvmThin(LvmDisks):
 
     def check_revert(self) -> None:
         for at in self._places:
-            with refusing():
+            with refusing_os_errors():
                 found = volumes(at.vdev, at.vg)
                 _interrupted(at, found)
             self._check_path(at)
@@ -61,7 +63,7 @@ class LvmThin(LvmDisks):
 
     def revert(self) -> None:
         for at in self._places:
-            wait_closed(at, at.lv)
+            wait_until_closed(at)
         for at in self._places:
             _swap(at)
 

@@ -2,10 +2,15 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags, qemu_img, wait_released
+from pyxlsnap.disks.in_use import wait_until_unused
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags, qemu_img
+from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import KEPT_SUFFIX, Disk
 from pyxlsnap.results import Artefact
 from pyxlsnap.text import quote
@@ -48,29 +53,29 @@ class Internal:
         """QEMU said no to the transaction: what has our name is another's."""
         self.began = None
 
-    def undo(self, qemu: GuestQemu) -> list[str]:
-        """QEMU undoes a failed transaction itself; what is there was made by one that worked.
+    def undos(self, qemu: GuestQemu) -> list[Undo]:
+        """What undoes each disk; to be called by :func:`~pyxlsnap.disks.undo.undo_each`."""
+        return [partial(self._undo, qemu, disk) for disk in self.disks]
 
-        A disk snapshot of that name from before is another's, and stays.
+    def _undo(self, qemu: GuestQemu, disk: Disk) -> list[str]:
+        """Delete the disk snapshot, if a transaction of ours made it.
 
-        :raises DiskError: something is left; the other disks are done.
+        A transaction that failed was undone by QEMU itself. A disk snapshot of that name that is
+        older was made by somebody else, and stays.
+
+        :raises DiskError: the disk snapshot may be left.
         """
         if self.began is None:
             return []
-        undone, left = [], []
-        for disk in self.disks:
-            try:
-                if self._is_ours(qemu, disk.vdev, self.began):
-                    self._delete(qemu, disk.vdev, self._name)
-                    undone.append(f"deleted the disk snapshot {self._name!r} of {disk.vdev}")
-            except MonitorError as e:
-                left.append((disk.vdev, str(e)))
-        if left:
+        try:
+            if not self._is_ours(qemu, disk.vdev, self.began):
+                return []
+            self._delete(qemu, disk.vdev, self._name)
+        except MonitorError as e:
             raise DiskError(
-                f"a disk snapshot {self._name!r} may be left: {left[0][1]}",
-                vdev=", ".join(vdev for vdev, _ in left),
-            )
-        return undone
+                f"a disk snapshot {self._name!r} may be left: {e}", vdev=disk.vdev
+            ) from e
+        return [f"deleted the disk snapshot {self._name!r} of {disk.vdev}"]
 
     def _is_ours(self, qemu: GuestQemu, vdev: str, began: float) -> bool:
         return any(t.name == self._name and t.date >= began - 1 for t in qemu.tags(vdev))
@@ -97,10 +102,8 @@ class Internal:
     def check_revert(self) -> None:
         """:raises Refused: the disk snapshot is not there, or nobody knows which is meant."""
         for disk in self.disks:
-            try:
+            with refusing_os_errors():
                 tags = [t for t in image_tags(disk) if t.name == self._name]
-            except DiskError as e:
-                raise Refused(str(e)) from e
             if not tags:
                 raise Refused(
                     f"{disk.vdev}: {disk.target} has no disk snapshot {self._name!r} "
@@ -126,7 +129,7 @@ class Internal:
             nothing was written then.
         """
         for disk in self.disks:
-            wait_released(disk)
+            wait_until_unused(disk, Path(disk.target))
         for disk in self.disks:
             if self._kept_name not in [t.name for t in image_tags(disk)]:
                 qemu_img(disk, "snapshot", "-c", self._kept_name, disk.target)

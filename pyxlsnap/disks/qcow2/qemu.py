@@ -6,7 +6,6 @@ while any process has it.
 
 import json
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,9 @@ from typing import Any
 
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.errors import DiskError, MonitorError, Refused
-from pyxlsnap.linux.processes import holders, process_text
 from pyxlsnap.model import Disk
 
 _QEMU_IMG_S = 600.0
-_RELEASED_S = 60.0
-_POLL_S = 0.1
 #: the nodes that we make begin so, and go on with the vdev: QEMU does not tell whose node one is
 NODE_PREFIX = "xlsnap"
 
@@ -137,27 +133,6 @@ def _tags_of(image: dict[str, Any]) -> list[Tag]:
     return [
         Tag(s["name"], s["date-sec"] + s["date-nsec"] / 1e9) for s in image.get("snapshots", [])
     ]
-
-
-def wait_released(disk: Disk) -> None:
-    """Wait until no other process has the image open; a QEMU that was killed takes a moment."""
-    end = time.monotonic() + _RELEASED_S
-    while pids := _holders(disk):
-        if time.monotonic() >= end:
-            raise DiskError(
-                f"{disk.target} is still open in {', '.join(map(process_text, pids))}, and to "
-                f"write to it now would damage it: make sure that this ends, then run the command "
-                f"again",
-                vdev=disk.vdev,
-            )
-        time.sleep(_POLL_S)
-
-
-def _holders(disk: Disk) -> list[int]:
-    try:
-        return holders(Path(disk.target))
-    except OSError as e:
-        raise DiskError(f"{disk.target}: {e.strerror}", vdev=disk.vdev) from e
 
 
 def image_info(disk: Disk, path: str = "") -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
-from pyxlsnap.errors import MonitorError, PyxlsnapError, Refused
+from pyxlsnap.disks.undo import undo_each
+from pyxlsnap.errors import MonitorError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -85,19 +86,7 @@ class Qcow2:
         self._external.settle()
 
     def undo_create(self) -> list[str]:
-        undone: list[str] = []
-        left: list[PyxlsnapError] = []
-        try:
-            undone += self._internal.undo(self._qemu)
-        except PyxlsnapError as e:
-            left.append(e)
-        try:
-            undone += self._external.undo()
-        except PyxlsnapError as e:
-            left.append(e)
-        if left:
-            raise left[0] if len(left) == 1 else PyxlsnapError("; ".join(map(str, left)))
-        return undone
+        return undo_each([*self._internal.undos(self._qemu), *self._external.undos()])
 
     def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
         self._external.adopt(state)

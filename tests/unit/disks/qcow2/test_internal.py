@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from pyxlsnap.disks import in_use
 from pyxlsnap.disks.protocol import DiskTask
-from pyxlsnap.disks.qcow2 import qemu as qemu_module
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
@@ -378,14 +378,14 @@ class TestRevert:
         strategy: Qcow2,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(qemu_module, "_RELEASED_S", 0.3)
+        monkeypatch.setattr(in_use, "_UNUSED_S", 0.3)
         qemu = Qemu(run_dir, {"xvdb": taken[1].target})
         qemu.has_opened()
         with pytest.raises(DiskError) as caught:
             strategy.revert()
         qemu.close()
         says = str(caught.value)
-        assert says.startswith(f"xvdb: {taken[1].target} is still open in qemu-system-x86")
+        assert says.startswith(f"xvdb: {taken[1].target} is still in use by qemu-system-x86")
         assert f"(pid {qemu.pid})" in says
         assert "run the command again" in says
         assert "\n" not in says
@@ -395,13 +395,13 @@ class TestRevert:
     def test_a_link_to_an_image_is_no_way_round(
         self, run_dir: Path, taken: list[Disk], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(qemu_module, "_RELEASED_S", 0.0)
+        monkeypatch.setattr(in_use, "_UNUSED_S", 0.0)
         link = run_dir / "link.qcow2"
         link.symlink_to(taken[0].target)
         by_link = internal([replace(taken[0], target=str(link))], "snap")
         qemu = Qemu(run_dir, {"xvda": taken[0].target})
         qemu.has_opened()
-        with pytest.raises(DiskError, match=f"xvda: {link} is still open in"):
+        with pytest.raises(DiskError, match=f"xvda: {link} is still in use by"):
             by_link.revert()
         qemu.close()
         by_link.revert()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap.disks import in_use
 from pyxlsnap.disks.protocol import DiskTask
-from pyxlsnap.disks.qcow2 import qemu as qemu_module
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
@@ -371,7 +371,7 @@ class TestRefused:
         case.qemu.start()
         says = self.refusal(case)
         assert says.startswith("xvdb: ")
-        assert "(older, …), which an external one would put out of reach" in says
+        assert "(older, …), which an external snapshot would put out of reach" in says
 
     def test_a_relative_backing_file_that_leads_elsewhere(self, case: Case) -> None:
         case.qemu.close()
@@ -475,10 +475,10 @@ class TestRevert:
     def test_no_disk_is_touched_while_a_qemu_has_one(
         self, taken: Case, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(qemu_module, "_RELEASED_S", 0.2)
+        monkeypatch.setattr(in_use, "_UNUSED_S", 0.2)
         taken.qemu.start()
         taken.qemu.has_opened()
         before = taken.files()
-        with pytest.raises(DiskError, match="is still open in qemu-system"):
+        with pytest.raises(DiskError, match="is still in use by qemu-system"):
             taken.strategy("s1").revert()
         assert taken.files() == before
