@@ -17,7 +17,7 @@ from pyxlsnap.model import Disk
 GROUP = "pyxlsnap.disks"
 
 
-def claiming(disk: Disk) -> DiskKind | None:
+def find(disk: Disk) -> DiskKind | None:
     """The strategy of somebody else that stands for this disk; ``None`` if there is none.
 
     :raises Refused: one cannot be loaded, or more than one wants the disk: ours might do what

@@ -37,8 +37,8 @@ def choose(disk: Disk, request: DiskRequest, kind: str = "") -> Factory:
     """
     if disk.left_out:
         raise Refused(f"{disk.vdev} is {disk.left_out} and cannot be in a snapshot: leave it out")
-    if kind not in OURS and (claiming := plugins.claiming(disk)):
-        return claiming
+    if kind not in OURS and (theirs := plugins.find(disk)):
+        return theirs
     if not disk.target.startswith("/"):
         raise Refused(
             f"{disk.vdev}: its path {disk.target} does not begin with /, and to QEMU it may mean "
@@ -70,7 +70,7 @@ def choose(disk: Disk, request: DiskRequest, kind: str = "") -> Factory:
 
 def default_request(disk: Disk, name: str) -> DiskRequest:
     """What is meant where nothing was said of a disk: inside, or beside it if it is a raw file."""
-    ours = plugins.claiming(disk) is None
+    ours = plugins.find(disk) is None
     if ours and disk.format == "raw" and Path(disk.target).is_file():
         return raw_file.default_request(disk, name)
     return DiskRequest(disk.vdev)

@@ -9,7 +9,7 @@ from typing import Any
 from pyxlsnap.disks.in_use import wait_until_unused
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags, qemu_img
 from pyxlsnap.disks.undo import Undo
-from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
+from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import KEPT_SUFFIX, Disk
 from pyxlsnap.results import Artefact
@@ -71,7 +71,7 @@ class Internal:
             if not self._is_ours(qemu, disk.vdev, self.began):
                 return []
             self._delete(qemu, disk.vdev, self._name)
-        except MonitorError as e:
+        except QmpError as e:
             raise DiskError(
                 f"a disk snapshot {self._name!r} may be left: {e}", vdev=disk.vdev
             ) from e
@@ -142,7 +142,7 @@ class Internal:
             try:
                 if any(t.name == self._kept_name for t in qemu.tags(disk.vdev)):
                     self._delete(qemu, disk.vdev, self._kept_name)
-            except MonitorError as e:
+            except QmpError as e:
                 left.append(
                     f"disk snapshot {self._kept_name!r} (the disk before the revert) in "
                     f"{disk.target}: {e}"

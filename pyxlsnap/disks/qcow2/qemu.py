@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyxlsnap.disks.qcow2 import qmp
-from pyxlsnap.errors import DiskError, MonitorError, Refused
+from pyxlsnap.errors import DiskError, QmpError, Refused
 from pyxlsnap.model import Disk
 
 _QEMU_IMG_S = 600.0
@@ -33,16 +33,16 @@ class GuestQemu:
     """A connection to the QEMU of one guest, and the node of each disk in it."""
 
     def __init__(self) -> None:
-        self._monitor: qmp.Monitor | None = None
+        self._connection: qmp.QmpConnection | None = None
         self._nodes: dict[str, str] = {}
 
     def connect(self, domid: int, disks: Sequence[Disk]) -> None:
         """Connect and find the disks.
 
-        :raises MonitorError: QEMU does not answer.
+        :raises QmpError: QEMU does not answer.
         :raises Refused: it does not have a disk, or has one twice; the others are known then.
         """
-        self._monitor = qmp.Monitor(qmp.socket_path(domid))
+        self._connection = qmp.QmpConnection(qmp.socket_path(domid))
         attached = [
             b["inserted"]["node-name"] for b in self.execute("query-block") if "inserted" in b
         ]
@@ -58,18 +58,18 @@ class GuestQemu:
 
     def close(self) -> None:
         """Disconnect. Idempotent."""
-        if self._monitor:
-            self._monitor.close()
-            self._monitor = None
+        if self._connection:
+            self._connection.close()
+            self._connection = None
 
     def node(self, vdev: str) -> str:
-        """:raises MonitorError: the disk was not found."""
+        """:raises QmpError: the disk was not found."""
         if vdev not in self._nodes:
-            raise MonitorError(f"{vdev}: not found in the guest's QEMU", command="connect")
+            raise QmpError(f"{vdev}: not found in the guest's QEMU", command="connect")
         return self._nodes[vdev]
 
     def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
-        """See :meth:`pyxlsnap.disks.qcow2.qmp.Monitor.execute`."""
+        """See :meth:`pyxlsnap.disks.qcow2.qmp.QmpConnection.execute`."""
         return self._connected().execute(command, arguments)
 
     def version(self) -> tuple[int, int]:
@@ -88,10 +88,10 @@ class GuestQemu:
         """The snapshots in a disk's image."""
         return _tags_of(self.image(vdev))
 
-    def _connected(self) -> qmp.Monitor:
-        if self._monitor is None:
-            raise MonitorError("not connected to the guest's QEMU", command="connect")
-        return self._monitor
+    def _connected(self) -> qmp.QmpConnection:
+        if self._connection is None:
+            raise QmpError("not connected to the guest's QEMU", command="connect")
+        return self._connection
 
     def _qcow2_nodes(self) -> list[dict[str, Any]]:
         nodes = self.execute("query-named-block-nodes", {"flat": True})

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from pyxlsnap import paths
-from pyxlsnap.errors import MonitorError
+from pyxlsnap.errors import QmpError
 
 T = TypeVar("T")
 
@@ -21,10 +21,10 @@ def socket_path(domid: int) -> Path:
     return paths.QEMU_SOCKETS / f"qmp-libxenstat-{domid}"
 
 
-class Monitor:
+class QmpConnection:
     """A connection to one QEMU, to be closed after use.
 
-    :raises MonitorError: nobody answers; another client may be holding the socket.
+    :raises QmpError: nobody answers; another client may be holding the socket.
     """
 
     def __init__(self, path: Path, *, timeout_s: float = GREETING_S) -> None:
@@ -46,7 +46,7 @@ class Monitor:
     ) -> Any:
         """Run one command and return its answer.
 
-        :raises MonitorError: QEMU refused it, or did not answer within ``timeout_s`` seconds (then
+        :raises QmpError: QEMU refused it, or did not answer within ``timeout_s`` seconds (then
             nobody knows whether it was done).
         """
         return self._run(self._client.execute(command, arguments), command, timeout_s)
@@ -75,15 +75,15 @@ class Monitor:
         try:
             return self._loop.run_until_complete(asyncio.wait_for(coroutine, timeout_s))
         except TimeoutError as e:
-            raise MonitorError(
+            raise QmpError(
                 f"QEMU did not answer {command} on {self._path} within {timeout_s:g} s",
                 command=command,
             ) from e
         except ExecuteError as e:
-            raise MonitorError(f"QEMU refused {command}: {e}", command=command, refused=True) from e
+            raise QmpError(f"QEMU refused {command}: {e}", command=command, refused=True) from e
         except EOFError as e:
-            raise MonitorError(
+            raise QmpError(
                 f"QEMU's monitor {self._path}: QEMU hung up (it may have died)", command=command
             ) from e
         except (QMPError, OSError) as e:
-            raise MonitorError(f"QEMU's monitor {self._path}: {e}", command=command) from e
+            raise QmpError(f"QEMU's monitor {self._path}: {e}", command=command) from e

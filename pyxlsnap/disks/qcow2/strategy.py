@@ -10,7 +10,7 @@ from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
 from pyxlsnap.disks.undo import undo_each
-from pyxlsnap.errors import MonitorError, Refused
+from pyxlsnap.errors import QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -40,7 +40,7 @@ class Qcow2:
             self._activate = self._how_to_activate()
             self._internal.check(self._qemu)
             self._external.check(self._qemu)
-        except MonitorError as e:
+        except QmpError as e:
             raise Refused(
                 f"{', '.join(self.vdevs)}: cannot talk to the guest's QEMU ({e}); is another "
                 f"program (xentop?) connected to its monitor?"
@@ -73,7 +73,7 @@ class Qcow2:
         actions = self._internal.actions(self._qemu) + self._external.actions(self._qemu)
         try:
             self._qemu.execute("transaction", {"actions": actions})
-        except MonitorError as e:
+        except QmpError as e:
             if e.refused:
                 self._internal.refused()
             raise
@@ -115,7 +115,7 @@ class Qcow2:
             return left
         try:
             self._qemu.connect(domid, self._internal.disks)
-        except (MonitorError, Refused) as e:
+        except (QmpError, Refused) as e:
             vdevs = ", ".join(d.vdev for d in self._internal.disks)
             return [*left, f"what was kept in {vdevs} (the disks before the revert): {e}"]
         return left + self._internal.finish_revert(self._qemu)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyxlsnap.disks.undo import Undo, undo_each
-from pyxlsnap.errors import DiskError, MonitorError, PyxlsnapError
+from pyxlsnap.errors import DiskError, PyxlsnapError, QmpError
 
 VDEVS = st.sampled_from(["xvda", "xvdb", "xvdc"])
 #: by disk; why its undo fails, or "" if it does not
@@ -71,12 +71,12 @@ def test_one_message_has_the_text_of_each_disk() -> None:
 
 
 def test_a_single_failure_stays_as_it_is() -> None:
-    error = MonitorError("gone", command="transaction")
+    error = QmpError("gone", command="transaction")
     assert failure(error) is error
 
 
 def test_a_failure_that_is_no_disks_is_shown_beside_the_disks() -> None:
-    error = failure(MonitorError("gone", command="x"), DiskError("no room", vdev="xvda"))
+    error = failure(QmpError("gone", command="x"), DiskError("no room", vdev="xvda"))
     assert type(error) is PyxlsnapError
     assert str(error) == "xvda: no room; gone"
 

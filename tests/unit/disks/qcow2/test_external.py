@@ -15,7 +15,7 @@ from pyxlsnap.disks import in_use
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.disks.qcow2.strategy import Qcow2
-from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
+from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.qemu import DOMID, SIZE, VDEVS, Qemu, content, qemu_img, tags
 
@@ -196,7 +196,7 @@ class TestUndo:
         overlay = Path(strategy.state()["xvdb overlay"])
         whole = overlay.read_bytes()
         overlay.write_bytes(b"x" * 512)
-        with pytest.raises(MonitorError):
+        with pytest.raises(QmpError):
             strategy.create()
         overlay.write_bytes(whole)
         strategy.settle()
@@ -279,7 +279,7 @@ class TestSettle:
 
     def test_by_another_process_without_qemus_monitor(self, case: Case, cut_off: Qcow2) -> None:
         heir = case.strategy()
-        with pytest.raises(MonitorError):  # we still hold it
+        with pytest.raises(QmpError):  # we still hold it
             heir.adopt_create(DOMID, began=0.0, state=cut_off.state())
         heir.settle()
         self.check(case)
@@ -318,9 +318,9 @@ class TestSettle:
         strategy = case.strategy()
         strategy.check_create(DOMID)
         strategy.prepare()
-        monkeypatch.setattr(qmp.Monitor.execute, "__kwdefaults__", {"timeout_s": 0.3})
+        monkeypatch.setattr(qmp.QmpConnection.execute, "__kwdefaults__", {"timeout_s": 0.3})
         os.kill(case.qemu.pid, signal.SIGSTOP)
-        with pytest.raises(MonitorError, match="did not answer transaction"):
+        with pytest.raises(QmpError, match="did not answer transaction"):
             strategy.create()
         strategy.settle()
         os.kill(case.qemu.pid, signal.SIGCONT)
