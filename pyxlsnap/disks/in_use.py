@@ -1,6 +1,6 @@
 """Who has a disk's file or block device in use, and waiting until nobody has.
 
-What served a domain takes a moment to end after the domain is gone, and writes until then.
+A domain's QEMU or blkback takes a moment to end after the domain is gone, and may write until then.
 """
 
 import os
@@ -35,7 +35,7 @@ def users(target: Path) -> list[str]:
 def wait_until_unused(disk: Disk, target: Path) -> None:
     """Wait until nobody has a disk's file or block device in use.
 
-    :raises DiskError: somebody still has after a minute; the message says who.
+    :raises DiskError: it is still in use after a minute; the message says by whom.
     """
     with os_errors(disk, target):
         wait_until_no_users(str(target), lambda: users(target), vdev=disk.vdev)
@@ -48,7 +48,7 @@ def wait_until_no_users(
 
     :param what: the disk, as the message names it.
     :param users: asked again and again who they are.
-    :raises DiskError: there still are some after a minute; the message says who.
+    :raises DiskError: it still has users after a minute; the message says who they are.
     """
     found: list[str] = []
 
@@ -86,7 +86,7 @@ def wait_until_drained(disk: Disk, target: Path) -> None:
 
 
 def _busy(queues: list[Path]) -> list[Path]:
-    """Those of the block devices that have requests in flight."""
+    """The block devices among these that have requests in flight."""
     return [q for q in queues if sum(map(int, (q / "inflight").read_text().split()))]
 
 
@@ -98,7 +98,7 @@ def _queues(target: Path) -> list[Path]:
 
 
 def _loops(target: Path) -> list[str]:
-    """The loop devices over a file, by whatever name they were given it."""
+    """The loop devices over a file, whatever name of the file they were given."""
     names = sorted((paths.SYS / "block").glob("loop*/loop/backing_file"))
     return [n.parent.parent.name for n in names if _is_over(n, target)]
 

@@ -1,4 +1,4 @@
-"""Copying a disk's content, and knowing when it is quiet: for the strategies that copy."""
+"""Copying files, their attributes, and the space that copies take."""
 
 import errno
 import fcntl
@@ -29,23 +29,24 @@ _NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, err
 _PROBED = 1 << 16  # a multiple of every filesystem's block size
 _RANGE = 64 << 20
 _CHUNK = 4 << 20
-#: what a copy was seen to manage on a busy machine at the least; an idle one is faster
+#: the slowest copying that was measured, on a busy machine
 BYTES_PER_S = 100e6
-#: on the file of a snapshot, the token of the object that made it; where attributes can be had
+#: attribute of a snapshot's file: the token of the object that made it
 MARK = "user.pyxlsnap"
 
 
 def open_new(path: Path) -> int:
     """Make a file and open it for writing.
 
-    :raises OSError: it cannot be made; ``FileExistsError``, be it a dangling link.
+    :raises FileExistsError: something has this name, even a dangling link.
+    :raises OSError: it cannot be made.
     """
     return os.open(path, _NEW, 0o600)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[int]:
-    """:func:`open_new`, and closed in the end."""
+    """Make a file, open for writing while the body runs; see :func:`open_new`."""
     fd = open_new(path)
     try:
         yield fd
@@ -55,7 +56,7 @@ def new_file(path: Path) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What a copy takes, and where."""
+    """The space that a copy takes, and where."""
 
     disk: Disk
     source: Path
@@ -83,10 +84,10 @@ def refuse_no_room(wanted: Sequence[Space]) -> None:
 
 
 def can_reflink(source: int, new: int) -> bool:
-    """Whether ``new``, an empty file, can share blocks with ``source``: tried with its beginning.
+    """Whether ``new``, an empty file, can share blocks with ``source``; shares the first blocks.
 
-    Only a try with the very file tells: btrfs clones only between files that agree on
-    copy-on-write, no filesystem clones a swap file, older kernels none across mounts.
+    Only a try with these two files tells. btrfs clones only between files that agree on
+    copy-on-write, no filesystem clones a swap file, and older kernels clone nothing across mounts.
     """
     length = 0 if os.fstat(source).st_size <= _PROBED else _PROBED  # 0: to the end
     try:
@@ -99,9 +100,9 @@ def can_reflink(source: int, new: int) -> bool:
 def copy_file(
     source: int, new: int, *, reflink: bool, check: Callable[[], None] = lambda: None
 ) -> None:
-    """Copy a file: at once by sharing its blocks, or byte by byte, its holes left holes.
+    """Copy a file: at once by sharing its blocks, or byte by byte; holes stay holes.
 
-    :param check: called again and again; what it raises ends the copying.
+    :param check: called often; an exception from it ends the copying.
     :raises OSError: such as a full disk.
     """
     if reflink:
@@ -116,7 +117,7 @@ def copy_file(
 
 
 def _data(source: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are no holes."""
+    """The parts of a file that are not holes."""
     end = 0
     while end < size:
         try:
@@ -130,7 +131,7 @@ def _data(source: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _copy_some(source: int, new: int, start: int, count: int) -> int:
-    """Copy at least one byte; in the kernel, where it can."""
+    """Copy at least one byte; in the kernel, if it can."""
     try:
         if copied := os.copy_file_range(source, new, count, offset_src=start, offset_dst=start):
             return copied
@@ -146,7 +147,7 @@ def _copy_some(source: int, new: int, start: int, count: int) -> int:
 def copy_attributes(source: int, new: int) -> None:
     """Give an empty file the owner, the mode, the ACL and the other attributes of ``source``.
 
-    :raises OSError: one that the filesystem knows could not be set.
+    :raises OSError: an attribute could not be set, though the filesystem supports such attributes.
     """
     attributes = _attributes(source)
     if _ACL in _attributes(new) and _ACL not in attributes:
@@ -170,7 +171,7 @@ def _attributes(fd: int) -> list[str]:
 
 
 def set_attribute(fd: int, name: str, value: bytes) -> None:
-    """Set an extended attribute, unless the filesystem does not have such."""
+    """Set an extended attribute, if the filesystem supports such attributes."""
     try:
         os.setxattr(fd, name, value)
     except OSError as e:
@@ -179,9 +180,9 @@ def set_attribute(fd: int, name: str, value: bytes) -> None:
 
 
 def _copy_nocow(source: int, new: int) -> None:
-    """`chattr +C`, as disk images on btrfs have it; btrfs takes it for an empty file only.
+    """Copy the flag of `chattr +C`, which disk images on btrfs have; the file must be empty.
 
-    Where that is not to be had it is not missed, but for reflinks: those are tried.
+    It is no error if the flag cannot be set: only reflinks need it, and they are tried out.
     """
     try:
         if _flags(source) & _NOCOW:

@@ -1,8 +1,8 @@
 """What thin and thick LVM volumes have in common: names, the snapshot itself, its undo.
 
-What we make is known by a tag: :data:`TAG` for people (``lvs @pyxlsnap``), one that says which
-volume it is of, and one with a token that only this operation knows, so that the undo takes back
-what this operation made and nothing else.
+Each snapshot has three tags: :data:`TAG` for people (``lvs @pyxlsnap``), :data:`OF_TAG` with the
+volume that it is a snapshot of, and a tag with a token of this operation. By the token the undo
+removes what this operation made, and nothing else.
 """
 
 import logging
@@ -24,10 +24,10 @@ from pyxlsnap.text import quote
 log = logging.getLogger(__name__)
 
 TAG = "pyxlsnap"
-#: followed by the name of the volume that a snapshot is of
+#: followed by the name of the snapshot's origin
 OF_TAG = f"{TAG}.of="
 
-_WINDOW_S = 60.0  # the guest waits, too
+_WINDOW_S = 60.0  # the guest is suspended meanwhile
 _POLL_S = 0.5
 
 
@@ -35,9 +35,9 @@ class LvmDisks:
     """The LVM disks of an operation. See :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
 
     kind = "LVM"
-    #: how ``lvcreate -s`` is to make such a snapshot
+    #: options of ``lvcreate -s`` for such a snapshot
     options: tuple[str, ...] = ()
-    #: how long that takes, for each disk
+    #: how long ``lvcreate`` takes, for each disk
     seconds: float = 0.0
 
     def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
@@ -66,8 +66,8 @@ class LvmDisks:
             )
         if origin.merging:
             raise Refused(
-                f"{at.vdev}: a snapshot is being merged into {at.full(at.lv)}: wait until that has "
-                f"ended (`lvs -a {at.vg}`)"
+                f"{at.vdev}: a snapshot is being merged into {at.full(at.lv)}: wait until the "
+                f"merge has ended (`lvs -a {at.vg}`)"
             )
         if at.snapshot in found:
             raise AlreadyExists(
@@ -83,8 +83,8 @@ class LvmDisks:
         for at in self._places:
             if names.count(at.full(at.snapshot)) > 1:
                 raise Refused(
-                    f"{at.vdev}: two disks cannot both have {at.full(at.snapshot)}: give each its "
-                    f"own"
+                    f"{at.vdev}: two disks cannot both have the snapshot {at.full(at.snapshot)}: "
+                    f"give each disk its own"
                 )
 
     def check_kind(self, at: Place, origin: Volume) -> None:
@@ -108,7 +108,7 @@ class LvmDisks:
         """Take the snapshots, one command for each disk.
 
         lvcreate suspends the origin's device, "with filesystem sync with device flush" as -vvvv
-        says: that returns when what blkback has in flight has reached the volume.
+        says. The suspend returns when blkback's requests in flight have reached the volume.
         """
         self._begun = True
         for at in self._places:
@@ -125,9 +125,9 @@ class LvmDisks:
         pass  # LVM's metadata is on the disk when its commands end
 
     def settle(self) -> None:
-        """Wake up what an lvcreate that was killed has left suspended: the guest would hang in it.
+        """Resume volumes that a killed lvcreate has left suspended: the guest would hang.
 
-        It would lose nothing by that, so the guest may run even if this fails.
+        The guest would lose no data by that, so it may run even if this fails.
         """
         if not self._begun:
             return
@@ -152,8 +152,8 @@ class LvmDisks:
             undone.append(f"removed the volume {at.full(at.snapshot)}")
         if (origin := found.get(at.lv)) and origin.suspended:
             raise DiskError(
-                f"{at.full(at.lv)} is suspended, and the guest hangs with it: "
-                f"`lvchange --refresh {at.full(at.lv)}` wakes it up",
+                f"{at.full(at.lv)} is suspended, so the guest hangs: resume the volume with "
+                f"`lvchange --refresh {at.full(at.lv)}`",
                 vdev=at.vdev,
             )
         return undone
@@ -174,7 +174,7 @@ class LvmDisks:
         ]
 
     def taken(self, at: Place) -> str:
-        """What the snapshot takes, in words."""
+        """The space that the snapshot takes, in words."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -182,14 +182,14 @@ class LvmDisks:
 
 
 def remove(at: Place, volume: Volume) -> None:
-    """Remove a volume, but none that thick snapshots depend on: LVM would remove them, too.
+    """Remove a volume.
 
-    :raises DiskError: it could not be removed.
+    :raises DiskError: it could not be removed, or has thick snapshots: LVM would remove them, too.
     """
     if "thickorigin" in volume.role:
         raise DiskError(
-            f"{at.full(volume.name)} has snapshots of its own, which would go with it: remove "
-            f"them, then `lvremove {at.full(volume.name)}`",
+            f"{at.full(volume.name)} has snapshots of its own, and LVM would remove them, too: "
+            f"remove them first, then `lvremove {at.full(volume.name)}`",
             vdev=at.vdev,
         )
     lvm(at.vdev, "lvremove", "-f", at.full(volume.name))
@@ -198,7 +198,7 @@ def remove(at: Place, volume: Volume) -> None:
 def wait_until_closed(at: Place) -> None:
     """Wait until nobody has the disk's volume open: blkback takes a moment to close it.
 
-    :raises DiskError: somebody still has; the message says who.
+    :raises DiskError: somebody still has it open after a minute; the message says who.
     """
     name = at.full(at.lv)
     wait_until_no_users(name, lambda: _users(at), vdev=at.vdev, poll_s=_POLL_S)

@@ -46,10 +46,7 @@ class Chain:
             )
         frozen = Path(request.path)
         if not frozen.is_absolute():
-            raise Refused(
-                f"{disk.vdev}: the external path {request.path} must be absolute: write it from / "
-                f"on"
-            )
+            raise Refused(f"{disk.vdev}: the external path {request.path} must be absolute")
         active = Path(os.path.realpath(disk.target))
         node = f"{NODE_PREFIX}-{disk.vdev}-{secrets.token_hex(4)}"
         return cls(disk, active, frozen, _fresh(active), node)
@@ -119,7 +116,7 @@ class Chain:
         if self._stands_on_frozen():
             self.protect()
             raise DiskError(
-                f"{self.active} stands on {self.frozen} now, and is whole; to take that back: "
+                f"{self.active} stands on {self.frozen} now, and is whole; to undo that: "
                 f"{self._way_to_delete()}",
                 vdev=self.disk.vdev,
             )
@@ -175,7 +172,7 @@ class Chain:
             sync_directory(self.active.parent)
         except OSError as e:
             raise DiskError(
-                f"{overlay} could not take the name {self.active}: {e.strerror}",
+                f"{overlay} could not be renamed to {self.active}: {e.strerror}",
                 vdev=self.disk.vdev,
             ) from e
 

@@ -81,8 +81,8 @@ def check_revert(chain: Chain, name: str) -> None:
     vdev = chain.disk.vdev
     if not chain.frozen.is_file():
         raise Refused(
-            f"{vdev}: there is no file {chain.frozen}, the disk snapshot: without it there is no "
-            f"way back"
+            f"{vdev}: there is no file {chain.frozen}, the disk snapshot: without it the disk "
+            f"cannot be reverted"
         )
     refuse_long_kept(chain.disk, chain.active, name)
     with refusing_os_errors():
@@ -90,8 +90,8 @@ def check_revert(chain: Chain, name: str) -> None:
     if inside := _snapshots_inside(chain):
         raise Refused(
             f"{vdev}: {chain.active} has disk snapshots inside that were taken since "
-            f"({', '.join(inside)}); going back puts another file in its place, and they would go "
-            f"with it: delete them first (qemu-img snapshot -d)"
+            f"({', '.join(inside)}); a revert replaces the file, and they would be lost: delete "
+            f"them first (qemu-img snapshot -d)"
         )
 
 

@@ -19,7 +19,7 @@ _DELETE = "blockdev-snapshot-delete-internal-sync"
 
 
 class Internal:
-    """The disks of an operation whose snapshots stay inside; a part of :mod:`.qcow2`."""
+    """The disks of an operation whose snapshots stay inside; a part of :mod:`.strategy`."""
 
     def __init__(self, disks: Sequence[Disk], name: str) -> None:
         self.disks = tuple(disks)
@@ -50,11 +50,11 @@ class Internal:
         ]
 
     def refused(self) -> None:
-        """QEMU said no to the transaction: what has our name is another's."""
+        """QEMU refused the transaction: a disk snapshot of our name is somebody else's."""
         self.began = None
 
     def undos(self, qemu: GuestQemu) -> list[Undo]:
-        """What undoes each disk; to be called by :func:`~pyxlsnap.disks.undo.undo_each`."""
+        """The undo of each disk; to be called by :func:`~pyxlsnap.disks.undo.undo_each`."""
         return [partial(self._undo, qemu, disk) for disk in self.disks]
 
     def _undo(self, qemu: GuestQemu, disk: Disk) -> list[str]:
@@ -84,7 +84,7 @@ class Internal:
         qemu.execute(_DELETE, {"device": qemu.node(vdev), "name": name})
 
     def artefacts(self, qemu: GuestQemu, domain: str) -> list[Artefact]:
-        """What was made."""
+        """The disk snapshots, and how to delete each."""
         return [
             Artefact(
                 kind="disk snapshot",
@@ -100,7 +100,7 @@ class Internal:
     # revert
 
     def check_revert(self) -> None:
-        """:raises Refused: the disk snapshot is not there, or nobody knows which is meant."""
+        """:raises Refused: a disk snapshot is not there, or more than one has the name."""
         for disk in self.disks:
             with refusing_os_errors():
                 tags = [t for t in image_tags(disk) if t.name == self._name]
@@ -112,21 +112,20 @@ class Internal:
             if len(tags) > 1:
                 raise Refused(
                     f"{disk.vdev}: {disk.target} has {len(tags)} disk snapshots named "
-                    f"{self._name!r}: delete those that are not meant"
+                    f"{self._name!r}: delete all but the one to revert to"
                 )
 
     def revert(self) -> None:
-        """Apply the snapshots, each image's present state first kept in it under a tag of ours.
+        """Apply the snapshots; first keep the present state of each image inside, under a tag.
 
-        A tag of that name that is there already stays as it is, for it may have been made by a run
-        of this that was interrupted, and then has the only copy of what was before. It may also be
-        one that :meth:`finish_revert` once failed to delete, and then the present state is not
-        kept. Nothing but the run itself can tell the two apart, and only for a restore that fails
-        does it matter. Nobody else's can have that name (:data:`~pyxlsnap.model.KEPT_SUFFIX`), so
-        :meth:`finish_revert` deletes it in both cases.
+        A tag of that name that is there already stays as it is. It may have been made by a revert
+        that was interrupted, and then holds the only copy of the previous state. Or
+        :meth:`finish_revert` once failed to delete it, and then the present state is not kept. The
+        two cannot be told apart, and it matters only if the restore fails. Only a revert uses such
+        names (:data:`~pyxlsnap.model.KEPT_SUFFIX`), so :meth:`finish_revert` deletes the tag in
+        both cases.
 
-        :raises DiskError: another process has an image open, for longer than a QEMU takes to end;
-            nothing was written then.
+        :raises DiskError: an image is still in use; nothing was written then.
         """
         for disk in self.disks:
             wait_until_unused(disk, Path(disk.target))
@@ -136,7 +135,7 @@ class Internal:
             qemu_img(disk, "snapshot", "-a", self._name, disk.target)
 
     def finish_revert(self, qemu: GuestQemu) -> list[str]:
-        """Delete what was kept; returns what could not be deleted."""
+        """Delete the kept states; returns what could not be deleted, a line each."""
         left = []
         for disk in self.disks:
             try:

@@ -1,4 +1,4 @@
-"""The guest's QEMU over QMP: qemu.qmp behind a blocking face, every command with a time limit."""
+"""QMP to the guest's QEMU: qemu.qmp with blocking calls, each with a time limit."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -17,14 +17,14 @@ COMMAND_S = 30.0
 
 
 def socket_path(domid: int) -> Path:
-    """The monitor that libxl itself never uses: a monitor serves one client at a time."""
+    """The QMP socket that libxl itself never uses: a QMP socket serves one client at a time."""
     return paths.QEMU_SOCKETS / f"qmp-libxenstat-{domid}"
 
 
 class QmpConnection:
     """A connection to one QEMU, to be closed after use.
 
-    :raises QmpError: nobody answers; another client may be holding the socket.
+    :raises QmpError: no answer; another client may be connected to the socket.
     """
 
     def __init__(self, path: Path, *, timeout_s: float = GREETING_S) -> None:
@@ -57,17 +57,17 @@ class QmpConnection:
         return (qemu["major"], qemu["minor"])
 
     def close(self) -> None:
-        """Disconnect. Idempotent; raises nothing but an interrupt, and lets go even then.
+        """Disconnect. Idempotent; raises nothing but an interrupt, and disconnects even then.
 
-        It is called while the error of an operation is on its way, which must not be replaced.
+        Called while an operation's error is being raised, which must not be replaced by another.
         """
         if self._loop.is_closed():
             return
         try:
-            # QMPClient hands out whatever ended its reader, an EOFError if QEMU has died.
+            # QMPClient raises what ended its reader: an EOFError if QEMU has died.
             self._run(self._client.disconnect(), "disconnect", GREETING_S)
         except (Exception, asyncio.CancelledError):
-            pass  # gone is gone
+            pass  # it is disconnected all the same
         finally:
             self._loop.close()
 
@@ -83,7 +83,8 @@ class QmpConnection:
             raise QmpError(f"QEMU refused {command}: {e}", command=command, refused=True) from e
         except EOFError as e:
             raise QmpError(
-                f"QEMU's monitor {self._path}: QEMU hung up (it may have died)", command=command
+                f"QMP socket {self._path}: QEMU closed the connection (it may have died)",
+                command=command,
             ) from e
         except (QMPError, OSError) as e:
-            raise QmpError(f"QEMU's monitor {self._path}: {e}", command=command) from e
+            raise QmpError(f"QMP socket {self._path}: {e}", command=command) from e

@@ -1,6 +1,6 @@
-"""qcow2 disks: those with internal and those with external snapshots, in one QMP transaction.
+"""qcow2 disks, with internal or external snapshots: all taken in one QMP transaction.
 
-That transaction is the commit point of a whole snapshot: QEMU does all of it or nothing.
+The transaction is the commit point of the whole snapshot: QEMU does all of it, or nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,14 +42,14 @@ class Qcow2:
             self._external.check(self._qemu)
         except QmpError as e:
             raise Refused(
-                f"{', '.join(self.vdevs)}: cannot talk to the guest's QEMU ({e}); is another "
-                f"program (xentop?) connected to its monitor?"
+                f"{', '.join(self.vdevs)}: cannot talk to the guest's QEMU ({e}): is another "
+                f"program (xentop?) connected to its QMP socket?"
             ) from e
 
     def _how_to_activate(self) -> tuple[tuple[str, dict[str, object]], ...]:
-        """After a live suspend of an HVM guest QEMU refuses to write into images (xen-lab.md, E2).
+        """The commands that let QEMU write into images after a live suspend of an HVM guest.
 
-        External snapshots do not need that.
+        QEMU refuses to, else (xen-lab.md, E2). External snapshots do not need it.
         """
         if not (self._inactive and self._internal.disks):
             return ()

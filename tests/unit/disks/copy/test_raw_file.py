@@ -126,7 +126,7 @@ def test_a_reflink_takes_no_time_and_a_copy_is_announced(
 def test_nothing_said_is_a_reflink_or_nothing(xfs: Path, tmp_path: Path, used: None) -> None:
     (xfs / "unasked").mkdir()
     take(made([make_disk(xfs / "unasked")], asked=False))
-    with pytest.raises(Refused, match=r"^xvda: .*stand still.*1 MiB.*\.raw\.snap,raw,xvda"):
+    with pytest.raises(Refused, match=r"^xvda: .*suspended for.*1 MiB.*\.raw\.snap,raw,xvda"):
         made([make_disk(tmp_path)], asked=False).check_create(7)
     assert listing(tmp_path) == {"xvda.raw"}
 

@@ -36,7 +36,7 @@ class TestWhichVolume:
         (tmp_path / "7").touch()
         assert not commands.is_lvm(str(tmp_path / "7"))
         assert names.names_of(str(tmp_path / "7")) is None
-        with pytest.raises(Refused, match="is no LVM volume"):
+        with pytest.raises(Refused, match="is not an LVM volume"):
             LvmThin(
                 [(Disk("xvda", str(tmp_path / "7"), "raw"), DiskRequest("xvda"))], DiskTask("x")
             )
@@ -93,5 +93,5 @@ class TestExecute:
             commands.volumes("xvda", "vg")
 
         monkeypatch.setattr(commands, "execute", lambda command, timeout_s: (0, "garbage", ""))
-        with pytest.raises(PyxlsnapError, match="xvda: lvs said what it never says: 'garbage'"):
+        with pytest.raises(PyxlsnapError, match="xvda: unexpected output from lvs: 'garbage'"):
             commands.volumes("xvda", "vg")

@@ -145,7 +145,7 @@ class TestRoom:
     @pytest.mark.parametrize("health", ["metadata_read_only", "failed", "out_of_data"])
     def test_a_pool_that_is_not_well_is_refused(self, fake: FakeLvm, health: str) -> None:
         fake.lvs["pool"].health = health
-        with pytest.raises(Refused, match=f"not well .{health}"):
+        with pytest.raises(Refused, match=f"has a problem .{health}"):
             strategy(fake, "thin").check_create(1)
 
     def test_the_group_must_have_room_for_all_disks(self, fake: FakeLvm) -> None:

@@ -209,7 +209,7 @@ class TestUndo:
     def test_of_a_finished_one_says_what_stands_and_touches_nothing(self, case: Case) -> None:
         strategy = case.take("snap")
         before = case.files()
-        with pytest.raises(DiskError, match=r"stands on .* now, and is whole; to take that back"):
+        with pytest.raises(DiskError, match=r"stands on .* now, and is whole; to undo that"):
             strategy.undo_create()
         assert case.files() == before
 
