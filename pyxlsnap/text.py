@@ -1,4 +1,4 @@
-"""Text that others have chosen (names, paths, what a program said), made fit to be shown."""
+"""Making text fit to be shown: what others have chosen (names, paths, output), and sizes."""
 
 import re
 import shlex

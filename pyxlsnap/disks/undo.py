@@ -14,9 +14,11 @@ Undo = Callable[[], Sequence[str]]
 def undo_each(undos: Iterable[Undo]) -> list[str]:
     """Call each of them, and return what was undone, a line each.
 
-    If some fail, what the others undid is logged: an error cannot carry it.
+    If some fail, what the others undid is logged: the error has no place for it.
 
-    :raises PyxlsnapError: some failed, see :func:`joined`; all were called.
+    :raises PyxlsnapError: some failed; all were called. The message has the text of each failure,
+        and names each disk once. A single failure is raised as it is. Several are one
+        :class:`DiskError`, with the vdevs of all disks concerned, if each of them is one.
     """
     undone: list[str] = []
     failures: list[PyxlsnapError] = []
@@ -28,25 +30,20 @@ def undo_each(undos: Iterable[Undo]) -> list[str]:
     if failures:
         for line in undone:
             log.info("%s", line)
-        raise joined(failures)
+        raise _joined(failures)
     return undone
 
 
-def joined(failures: Sequence[PyxlsnapError]) -> PyxlsnapError:
-    """One error for all failures; a single failure is returned as it is.
-
-    The message has the text of each, and names each disk once. The error is a :class:`DiskError`,
-    with the vdevs of all disks concerned, if each failure is one.
-    """
+def _joined(failures: Sequence[PyxlsnapError]) -> PyxlsnapError:
     if len(failures) == 1:
         return failures[0]
-    disks = [e for e in failures if isinstance(e, DiskError)]
-    texts = _by_disk(disks)
-    if len(disks) < len(failures):
-        others = [str(e) for e in failures if not isinstance(e, DiskError)]
-        return PyxlsnapError("; ".join([*(f"{v}: {t}" for v, t in texts.items()), *others]))
-    (first, text), *rest = texts.items()
-    error = DiskError("; ".join([text, *(f"{v}: {t}" for v, t in rest)]), vdev=first)
+    texts = _by_disk(e for e in failures if isinstance(e, DiskError))
+    others = [str(e) for e in failures if not isinstance(e, DiskError)]
+    message = "; ".join([*(f"{vdev}: {text}" for vdev, text in texts.items()), *others])
+    if others:
+        return PyxlsnapError(message)
+    first = next(iter(texts))
+    error = DiskError(message.removeprefix(f"{first}: "), vdev=first)  # which prefixes it again
     error.vdev = ", ".join(texts)
     return error
 
