@@ -56,7 +56,7 @@ def create_snapshot(
     :param cancel: a token; when it is set, the operation is rolled back.
     :raises UsageError: name, file or option is wrong. Nothing was tried.
     :raises Refused: it cannot be done, and why. Nothing was tried.
-    :raises XenError, MonitorError, DiskError: libxl, the guest's QEMU or a disk failed while it was
+    :raises XenError, QmpError, DiskError: libxl, the guest's QEMU or a disk failed while it was
         looked at. Nothing was tried.
     :raises OperationFailed: it failed and was undone: guest, disks and files are as before.
     :raises Interrupted: it was cancelled; the same.

@@ -15,7 +15,7 @@
     ├── XenError                            .rc (may be None), .operation, .domain, .log
     │   ├── GuestTimeout (TimeoutError)
     │   └── Aborted
-    ├── MonitorError                        .command, .refused: by the guest's QEMU
+    ├── QmpError                            .command, .refused: by the guest's QEMU
     ├── DiskError                           .vdev
     ├── ClosedError, ForkedError            a Toolstack used after close(), or after os.fork()
     ├── WorkerDied                          .stderr: the worker process ended without a result
@@ -176,7 +176,7 @@ class Aborted(XenError):
     """The libxl operation was aborted on request."""
 
 
-class MonitorError(PyxlsnapError):
+class QmpError(PyxlsnapError):
     """A QMP command to the guest's QEMU failed or was not answered in time."""
 
     def __init__(self, message: str, *, command: str, refused: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Text that others have chosen (names, paths, what a program said): from bytes, and for people."""
+"""Text that others chose (names, paths, output): from bytes, and fit to be shown; and sizes."""
 
 import re
 import shlex
@@ -44,6 +44,11 @@ def quote(word: str) -> str:
 def command(words: Iterable[str]) -> str:
     """A command to be pasted into a shell."""
     return " ".join(map(quote, words))
+
+
+def mib(size: int) -> str:
+    """A size in bytes as messages give it, rounded up."""
+    return f"{-(-size >> 20)} MiB"
 
 
 def _escaped(character: str) -> str:

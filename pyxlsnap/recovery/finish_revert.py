@@ -5,8 +5,9 @@ from dataclasses import replace
 from enum import Enum, auto
 from pathlib import Path
 
+from pyxlsnap.disks.kept import drop_kept
 from pyxlsnap.disks.protocol import DiskTask
-from pyxlsnap.disks.registry import drop_kept, strategies
+from pyxlsnap.disks.registry import strategies
 from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.journal import Journal, RevertEntry, boot_id

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.disks.registry import drop_kept
+from pyxlsnap.disks.kept import drop_kept
 from pyxlsnap.errors import (
     DomainNotFound,
     Interrupted,

@@ -32,7 +32,7 @@ EXIT_CODES = {
     "XenError": 1,
     "GuestTimeout": 1,
     "Aborted": 1,
-    "MonitorError": 1,
+    "QmpError": 1,
     "DiskError": 1,
     "ClosedError": 1,
     "ForkedError": 1,

@@ -24,10 +24,10 @@ from pyxlsnap.errors import (
     Busy,
     DomainNotFound,
     Interrupted,
-    MonitorError,
     NeedsAttention,
     OperationFailed,
     PyxlsnapError,
+    QmpError,
     Refused,
     XenError,
 )
@@ -47,7 +47,7 @@ WHEN = ("before", "after")
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "xen": lambda: XenError("no", rc=-3, operation="some call"),
     "full": lambda: OSError(errno.ENOSPC, "No space left on device"),
-    "qemu": lambda: MonitorError("no", command="transaction"),
+    "qemu": lambda: QmpError("no", command="transaction"),
     "bug": lambda: RuntimeError("a bug"),
     "ctrl-c": KeyboardInterrupt,
 }
@@ -260,7 +260,7 @@ def test_a_guest_destroyed_by_somebody_else_needs_a_person(world: World, verb: s
 @pytest.mark.parametrize(
     "error",
     [
-        MonitorError("gone", command="x"),
+        QmpError("gone", command="x"),
         OSError(errno.EIO, "Input/output error"),
         RuntimeError("a bug"),
     ],
@@ -564,7 +564,7 @@ class TestTheWholeFunction:
 
     def test_a_failure_lets_go_of_lock_and_disks(self, world: World) -> None:
         world.guest(world.image("xvda"))
-        world.fail("create xvda", MonitorError("no", command="transaction"))
+        world.fail("create xvda", QmpError("no", command="transaction"))
         with pytest.raises(OperationFailed):
             self.make(world)
         assert "close xvda" in world.events
@@ -589,7 +589,7 @@ class TestTheWholeFunction:
 
     def test_an_unfinished_operation_is_to_be_recovered_first(self, world: World) -> None:
         case = Case(world)
-        world.fail("undo xvda", MonitorError("no", command="x"))
+        world.fail("undo xvda", QmpError("no", command="x"))
         case.fails_at("disk snapshots", "after", raising(FAULTS["bug"]), NeedsAttention)
         with pytest.raises(Refused, match=f"snapshot-recover {UUID}"):
             self.make(world)

@@ -6,7 +6,7 @@ import pytest
 
 from pyxlsnap import api
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.errors import DomainNotFound, MonitorError, Refused
+from pyxlsnap.errors import DomainNotFound, QmpError, Refused
 from pyxlsnap.journal import Journal
 from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.results import Possibility
@@ -42,7 +42,7 @@ def test_all_reasons_are_told(world: World) -> None:
         config_of(*disks, vtpms=[{}], kernel=str(world.kernel)).json
     )
     world.guest(replace(disks[1], vdev="xvdz"), name="vm2", uuid=UUID.replace("8", "9"))
-    world.fail("check_create", MonitorError("QEMU is gone", command="query"))
+    world.fail("check_create", QmpError("QEMU is gone", command="query"))
     Journal(UUID).write(create_entry(name="other"))
     found = feasibility(world.host, "vm1")
     assert not found.possible

@@ -18,7 +18,7 @@ from pyxlsnap.disks.copy.raw_file import RawFile
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.registry import choose, default_request, strategies
-from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
+from pyxlsnap.errors import AlreadyExists, QmpError, Refused, UsageError
 from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
 from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
 from tests.unit.support.operations import plan_create
@@ -239,7 +239,7 @@ class TestRefused:
         world.storage.snapshots["xvdb", "snap"] = "x"
         assert "xvdb has 'snap' already" in self.refusal(world, guest, kind=AlreadyExists)
 
-    @pytest.mark.parametrize("error", [Refused("no"), MonitorError("no", command="x")])
+    @pytest.mark.parametrize("error", [Refused("no"), QmpError("no", command="x")])
     def test_a_check_that_fails_lets_go_of_every_strategy(
         self, world: World, guest: FakeGuest, error: Exception
     ) -> None:

@@ -16,8 +16,8 @@ from pyxlsnap.errors import (
     Busy,
     DiskError,
     DomainNotFound,
-    MonitorError,
     NeedsAttention,
+    QmpError,
     Refused,
     Risky,
     XenError,
@@ -221,7 +221,7 @@ def test_the_case_of_a_uuid_does_not_matter(world: World) -> None:
 def test_of_a_guest_that_has_gone_the_disks_are_rolled_back_as_far_as_can_be(world: World) -> None:
     killed = Killed(world, "disk snapshots")
     killed.guest.exists = False
-    world.fail("adopt xvda", MonitorError("no QEMU", command="connect"))
+    world.fail("adopt xvda", QmpError("no QEMU", command="connect"))
     with pytest.raises(NeedsAttention, match=r"vm1 ended.*; no QEMU") as caught:
         killed.recover()
     assert set(world.storage.snapshots) == {("xvda", "snap")}
@@ -235,7 +235,7 @@ def test_of_a_guest_that_has_gone_the_disks_are_rolled_back_as_far_as_can_be(wor
 
 def test_disks_that_cannot_be_reached_are_named_and_the_rest_is_done(world: World) -> None:
     killed = Killed(world, "disk snapshots")
-    world.fail("adopt xvda", MonitorError("QEMU's monitor: no", command="connect"))
+    world.fail("adopt xvda", QmpError("QEMU's monitor: no", command="connect"))
     with pytest.raises(NeedsAttention, match="QEMU's monitor: no"):
         killed.recover()
     assert killed.guest.runs

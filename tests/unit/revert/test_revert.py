@@ -20,9 +20,9 @@ from pyxlsnap.errors import (
     ConfigError,
     DomainNotFound,
     Interrupted,
-    MonitorError,
     NeedsAttention,
     OperationFailed,
+    QmpError,
     Refused,
     Risky,
     XenError,
@@ -48,7 +48,7 @@ FORWARD = STEPS[STEPS.index("destroy") + 1 :]
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "xen": lambda: XenError("no", rc=-3, operation="some call"),
     "full": lambda: OSError(errno.ENOSPC, "No space left on device"),
-    "qemu": lambda: MonitorError("no", command="x"),
+    "qemu": lambda: QmpError("no", command="x"),
     "bug": lambda: RuntimeError("a bug"),
     "ctrl-c": KeyboardInterrupt,
 }
