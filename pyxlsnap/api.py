@@ -14,7 +14,7 @@ from pyxlsnap.errors import UsageError
 from pyxlsnap.hooks import Hooks
 from pyxlsnap.model import SnapshotConfig, check_uuid
 from pyxlsnap.monitor import launch
-from pyxlsnap.results import OnEvent, OnProgress, Plan, Possibility, Recovered, Reverted, Snapshot
+from pyxlsnap.results import Feasibility, OnEvent, OnProgress, Plan, Recovered, Reverted, Snapshot
 from pyxlsnap.worker.call import recover as _recover
 from pyxlsnap.worker.call import run
 
@@ -109,7 +109,7 @@ def _create_request(
     }
 
 
-def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Possibility:
+def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Feasibility:
     """Whether :func:`create_snapshot` would be possible now, and live, and all reasons why not.
 
     For every writable disk, where :func:`create_snapshot` puts it if nothing is said. Nothing is
@@ -121,8 +121,8 @@ def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Possibility:
     :raises XenUnavailable: Xen cannot be talked to.
     :raises Interrupted: it was cancelled.
     """
-    values = run({"operation": "possibility", "domain": domain}, cancel=cancel)
-    found: Possibility = serialize.rebuild(Possibility, values)
+    values = run({"operation": "feasibility", "domain": domain}, cancel=cancel)
+    found: Feasibility = serialize.rebuild(Feasibility, values)
     return found
 
 

@@ -91,7 +91,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Possibility:
+class Feasibility:
     """Whether a domain can be snapshotted as it is now, with every writable disk."""
 
     #: the domain's name

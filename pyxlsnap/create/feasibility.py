@@ -14,12 +14,12 @@ from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk
-from pyxlsnap.results import Possibility
+from pyxlsnap.results import Feasibility
 
 
-def possibility(
+def feasibility(
     host: Host, domain: str, *, check: Callable[[], None] = lambda: None
-) -> Possibility:
+) -> Feasibility:
     """See :func:`pyxlsnap.can_snapshot`. Changes nothing and takes no lock.
 
     :param check: called again and again by what takes long; what it raises ends that.
@@ -31,7 +31,7 @@ def possibility(
         checks.run_state(guest)
     if not reasons:  # else there is nothing to look at
         _look(host, guest, reasons, live_reasons, check)
-    return Possibility(guest.name, guest.uuid, tuple(reasons), tuple(live_reasons))
+    return Feasibility(guest.name, guest.uuid, tuple(reasons), tuple(live_reasons))
 
 
 def _look(

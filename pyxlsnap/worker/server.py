@@ -20,7 +20,7 @@ from typing import Any
 from pyxlsnap import cfgfile, serialize
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import operation as create
-from pyxlsnap.create.feasibility import possibility
+from pyxlsnap.create.feasibility import feasibility
 from pyxlsnap.errors import Interrupted, OperationFailed, PyxlsnapError
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.hooks import Moment
@@ -30,7 +30,7 @@ from pyxlsnap.model import SnapshotConfig, check_name
 from pyxlsnap.monitor import launch
 from pyxlsnap.monitor.actions import monitor
 from pyxlsnap.recovery import operation as recovery
-from pyxlsnap.results import DomainEvent, Plan, Possibility, Progress, Recovered, Reverted, Snapshot
+from pyxlsnap.results import DomainEvent, Feasibility, Plan, Progress, Recovered, Reverted, Snapshot
 from pyxlsnap.revert import operation as revert
 from pyxlsnap.serialize import Message, to_wire
 from pyxlsnap.worker.channel import Channel
@@ -38,7 +38,7 @@ from pyxlsnap.worker.supervisor import Death, Kept, keep
 from pyxlsnap.xen.callbacks import close_in_children
 from pyxlsnap.xen.toolstack import Toolstack
 
-Result = Snapshot | Reverted | Recovered | Plan | Possibility | None
+Result = Snapshot | Reverted | Recovered | Plan | Feasibility | None
 
 log = logging.getLogger("pyxlsnap.worker")  # __name__ is "__main__" here
 
@@ -169,8 +169,8 @@ def perform(
     if operation == "monitor":
         monitor(host, domain, on_event=caller.event, cancel=cancel)
         return None
-    if operation == "possibility":
-        return possibility(host, domain, check=cancel.check)
+    if operation == "feasibility":
+        return feasibility(host, domain, check=cancel.check)
     if operation == "recover":
         return recovery.recover(
             host,

@@ -74,8 +74,8 @@ if "pyxlsnap.worker" in sys.orig_argv:
         return results.Recovered(("recovered",), rolled_back=rolled_back)
     def monitor(host, domain, *, on_event, cancel):
 {monitor}
-    def possibility(host, domain, *, check):
-{possibility}
+    def feasibility(host, domain, *, check):
+{feasibility}
     @contextlib.contextmanager
     def toolstack(**_):
         yield
@@ -86,7 +86,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
     pyxlsnap.create.operation.preview = pyxlsnap.revert.operation.preview = preview
     pyxlsnap.recovery.operation.recover = recover
     pyxlsnap.monitor.actions.monitor = monitor
-    pyxlsnap.create.feasibility.possibility = possibility
+    pyxlsnap.create.feasibility.feasibility = feasibility
 """
 
 #: a create that comes to the point before the suspend
@@ -113,7 +113,7 @@ class StandIn:
         close: str = "pass",
         monitor: str = "pass",
         revert: str = "pass",
-        possibility: str = "pass",
+        feasibility: str = "pass",
     ) -> None:
         """The bodies of the functions, and what closing libxl does."""
         text = _SITE.format(
@@ -123,7 +123,7 @@ class StandIn:
             recover=indent(dedent(recover).strip(), " " * 8),
             revert=indent(dedent(revert).strip(), " " * 8),
             monitor=indent(dedent(monitor).strip(), " " * 8),
-            possibility=indent(dedent(possibility).strip(), " " * 8),
+            feasibility=indent(dedent(feasibility).strip(), " " * 8),
             close=indent(dedent(close).strip(), " " * 8),
         )
         (self._site / "sitecustomize.py").write_text(text)
