@@ -229,7 +229,7 @@ SCENARIOS = (
     Scenario("like-none", 3, "snapshot-create web", ("no domain 'web' (see `xl list`)",)),
     Scenario("other-domain", 3, "snapshot-revert vm9 CFG", ("'vm9'", "'vm1': name that")),
     Scenario("recover-none", 3, "snapshot-recover vm9", ("'vm9'", "see `xl list`")),
-    Scenario("busy", 3, CREATE, ("vm1 is under way", f"{UUID}.lock", "wait for it"), before=held),
+    Scenario("busy", 3, CREATE, ("vm1 is under way", f"{UUID}.lock", "wait until that operation has ended"), before=held),
     Scenario("recover-busy", 3, "snapshot-recover vm1", ("under way", "wait for it"), before=held),
     Scenario("taken", 3, "snapshot-create vm1 --name snap",
              ("snap.save exists", "left as it is", "choose another name")),
