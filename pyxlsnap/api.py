@@ -21,7 +21,7 @@ from pyxlsnap.request import (
     RecoverRequest,
     RevertRequest,
 )
-from pyxlsnap.results import OnEvent, OnProgress, Plan, Possibility, Recovered, Reverted, Snapshot
+from pyxlsnap.results import Feasibility, OnEvent, OnProgress, Plan, Recovered, Reverted, Snapshot
 from pyxlsnap.worker.call import run
 
 StrPath = str | os.PathLike[str]
@@ -115,7 +115,7 @@ def _config(
     return replace(config, memory_path=_absolute(config.memory_path))
 
 
-def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Possibility:
+def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Feasibility:
     """Whether :func:`create_snapshot` would be possible now, and live, and all reasons why not.
 
     For every writable disk, where :func:`create_snapshot` puts it if nothing is said. Nothing is
@@ -127,7 +127,7 @@ def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Possibility:
     :raises XenUnavailable: Xen cannot be talked to.
     :raises Interrupted: it was cancelled.
     """
-    return run(FeasibilityRequest(domain=domain), Possibility, cancel=cancel)
+    return run(FeasibilityRequest(domain=domain), Feasibility, cancel=cancel)
 
 
 def revert_snapshot(

@@ -4,8 +4,8 @@ import re
 import shlex
 from collections.abc import Iterable
 
-# Control characters (a terminal obeys them), what breaks or turns a line, and surrogates: bytes of
-# a path that are not UTF-8, which no strict stream takes.
+# Control characters (a terminal obeys them), characters that break a line or change its direction,
+# and surrogates: bytes of a path that are not UTF-8, which a strict stream does not accept.
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_UTF8 = range(0xDC80, 0xDD00)
 
@@ -29,12 +29,12 @@ def readable(data: bytes) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text as one line without control characters: they are written as Python writes them."""
+    """The text in one line, with Python's escapes in the place of control characters."""
     return _HIDDEN.sub(lambda found: _escaped(found[0]), text)
 
 
 def quote(word: str) -> str:
-    """A word as a shell takes it, in one line: $'…' (bash, POSIX.1-2024) where nothing else can."""
+    """Quote a word for a shell, in one line; with $'…' (bash, POSIX.1-2024) if necessary."""
     if not _HIDDEN.search(word):
         return shlex.quote(word)
     plain = word.replace("\\", "\\\\").replace("'", "\\'")
@@ -42,7 +42,7 @@ def quote(word: str) -> str:
 
 
 def command(words: Iterable[str]) -> str:
-    """A command to be pasted into a shell."""
+    """A command, quoted so that it can be pasted into a shell."""
     return " ".join(map(quote, words))
 
 

@@ -16,12 +16,12 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk
 from pyxlsnap.request import FeasibilityRequest
-from pyxlsnap.results import Possibility
+from pyxlsnap.results import Feasibility
 
 
 def feasibility(
     host: Host, request: FeasibilityRequest, cancel: Cancel | None = None
-) -> Possibility:
+) -> Feasibility:
     """See :func:`pyxlsnap.can_snapshot`. Changes nothing and takes no lock.
 
     :raises Cancelled: ``cancel`` was set.
@@ -29,7 +29,7 @@ def feasibility(
     cancel = cancel or Cancel()
     guest = host.find(request.domain)
     if reasons := _reason(lambda: checks.run_state(guest)):  # there is nothing more to look at
-        return Possibility(guest.name, guest.uuid, tuple(reasons), ())
+        return Feasibility(guest.name, guest.uuid, tuple(reasons), ())
     config = guest.config()
     disks = [disk for disk in config.disks if not disk.left_out]
     reasons = [
@@ -41,7 +41,7 @@ def feasibility(
         *_reason(lambda: checks.wait_for_frontends(guest, check=cancel.check)),
     ]
     live_reasons = _reason(lambda: checks.refuse_live(host, config, guest))
-    return Possibility(guest.name, guest.uuid, tuple(reasons), tuple(live_reasons))
+    return Feasibility(guest.name, guest.uuid, tuple(reasons), tuple(live_reasons))
 
 
 def _reason(check: Callable[[], object]) -> list[str]:

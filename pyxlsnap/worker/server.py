@@ -38,7 +38,7 @@ from pyxlsnap.request import (
     changes_something,
     request_from_plain,
 )
-from pyxlsnap.results import DomainEvent, Plan, Possibility, Progress, Recovered, Reverted, Snapshot
+from pyxlsnap.results import DomainEvent, Feasibility, Plan, Progress, Recovered, Reverted, Snapshot
 from pyxlsnap.revert import operation as revert
 from pyxlsnap.serialize import Message, log_to_wire, to_wire
 from pyxlsnap.worker.channel import Channel
@@ -46,7 +46,7 @@ from pyxlsnap.worker.supervisor import Death, SupervisorLink, supervise
 from pyxlsnap.xen.callbacks import close_in_children
 from pyxlsnap.xen.toolstack import Toolstack
 
-Result = Snapshot | Reverted | Recovered | Plan | Possibility | None
+Result = Snapshot | Reverted | Recovered | Plan | Feasibility | None
 
 log = logging.getLogger("pyxlsnap.worker")
 

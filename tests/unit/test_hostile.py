@@ -159,9 +159,9 @@ class TestWhatIsAskedFor:
     def test_what_no_cfgfile_can_say_is_named(self, world: World) -> None:
         world.guest()
         for wanted, says in (
-            (Config(memory_path="/a\0b"), "memory_path: has a NUL in it"),
+            (Config(memory_path="/a\0b"), "memory_path: the text has a NUL"),
             (Config(description="\udcff"), r"description: \\xff is not UTF-8"),
-            (Config(disks=(DiskRequest("xvda", "/\0", "raw"),)), "disk 'xvda': has a NUL in it"),
+            (Config(disks=(DiskRequest("xvda", "/\0", "raw"),)), "disk 'xvda': the text has a NUL"),
         ):
             with pytest.raises(ConfigError, match=says):
                 operations.create(world.host, "vm1", wanted)
@@ -332,7 +332,7 @@ class TestSomebodyElse:
 
         guest.while_suspending = swap
         error = self.failing(world, guest, shared, victim)
-        assert "somebody has put another in its place: choose a directory" in str(error)
+        assert "while it was written: choose a directory" in str(error)
         assert not (shared / "a").exists()
 
 

@@ -92,7 +92,7 @@ class TestUsage:
         ("text", "says"),
         [
             ("nam = 'x'\n", "nam: unknown key; did you mean name?"),
-            ("name = '1'\n", "name: snapshot name '1': digits alone"),
+            ("name = '1'\n", "name: snapshot name '1': qemu-img takes digits alone"),
             ("disks = 'x'\n", "disks: must be a list"),
             ("disks = ['nonsense']\n", "disk 'nonsense': "),
             ("name = \n", "syntax error"),

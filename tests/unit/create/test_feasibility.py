@@ -9,7 +9,7 @@ from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import DomainNotFound, QmpError, Refused
 from pyxlsnap.journal import Journal
 from pyxlsnap.model import DomainConfig, SnapshotConfig
-from pyxlsnap.results import Possibility
+from pyxlsnap.results import Feasibility
 from tests.unit.support.entries import create_entry
 from tests.unit.support.fakes import UUID, World, config_of
 from tests.unit.support.operations import feasibility, plan_create
@@ -20,7 +20,7 @@ def test_one_that_can_be_snapshotted_live(world: World) -> None:
     world.guest(world.image("xvda"))
     before = world.photo()
     found = feasibility(world.host, "vm1")
-    assert found == Possibility("vm1", UUID, (), ())
+    assert found == Feasibility("vm1", UUID, (), ())
     assert (found.possible, found.live) == (True, True)
     assert world.photo() == before
     assert "close xvda" in world.events
@@ -85,9 +85,9 @@ def test_a_cancel_ends_it(world: World) -> None:
 
 def test_comes_from_the_worker_as_it_is(worker: StandIn) -> None:
     worker.set(
-        "pass", possibility="return results.Possibility(domain, UUID, ('a', 'b'), ('not live',))"
+        "pass", feasibility="return results.Feasibility(domain, UUID, ('a', 'b'), ('not live',))"
     )
-    assert api.can_snapshot("vm1") == Possibility("vm1", UUID, ("a", "b"), ("not live",))
+    assert api.can_snapshot("vm1") == Feasibility("vm1", UUID, ("a", "b"), ("not live",))
 
 
 def test_an_error_of_the_system_is_a_reason(world: World) -> None:

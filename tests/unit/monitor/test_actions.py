@@ -359,16 +359,16 @@ def test_the_end_of_a_process_is_waited_for() -> None:
 
 
 def not_started(uuid: str) -> None:
-    raise OperationFailed(f"the watch of {uuid} did not begin: no", step="monitor")
+    raise OperationFailed(f"the watch of {uuid} did not start: no", step="monitor")
 
 
 def test_that_nobody_watches_is_said_with_the_way_out() -> None:
     (line,) = keep_watched(not_started, "vm1", UUID)
-    assert "nobody watches vm1 now" in line
-    assert "did not begin: no" in line
+    assert "no process watches vm1 now" in line
+    assert "did not start: no" in line
     assert line.endswith(f"{sys.executable} -P -m pyxlsnap.monitor {UUID}")
     (line,) = keep_watched(None, "vm1", UUID)
-    assert "nobody watches vm1 now:" in line
+    assert "no process watches vm1 now:" in line
     started: list[str] = []
     assert keep_watched(started.append, "vm1", UUID) == []
     assert started == [UUID]
@@ -416,7 +416,7 @@ def test_xls_stays_if_the_guest_was_never_suspended(world: World) -> None:
 def test_a_failure_after_which_nobody_watches_needs_attention(world: World) -> None:
     watched = Watched(world)
     world.fail("create xvda", XenError("no", rc=-3, operation="x"))
-    with pytest.raises(NeedsAttention, match="nobody watches vm1"):
+    with pytest.raises(NeedsAttention, match="no process watches vm1"):
         Creation(watched.plan, Callbacks(start_monitor=not_started)).run()
     assert watched.guest.runs
 
@@ -424,7 +424,7 @@ def test_a_failure_after_which_nobody_watches_needs_attention(world: World) -> N
 def test_who_does_not_want_ours_is_told(world: World) -> None:
     watched = Watched(world)
     (warning,) = Creation(watched.plan).run().warnings
-    assert "nobody watches vm1" in warning
+    assert "no process watches vm1" in warning
 
 
 def test_nothing_is_started_where_nobody_watched(world: World) -> None:
@@ -457,7 +457,9 @@ def test_the_recovery_leaves_xls_where_it_is(world: World) -> None:
 def test_who_does_not_want_ours_is_told_after_a_failure_too(world: World) -> None:
     watched = Watched(world)
     world.fail("create xvda", XenError("no", rc=-3, operation="x"))
-    with pytest.raises(OperationFailed, match="everything is as before, but nobody watches vm1"):
+    with pytest.raises(
+        OperationFailed, match="everything is as before, but no process watches vm1"
+    ):
         Creation(watched.plan).run()
 
 

@@ -697,7 +697,7 @@ def test_the_domain_is_watched_afterwards(case: Case) -> None:
 
 def test_that_nobody_watches_the_domain_is_said(case: Case) -> None:
     (warning,) = case.run().warnings
-    assert "nobody watches vm1 now:" in warning
+    assert "no process watches vm1 now:" in warning
 
 
 def test_a_watch_that_does_not_begin_is_no_failure_of_the_revert(case: Case) -> None:
@@ -707,7 +707,7 @@ def test_a_watch_that_does_not_begin_is_no_failure_of_the_revert(case: Case) -> 
     (warning,) = (
         Reversion(case.world.host, case.plan(), Callbacks(start_monitor=fail)).run().warnings
     )
-    assert "nobody watches vm1 now (no process)" in warning
+    assert "no process watches vm1 now (no process)" in warning
     case.assert_reverted()
 
 

@@ -19,7 +19,7 @@ from pyxlsnap.request import (
     RecoverRequest,
     RevertRequest,
 )
-from pyxlsnap.results import Plan, Possibility, Recovered, Reverted, Snapshot
+from pyxlsnap.results import Feasibility, Plan, Recovered, Reverted, Snapshot
 from pyxlsnap.revert import operation as revert_operation
 from pyxlsnap.revert import plan as revert_plan
 from pyxlsnap.revert.plan import RevertPlan
@@ -68,7 +68,7 @@ def plan_create(
     return create_plan.make_plan(host, guest, request, cancel)
 
 
-def feasibility(host: Host, domain: str, *, cancel: Cancel | None = None) -> Possibility:
+def feasibility(host: Host, domain: str, *, cancel: Cancel | None = None) -> Feasibility:
     """See :func:`pyxlsnap.create.feasibility.feasibility`."""
     return create_feasibility.feasibility(host, FeasibilityRequest(domain=domain), cancel)
 

@@ -83,7 +83,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
 {monitor}
     def feasibility(host, request, cancel):
         domain, check = request.domain, cancel.check
-{possibility}
+{feasibility}
     @contextlib.contextmanager
     def toolstack(**_):
         yield
@@ -121,7 +121,7 @@ class StandIn:
         close: str = "pass",
         monitor: str = "pass",
         revert: str = "pass",
-        possibility: str = "pass",
+        feasibility: str = "pass",
     ) -> None:
         """The bodies of the functions, and what closing libxl does."""
         text = _SITE.format(
@@ -131,7 +131,7 @@ class StandIn:
             recover=indent(dedent(recover).strip(), " " * 8),
             revert=indent(dedent(revert).strip(), " " * 8),
             monitor=indent(dedent(monitor).strip(), " " * 8),
-            possibility=indent(dedent(possibility).strip(), " " * 8),
+            feasibility=indent(dedent(feasibility).strip(), " " * 8),
             close=indent(dedent(close).strip(), " " * 8),
         )
         (self._site / "sitecustomize.py").write_text(text)

@@ -393,8 +393,8 @@ class TestCancel:
     def test_a_look_is_not_said_to_be_done(self, worker: StandIn) -> None:
         worker.set(
             "pass",
-            possibility="logging.getLogger('pyxlsnap').warning('x')\n"
-            "return results.Possibility(domain, UUID, (), ())",
+            feasibility="logging.getLogger('pyxlsnap').warning('x')\n"
+            "return results.Feasibility(domain, UUID, (), ())",
         )
 
         class Interrupts(logging.Handler):
