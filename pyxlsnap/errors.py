@@ -168,7 +168,7 @@ class XenError(PyxlsnapError):
 class GuestTimeout(XenError, TimeoutError):
     """The guest did not answer a suspend request in time.
 
-    libxl also reports this when its own helper process failed early; then :attr:`rc` is set.
+    libxl also reports this when its own helper process failed early (:attr:`XenError.rc` is set).
     """
 
 

@@ -274,10 +274,7 @@ class Domain:
         return self._context.xenstore_read(path) == "suspend"
 
     def frontend_states(self) -> dict[str, int]:
-        """The :class:`~pyxlsnap.model.XenbusState` of each disk and network frontend.
-
-        Such as "vbd/51712" -> 4. A number that is no known state stays a number.
-        """
+        """The xenbus state of each disk and network frontend, "vbd/51712" -> 4 for connected."""
         base = f"/local/domain/{self.domid}/device"
         states = {}
         for kind in ("vbd", "vif"):
