@@ -458,7 +458,9 @@ def test_the_recovery_leaves_xls_where_it_is(world: World) -> None:
 def test_who_does_not_want_ours_is_told_after_a_failure_too(world: World) -> None:
     watched = Watched(world)
     world.fail("create xvda", XenError("no", rc=-3, operation="x"))
-    with pytest.raises(OperationFailed, match="everything is as before, but no process watches vm1"):
+    with pytest.raises(
+        OperationFailed, match="everything is as before, but no process watches vm1"
+    ):
         Creation(watched.plan, Journal(UUID)).run()
 
 
