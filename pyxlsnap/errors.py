@@ -177,13 +177,13 @@ class Aborted(XenError):
 
 
 class QmpError(PyxlsnapError):
-    """A QMP command to the guest's QEMU failed, or QEMU did not answer in time."""
+    """A QMP command to the guest's QEMU failed or was not answered in time."""
 
     def __init__(self, message: str, *, command: str, refused: bool = False) -> None:
         super().__init__(message)
         #: the QMP command
         self.command = command
-        #: true: QEMU refused the command and did nothing; false: the outcome is unknown
+        #: QEMU said no, so nothing was done; otherwise nobody knows
         self.refused = refused
 
 

@@ -1,6 +1,6 @@
-"""Fuzzing of what reads files that a stranger may have written.
+"""Fuzzing of the functions that read config files and memory files, which may be hostile.
 
-:mod:`.targets` says what is read and what may come of it, :mod:`.inputs` what the fuzzer starts
-from; ``python -m tests.fuzz`` runs one target (``make fuzz`` runs them all). ``corpus/`` has the
-inputs that once failed: the unit tests read them again.
+:mod:`.targets` has the functions and their allowed results, :mod:`.inputs` the first inputs of the
+fuzzer. ``python -m tests.fuzz`` runs one target (``make fuzz`` runs all). ``corpus/`` has inputs
+that failed in the past: the unit tests read them again.
 """

@@ -25,16 +25,16 @@ with atheris.instrument_imports(include=["pyxlsnap"]):
 
 _OPTIONS = (
     "-max_len=65536",  # bytes of an input
-    "-timeout=10",  # seconds for one
-    "-rss_limit_mb=1024",  # for the process, with all that it has learnt
+    "-timeout=10",  # seconds for one input
+    "-rss_limit_mb=1024",  # for the process with all its inputs
     "-print_final_stats=1",
-    # With its memory damaged, libFuzzer's own handlers may wait for ever.
+    # If the memory is damaged, libFuzzer's own handlers may wait forever.
     *(f"-handle_{name}=0" for name in ("abrt", "bus", "fpe", "ill", "segv")),
 )
 
 
 def main() -> int:
-    """Run until libFuzzer ends the process that it is in."""
+    """Run libFuzzer in this process, which libFuzzer ends."""
     parser = argparse.ArgumentParser("tests.fuzz", None, __doc__.partition("\n")[0])
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--found", type=Path, help="a directory instead of .fuzz/TARGET")
@@ -58,12 +58,12 @@ def main() -> int:
 
 
 def _in_child(run: Callable[[], None]) -> int:
-    """Run it in a process of its own; return its exit code, or minus the signal it died of."""
+    """Run the fuzzer in a new process; return its exit code, or the negative signal number."""
     pid = os.fork()
     if not pid:
         run()
         os._exit(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for libFuzzer, which ends then
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # libFuzzer handles the signal and ends
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -83,13 +83,13 @@ def _fuzz(target: Target, read: Read, current: Path, options: list[str]) -> None
 
 
 def _keep(found: Path) -> None:
-    """Keep what was being read when the process died of a signal."""
+    """Keep the input that was read when a signal killed the process."""
     data = (found / "current").read_bytes()
     (found / f"crash-{hashlib.sha1(data).hexdigest()}").write_bytes(data)
 
 
 def _starts(target: Target, corpora: list[Path], found: Path, directory: Path) -> list[str]:
-    """Arguments: the words, and where the inputs are that the fuzzer starts from."""
+    """The arguments with the words and with the directories of the first inputs."""
     known, words = found / "known", directory / "words"
     known.mkdir(exist_ok=True)
     seeds = directory / "seeds"

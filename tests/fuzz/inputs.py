@@ -1,4 +1,4 @@
-"""What the fuzzer starts from: valid files, the words of both formats, and ways to change them."""
+"""The first inputs of the fuzzer: valid files, the words of both formats, ways to change them."""
 
 import io
 import json
@@ -17,18 +17,18 @@ from pyxlsnap.memory.header import MAGIC
 from pyxlsnap.model import Disk, DiskRequest, Metadata, RunState, SnapshotConfig
 from tests.unit.support import fakes, streams
 
-#: a file of a target's name for each of its inputs that once failed
+#: a folder for each target, with the inputs that failed in the past
 CORPUS = Path(__file__).with_name("corpus")
 
-#: in an input: the logarithm of the number of zeros that the file has in its place. So a length
-#: that lies may be true of the file's size, and the input remains small.
+#: In an input: the logarithm of the number of zeros that the file has here instead. So the input
+#: remains small, and a huge length can match the size of the file.
 HOLE = re.compile(rb"--hole([\x00-\x2c])--")
 
 _FIXED = struct.Struct("<4I")
 _OURS = struct.Struct("<8s3I")
 _REPEATS = 17
 
-#: what a value in JSON is changed to
+#: the replacements for a value in JSON
 _VALUES: Final[tuple[object, ...]] = (
     *(None, True, 0, -1, 1e308, 10**30, [], {}, [None], {"": {}}),
     *("", "\0", "\ud800", "\udcff", "a\nb", "/" + "x" * 5000, "True", "1", "pvh", "paused"),
@@ -48,7 +48,7 @@ MEMORY_WORDS = [
 
 
 def cfgfiles() -> list[bytes]:
-    """Valid config files: ours, those of the specification, and their like."""
+    """Valid config files: of pyxlsnap, from the specification, and similar files."""
     disks = (DiskRequest("xvda"), DiskRequest("xvdb", "/srv/b.qcow2", "qcow2"))
     odd = DiskRequest("xvdc", "/srv/a, b,", "raw")
     ours = SnapshotConfig("before", 'two\n"lines" \\', "/m.save", (*disks, odd))
@@ -62,7 +62,7 @@ def cfgfiles() -> list[bytes]:
 
 
 def memory_files() -> list[bytes]:
-    """Memory files of all kinds of guests, ours and those of xl; some with holes."""
+    """Memory files of pyxlsnap and of xl, of all kinds of guests, some with holes."""
     guests = {
         "pv": streams.pv_stream((0, 0xF)),
         "pvh": streams.stream(2, streams.hvm_records([streams.page_data((0,))])),
@@ -80,7 +80,7 @@ def memory_files() -> list[bytes]:
 
 
 def _claims() -> list[bytes]:
-    """Streams that say of themselves that they are huge, in files that are."""
+    """Streams with huge lengths, in files that have these lengths."""
     pfns = 15 << 20
     pages = struct.pack("<4I", 1, 8 + 8 * pfns, pfns, 0) + b"--hole\x1f--"
     before = streams.stream(2, [*streams.hvm_records([])[:3], pages])
@@ -111,7 +111,7 @@ def _header(kind: str) -> bytes:
 
 
 def repaired(data: bytes, change: Callable[[bytes], bytes] = lambda text: text) -> bytes:
-    """A memory file with its JSON changed, and the lengths and checksum of its header made right.
+    """A memory file with changed JSON, and with correct lengths and checksum in its header.
 
     The fuzzer's own changes of a header hardly get beyond these.
     """
@@ -132,7 +132,7 @@ def repaired(data: bytes, change: Callable[[bytes], bytes] = lambda text: text) 
 
 
 def _other_value(text: bytes, chance: random.Random) -> bytes:
-    """JSON with one of its values changed, half the time; the same if it cannot be."""
+    """JSON in which, half the time, one value was changed; the same data if this is impossible."""
     try:
         values = json.loads(text)
         places = list(_places(values))
@@ -146,7 +146,7 @@ def _other_value(text: bytes, chance: random.Random) -> bytes:
 
 
 def _places(values: Any) -> Iterator[tuple[Any, Any]]:
-    """Every value that is within another, as the container and its key there."""
+    """Every nested value, as its container and its key in the container."""
     todo = [values]
     while todo:
         container = todo.pop()
@@ -157,14 +157,14 @@ def _places(values: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def repaired_otherwise(data: bytes, chance: random.Random) -> bytes:
-    """A memory file as :func:`repaired` makes it, some values of its JSON changed."""
+    """A memory file from :func:`repaired` in which some JSON values were changed."""
     return repaired(data, lambda text: _other_value(text, chance))
 
 
 def mutator(
     change: Callable[[bytes, int], bytes], repair: Callable[[bytes, random.Random], bytes]
 ) -> Callable[[bytes, int, int], bytes]:
-    """The fuzzer's own changes, and two more: a part many times over, and a repair of the whole.
+    """The fuzzer's own changes, and two more: to repeat a part many times, and to repair the file.
 
     :param change: the fuzzer's own.
     """
@@ -182,14 +182,14 @@ def mutator(
 
 
 def _repeated(data: bytes, chance: random.Random) -> bytes:
-    """Nested deeply, or long: what costs more than its share shows then."""
+    """Deeply nested or long input, which shows a cost that grows faster than the input."""
     at = chance.randint(0, len(data))
     part = data[at : at + chance.randint(1, 8)]
     return data[:at] + part * (1 << chance.randrange(_REPEATS)) + data[at:]
 
 
 def write(fd: int, data: bytes) -> None:
-    """Make a file of an input, with its holes as holes."""
+    """Write an input into a file; a hole in the input becomes a hole in the file."""
     os.ftruncate(fd, 0)
     at, begin = 0, 0
     for hole in HOLE.finditer(data):

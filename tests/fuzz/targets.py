@@ -1,6 +1,6 @@
-"""The readers that are fuzzed: what each is given, and what may come of it.
+"""The functions that are fuzzed, with their inputs and their allowed results.
 
-Anything else that is raised is a finding, and so is what takes more memory than :data:`MEMORY`.
+Any other exception is a finding, and so is the use of more memory than :data:`MEMORY`.
 """
 
 import os
@@ -22,16 +22,16 @@ from tests.fuzz import inputs
 from tests.unit.support import fakes
 from tests.unit.support.operations import plan_revert
 
-#: bytes of address space that one input may take beyond what the process has
+#: bytes of address space that the process may allocate for one input
 MEMORY: Final = 64 << 20
 
-#: reads one input; what it raises is a finding
+#: reads one input; an exception is a finding
 Read = Callable[[bytes], None]
 
 
 @contextmanager
 def cfgfiles() -> Iterator[Read]:
-    """A config file is refused, or read; what was read can be written, and is read again."""
+    """A config file is refused or read. The result can be written, and is equal when read again."""
 
     def read(data: bytes) -> None:
         try:
@@ -47,7 +47,7 @@ def cfgfiles() -> Iterator[Read]:
 
 @contextmanager
 def memory_files() -> Iterator[Read]:
-    """A memory file is refused, or the revert to it is planned, in a world of fakes."""
+    """A memory file is refused, or a revert to it is planned, in a world of fakes."""
     with (
         tempfile.TemporaryDirectory() as directory,
         pytest.MonkeyPatch.context() as patch,
@@ -75,12 +75,12 @@ def memory_files() -> Iterator[Read]:
 
 @dataclass(frozen=True)
 class Target:
-    """A reader, and what the fuzzer has to know of its format."""
+    """A function to fuzz, and what the fuzzer must know about its format."""
 
     reading: Callable[[], AbstractContextManager[Read]]
     seeds: Callable[[], Sequence[bytes]]
     words: Sequence[bytes]
-    #: makes an input that was changed valid again in what the changes would never hit upon
+    #: repairs the parts of a changed input that no random change would repair, such as checksums
     repair: Callable[[bytes, random.Random], bytes] = lambda data, chance: data
 
 
@@ -94,7 +94,7 @@ TARGETS: Final[Mapping[str, Target]] = {
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Memory beyond :data:`MEMORY` is refused, to Python (MemoryError) and to C."""
+    """Limit the memory to :data:`MEMORY` more bytes, for Python (MemoryError) and for C."""
     old, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
