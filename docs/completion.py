@@ -3,7 +3,7 @@
 import shtab
 
 from docs.commands import commands
-from pyxlsnap.cli import app
+from pyxlsnap.cli.parser import build_parser
 
 # A shell evaluates what it is offered, and the names of domains are not ours: only harmless ones.
 _DOMAINS = (
@@ -32,7 +32,7 @@ _COMPLETES = {
 
 def script(shell: str) -> str:
     """The completion script for a shell, "bash" or "zsh"."""
-    parser = app.build_parser()
+    parser = build_parser()
     for command in commands(parser).values():
         for action in command._actions:
             if action.dest in _COMPLETES:

@@ -14,7 +14,7 @@ from sphinx.util.rst import escape
 import pyxlsnap
 from docs.commands import commands
 from docs.schema import comments, errors, summary
-from pyxlsnap.cli.app import build_parser
+from pyxlsnap.cli.parser import build_parser
 
 _STATUS = re.compile(r"^  (\d+(?:, \d+)*)  (.*)$", re.MULTILINE)
 

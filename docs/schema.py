@@ -12,7 +12,8 @@ from sphinx.pycode import ModuleAnalyzer
 
 import pyxlsnap
 from docs.commands import commands
-from pyxlsnap.cli.app import JSON_VERSION, build_parser
+from pyxlsnap.cli.app import JSON_VERSION, RUN
+from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.errors import PyxlsnapError
 
 Schema = dict[str, Any]
@@ -25,8 +26,8 @@ def schema() -> Schema:
     """The schema of a document: what each command gives, or an error."""
     definitions: dict[str, Schema] = {}
     done = [
-        _document(name, 0, result=_any_of(_results(parser.get_default("run")), definitions))
-        for name, parser in commands(build_parser()).items()
+        _document(name, 0, result=_any_of(_results(RUN[name]), definitions))
+        for name in commands(build_parser())
     ]
     failed = _document(
         [*commands(build_parser()), ""],

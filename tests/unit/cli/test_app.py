@@ -178,6 +178,27 @@ def test_a_signal_rolls_back(worker: StandIn, number: signal.Signals, code: int)
     assert (worker.here / "rolled back").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+    worker: StandIn, number: signal.Signals
+) -> None:
+    """As under nohup, and in the background jobs of a shell that is not interactive."""
+    worker.set(
+        """
+        os.kill(caller(), int((HERE / "signal").read_text()))
+        time.sleep(0.3)  # a signal that is caught cancels meanwhile
+        cancel.check()
+        return SNAPSHOT
+        """
+    )
+    (worker.here / "signal").write_text(str(int(number)))
+    ignoring = ["sh", "-c", f"trap '' {number.name[3:]}; exec \"$@\"", "sh"]
+    found = subprocess.run(
+        [*ignoring, *COMMAND, "snapshot-create", "vm1"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (found.returncode, found.stderr) == (0, "pyxlsnap: warning: careful\n")
+
+
 def test_a_worker_that_dies_is_one_line(worker: StandIn) -> None:
     worker.set("os.write(2, b'a.c:1: Assertion `x` failed.\\n'); os.abort()")
     found = run_with(worker, "snapshot-create", "vm1")
@@ -200,7 +221,7 @@ def test_a_result_that_nobody_gets_is_told(
     assert warning == "pyxlsnap: warning: careful"
     why = "No space left on device" if stdout == "full" else "Broken pipe"
     assert said.startswith(
-        f"pyxlsnap: the result could not be written to stdout ({why}), but it is"
+        f"pyxlsnap: the result could not be written to stdout ({why}), but the operation is"
     )
     assert said.endswith("revert: pyxlsnap snapshot-revert vm1 /c")
 

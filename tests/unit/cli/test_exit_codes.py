@@ -19,7 +19,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from pyxlsnap import errors
-from pyxlsnap.cli import app
+from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.create import operation as create_operation
 from pyxlsnap.errors import Aborted, DiskError, PyxlsnapError, XenError
 from pyxlsnap.linux.locks import DomainLock
@@ -40,7 +40,7 @@ def documented(lines: str, pattern: str) -> dict[int, str]:
 
 
 README = documented((ROOT / "README.md").read_text(), r"^\| (\d+(?:, \d+)*) \| (.*) \|$")
-HELP = documented(app.build_parser().epilog or "", r"^  (\d+(?:, \d+)*)  (.*)$")
+HELP = documented(build_parser().epilog or "", r"^  (\d+(?:, \d+)*)  (.*)$")
 
 
 def test_readme_and_help_say_the_same() -> None:
