@@ -263,7 +263,7 @@ def test_closed_streams_are_no_obstacle(worker: StandIn, closed: list[int]) -> N
         cwd=ROOT,
     )
     assert (found.returncode, (worker.here / "done").exists()) == (0, True)
-    assert found.stdout.startswith("snapshot snap of vm1") == (1 not in closed)
+    assert found.stdout.startswith("took snapshot snap of vm1") == (1 not in closed)
     assert found.stderr == ("" if 2 in closed else "pyxlsnap: warning: careful\n")
 
 
@@ -332,13 +332,22 @@ def test_a_snapshot_is_shown_with_what_deletes_it(
     assert app.main(["snapshot-create", "vm1"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        "snapshot snap of vm1 (stopped, suspended for 0.25 s)",
+        "took snapshot snap of vm1 (stopped, suspended for 0.25 s)",
         "  cfgfile: /c",
         "    delete: rm /c",
-        "  not in it: hdc (a CD-ROM drive)",
+        "  left out: hdc (a CD-ROM drive)",
         "revert: pyxlsnap snapshot-revert vm1 /c",
     ]
     assert err == "pyxlsnap: warning: careful\n"
+
+
+def test_of_a_paused_domain_it_is_said_how_long_it_ran(
+    fake: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.answer = replace(SNAPSHOT, state=RunState.PAUSED, seconds_unpaused=0.0123)
+    assert app.main(["snapshot-create", "vm1"]) == 0
+    said = capsys.readouterr().out.splitlines()[1]
+    assert said == "  vm1 is paused, as before (it ran for 12 ms to answer the suspend request)"
 
 
 def test_commands_are_quoted_and_a_result_keeps_its_lines(
@@ -350,7 +359,7 @@ def test_commands_are_quoted_and_a_result_keeps_its_lines(
     assert app.main(["snapshot-create", "vm1"]) == 0
     out, _ = capsys.readouterr()
     assert out.splitlines()[-2:] == [
-        "  not in it: xvda (\\x1b)",
+        "  left out: xvda (\\x1b)",
         "revert: pyxlsnap snapshot-revert 'a b' $'/it\\'s\\012\\377'",
     ]
 
@@ -529,12 +538,12 @@ def test_a_dry_run_of_a_create(fake: Api, capsys: pytest.CaptureFixture[str]) ->
     out, err = capsys.readouterr()
     assert out == (
         "would take snapshot snap of vm1 (live)\n"
-        "  it would stand still for about 0.4 s\n"
+        "  vm1 would be suspended for about 0.4 s\n"
         "  memory file: /m\n"
         "  cfgfile: /c\n"
         "  xvda: /a.qcow2 (qcow2)\n"
         "  xvdb: /b (raw, /s)\n"
-        "  not hdc (a CD-ROM drive)\n"
+        "  left out: hdc (a CD-ROM drive)\n"
     )
     assert err == "pyxlsnap: warning: careful\n"
 
@@ -545,7 +554,7 @@ def test_a_dry_run_of_a_revert(fake: Api, capsys: pytest.CaptureFixture[str]) ->
     told = json.loads(capsys.readouterr().out)
     assert told["result"]["operation"] == "revert"
     assert app.main(["snapshot-revert", "vm1", "a.cfg", "--dry-run"]) == 0
-    assert "would revert vm1 to snap; it would be running then" in capsys.readouterr().out
+    assert "would revert vm1 to snap (afterwards running)\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "x", ""])

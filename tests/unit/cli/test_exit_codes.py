@@ -197,7 +197,7 @@ SCENARIOS = (
     Scenario("create-dry", 0, f"{CREATE} --dry-run", ("would take snapshot other of vm1",)),
     Scenario("revert", 0, REVERT, ("vm1 is back at snap and running",)),
     Scenario("revert-dry", 0, f"{REVERT} --dry-run", ("would revert vm1 to snap",)),
-    Scenario("revert-keeping", 0, f"{REVERT} --keep-current", ("as it was before: pyxlsnap",)),
+    Scenario("revert-keeping", 0, f"{REVERT} --keep-current", ("undo this revert: pyxlsnap",)),
     Scenario("recover", 0, "snapshot-recover vm1", ("resumed vm1",), before=killed),
     Scenario("recover-all", 0, "snapshot-recover", ("resumed vm1", UUID), before=killed),
     Scenario("recover-nothing", 0, "snapshot-recover", ("nothing to recover",)),
