@@ -1,11 +1,12 @@
-"""Completion for bash and zsh, from the parser of the command line."""
+"""Completion for bash and zsh, generated from the parser of the command line."""
 
 import shtab
 
 from docs.commands import commands
 from pyxlsnap.cli.parser import build_parser
 
-# A shell evaluates what it is offered, and the names of domains are not ours: only harmless ones.
+# A shell evaluates the words that it is offered, and others choose the names of domains: offer only
+# harmless names.
 _DOMAINS = (
     "xl list 2>/dev/null | "
     """awk 'NR > 1 && $2 > 0 && NF == 6 && $1 ~ /^[A-Za-z0-9_.+@-]+$/ { print $1 }'"""
