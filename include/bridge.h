@@ -1,9 +1,9 @@
 /* The little C that cffi cannot express: libxl's callbacks.
  *
- * libxl forks without exec, and its children log. A callback that took Python's lock would hang
- * such a child for ever (another thread may have held the lock at the fork), so everything here is
- * plain C and takes no lock at all: one record is one write() to a pipe, of at most PIPE_BUF bytes,
- * which the kernel keeps whole whoever else writes. Python reads the other end (bridge.py).
+ * libxl forks without exec, and its children log. A callback that took Python's lock could hang
+ * such a child for ever, because another thread may have held the lock at the fork. So everything
+ * here is plain C and takes no lock. One record is one write() of at most PIPE_BUF bytes to a pipe:
+ * the kernel does not mix it with other writes. pyxlsnap/xen/callbacks.py reads the other end.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -37,15 +37,15 @@ struct pyxlsnap_record {
 };
 
 struct pyxlsnap_bridge {
-    xentoollog_logger logger; /* first: libxl hands back a pointer to it */
+    xentoollog_logger logger; /* first: libxl passes a pointer to it to the callbacks */
     libxl_childproc_hooks childproc;
     libxl_event_hooks events;
     pid_t owner;
     int min_level;
     int log_fd, log_write_fd;     /* records */
-    int child_fd, child_write_fd; /* an int for each child: its pidfd, -1 if there is none */
+    int child_fd, child_write_fd; /* an int for each child: its pidfd, -1 if the kernel gave none */
     uint64_t progress_ms;         /* when progress was last reported */
-    unsigned long lost;           /* records dropped because nobody read */
+    unsigned long lost;           /* records dropped because the pipe was full */
 };
 
 static void pyxlsnap__send(struct pyxlsnap_bridge *b, struct pyxlsnap_record head,
@@ -91,7 +91,7 @@ static void pyxlsnap__progress(xentoollog_logger *logger, const char *context,
     struct timespec t;
     (void)percent;
 
-    /* libxc reports every 4 MiB: ten a second are enough. Beginnings and ends all count. */
+    /* libxc reports every 4 MiB. Pass on ten reports a second, and each first and last one. */
     clock_gettime(CLOCK_MONOTONIC, &t);
     uint64_t now_ms = t.tv_sec * 1000ull + t.tv_nsec / 1000000;
     if (done && done < total && now_ms < b->progress_ms + 100)
@@ -117,16 +117,16 @@ struct pyxlsnap__private { int fd; dev_t dev; ino_t ino; };
 static struct pyxlsnap__private pyxlsnap__privates[16];
 static int pyxlsnap__private_count;
 
-/* Whether it is still open: its number may be another file's by now. */
+/* Whether the descriptor is still open. Its number may have been reused for another file. */
 static bool pyxlsnap__is_open(const struct pyxlsnap__private *p)
 {
     struct stat st;
     return !fstat(p->fd, &st) && st.st_dev == p->dev && st.st_ino == p->ino;
 }
 
-/* A descriptor that no child of libxl shall have, not even one that goes on without exec: some stay
- * as long as a QEMU lives, and the other end of a socket, or a lock, would wait for them. False if
- * there are too many. */
+/* Close a descriptor in every child of libxl, also in a child that never calls exec. Some children
+ * stay as long as a QEMU runs; a socket or lock that they inherit would stay open as long. False if
+ * there are too many such descriptors. */
 static bool pyxlsnap_close_in_children(int fd)
 {
     struct stat st;
@@ -150,10 +150,11 @@ static void pyxlsnap__close_private(void)
             close(pyxlsnap__privates[i].fd);
 }
 
-/* Called by libxl for fork(). The pidfd is opened here, while nobody else can reap the child.
+/* Called by libxl instead of fork(). The pidfd is opened here, before the child can be reaped.
  *
- * libxl also calls it in a child of its own (the middle process of a spawn), where a pidfd would be
- * of that process: its number told to the owner, the owner would close a descriptor of its own.
+ * libxl also calls this in a child of its own (the middle process of a spawn). No pidfd is
+ * reported there: its number would be valid in that child only, and the owner would close a wrong
+ * descriptor.
  */
 static pid_t pyxlsnap__fork(void *user)
 {
@@ -206,7 +207,7 @@ static struct pyxlsnap_bridge *pyxlsnap_bridge_new(int min_level)
         pyxlsnap_bridge_free(b);
         return NULL;
     }
-    fcntl(log[1], F_SETPIPE_SZ, 1 << 20); /* best effort: root may, and a burst then fits */
+    fcntl(log[1], F_SETPIPE_SZ, 1 << 20); /* room for a burst of messages; may fail for non-root */
     return b;
 }
 
@@ -215,14 +216,14 @@ static xentoollog_logger *pyxlsnap_bridge_logger(struct pyxlsnap_bridge *b)
     return &b->logger;
 }
 
-/* The hooks are not copied by libxl: they live as long as the bridge, which outlives the ctx. */
+/* libxl does not copy the hooks. They are part of the bridge, which outlives the ctx. */
 static void pyxlsnap_bridge_attach(struct pyxlsnap_bridge *b, libxl_ctx *ctx)
 {
     libxl_childproc_setmode(ctx, &b->childproc, b);
     libxl_event_register_callbacks(ctx, &b->events, b);
 }
 
-/* For the tests of the bridge, which must work where there is no Xen. */
+/* For the tests of the bridge, which also run where there is no Xen. */
 static void pyxlsnap_bridge_test_message(struct pyxlsnap_bridge *b, int level, const char *text)
 {
     xtl_log(&b->logger, level, -1, "test", "%s", text);
@@ -248,7 +249,7 @@ static pid_t pyxlsnap_bridge_test_fork(struct pyxlsnap_bridge *b, int exit_code)
     return pid;
 }
 
-/* Children of a process that ignores SIGCHLD reap themselves, and libxl calls that a disaster. */
+/* If a process ignores SIGCHLD, the kernel reaps its children, and libxl calls that a disaster. */
 static int pyxlsnap_sigchld_is_ignored(void)
 {
     struct sigaction sa;
@@ -257,7 +258,7 @@ static int pyxlsnap_sigchld_is_ignored(void)
     return sa.sa_handler == SIG_IGN || (sa.sa_flags & SA_NOCLDWAIT);
 }
 
-/* A FILE for libxlutil to complain to, whose text can be read. */
+/* A FILE for libxlutil's error messages, whose text can be read. */
 struct pyxlsnap_report {
     FILE *file;
     char *text;
@@ -291,8 +292,8 @@ static void pyxlsnap_report_free(struct pyxlsnap_report *r)
     free(r);
 }
 
-/* A guest that has a VM generation ID must get another one when it goes back in time: it is how a
- * domain controller, or a cluster, sees that what it has said since may be unknown to itself. */
+/* Give a guest that has a VM generation ID a new one. A restored guest is back in time; domain
+ * controllers and clusters detect this by the new ID. */
 static int pyxlsnap_renew_genid(libxl_ctx *ctx, libxl_domain_config *config)
 {
     libxl_ms_vm_genid *id = &config->b_info.u.hvm.ms_vm_genid;

@@ -43,7 +43,7 @@ int libxl_domain_pause(libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how *
 int libxl_domain_unpause(libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how *ao_how);
 int libxl_domain_destroy(libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how *ao_how);
 
-/* What xl's monitor does with a domain that has shut down. */
+/* For a domain that has shut down, as in xl's monitor. */
 int libxl_domain_core_dump(libxl_ctx *ctx, uint32_t domid, const char *filename,
                            const libxl_asyncop_how *ao_how);
 int libxl_domain_preserve(libxl_ctx *ctx, uint32_t domid, libxl_domain_create_info *info,

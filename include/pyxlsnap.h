@@ -1,4 +1,4 @@
-/* What bridge.h defines. */
+/* The functions and types of bridge.h. */
 struct pyxlsnap_bridge {
     int log_fd;
     int child_fd;

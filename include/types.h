@@ -1,4 +1,4 @@
-/* Plain C that the other declarations stand on, and what the compiler knows of this Xen. */
+/* Plain C types for the other declarations, and the release of the Xen headers. */
 typedef int pid_t;
 typedef ... FILE;
 void free(void *ptr);

@@ -1,4 +1,4 @@
-/* xenstore.h: what libxl does not tell (device states, the device model's pid), and a watch. */
+/* xenstore.h: what libxl does not report (device states, the device model's pid), and a watch. */
 #define XS_OPEN_READONLY ...
 struct xs_handle;
 struct xs_handle *xs_open(unsigned long flags);

@@ -1,11 +1,27 @@
 """Whole-domain snapshots (memory and disks at one instant) for the Xen hypervisor.
 
-High level, each call in a worker process of its own: :func:`create_snapshot`,
+The high level runs each call in a worker process: :func:`create_snapshot`,
 :func:`revert_snapshot`, :func:`plan_create`, :func:`plan_revert`, :func:`can_snapshot`,
-:func:`recover`, :func:`monitor_domain`; as coroutines in :mod:`pyxlsnap.aio`. Low level, libxl in
-this process:
-:class:`Toolstack`, :class:`Domain`.
+:func:`recover`, :func:`monitor_domain`. The same calls are coroutine functions in
+:mod:`pyxlsnap.aio`. The low level uses libxl in this process: :class:`Toolstack`, :class:`Domain`.
+
+Only the names in ``pyxlsnap.__all__``, :mod:`pyxlsnap.aio` and :mod:`pyxlsnap.errors` are public.
 """
+
+# General layout, from the top to the bottom (an import may only point down):
+#
+#   cli/, aio/        the two front doors: the command line, and the calls as coroutine functions
+#   api.py            the calls of the high level
+#   worker/           one worker process for each operation, and its connection to the caller
+#   recovery/         finishes or undoes an operation that was killed
+#   revert/, create/  the two operations: operation.py runs plan.py, then the steps of sequence.py
+#   monitor/          acts on the reboot, power-off and crash of a guest
+#   guest/            checks of a guest and its host, before and during an operation
+#   disks/            the disk strategies, one folder or file for each kind of storage
+#   memory/, cfgfile.py, journal.py    the file formats
+#   xen/              the binding to libxl; only this folder loads libxl
+#   linux/            files, processes, locks and waiting
+#   other modules     plain values and functions that all folders use: requests, results, model, …
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -34,10 +50,10 @@ from pyxlsnap.errors import (
     ForkedError,
     GuestTimeout,
     Interrupted,
-    MonitorError,
     NeedsAttention,
     OperationFailed,
     PyxlsnapError,
+    QmpError,
     Refused,
     Risky,
     UsageError,
@@ -58,9 +74,9 @@ from pyxlsnap.model import (
 from pyxlsnap.results import (
     Artefact,
     DomainEvent,
+    Feasibility,
     Plan,
     PlannedDisk,
-    Possibility,
     Progress,
     Recovered,
     Reverted,
@@ -87,7 +103,7 @@ __all__ = [  # noqa: RUF022
     "Recovered",
     "Plan",
     "PlannedDisk",
-    "Possibility",
+    "Feasibility",
     "SnapshotConfig",
     "DiskRequest",
     "Artefact",
@@ -120,7 +136,7 @@ __all__ = [  # noqa: RUF022
     "XenError",
     "GuestTimeout",
     "Aborted",
-    "MonitorError",
+    "QmpError",
     "DiskError",
     "ClosedError",
     "ForkedError",
@@ -136,7 +152,7 @@ logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
-    """Load libxl only for those who use the low level: the high level has it in its worker."""
+    """Load libxl only when the low level is used: the high level loads it in its worker."""
     if name == "Toolstack":
         from pyxlsnap.xen.toolstack import Toolstack
 
@@ -149,5 +165,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What is loaded later, too."""
+    """The names of the module, including those that are loaded on demand."""
     return sorted({*globals(), *__all__})

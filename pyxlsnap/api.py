@@ -5,17 +5,23 @@ rolls back; if the worker dies, its keeper recovers, and if that dies too, the c
 """
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 
-from pyxlsnap import serialize
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import UsageError
 from pyxlsnap.hooks import Hooks
 from pyxlsnap.model import SnapshotConfig, check_uuid
 from pyxlsnap.monitor import launch
-from pyxlsnap.results import OnEvent, OnProgress, Plan, Possibility, Recovered, Reverted, Snapshot
-from pyxlsnap.worker.call import recover as _recover
+from pyxlsnap.request import (
+    CreateRequest,
+    FeasibilityRequest,
+    MonitorRequest,
+    RecoverRequest,
+    RevertRequest,
+)
+from pyxlsnap.results import Feasibility, OnEvent, OnProgress, Plan, Recovered, Reverted, Snapshot
 from pyxlsnap.worker.call import run
 
 StrPath = str | os.PathLike[str]
@@ -50,19 +56,22 @@ def create_snapshot(
     :param cancel: a token; when it is set, the operation is rolled back.
     :raises UsageError: name, file or option is wrong. Nothing was tried.
     :raises Refused: it cannot be done, and why. Nothing was tried.
-    :raises XenError, MonitorError, DiskError: libxl, the guest's QEMU or a disk failed while it was
+    :raises XenError, QmpError, DiskError: libxl, the guest's QEMU or a disk failed while it was
         looked at. Nothing was tried.
     :raises OperationFailed: it failed and was undone: guest, disks and files are as before.
     :raises Interrupted: it was cancelled; the same.
     :raises NeedsAttention: it failed and something is left; the error says what, and the command
         that finishes it.
     """
-    request = _create_request(domain, cfgfile, name, config, live, max_downtime)
-    values = run(
-        request | {"monitor": monitor}, on_progress=on_progress, cancel=cancel, hooks=hooks
+    request = CreateRequest(
+        domain=domain,
+        cfgfile=_absolute(cfgfile),
+        config=_config(cfgfile, name, config),
+        live=live,
+        max_downtime=max_downtime,
+        monitor=monitor,
     )
-    snapshot: Snapshot = serialize.rebuild(Snapshot, values)
-    return snapshot
+    return run(request, Snapshot, on_progress=on_progress, cancel=cancel, hooks=hooks)
 
 
 def plan_create(
@@ -83,33 +92,30 @@ def plan_create(
     :raises UsageError, Refused: the operation would raise it, too.
     :raises Interrupted: ``cancel`` was set.
     """
-    request = _create_request(domain, cfgfile, name, config, live, max_downtime)
-    return _plan(request, cancel)
+    request = CreateRequest(
+        domain=domain,
+        cfgfile=_absolute(cfgfile),
+        config=_config(cfgfile, name, config),
+        live=live,
+        max_downtime=max_downtime,
+        dry_run=True,
+    )
+    return run(request, Plan, cancel=cancel)
 
 
-def _create_request(
-    domain: str,
-    cfgfile: StrPath | None,
-    name: str | None,
-    config: SnapshotConfig | None,
-    live: bool,
-    max_downtime: float | None,
-) -> serialize.Message:
-    if config is not None and (cfgfile, name) != (None, None):
+def _config(
+    cfgfile: StrPath | None, name: str | None, config: SnapshotConfig | None
+) -> SnapshotConfig:
+    if config is None:
+        return SnapshotConfig(name=name)
+    if (cfgfile, name) != (None, None):
         raise UsageError("give either config, or cfgfile and name")
-    if config is not None and config.memory_path:
-        config = replace(config, memory_path=_absolute(config.memory_path))
-    return {
-        "operation": "create",
-        "domain": domain,
-        "cfgfile": _absolute(cfgfile) if cfgfile is not None else None,
-        "config": asdict(config or SnapshotConfig(name=name)),
-        "live": live,
-        "max_downtime": max_downtime,
-    }
+    if not config.memory_path:
+        return config
+    return replace(config, memory_path=_absolute(config.memory_path))
 
 
-def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Possibility:
+def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Feasibility:
     """Whether :func:`create_snapshot` would be possible now, and live, and all reasons why not.
 
     For every writable disk, where :func:`create_snapshot` puts it if nothing is said. Nothing is
@@ -121,9 +127,7 @@ def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Possibility:
     :raises XenUnavailable: Xen cannot be talked to.
     :raises Interrupted: it was cancelled.
     """
-    values = run({"operation": "possibility", "domain": domain}, cancel=cancel)
-    found: Possibility = serialize.rebuild(Possibility, values)
-    return found
+    return run(FeasibilityRequest(domain=domain), Feasibility, cancel=cancel)
 
 
 def revert_snapshot(
@@ -159,12 +163,15 @@ def revert_snapshot(
     :raises NeedsAttention: it failed after the domain was destroyed; run it again to finish. (If
         only its worker is killed there, the revert is finished, and the result has a warning.)
     """
-    request = _revert_request(domain, cfgfile, running, force, keep_current)
-    values = run(
-        request | {"monitor": monitor}, on_progress=on_progress, cancel=cancel, hooks=hooks
+    request = RevertRequest(
+        domain=domain,
+        cfgfile=_absolute(cfgfile),
+        running=running,
+        force=force,
+        keep_current=keep_current,
+        monitor=monitor,
     )
-    reverted: Reverted = serialize.rebuild(Reverted, values)
-    return reverted
+    return run(request, Reverted, on_progress=on_progress, cancel=cancel, hooks=hooks)
 
 
 def plan_revert(
@@ -184,27 +191,15 @@ def plan_revert(
     :raises UsageError, Refused, Risky: the operation would raise it, too.
     :raises Interrupted: ``cancel`` was set.
     """
-    request = _revert_request(domain, cfgfile, running, force, keep_current)
-    return _plan(request, cancel)
-
-
-def _revert_request(
-    domain: str, cfgfile: StrPath, running: bool, force: bool, keep_current: bool
-) -> serialize.Message:
-    return {
-        "operation": "revert",
-        "domain": domain,
-        "cfgfile": _absolute(cfgfile),
-        "running": running,
-        "force": force,
-        "keep_current": keep_current,
-    }
-
-
-def _plan(request: serialize.Message, cancel: Cancel | None) -> Plan:
-    values = run(request | {"dry_run": True}, cancel=cancel)
-    plan: Plan = serialize.rebuild(Plan, values)
-    return plan
+    request = RevertRequest(
+        domain=domain,
+        cfgfile=_absolute(cfgfile),
+        running=running,
+        force=force,
+        keep_current=keep_current,
+        dry_run=True,
+    )
+    return run(request, Plan, cancel=cancel)
 
 
 def recover(domain: str | None = None) -> Recovered:
@@ -220,7 +215,7 @@ def recover(domain: str | None = None) -> Recovered:
     :raises Busy: the domain's operation is still under way.
     :raises NeedsAttention: something is left that needs a person.
     """
-    return _recover(domain)
+    return run(RecoverRequest(domain=domain), Recovered)
 
 
 def start_monitor(uuid: str) -> None:
@@ -253,8 +248,8 @@ def monitor_domain(
     :raises NeedsAttention: the domain has shut down, and what it is configured for could not be
         done; or the watch itself has died.
     """
-    run({"operation": "monitor", "domain": domain}, on_event=on_event, cancel=cancel)
+    run(MonitorRequest(domain=domain), NoneType, on_event=on_event, cancel=cancel)
 
 
-def _absolute(path: StrPath) -> str:
-    return str(Path(path).absolute())  # the worker starts in /
+def _absolute(path: StrPath | None) -> str:
+    return str(Path(path).absolute()) if path is not None else ""  # the worker starts in /

@@ -1,4 +1,4 @@
-"""Cancelling a long operation from any thread."""
+"""Cancels a long operation from any thread."""
 
 import threading
 import time
@@ -9,20 +9,23 @@ _RETRY_S = 0.05
 
 
 class Cancelled(BaseException):
-    """Raised inside a sequence where it stops because its :class:`Cancel` was set.
+    """Raised inside an operation when its :class:`Cancel` was set.
 
-    A BaseException, so that no ``except Exception`` of a strategy swallows it. The sequences turn
-    it into :class:`~pyxlsnap.errors.Interrupted`.
+    This is a BaseException, so that an ``except Exception`` in a disk strategy does not catch it.
+    The operations turn it into :class:`~pyxlsnap.errors.Interrupted`.
     """
 
 
 class Cancel:
-    """A token: :meth:`set` it from any thread and every operation that holds it rolls back."""
+    """A token to cancel operations. Any thread may call :meth:`set`.
+
+    All operations that were given the token are then rolled back.
+    """
 
     def __init__(self) -> None:
         self._set = threading.Event()
         self._lock = threading.Lock()
-        #: of the calls under way, those that have not taken it yet
+        #: abort functions of the running calls that have not accepted the abort yet
         self._aborts: list[Callable[[], bool]] = []
 
     def is_set(self) -> bool:
@@ -38,26 +41,27 @@ class Cancel:
             raise Cancelled
 
     def set(self) -> None:
-        """Cancel. Returns at the latest when the calls under way have been told to stop.
+        """Cancel all operations that have this token. Idempotent.
 
-        A call that is just being made may not be there yet for libxl to abort: try until it has
-        taken the abort, or has ended.
+        Returns when every running libxl call has accepted the abort or has ended, and does not wait
+        for the rollback. The abort is tried repeatedly, because libxl cannot abort a call that is
+        only starting.
         """
         self._set.set()
-        while not self._told():
+        while not self._all_aborted():
             time.sleep(_RETRY_S)
 
-    def _told(self) -> bool:
-        # Under the lock: the abort must not reach the call after this one, which may be the resume.
+    def _all_aborted(self) -> bool:
+        # Under the lock, so that the abort cannot reach the next call, which may be the resume.
         with self._lock:
             self._aborts = [abort for abort in self._aborts if not abort()]
             return not self._aborts
 
     @contextmanager
     def armed(self, abort: Callable[[], bool]) -> Iterator[None]:
-        """While the body runs, :meth:`set` calls ``abort`` until it answers true.
+        """While the body runs, :meth:`set` calls ``abort`` until this returns true.
 
-        :raises Cancelled: the token is set already.
+        :raises Cancelled: the token is already set.
         :meta private:
         """
         with self._lock:

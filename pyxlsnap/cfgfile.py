@@ -1,6 +1,6 @@
 """The config file of a snapshot: what ``snapshot-create`` writes and ``snapshot-revert`` takes.
 
-Its syntax is that of xl.cfg and libxlutil reads it. The keys are those of the specification
+libxlutil reads the file: its syntax is that of xl.cfg. The keys are those of the specification
 ("[RFC V9 3/4] domain snapshot design: xl")::
 
     name = "before-upgrade"
@@ -8,11 +8,11 @@ Its syntax is that of xl.cfg and libxlutil reads it. The keys are those of the s
     memory_path = "/var/lib/xen/snapshots/before-upgrade.save"
     disks = ['/srv/hda_snapshot.qcow2,qcow2,hda', ',,hdb']
 
-An item of ``disks`` is an xl disk specification (xl-disk-configuration(5)), its parts read as
-external path, external format and the guest's device; path and format both empty mean an
-internal snapshot. The form ``format=qcow2,vdev=hda,target=/srv/a, b.qcow2`` says the same.
+An item of ``disks`` is an xl disk specification (xl-disk-configuration(5)) with three parts: the
+external path, its format and the guest's device. An item without path and format means an internal
+snapshot. The form ``format=qcow2,vdev=hda,target=/srv/a, b.qcow2`` has the same meaning.
 
-libxlutil cannot list the keys of a file, and of two equal ones the last wins in silence. So
+libxlutil cannot list the keys of a file. If a key is set twice, the last value silently wins. So
 :func:`parse` also scans the text for keys, with the tokens of tools/libs/util/libxlu_cfg_l.l.
 """
 
@@ -27,17 +27,18 @@ from typing import Final
 
 from pyxlsnap.errors import ConfigError, UsageError
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig, check_name
+from pyxlsnap.text import readable
 from pyxlsnap.xen import xlcfg
 
 STRINGS: Final = ("name", "description", "memory_path")
 LISTS: Final = ("disks",)
 
-#: bytes; thousands of disks need less, and libxlutil's time grows with the square of it
+#: bytes, enough for thousands of disks; libxlutil's time grows with the square of the size
 SIZE_LIMIT: Final = 1 << 18
 
-# The lexer takes the longest match; between these none is the beginning of another. Only names
-# matter here: strings and comments are there to be stepped over. A name stands nowhere but
-# before = or += (libxlu_cfg_y.y).
+# libxlutil's lexer takes the longest match. No token here is the beginning of another, so the order
+# does not matter. Only names are needed: strings and comments are matched to be skipped. A name
+# stands only before = or += (libxlu_cfg_y.y).
 _TOKEN: Final = re.compile(
     rb"""(?P<name>[a-z][._0-9a-z]*)
     |(?P<assign>\+?=)
@@ -48,7 +49,7 @@ _TOKEN: Final = re.compile(
     re.VERBOSE,
 )
 
-# An item of `disks`, by the rules of libxlu_disk_l.l that matter to us.
+# A part of an item of `disks`: the rules of libxlu_disk_l.l, as far as pyxlsnap needs them.
 _DISK_PART: Final = re.compile(
     r"""[ \t\n]*+(?:
     (?P<key>format|vdev)=(?P<value>[^,]*),?
@@ -58,18 +59,18 @@ _DISK_PART: Final = re.compile(
     )""",
     re.VERBOSE,
 )
-#: taken by libxlutil for something else wherever they stand
+#: words that libxlutil never reads as a path, format or device
 _WORDS: Final = frozenset(
     ("cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted")
 )
 _POSITIONS: Final = ("target", "format", "vdev")
-#: characters of a disk's text that a message shows
+#: characters of a disk's text shown in a message
 _SHORT: Final = 200
-#: bytes of a file that a message shows
+#: bytes of a file shown in a message
 _NEAR: Final = 20
-#: xvda, hda1, sdb, d0p1, or a number
+#: for example xvda, hda1, sdb, d0p1, or a number
 _VDEV: Final = re.compile(r"[0-9A-Za-z]+")
-#: a path that xl's positional form cannot take for anything else
+#: a path that xl's positional form reads only as a path
 _PLAIN_PATH: Final = re.compile(r"/[^,=]*")
 
 _NEW: Final = "<new config file>"
@@ -84,8 +85,8 @@ def read(path: str | os.PathLike[str]) -> SnapshotConfig:
     """Read a config file.
 
     :param path: a regular file, or a symbolic link to one.
-    :raises ConfigError: it cannot be read, is not a regular file, is longer than
-        :data:`SIZE_LIMIT`, or :func:`parse` refuses it.
+    :raises ConfigError: the file cannot be read, is not a regular file, is longer than
+        :data:`SIZE_LIMIT`, or has content that :func:`parse` refuses.
     """
     file = os.fspath(path)
     try:
@@ -101,11 +102,11 @@ def read(path: str | os.PathLike[str]) -> SnapshotConfig:
 def parse(data: bytes, *, file: str) -> SnapshotConfig:
     """Parse the content of a config file.
 
-    An empty string means the same as no setting at all, as in the example of the specification.
+    An empty string has the same meaning as a missing setting, as in the specification's example.
 
-    :param file: its name, for messages.
-    :raises ConfigError: naming the first thing that is wrong: the syntax, an unknown or repeated
-        key, the type of a value, the snapshot's name, or a disk.
+    :param file: the file's name, for messages.
+    :raises ConfigError: the content is wrong. The message names the first error: the syntax, an
+        unknown or repeated key, the type of a value, the snapshot's name, or a disk.
     """
     _check_bytes(data, file)
     _check_tokens(data, file)
@@ -120,11 +121,11 @@ def parse(data: bytes, *, file: str) -> SnapshotConfig:
 
 
 def render(config: SnapshotConfig) -> str:
-    """Write the text of a config file that says ``config``.
+    """Make the text of a config file from ``config``.
 
-    The text is read back before it is returned.
+    The text is parsed and compared with ``config`` before it is returned.
 
-    :raises ConfigError: no config file can say this; ``file`` is "<new config file>".
+    :raises ConfigError: a config file cannot represent ``config``; ``file`` is "<new config file>".
     """
     _check_values(config)
     settings = [
@@ -141,21 +142,21 @@ def render(config: SnapshotConfig) -> str:
 
 
 def scan(data: bytes) -> Iterator[tuple[str, bool]]:
-    """Find the settings in a text whose tokens are all right.
+    """Find the settings in a text that has only valid tokens.
 
-    :returns: for each, in their order, its key and whether it adds to a value (``+=``).
+    :returns: for each setting, in order: its key, and whether it appends to a value (``+=``).
     """
     name = ""
     for token in _TOKEN.finditer(data):
         if token.lastgroup == "name":
             name = token["name"].decode("ascii")
-        elif token.lastgroup == "assign" and name:  # a second one is wrong, which libxlutil says
+        elif token.lastgroup == "assign" and name:  # libxlutil refuses a second = itself
             yield name, token["assign"] == b"+="
             name = ""
 
 
 def _content(file: Path) -> bytes:
-    # Looked at before it is opened: opening some devices does something, a fifo waits.
+    # Checked before opening: to open a device may have an effect, and to open a fifo blocks.
     _check_regular(file.stat())
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     with open(fd, "rb") as f:
@@ -170,26 +171,26 @@ def _check_regular(status: os.stat_result) -> None:
 
 def _check_bytes(data: bytes, file: str) -> None:
     if len(data) > SIZE_LIMIT:
-        raise ConfigError(f"longer than {SIZE_LIMIT} bytes", file=file)
-    if b"\0" in data:  # within a string it makes libxlutil abort the process
-        raise ConfigError(f"a NUL at offset {data.index(0)}", file=file)
+        raise ConfigError(f"the file is longer than {SIZE_LIMIT} bytes", file=file)
+    if b"\0" in data:  # a NUL in a string makes libxlutil abort the process
+        raise ConfigError(f"there is a NUL byte at offset {data.index(0)}: remove it", file=file)
     try:
         data.decode()
     except UnicodeDecodeError as e:
-        raise ConfigError(f"not UTF-8 at offset {e.start}", file=file) from e
+        raise ConfigError(f"the text is not UTF-8 at offset {e.start}", file=file) from e
 
 
 def _check_tokens(data: bytes, file: str) -> None:
-    """Refuse what is no token before libxlutil does, which would go on to look for others.
+    """Refuse an invalid token before libxlutil sees it.
 
-    From each # or quote it looks to the end of the file or line: minutes, in all.
+    libxlutil would search from each later # or quote to the end of the file, for minutes in all.
     """
     at = 0
     while at < len(data):
         token = _TOKEN.match(data, at)
         if token is None:
             line = data.count(b"\n", 0, at) + 1
-            near = data[at : at + _NEAR].decode(errors="replace")
+            near = readable(data[at : at + _NEAR])
             raise ConfigError(f"line:{line}: config parsing error near {near!r}", file=file)
         at = token.end()
 
@@ -202,7 +203,7 @@ def _check_keys(data: bytes, file: str) -> None:
             hint = f"; did you mean {near[0]}?" if near else f": there are {_known()}"
             raise ConfigError(f"unknown key{hint}", file=file, item=_short(key))
         if key in seen and not adds:
-            raise ConfigError("set twice", file=file, item=key)
+            raise ConfigError("the key is set twice: remove one", file=file, item=key)
         seen.add(key)
 
 
@@ -231,7 +232,7 @@ def _disks(values: dict[str, str | list[str]], file: str) -> tuple[DiskRequest, 
     for spec in specs:
         disk = _disk(spec, file)
         if disk.vdev in found:
-            raise ConfigError(f"{disk.vdev} is there twice", file=file, item="disks")
+            raise ConfigError(f"the device {disk.vdev} occurs twice", file=file, item="disks")
         found[disk.vdev] = disk
     return tuple(found.values())
 
@@ -242,11 +243,11 @@ def _disk(spec: str, file: str) -> DiskRequest:
         request = _request(spec)
     except ValueError as e:
         raise ConfigError(str(e), file=file, item=item) from e
-    # libxlutil calls an empty format raw, so what was left out can be seen in the text alone.
-    # Reading it ourselves must not mean reading something else.
+    # libxlutil returns raw for a missing format: only the text shows that there is none. Apart from
+    # this, both readings of the text must agree.
     expected = Disk(request.vdev, request.path, request.format or "raw")
     if xlcfg.parse_disk(spec, file=file) != expected:
-        raise ConfigError("not in the form path,format,device", file=file, item=item)
+        raise ConfigError("the text is not in the form path,format,device", file=file, item=item)
     return request
 
 
@@ -255,22 +256,22 @@ def _short(text: str) -> str:
 
 
 def _request(spec: str) -> DiskRequest:
-    """Read a disk specification of which only path, format and device may be given.
+    """Read a disk specification in which only path, format and device are allowed.
 
-    :raises ValueError: saying what is wrong.
+    :raises ValueError: the specification is wrong; the message says why.
     """
     parts = _disk_parts(spec)
     path, form, vdev = (parts.get(key, "") for key in _POSITIONS)
     if not vdev:
-        raise ValueError("no device: expected path,format,device")
+        raise ValueError("there is no device: give path,format,device")
     if not _VDEV.fullmatch(vdev):
         raise ValueError(f"{vdev!r} is not a device such as xvda")
     if path and not form:
-        raise ValueError("an external path without a format")
+        raise ValueError("an external path without a format: give both, or none")
     if form and not path:
-        raise ValueError(f"the format {form!r} without an external path")
+        raise ValueError(f"the format {form!r} without an external path: give both, or none")
     if form == "empty":
-        raise ValueError("a snapshot cannot go into an empty drive")
+        raise ValueError("a snapshot cannot be stored in an empty drive: give another format")
     return DiskRequest(vdev, path, form)
 
 
@@ -284,7 +285,7 @@ def _disk_parts(spec: str) -> dict[str, str]:
         at = part.end()
         key, value = _key_and_value(part, parts)
         if key in parts:
-            raise ValueError(f"{key} is there twice")
+            raise ValueError(f"{key} occurs twice")
         parts[key] = value
     return parts
 
@@ -302,20 +303,20 @@ def _key_and_value(part: re.Match[str], parts: dict[str, str]) -> tuple[str, str
 
 
 def _unsupported(part: str) -> ValueError:
-    return ValueError(f"{_short(part)!r}: only path, format and device can be given")
+    return ValueError(f"{_short(part)!r}: only path, format and device are allowed")
 
 
 def _spec(disk: DiskRequest) -> str:
-    # A target= ends at a newline, which only the other form can hold.
+    # target= ends at a newline: only the positional form can hold a path with a newline.
     if disk.internal or "\n" in disk.path or _PLAIN_PATH.fullmatch(disk.path):
         return f"{disk.path},{disk.format},{disk.vdev}"
-    # The target reaches to the end, where xl drops one comma.
+    # The target is the rest of the text; xl drops one comma at the end.
     comma = "," if disk.path.endswith(",") else ""
     return f"format={disk.format},vdev={disk.vdev},target={disk.path}{comma}"
 
 
 def _quote(text: str) -> str:
-    # No other escape can be used: libxlutil refuses \x.. and drops octal ones.
+    # These are the only usable escapes: libxlutil refuses \x.. and misreads octal escapes.
     for character, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n")):
         text = text.replace(character, escape)
     return f'"{text}"'
@@ -326,12 +327,12 @@ def _check_values(config: SnapshotConfig) -> None:
     values |= {f"disk {d.vdev!r}": d.path + d.format + d.vdev for d in config.disks or ()}
     for item, value in values.items():
         if "\0" in value:
-            raise ConfigError("has a NUL in it", file=_NEW, item=item)
+            raise ConfigError("the text has a NUL character: remove it", file=_NEW, item=item)
         try:
             value.encode()
         except UnicodeEncodeError:
             raise ConfigError(
-                f"{_short(value)} is not UTF-8, and a cfgfile must be: choose another",
+                f"{_short(value)} is not UTF-8, but a cfgfile must be UTF-8: choose another",
                 file=_NEW,
                 item=item,
             ) from None
@@ -347,4 +348,4 @@ def _check_text(text: str, config: SnapshotConfig) -> None:
         disks=config.disks if config.disks is None else tuple(config.disks),
     )
     if found != wanted:
-        raise ConfigError("no config file can say this: it would be read otherwise", file=file)
+        raise ConfigError("a config file cannot hold these values unchanged", file=file)

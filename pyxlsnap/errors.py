@@ -1,31 +1,31 @@
-"""The exceptions of pyxlsnap, one class for each thing a caller may want to catch.
+"""The exceptions of pyxlsnap: one class for each case that a caller may want to handle.
 
 ::
 
     PyxlsnapError
-    ├── UsageError (ValueError)             bad argument or config file; nothing was tried
+    ├── UsageError (ValueError)             bad argument or config file; nothing was done
     │   └── ConfigError                     .file, .item
-    ├── Refused                             cannot be done as asked; nothing was tried
-    │   ├── XenUnavailable                  no Xen here, or no right to talk to it
+    ├── Refused                             the request is not possible; nothing was done
+    │   ├── XenUnavailable                  not a Xen host, or no permission to use Xen
     │   ├── DomainNotFound (LookupError)    .domain, .nearest
     │   ├── AlreadyExists                   .where
-    │   ├── Busy                            .domain: another operation holds its lock
+    │   ├── Busy                            .domain: another operation holds the lock
     │   └── BadMemoryFile                   .path
-    ├── Risky                               .reasons: revert with force would do it
-    ├── XenError                            .rc, .operation, .domain, .log
+    ├── Risky                               .reasons: a revert needs force; nothing was done
+    ├── XenError                            .rc (may be None), .operation, .domain, .log
     │   ├── GuestTimeout (TimeoutError)
     │   └── Aborted
-    ├── MonitorError                        .command, .refused: by the guest's QEMU
+    ├── QmpError                            .command, .refused: by the guest's QEMU
     ├── DiskError                           .vdev
     ├── ClosedError, ForkedError            a Toolstack used after close(), or after os.fork()
     ├── WorkerDied                          .stderr: the worker process ended without a result
     └── OperationFailed                     .step, .undone, .left: failed, everything is as before
         ├── Interrupted                     cancelled by the caller, everything is as before
-        └── NeedsAttention                  .finish: something is left that needs a person
+        └── NeedsAttention                  .finish: a person must finish the operation
 
-Every class has an ``exit_code``, the one the command line ends with (see README). Text is for
-people; programs use the attributes. All of them survive the way from the worker process to the
-caller: ``to_wire`` and ``from_wire`` turn them into plain values and back.
+Every class has an ``exit_code``, the exit status of the command line (see README). The message is
+for people; programs use the attributes. An error in the worker process is raised in the caller with
+the same class and attributes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,9 +36,9 @@ from pyxlsnap.text import one_line
 
 
 class PyxlsnapError(Exception):
-    """Base of all errors of this package. The message is one line, fit to be shown."""
+    """Base class of all errors of this package. The message is one line that can be shown."""
 
-    #: the status that the command line ends with
+    #: exit status of the command line
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
@@ -51,31 +51,31 @@ class PyxlsnapError(Exception):
 
 
 class UsageError(PyxlsnapError, ValueError):
-    """An argument makes no sense. Nothing was tried."""
+    """An argument is wrong. Nothing was done."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A config file is wrong; :attr:`file` and :attr:`item` name the place."""
+    """A config file is wrong: :attr:`file` and :attr:`item` say where. Nothing was done."""
 
     def __init__(self, message: str, *, file: str, item: str = "") -> None:
         where = f"{file}: {item}: " if item else f"{file}: "
         super().__init__(where + message)
         #: the file's path
         self.file = file
-        #: the key or disk within it, "" for the file as a whole
+        #: the key or disk in the file; "" for the whole file
         self.item = item
 
 
 class Refused(PyxlsnapError):
-    """The request cannot be granted. Nothing was tried and nothing changed."""
+    """The request is not possible. Nothing was changed."""
 
     exit_code = 3
 
 
 class XenUnavailable(Refused):
-    """libxl cannot be used here: not a Xen host, not root, or a process it must not run in."""
+    """libxl cannot be used: not a Xen host, not root, or a process in which libxl must not run."""
 
 
 class DomainNotFound(Refused, LookupError):
@@ -83,14 +83,14 @@ class DomainNotFound(Refused, LookupError):
 
     def __init__(self, message: str, *, domain: str, nearest: Sequence[str] = ()) -> None:
         super().__init__(message)
-        #: the name, domid or uuid as it was given
+        #: the name, domid or uuid that was given
         self.domain = domain
-        #: names of domains that are like it, the most alike first
+        #: similar names of domains, the most similar first
         self.nearest = tuple(nearest)
 
     @classmethod
     def among(cls, domain: str, names: Iterable[str]) -> "DomainNotFound":
-        """None of the domains of these names is meant; the message has those that may be.
+        """Make the error for a domain that is not among these names; it suggests similar names.
 
         :meta private:
         """
@@ -101,16 +101,16 @@ class DomainNotFound(Refused, LookupError):
 
 
 class AlreadyExists(Refused):
-    """A name or file that the snapshot would take is taken. It was left as it is."""
+    """The snapshot needs a name or file that already exists. Nothing was changed."""
 
     def __init__(self, message: str, *, where: str) -> None:
         super().__init__(message)
-        #: the path, or the disk's vdev
+        #: the existing path, or the disk's vdev
         self.where = where
 
 
 class Busy(Refused):
-    """Another snapshot operation on the same domain is under way."""
+    """Another snapshot operation on the same domain is running. Nothing was changed."""
 
     def __init__(self, message: str, *, domain: str) -> None:
         super().__init__(message)
@@ -119,7 +119,7 @@ class Busy(Refused):
 
 
 class BadMemoryFile(Refused):
-    """A memory file is truncated, damaged or not one at all."""
+    """A memory file is truncated or damaged, or the file is not a memory file."""
 
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -128,53 +128,62 @@ class BadMemoryFile(Refused):
 
 
 class Risky(PyxlsnapError):
-    """A revert that cannot be shown to be safe; with ``force`` it is done. Nothing was tried."""
+    """The revert may be unsafe and needs ``force``. Nothing was changed."""
 
     exit_code = 5
 
     def __init__(self, message: str, *, reasons: Sequence[str]) -> None:
         super().__init__(message)
-        #: why it is risky, a line each
+        #: why the revert is risky, one line each
         self.reasons = tuple(reasons)
 
 
 class XenError(PyxlsnapError):
-    """A libxl call failed.
+    """A libxl or xenstore call failed, or did not have the effect that it should have.
 
-    ``rc`` alone misleads (-8 stands for many things), so the libxl log lines of the very call
-    are kept in :attr:`log`.
+    ``rc`` alone is misleading (-8 has many meanings), so :attr:`log` has the libxl log lines of
+    this call.
     """
 
     def __init__(
-        self, message: str, *, rc: int, operation: str, domain: str = "", log: Sequence[str] = ()
+        self,
+        message: str,
+        *,
+        rc: int | None = None,
+        operation: str = "",
+        domain: str = "",
+        log: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
-        #: libxl's return code (enum libxl_error, negative)
+        #: libxl's return code (enum libxl_error, negative); ``None`` if no libxl call failed
         self.rc = rc
-        #: the function that gave it
+        #: the C function that failed; "" if none did
         self.operation = operation
-        #: the domain concerned, "" if none
+        #: the domain; "" if the call is for no domain
         self.domain = domain
-        #: what libxl said during the call, oldest first
+        #: libxl's log lines of the call, oldest first
         self.log = tuple(log)
 
 
 class GuestTimeout(XenError, TimeoutError):
-    """libxl says that the guest did not answer in time (or that its helper failed early)."""
+    """The guest did not answer a suspend request in time.
+
+    libxl also reports this when its own helper process failed early; then :attr:`rc` is set.
+    """
 
 
 class Aborted(XenError):
-    """The libxl operation was aborted on request."""
+    """A libxl call was aborted on request."""
 
 
-class MonitorError(PyxlsnapError):
-    """A QMP command to the guest's QEMU failed or was not answered in time."""
+class QmpError(PyxlsnapError):
+    """A QMP command to the guest's QEMU failed, or QEMU did not answer in time."""
 
     def __init__(self, message: str, *, command: str, refused: bool = False) -> None:
         super().__init__(message)
         #: the QMP command
         self.command = command
-        #: QEMU said no, so nothing was done; otherwise nobody knows
+        #: true: QEMU refused the command and did nothing; false: the outcome is unknown
         self.refused = refused
 
 
@@ -183,7 +192,7 @@ class DiskError(PyxlsnapError):
 
     def __init__(self, message: str, *, vdev: str) -> None:
         super().__init__(f"{vdev}: {message}")
-        #: the guest's device
+        #: the guest's device, such as ``xvda``
         self.vdev = vdev
 
 
@@ -192,7 +201,7 @@ class ClosedError(PyxlsnapError):
 
 
 class ForkedError(PyxlsnapError):
-    """A Toolstack was used in a child made by ``os.fork()``; libxl does not survive that."""
+    """A Toolstack was used in a child of ``os.fork()``, where libxl cannot work."""
 
 
 class WorkerDied(PyxlsnapError):
@@ -200,33 +209,33 @@ class WorkerDied(PyxlsnapError):
 
     def __init__(self, message: str, *, stderr: str = "") -> None:
         super().__init__(message)
-        #: the last lines it wrote to its standard error
+        #: the last lines of the standard error of the worker process
         self.stderr = stderr
 
 
 class OperationFailed(PyxlsnapError):
-    """A create or revert failed after it had begun, and was undone: everything is as before."""
+    """An operation failed after it had begun. It was undone: everything is as before."""
 
     def __init__(
         self, message: str, *, step: str, undone: Sequence[str] = (), left: Sequence[str] = ()
     ) -> None:
         super().__init__(message)
-        #: the step that failed, for people
+        #: the name of the step that failed
         self.step = step
-        #: what was undone, a line each
+        #: what was undone, one line each
         self.undone = tuple(undone)
-        #: what is left, a line each
+        #: what is left, one line each
         self.left = tuple(left)
 
 
 class Interrupted(OperationFailed):
-    """The caller cancelled (or went away) and the operation was rolled back."""
+    """The caller cancelled the operation, or ended. The operation was rolled back."""
 
     exit_code = 130
 
 
 class NeedsAttention(OperationFailed):
-    """The operation failed and something is left; :attr:`finish` is the command to run."""
+    """The operation failed and something is left: a person must run :attr:`finish`."""
 
     exit_code = 4
 
@@ -240,5 +249,5 @@ class NeedsAttention(OperationFailed):
         finish: str = "",
     ) -> None:
         super().__init__(message, step=step, undone=undone, left=left)
-        #: what to run to finish it; "" if a person has to find that out
+        #: the command that finishes the operation; "" if a person must decide what to do
         self.finish = finish

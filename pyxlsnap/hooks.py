@@ -1,7 +1,7 @@
-"""Hooks of the embedder: called in its own process before a domain is suspended, and afterwards.
+"""Hooks: functions of the embedder, called before a suspend, after a resume and after a revert.
 
-Each is called on a thread of its own, so that its time limit can be kept: one that is late has
-failed, and whatever it does from then on is not waited for.
+Each hook is called in the caller's process, on a thread of its own. A hook that exceeds its time
+limit has failed; it continues on its thread, but pyxlsnap does not wait for it.
 """
 
 import threading
@@ -14,15 +14,15 @@ from pyxlsnap.model import RunState
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What a hook is told: where an operation stands."""
+    """The argument of a hook: the domain and its state."""
 
     #: the domain's name
     domain: str
-    #: the restored domain's own in ``after_revert``
+    #: the domain's domid; in ``after_revert`` the domid of the restored domain
     domid: int
     #: the domain's uuid
     uuid: str
-    #: what the domain is in, or will be in when the operation has ended
+    #: the state of the domain, now or at the end of the operation
     state: RunState
 
 
@@ -31,30 +31,35 @@ Hook = Callable[[Moment], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """What an embedder wants to do itself, at three moments of an operation.
+    """Functions that an operation calls at three moments, for example to freeze filesystems.
 
-    Each is called on a thread of its own, in the context of the caller, and waited for no longer
-    than its limit. None is called for a plan, nor by :func:`~pyxlsnap.recover`: a domain that this
-    has brought back is as it was saved.
+    Each hook is called on a thread of its own, in the context of the caller, and may take up to
+    ``limit_s`` seconds. A plan calls no hooks. :func:`~pyxlsnap.recover` calls none either: a guest
+    that it has restored is in the saved state, perhaps with frozen filesystems.
     """
 
-    #: Everything is checked and prepared, and the guest runs: to freeze its filesystems, say. With
-    #: ``live`` its memory is written from then on, while it goes on. If it raises or is late, the
-    #: operation is undone, the guest was never suspended, and
-    #: :class:`~pyxlsnap.OperationFailed` is raised from what it raised.
+    #: Called when everything is checked and prepared, while the guest runs; for example to freeze
+    #: the guest's filesystems. With ``live`` the guest continues to run after it, while its memory
+    #: is written. If the hook raises an exception or exceeds its time limit, the operation is
+    #: undone without a suspend, and :class:`~pyxlsnap.OperationFailed` is raised with the exception
+    #: as its cause.
     before_suspend: Hook | None = None
-    #: The guest runs again (or is paused, if it was): to thaw them. Called once, and as soon as it
-    #: runs, whenever the point of ``before_suspend`` was reached, however that and the operation
-    #: ended (even if the guest cannot be resumed); not if this process is killed. If it raises or
-    #: is late, a snapshot has a warning, and an operation that failed raises
+    #: Called when the guest runs again (or is paused, if it was paused before); for example to thaw
+    #: the filesystems. It is called once if the operation came to the point of ``before_suspend``,
+    #: also when that hook or the operation failed, and even if the guest cannot be resumed. It is
+    #: not called if this process is killed. If the hook raises an exception or exceeds its time
+    #: limit, a snapshot has a warning, and a failed operation raises
     #: :class:`~pyxlsnap.NeedsAttention`.
     after_resume: Hook | None = None
-    #: A revert is done: to set the guest's clock, say, and to thaw its filesystems, which are
-    #: frozen in a memory that was saved so. If it raises or is late, the result has a warning.
+    #: Called when a revert is done; for example to set the guest's clock, and to thaw its
+    #: filesystems if they were frozen in the snapshot. If the hook raises an exception or exceeds
+    #: its time limit, the result has a warning.
     after_revert: Hook | None = None
-    #: seconds that each of them may take
+    #: time limit of each hook, in seconds
     limit_s: float = 10.0
 
     def __post_init__(self) -> None:
         if not 0 < self.limit_s <= threading.TIMEOUT_MAX:
-            raise UsageError(f"limit_s is {self.limit_s}: give the seconds that a hook may take")
+            raise UsageError(
+                f"limit_s is {self.limit_s}: give the time limit of a hook in seconds, more than 0"
+            )

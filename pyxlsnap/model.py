@@ -1,93 +1,109 @@
-"""The values that pyxlsnap hands around: plain, frozen, free of libxl."""
+"""Values about domains, disks and snapshots: frozen dataclasses that do not need libxl."""
 
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from pyxlsnap.errors import UsageError
+from pyxlsnap.text import bytes_of
 
 
 class GuestKind(StrEnum):
-    """The three kinds of guest, in the words of xl.cfg's ``type=``."""
+    """The three kinds of guest, with the names of ``type=`` in xl.cfg(5)."""
 
     #: paravirtualized
     PV = "pv"
     #: hardware virtualization without a device model
     PVH = "pvh"
-    #: hardware virtualization with emulated devices, by a QEMU of its own
+    #: hardware virtualization with a QEMU that emulates devices
     HVM = "hvm"
 
 
 class RunState(StrEnum):
-    """The state a snapshot was taken in, and comes back in."""
+    """The state of a domain in a snapshot, which a revert restores."""
 
-    #: it runs, or would if a processor were free
+    #: the domain runs, or waits for a free processor
     RUNNING = "running"
-    #: its owner has paused it (``xl pause``)
+    #: the owner of the domain has paused it (``xl pause``)
     PAUSED = "paused"
+
+
+class XenbusState(IntEnum):
+    """The state of one end of a paravirtual device (``xen/io/xenbus.h``)."""
+
+    UNKNOWN = 0
+    #: no driver has taken the device yet
+    INITIALISING = 1
+    INIT_WAIT = 2
+    INITIALISED = 3
+    CONNECTED = 4
+    CLOSING = 5
+    CLOSED = 6
+    RECONFIGURING = 7
+    RECONFIGURED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class DomainInfo:
-    """What the hypervisor says of a domain now (``libxl_domain_info``)."""
+    """The current state of a domain in the hypervisor (``libxl_domain_info``)."""
 
-    #: its number, which another domain may have later
+    #: the domain id; another domain may get the same number later
     domid: int
-    #: what tells it from all others, in lower case
+    #: the uuid, in lower case
     uuid: str
-    #: it is paused, by its owner or by libxl
+    #: the domain is paused, by its owner or by libxl
     paused: bool
-    #: it has shut down by itself, or was suspended
+    #: the domain shut down by itself, or was suspended
     shutdown: bool
-    #: why it shut down, in libxl's words ("poweroff", "suspend", …); "" while it has not
+    #: why the domain shut down, in libxl's words ("poweroff", "suspend", …); "" if it did not
     shutdown_reason: str
-    #: it is being destroyed
+    #: the domain is being destroyed
     dying: bool
-    #: current allocation, KiB
+    #: memory that the domain has now, in KiB
     memory_kb: int
-    #: it has run, ever; false for one that was made and not yet unpaused
+    #: the domain has run; false for a new domain that was never unpaused
     has_run: bool = True
 
     @property
     def lives(self) -> bool:
-        """It runs: libxl pauses a domain before it destroys it, and makes a new one paused."""
+        """Whether the domain runs; false also for a new domain, and for one being destroyed."""
         return not (self.paused or self.shutdown or self.dying)
 
     @property
     def suspended(self) -> bool:
-        """Suspended by a save (or by itself), and resumable."""
+        """Whether the domain was suspended, by a save or by itself, and can be resumed."""
         return self.shutdown and self.shutdown_reason == "suspend"
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """One disk of a guest, as its configuration has it (``libxl_device_disk``)."""
+    """One disk in the configuration of a guest (``libxl_device_disk``)."""
 
     #: the guest's device, such as ``xvda``
     vdev: str
-    #: host path; "" for an empty drive
+    #: path on the host; "" for an empty drive
     target: str
     #: raw, qcow2, vhd, qed, empty or unknown
     format: str
     #: phy, qdisk or unknown
     backend: str = "unknown"
-    #: the guest may write to it
+    #: the guest may write to the disk
     readwrite: bool = True
-    #: it is a CD-ROM drive
+    #: the disk is a CD-ROM drive
     cdrom: bool = False
-    #: the hotplug script that attaches it, "" for libxl's own (``script=``)
+    #: the hotplug script of the disk (``script=``); "" for libxl's default
     script: str = ""
-    #: the domain that serves it, "" for dom0 (``backend=``)
+    #: the domain that provides the disk (``backend=``); "" for dom0
     backend_domain: str = ""
     #: "xen", or "virtio" (Xen 4.17 and later)
     specification: str = "xen"
 
     @property
     def left_out(self) -> str:
-        """Why this disk needs no snapshot; "" when it needs one."""
+        """Why this disk needs no disk snapshot; "" if it needs one."""
         if self.cdrom:
             return "a CD-ROM drive"
         if self.format == "empty" or not self.target:
@@ -95,24 +111,24 @@ class Disk:
         return "" if self.readwrite else "read-only"
 
 
-#: of objects and lists in each other; libxl's have a few, and Python's JSON can write some hundreds
+#: levels of nested objects and lists; libxl writes a few, Python's JSON some hundreds
 _DEPTH_LIMIT = 50
 
 
 @dataclass(frozen=True, slots=True)
 class DomainConfig:
-    """A domain's configuration: libxl's own JSON, and the parts of it that we look at."""
+    """A domain's configuration: libxl's JSON, and the parts that pyxlsnap needs."""
 
-    #: libxl_domain_config as JSON, the text that goes into a memory file
+    #: libxl_domain_config as JSON; a memory file contains this text
     json: str
-    #: the same, parsed; not to be changed
+    #: the parsed JSON; must not be changed
     values: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def parse(cls, text: str) -> "DomainConfig":
         """Read libxl's JSON.
 
-        :raises ValueError: it is not a JSON object, or libxl would never have written it.
+        :raises ValueError: the text is not a JSON object, or libxl cannot have written it.
         """
         try:
             values = json.loads(text)
@@ -124,44 +140,45 @@ class DomainConfig:
         return cls(text, values)
 
     def section(self, name: str) -> Mapping[str, Any]:
-        """A nested object such as ``c_info``; empty when it is absent."""
+        """A nested object such as ``c_info``; empty if there is none."""
         found = self.values.get(name, {})
         return found if isinstance(found, dict) else {}
 
     @property
     def name(self) -> str:
-        """The domain's name; "" if it says none."""
+        """The domain's name; "" if the configuration has none."""
         return str(self.section("c_info").get("name", ""))
 
     @property
     def uuid(self) -> str:
-        """The domain's uuid; "" if it says none."""
+        """The domain's uuid; "" if the configuration has none."""
         return str(self.section("c_info").get("uuid", ""))
 
     @property
     def kind(self) -> GuestKind:
-        """pv, pvh or hvm: only the configuration tells PVH from HVM.
+        """pv, pvh or hvm. Only the configuration distinguishes PVH and HVM.
 
-        :raises ValueError: it says something else.
+        :raises ValueError: the configuration has another type.
         """
         return GuestKind(str(self.section("c_info").get("type", "pv")).lower())
 
     @property
     def disks(self) -> tuple[Disk, ...]:
-        """Its disks, in their order."""
+        """The disks, in the order of the configuration."""
         return tuple(map(_disk, self.devices("disks")))
 
     def devices(self, kind: str) -> list[Mapping[str, Any]]:
-        """A list of devices, such as ``nics``; empty when it is absent."""
+        """A list of devices such as ``nics``; empty if there is none."""
         return [d for d in self.values.get(kind, []) if isinstance(d, dict)]
 
     def action_on(self, reason: str) -> str:
-        """What is to be done when it shuts down: "restart", "destroy", … (on_reboot=, …).
+        """The action for a shutdown: "restart", "destroy", … (``on_reboot`` and the others).
 
-        :param reason: as :attr:`DomainInfo.shutdown_reason`; xl destroys what it does not know.
+        :param reason: as in :attr:`DomainInfo.shutdown_reason`. For an unknown reason the action is
+            "destroy", as in xl.
         """
         known = ("poweroff", "reboot", "crash", "watchdog", "soft_reset")
-        # libxl leaves out what is its default.
+        # libxl does not write a value that is the default.
         return str(self.values.get(f"on_{reason}", "destroy")) if reason in known else "destroy"
 
     def with_name(self, name: str) -> "DomainConfig":
@@ -171,7 +188,7 @@ class DomainConfig:
 
 
 def _check_configuration(values: Mapping[str, Any]) -> None:
-    """:raises ValueError: what comes later would stumble over something in it."""
+    """:raises ValueError: a value has a wrong type, a bad string, or too many nested levels."""
     for key in ("disks", "nics"):
         if not isinstance(values.get(key, []), list):
             raise ValueError(f"{key} is not a list")
@@ -207,71 +224,74 @@ def _disk(values: Mapping[str, Any]) -> Disk:
 
 @dataclass(frozen=True, slots=True)
 class DiskRequest:
-    """One item of a cfgfile's ``disks``: which disk, and where its snapshot goes."""
+    """One item of a cfgfile's ``disks``: a disk, and where its disk snapshot is stored."""
 
     #: the guest's device, such as ``xvda``
     vdev: str
-    #: external path; "" for an internal disk snapshot
+    #: path of an external disk snapshot; "" for an internal one
     path: str = ""
-    #: its format, such as ``qcow2``; "" for an internal disk snapshot
+    #: format of an external disk snapshot, such as ``qcow2``; "" for an internal one
     format: str = ""
 
     @property
     def internal(self) -> bool:
-        """It goes into the disk's own storage."""
+        """Whether the disk snapshot is stored in the disk's own storage."""
         return not self.path and not self.format
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotConfig:
-    """A cfgfile's content (see pyxlsnap.cfg(5)). What it leaves out is ``None``."""
+    """The content of a cfgfile (see pyxlsnap.cfg(5)). A missing setting is ``None``."""
 
-    #: the snapshot's name; ``None``: it is named after the time
+    #: the snapshot's name; ``None``: the name is made from the date and time
     name: str | None = None
-    #: a text for people, kept in the cfgfile that is written and in the memory file
+    #: a text for people, stored in the new cfgfile and in the memory file
     description: str | None = None
-    #: the memory file; ``None``: in a directory of the domain's own below
+    #: path of the memory file; ``None``: in the domain's directory below
     #: ``/var/lib/xen/snapshots``
     memory_path: str | None = None
-    #: the disks to snapshot; ``None``: every writable one, in its own storage
+    #: the disks to snapshot; ``None``: all writable disks, each in its own storage
     disks: tuple[DiskRequest, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a memory file of ours says of its snapshot, beside the domain's configuration."""
+    """What a memory file of pyxlsnap says about its snapshot, besides the configuration."""
 
+    #: the snapshot's name
     name: str
+    #: a text for people
     description: str
-    #: seconds since the epoch, when the operation began
+    #: when the operation began, in seconds since the epoch
     created: int
+    #: the state of the domain in the snapshot
     state: RunState
-    #: the disk snapshots, as a cfgfile names them
+    #: the disk snapshots, in the form of a cfgfile
     disks: tuple[DiskRequest, ...]
-    #: who made it: "pyxlsnap", "xen", "qemu" -> version
+    #: versions of the programs that made the snapshot, by name: "pyxlsnap", "xen", "qemu"
     versions: Mapping[str, str]
-    #: by vdev, the kind of disk strategy that took it
+    #: kind of disk strategy that made each disk snapshot, by vdev
     kinds: Mapping[str, str] = field(default_factory=dict)
 
 
-#: what a revert keeps the disks under, put after the snapshot's name
+#: A revert keeps the old content of the disks under the snapshot's name with this suffix.
 KEPT_SUFFIX = ".pre-revert"
-_NAME_LIMIT = 127  # qcow2 and QEMU take 255 bytes, LVM 127 with the volume's own name
+_NAME_LIMIT = 127  # qcow2 and QEMU allow 255 bytes, LVM 127 including the name of the volume
 _NAME = re.compile(r"[A-Za-z0-9_+.@:-]+")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def check_name(name: str) -> str:
-    """Return ``name`` if every storage can hold it as a snapshot's name.
+    """Return ``name`` if it can be the name of a snapshot in every kind of storage.
 
-    It becomes a qcow2 tag, a file's name and an argument of ``qemu-img snapshot``, which takes
-    an ID (digits) before a name: so digits alone will not do. :data:`KEPT_SUFFIX` is reserved, so
-    that what bears it is ours to delete.
+    The name becomes a qcow2 tag, a file's name and an argument of ``qemu-img snapshot``. qemu-img
+    first looks for a snapshot with this ID, and IDs are numbers, so a name of digits alone is
+    refused. :data:`KEPT_SUFFIX` is reserved: pyxlsnap deletes what has this suffix.
 
-    :raises UsageError: saying what is wrong with it.
+    :raises UsageError: the name is not allowed; the message says why.
     """
     if not name:
-        raise UsageError("the snapshot's name is empty: give one, or none at all")
+        raise UsageError("the snapshot's name is empty: give a name, or leave the setting out")
     if len(name) > _NAME_LIMIT:
         raise UsageError(
             f"snapshot name {name[:20]!r}… is longer than {_NAME_LIMIT} characters: choose a "
@@ -279,37 +299,38 @@ def check_name(name: str) -> str:
         )
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"snapshot name {name!r}: only letters, digits and _ + . @ : - can be stored everywhere"
+            f"snapshot name {name!r}: only letters, digits and _ + . @ : - are allowed"
         )
     if name.isdigit():
         raise UsageError(
-            f"snapshot name {name!r}: digits alone would be taken for a qcow2 snapshot ID: add a "
-            f"letter"
+            f"snapshot name {name!r}: qemu-img takes digits alone for a snapshot ID: add a letter"
         )
     if name[0] in ".-":
-        raise UsageError(f"snapshot name {name!r} must not start with {name[0]!r}")
+        raise UsageError(
+            f"snapshot name {name!r} must not start with {name[0]!r}: choose another name"
+        )
     if name.endswith(KEPT_SUFFIX):
         raise UsageError(
-            f"snapshot name {name!r}: under such a name a revert keeps the disks as they were, and "
-            f"deletes it in the end: choose another that does not end in {KEPT_SUFFIX!r}"
+            f"snapshot name {name!r}: names that end in {KEPT_SUFFIX!r} are reserved for the disks "
+            f"that a revert keeps until its end: choose another name"
         )
     return name
 
 
 def check_text(text: str) -> str:
-    """Return ``text`` if it can be a path: no NUL, no surrogate but those of ``os.fsdecode``.
+    """Return ``text`` if it can be a path: no NUL, and no surrogates except from ``os.fsdecode``.
 
-    :raises ValueError: it cannot.
+    :raises ValueError: the text cannot be a path.
     """
-    if b"\0" in text.encode("utf-8", "surrogateescape"):
-        raise ValueError("has a NUL in it")
+    if b"\0" in bytes_of(text):
+        raise ValueError("has a NUL character")
     return text
 
 
 def check_uuid(uuid: str) -> str:
-    """Return ``uuid`` in lower case, as locks and journals are named.
+    """Return ``uuid`` in lower case, as in the names of locks and journals.
 
-    :raises UsageError: it is none.
+    :raises UsageError: the text is not a uuid.
     """
     if not _UUID.fullmatch(uuid.lower()):
         raise UsageError(f"{uuid!r} is not a domain's uuid (`xl list -v` shows it)")

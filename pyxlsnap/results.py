@@ -1,4 +1,4 @@
-"""What operations say of themselves while they run, and what they give back: plain and frozen."""
+"""The results of operations, and the reports of their progress: frozen dataclasses."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,61 +8,61 @@ from pyxlsnap.model import RunState
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """Something that a snapshot left on the host, and how a person deletes it."""
+    """Something that a snapshot created on the host, and how a person deletes it."""
 
     #: "memory file", "cfgfile" or "disk snapshot"
     kind: str
-    #: the path, or the disk snapshot's name and what it is in
+    #: the path, or the disk snapshot's name and the file or volume that contains it
     where: str
-    #: the commands that delete it, or what has to be done
+    #: the commands that delete it, or a text that says what to do
     delete: str
-    #: of a disk snapshot: whose
+    #: the disk of a disk snapshot; "" for a file
     vdev: str = ""
-    #: of a disk snapshot that the disk stands on: files in the disk's chain, its own included;
-    #: ``None`` where the disk stands alone, or nobody could count them
+    #: number of files in the disk's chain, including the disk itself, if the disk depends on this
+    #: disk snapshot; ``None`` if it does not, or if the files could not be counted
     chain_depth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an operation is.
+    """The progress of an operation.
 
     The phases of a create are "checking", "memory", "domain now suspended" and "resumed" (and
-    others that libxl names); those of a revert are "checking" and its steps.
+    others that libxl names). The phases of a revert are "checking" and its steps.
     """
 
-    #: what goes on: "checking", "memory", "resumed", or a step of a revert such as "disks"
+    #: the phase: "checking", "memory", "resumed", or a step of a revert such as "disks"
     phase: str
-    #: bytes of the domain's memory, in this pass; 0 in phases that are not counted
+    #: bytes of the domain's memory done in this pass; 0 in phases without a count
     bytes_done: int = 0
-    #: 0 where nobody knows it
+    #: bytes expected in this pass; 0 if the number is unknown
     bytes_expected: int = 0
-    #: the pass over memory, from 0, of a live save
+    #: in a live snapshot the pass over the memory, counted from 0
     iteration: int = 0
 
 
 OnProgress = Callable[[Progress], None]
-#: a step of a sequence: its name, and what does it
+#: a step of a sequence: its name and its function
 Step = tuple[str, Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedDisk:
-    """One disk of a plan."""
+    """A disk in a plan."""
 
     #: the guest's device
     vdev: str
-    #: host path
+    #: path on the host
     target: str
-    #: the disk strategy
+    #: the disk strategy, described for people
     how: str
-    #: where its disk snapshot goes, or is; "" for inside the disk's own storage
+    #: path of the disk snapshot; "" if it is inside the disk's own storage
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an operation would do; nothing was touched."""
+    """The plan of an operation: what the operation would do. Nothing was changed."""
 
     #: "create" or "revert"
     operation: str
@@ -72,53 +72,53 @@ class Plan:
     domain: str
     #: the domain's uuid
     uuid: str
-    #: the memory file that would be written, or read
+    #: the memory file: a create would write it, a revert would read it
     memory_path: str
-    #: the cfgfile that would be written, or was read
+    #: the cfgfile: a create would write it, a revert has read it
     cfgfile: str
-    #: of a snapshot: whether the domain runs while its memory is written
+    #: a create only: the domain would run while its memory is written
     live: bool
-    #: the state that the domain would be in afterwards
+    #: the state of the domain afterwards
     state: RunState
-    #: the disks that would be snapshotted, or put back
+    #: the disks that the operation would snapshot or revert
     disks: tuple[PlannedDisk, ...]
-    #: writable or not, disks that are not in it, each with the reason
+    #: disks that are not in the snapshot: the reason for each, by vdev
     left_out: Mapping[str, str]
-    #: what is not as one might expect, a line each
+    #: warnings: what differs from the usual, one line each
     warnings: tuple[str, ...]
-    #: seconds that the domain would stand still, roughly; ``None`` for a revert
+    #: estimated seconds that the domain would be suspended; ``None`` for a revert
     seconds_suspended: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Possibility:
-    """Whether a domain can be snapshotted as it is now, with every writable disk."""
+class Feasibility:
+    """Whether a snapshot of a domain with all its writable disks is possible now."""
 
     #: the domain's name
     domain: str
-    #: its uuid
+    #: the domain's uuid
     uuid: str
-    #: why it cannot, a line each with the way out; empty: it can
+    #: why no snapshot is possible, one line each with what to do; empty if it is possible
     reasons: tuple[str, ...]
-    #: what hinders a live snapshot beside them
+    #: further reasons that prevent only a live snapshot, one line each
     live_reasons: tuple[str, ...]
 
     @property
     def possible(self) -> bool:
-        """A snapshot is possible, at least one for which the domain stands still."""
+        """Whether a snapshot is possible, perhaps only one that is not live."""
         return not self.reasons
 
     @property
     def live(self) -> bool:
-        """A live one is, too."""
+        """Whether a live snapshot is possible, too."""
         return self.possible and not self.live_reasons
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A snapshot that was taken."""
+    """The result of a create: a new snapshot."""
 
-    #: its name
+    #: the snapshot's name
     name: str
     #: the domain's name
     domain: str
@@ -128,34 +128,34 @@ class Snapshot:
     uuid: str
     #: the domain ran while its memory was written
     live: bool
-    #: the memory file
+    #: path of the memory file
     memory_path: str
-    #: the file that a revert takes
+    #: path of the cfgfile, which a revert takes
     cfgfile: str
-    #: everything that was made, and how to delete it
+    #: everything that was created, and how to delete it
     artefacts: tuple[Artefact, ...]
-    #: disks that are not in it, each with the reason
+    #: disks that are not in the snapshot: the reason for each, by vdev
     left_out: Mapping[str, str]
-    #: what is not as one might expect, a line each
+    #: warnings: what differs from the usual, one line each
     warnings: tuple[str, ...]
-    #: the state that it was taken in, and that the domain is in again
+    #: the state of the domain in the snapshot, and again now
     state: RunState
-    #: seconds from the guest's suspension to the return of its resume, measured
+    #: measured seconds from the suspend of the guest to the end of the resume
     seconds_suspended: float
-    #: seconds that a paused guest was let go for, to answer the suspend request
+    #: seconds for which a paused guest was unpaused, to answer the suspend request
     seconds_unpaused: float = 0.0
-    #: how long each step took; of those, "disk snapshots" and "resume" while it was suspended
+    #: seconds of each step; the guest was suspended during "disk snapshots" and "resume"
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def chain_depth(self) -> dict[str, int]:
-        """By vdev, the files in the chain of each disk that stands on its disk snapshot."""
+        """Number of files in the chain of each disk that depends on its disk snapshot, by vdev."""
         return {a.vdev: a.chain_depth for a in self.artefacts if a.chain_depth is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Reverted:
-    """A revert that was done."""
+    """The result of a revert."""
 
     #: the snapshot's name
     name: str
@@ -163,35 +163,35 @@ class Reverted:
     domain: str
     #: the domain's new domid
     domid: int
-    #: the domain's uuid: that in the snapshot
+    #: the domain's uuid, from the snapshot
     uuid: str
-    #: the state that the domain is in now
+    #: the state of the domain now
     state: RunState
-    #: vdevs whose content was put back
+    #: vdevs of the disks that were reverted
     disks: tuple[str, ...]
-    #: what is not as one might expect, a line each
+    #: warnings: what differs from the usual, one line each
     warnings: tuple[str, ...]
-    #: the cfgfile of the snapshot that was taken of the present first; "" if none was asked for
+    #: cfgfile of the snapshot that ``keep_current`` took first; "" without ``keep_current``
     kept: str = ""
-    #: how long each step took; empty if it was finished by a recovery
+    #: seconds of each step; empty if a recovery finished the revert
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """A domain that shut down by itself, and what was done, as its configuration says."""
+    """A domain shut down by itself, and the configured action was performed."""
 
     #: the domain's name
     domain: str
     #: the domain's uuid
     uuid: str
-    #: of the domain that shut down
+    #: domid of the domain that shut down
     domid: int
-    #: as :attr:`DomainInfo.shutdown_reason`
+    #: why it shut down, as in :attr:`DomainInfo.shutdown_reason`
     reason: str
-    #: libxl's word: "restart", "destroy", "preserve", …
+    #: the action, in libxl's words: "restart", "destroy", "preserve", …
     action: str
-    #: of the domain that goes on; ``None`` if none does
+    #: domid of the domain that runs now; ``None`` if none runs
     new_domid: int | None
 
 
@@ -200,11 +200,12 @@ OnEvent = Callable[[DomainEvent], None]
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What became of an operation that was killed."""
+    """The result of a recovery."""
 
-    #: what was done or found, a line each; empty when nothing was in flight
+    #: what was done or found, one line each; empty if no operation was unfinished
     lines: tuple[str, ...]
-    #: everything is as before it; false: it had done its work, or somebody else has gone on
+    #: everything is as before the operation; false if the operation had completed, or if another
+    #: program has changed the domain since
     rolled_back: bool
-    #: the revert that was brought to its end, if it was one
+    #: the result of the revert that was finished; ``None`` if the operation was no revert
     reverted: Reverted | None = None

@@ -1,31 +1,58 @@
-"""Values, errors and log records as plain values that JSON can carry, and back."""
+"""Values, errors and log records as plain values that JSON can carry, and back.
+
+Used between caller and worker, in the journal, and for the command line's JSON documents.
+"""
 
 import logging
 import types
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pyxlsnap.errors import PyxlsnapError
 
 Message = dict[str, Any]
 
+_hints = cache(get_type_hints)
+
 
 def rebuild(kind: Any, plain: Any) -> Any:
     """The value of this type that ``dataclasses.asdict`` and JSON took apart.
 
-    Types are those of our values: dataclasses, tuples of any length, enums, ``… | None``, and what
-    JSON has itself.
+    Types are those of our values: dataclasses, tuples of any length, mappings from strings, enums,
+    ``… | None``, and what JSON has itself.
+
+    :raises TypeError, ValueError: the plain value is none of this type.
     """
     if get_origin(kind) in (Union, types.UnionType):
         kind = types.NoneType if plain is None else get_args(kind)[0]
     if isinstance(kind, type) and is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: rebuild(hints[name], value) for name, value in plain.items()})
+        return _rebuild_dataclass(kind, plain)
     if get_origin(kind) is tuple:
-        return tuple(rebuild(get_args(kind)[0], value) for value in plain)
-    if isinstance(kind, type) and issubclass(kind, Enum):
+        return tuple(rebuild(get_args(kind)[0], value) for value in _checked(list, plain))
+    if get_origin(kind) in (dict, Mapping):
+        inner = get_args(kind)[1]
+        return {key: rebuild(inner, value) for key, value in _checked(dict, plain).items()}
+    if issubclass(kind, Enum):
         return kind(plain)
+    return _checked(kind, plain)
+
+
+def _rebuild_dataclass(kind: type, plain: Any) -> Any:
+    hints = _hints(kind)
+    values = _checked(dict, plain)
+    if unknown := values.keys() - hints.keys():
+        raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+    return kind(**{name: rebuild(hints[name], value) for name, value in values.items()})
+
+
+def _checked(kind: type, plain: Any) -> Any:
+    """The plain value, which JSON says is of this kind (or a tuple that was not sent at all)."""
+    wanted = {float: (float, int), list: (list, tuple)}.get(kind, (kind,))
+    if not isinstance(plain, wanted) or (isinstance(plain, bool) and kind is not bool):
+        raise TypeError(f"{plain!r:.40} is not of type {kind.__name__}")
     return plain
 
 

@@ -1,22 +1,40 @@
-"""Text that others have chosen (names, paths, what a program said), made fit to be shown."""
+"""Text that others chose (names, paths, output): from bytes, and fit to be shown; and sizes."""
 
 import re
 import shlex
 from collections.abc import Iterable
 
-# Control characters (a terminal obeys them), what breaks or turns a line, and surrogates: bytes of
-# a path that are not UTF-8, which no strict stream takes.
+# Control characters (a terminal obeys them), characters that break a line or change its direction,
+# and surrogates: bytes of a path that are not UTF-8, which a strict stream does not accept.
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_UTF8 = range(0xDC80, 0xDD00)
 
 
+def text_of(data: bytes) -> str:
+    """Bytes of a path or name as text that :func:`bytes_of` turns back into the same bytes."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def bytes_of(text: str) -> bytes:
+    """The bytes of a path or name.
+
+    :raises UnicodeEncodeError: it has surrogates other than those of :func:`text_of`.
+    """
+    return text.encode("utf-8", "surrogateescape")
+
+
+def readable(data: bytes) -> str:
+    """What a program wrote, for people: bytes that are not UTF-8 become U+FFFD."""
+    return data.decode("utf-8", "replace")
+
+
 def one_line(text: str) -> str:
-    """The text as one line without control characters: they are written as Python writes them."""
+    """The text in one line, with Python's escapes in the place of control characters."""
     return _HIDDEN.sub(lambda found: _escaped(found[0]), text)
 
 
 def quote(word: str) -> str:
-    """A word as a shell takes it, in one line: $'…' (bash, POSIX.1-2024) where nothing else can."""
+    """Quote a word for a shell, in one line; with $'…' (bash, POSIX.1-2024) if necessary."""
     if not _HIDDEN.search(word):
         return shlex.quote(word)
     plain = word.replace("\\", "\\\\").replace("'", "\\'")
@@ -24,8 +42,13 @@ def quote(word: str) -> str:
 
 
 def command(words: Iterable[str]) -> str:
-    """A command to be pasted into a shell."""
+    """A command, quoted so that it can be pasted into a shell."""
     return " ".join(map(quote, words))
+
+
+def mib(size: int) -> str:
+    """A size in bytes as messages give it, rounded up."""
+    return f"{-(-size >> 20)} MiB"
 
 
 def _escaped(character: str) -> str:

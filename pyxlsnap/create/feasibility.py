@@ -1,10 +1,11 @@
-"""Whether a domain can be snapshotted: all that hinders it, where a plan stops at the first."""
+"""Whether a domain can be snapshotted: every reason why not, where a plan stops at the first."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 
 from pyxlsnap import paths
+from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.plan import generated_name
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
@@ -14,81 +15,62 @@ from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk
-from pyxlsnap.results import Possibility
+from pyxlsnap.request import FeasibilityRequest
+from pyxlsnap.results import Feasibility
 
 
-def possibility(
-    host: Host, domain: str, *, check: Callable[[], None] = lambda: None
-) -> Possibility:
+def feasibility(
+    host: Host, request: FeasibilityRequest, cancel: Cancel | None = None
+) -> Feasibility:
     """See :func:`pyxlsnap.can_snapshot`. Changes nothing and takes no lock.
 
-    :param check: called again and again by what takes long; what it raises ends that.
+    :raises Cancelled: ``cancel`` was set.
     """
-    guest = host.find(domain)
-    reasons: list[str] = []
-    live_reasons: list[str] = []
-    with _noted(reasons):
-        checks.run_state(guest)
-    if not reasons:  # else there is nothing to look at
-        _look(host, guest, reasons, live_reasons, check)
-    return Possibility(guest.name, guest.uuid, tuple(reasons), tuple(live_reasons))
-
-
-def _look(
-    host: Host,
-    guest: Guest,
-    reasons: list[str],
-    live_reasons: list[str],
-    check: Callable[[], None],
-) -> None:
+    cancel = cancel or Cancel()
+    guest = host.find(request.domain)
+    if reasons := _reason(lambda: checks.run_state(guest)):  # there is nothing more to look at
+        return Feasibility(guest.name, guest.uuid, tuple(reasons), ())
     config = guest.config()
     disks = [disk for disk in config.disks if not disk.left_out]
-    with _noted(reasons):
-        Journal(guest.uuid).refuse_unfinished()
-    with _noted(reasons):
-        checks.refuse_config(config, guest)
-    with _noted(live_reasons):
-        checks.refuse_live(host, config, guest)
-    with _noted(reasons):
-        checks.refuse_shared(host, guest, disks)
-    with _noted(reasons):
-        checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb)
-    _look_at_disks(guest, disks, reasons, check)
-    with _noted(reasons):
-        checks.wait_for_frontends(guest, check=check)
+    reasons = [
+        *_reason(Journal(guest.uuid).refuse_unfinished),
+        *_reason(lambda: checks.refuse_config(config, guest)),
+        *_reason(lambda: checks.refuse_shared(host, guest, disks)),
+        *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb)),
+        *_disk_reasons(guest, disks, cancel),
+        *_reason(lambda: checks.wait_for_frontends(guest, check=cancel.check)),
+    ]
+    live_reasons = _reason(lambda: checks.refuse_live(host, config, guest))
+    return Feasibility(guest.name, guest.uuid, tuple(reasons), tuple(live_reasons))
 
 
-def _look_at_disks(
-    guest: Guest, disks: list[Disk], reasons: list[str], check: Callable[[], None]
-) -> None:
-    """All together, for they may share room; if that will not do, each by itself."""
-    together: list[str] = []
-    with _noted(together):
-        _check_create(guest, disks, check)
-    alone: list[str] = []
-    for disk in disks if together else ():
-        with _noted(alone):
-            _check_create(guest, [disk], check)
-    reasons += alone or together
+def _reason(check: Callable[[], object]) -> list[str]:
+    """Why a check fails; empty if it passes."""
+    try:
+        check()
+    except DomainNotFound:  # the domain ended meanwhile
+        raise
+    except PyxlsnapError as e:
+        return [str(e)]
+    return []
+
+
+def _disk_reasons(guest: Guest, disks: list[Disk], cancel: Cancel) -> list[str]:
+    """All disks together, for they may share room; if a check fails, each disk by itself."""
+    together = _reason(lambda: _check_create(guest, disks, cancel))
+    if not together:
+        return []
+    alone = [_reason(partial(_check_create, guest, [disk], cancel)) for disk in disks]
+    return [reason for reasons in alone for reason in reasons] or together
 
 
 @refusing_os_errors()
-def _check_create(guest: Guest, disks: list[Disk], check: Callable[[], None]) -> None:
+def _check_create(guest: Guest, disks: list[Disk], cancel: Cancel) -> None:
     name = generated_name(time.time())
-    task = DiskTask(name, asked=False, check=check)
+    task = DiskTask(name, asked=False, check=cancel.check)
     found = strategies([(disk, default_request(disk, name)) for disk in disks], task)
     try:
         for strategy in found:
             strategy.check_create(guest.domid)
     finally:
         close_all(found)
-
-
-@contextmanager
-def _noted(reasons: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except DomainNotFound:  # it has gone meanwhile
-        raise
-    except PyxlsnapError as e:
-        reasons.append(str(e))

@@ -3,9 +3,9 @@
 Both are written under temporary names beside their own, and take those when they are whole.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
+from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.linux.files import (
     NewFile,
@@ -38,7 +38,7 @@ class SnapshotFiles:
         self._memory = NewFile(self._plan.memory_path, temporary=self.temporary)
         write_header(
             self._memory.file,
-            config_json=self._plan.config.json,
+            config_json=self._plan.examined.config.json,
             metadata=self._plan.metadata,
         )
 
@@ -47,14 +47,14 @@ class SnapshotFiles:
         assert self._memory
         return self._memory.fileno()
 
-    def publish_memory(self, check: Callable[[], None] = lambda: None) -> None:
+    def publish_memory(self, cancel: Cancel | None = None) -> None:
         """The stream is complete: the file takes its name.
 
-        :param check: called again and again while it is read; what it raises ends that.
+        :raises Cancelled: ``cancel`` was set while the file was read back.
         """
         assert self._memory
         self._memory.sync()
-        self._read_back(check)
+        self._read_back(cancel or Cancel())
         self._memory.publish()
         self._published.append(self._plan.memory_path)
 
@@ -93,10 +93,10 @@ class SnapshotFiles:
         if self._memory:
             self._memory.file.close()
 
-    def _read_back(self, check: Callable[[], None]) -> None:
+    def _read_back(self, cancel: Cancel) -> None:
         """What cannot be reverted is no snapshot: read it as revert will."""
         assert self._memory  # by its descriptor: that is what will be published
         with open_regular(Path(f"/proc/self/fd/{self._memory.fileno()}")) as file:
             header = read_header(file, str(self.temporary))
             file.seek(header.stream_offset)
-            walk(file, str(self.temporary), on_bytes=lambda _: check())
+            walk(file, str(self.temporary), on_bytes=lambda _: cancel.check())

@@ -1,115 +1,90 @@
-"""The operations, in this process: locks, plan, and the run of the sequence.
+"""Taking a snapshot, in this process: the lock, the plan, and the run of the sequence.
 
-:mod:`pyxlsnap.api` runs these in a worker process. Call them here and a libxl that aborts takes
-your process with it, and nobody rolls back.
+:mod:`pyxlsnap.api` runs these functions in a worker process. A host that calls them itself gives
+that up: if libxl aborts, the host's process ends, and nobody rolls back.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
+from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.create.plan import CreatePlan, plan_create
+from pyxlsnap.create.plan import CreatePlan, make_plan
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.errors import Interrupted
-from pyxlsnap.guest.protocols import Host, StartMonitor
-from pyxlsnap.hooks import Hook
+from pyxlsnap.guest.protocols import Host
 from pyxlsnap.journal import Journal
-from pyxlsnap.linux.locks import DomainLock, ShareLock
-from pyxlsnap.model import SnapshotConfig
-from pyxlsnap.results import OnProgress, Plan, Progress, Snapshot
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.model import check_name
+from pyxlsnap.request import Callbacks, CreateRequest
+from pyxlsnap.results import Plan, Progress, Snapshot
 
 log = logging.getLogger(__name__)
 
 
 def create(
-    host: Host,
-    domain: str,
-    wanted: SnapshotConfig,
-    *,
-    live: bool = False,
-    max_downtime: float | None = None,
-    on_progress: OnProgress = lambda _: None,
-    cancel: Cancel | None = None,
-    share_lock: ShareLock = lambda _uuid, _fd: None,
-    before_suspend: Hook = lambda _: None,
-    start_monitor: StartMonitor | None = None,
+    host: Host, request: CreateRequest, callbacks: Callbacks, cancel: Cancel | None = None
 ) -> Snapshot:
     """Take a snapshot of a domain, in this process.
 
-    :param host: its libxl context belongs to this call until it returns.
-    :param max_downtime: seconds; refuse if the domain is expected to stand still for longer.
-    :param share_lock: is given the uuid and descriptor of the lock as soon as it is held.
-    :param before_suspend: called when all is prepared; what it raises undoes that.
-    :param start_monitor: called if the process with which xl watched the domain leaves at the
-        suspend, as it does before Xen 4.20. Without it the result has a warning then.
+    :param host: its libxl context belongs to this call until the call returns.
     :raises UsageError, Refused: nothing was tried.
     :raises OperationFailed: it failed; guest, disks and files are as before.
     :raises Interrupted: ``cancel`` was set; the same.
     :raises NeedsAttention: it failed and something is left; the error says what.
     """
     cancel = cancel or Cancel()
-    with _creation_planned(
-        host, domain, wanted, live, max_downtime, on_progress, cancel, share_lock
-    ) as (
-        plan,
-        journal,
-    ):
-        return Creation(
-            plan,
-            journal,
-            on_progress=on_progress,
-            cancel=cancel,
-            before_suspend=before_suspend,
-            start_monitor=start_monitor,
-        ).run()
+    with _planned(host, request, callbacks, cancel) as plan:
+        return Creation(plan, callbacks, cancel).run()
 
 
 def preview(
-    host: Host,
-    domain: str,
-    wanted: SnapshotConfig,
-    *,
-    live: bool = False,
-    max_downtime: float | None = None,
-    on_progress: OnProgress = lambda _: None,
-    cancel: Cancel | None = None,
-    share_lock: ShareLock = lambda _uuid, _fd: None,
+    host: Host, request: CreateRequest, callbacks: Callbacks, cancel: Cancel | None = None
 ) -> Plan:
-    """What :func:`create` would do; raises what it would raise, and touches nothing."""
-    cancel = cancel or Cancel()
-    with _creation_planned(
-        host, domain, wanted, live, max_downtime, on_progress, cancel, share_lock
-    ) as (
-        planned,
-        _,
-    ):
-        return planned.summary()
+    """What :func:`create` would do; raises what :func:`create` would raise, and changes nothing."""
+    with _planned(host, request, callbacks, cancel or Cancel()) as plan:
+        return plan.summary()
+
+
+def read_cfgfile(request: CreateRequest) -> CreateRequest:
+    """The same request, with what its cfgfile says in its config. Needs no Xen.
+
+    :raises UsageError: the cfgfile, or the name, is wrong.
+    """
+    said = request.config
+    if said.name is not None:
+        check_name(said.name)
+    if not request.cfgfile:
+        return request
+    found = cfgfile.read(Path(request.cfgfile))
+    if said.name and found.name and said.name != found.name:
+        log.warning("the cfgfile says that the name is %s: %s is ignored", found.name, said.name)
+    memory = found.memory_path  # relative to the file, as it is for a revert; we may be in /
+    if memory:
+        memory = str(Path(request.cfgfile).parent / memory)
+    config = replace(found, name=found.name or said.name, memory_path=memory)
+    return replace(request, config=config, cfgfile="")
 
 
 @contextmanager
-def _creation_planned(
-    host: Host,
-    domain: str,
-    wanted: SnapshotConfig,
-    live: bool,
-    max_downtime: float | None,
-    on_progress: OnProgress,
-    cancel: Cancel,
-    share_lock: ShareLock,
-) -> Iterator[tuple[CreatePlan, Journal]]:
+def _planned(
+    host: Host, request: CreateRequest, callbacks: Callbacks, cancel: Cancel
+) -> Iterator[CreatePlan]:
     """A plan that can be run, under the domain's lock."""
-    guest = host.find(domain)
+    request = read_cfgfile(request)
+    guest = host.find(request.domain)
     lock = DomainLock(guest.uuid, domain=str(guest.name))
     try:
-        share_lock(guest.uuid, lock.fd)
-        on_progress(Progress("checking"))
-        journal = Journal(guest.uuid)
-        journal.refuse_unfinished()
-        with closing(plan_create(host, guest, wanted, live=live, check=cancel.check)) as found:
-            if max_downtime is not None:
-                found.refuse_slow(max_downtime)
-            yield found, journal
+        callbacks.share_lock(guest.uuid, lock.fd)
+        callbacks.on_progress(Progress("checking"))
+        Journal(guest.uuid).refuse_unfinished()
+        with closing(make_plan(host, guest, request, cancel)) as plan:
+            if request.max_downtime is not None:
+                plan.refuse_slow(request.max_downtime)
+            yield plan
     except Cancelled:
         raise Interrupted(f"the snapshot of {guest.name} was interrupted", step="plan") from None
     finally:

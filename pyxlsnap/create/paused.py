@@ -1,7 +1,7 @@
-"""Suspending a guest that its owner has paused: it must run for a moment to answer the request.
+"""Suspending a paused guest: it is unpaused just long enough to answer the suspend request.
 
-The moment is as short as can be (xen-lab.md, E3): the request stands in xenstore before the guest
-is let go, so it is the first thing that it sees.
+The guest is unpaused once the suspend request stands in xenstore, so that it handles the request
+before anything else (xen-lab.md, E3).
 """
 
 import threading
@@ -11,17 +11,17 @@ from pyxlsnap.errors import PyxlsnapError, XenError
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.text import quote
 
-# A guest without PV drivers is asked for nothing: Xen suspends it, mostly even while it is paused.
+# A guest without PV drivers gets no request: Xen suspends it, usually even while it is paused.
 _NO_REQUEST_S = 5.0
 _POLL_S = 0.005
 
 
 class Unpauser:
-    """Around a suspend of a paused guest: unpauses it once the suspend request stands.
+    """Put around the suspend of a paused guest: unpauses it once the suspend request stands.
 
-    On leaving, :attr:`seconds` is how long the guest was let go.
+    On leaving, :attr:`seconds` says how long the guest was unpaused.
 
-    :raises XenError: on leaving: it has been paused more than once, and was not let go.
+    :raises XenError: on leaving: the guest was paused more than once, and was not unpaused.
     """
 
     def __init__(self, guest: Guest, *, live: bool) -> None:
@@ -46,7 +46,7 @@ class Unpauser:
         try:
             with self._guest.on_its_own() as guest:
                 if self._wait_for_request(guest):
-                    self._let_go(guest)
+                    self._unpause(guest)
         except PyxlsnapError as e:
             self._fail(e)
 
@@ -55,26 +55,17 @@ class Unpauser:
         while not self._over.wait(_POLL_S):
             if guest.suspend_requested():
                 return True
-            # (Live, nobody knows how long the memory takes that is saved before.)
+            # (In a live snapshot memory is saved before the request, for an unknown time.)
             if not self._live and time.monotonic() - begun > _NO_REQUEST_S:
                 return not guest.info().shutdown
         return False
 
-    def _let_go(self, guest: Guest) -> None:
+    def _unpause(self, guest: Guest) -> None:
         begun = time.monotonic()
         guest.unpause()
         if guest.info().paused:
             guest.pause()
-            name = guest.name
-            self._fail(
-                XenError(
-                    f"{name} is paused more than once: run `xl unpause {quote(name)}` as often as "
-                    f"it was paused but for one time",
-                    rc=-3,
-                    operation="libxl_domain_unpause",
-                    domain=name,
-                )
-            )
+            self._fail(_paused_again(guest.name))
             return
         while not guest.info().shutdown and not self._over.wait(_POLL_S):
             pass
@@ -84,3 +75,11 @@ class Unpauser:
         self._error = error
         while not self._over.wait(_POLL_S) and not self._guest.abort():
             pass
+
+
+def _paused_again(name: str) -> XenError:
+    return XenError(
+        f"{name} is paused more than once: run `xl unpause {quote(name)}` until only one pause is "
+        f"left",
+        domain=name,
+    )

@@ -6,12 +6,13 @@ been touched.
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
+from pyxlsnap.cancel import Cancel
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
@@ -29,6 +30,7 @@ from pyxlsnap.model import (
     check_name,
 )
 from pyxlsnap.monitor.launch import loses_monitor
+from pyxlsnap.request import CreateRequest
 from pyxlsnap.results import Plan, PlannedDisk
 
 # Careful guesses for the expected downtime, natively: the last pass of a live save with what
@@ -38,22 +40,37 @@ _SAVED_KB_PER_S = 256 * 1024
 _RESUME_S = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A domain that can be snapshotted."""
+
+    config: DomainConfig
+    state: RunState
+    #: the host paths of all the disks that the domain has
+    targets: tuple[str, ...]
+    #: the domain's memory, KiB
+    memory_kb: int
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the snapshot's files go."""
+
+    memory: Path
+    cfgfile: Path
+    cfgfile_text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreatePlan:
     """A snapshot that can be taken."""
 
+    request: CreateRequest = field(repr=False)
     guest: Guest = field(repr=False)
-    config: DomainConfig = field(repr=False)
+    examined: Examined = field(repr=False)
     metadata: Metadata
-    live: bool
-    #: the domain's memory, KiB
-    memory_kb: int
-    memory_path: Path
-    cfgfile: Path
-    cfgfile_text: str
-    #: the host paths of all the disks that the domain has
-    targets: tuple[str, ...]
-    #: the disks in it, in the order of ``metadata.disks``
+    places: Places
+    #: the disks in the snapshot, in the order of ``metadata.disks``
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
     #: disks that will not be in it, each with the reason
@@ -63,6 +80,21 @@ class CreatePlan:
     loses_monitor: bool = False
 
     @property
+    def live(self) -> bool:
+        """The domain runs while its memory is written."""
+        return self.request.live
+
+    @property
+    def memory_path(self) -> Path:
+        """The memory file."""
+        return self.places.memory
+
+    @property
+    def cfgfile(self) -> Path:
+        """The cfgfile."""
+        return self.places.cfgfile
+
+    @property
     def paused(self) -> bool:
         """Its owner has paused the domain, and it will be paused afterwards."""
         return self.metadata.state is RunState.PAUSED
@@ -70,7 +102,7 @@ class CreatePlan:
     @property
     def seconds_suspended(self) -> float:
         """How long the domain is expected to stand still, roughly."""
-        memory = _LAST_PASS_S if self.live else self.memory_kb / _SAVED_KB_PER_S
+        memory = _LAST_PASS_S if self.live else self.examined.memory_kb / _SAVED_KB_PER_S
         return memory + _RESUME_S + sum(s.expected_seconds() for s in self.strategies)
 
     def refuse_slow(self, max_downtime: float) -> None:
@@ -116,83 +148,77 @@ class CreatePlan:
 
 
 @refusing_os_errors()
-def plan_create(
-    host: Host,
-    guest: Guest,
-    wanted: SnapshotConfig,
-    *,
-    live: bool = False,
-    directory: Path | None = None,
-    check: Callable[[], None] = lambda: None,
+def make_plan(
+    host: Host, guest: Guest, request: CreateRequest, cancel: Cancel | None = None
 ) -> CreatePlan:
     """Plan a snapshot of a running guest. Changes nothing.
 
-    :param wanted: what the cfgfile says; what it leaves out is filled in.
-    :param directory: where snapshots go that name no memory file.
-    :param check: called again and again by what takes long, also when the plan is run; what it
-        raises ends that.
-    :raises UsageError: the name or a path will not do.
-    :raises Refused: the guest, a disk or the host does not allow it.
+    :param request: what its config leaves out is filled in.
+    :param cancel: looked at again and again by what takes long, also when the plan is run.
+    :raises UsageError: the name or a path cannot be used.
+    :raises Refused: the guest, a disk or the host does not allow the snapshot.
+    :raises Cancelled: ``cancel`` was set.
     """
-    cfgfile.render(wanted)  # whatever no cfgfile can say has not come out of one
+    cancel = cancel or Cancel()
+    wanted = request.config
+    cfgfile.render(wanted)  # a config that no cfgfile can hold is refused here
     created = int(time.time())
     name = check_name(wanted.name or generated_name(created))
-    state = checks.run_state(guest)
-    config, targets = guest.config(), guest.disk_targets()
-    checks.refuse_config(config, guest)
-    if live:
-        checks.refuse_live(host, config, guest)
-    chosen, left_out, warnings = _choose_disks(config, wanted.disks, name)
+    examined = _examine(host, guest, live=request.live)
+    chosen, left_out, warnings = _choose_disks(examined.config, wanted.disks, name)
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
-    memory_path = _memory_path(wanted, (directory or paths.SNAPSHOTS) / guest.uuid, name)
-    cfg = memory_path.parent / f"{name}.cfg"
-    refuse_existing(memory_path)
-    if os.path.lexists(cfg):
-        raise AlreadyExists(
-            f"{cfg} exists, and our cfgfile would go there: choose another name, or another "
-            f"directory for memory_path",
-            where=str(cfg),
-        )
-    requests = tuple(request for _, request in chosen)
-    _refuse_same_place(requests, memory_path, cfg)
-    complete = SnapshotConfig(name, wanted.description, str(memory_path), requests)
-    memory_kb = guest.info().memory_kb
-    checks.refuse_full(memory_path.parent, memory_kb)
-    inactive = live and config.kind is GuestKind.HVM
-    task = DiskTask(name, inactive=inactive, asked=wanted.disks is not None, check=check)
+    places = _choose_places(guest, wanted, name, [request for _, request in chosen])
+    checks.refuse_full(places.memory.parent, examined.memory_kb)
+    inactive = request.live and examined.config.kind is GuestKind.HVM
+    task = DiskTask(name, inactive=inactive, asked=wanted.disks is not None, check=cancel.check)
     found = strategies(chosen, task)
+    metadata = Metadata(
+        name=name,
+        description=wanted.description or "",
+        created=created,
+        state=examined.state,
+        disks=tuple(request for _, request in chosen),
+        versions=checks.versions(host),
+        kinds={vdev: strategy.kind for strategy in found for vdev in strategy.vdevs},
+    )
     plan = CreatePlan(
+        request=request,
         guest=guest,
-        config=config,
-        metadata=Metadata(
-            name=name,
-            description=wanted.description or "",
-            created=created,
-            state=state,
-            disks=requests,
-            versions=checks.versions(host),
-            kinds={vdev: strategy.kind for strategy in found for vdev in strategy.vdevs},
-        ),
-        live=live,
-        memory_kb=memory_kb,
-        memory_path=memory_path,
-        cfgfile=cfg,
-        cfgfile_text=cfgfile.render(complete),
-        targets=targets,
+        examined=examined,
+        metadata=metadata,
+        places=places,
         devices=tuple(disk for disk, _ in chosen),
         strategies=found,
         left_out=left_out,
         warnings=tuple(warnings),
         loses_monitor=loses_monitor(host, guest),
     )
+    _connect(plan, cancel)
+    return plan
+
+
+def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
+    """:raises Refused: the domain cannot be snapshotted as it is."""
+    state = checks.run_state(guest)
+    config, targets = guest.config(), guest.disk_targets()
+    checks.refuse_config(config, guest)
+    if live:
+        checks.refuse_live(host, config, guest)
+    return Examined(config, state, targets, guest.info().memory_kb)
+
+
+def _connect(plan: CreatePlan, cancel: Cancel) -> None:
+    """Have the disk strategies connect to what they need; on failure nothing stays connected.
+
+    :raises Refused: a disk, or a device of the guest, is not ready.
+    """
     try:
         for strategy in plan.strategies:
-            strategy.check_create(guest.domid)
-        checks.wait_for_frontends(guest, check=check)
+            strategy.check_create(plan.guest.domid)
+        checks.wait_for_frontends(plan.guest, check=cancel.check)
     except BaseException:
         plan.close()
         raise
-    return plan
 
 
 def generated_name(created: float) -> str:
@@ -218,6 +244,24 @@ def _choose_disks(
     left_out |= dict.fromkeys(forgotten, "not named in the cfgfile")
     warnings = [f"{v} is not in the snapshot: reverting it will be risky" for v in forgotten]
     return [(by_vdev[r.vdev], r) for r in wanted], left_out, warnings
+
+
+def _choose_places(
+    guest: Guest, wanted: SnapshotConfig, name: str, requests: Sequence[DiskRequest]
+) -> Places:
+    """:raises Refused, UsageError: a file cannot be where it would go."""
+    memory = _memory_path(wanted, paths.SNAPSHOTS / guest.uuid, name)
+    cfg = memory.parent / f"{name}.cfg"
+    refuse_existing(memory)
+    if os.path.lexists(cfg):
+        raise AlreadyExists(
+            f"{cfg} exists, and our cfgfile would go there: choose another name, or another "
+            f"directory for memory_path",
+            where=str(cfg),
+        )
+    _refuse_same_place(requests, memory, cfg)
+    complete = SnapshotConfig(name, wanted.description, str(memory), tuple(requests))
+    return Places(memory, cfg, cfgfile.render(complete))
 
 
 def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: Path) -> None:

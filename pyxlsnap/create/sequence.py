@@ -26,13 +26,13 @@ from pyxlsnap.errors import (
     PyxlsnapError,
 )
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.protocols import StartMonitor
-from pyxlsnap.hooks import Hook, Moment
-from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.hooks import Moment
+from pyxlsnap.journal import CreateEntry, Journal
 from pyxlsnap.linux.files import is_full
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.monitor.launch import keep_watched
-from pyxlsnap.results import Artefact, OnProgress, Progress, Snapshot, Step
+from pyxlsnap.request import Callbacks
+from pyxlsnap.results import Artefact, Progress, Snapshot, Step
 from pyxlsnap.text import command
 
 log = logging.getLogger(__name__)
@@ -48,22 +48,13 @@ class Creation:
     """One run of a :class:`~pyxlsnap.create.plan.CreatePlan`."""
 
     def __init__(
-        self,
-        plan: CreatePlan,
-        journal: Journal,
-        *,
-        on_progress: OnProgress = lambda _: None,
-        cancel: Cancel | None = None,
-        before_suspend: Hook = lambda _: None,
-        start_monitor: StartMonitor | None = None,
+        self, plan: CreatePlan, callbacks: Callbacks | None = None, cancel: Cancel | None = None
     ) -> None:
         self._plan = plan
         self._guest = plan.guest
-        self._journal = journal
-        self._on_progress = on_progress
+        self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
-        self._before_suspend = before_suspend
-        self._start_monitor = start_monitor
+        self._journal = Journal(plan.guest.uuid)
         self._files = SnapshotFiles(plan)
         self._cleanups: list[Callable[[], list[str]]] = []
         self._journal_is_ours = False
@@ -115,17 +106,17 @@ class Creation:
         """Pass progress on; libxl tells here when the guest stops running."""
         if progress.phase == "domain now suspended":
             self._suspended_at = time.monotonic()
-        self._on_progress(progress)
+        self._callbacks.on_progress(progress)
 
     def _write_journal(self) -> None:
         plan = self._plan
-        entry = Entry(
-            operation="create",
+        entry = CreateEntry(
+            request=plan.request,
             uuid=self._guest.uuid,
             domid=self._guest.domid,
             domain=self._guest.name,
             paused=plan.paused,
-            monitor=plan.loses_monitor and self._start_monitor is not None,
+            monitor=plan.loses_monitor and self._callbacks.start_monitor is not None,
             name=plan.metadata.name,
             temporary=(str(self._files.temporary), str(self._files.temporary_cfgfile)),
             directories=tuple(map(str, self._files.directories)),
@@ -152,7 +143,9 @@ class Creation:
 
     def _tell_before_suspend(self) -> None:
         guest = self._guest
-        self._before_suspend(Moment(guest.name, guest.domid, guest.uuid, self._plan.metadata.state))
+        self._callbacks.before_suspend(
+            Moment(guest.name, guest.domid, guest.uuid, self._plan.metadata.state)
+        )
 
     def _suspend(self) -> None:
         checks.notice_change(self._guest, paused=self._plan.paused)
@@ -166,7 +159,7 @@ class Creation:
         self._seconds_unpaused = unpauser.seconds if unpauser else 0.0
 
     def _snapshot_disks(self) -> None:
-        checks.notice_disks(self._guest, self._plan.targets)
+        checks.notice_disks(self._guest, self._plan.examined.targets)
         for strategy in self._plan.strategies:
             self._check_suspended()
             strategy.create()
@@ -178,7 +171,7 @@ class Creation:
         if self._suspended_at:
             self._seconds_suspended = time.monotonic() - self._suspended_at
         self._resumed = True
-        self._on_progress(Progress("resumed"))
+        self._callbacks.on_progress(Progress("resumed"))
 
     def _check_suspended(self) -> None:
         """Whoever resumes it now has let it write: memory and disks do not belong together."""
@@ -192,16 +185,16 @@ class Creation:
 
     def _publish_memory(self) -> None:
         self._cleanups.append(self._files.withdraw)
-        self._files.publish_memory(self._cancel.check)
+        self._files.publish_memory(self._cancel)
 
     def _write_cfgfile(self) -> None:
-        self._files.publish_cfgfile(self._plan.cfgfile_text)
+        self._files.publish_cfgfile(self._plan.places.cfgfile_text)
 
     def _keep_watched(self) -> list[str]:
         """A warning if nobody acts on the guest's shutdowns any more, and somebody did."""
         if not (self._plan.loses_monitor and self._suspend_began):
             return []
-        return keep_watched(self._start_monitor, self._guest.name, self._guest.uuid)
+        return keep_watched(self._callbacks.start_monitor, self._guest.name, self._guest.uuid)
 
     # When something fails
 
@@ -223,7 +216,7 @@ class Creation:
         else:
             self._tell_resumed()
             unwatched = self._keep_watched()
-            if self._start_monitor:  # it was to be otherwise
+            if self._callbacks.start_monitor:  # it was to be otherwise
                 left += unwatched
         for cleanup in reversed(self._cleanups):
             try:
@@ -263,7 +256,7 @@ class Creation:
     def _tell_resumed(self) -> None:
         """Whoever waits for the guest to run again need not wait for the rest of the undo."""
         try:
-            self._on_progress(Progress("resumed"))
+            self._callbacks.on_progress(Progress("resumed"))
         except Exception:
             log.exception("the progress callback failed")
 
@@ -294,7 +287,7 @@ class Creation:
         plan, meta = self._plan, self._plan.metadata
         words = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
         if self._disks_done:
-            self._files.publish_cfgfile(plan.cfgfile_text)
+            self._files.publish_cfgfile(plan.places.cfgfile_text)
             return command(words)
         without = SnapshotConfig(meta.name, meta.description, str(plan.memory_path), disks=())
         self._files.publish_cfgfile(cfgfile.render(without))

@@ -1,6 +1,6 @@
-"""Disk strategies of others: what is installed under an entry point, asked before ours.
+"""Disk strategies of other packages: found by an entry point, and asked before our own.
 
-A package that has one names a class (or a function, see :class:`pyxlsnap.DiskKind`) in its
+A package with a strategy names a class (or a function, see :class:`pyxlsnap.DiskKind`) in its
 ``pyproject.toml``::
 
     [project.entry-points."pyxlsnap.disks"]
@@ -17,11 +17,11 @@ from pyxlsnap.model import Disk
 GROUP = "pyxlsnap.disks"
 
 
-def claiming(disk: Disk) -> DiskKind | None:
-    """The strategy of somebody else that stands for this disk; ``None`` if there is none.
+def find(disk: Disk) -> DiskKind | None:
+    """The other package's kind of storage that claims this disk; ``None`` if none does.
 
-    :raises Refused: one cannot be loaded, or more than one wants the disk: ours might do what
-        nobody wants.
+    :raises Refused: a kind cannot be loaded, or more than one claims the disk. Our own strategies
+        are not tried then: they might damage the disk.
     """
     found = [(name, kind) for name, kind in installed() if _claims(name, kind, disk)]
     if len(found) > 1:
@@ -35,9 +35,9 @@ def claiming(disk: Disk) -> DiskKind | None:
 
 @cache
 def installed() -> tuple[tuple[str, DiskKind], ...]:
-    """All that are installed, with their names.
+    """All kinds of storage of other packages, with the names of their entry points.
 
-    :raises Refused: one cannot be loaded.
+    :raises Refused: a kind cannot be loaded.
     """
     return tuple((entry.name, _load(entry)) for entry in sorted(entry_points(group=GROUP)))
 
@@ -48,8 +48,8 @@ def _load(entry: EntryPoint) -> DiskKind:
     except Exception as e:
         package = entry.dist.name if entry.dist else entry.value
         raise Refused(
-            f"the disk strategy {entry.name} cannot be loaded ({type(e).__name__}: {e}), and "
-            f"without it nobody knows whose disks are whose: mend or uninstall {package}"
+            f"the disk strategy {entry.name} cannot be loaded ({type(e).__name__}: {e}), so "
+            f"pyxlsnap cannot tell which disks it is for: repair or uninstall {package}"
         ) from e
     return kind
 
@@ -59,6 +59,6 @@ def _claims(name: str, kind: DiskKind, disk: Disk) -> bool:
         return kind.claims(disk)
     except Exception as e:
         raise Refused(
-            f"{disk.vdev}: the disk strategy {name} failed to say whether the disk is its own "
-            f"({type(e).__name__}: {e}): mend or uninstall it"
+            f"{disk.vdev}: the disk strategy {name} failed to say whether it claims the "
+            f"disk ({type(e).__name__}: {e}): repair or uninstall it"
         ) from e

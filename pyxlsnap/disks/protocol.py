@@ -10,136 +10,174 @@ from pyxlsnap.results import Artefact
 
 @dataclass(frozen=True, slots=True)
 class DiskTask:
-    """What the strategies of one operation are told."""
+    """The operation that a strategy works for; the same for all strategies of the operation."""
 
     #: the snapshot's name
     name: str
-    #: when the disk snapshots are taken, QEMU's block nodes are inactive (a live HVM suspend)
+    #: QEMU's block nodes are inactive when the disk snapshots are taken (a live HVM suspend)
     inactive: bool = False
-    #: the user has named the disks; else every writable one was chosen
+    #: the user named the disks; if false, every writable disk was chosen
     asked: bool = True
-    #: called again and again by what takes long; what it raises must come through
+    #: to be called often by slow work; lets the operation be cancelled, so pass on what it raises
     check: Callable[[], None] = lambda: None
 
 
 class DiskStrategy(Protocol):
-    """How the disks of one kind of storage are snapshotted and reverted, in one operation.
+    """Takes and reverts the disk snapshots of one kind of storage, in one operation.
 
-    An object stands for *all* disks of its kind in the operation, so that they can be done
-    together. It lives in the worker process. Whatever it raises ends the operation, which is then
-    undone; :class:`~pyxlsnap.DiskError` and :class:`~pyxlsnap.Refused` are shown as they are.
+    One object handles *all* disks of its kind in the operation, so that it can do them together. It
+    lives in the worker process. Each operation makes a new object, and calls its methods in this
+    order:
+
+    - a create: :meth:`check_create`, :meth:`expected_seconds`, :meth:`state`, :meth:`prepare`,
+      :meth:`create` (the guest is suspended), :meth:`finish_create`, :meth:`artefacts`;
+    - a create that fails: :meth:`settle`, then the guest is resumed, then :meth:`undo_create`;
+    - a recovery after the worker of a create was killed: :meth:`adopt_create`, :meth:`settle`, then
+      the guest is resumed, then :meth:`undo_create`;
+    - a revert: :meth:`check_revert`, :meth:`revert` (the domain is destroyed), then the domain is
+      restored, then :meth:`finish_revert`.
+
+    :meth:`close` comes last in each. A plan (``--dry-run``) ends after the checks.
+
+    An exception of any kind ends the operation; a create is then undone. The messages of
+    :class:`~pyxlsnap.DiskError` and :class:`~pyxlsnap.Refused` are shown to the user as they are:
+    say what happened, to which disk, and what to do.
     """
 
-    #: its name, for plans, messages, and to find it again: none of ours ("qcow2", "raw file", …)
+    #: the strategy's name, for plans and messages; a recovery or a revert finds the strategy by it.
+    #: Not empty, and none of pyxlsnap's own ("LVM thin", "LVM thick", "raw file", "block device",
+    #: "qcow2")
     kind: str
-    #: the disks it stands for
+    #: the vdevs of the disks that this object handles
     vdevs: tuple[str, ...]
 
     # create
 
     def check_create(self, domid: int) -> None:
-        """Make sure that :meth:`create` will work; connect to what it needs. Changes nothing.
+        """Check that :meth:`create` will work, and connect to what it needs. Changes nothing.
 
-        :raises Refused: it would not; the message says what would.
+        The guest runs, so this may take its time.
+
+        :raises Refused: it would not work; the message says what would.
         """
 
     def expected_seconds(self) -> float:
-        """How long :meth:`create` is expected to hold the guest."""
+        """How long :meth:`create` is expected to take, while the guest is suspended."""
 
     def state(self) -> dict[str, str]:
-        """What :meth:`adopt_create` needs to know of this object; keys begin with a vdev.
+        """What :meth:`adopt_create` of another process needs to know of this object.
 
-        Known when :meth:`check_create` has returned.
+        Called after :meth:`check_create`, and written to the journal before anything is changed. So
+        it must hold whatever :meth:`prepare` and :meth:`create` will use to mark what they make
+        (tokens, names). Each key begins with a vdev: the keys of all strategies share one mapping.
         """
 
     def prepare(self) -> None:
         """Make what :meth:`create` needs. The guest runs, so this may take its time.
 
-        :raises PyxlsnapError: :meth:`undo_create` takes back what was made.
+        :raises PyxlsnapError: it failed; :meth:`undo_create` will be called.
         """
 
     def create(self) -> None:
         """Take the disk snapshots, all or none. The guest is suspended: be quick.
 
-        :raises PyxlsnapError: none was taken, or :meth:`undo_create` is needed to tell.
+        :raises PyxlsnapError: it failed; :meth:`settle` and :meth:`undo_create` will be called.
         """
 
     def finish_create(self) -> None:
-        """The guest runs again: make durable what was made, and do what else can wait until now.
+        """Make durable what was made, and do what else could wait. The guest runs again.
 
-        :raises PyxlsnapError: the snapshot is not to be relied on; :meth:`undo_create` follows.
+        :raises PyxlsnapError: the snapshot cannot be relied on; :meth:`undo_create` will be called.
         """
 
     def settle(self) -> None:
-        """Bring a :meth:`create` that was cut off to where the guest may run again.
+        """Make it safe to resume the guest after a :meth:`create` that failed or was cut off.
 
-        Called before a resume when something has failed; more than once does no harm.
+        Finish what would lose data if the guest ran on, or make sure that it cannot happen later.
+        Called before each resume once something has failed, also if :meth:`create` was never
+        called. Calling it again does no harm.
 
-        :raises PyxlsnapError: the guest must not run yet: it would lose data.
+        :raises PyxlsnapError: the guest must not run yet: it would lose data. It stays suspended.
         """
 
     def undo_create(self) -> list[str]:
-        """Remove what :meth:`prepare` and :meth:`create` made, and nothing else; say what.
+        """Remove what :meth:`prepare` and :meth:`create` made, and nothing else.
 
-        The guest runs again. To be called after they failed, too; more than once does no harm.
+        The guest runs again. Called also if they failed, or were never called. Calling it again
+        does no harm. If one disk fails, go on with the others, and raise at the end.
 
-        :raises PyxlsnapError: something is left.
+        :returns: what was removed, a line each.
+        :raises PyxlsnapError: something is left; the message says what.
         """
 
     def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
-        """Stand for an object of another process that began a snapshot and is dead.
+        """Take over the snapshot that an object of a dead process began.
 
-        So that :meth:`settle` and :meth:`undo_create` can be called.
+        Called on a new object in the place of :meth:`check_create`; :meth:`settle` and
+        :meth:`undo_create` follow, even if this fails.
 
-        :param began: seconds since the epoch.
-        :param state: what its :meth:`state` said.
+        :param began: when the create began, seconds since the epoch.
+        :param state: what the dead object's :meth:`state` returned, and those of the other
+            strategies.
         """
 
     def artefacts(self, domain: str) -> list[Artefact]:
-        """What :meth:`create` made, and how to delete it."""
+        """What :meth:`create` made, and how a person deletes it.
+
+        :param domain: the domain's name, for commands.
+        """
 
     # revert
 
     def check_revert(self) -> None:
-        """Make sure that the disk snapshots are there and whole. Changes nothing.
+        """Check that the disk snapshots are there and complete. Changes nothing.
 
-        Called again if the revert has had to wait for something.
+        Called again if the revert had to wait for something.
 
-        :raises Refused: they are not.
+        :raises Refused: they are not; the message says what to do.
         """
 
     def revert(self) -> None:
-        """Put the disks back. The domain and its QEMU are gone. Can be run again.
+        """Put the disks back. The domain is destroyed, and its QEMU has exited.
 
-        What it replaces is kept until :meth:`finish_revert`.
+        Keep the disks that are replaced until :meth:`finish_revert`, where the storage allows it.
+        If this is cut off, the whole revert is run again from the top, and must then end well: do
+        not use up the snapshot, and do not replace a kept disk with a half-reverted one.
 
-        :raises PyxlsnapError: the disks may be half-reverted; running it again mends that.
+        :raises PyxlsnapError: the disks may be half reverted; running the revert again mends that.
         """
 
     def finish_revert(self, domid: int) -> list[str]:
-        """The domain is restored, as ``domid``: drop what was kept.
+        """Remove the disks that :meth:`revert` kept. The domain is restored, as ``domid``.
 
-        Also called on a new object whose other methods were not, by a recovery. Returns what could
-        not be dropped, a line each; that is no failure of the revert.
+        A recovery calls this on a new object, without any other method before.
+
+        :returns: what could not be removed, a line each; that is no failure of the revert.
         """
 
     def close(self) -> None:
-        """Let go of connections. Idempotent."""
+        """Close connections and files. Calling it again does no harm."""
 
 
 class DiskKind(Protocol):
-    """A kind of storage, and what makes a :class:`DiskStrategy` of some disks: mostly its class.
+    """A kind of storage: says which disks it is for, and makes their :class:`DiskStrategy`.
 
-    Others than ours are found by the entry point ``pyxlsnap.disks``.
+    Mostly the strategy's class, with :meth:`claims` as a static or class method. Kinds of other
+    packages are found by the entry point ``pyxlsnap.disks``, and asked before pyxlsnap's own.
     """
 
     def claims(self, disk: Disk) -> bool:
-        """Whether the disk is in this kind of storage. Asked of every disk but those left out."""
+        """Whether the disk is in this kind of storage.
+
+        Called for every disk but CD-ROM drives, empty drives and read-only disks. Be quick, and
+        change nothing.
+        """
 
     def __call__(
         self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask, /
     ) -> DiskStrategy:
-        """The strategy for these disks, all of which it claims. Changes nothing.
+        """The strategy for these disks, all of which this kind claims. Changes nothing.
 
-        :raises Refused: what was requested of one of them cannot be done.
+        :param disks: each disk with what was requested of it: a path and a format, or nothing.
+        :raises Refused: a request cannot be fulfilled; the message names the disk.
         """

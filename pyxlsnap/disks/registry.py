@@ -1,4 +1,4 @@
-"""Disk strategies: one file for each kind of storage, chosen here."""
+"""Chooses the disk strategy for each disk, and makes the strategies of an operation."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,8 @@ from pyxlsnap.disks.lvm.thick import LvmThick
 from pyxlsnap.disks.lvm.thin import LvmThin
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
-from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.errors import Refused
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 #: makes a strategy for some disks
 Factory = Callable[[Sequence[tuple[Disk, DiskRequest]], DiskTask], DiskStrategy]
 
-# In the order in which they snapshot, others' before all of them: QEMU's transaction, which is all
-# or nothing, comes last.
+# In the order in which they take snapshots; those of other packages come before all of them. QEMU's
+# transaction, which is all or nothing, comes last.
 KINDS = (LvmThin, LvmThick, RawFile, BlockCopy, Qcow2)
 OURS = tuple(kind.kind for kind in KINDS)
 
@@ -31,28 +32,28 @@ OURS = tuple(kind.kind for kind in KINDS)
 def choose(disk: Disk, request: DiskRequest, kind: str = "") -> Factory:
     """The strategy for one disk.
 
-    :param kind: what its snapshot was taken by, if that is known.
-    :raises Refused: there is none; the message names the disk and says what would work.
+    :param kind: the strategy that took the disk's snapshot, if known.
+    :raises Refused: the disk cannot be in a snapshot; the message says what would work.
     """
     if disk.left_out:
         raise Refused(f"{disk.vdev} is {disk.left_out} and cannot be in a snapshot: leave it out")
-    if kind not in OURS and (claiming := plugins.claiming(disk)):
-        return claiming
+    if kind not in OURS and (theirs := plugins.find(disk)):
+        return theirs
     if not disk.target.startswith("/"):
         raise Refused(
-            f"{disk.vdev}: its path {disk.target} does not begin with /, and to QEMU it may mean "
-            f"anything: only files and block devices of this host can be snapshotted; leave it out "
-            f"of `disks`"
+            f"{disk.vdev}: its path {disk.target} does not begin with /, so QEMU may take it for "
+            f"something else than a file: only files and block devices of this host can be "
+            f"snapshotted; leave the disk out of `disks`"
         )
     if disk.script or disk.backend_domain not in ("", "0", "Domain-0"):
         raise Refused(
-            f"{disk.vdev} is served by a script or another domain, where no snapshot of it can be "
-            f"taken: detach it, or leave it out of `disks`"
+            f"{disk.vdev} is served by a script or by another domain, and cannot be snapshotted "
+            f"there: detach the disk, or leave it out of `disks`"
         )
     if disk.specification != "xen":
         raise Refused(
-            f"{disk.vdev} is a {disk.specification} disk: only Xen's own can be in a "
-            f"snapshot; leave it out of `disks`"
+            f"{disk.vdev} is a {disk.specification} disk: only Xen's own disks can "
+            f"be in a snapshot; leave it out of `disks`"
         )
     if disk.format == "qcow2":
         return Qcow2
@@ -61,17 +62,15 @@ def choose(disk: Disk, request: DiskRequest, kind: str = "") -> Factory:
             f"{disk.vdev} is {disk.format}: only qcow2 and raw disks can be snapshotted; convert "
             f"it (qemu-img convert -O qcow2), or leave it out of `disks`"
         )
-    try:
+    with refusing_os_errors():
         if is_lvm(disk.target):
-            return LvmThin if is_thin(disk.target) else LvmThick
-    except DiskError as e:
-        raise Refused(f"{disk.vdev}: {e}") from e
+            return LvmThin if is_thin(disk.target, vdev=disk.vdev) else LvmThick
     return BlockCopy if Path(disk.target).is_block_device() else RawFile
 
 
 def default_request(disk: Disk, name: str) -> DiskRequest:
-    """What is meant where nothing was said of a disk: inside, or beside it if it is a raw file."""
-    ours = plugins.claiming(disk) is None
+    """The request for a disk that the user has not named: inside, or beside a raw file."""
+    ours = plugins.find(disk) is None
     if ours and disk.format == "raw" and Path(disk.target).is_file():
         return raw_file.default_request(disk, name)
     return DiskRequest(disk.vdev)
@@ -84,8 +83,8 @@ def strategies(
 ) -> tuple[DiskStrategy, ...]:
     """One strategy object for each kind of storage among the disks.
 
-    :param recorded: by vdev, the kind of strategy that had a disk when its snapshot was taken.
-    :raises Refused: see :func:`choose`; or another kind has a disk now.
+    :param recorded: by vdev, the strategy that took the disk's snapshot.
+    :raises Refused: see :func:`choose`; or another strategy handles a disk now.
     """
     chosen = [(choose(disk, r, recorded.get(disk.vdev, "")), disk, r) for disk, r in disks]
     kinds: list[Factory] = [*(kind for kind, _, _ in chosen if kind not in KINDS), *KINDS]
@@ -95,40 +94,26 @@ def strategies(
         _refuse_kind_of_ours(strategy)
         for vdev in strategy.vdevs:
             if (was := recorded.get(vdev, strategy.kind)) != strategy.kind:
-                ours = "put it back into that kind of storage"
+                moved = "move the disk back to that kind of storage"
                 raise Refused(
-                    f"{vdev} was in the hands of the disk strategy {was!r}, and is in those of "
-                    f"{strategy.kind!r} now: {ours if was in OURS else 'install that one again'}"
+                    f"{vdev}: the snapshot was taken by strategy {was!r}, but {strategy.kind!r} "
+                    f"handles this disk now: "
+                    f"{moved if was in OURS else f'install the strategy {was!r} again'}"
                 )
     return found
 
 
 def _refuse_kind_of_ours(strategy: DiskStrategy) -> None:
-    """By its kind a recovery, or a revert, finds the strategy that had a disk."""
+    """A recovery or a revert finds a strategy by its kind, so other packages must not use ours."""
     if type(strategy) not in KINDS and strategy.kind in ("", *OURS):
         raise Refused(
-            f"{', '.join(strategy.vdevs)}: a disk strategy that is not pyxlsnap's own calls itself "
-            f"{strategy.kind!r}, as none may: mend it, or uninstall it"
+            f"{', '.join(strategy.vdevs)}: an installed disk strategy has the kind "
+            f"{strategy.kind!r}, which is empty or pyxlsnap's own: change its kind, or uninstall it"
         )
 
 
-def drop_kept(strategies: Sequence[DiskStrategy], domid: int) -> list[str]:
-    """The domain is back, as ``domid``: drop what its disks were before; warnings where it stays.
-
-    That something is left is no failure of the revert.
-    """
-    warnings = []
-    for strategy in strategies:
-        try:
-            left = [str(line) for line in strategy.finish_revert(domid)]
-        except Exception as e:
-            left = [f"what {strategy.kind} kept of {', '.join(strategy.vdevs)}: {e}"]
-        warnings += [f"could not be removed: {line}" for line in left]
-    return warnings
-
-
 def close_all(strategies: Iterable[DiskStrategy]) -> None:
-    """Let go of connections; that one cannot changes nothing of what was done."""
+    """Close all; a strategy that fails to is only logged, as the work is done."""
     for strategy in strategies:
         try:
             strategy.close()

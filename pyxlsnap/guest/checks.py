@@ -1,7 +1,8 @@
-"""The checks of a plan: what is refused, each with its reason and the way out.
+"""The checks of a plan: each refusal names its reason and a way out.
 
-They look and never touch. Each raises :class:`~pyxlsnap.errors.Refused`, or returns its finding;
-those of a sequence under way (``notice_…``) raise :class:`~pyxlsnap.errors.OperationFailed`.
+The checks change nothing. They raise :class:`~pyxlsnap.errors.Refused`, or return their finding.
+The checks inside a running sequence (``notice_…``) raise
+:class:`~pyxlsnap.errors.OperationFailed`.
 """
 
 import os
@@ -14,16 +15,16 @@ from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.processes import holders, process_text
-from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
+from pyxlsnap.linux.waiting import until
+from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState, XenbusState
 from pyxlsnap.version import VERSION
-from pyxlsnap.xen.domain import XENBUS_CONNECTED, XENBUS_INITIALISING
 
 _FRONTENDS_S = 30.0
 _UNUSED_S = 5.0
 _POLL_S = 0.1
 _SLACK_KB = 64 * 1024
 
-# Lists of devices in libxl's JSON whose state no memory file can hold.
+# Keys of libxl's JSON that list devices whose state a memory file cannot hold.
 _DEVICES = {
     "pcidevs": "passed-through PCI devices",
     "dtdevs": "passed-through devices",
@@ -34,72 +35,75 @@ _DEVICES = {
 
 
 def refuse_special(guest: Guest) -> None:
-    """dom0 is no guest, nor is a stub domain."""
+    """Refuse dom0 and stub domains."""
     if guest.domid == 0:
         raise Refused("domain 0 is the host itself and cannot be snapshotted or reverted")
     if guest.is_stub_domain():
         raise Refused(
             f"{guest.name} is a stub domain, a part of another guest, and cannot be snapshotted or "
-            f"reverted by itself"
+            f"reverted by itself: name that guest"
         )
 
 
 def run_state(guest: Guest) -> RunState:
-    """Whether the domain runs or is paused; in no other state it can be snapshotted.
+    """Whether the domain runs or is paused. In no other state a snapshot is possible.
 
-    :raises Refused: it is in another.
+    :raises Refused: the domain is in another state.
     """
     refuse_special(guest)
     info = guest.info()
     if info.dying:
-        raise Refused(f"{guest.name} is dying: there is nothing left to snapshot; start it anew")
+        raise Refused(f"{guest.name} is being destroyed: start it again first")
     if info.suspended:
         raise Refused(
-            f"{guest.name} is suspended already: resume it first "
-            f"(pyxlsnap's own: `pyxlsnap snapshot-recover {guest.uuid}`)"
+            f"{guest.name} is suspended already: resume it first (if pyxlsnap has suspended it: "
+            f"`pyxlsnap snapshot-recover {guest.uuid}`)"
         )
     if info.shutdown:
         raise Refused(
-            f"{guest.name} has shut down ({info.shutdown_reason}): only one that runs or is "
-            f"paused has a memory to save: start it again"
+            f"{guest.name} has shut down ({info.shutdown_reason}): only a running or paused guest "
+            f"can be snapshotted: start it again"
         )
     return RunState.PAUSED if info.paused else RunState.RUNNING
 
 
 def notice_change(guest: Guest, *, paused: bool) -> None:
-    """Make sure that a domain is still as it was when it was planned for: it is to be suspended.
+    """Make sure that a domain has not changed since the plan was made, before it is suspended.
 
-    :raises DomainNotFound: it is gone.
-    :raises OperationFailed: somebody else has changed it.
+    :raises DomainNotFound: the domain no longer exists.
+    :raises OperationFailed: another program has changed it.
     """
     info = guest.check_same()
-    what = ""
-    if info.shutdown:  # suspended: by another program that saves it, and must not be disturbed
-        what = f"{guest.name} has shut down meanwhile ({info.shutdown_reason})"
-    elif info.paused != paused:
-        what = f"somebody else has {'un' if paused else ''}paused {guest.name} meanwhile"
-    if what:
-        raise OperationFailed(what, step="check")
+    if info.shutdown:  # maybe suspended by another program that is saving it: do not interfere
+        raise OperationFailed(
+            f"{guest.name} has shut down meanwhile ({info.shutdown_reason})", step="check"
+        )
+    if info.paused != paused:
+        raise OperationFailed(
+            f"another program has {'un' if paused else ''}paused {guest.name} meanwhile",
+            step="check",
+        )
     notice_rename(guest)
 
 
 def notice_rename(guest: Guest) -> None:
-    """:raises OperationFailed: it has another name than when it was resolved."""
+    """:raises OperationFailed: the domain was renamed since it was looked up."""
     if (name := guest.present_name()) not in (guest.name, ""):
-        raise OperationFailed(f"{guest.name} has been renamed to {name} meanwhile", step="check")
+        raise OperationFailed(f"{guest.name} was renamed to {name} meanwhile", step="check")
 
 
 def notice_disks(guest: Guest, targets: Sequence[str]) -> None:
-    """:raises OperationFailed: its disks are not those of the configuration that was saved."""
+    """:raises OperationFailed: the domain's disks differ from the configuration that was saved."""
     if changed := set(targets) ^ set(guest.disk_targets()):
         raise OperationFailed(
-            f"disks of {guest.name} have come or gone meanwhile: {', '.join(sorted(changed))}",
+            f"disks of {guest.name} were attached or detached meanwhile: "
+            f"{', '.join(sorted(changed))}",
             step="check",
         )
 
 
 def refuse_config(config: DomainConfig, guest: Guest) -> None:
-    """What the configuration says that makes a snapshot impossible."""
+    """Refuse a configuration that makes a snapshot impossible."""
     found = [what for key, what in _DEVICES.items() if config.values.get(key)]
     build = config.section("b_info")
     hvm = build.get("type.hvm", {})
@@ -116,43 +120,42 @@ def refuse_config(config: DomainConfig, guest: Guest) -> None:
         found.append("a driver domain's role")
     if found:
         raise Refused(
-            f"{guest.name} has {', '.join(found)}, which cannot be saved: take it away first"
+            f"{guest.name} has {', '.join(found)}, which cannot be saved: remove it first"
         )
     try:
         config.json.encode()
     except UnicodeEncodeError as e:
         near = config.json[max(0, e.start - 40) : e.end]
         raise Refused(
-            f"{guest.name} has something in its configuration that is not UTF-8 ({near}), and no "
-            f"program could read it from a memory file: rename it first"
+            f"the configuration of {guest.name} has text that is not UTF-8 ({near}), which no "
+            f"program could read from a memory file: rename it first"
         ) from None
     if reasons := libvirt_reason(guest):
         raise Refused(
-            f"{reasons[0]}: pyxlsnap would act behind libvirt's back, use "
-            f"its own snapshots (virsh snapshot-create)"
+            f"{reasons[0]}, which would not know of the snapshot: use libvirt's own snapshots "
+            f"(virsh snapshot-create)"
         )
 
 
 def refuse_live(host: Host, config: DomainConfig, guest: Guest) -> None:
-    """Where the hypervisor cannot log dirty pages, a live snapshot is impossible."""
+    """Refuse a live snapshot where the hypervisor cannot log dirty pages."""
     if config.kind is GuestKind.PV and not host.has_shadow_paging():
         raise Refused(
             f"--live is impossible for {guest.name}: it is a PV guest, and this Xen is built "
-            f"without shadow paging, so it cannot log a PV guest's dirty pages; take the snapshot "
+            f"without shadow paging, so it cannot log a PV guest's dirty pages: take the snapshot "
             f"without --live"
         )
 
 
 def libvirt_reason(guest: Guest) -> list[str]:
-    """Whether libvirt's Xen driver looks after the domain: it keeps a status file for each."""
-    managed = os.path.exists(
-        paths.LIBVIRT_DOMAINS / f"{guest.name}.xml"
-    )  # no name is too long for that
+    """Whether libvirt manages the domain: libvirt's Xen driver keeps a status file for each."""
+    # (os.path, because Path.exists raises an error for a name that is too long.)
+    managed = os.path.exists(paths.LIBVIRT_DOMAINS / f"{guest.name}.xml")
     return [f"{guest.name} is managed by libvirt"] if managed else []
 
 
 def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> None:
-    """A disk to be snapshotted or reverted must belong to nobody else."""
+    """Refuse a disk that another domain has, too."""
     ours = {os.path.realpath(d.target): d.vdev for d in disks}
     for info in host.domains():
         if info.domid == 0 or (guest and info.domid == guest.domid):
@@ -161,32 +164,35 @@ def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> Non
             other = host.find(str(info.domid))
             shared = [t for t in other.disk_targets() if os.path.realpath(t) in ours]
         except DomainNotFound:
-            continue  # it has just gone
+            continue  # it ended after the list was made
         if shared:
             vdev = ours[os.path.realpath(shared[0])]
-            raise Refused(f"{vdev}: domain {other.name} has {shared[0]} too: detach it there")
+            raise Refused(f"{vdev}: domain {other.name} uses {shared[0]}, too: detach it there")
 
 
 def refuse_held(guest: Guest | None, disks: Sequence[Disk]) -> None:
-    """Nothing but the guest's own QEMU may have a disk open that is to be reverted."""
+    """Refuse to revert a disk that a process other than the guest's own QEMU has open."""
     own = guest.device_model_pid() if guest else None
     for disk in disks:
         if not os.path.exists(disk.target):
-            continue  # its strategy knows what that means
+            continue  # the disk's strategy decides about a missing disk
         for pid in holders(Path(disk.target)):
             if pid != own:
                 raise Refused(
-                    f"{disk.vdev}: {disk.target} is open in {process_text(pid)}: wait for "
-                    f"it, or end it"
+                    f"{disk.vdev}: {disk.target} is open in {process_text(pid)}: wait for this "
+                    f"process, or end it"
                 )
 
 
 def refuse_full(directory: Path, memory_kb: int) -> None:
-    """Space for the memory file. A live one repeats pages, how many nobody knows."""
+    """Refuse a directory without space for the memory file.
+
+    A live memory file holds some pages more than once; their number is not known beforehand.
+    """
     while not os.path.lexists(directory):
         directory = directory.parent
     if not directory.is_dir():
-        raise Refused(f"{directory} is no directory: name another place with memory_path")
+        raise Refused(f"{directory} is not a directory: name another place with memory_path")
     if not os.access(directory, os.W_OK | os.X_OK):
         read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
         why = "its filesystem is mounted read-only" if read_only else "permission denied"
@@ -209,36 +215,40 @@ def wait_for_frontends(
 ) -> None:
     """Wait until every disk and network frontend is connected.
 
-    A guest saved while one of them is connecting (just after a restore) cannot be restored
-    (xen-lab.md, E8). A device that the guest has no driver for never connects: after ``unused_s``
-    seconds it is taken as unused.
+    A guest saved while a frontend is connecting (just after a restore) cannot be restored
+    (xen-lab.md, E8). A device never connects if the guest has no driver for it: after ``unused_s``
+    seconds in its first state a device counts as unused.
 
-    :param check: called again and again; what it raises ends the wait.
-    :raises Refused: one is still on its way after ``timeout_s`` seconds.
+    :param check: called before each further look; an exception from it ends the wait.
+    :raises Refused: a frontend is still connecting after ``timeout_s`` seconds.
     """
-    start = time.monotonic()
-    while True:
+    unused_from = time.monotonic() + unused_s
+    moving: dict[str, int] = {}
+
+    def settled() -> bool:
+        nonlocal moving
+        if moving:
+            check()
         states = guest.frontend_states()
-        waited = time.monotonic() - start
-        settled = {XENBUS_CONNECTED} | ({XENBUS_INITIALISING} if waited >= unused_s else set())
-        moving = {device: s for device, s in states.items() if s not in settled}
-        if not moving:
-            return
-        if waited >= timeout_s:
-            raise Refused(
-                f"{guest.name}: {', '.join(moving)} is neither connected nor unused (xenbus state "
-                f"{', '.join(map(str, moving.values()))}): a snapshot now could not be restored; "
-                f"try again when the guest has booted, or detach the device"
-            )
-        check()
-        time.sleep(_POLL_S)
+        fine = {XenbusState.CONNECTED}
+        if time.monotonic() >= unused_from:
+            fine.add(XenbusState.INITIALISING)
+        moving = {device: state for device, state in states.items() if state not in fine}
+        return not moving
+
+    if not until(settled, within_s=timeout_s, poll_s=_POLL_S):
+        raise Refused(
+            f"{guest.name}: {', '.join(moving)} is neither connected nor unused (xenbus state "
+            f"{', '.join(map(str, moving.values()))}), and a snapshot taken now could not be "
+            f"restored: try again when the guest has booted, or detach the device"
+        )
 
 
 def refuse_name_or_uuid_in_use(host: Host, config: DomainConfig, guest: Guest | None) -> None:
-    """Once ``guest`` is gone, nobody may have the name or the uuid of the domain to be."""
+    """Refuse if a domain other than ``guest`` has the name or the uuid of the restored domain."""
     for key in (config.name, config.uuid):
         if key.isascii() and key.isdigit():
-            continue  # find() would take it for a domid
+            continue  # find() would read it as a domid
         try:
             holder = host.find(key)
         except DomainNotFound:
@@ -246,14 +256,14 @@ def refuse_name_or_uuid_in_use(host: Host, config: DomainConfig, guest: Guest | 
         if guest is None or holder.domid != guest.domid:
             raise Refused(
                 f"another domain ({holder.name}, domid {holder.domid}) holds {key}, which the "
-                f"reverted domain needs: rename or destroy it"
+                f"reverted domain needs: rename or destroy that other domain"
             )
 
 
 def refuse_missing_paths(config: DomainConfig, *, besides: Collection[str] = ()) -> None:
-    """Every host path that the saved configuration names must be there.
+    """Refuse if a host path in the saved configuration does not exist.
 
-    :param besides: disks that are put back: what they need is known to their strategies.
+    :param besides: disks that are reverted: their strategies check what they need.
     """
     build = config.section("b_info")
     needed = [str(build.get(key) or "") for key in ("kernel", "ramdisk")]
@@ -269,12 +279,12 @@ def refuse_missing_paths(config: DomainConfig, *, besides: Collection[str] = ())
     ]
     if missing:
         raise Refused(
-            f"the saved domain needs {', '.join(missing)}, which does not exist: put it there first"
+            f"the saved domain needs {', '.join(missing)}, which does not exist: create it first"
         )
 
 
 def refuse_memory(host: Host, config: DomainConfig, guest: Guest | None) -> None:
-    """Memory for the restored domain, once the present one has gone."""
+    """Refuse if Xen lacks memory for the restored domain, even after ``guest`` is destroyed."""
     need, spare = host.needed_memory_kb(config), spare_dom0_kb(host)
     have = host.free_memory_kb() + (guest.info().memory_kb if guest else 0) + spare
     if have < need:
@@ -286,5 +296,5 @@ def refuse_memory(host: Host, config: DomainConfig, guest: Guest | None) -> None
 
 
 def versions(host: Host) -> dict[str, str]:
-    """What goes into the memory file about its makers."""
+    """The versions of pyxlsnap and Xen, for the memory file."""
     return {"pyxlsnap": VERSION, "xen": "{}.{}".format(*host.xen_version())}

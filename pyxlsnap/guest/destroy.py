@@ -1,4 +1,4 @@
-"""Destroying a domain to the end: until nothing of it can write to its disks any more."""
+"""Destroying a domain, and waiting until nothing can write to its disks."""
 
 from pyxlsnap.errors import XenError
 from pyxlsnap.guest.protocols import Guest
@@ -8,19 +8,19 @@ _GONE_S = 60.0
 
 
 def destroy(guest: Guest) -> None:
-    """Destroy a domain; wait until its domid is gone and its QEMU has exited.
+    """Destroy a domain; wait until it no longer exists and its QEMU has exited.
 
-    libxl does not wait for the QEMU, and one that is dying still writes.
+    libxl does not wait for the QEMU, which may still write until it exits.
 
-    :raises XenError: libxl could not, or something of it is still there after a minute.
+    :raises XenError: libxl could not, or the domain or its QEMU still exists after a minute.
     """
-    with Process(guest.device_model_pid()) as device_model:
+    pid = guest.device_model_pid()
+    with Process(pid) as device_model:
         guest.destroy()
         guest.wait_gone(timeout_s=_GONE_S)
         if not device_model.ended(within_s=_GONE_S):
             raise XenError(
-                f"the QEMU of {guest.name} has not ended {_GONE_S:g} s after the domain was "
-                f"destroyed",
-                rc=-9,
-                operation="libxl_domain_destroy",
+                f"the QEMU of {guest.name} (pid {pid}) has not exited {_GONE_S:g} s after the "
+                f"domain was destroyed: end it",
+                domain=guest.name,
             )

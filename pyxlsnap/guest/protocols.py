@@ -1,6 +1,6 @@
-"""What the sequences need of the world, as Protocols: a test can put a fault at any step."""
+"""The guest and the host as the sequences see them: Protocols, so a test can fake both."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -8,12 +8,9 @@ from pyxlsnap.errors import DomainNotFound
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
 
-#: makes somebody watch the domain of a uuid (:mod:`pyxlsnap.monitor.actions`)
-StartMonitor = Callable[[str], None]
-
 
 class Guest(Protocol):
-    """One domain; :class:`pyxlsnap.xen.domain.Domain` has the meanings."""
+    """One domain; documented in :class:`pyxlsnap.xen.domain.Domain`."""
 
     domid: int
     uuid: str
@@ -45,20 +42,21 @@ class Guest(Protocol):
 
 
 class Changes(Protocol):
-    """:class:`pyxlsnap.xen.xenstore.DomainWatch` has the meanings."""
+    """A watch on all domains; documented in :class:`pyxlsnap.xen.xenstore.DomainWatch`."""
 
     def wait(self) -> None: ...
     def wake(self) -> bool: ...
 
 
 class Host(Protocol):
-    """The host; :class:`pyxlsnap.xen.toolstack.Toolstack` has the meanings."""
+    """The host; documented in :class:`pyxlsnap.xen.toolstack.Toolstack`."""
 
     def xen_version(self) -> tuple[int, int]: ...
     def xen_command_line(self) -> str: ...
     def has_shadow_paging(self) -> bool: ...
     def free_memory_kb(self) -> int: ...
     def needed_memory_kb(self, config: DomainConfig) -> int: ...
+    def autoballoon(self) -> str: ...
     def shrink_dom0(self, by_kb: int) -> None: ...
     def wait_for_dom0(self, *, stalled_s: int) -> bool: ...
     def domains(self) -> Sequence[DomainInfo]: ...
@@ -70,7 +68,7 @@ class Host(Protocol):
 
 
 def find_if_there(host: Host, domain: str) -> Guest | None:
-    """A domain, or ``None`` if there is none."""
+    """The domain of that name, domid or uuid, or ``None`` if there is no such domain."""
     try:
         return host.find(domain)
     except DomainNotFound:

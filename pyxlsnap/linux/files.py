@@ -1,6 +1,6 @@
-"""Files that are whole or not there: written under a temporary name, fsynced, then published.
+"""New files, written under a temporary name, fsynced and then renamed: never visible half-written.
 
-Nothing here ever follows a symbolic link at the final name, or replaces a file that exists.
+No function here follows a symbolic link at the final name, or replaces an existing file.
 """
 
 import errno
@@ -15,31 +15,34 @@ from typing import BinaryIO
 
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 
-#: bytes of a file's name, on every filesystem that a dom0 has
+#: longest file name in bytes, on the usual filesystems of a dom0
 NAME_LIMIT = 255
-_HIDDEN_LIMIT = NAME_LIMIT - 15  # something may be added
+_HIDDEN_LIMIT = NAME_LIMIT - 15  # a caller may append a suffix
+#: a filesystem with less free space than this, in bytes, counts as full
 _NO_ROOM = 1 << 16
-_OURS = 0o700
-_PRIVATE = 0o600
+#: mode of a directory that only pyxlsnap uses
+_PRIVATE_DIRECTORY = 0o700
+#: mode of a file
+_PRIVATE_FILE = 0o600
 
 
 def hidden_name(path: Path, suffix: str) -> Path:
-    """A hidden name beside ``path``: of its own name as much as there is room for."""
+    """A hidden name in the directory of ``path``: the name of ``path``, shortened if necessary."""
     room = _HIDDEN_LIMIT - len(suffix) - 1
     name = os.fsencode(path.name)
-    if len(name) > room:  # perhaps in the middle of a character
+    if len(name) > room:  # this may cut a character in two
         return path.with_name(f".{name[:room].decode(errors='ignore')}{suffix}")
     return path.with_name(f".{path.name}{suffix}")
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside ``path`` that nobody else has."""
+    """A random hidden name beside ``path``, which no other file has."""
     return hidden_name(path, f".{secrets.token_hex(6)}.tmp")
 
 
 @contextmanager
 def refusing_os_errors() -> Iterator[None]:
-    """While nothing has been tried: what cannot be looked at is a refusal."""
+    """Turn DiskError and OSError into Refused; for the checks, before anything is changed."""
     try:
         yield
     except DiskError as e:
@@ -51,13 +54,12 @@ def refusing_os_errors() -> Iterator[None]:
 
 
 class NewFile:
-    """A file in the making: open under a temporary name in the directory of ``path``.
+    """A new file, open under a temporary name in the directory of ``path``, with mode 0600.
 
-    Mode 0600. As a context manager it removes the temporary file unless :meth:`publish` was called.
+    The end of a ``with`` block removes the temporary file, unless :meth:`publish` was called.
 
-    :param temporary: that name, for a caller that has to know it beforehand.
-
-    :raises Refused: the directory cannot be written to.
+    :param temporary: the temporary name, for a caller that must know the name beforehand.
+    :raises Refused: the directory is not writable.
     """
 
     def __init__(self, path: Path, *, temporary: Path | None = None) -> None:
@@ -65,10 +67,11 @@ class NewFile:
         self.temporary = temporary or temporary_name(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(self.temporary, flags, _PRIVATE)
+            fd = os.open(self.temporary, flags, _PRIVATE_FILE)
         except OSError as e:
             raise Refused(
-                f"cannot write in {path.parent}: {e.strerror}: see to that, or name another place"
+                f"cannot write in {path.parent}: {e.strerror}: make the directory writable, or "
+                f"choose another path"
             ) from e
         self.file: BinaryIO = os.fdopen(fd, "wb")
 
@@ -81,47 +84,49 @@ class NewFile:
         self.discard()
 
     def fileno(self) -> int:
-        """The descriptor, for libxl to write to; what was buffered is flushed first."""
+        """The descriptor, for libxl to write to. Buffered data is flushed first."""
         self.file.flush()
         return self.file.fileno()
 
     def sync(self) -> None:
-        """Put the content on the disk. Slow on a big file."""
+        """Flush the content to the disk (fsync). This is slow for a big file."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
     def publish(self) -> None:
-        """Give the file its name, durably.
+        """Rename the file to ``path`` and make the content and the name durable.
 
-        :raises AlreadyExists: the name has been taken meanwhile.
-        :raises Refused: somebody has put another file in the place of the temporary one.
-        :raises OSError: it could not be made durable. Then, too, the temporary file is still there.
+        After an error the temporary file still exists, and ``path`` was not created.
+
+        :raises AlreadyExists: a file of this name was created meanwhile.
+        :raises Refused: another process replaced the temporary file.
+        :raises OSError: the file or the name could not be made durable.
         """
         self.sync()
         if not os.path.samestat(os.lstat(self.temporary), os.fstat(self.file.fileno())):
             raise Refused(
-                f"{self.temporary} is not the file that was written, somebody has put another in "
-                f"its place: choose a directory in which only root can write"
+                f"another process replaced the file {self.temporary} while it was written: choose "
+                f"a directory in which only root can write"
             )
         _rename_new(self.temporary, self.path)
         try:
             sync_directory(self.path.parent)
         except OSError:
-            os.rename(self.path, self.temporary)  # a name that may not last is none
+            os.rename(self.path, self.temporary)  # the name might be lost in a crash
             raise
         self.file.close()
 
     def discard(self) -> None:
-        """Remove the temporary file, if it is still there."""
+        """Close the file, and remove the temporary file if it still exists."""
         try:
             self.file.close()
         except OSError:
-            pass  # a full disk: what could not be written is not wanted any more
+            pass  # for example a full disk: the content is not needed any more
         self.temporary.unlink(missing_ok=True)
 
 
 def _rename_new(old: Path, new: Path) -> None:
-    """Rename without replacing: link, then unlink."""
+    """Rename a file, but never over an existing file: link, then unlink."""
     try:
         os.link(old, new, follow_symlinks=False)
     except FileExistsError:
@@ -131,23 +136,24 @@ def _rename_new(old: Path, new: Path) -> None:
     except OSError as e:
         if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        refuse_existing(new)  # a filesystem without hard links: the gap is as small as can be
+        refuse_existing(new)  # no hard links here: check just before the rename
         os.rename(old, new)
         return
     os.unlink(old)
 
 
 def refuse_existing(path: Path) -> None:
-    """Refuse to make a file of that name.
+    """Check that a new file can have this path.
 
-    :raises AlreadyExists: something has it, be it a dangling link.
-    :raises Refused: there can be none: it is too long, its directory cannot be looked into.
+    :raises AlreadyExists: a file or a link (also a dangling link) has this path.
+    :raises Refused: no file can have this path: the name is too long, or its directory is not
+        accessible.
     """
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return
-    except (OSError, ValueError) as e:  # ValueError: a NUL, or what no path can hold
+    except (OSError, ValueError) as e:  # ValueError: a NUL, or a character that no path can have
         why = e.strerror if isinstance(e, OSError) else e
         raise Refused(f"{path}: {why}: choose another name") from e
     raise AlreadyExists(
@@ -156,7 +162,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make names in a directory durable."""
+    """Make the names in a directory durable (fsync)."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -165,32 +171,40 @@ def sync_directory(directory: Path) -> None:
 
 
 def missing_directories(directory: Path) -> list[Path]:
-    """What :func:`make_directory` would make, parents first."""
+    """The directories that :func:`make_directory` would create, parents first."""
     return [d for d in (*reversed(directory.parents), directory) if not d.exists()]
 
 
 def make_directory(directory: Path) -> list[Path]:
-    """Make a directory of our own (0700) with its parents; return those that are new.
+    """Create a directory (mode 0700) and its parents, as far as they do not exist.
 
-    :raises Refused: it cannot be made, or is not a directory.
+    :returns: the directories that were created, parents first.
+    :raises Refused: a directory cannot be created (those already created are removed again), or the
+        path is not a directory.
     """
     made = []
     try:
         for path in missing_directories(directory):
-            path.mkdir(_OURS)
+            try:
+                path.mkdir(_PRIVATE_DIRECTORY)
+            except FileExistsError:
+                continue  # another operation has just made it: it is not ours to remove
             made.append(path)
     except OSError as e:
         remove_directories(made)
         raise Refused(
-            f"cannot make the directory {path}: {e.strerror}: see to that, or name another place"
+            f"cannot create the directory {path}: {e.strerror}: make its parent writable, or "
+            f"choose another path"
         ) from e
     if not directory.is_dir():
-        raise Refused(f"{directory} is not a directory: move it away, or name another place")
+        raise Refused(
+            f"{directory} is not a directory: move that file away, or choose another path"
+        )
     return made
 
 
 def remove_directories(made: list[Path]) -> list[str]:
-    """Take back :func:`make_directory`, as far as they are still empty; say which."""
+    """Undo :func:`make_directory`: remove the empty directories; return a line for each."""
     removed = []
     for path in reversed(made):
         try:
@@ -205,9 +219,9 @@ def remove_directories(made: list[Path]) -> list[str]:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, if it is a regular one: no waiting on a fifo, no device.
+    """Open a regular file for reading. A fifo or a device is refused and cannot block the call.
 
-    :raises OSError: it cannot be opened, or is not a regular file.
+    :raises OSError: the file cannot be opened, or is not a regular file.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -218,7 +232,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_full(directory: Path) -> bool:
-    """Whether its filesystem has no room left, or next to none."""
+    """Whether the filesystem of a directory is full, or almost full."""
     try:
         found = os.statvfs(directory)
     except OSError:
@@ -227,5 +241,5 @@ def is_full(directory: Path) -> bool:
 
 
 def scratch_file() -> BinaryIO:
-    """A file without a name, in memory: for what a program says, though every disk be full."""
+    """An unnamed file in memory: it can take a program's output when all disks are full."""
     return os.fdopen(os.memfd_create("pyxlsnap"), "w+b")

@@ -1,47 +1,47 @@
 """The lock of a domain (``/run/pyxlsnap/<uuid>.lock``).
 
-It is an OFD lock: it belongs to the open file, not to the process, so that caller and worker hold
-it together and it falls when both are gone.
+The lock is an OFD lock: it belongs to the open file, not to a process. Caller and worker share the
+open file, so the kernel releases the lock when both processes have ended.
 """
 
 import fcntl
 import os
 import struct
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.errors import Busy, Refused
 from pyxlsnap.linux.files import make_directory
+from pyxlsnap.linux.waiting import until
 
-#: is given the uuid and the descriptor of a lock that is held
-ShareLock = Callable[[str, int], None]
-
-
-#: A lock that goes from one process of ours to another falls in between, where somebody may take
-#: it for a look. So long is waited for that.
+#: Seconds to wait for a process that takes the lock only for a look. Such a process may take the
+#: lock while it passes from one process of pyxlsnap to another.
 RIVAL_S = 10.0
 
-
 _POLL_S = 0.01
-
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
 
 
-def write_lock() -> bytes:
-    """The struct flock for a write lock on a whole file."""
-    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+# For the whole file.
+_WRITE_LOCK = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_UNLOCK = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
 
 
 class DomainLock:
-    """The right to work on a domain, held while :attr:`fd` (or a copy of it) is open.
+    """A lock on a domain, held while :attr:`fd` or a copy of this descriptor is open.
 
-    :param wait_s: for so long, wait for somebody else who has it.
-    :param kind: another right than that, such as to watch it.
-    :raises Busy: somebody else has it.
+    :param wait_s: seconds to wait for another process that holds the lock.
+    :param kind: which lock of the domain: ``lock`` is the right to run an operation, ``watch`` the
+        right to watch the domain. It is the suffix of the file's name.
+    :raises Busy: another process holds the lock.
+    :raises Refused: the lock's file or directory cannot be created or opened.
     """
+
+    #: the descriptor that holds the lock; -1 after :meth:`release`
+    fd: int
 
     def __init__(
         self,
@@ -55,33 +55,29 @@ class DomainLock:
         directory = directory or paths.LOCKS
         make_directory(directory)
         path = directory / f"{uuid}.{kind}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self.fd = os.open(path, flags, 0o600)
+            self.fd = _open(path)
         except OSError as e:
             raise Refused(
                 f"cannot open the lock {path}: {e.strerror}: see what is there, and move it away"
             ) from e
-        end = time.monotonic() + wait_s
-        while not self._take():
-            if time.monotonic() >= end:
-                os.close(self.fd)
-                raise Busy(
-                    f"another snapshot operation on {domain} is under way (lock {path}): wait for "
-                    f"it",
-                    domain=domain,
-                )
-            time.sleep(_POLL_S)
+        if not until(self._take, within_s=wait_s, poll_s=_POLL_S):
+            os.close(self.fd)
+            raise Busy(
+                f"another snapshot operation on {domain} is under way (lock {path}): wait until "
+                f"that operation has ended",
+                domain=domain,
+            )
 
     def _take(self) -> bool:
         try:
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, write_lock())
-        except (BlockingIOError, PermissionError):  # fcntl(2): either, for a lock that is held
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _WRITE_LOCK)
+        except (BlockingIOError, PermissionError):  # fcntl(2): the lock is held
             return False
         return True
 
     def release(self) -> None:
-        """The operation is over: give the lock back. Idempotent."""
+        """Release the lock. Idempotent."""
         if self.fd >= 0:
             unlock(self.fd)
             os.close(self.fd)
@@ -89,5 +85,23 @@ class DomainLock:
 
 
 def unlock(fd: int) -> None:
-    """Let a lock fall, whoever else has a copy of the descriptor (a child forked meanwhile)."""
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+    """Release a lock, also if another process (a child forked meanwhile) has the descriptor."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _UNLOCK)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock on a file that other programs lock, too; wait until it is free.
+
+    An OFD lock and a lock of fcntl(2)'s older kind, such as xl's, exclude each other.
+    """
+    fd = _open(path)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _WRITE_LOCK)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -1,4 +1,4 @@
-"""Processes: starting Python ones, waiting for others to end, and finding xl's monitor."""
+"""Processes: start a Python process, wait for the end of a process, find the holders of a file."""
 
 import os
 import select
@@ -9,42 +9,47 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.text import readable
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """The command for a module of ours: the same Python, nothing imported from its directory."""
+    """The command that runs a module of pyxlsnap. It imports nothing from the current directory."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def environment() -> Mapping[str, str]:
-    """Its environment: it imports what we import, from where we import it."""
+    """The environment for :func:`python`: the same import path as this process."""
     paths = [str(Path(p).absolute()) for p in sys.path if p]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def fresh_signals() -> None:
-    """Signals as a program expects to find them, in a process that somebody else has started.
+    """Reset the signals of this process: none is blocked, and none ignored except by Python.
 
-    A daemon blocks or ignores some, and what libxl starts has that from us: a QEMU that does not
-    hear of SIGHUP does not end when its domain is destroyed.
+    A daemon that starts this process may block or ignore signals. The children of libxl inherit
+    this from us: a QEMU that ignores SIGHUP does not end when its domain is destroyed.
     """
-    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python ignores these
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def how_ended(status: int | None) -> str:
-    """The end of a process, from its status as subprocess has it; ``None``: nobody knows."""
+    """How a process ended, as text.
+
+    :param status: the status in the form of :mod:`subprocess`; ``None`` if it is unknown.
+    """
     if status is None:
-        return "ended, how is not known"
+        return "ended with an unknown status"
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
 class Process:
-    """A process by its pidfd, which stays with it whatever becomes of its number.
+    """A process, identified by its pidfd: a pid can be used again, a pidfd cannot.
 
-    ``None`` or the number of a process that has ended stands for one that has ended.
+    :param pid: the pid. With ``None``, or a pid that no process has, the object stands for a
+        process that has ended.
     """
 
     def __init__(self, pid: int | None) -> None:
@@ -60,11 +65,15 @@ class Process:
         self.close()
 
     def fileno(self) -> int:
-        """What becomes readable at its end; -1 if it has ended."""
+        """A descriptor that becomes readable when the process ends; -1 if there is no process."""
         return self._fd
 
     def ended(self, *, within_s: float | None = None) -> bool:
-        """Wait for its end; false if it has not come after so many seconds."""
+        """Wait for the end of the process.
+
+        :param within_s: seconds to wait at most; ``None``: without limit.
+        :returns: whether the process has ended.
+        """
         if self._fd < 0:
             return True
         poll = select.poll()
@@ -72,10 +81,10 @@ class Process:
         return bool(poll.poll(None if within_s is None else within_s * 1000))
 
     def status(self) -> int | None:
-        """The status, as subprocess has it, of a child of ours that has ended; it is reaped.
+        """Reap a child that has ended, and return its status in the form of :mod:`subprocess`.
 
-        ``None`` if that has been done already, be it by the kernel: whose process this is may reap
-        every child that it has, or ignore SIGCHLD.
+        ``None`` if the child was reaped already: the host program may reap all its children, or
+        ignore SIGCHLD, and then the kernel reaps them.
         """
         try:
             found = os.waitid(os.P_PIDFD, self._fd, os.WEXITED) if self._fd >= 0 else None
@@ -86,7 +95,7 @@ class Process:
         return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
     def kill(self) -> None:
-        """Kill it, unless it has ended."""
+        """Kill the process, unless it has ended."""
         if self._fd >= 0:
             try:
                 signal.pidfd_send_signal(self._fd, signal.SIGKILL)
@@ -94,18 +103,18 @@ class Process:
                 pass
 
     def close(self) -> None:
-        """Let go of it. Idempotent."""
+        """Close the pidfd. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def holders(path: Path) -> list[int]:
-    """The processes that have a file open, by whatever name; this one does not count.
+    """The pids of the other processes that have a file open, under any name.
 
-    Those that this process may not look into are not found: root sees all. Takes some 10 ms.
+    Processes that this process may not inspect are missing; root sees all. Takes about 10 ms.
 
-    :raises OSError: there is no such file.
+    :raises OSError: the file does not exist.
     """
     wanted = _identity(path.stat())
     processes = [p for p in _listed(paths.PROC) if p.name.isdigit()]
@@ -113,20 +122,20 @@ def holders(path: Path) -> list[int]:
 
 
 def process_name(pid: int) -> str:
-    """A process's name, as ``ps`` has it; "?" if it has gone."""
+    """The name of a process, as ``ps`` shows it; "?" if the process has ended."""
     try:
-        return " ".join((paths.PROC / f"{pid}/comm").read_text(errors="replace").split())
+        return " ".join(readable((paths.PROC / f"{pid}/comm").read_bytes()).split())
     except OSError:
         return "?"
 
 
 def process_text(pid: int) -> str:
-    """A process as messages name it."""
+    """A process's name and pid, for a message."""
     return f"{process_name(pid)} (pid {pid})"
 
 
 def _has_open(process: Path, wanted: tuple[int, int]) -> bool:
-    """Threads share what is open, but the first one may have ended before the others."""
+    """Whether any thread has the file open. The main thread may have ended before the others."""
     for thread in _listed(process / "task"):
         if links := _listed(thread / "fd"):
             return any(_leads_to(link, wanted) for link in links)
@@ -137,18 +146,18 @@ def _listed(directory: Path) -> list[Path]:
     try:
         return list(directory.iterdir())
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return []  # the process has gone, or is not ours to see
+        return []  # the process has ended, or we may not inspect it
 
 
 def _leads_to(link: Path, wanted: tuple[int, int]) -> bool:
     try:
         return _identity(link.stat()) == wanted
     except OSError:
-        return False  # closed meanwhile, or on a server that has gone: not what we look for
+        return False  # closed meanwhile, or on an unreachable server: not the wanted file
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
-    """What two names of the same file, or two nodes of the same block device, have in common."""
+    """A value that is equal for two names of one file, and for two nodes of one block device."""
     if stat.S_ISBLK(found.st_mode):
         return (found.st_rdev, 0)  # no file has inode 0
     return (found.st_dev, found.st_ino)

@@ -1,15 +1,16 @@
-"""Waiting for something that nothing announces."""
+"""Waiting for a condition that can only be polled."""
 
 import time
 from collections.abc import Callable
 
 
 def until(condition: Callable[[], bool], *, within_s: float, poll_s: float) -> bool:
-    """Ask again and again until a condition holds, at least once.
+    """Poll a condition until it is true. An exception of ``condition`` ends the wait.
 
-    :param within_s: seconds to wait at the most; 0: ask once.
-    :param poll_s: seconds between two questions.
-    :returns: whether the condition came to hold. What ``condition`` raises ends the wait.
+    :param condition: called at least once.
+    :param within_s: seconds to wait at most; 0: check once.
+    :param poll_s: seconds between two checks.
+    :returns: whether the condition became true.
     """
     end = time.monotonic() + within_s
     while not condition():

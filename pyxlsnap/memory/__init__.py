@@ -1,7 +1,8 @@
-"""Memory files: a header as ``xl save`` writes it, and libxl's stream of the guest's memory.
+"""Memory files: a header in the format of ``xl save``, then libxl's stream of the guest's memory.
 
-:mod:`.savefile` writes and reads the header; :mod:`.stream` walks the stream behind it, by the
-rules in :mod:`.records`; :mod:`.source` is how both read a file that may be damaged.
+:mod:`.header` writes and reads the header. :mod:`.stream` checks the stream behind the header, with
+the rules in :mod:`.records`. Both read the file through :mod:`.reader`, because the file may be
+truncated or damaged.
 """
 
 from pyxlsnap.memory.header import Header, read_header, write_header

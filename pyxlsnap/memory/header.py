@@ -1,22 +1,22 @@
-"""The header of a memory file: what ``xl save`` puts before libxl's stream, and our metadata.
+"""The header of a memory file: the header of ``xl save``, and the metadata of pyxlsnap.
 
 ====================  ======================================================================
 32 bytes              magic
 u32                   byte order mark, 0x01020304
 u32                   mandatory flags: bit 0, the configuration is JSON; bit 1, stream v2
 u32                   optional flags, 0
-u32                   length of the optional data, which is all that follows up to the stream:
-u32, n bytes          length and text of the domain's configuration, with its trailing NUL
-8 bytes               "pyxlsnap" (a file of ``xl save`` ends before this)
+u32                   length of the optional data: everything from here to the stream:
+u32, n bytes          the domain's configuration: its length, its text and a trailing NUL
+8 bytes               "pyxlsnap" (not in a file of ``xl save``, nor what follows)
 u32                   version of the metadata, 1
-u32, u32              length of the metadata, and the CRC-32 of its bytes
+u32, u32              length of the metadata in bytes, and their CRC-32
 n bytes               the metadata: a JSON object in UTF-8
-0 to 7 bytes          zeros, so that the stream begins at a multiple of 8
+0 to 7 bytes          zeros: the stream begins at a multiple of 8
 ====================  ======================================================================
 
-All numbers are little-endian, like the streams: Xen saves domains on x86 only. ``xl restore``
-ignores what follows the configuration (``save_file_header`` in tools/xl/xl.h: "skip, or skip
-tail, if not understood"), so it can read our files.
+All numbers are little-endian, as in the stream: Xen saves domains on x86 only. ``xl restore``
+ignores the optional data after the configuration (``save_file_header`` in tools/xl/xl.h: "skip, or
+skip tail, if not understood"), so ``xl restore`` can read a memory file of pyxlsnap.
 """
 
 import json
@@ -27,11 +27,11 @@ from dataclasses import asdict, dataclass
 from typing import BinaryIO, Final
 
 from pyxlsnap.errors import BadMemoryFile, UsageError
-from pyxlsnap.memory.reader import Source
+from pyxlsnap.memory.reader import Reader
 from pyxlsnap.model import DiskRequest, Metadata, RunState, check_name, check_text
 
 MAGIC: Final = b"Xen saved domain, xl format\n \0 \r"
-#: the header's numbers: byte order, mandatory flags, optional flags, length of the optional data
+#: the four numbers: byte order, mandatory flags, optional flags, length of the optional data
 _FIXED: Final = struct.Struct("<4I")
 _BYTE_ORDER: Final = 0x01020304
 _SWAPPED: Final = 0x04030201
@@ -39,40 +39,40 @@ _FLAG_JSON: Final = 1
 _FLAG_STREAM_V2: Final = 2
 _LENGTH: Final = struct.Struct("<I")
 
-#: the metadata's version; raised when an older pyxlsnap would read it wrongly
+#: version of the metadata; increase it when an older pyxlsnap would misread the metadata
 METADATA_VERSION: Final = 1
 _OUR_MAGIC: Final = b"pyxlsnap"
 #: our magic, version, length, CRC-32
 _OURS: Final = struct.Struct("<8s3I")
 
-#: A configuration has some 10 KiB. These bounds only keep a damaged file from costing memory:
-#: parsed, JSON takes up to 30 times as much.
+#: Limits in bytes. A usual configuration has about 10 KiB. Without the limits a damaged file could
+#: use up the memory: JSON takes up to 30 times its size when it is parsed.
 CONFIG_LIMIT: Final = 2 << 20
 METADATA_LIMIT: Final = 1 << 20
 
-_YEAR_10000: Final = 253402300800  # datetime ends there
+_YEAR_10000: Final = 253402300800  # datetime ends before this second
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before the stream of a memory file."""
+    """The header of a memory file."""
 
-    #: the domain's configuration, libxl_domain_config as JSON; known to be a JSON object
+    #: the domain's configuration: libxl_domain_config as JSON, checked to be a JSON object
     config_json: str
-    #: ours, or ``None`` for a file that ``xl save`` wrote
+    #: the metadata of pyxlsnap; ``None`` in a file of ``xl save``
     metadata: Metadata | None
-    #: where libxl's stream begins, in bytes from the beginning of the file
+    #: offset of libxl's stream, in bytes from the beginning of the file
     stream_offset: int
 
 
 def write_header(out: BinaryIO, *, config_json: str, metadata: Metadata) -> int:
-    """Write the header; libxl's stream is to follow at once.
+    """Write the header. libxl's stream must follow directly.
 
-    :param out: a new, empty file, at its beginning.
+    :param out: a new, empty file.
     :param config_json: libxl_domain_config as JSON.
-    :returns: the bytes written, a multiple of 8: the stream's offset.
-    :raises UsageError: :func:`read_header` would refuse it. Nothing was written.
-    :raises OSError: it could not be written; part of it may be.
+    :returns: the number of bytes written, a multiple of 8. This is the offset of the stream.
+    :raises UsageError: :func:`read_header` would refuse this header. Nothing was written.
+    :raises OSError: the header could not be written. A part of it may be in the file.
     """
     config = _encode_config(config_json)
     ours = _encode_metadata(metadata)
@@ -85,25 +85,29 @@ def write_header(out: BinaryIO, *, config_json: str, metadata: Metadata) -> int:
 
 
 def read_header(f: BinaryIO, path: str) -> Header:
-    """Read and check the header of a memory file, ours or one of ``xl save``.
+    """Read and check the header of a memory file of pyxlsnap or ``xl save``.
 
-    :param f: the file, seekable. Read from its beginning, wherever it stands; left at the
-        stream's first byte, or anywhere after an error.
-    :param path: its name, for messages.
-    :raises BadMemoryFile: it is no memory file, is truncated or damaged, or was written by a
-        program newer than this one.
+    :param f: the file, seekable. It is read from its beginning. Afterwards its position is the
+        first byte of the stream; after an error, any position.
+    :param path: the file's name, for messages.
+    :raises BadMemoryFile: the file is not a memory file, is truncated or damaged, or was written by
+        a newer version of xl or pyxlsnap.
     """
-    source = Source(f, path, start=0)
-    if source.read(min(len(MAGIC), source.left), "magic") != MAGIC:
-        raise BadMemoryFile("not a memory file: it does not begin as xl save writes it", path=path)
-    _, flags, _, data_length = _read_fixed(source)
-    _check_flags(source, flags)
-    end = source.offset + data_length
-    if end > source.size:
-        raise source.bad(f"truncated: the header ends at offset {end}, the file at {source.size}")
-    config_json = _read_config(source, end)
-    metadata = _read_metadata(source, end)
-    source.skip(end - source.offset, "rest of the header")
+    reader = Reader(f, path, start=0)
+    if reader.read(min(len(MAGIC), reader.left), "magic") != MAGIC:
+        raise BadMemoryFile(
+            "not a memory file: the file does not begin with the header of xl save", path=path
+        )
+    _, flags, _, data_length = _read_fixed(reader)
+    _check_flags(reader, flags)
+    end = reader.offset + data_length
+    if end > reader.size:
+        raise reader.bad(
+            f"truncated: the header ends at offset {end}, but the file ends at {reader.size}"
+        )
+    config_json = _read_config(reader, end)
+    metadata = _read_metadata(reader, end)
+    reader.skip(end - reader.offset, "rest of the header")
     return Header(config_json, metadata, end)
 
 
@@ -111,7 +115,7 @@ def _encode_config(config_json: str) -> bytes:
     try:
         config = config_json.encode()
         _json_object(config)
-    except ValueError as e:  # UnicodeEncodeError is one
+    except ValueError as e:  # also UnicodeEncodeError
         raise UsageError(f"the domain's configuration is not JSON: {e}") from e
     if len(config) >= CONFIG_LIMIT:
         raise UsageError(f"the domain's configuration is too long: {len(config)} bytes")
@@ -128,102 +132,109 @@ def _encode_metadata(metadata: Metadata) -> bytes:
         "versions": dict(metadata.versions),
         "kinds": dict(metadata.kinds),
     }
-    # As ASCII: \u escapes carry any path, even one whose name is not UTF-8 (os.fsdecode).
+    # In ASCII, because \u escapes can represent any path, also if it is not UTF-8 (os.fsdecode).
     data = json.dumps(values, indent=1).encode("ascii")
     try:
         _metadata_from(_json_object(data))
     except ValueError as e:
-        raise UsageError(f"the snapshot's metadata: {e}") from e
+        raise UsageError(f"the snapshot's metadata cannot be stored: {e}") from e
     if len(data) > METADATA_LIMIT:
         raise UsageError(f"the snapshot's metadata is too long: {len(data)} bytes")
     return _OURS.pack(_OUR_MAGIC, METADATA_VERSION, len(data), zlib.crc32(data)) + data
 
 
-def _read_fixed(source: Source) -> tuple[int, int, int, int]:
-    order, flags, optional, data_length = _FIXED.unpack(source.read(_FIXED.size, "header"))
+def _read_fixed(reader: Reader) -> tuple[int, int, int, int]:
+    order, flags, optional, data_length = _FIXED.unpack(reader.read(_FIXED.size, "header"))
     if order == _SWAPPED:
-        raise source.bad("saved on a machine of the other byte order", offset=len(MAGIC))
+        raise reader.bad("saved on a machine with the other byte order", offset=len(MAGIC))
     if order != _BYTE_ORDER:
-        raise source.bad(f"damaged byte order mark 0x{order:08x}", offset=len(MAGIC))
+        raise reader.bad(f"damaged byte order mark 0x{order:08x}", offset=len(MAGIC))
     return order, flags, optional, data_length
 
 
-def _check_flags(source: Source, flags: int) -> None:
+def _check_flags(reader: Reader, flags: int) -> None:
     unknown = flags & ~(_FLAG_JSON | _FLAG_STREAM_V2)
     at = len(MAGIC) + 4
     if unknown:
-        raise source.bad(f"unknown mandatory flags 0x{unknown:x}: made by a newer xl?", offset=at)
+        raise reader.bad(
+            f"unknown mandatory flags 0x{unknown:x}: perhaps a newer xl wrote this file", offset=at
+        )
     if not flags & _FLAG_JSON:
-        raise source.bad("the domain's configuration in it is missing or not JSON", offset=at)
+        raise reader.bad("the domain's configuration is missing or is not JSON", offset=at)
     if not flags & _FLAG_STREAM_V2:
-        raise source.bad("the memory in it is in the legacy format of Xen 4.5", offset=at)
+        raise reader.bad("the memory is in the legacy format (Xen 4.5 and older)", offset=at)
 
 
-def _read_config(source: Source, end: int) -> str:
+def _read_config(reader: Reader, end: int) -> str:
     what = "domain's configuration"
-    if end - source.offset < _LENGTH.size:
-        raise source.bad(f"the {what} is missing")
-    (length,) = _LENGTH.unpack(source.read(_LENGTH.size, what))
-    at = source.offset
+    if end - reader.offset < _LENGTH.size:
+        raise reader.bad(f"the {what} is missing")
+    (length,) = _LENGTH.unpack(reader.read(_LENGTH.size, what))
+    at = reader.offset
     if length > min(end - at, CONFIG_LIMIT):
-        raise source.bad(f"the {what} cannot have {length} bytes: damaged")
-    text = source.read(length, what)
-    # xl hands the bytes to a parser of C strings
+        raise reader.bad(f"damaged: the {what} cannot have {length} bytes")
+    text = reader.read(length, what)
+    # xl parses the bytes as a C string.
     if not text or text.find(b"\0") != length - 1:
-        raise source.bad(f"the {what} does not end with its only NUL: damaged", offset=at)
+        raise reader.bad(
+            f"damaged: the {what} must end with a NUL and have no other NUL", offset=at
+        )
     try:
         _json_object(text[:-1])
         return text[:-1].decode()
     except ValueError as e:
-        raise source.bad(f"the {what} is damaged: {e}", offset=at) from e
+        raise reader.bad(f"the {what} is damaged: {e}", offset=at) from e
 
 
-def _read_metadata(source: Source, end: int) -> Metadata | None:
-    at = source.offset
+def _read_metadata(reader: Reader, end: int) -> Metadata | None:
+    at = reader.offset
     if end - at < _OURS.size:
         return None
-    magic, version, length, crc = _OURS.unpack(source.read(_OURS.size, "metadata"))
+    magic, version, length, crc = _OURS.unpack(reader.read(_OURS.size, "metadata"))
     if magic != _OUR_MAGIC:
         return None
     if version > METADATA_VERSION:
-        raise source.bad(f"made by a newer pyxlsnap (metadata version {version})", offset=at)
-    if length > min(end - source.offset, METADATA_LIMIT):
-        raise source.bad(f"pyxlsnap's metadata cannot have {length} bytes: damaged", offset=at)
-    data = source.read(length, "metadata")
+        raise reader.bad(
+            f"a newer pyxlsnap wrote this file (metadata version {version}): use that version",
+            offset=at,
+        )
+    if length > min(end - reader.offset, METADATA_LIMIT):
+        raise reader.bad(f"damaged: pyxlsnap's metadata cannot have {length} bytes", offset=at)
+    data = reader.read(length, "metadata")
     try:
         if version < 1 or zlib.crc32(data) != crc:
             raise ValueError("wrong version or checksum")
         return _metadata_from(_json_object(data))
     except ValueError as e:
-        raise source.bad(f"pyxlsnap's metadata is damaged: {e}", offset=at) from e
+        raise reader.bad(f"pyxlsnap's metadata is damaged: {e}", offset=at) from e
 
 
 def _json_object(data: bytes) -> dict[str, object]:
-    """Parse what must be a JSON object.
+    """Parse a JSON object.
 
-    :raises ValueError: it is not, it is not UTF-8, or it is nested without end.
+    :raises ValueError: the data is not a JSON object, not UTF-8, or nested too deeply.
     """
     try:
         found: object = json.loads(data.decode(), parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return _object(found, "the whole")
+    return _object(found, "the content")
 
 
 def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
+    raise ValueError(f"{text} is not allowed in JSON")
 
 
 def _metadata_from(values: Mapping[str, object]) -> Metadata:
-    """Check the types of a parsed metadata object; keys that are unknown are left for others.
+    """Check the types of a parsed metadata object. Unknown keys are ignored.
 
-    :raises ValueError: naming what is missing or wrong.
+    :raises ValueError: a value is missing or wrong; the message names this value.
     """
     created = values.get("created")
     if type(created) is not int or not 0 <= created < _YEAR_10000:
         raise ValueError("created is not a time")
     return Metadata(
-        # The name becomes part of file names: a forged one must not lead elsewhere.
+        # The name becomes part of file names: a forged name must not lead to another directory.
         name=check_name(_text(values.get("name"), "name")),
         description=_text(values.get("description"), "description"),
         created=created,

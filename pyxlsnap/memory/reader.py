@@ -1,4 +1,4 @@
-"""Reading a file that may be truncated or damaged, without believing it."""
+"""Reads a memory file that may be truncated or damaged."""
 
 import os
 from typing import BinaryIO
@@ -6,27 +6,28 @@ from typing import BinaryIO
 from pyxlsnap.errors import BadMemoryFile
 
 
-class Source:
-    """A memory file, its size and the place reached in it.
+class Reader:
+    """Reads a memory file from start to end; knows the file's size and the current offset.
 
-    Every read and every skip is checked against the file's size first: a length field that lies
-    costs nothing, and a seek beyond the end (which the system allows) cannot hide a truncation.
+    Every read and every skip is checked against the file's size first. So a wrong length field
+    costs no memory, and a seek beyond the end (which the system allows) does not hide that the
+    file is truncated.
 
-    :param f: a seekable binary file. Left where the reading stopped, also after an error; not
-        closed.
-    :param path: its name, for messages.
-    :param start: the offset to begin at; the file's current position when it is not given.
-    :raises BadMemoryFile: also from every method, when the file ends too early or when the system
-        cannot read it.
+    :param f: a seekable binary file. It is not closed. After the last read, or after an error, its
+        position is where the reading stopped.
+    :param path: the file's name, for messages.
+    :param start: the offset to start at; by default the file's current position.
+    :raises BadMemoryFile: the system cannot read the file. Every method raises it, too, also when
+        the file ends too early.
     """
 
     def __init__(self, f: BinaryIO, path: str, *, start: int | None = None) -> None:
         self._f = f
         self._path = path
         try:
-            #: the offset of the next byte, counted from the file's beginning
+            #: offset of the next byte, in bytes from the beginning of the file
             self.offset = f.tell() if start is None else start
-            #: the file's size in bytes when it was opened
+            #: size of the file in bytes, when it was opened
             self.size = f.seek(0, os.SEEK_END)
             f.seek(self.offset)
         except OSError as e:
@@ -34,25 +35,25 @@ class Source:
 
     @property
     def left(self) -> int:
-        """Bytes between here and the end of the file."""
+        """Number of bytes from the current offset to the end of the file."""
         return self.size - self.offset
 
     def read(self, length: int, what: str) -> bytes:
-        """Read exactly ``length`` bytes; ``what`` they are is for the message."""
+        """Read exactly ``length`` bytes; ``what`` names these bytes in an error message."""
         self._check(length, what)
         parts: list[bytes] = []
         missing = length
         while missing:
             part = self._read_some(missing)
-            if not part:  # it was longer when it was opened
-                raise self.bad(f"truncated in the {what}")
+            if not part:  # the file was longer when it was opened
+                raise self.bad(f"truncated: the file ends in the {what}")
             parts.append(part)
             missing -= len(part)
             self.offset += len(part)
         return b"".join(parts)
 
     def skip(self, length: int, what: str) -> None:
-        """Step over ``length`` bytes that are there."""
+        """Skip ``length`` bytes, which must be in the file."""
         self._check(length, what)
         self.offset += length
         try:
@@ -61,17 +62,22 @@ class Source:
             raise self.unreadable(e) from e
 
     def bad(self, message: str, *, offset: int | None = None) -> BadMemoryFile:
-        """Make (not raise) the error that names an offset, by default where reading stopped."""
+        """Make (not raise) the error for a damaged file.
+
+        :param offset: where the damage is; by default the current offset.
+        """
         at = self.offset if offset is None else offset
         return BadMemoryFile(f"{message} (at offset {at})", path=self._path)
 
     def unreadable(self, error: OSError) -> BadMemoryFile:
-        """Make the error for a file that the system cannot read."""
+        """Make (not raise) the error for a file that the system cannot read."""
         return BadMemoryFile(f"cannot be read: {error.strerror or error}", path=self._path)
 
     def _check(self, length: int, what: str) -> None:
         if length > self.left:
-            raise self.bad(f"truncated: the {what} needs {length} bytes, {self.left} are left")
+            raise self.bad(
+                f"truncated: the {what} needs {length} bytes, but only {self.left} are left"
+            )
 
     def _read_some(self, length: int) -> bytes:
         try:

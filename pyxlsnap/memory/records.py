@@ -1,7 +1,8 @@
-"""The records of both formats, and the rules for those of a libxc image.
+"""The record types of libxl's and libxc's formats, and the checks for the records of a libxc image.
 
-The rules are those of docs/specs/libxc-migration-stream.pandoc in Xen's source. Sizes that it
-leaves open are those that tools/libs/guest/xg_sr_restore_x86_pv.c and _hvm.c insist on.
+The rules come from docs/specs/libxc-migration-stream.pandoc in Xen's source. Where the
+specification gives no size, the size comes from the checks in
+tools/libs/guest/xg_sr_restore_x86_pv.c and _hvm.c.
 """
 
 import struct
@@ -11,18 +12,18 @@ from enum import IntEnum, StrEnum
 from typing import Final
 
 from pyxlsnap.errors import BadMemoryFile
-from pyxlsnap.memory.reader import Source
+from pyxlsnap.memory.reader import Reader
 
 
 class Container(StrEnum):
-    """What Xen made the guest as. A PVH guest is in an HVM container."""
+    """How Xen runs the guest. A PVH guest runs in an HVM container."""
 
     PV = "pv"
     HVM = "hvm"
 
 
 class Libxl(IntEnum):
-    """The types of libxl's records."""
+    """Record types of the libxl stream."""
 
     END = 0
     LIBXC_CONTEXT = 1
@@ -33,7 +34,7 @@ class Libxl(IntEnum):
 
 
 class Libxc(IntEnum):
-    """The types of libxc's records. 0x0B (TOOLSTACK) was never released."""
+    """Record types of the libxc image. 0x0B (TOOLSTACK) was never in a release of Xen."""
 
     END = 0x00
     PAGE_DATA = 0x01
@@ -55,26 +56,26 @@ class Libxc(IntEnum):
     X86_MSR_POLICY = 0x12
 
 
-#: Bit 31 of a type: a reader of libxc's records that does not know it may pass over it.
+#: Bit 31 of a libxc record type: a reader that does not know the type may skip the record.
 OPTIONAL: Final = 0x80000000
-#: REC_LENGTH_MAX of libxc, in bytes
+#: longest record in bytes (REC_LENGTH_MAX of libxc)
 LENGTH_LIMIT: Final = 128 << 20
 
 HEAD: Final = 8
 _PAIR: Final = struct.Struct("<2I")
 _PAGE: Final = 4096
 _PFN: Final = 8
-#: pfns looked at in one go, so that no record decides how much memory is used
+#: pfns read at a time, so that the memory used does not depend on the record
 _PFNS_AT_ONCE: Final = 1 << 16
 
-# Bits 63-60 of a pfn are the page's type, 59-52 must be 0. So the types are told from the highest
-# byte alone, and bytes.translate() does it at the speed of C.
+# Bits 63-60 of a pfn entry are the page's type, bits 59-52 must be 0. So the highest byte alone
+# gives the type, and bytes.translate() can count the types at the speed of C.
 _WITHOUT_DATA: Final = bytes(kind << 4 for kind in (0xD, 0xE, 0xF))  # BROKEN, XALLOC, XTAB
 _WITH_DATA: Final = bytes(kind << 4 for kind in (0, 1, 2, 3, 4, 9, 0xA, 0xB, 0xC))
 _KNOWN: Final = _WITH_DATA + _WITHOUT_DATA
 _NO_HIGH_BITS: Final = bytes(range(16))
 
-#: sizes of Xen's structures, in bytes; vcpu_guest_context by the width of the guest's words
+#: Sizes of Xen's structures, in bytes. vcpu_guest_context: by the guest's word size in bytes.
 _VCPU_CONTEXT: Final = {4: 2800, 8: 5168}
 _EXTENDED_LIMIT: Final = 128
 _XSAVE_MINIMUM: Final = 16
@@ -83,15 +84,15 @@ _TSC_INFO: Final = 24
 _HVM_PARAM: Final = 16
 _CPUID_LEAF: Final = 24
 _MSR_ENTRY: Final = 16
-#: levels of page tables, by the width of the guest's words
+#: levels of page tables, by the guest's word size in bytes
 _LEVELS: Final = {4: 3, 8: 4}
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The header of a record, and the first 8 bytes of its body (none if it is shorter)."""
+    """The header of a record, and the first 8 bytes of its body (b"" if the body is shorter)."""
 
-    source: Source
+    reader: Reader
     offset: int
     layer: type[Libxl] | type[Libxc]
     type: int
@@ -99,32 +100,32 @@ class Record:
     head: bytes
 
     def pair(self) -> tuple[int, int]:
-        """The two 32-bit numbers that most bodies begin with."""
-        self.expect(self.length >= HEAD, f"{self.length} bytes are too short")
+        """The two 32-bit numbers at the start of most bodies."""
+        self.expect(self.length >= HEAD, f"{self.length} bytes are too few")
         first, second = _PAIR.unpack(self.head)
         return first, second
 
     def expect(self, condition: bool, complaint: str) -> None:
-        """:raises BadMemoryFile: the condition does not hold."""
+        """:raises BadMemoryFile: the condition is false."""
         if not condition:
             raise self.bad(complaint)
 
     def bad(self, complaint: str) -> BadMemoryFile:
-        """Make the error that names this record."""
+        """Make (not raise) the error for this record."""
         try:
             name = self.layer(self.type).name
         except ValueError:
             name = f"{self.layer.__name__.lower()} type 0x{self.type:x}"
-        return self.source.bad(f"record {name}: {complaint}", offset=self.offset)
+        return self.reader.bad(f"record {name}: {complaint}", offset=self.offset)
 
 
 class Image:
-    """A libxc image, as far as its records have been checked."""
+    """The state of the check of one libxc image: the records seen up to now."""
 
     def __init__(self, container: Container, version: int) -> None:
         self.container = container
         self.version = version
-        #: pages whose contents are in the image
+        #: number of pages with data in the image
         self.pages = 0
         self._rules = {**_RULES, **_RULES_OF[container]}
         self._seen: set[int] = set()
@@ -133,7 +134,7 @@ class Image:
     def check(self, record: Record) -> None:
         """Check the next record.
 
-        :raises BadMemoryFile: it breaks a rule, or Xen would not know it.
+        :raises BadMemoryFile: the record breaks a rule, or Xen does not know its type.
         """
         limit = LENGTH_LIMIT
         record.expect(record.length <= limit, f"{record.length} bytes are more than {limit}")
@@ -141,15 +142,15 @@ class Image:
             return
         rule = self._rules.get(record.type)
         if rule is None:
-            raise record.bad(f"not known in the stream of a {self.container} guest")
+            raise record.bad(f"this type is unknown in the stream of a {self.container} guest")
         rule(self, record)
         self._seen.add(record.type)
 
     def _after(self, record: Record, *types: Libxc) -> None:
         for kind in types:
-            # Version 2 has no STATIC_DATA_END; its place is inferred.
+            # Version 2 has no STATIC_DATA_END: Xen infers its place.
             if kind not in self._seen and (kind, self.version) != (Libxc.STATIC_DATA_END, 2):
-                raise record.bad(f"no {kind.name} before it")
+                raise record.bad(f"there is no {kind.name} before this record")
 
     def _end(self, record: Record) -> None:
         _no_body(self, record)
@@ -162,11 +163,13 @@ class Image:
             self._after(record, Libxc.X86_PV_P2M_FRAMES)
         count, _ = record.pair()
         pages_at = HEAD + count * _PFN
-        record.expect(count > 0, "no pfn in it")
-        record.expect(pages_at <= record.length, f"{record.length} bytes for {count} pfns")
+        record.expect(count > 0, "the record has no pfn")
+        record.expect(
+            pages_at <= record.length, f"{record.length} bytes are too few for {count} pfns"
+        )
         with_data = 0
         for first in range(0, count, _PFNS_AT_ONCE):
-            pfns = record.source.read(_PFN * min(count - first, _PFNS_AT_ONCE), "pfns")
+            pfns = record.reader.read(_PFN * min(count - first, _PFNS_AT_ONCE), "pfns")
             with_data += _count_with_data(record, pfns)
         expected = pages_at + with_data * _PAGE
         record.expect(record.length == expected, f"{record.length} bytes instead of {expected}")
@@ -174,33 +177,35 @@ class Image:
 
     def _static_data_end(self, record: Record) -> None:
         _no_body(self, record)
-        record.expect(record.type not in self._seen, "it is there twice")
+        record.expect(record.type not in self._seen, "the record occurs twice")
         if self.container is Container.PV:
             self._after(record, Libxc.X86_PV_INFO)
 
     def _static(self, record: Record, unit: int) -> None:
-        # Xen would take it and never apply it.
-        record.expect(Libxc.STATIC_DATA_END not in self._seen, "it follows STATIC_DATA_END")
-        record.expect(record.length > 0, "it is empty")
-        record.expect(record.length % unit == 0, f"{record.length} bytes, no multiple of {unit}")
+        # Xen would accept the record and never apply it.
+        record.expect(Libxc.STATIC_DATA_END not in self._seen, "the record follows STATIC_DATA_END")
+        record.expect(record.length > 0, "the record is empty")
+        record.expect(
+            record.length % unit == 0, f"{record.length} bytes are not a multiple of {unit}"
+        )
 
     def _pv_info(self, record: Record) -> None:
-        record.expect(record.type not in self._seen, "it is there twice")
+        record.expect(record.type not in self._seen, "the record occurs twice")
         record.expect(record.length == HEAD, f"{record.length} bytes instead of {HEAD}")
         width, levels = record.head[0], record.head[1]
-        combination = f"words of {width} bytes with {levels} levels of page tables"
+        combination = f"no guest has words of {width} bytes and {levels} levels of page tables"
         record.expect(_LEVELS.get(width) == levels, combination)
         self._width = width
 
     def _p2m_frames(self, record: Record) -> None:
         self._after(record, Libxc.X86_PV_INFO, Libxc.STATIC_DATA_END)
         start, end = record.pair()
-        record.expect(start <= end, f"pfns from {start} to {end}")
+        record.expect(start <= end, f"the first pfn {start} is greater than the last pfn {end}")
         entries = _PAGE // self._width
         _length(record, HEAD + _PFN * (end // entries - start // entries + 1))
 
     def _vcpu(self, record: Record) -> int:
-        """Check what all the records of vcpus have in common; return the size of its content."""
+        """Check the rules common to all vcpu records; return the size of the content in bytes."""
         self._after(record, Libxc.X86_PV_INFO, Libxc.X86_PV_P2M_FRAMES, Libxc.PAGE_DATA)
         record.pair()
         return record.length - HEAD
@@ -215,19 +220,19 @@ class Image:
 
     def _vcpu_xsave(self, record: Record) -> None:
         size = self._vcpu(record)
-        # Xen 4.6 to 4.8 wrote empty ones (the specification's errata).
-        record.expect(size == 0 or size >= _XSAVE_MINIMUM, f"{size} bytes are too short")
+        # Xen 4.6 to 4.8 wrote empty records (see the errata in the specification).
+        record.expect(size == 0 or size >= _XSAVE_MINIMUM, f"{size} bytes are too few")
 
     def _vcpu_msrs(self, record: Record) -> None:
         size = self._vcpu(record)
-        record.expect(size % _VCPU_MSR == 0, f"{size} bytes, no multiple of {_VCPU_MSR}")
+        record.expect(size % _VCPU_MSR == 0, f"{size} bytes are not a multiple of {_VCPU_MSR}")
 
     def _shared_info(self, record: Record) -> None:
         self._after(record, Libxc.X86_PV_INFO)
         _length(record, _PAGE)
 
     def _hvm_params(self, record: Record) -> None:
-        # Xen clears pages that these name: their PAGE_DATA must not come later.
+        # Xen clears the pages that these parameters name: their PAGE_DATA must come first.
         self._after(record, Libxc.PAGE_DATA)
         count, _ = record.pair()
         _length(record, HEAD + _HVM_PARAM * count)
@@ -250,11 +255,11 @@ def _length(record: Record, expected: int) -> None:
 
 
 def _no_body(_image: Image, record: Record) -> None:
-    record.expect(record.length == 0, "it has a body")
+    record.expect(record.length == 0, "the record must have no body")
 
 
 def _checkpoint(_image: Image, record: Record) -> None:
-    raise record.bad("a checkpointed stream (Remus, COLO) holds no snapshot")
+    raise record.bad("a checkpointed stream (Remus, COLO) cannot be used as a snapshot")
 
 
 _Rule = Callable[[Image, Record], None]
@@ -282,12 +287,14 @@ _RULES_OF: Final[Mapping[Container, Mapping[int, _Rule]]] = {
         Libxc.SHARED_INFO: Image._shared_info,
     },
     Container.HVM: {
-        Libxc.HVM_CONTEXT: lambda _, record: record.expect(record.length > 0, "it is empty"),
+        Libxc.HVM_CONTEXT: lambda _, record: record.expect(
+            record.length > 0, "the record is empty"
+        ),
         Libxc.HVM_PARAMS: Image._hvm_params,
     },
 }
 
-#: without these the restored guest cannot run, though Xen's restore may not say so
+#: Without these records the restored guest cannot run; Xen's restore may not report this.
 _REQUIRED: Final[Mapping[Container, tuple[Libxc, ...]]] = {
     Container.PV: (
         Libxc.X86_PV_INFO,

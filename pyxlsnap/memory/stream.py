@@ -1,15 +1,15 @@
-"""Walking a whole libxl stream, to know before a revert that it can be restored.
+"""Checks a whole libxl stream, so that a revert knows beforehand that Xen can restore the stream.
 
-Two formats lie in each other. libxl's (docs/specs/libxl-migration-stream.pandoc in Xen's source)
-has a header and records; its LIBXC_CONTEXT record is followed by an image in libxc's format
-(docs/specs/libxc-migration-stream.pandoc), which has two headers and records of its own::
+One format contains the other. libxl's stream (docs/specs/libxl-migration-stream.pandoc in Xen's
+source) has a header and records. Its LIBXC_CONTEXT record is followed by an image in libxc's format
+(docs/specs/libxc-migration-stream.pandoc), which has two headers and its own records::
 
     libxl header | LIBXC_CONTEXT | image | EMULATOR_XENSTORE_DATA, EMULATOR_CONTEXT | END
                                    HVM only: the state of its QEMU
 
-What Xen's readers refuse is refused (tools/libs/guest/xg_sr_restore*.c and
-tools/libs/light/libxl_stream_read.c), and so is what they would only notice, or not even notice,
-after the running domain is gone. The records of an image are checked in :mod:`.records`.
+:func:`walk` refuses every stream that Xen's readers refuse (tools/libs/guest/xg_sr_restore*.c and
+tools/libs/light/libxl_stream_read.c). It also refuses faults that Xen's readers find too late, when
+the running domain is already destroyed, or never. :mod:`.records` checks the records of an image.
 """
 
 import struct
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from pyxlsnap.memory.reader import Source
+from pyxlsnap.memory.reader import Reader
 from pyxlsnap.memory.records import HEAD, Container, Image, Libxc, Libxl, Record
 
 _BIG_ENDIAN: Final = 1
@@ -41,50 +41,51 @@ _CHECKPOINTS: Final = (Libxl.CHECKPOINT_END, Libxl.CHECKPOINT_STATE)
 _EMULATOR: Final = (Libxl.EMULATOR_XENSTORE_DATA, Libxl.EMULATOR_CONTEXT)
 _QEMU_TRADITIONAL: Final = 1
 _QEMU_UPSTREAM: Final = 2
-#: some KiB are usual; no number of the format, only a bound on what is read at once
+#: bytes; a few KiB are usual. The format has no limit: this one bounds the memory used.
 _XENSTORE_LIMIT: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSummary:
-    """What a stream says of the guest in it."""
+    """Information about the guest in a stream."""
 
+    #: how Xen runs the guest
     container: Container
-    #: the Xen that saved it
+    #: major version of the Xen that saved the guest
     xen_major: int
+    #: minor version of the Xen that saved the guest
     xen_minor: int
-    #: the version of libxc's image format: 3, or 2 before Xen 4.14
+    #: version of libxc's image format: 3, or 2 before Xen 4.14
     libxc_version: int
-    #: pages of 4 KiB in the stream; a live save sends some of them more than once
+    #: number of pages (4 KiB each) in the stream; a live save writes some pages more than once
     pages: int
-    #: it has the state of a QEMU: an HVM guest, and neither PV nor PVH
+    #: the stream has the state of a QEMU: the guest is HVM, not PV or PVH
     has_emulator: bool
-    #: the offset of the byte behind the stream, which is the file's size
+    #: offset of the first byte after the stream in bytes: the size of the file
     end_offset: int
 
 
 def walk(f: BinaryIO, path: str, *, on_bytes: Callable[[int], None] | None = None) -> StreamSummary:
-    """Check a libxl stream from the current position to its end, which must be the file's end.
+    """Check a libxl stream from the current position to the end of the file.
 
-    The contents of pages are stepped over and not read, so a file of many GiB takes no time.
-    Memory use does not depend on the file.
+    The contents of pages are skipped and not read, so the check is fast even on a file of many GiB.
+    The memory used does not depend on the file.
 
-    :param f: the file, seekable, at the stream's first byte. Left behind the stream's END, or
-        anywhere after an error.
-    :param path: its name, for messages.
-    :param on_bytes: called after each record with the bytes of the stream walked so far. What it
-        raises ends the walk and comes through.
-    :raises BadMemoryFile: the stream is truncated, damaged, checkpointed (Remus, COLO), in a
-        format that this version does not know, or something follows it. The message has the
-        record and its offset.
+    :param f: the file, seekable, at the first byte of the stream. Afterwards its position is the
+        end of the file; after an error, any position.
+    :param path: the file's name, for messages.
+    :param on_bytes: called after each record with the number of bytes checked up to now. An
+        exception of this callback ends the check and reaches the caller.
+    :raises BadMemoryFile: the stream is truncated, damaged, checkpointed (Remus, COLO), in an
+        unknown format, or not at the end of the file. The message names the record and its offset.
     """
-    return _Walk(Source(f, path), on_bytes).run()
+    return _Walk(Reader(f, path), on_bytes).run()
 
 
 class _Walk:
-    def __init__(self, source: Source, on_bytes: Callable[[int], None] | None) -> None:
-        self._source = source
-        self._start = source.offset
+    def __init__(self, reader: Reader, on_bytes: Callable[[int], None] | None) -> None:
+        self._reader = reader
+        self._start = reader.offset
         self._on_bytes = on_bytes
         self._image: Image | None = None
         self._xen = (0, 0)
@@ -102,77 +103,80 @@ class _Walk:
             libxc_version=image.version,
             pages=image.pages,
             has_emulator=Libxl.EMULATOR_CONTEXT in self._seen,
-            end_offset=self._source.offset,
+            end_offset=self._reader.offset,
         )
 
     def _finish(self, end: Record) -> Image:
-        end.expect(end.length == 0, "it has a body")
+        end.expect(end.length == 0, "the record must have no body")
         if self._image is None:
             raise end.bad("the stream ends without LIBXC_CONTEXT")
-        if self._source.left:
-            raise self._source.bad(f"{self._source.left} bytes follow the END of the stream")
+        if self._reader.left:
+            raise self._reader.bad(f"{self._reader.left} bytes follow the END of the stream")
         self._progress()
         return self._image
 
     def _record(self, layer: type[Libxl] | type[Libxc]) -> Record:
-        """Read the header of a record, and as much of its body as is needed to check it."""
+        """Read the header of a record, and the first 8 bytes of its body."""
         self._progress()
-        source, offset = self._source, self._source.offset
-        kind, length = _RECORD.unpack(source.read(_RECORD.size, "header of a record"))
-        whole = _padded(length) <= source.left
-        head = source.read(HEAD, "record") if whole and length >= HEAD else b""
-        record = Record(source, offset, layer, kind, length, head)
-        record.expect(whole, f"truncated: of {length} bytes {source.left} are there")
+        reader, offset = self._reader, self._reader.offset
+        kind, length = _RECORD.unpack(reader.read(_RECORD.size, "header of a record"))
+        whole = _padded(length) <= reader.left
+        head = reader.read(HEAD, "record") if whole and length >= HEAD else b""
+        record = Record(reader, offset, layer, kind, length, head)
+        record.expect(whole, f"truncated: only {reader.left} of {length} bytes are in the file")
         return record
 
     def _skip_rest(self, record: Record) -> None:
         end = record.offset + _RECORD.size + _padded(record.length)
-        self._source.skip(end - self._source.offset, "record")
+        self._reader.skip(end - self._reader.offset, "record")
 
     def _progress(self) -> None:
         if self._on_bytes is not None:
-            self._on_bytes(self._source.offset - self._start)
+            self._on_bytes(self._reader.offset - self._start)
 
     def _libxl_header(self) -> None:
-        source, at = self._source, self._source.offset
+        reader, at = self._reader, self._reader.offset
         ident, version, options = _LIBXL_HEADER.unpack(
-            source.read(_LIBXL_HEADER.size, "header of the libxl stream")
+            reader.read(_LIBXL_HEADER.size, "header of the libxl stream")
         )
         if ident != _LIBXL_IDENT:
-            raise source.bad("there is no libxl stream here", offset=at)
+            raise reader.bad("no libxl stream at this place", offset=at)
         if version != _LIBXL_VERSION:
-            raise source.bad(f"unknown version {version} of the libxl stream", offset=at)
+            raise reader.bad(f"unknown version {version} of the libxl stream", offset=at)
         if options & _BIG_ENDIAN:
-            raise source.bad("the libxl stream is big-endian", offset=at)
+            raise reader.bad("the libxl stream is big-endian", offset=at)
         if options & _LIBXL_CONVERTED:
-            raise source.bad("the libxl stream was converted from the legacy format", offset=at)
+            raise reader.bad("the libxl stream was converted from the legacy format", offset=at)
 
     def _libxl_record(self, record: Record) -> None:
         if record.type in _CHECKPOINTS:
-            raise record.bad("a checkpointed stream (Remus, COLO) holds no snapshot")
-        record.expect(record.type not in self._seen, "it is there twice")
+            raise record.bad("a checkpointed stream (Remus, COLO) cannot be used as a snapshot")
+        record.expect(record.type not in self._seen, "the record occurs twice")
         self._seen.add(record.type)
         if record.type == Libxl.LIBXC_CONTEXT:
-            record.expect(record.length == 0, "it has a body")
+            record.expect(record.length == 0, "the record must have no body")
             self._walk_image()
         elif record.type in _EMULATOR:
             self._emulator(record)
-        else:  # libxl passes over no record that it does not know, not even an optional one
-            raise record.bad("unknown")
+        else:  # libxl skips no unknown record, not even an optional one
+            raise record.bad("this type is unknown")
 
     def _emulator(self, record: Record) -> None:
-        """Check the record with QEMU's state, or that with what stands in xenstore for it."""
+        """Check the record with QEMU's state, or the record with QEMU's part of xenstore."""
         if self._image is None:
-            raise record.bad("no LIBXC_CONTEXT before it")
-        record.expect(self._image.container is Container.HVM, "in the stream of a pv guest")
+            raise record.bad("there is no LIBXC_CONTEXT before this record")
+        record.expect(
+            self._image.container is Container.HVM,
+            "the stream is of a pv guest, which has no QEMU state",
+        )
         emulator, _ = record.pair()
-        record.expect(record.length > HEAD, "it is empty")
+        record.expect(record.length > HEAD, "the record is empty")
         known = (_QEMU_TRADITIONAL, _QEMU_UPSTREAM)
         record.expect(emulator in known, f"unknown emulator {emulator}")
         if record.type == Libxl.EMULATOR_XENSTORE_DATA:
             record.expect(record.length <= _XENSTORE_LIMIT, f"{record.length} bytes are too many")
-            pairs = self._source.read(record.length - HEAD, "xenstore data")
-            record.expect(_are_pairs(pairs), "damaged: no pairs of keys and values")
+            pairs = self._reader.read(record.length - HEAD, "xenstore data")
+            record.expect(_are_pairs(pairs), "damaged: the content is not pairs of keys and values")
         self._skip_rest(record)
 
     def _walk_image(self) -> None:
@@ -186,35 +190,37 @@ class _Walk:
                 return
 
     def _image_header(self) -> int:
-        source, at = self._source, self._source.offset
+        reader, at = self._reader, self._reader.offset
         marker, ident, version, options = _IMAGE_HEADER.unpack(
-            source.read(_IMAGE_HEADER.size, "header of the libxc image")
+            reader.read(_IMAGE_HEADER.size, "header of the libxc image")
         )
         if marker != _IMAGE_MARKER or ident != _IMAGE_IDENT:
-            raise source.bad("no libxc image here, or one in the legacy format", offset=at)
+            raise reader.bad(
+                "no libxc image at this place, or an image in the legacy format", offset=at
+            )
         if version not in _IMAGE_VERSIONS:
-            raise source.bad(f"unknown version {version} of the libxc image", offset=at)
+            raise reader.bad(f"unknown version {version} of the libxc image", offset=at)
         if options & _BIG_ENDIAN:
-            raise source.bad("the libxc image is big-endian", offset=at)
+            raise reader.bad("the libxc image is big-endian", offset=at)
         return int(version)
 
     def _domain_header(self) -> Container:
-        source, at = self._source, self._source.offset
+        reader, at = self._reader, self._reader.offset
         kind, page_shift, major, minor = _DOMAIN_HEADER.unpack(
-            source.read(_DOMAIN_HEADER.size, "domain header of the libxc image")
+            reader.read(_DOMAIN_HEADER.size, "domain header of the libxc image")
         )
         if kind not in _CONTAINERS:
-            raise source.bad(f"unknown type {kind} of guest", offset=at)
+            raise reader.bad(f"unknown guest type {kind}", offset=at)
         if page_shift != _PAGE_SHIFT:
-            raise source.bad(f"pages of 2^{page_shift} bytes instead of 4096", offset=at)
+            raise reader.bad(f"the page size is 2^{page_shift} bytes instead of 4096", offset=at)
         if major == 0:
-            raise source.bad("the libxc image was converted from the legacy format", offset=at)
+            raise reader.bad("the libxc image was converted from the legacy format", offset=at)
         self._xen = (major, minor)
         return _CONTAINERS[kind]
 
 
 def _are_pairs(data: bytes) -> bool:
-    """Whether libxl would take these: key NUL value NUL ..., the keys relative paths."""
+    """Whether libxl accepts the data: key NUL value NUL ..., each key a relative path."""
     *texts, rest = data.split(b"\0")
     keys = texts[::2]
     return not rest and len(texts) % 2 == 0 and all(k and not k.startswith(b"/") for k in keys)

@@ -1,7 +1,7 @@
-"""The process that watches one domain, as xl has one for each: ``python -m pyxlsnap.monitor UUID``.
+"""The process that watches one domain, like xl's: ``python -m pyxlsnap.monitor UUID``.
 
-It outlives whoever starts it, writes to ``/var/log/xen/pyxlsnap-<name>.log``, and ends when the
-domain has gone for good, or at SIGTERM.
+The process continues after its parent has ended. It writes to
+``/var/log/xen/pyxlsnap-<name>.log``, and ends when the domain no longer exists, or at SIGTERM.
 """
 
 import logging
@@ -21,11 +21,12 @@ from pyxlsnap.xen.toolstack import Toolstack
 
 log = logging.getLogger("pyxlsnap.monitor")  # __name__ is "__main__" here
 
+#: seconds to wait for the watch of another process to end
 _TURN_S = 10.0
 
 
 def main() -> int:
-    """Go to the background, and end there. The status says whether the watch has begun."""
+    """Start the watch in a child in the background; exit with 0 when the watch has begun."""
     (uuid,) = sys.argv[1:]
     reader, writer = os.pipe()
     if os.fork():
@@ -33,7 +34,7 @@ def main() -> int:
         with os.fdopen(reader, "rb") as pipe:
             said = pipe.read()
         if said == READY:
-            os.write(1, READY)  # the status may not reach whom it is for
+            os.write(1, READY)  # the parent may not get the status
             return 0
         os.write(2, said + b"\n")
         return 1
@@ -59,13 +60,13 @@ def _watch(uuid: str, writer: int) -> int:
         with Toolstack(operation="monitor", domain=uuid) as host:
             name = host.find(uuid).name
             if not _take_turn(uuid):
-                ready()  # another process of ours has it
+                ready()  # another process of pyxlsnap watches the domain
                 return 0
             _log_to(name)
             log.info("watching %s (%s)", name, uuid)
             monitor(host, uuid, on_ready=ready, cancel=cancel)
     except Cancelled:
-        log.info("told to stop: nobody watches %s now", uuid)
+        log.info("stopped by SIGTERM: no process watches %s now", uuid)
     except Exception as e:
         log.error("%s", e, exc_info=not isinstance(e, PyxlsnapError))
         if writer >= 0:
@@ -75,20 +76,23 @@ def _watch(uuid: str, writer: int) -> int:
 
 
 def _take_turn(uuid: str) -> bool:
-    """One process of ours for a domain. One whose domain has gone leaves soon: wait for that."""
+    """Take the watch of a domain; false if another process of pyxlsnap keeps it.
+
+    A process whose domain was destroyed ends soon, so wait for a short time.
+    """
     try:
         DomainLock(uuid, domain=uuid, kind="watch", wait_s=_TURN_S)
     except Busy:
         return False
-    return True  # it falls with the process
+    return True  # the lock is released when the process ends
 
 
 def _log_to(name: str) -> None:
-    """Everything that is said from now on, by C libraries too, goes to a file as xl's does."""
+    """From now on write all output, also that of C libraries, to a log file, as xl does."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     try:
         fd = os.open(paths.XEN_LOGS / f"pyxlsnap-{name.replace('/', '_')}.log", flags, 0o640)
-    except OSError:  # a full disk is no reason not to watch
+    except OSError:  # for example a full disk: watch without a log
         fd = os.open(os.devnull, os.O_WRONLY)
     os.dup2(fd, 1)
     os.dup2(fd, 2)

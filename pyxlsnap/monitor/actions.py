@@ -1,8 +1,9 @@
-"""Acting on a guest's own reboot, power-off and crash, as its configuration says.
+"""Perform the configured action when a guest reboots, powers off or crashes.
 
-Xen only stops a domain that shuts down; what follows is the toolstack's affair, and ``xl`` has a
-process for each of its domains that does it (``on_reboot`` and the others in xl.cfg(5)). This does
-the same, in the same words. A guest's ejecting of a CD-ROM is not followed.
+When a guest shuts down, Xen only stops the domain. The toolstack must do the rest: ``xl`` has a
+process for each domain that performs the configured action (``on_reboot`` and the others in
+xl.cfg(5)). This module performs the same actions. Unlike xl, it ignores that a guest ejects a
+CD-ROM.
 """
 
 import logging
@@ -23,8 +24,8 @@ from pyxlsnap.results import DomainEvent, OnEvent
 
 log = logging.getLogger(__name__)
 
-
 _LOCK_POLL_S = 0.2
+#: attempts to create a domain, and the seconds between two attempts
 _ATTEMPTS = 3
 _AGAIN_S = 2.0
 
@@ -37,23 +38,23 @@ def monitor(
     on_event: OnEvent = lambda _: None,
     cancel: Cancel | None = None,
 ) -> None:
-    """Watch a domain, in this process, and act on what it does; return when it has gone for good.
+    """Watch a domain in this process, and perform the configured action when it shuts down.
 
-    That is: somebody else has destroyed it, or what it is configured for has been done and it does
-    not run any more. A suspend is none of that: whoever asked for it goes on.
+    Return when another process has destroyed the domain, or when the domain has shut down and its
+    configured action does not start it again. A suspend is ignored.
 
-    :param on_ready: called once, when nothing can be missed any more.
-    :param on_event: called when a shutdown has been acted on.
-    :raises DomainNotFound: there is no such domain to begin with.
-    :raises Cancelled: ``cancel`` was set. The domain is left as it is; an action that had begun
-        was brought to its end.
-    :raises NeedsAttention: it has shut down, and what it is configured for could not be done.
+    :param on_ready: called once, when the watch has begun: from then on no shutdown is missed.
+    :param on_event: called after the action for a shutdown was performed.
+    :raises DomainNotFound: there is no such domain when the watch begins.
+    :raises Cancelled: ``cancel`` was set. An action that has begun is completed first; otherwise
+        the domain is unchanged.
+    :raises NeedsAttention: the domain shut down, and its configured action failed.
     """
-    Monitor(host, host.find(domain), on_event=on_event, cancel=cancel).run(on_ready)
+    ShutdownWatch(host, host.find(domain), on_event=on_event, cancel=cancel).run(on_ready)
 
 
-class Monitor:
-    """The watch over one domain, through its reboots."""
+class ShutdownWatch:
+    """The watch over one domain, which continues after its reboots."""
 
     def __init__(
         self,
@@ -78,13 +79,13 @@ class Monitor:
                 self._cancel.check()
 
     def _look(self) -> bool:
-        """See how the domain is, and act if it has shut down; false: there is none to watch."""
+        """Act if the domain has shut down; false if there is no domain to watch any more."""
         try:
             if not _has_shut_down(self._guest.check_same()):
                 self._remember_config()
                 return True
             with self._locked():
-                # Whoever had the lock may have gone on with it.
+                # The holder of the lock may have resumed or replaced the domain.
                 info = self._guest.check_same()
                 return not _has_shut_down(info) or self._act(info.shutdown_reason)
         except DomainNotFound:
@@ -92,16 +93,16 @@ class Monitor:
             return False
 
     def _remember_config(self) -> None:
-        """For the case that it cannot be read when it is needed; then it is a little old."""
+        """Keep the configuration for the case that it cannot be read when the domain shuts down."""
         if self._config is None:
             try:
                 self._config = self._guest.config()
-            except (XenError, Refused) as e:  # suspended just now, say: the next look will do
+            except (XenError, Refused) as e:  # for example suspended: try again later
                 log.debug("%s: %s", self._guest, e)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """The domain is ours alone: no snapshot or revert is under way."""
+        """Hold the domain's lock, so that no snapshot or revert runs meanwhile."""
         while True:
             try:
                 lock = DomainLock(self._guest.uuid, domain=self._guest.name)
@@ -115,19 +116,19 @@ class Monitor:
             lock.release()
 
     def _act(self, reason: str) -> bool:
-        """Do what the configuration says; false: there is no domain to watch any more."""
+        """Perform the configured action; false if there is no domain to watch any more."""
         if xl_monitor(self._guest.name):
-            log.info("xl watches %s: leaving it to xl", self._guest)
+            log.info("xl watches %s, too: leaving the shutdown to xl", self._guest)
             return False
         old, action = self._guest, "?"
         try:
             config = self._present_config()
             action = config.action_on(reason)
-            log.info("%s has shut down (%s): %s", old, reason, action)
+            log.info("%s shut down (%s): performing the action %s", old, reason, action)
             goes_on = self._perform(action, config)
         except PyxlsnapError as e:
             raise NeedsAttention(
-                f"{old} has shut down ({reason}) and was not brought further ({action}): {e}",
+                f"{old} shut down ({reason}); the configured action ({action}) failed: {e}",
                 step=action,
                 left=[f"{old.name} does not run"],
             ) from e
@@ -141,17 +142,17 @@ class Monitor:
         return goes_on
 
     def _present_config(self) -> DomainConfig:
-        """As of now, with the devices that have come and gone since it was started."""
+        """The current configuration, with the devices added or removed since the creation."""
         try:
             return self._guest.config()
         except (XenError, Refused) as e:
             if self._config is None:
                 raise
-            log.warning("%s; taking the configuration of when the watch began", e)
+            log.warning("%s; using the configuration that was read before the shutdown", e)
             return self._config.with_name(self._guest.name)
 
     def _perform(self, action: str, config: DomainConfig) -> bool:
-        """One of libxl's ``action_on_shutdown``; whether a domain runs afterwards."""
+        """Perform an ``action_on_shutdown`` of libxl; return whether a domain runs afterwards."""
         if action.startswith("coredump_"):
             self._dump_core()
             action = action.removeprefix("coredump_")
@@ -172,11 +173,14 @@ class Monitor:
         return True
 
     def _created(self, config: DomainConfig) -> Guest:
-        """Make it anew. That fails sometimes, so xl waits two seconds first; we try again."""
+        """Create the domain again, with retries: right after the destroy this may fail.
+
+        xl waits two seconds first for the same reason.
+        """
         for attempt in range(_ATTEMPTS):
             try:
                 make_room(self._host, config)
-            except Refused as e:  # as xl without autoballooning: libxl shall say so
+            except Refused as e:  # like xl without autoballooning: libxl reports the error
                 log.warning("%s", e)
             try:
                 return self._host.create(config)
@@ -185,16 +189,16 @@ class Monitor:
                     raise
                 log.warning("%s; trying again", e)
                 time.sleep(_AGAIN_S)
-        raise AssertionError("the last attempt has raised")
+        raise AssertionError("unreachable: the last attempt raises")
 
     def _dump_core(self) -> None:
-        """As xl does, but under a name of its own: an older dump may still be wanted."""
+        """Dump the core as xl does, but under a new name, so that no older dump is replaced."""
         path = paths.DUMPS / f"{self._guest.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
         try:
             self._guest.core_dump(str(path))
             log.info("%s: core dumped to %s", self._guest, path)
-        except XenError as e:  # it shall come up again all the same
-            log.error("%s: no core dump: %s", self._guest, e)
+        except XenError as e:  # the action continues without the dump
+            log.error("%s: the core could not be dumped: %s", self._guest, e)
 
 
 def _has_shut_down(info: DomainInfo) -> bool:

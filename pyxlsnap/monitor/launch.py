@@ -1,26 +1,28 @@
-"""Whether somebody acts on a domain's own reboot, power-off and crash."""
+"""Starting the process that acts on the reboot, power-off and crash of a guest."""
 
 import logging
 import subprocess
 
 from pyxlsnap.errors import OperationFailed, PyxlsnapError
-from pyxlsnap.guest.protocols import Guest, Host, StartMonitor
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.processes import environment, python
 from pyxlsnap.monitor.xl import xl_monitor
-from pyxlsnap.text import command
+from pyxlsnap.request import StartMonitor
+from pyxlsnap.text import command, readable
 
 log = logging.getLogger(__name__)
 
-#: what the process says when it watches
+#: written by the process when the watch has begun
 READY = b"ready"
 
+#: seconds that the process may take to start
 _START_S = 60.0
 
 
 def start_monitor(uuid: str) -> None:
-    """Start a process of its own for that (``python -m pyxlsnap.monitor``); return when it watches.
+    """Start ``python -m pyxlsnap.monitor`` for a domain; return when the watch has begun.
 
-    :raises OperationFailed: it could not; nobody watches the domain.
+    :raises OperationFailed: the watch could not be started; no process watches the domain.
     """
     try:
         run = subprocess.run(
@@ -33,22 +35,27 @@ def start_monitor(uuid: str) -> None:
             timeout=_START_S,
         )
     except (OSError, subprocess.TimeoutExpired) as e:
-        raise OperationFailed(f"the watch of {uuid} did not begin: {e}", step="monitor") from e
-    if run.stdout != READY:  # not by its status, which somebody else may have taken
-        said = run.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise OperationFailed(
-            f"the watch of {uuid} did not begin: {said[-1] if said else 'its process ended'}",
-            step="monitor",
-        )
+        raise _not_started(uuid, str(e)) from e
+    if run.stdout != READY:  # the status is not used: the host may have reaped the child
+        lines = readable(run.stderr).strip().splitlines()
+        raise _not_started(uuid, lines[-1] if lines else "its process ended")
+
+
+def _not_started(uuid: str, why: str) -> OperationFailed:
+    return OperationFailed(f"the watch of {uuid} did not start: {why}", step="monitor")
 
 
 def loses_monitor(host: Host, guest: Guest) -> bool:
-    """Before Xen 4.20 xl's process for a domain leaves when it sees a suspend (xen-lab.md, E7)."""
+    """Whether xl's process for this domain ends at a suspend: before Xen 4.20 it does."""
     return host.xen_version() < (4, 20) and xl_monitor(guest.name) is not None
 
 
 def keep_watched(start: StartMonitor | None, name: str, uuid: str) -> list[str]:
-    """Make somebody watch a domain; what the user must know if that fails."""
+    """Start a watch of a domain.
+
+    :param start: starts the watch; ``None``: start no watch.
+    :returns: warnings for the user, empty if the watch was started.
+    """
     why = ""
     if start:
         try:
@@ -58,6 +65,6 @@ def keep_watched(start: StartMonitor | None, name: str, uuid: str) -> list[str]:
             log.warning("%s", e)
             why = f" ({e})"
     return [
-        f"nobody watches {name} now{why}: a reboot, power-off or crash of the guest is not acted "
-        f"on; this does that: {command(python('pyxlsnap.monitor', uuid))}"
+        f"no process watches {name} now{why}: after a reboot, power-off or crash the guest stays "
+        f"down; to start a watch, run: {command(python('pyxlsnap.monitor', uuid))}"
     ]

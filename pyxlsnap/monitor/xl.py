@@ -1,13 +1,14 @@
-"""The process with which xl watches a domain."""
+"""Finding the process with which xl watches a domain."""
 
 from pyxlsnap import paths
 from pyxlsnap.linux.processes import holders, process_name
 
 
 def xl_monitor(name: str) -> int | None:
-    """The process with which xl watches a domain: the one that writes ``xl-<name>.log``.
+    """The pid of the process with which xl watches a domain: it writes ``xl-<name>.log``.
 
-    ``None`` if there is none, or if the domain was renamed since it was started or migrated here.
+    ``None`` if there is no such process, or if the domain was renamed after it was started here or
+    migrated to this host.
     """
     for log in (f"xl-{name}.log", f"xl-{name}--incoming.log"):
         try:

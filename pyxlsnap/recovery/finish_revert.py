@@ -1,108 +1,147 @@
-"""What becomes of a revert whose process is dead: it is brought to its end, or left to a person."""
+"""What a recovery does with a revert whose process is dead: finish it, or leave it to a person."""
 
 import os
-import time
-from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum, auto
 from pathlib import Path
 
+from pyxlsnap.disks.kept import drop_kept
 from pyxlsnap.disks.protocol import DiskTask
-from pyxlsnap.disks.registry import drop_kept, strategies
+from pyxlsnap.disks.registry import strategies
 from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
-from pyxlsnap.journal import Entry, Journal, boot_id
+from pyxlsnap.journal import Journal, RevertEntry, boot_id
+from pyxlsnap.linux.locks import RIVAL_S
 from pyxlsnap.linux.processes import holders
-from pyxlsnap.model import RunState
+from pyxlsnap.linux.waiting import until
+from pyxlsnap.model import DomainInfo, RunState
+from pyxlsnap.request import Callbacks, revert_command
 from pyxlsnap.results import Recovered, Reverted
-from pyxlsnap.text import command
+from pyxlsnap.revert.operation import revert
 
 _QUIET_S, _QUIET_POLL_S = 30.0, 0.1
 
-#: does again, from the top, the revert that a journal tells of
-Redo = Callable[[Entry], Reverted]
+
+class Decision(Enum):
+    """What becomes of a revert that was killed; :func:`decide` has the table."""
+
+    #: nothing was changed: there is nothing to do
+    UNTOUCHED = auto()
+    #: do the revert again, from the top
+    REDO = auto()
+    #: the domain is restored: do what comes after that
+    COMPLETE = auto()
+    #: a domain runs that somebody has started since: leave it alone
+    LEAVE = auto()
+    #: a person must decide: the domain was started since, over disks that may be half-reverted
+    ASK_STARTED = auto()
+    #: a person must decide: the domain had been brought back, and has ended since
+    ASK_ENDED = auto()
+    #: a person must decide: the revert had failed, and the person was told
+    ASK_FAILED = auto()
 
 
-def must_go_forward(host: Host, entry: Entry) -> bool:
-    """Whether it is a revert whose domain is off, or is half destroyed or half restored.
+def decide(entry: RevertEntry, now: DomainInfo | None, *, same_boot: bool) -> Decision:
+    """What to do with a revert that was killed. The first row that fits decides:
 
-    Not one that nobody was to finish any more: then somebody may have worked in the domain since.
+    ============= ======== ======== ==================================== ===========
+    destroy begun restored informed domain now                           decision
+    ============= ======== ======== ==================================== ===========
+    no                                                                   UNTOUCHED
+    yes           no       no       off                                  REDO
+    yes           no       no       the original, not running            REDO
+    yes           no       no       another, dying or never run          REDO
+    yes           yes               the restored domain                  COMPLETE
+    yes                             the original, running                UNTOUCHED
+    yes                             another, running since this boot     LEAVE
+    yes                    no       there                                ASK_STARTED
+    yes           yes                                                    ASK_ENDED
+    yes                    yes                                           ASK_FAILED
+    ============= ======== ======== ==================================== ===========
+
+    The original and the restored domain are known by their domids, which hold for one boot of the
+    host. A revert of which the user was informed is not done again: somebody may have worked in
+    the domain since.
+
+    :param now: the domain of the entry's uuid (or of the uuid that the revert replaces).
+    :param same_boot: the host has not been rebooted since the entry was written.
     """
-    if entry.operation == "create" or not entry.begun or entry.told or entry.restored >= 0:
-        return False
-    guest = _guest(host, entry)
-    if guest is None:
-        return True
-    info = guest.info()
-    if entry.boot == boot_id() and guest.domid == entry.domid:
-        return not info.lives
-    return info.dying or not info.has_run
+    if not entry.destroy_begun:
+        return Decision.UNTOUCHED
+    is_original = now is not None and same_boot and now.domid == entry.domid
+    if not entry.user_informed and entry.restored_domid is None:
+        if now is None:
+            return Decision.REDO
+        if not now.lives if is_original else now.dying or not now.has_run:
+            return Decision.REDO
+    if now and same_boot and now.domid == entry.restored_domid:
+        return Decision.COMPLETE
+    if now and same_boot and now.lives:
+        return Decision.UNTOUCHED if is_original else Decision.LEAVE
+    if now and not entry.user_informed:
+        return Decision.ASK_STARTED
+    return Decision.ASK_FAILED if entry.restored_domid is None else Decision.ASK_ENDED
 
 
-def leave(host: Host, entry: Entry) -> Recovered:
-    """A revert that needs nothing more, or a person."""
+def decide_now(host: Host, entry: RevertEntry) -> Decision:
+    """:func:`decide`, for the domain and the host as they are now."""
+    return decide(entry, _info(_guest(host, entry)), same_boot=entry.boot == boot_id())
+
+
+def carry_out(decided: Decision, host: Host, entry: RevertEntry) -> Recovered:
+    """Do what was decided. (To do the revert again is :func:`redo`.)
+
+    :raises NeedsAttention: a person must decide.
+    """
     guest = _guest(host, entry)
-    untouched = Recovered((f"{entry.domain} was not touched",), rolled_back=True)
-    if not entry.begun:
-        return untouched
-    if guest and entry.boot == boot_id():
-        if guest.domid == entry.restored:
+    match decided:
+        case Decision.UNTOUCHED:
+            return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
+        case Decision.COMPLETE if guest:
             return _complete(guest, entry)
-        if guest.info().lives:
-            return untouched if guest.domid == entry.domid else _others(guest, entry)
-    if guest and not entry.told:
-        why = f"{guest} was started since, and its disks may be half-reverted"
-    elif entry.restored >= 0:
-        why = f"{entry.domain} was brought back to {entry.name} and has gone since, or goes on"
-    else:
-        why = f"reverting {entry.domain} to {entry.name} has failed, and was not finished"
+        case Decision.LEAVE if guest:
+            return _leave(guest, entry)
+        case Decision.ASK_STARTED:
+            why = f"{guest} was started since, and its disks may be half-reverted"
+        case Decision.ASK_ENDED:
+            why = f"{entry.domain} was brought back to {entry.name} and has ended since, or runs on"
+        case _:
+            why = f"reverting {entry.domain} to {entry.name} failed, and was not finished"
     raise NeedsAttention(
         f"{why}; to go to the snapshot run the command again, else remove "
         f"{Journal(entry.uuid).path}",
         step="recover",
         left=[why],
-        finish=command(entry.words),
+        finish=revert_command(entry.request),
     )
 
 
-def _others(guest: Guest, entry: Entry) -> Recovered:
-    since = (
+def _leave(guest: Guest, entry: RevertEntry) -> Recovered:
+    line = (
         f"{guest} runs and was left alone; what was kept of its disks before the revert to "
         f"{entry.name} may still be there"
     )
-    return Recovered((since,), rolled_back=False)
+    return Recovered((line,), rolled_back=False)
 
 
-def _guest(host: Host, entry: Entry) -> Guest | None:
+def _guest(host: Host, entry: RevertEntry) -> Guest | None:
     """The domain of a revert: made by it, or not yet destroyed by it."""
     return find_if_there(host, entry.uuid) or (
-        find_if_there(host, entry.replaced) if entry.replaced else None
+        find_if_there(host, entry.replaced_uuid) if entry.replaced_uuid else None
     )
 
 
-def wait_until_quiet(host: Host, entry: Entry) -> None:
-    """What the dead process had started ends by itself: qemu-img, a QEMU, the end of a domain."""
-    end = time.monotonic() + _QUIET_S
-    while time.monotonic() < end:
-        guest = _guest(host, entry)
-        own = guest.device_model_pid() if guest else None
-        targets = [Path(d.target) for d in entry.devices if os.path.exists(d.target)]
-        busy = [pid for target in targets for pid in holders(target) if pid != own]
-        if not busy and not (guest and _is_dying(guest)):
-            return
-        time.sleep(_QUIET_POLL_S)
-
-
-def _is_dying(guest: Guest) -> bool:
+def _info(guest: Guest | None) -> DomainInfo | None:
     try:
-        return guest.info().dying
+        return guest.info() if guest else None
     except DomainNotFound:
-        return True  # the next look will not find it
+        return None  # it ended just now
 
 
-def _complete(guest: Guest, entry: Entry) -> Recovered:
-    """It had restored the domain: what follows that is done."""
-    if not guest.info().has_run and not entry.paused:  # else it was its owner who has paused it
+def _complete(guest: Guest, entry: RevertEntry) -> Recovered:
+    """The revert had restored the domain: do what comes after that."""
+    if not guest.info().has_run and not entry.paused:  # else its owner has paused it
         guest.unpause()
-    warnings = _drop_kept(guest, entry)
     return _finished(
         Reverted(
             name=entry.name,
@@ -111,13 +150,13 @@ def _complete(guest: Guest, entry: Entry) -> Recovered:
             uuid=guest.uuid,
             state=RunState.PAUSED if entry.paused else RunState.RUNNING,
             disks=tuple(disk.vdev for disk in entry.devices),
-            warnings=tuple(warnings),
-            kept=entry.kept,
+            warnings=tuple(_drop_kept(guest, entry)),
+            kept=entry.present_cfgfile,
         )
     )
 
 
-def _drop_kept(guest: Guest, entry: Entry) -> list[str]:
+def _drop_kept(guest: Guest, entry: RevertEntry) -> list[str]:
     chosen = list(zip(entry.devices, entry.disks, strict=True))
     try:
         found = strategies(chosen, DiskTask(entry.name), entry.kinds)
@@ -126,9 +165,17 @@ def _drop_kept(guest: Guest, entry: Entry) -> list[str]:
     return drop_kept(found, guest.domid)
 
 
-def go_forward(entry: Entry, redo: Redo) -> Recovered:
+def redo(host: Host, entry: RevertEntry, callbacks: Callbacks) -> Recovered:
+    """Do the revert again, from the top. It takes the domain's lock itself.
+
+    :raises NeedsAttention: it failed.
+    """
+    _wait_until_quiet(host, entry)
+    request = replace(entry.request, keep_current=False, wait_s=RIVAL_S)
+    if not entry.monitor:
+        callbacks = replace(callbacks, start_monitor=None)
     try:
-        return _finished(redo(entry))
+        return _finished(revert(host, request, callbacks))
     except NeedsAttention:
         raise
     except PyxlsnapError as e:
@@ -137,8 +184,28 @@ def go_forward(entry: Entry, redo: Redo) -> Recovered:
             f"finishing it failed: {e}; run the command again when that is mended",
             step="recover",
             left=[f"{entry.domain} is off or half restored, its disks may be reverted"],
-            finish=command(entry.words),
+            finish=revert_command(entry.request),
         ) from e
+
+
+def _wait_until_quiet(host: Host, entry: RevertEntry) -> None:
+    """What the dead process had started ends by itself: qemu-img, a QEMU, the end of a domain."""
+    until(lambda: _is_quiet(host, entry), within_s=_QUIET_S, poll_s=_QUIET_POLL_S)
+
+
+def _is_quiet(host: Host, entry: RevertEntry) -> bool:
+    guest = _guest(host, entry)
+    own = guest.device_model_pid() if guest else None
+    targets = [Path(d.target) for d in entry.devices if os.path.exists(d.target)]
+    busy = any(pid != own for target in targets for pid in holders(target))
+    return not busy and not (guest and _is_dying(guest))
+
+
+def _is_dying(guest: Guest) -> bool:
+    try:
+        return guest.info().dying
+    except DomainNotFound:
+        return True  # the next look will not find it
 
 
 def _finished(reverted: Reverted) -> Recovered:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import BadMemoryFile, DomainNotFound, GuestTimeout, NeedsAttention
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
-from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.journal import CreateEntry, Journal
 from pyxlsnap.linux.files import open_regular, remove_directories
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig
@@ -16,26 +17,35 @@ from pyxlsnap.results import Recovered
 Adopted = Sequence[tuple[DiskStrategy, Exception | None]]
 
 
-def undo_create(host: Host, entry: Entry) -> Recovered:
-    done: list[str] = []
-    left: list[str] = []
+class _Outcome(NamedTuple):
+    """What was undone and what is left, a line each."""
+
+    done: list[str]
+    left: list[str]
+
+
+def undo_create(host: Host, entry: CreateEntry) -> Recovered:
+    """Roll a create back, or find that its snapshot is complete.
+
+    :raises NeedsAttention: something is left; what could be undone was undone.
+    """
     guest = find_if_there(host, entry.uuid)
     adopted = _adopt(guest.domid if guest else entry.domid, entry)
     try:
-        if guest and _resume(guest, entry, adopted):
-            done.append(f"resumed {guest.name}")
+        resumed = guest is not None and _resume(guest, entry, adopted)
+        done = [f"resumed {guest.name}"] if guest and resumed else []
         complete = _is_ours(Path(entry.memory_path), entry)
         if complete and Path(entry.cfgfile).exists():
             done.append(f"the snapshot {entry.name} is complete: see {entry.cfgfile}")
             return Recovered(tuple(done), rolled_back=False)
-        done += _undo_disks(adopted, left)
+        disks = _undo_disks(adopted)
     finally:
         close_all(strategy for strategy, _ in adopted)
-    if left and not guest:
-        left.insert(0, f"{entry.domain} is gone, and a disk snapshot {entry.name} may be left")
-    ours = [*entry.temporary, *([entry.memory_path] if complete else [])]
-    done += _remove_files(ours, left)
-    done += remove_directories([Path(d) for d in entry.directories])
+    files = _remove_files([*entry.temporary, *([entry.memory_path] if complete else [])])
+    done += disks.done + files.done + remove_directories([Path(d) for d in entry.directories])
+    left = disks.left + files.left
+    if disks.left and not guest:
+        left.insert(0, f"{entry.domain} ended, and a disk snapshot {entry.name} may be left")
     if left:
         raise NeedsAttention(
             "; ".join(left),
@@ -47,7 +57,7 @@ def undo_create(host: Host, entry: Entry) -> Recovered:
     return Recovered(tuple(done), rolled_back=True)
 
 
-def _adopt(domid: int, entry: Entry) -> Adopted:
+def _adopt(domid: int, entry: CreateEntry) -> Adopted:
     """The disk strategies of the dead process; each with why it may not reach all its disks."""
     chosen = list(zip(entry.devices, entry.disks, strict=True))
     try:
@@ -62,7 +72,7 @@ def _adopt(domid: int, entry: Entry) -> Adopted:
     return [(strategy, _hindrance(strategy, domid, entry)) for strategy in found]
 
 
-def _hindrance(strategy: DiskStrategy, domid: int, entry: Entry) -> Exception | None:
+def _hindrance(strategy: DiskStrategy, domid: int, entry: CreateEntry) -> Exception | None:
     try:
         strategy.adopt_create(domid, began=entry.started, state=entry.disk_state)
         return None
@@ -70,30 +80,30 @@ def _hindrance(strategy: DiskStrategy, domid: int, entry: Entry) -> Exception | 
         return e
 
 
-def _undo_disks(adopted: Adopted, left: list[str]) -> list[str]:
-    done = []
+def _undo_disks(adopted: Adopted) -> _Outcome:
+    outcome = _Outcome([], [])
     for strategy, hindrance in adopted:
         try:
-            done += strategy.undo_create()
+            outcome.done.extend(strategy.undo_create())
         except Exception as e:
-            left.append(str(hindrance or e) or type(e).__name__)
-    return done
+            outcome.left.append(str(hindrance or e) or type(e).__name__)
+    return outcome
 
 
-def _remove_files(names: Sequence[str], left: list[str]) -> list[str]:
-    done = []
+def _remove_files(names: Sequence[str]) -> _Outcome:
+    outcome = _Outcome([], [])
     for name in names:
         try:
             Path(name).unlink()
-            done.append(f"removed {name}")
+            outcome.done.append(f"removed {name}")
         except FileNotFoundError:
             pass
         except OSError as e:
-            left.append(f"{name}: {e.strerror}")
-    return done
+            outcome.left.append(f"{name}: {e.strerror}")
+    return outcome
 
 
-def _resume(guest: Guest, entry: Entry, adopted: Adopted) -> bool:
+def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
     try:
         for strategy, _ in adopted:
             strategy.settle()
@@ -118,7 +128,7 @@ def _resume(guest: Guest, entry: Entry, adopted: Adopted) -> bool:
         ) from e
 
 
-def _is_ours(memory: Path, entry: Entry) -> bool:
+def _is_ours(memory: Path, entry: CreateEntry) -> bool:
     """Whether a memory file is that snapshot's: its name may be somebody else's by now."""
     try:
         with open_regular(memory) as file:

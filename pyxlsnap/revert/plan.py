@@ -4,12 +4,13 @@ Everything that can be known beforehand is checked here; nothing has been touche
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from pyxlsnap.cancel import Cancel
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky, XenError
@@ -27,6 +28,7 @@ from pyxlsnap.model import (
     check_name,
     check_uuid,
 )
+from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
 
 
@@ -34,11 +36,11 @@ from pyxlsnap.results import Plan, PlannedDisk
 class RevertPlan:
     """A revert that can be done."""
 
+    request: RevertRequest = field(repr=False)
     #: the domain to be destroyed; ``None`` when it is off
     guest: Guest | None = field(repr=False)
     config: DomainConfig = field(repr=False)
     name: str
-    cfgfile: Path
     memory_path: Path
     stream_offset: int
     state: RunState
@@ -48,6 +50,11 @@ class RevertPlan:
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def cfgfile(self) -> Path:
+        """The file that names the snapshot."""
+        return Path(self.request.cfgfile)
 
     def summary(self) -> Plan:
         """The plan as a plain value."""
@@ -81,84 +88,79 @@ class RevertPlan:
         close_all(self.strategies)
 
 
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What the memory file says."""
+
+    path: Path
+    header: Header
+    config: DomainConfig
+    #: the release of Xen that saved the memory
+    xen: tuple[int, int]
+
+
 @refusing_os_errors()
-def plan_revert(
-    host: Host,
-    domain: str,
-    wanted: SnapshotConfig,
-    cfg: Path,
-    *,
-    running: bool = False,
-    force: bool = False,
-    name: str = "",
-    check: Callable[[], None] = lambda: None,
+def make_plan(
+    host: Host, request: RevertRequest, cancel: Cancel | None = None, *, name: str = ""
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
 
-    :param domain: name, domid or uuid; it may be off, and is then found by the memory file.
-    :param running: the domain runs afterwards, whatever the snapshot says.
-    :param force: do what is merely risky.
-    :param name: the name that the domain had, if that is known better than by the memory file.
-    :param check: called again and again; what it raises ends the planning.
+    :param request: its config is what the cfgfile says.
+    :param name: the domain's name, if it is known better than by the memory file.
     :raises ConfigError: the cfgfile does not name a memory file.
     :raises BadMemoryFile: the memory file is not whole.
-    :raises Refused: it cannot be done.
-    :raises Risky: it cannot be shown to be safe, and ``force`` was not given.
+    :raises Refused: the revert cannot be done.
+    :raises Risky: the revert cannot be shown to be safe, and ``force`` was not given.
+    :raises Cancelled: ``cancel`` was set.
     """
-    header, config, memory_path, xen = _read_memory(wanted, cfg, check)
-    meta = header.metadata
-    config = config.with_name(name) if name else config
-    guest = _current(host, domain, config)
+    cancel = cancel or Cancel()
+    saved = _read_memory(request, cancel)
+    config = saved.config.with_name(name) if name else saved.config
+    guest = _current(host, request.domain, config)
     if guest:
         checks.refuse_special(guest)
-        config = config.with_name(guest.name or config.name)  # one half destroyed has none
-    snapshot = _snapshot_name(wanted, meta, cfg)
-    requests = _requests(wanted, meta, config)
-    by_vdev = {d.vdev: d for d in config.disks}
-    unknown = [r.vdev for r in requests if r.vdev not in by_vdev]
-    if unknown:
-        raise ConfigError(
-            f"{config.name}, as it was saved, has no disk {', '.join(unknown)} (its disks: "
-            f"{', '.join(by_vdev) or 'none'})",
-            file=str(cfg),
-            item="disks",
-        )
-    chosen = [(by_vdev[r.vdev], r) for r in requests]
-    checks.refuse_name_or_uuid_in_use(host, config, guest)
-    checks.refuse_shared(host, guest, [d for d in config.disks if not d.left_out])
-    checks.refuse_missing_paths(config, besides={r.vdev for r in requests})
-    checks.refuse_held(guest, [d for d, _ in chosen])
-    checks.refuse_memory(host, config, guest)
-    reasons = _risks(host, config, guest, {r.vdev for r in requests}, xen)
-    if reasons and not force:
-        raise Risky(
-            f"reverting {config.name} is risky: {'; '.join(reasons)}: --force does it anyway",
-            reasons=reasons,
-        )
+        config = config.with_name(guest.name or config.name)  # a half destroyed domain has no name
+    meta = saved.header.metadata
+    snapshot = _snapshot_name(request, meta)
+    chosen = _choose_disks(request, meta, config)
+    _refuse(host, config, guest, [d for d, _ in chosen])
+    risks = _risks(host, saved, config, guest, {d.vdev for d, _ in chosen})
+    if risks and not request.force:
+        what = f"reverting {config.name} is risky: {'; '.join(risks)}: --force does it anyway"
+        raise Risky(what, reasons=risks)
     plan = RevertPlan(
+        request=request,
         guest=guest,
         config=config,
         name=snapshot,
-        cfgfile=cfg,
-        memory_path=memory_path,
-        stream_offset=header.stream_offset,
-        state=RunState.RUNNING if running or meta is None else meta.state,
-        requests=requests,
+        memory_path=saved.path,
+        stream_offset=saved.header.stream_offset,
+        state=RunState.RUNNING if request.running or meta is None else meta.state,
+        requests=tuple(r for _, r in chosen),
         devices=tuple(disk for disk, _ in chosen),
         strategies=strategies(chosen, DiskTask(snapshot), meta.kinds if meta else {}),
-        warnings=tuple(reasons),
+        warnings=tuple(risks),
     )
     for strategy in plan.strategies:
         strategy.check_revert()
     return plan
 
 
-def saved_uuid(wanted: SnapshotConfig, cfg: Path) -> str:
+def _refuse(host: Host, config: DomainConfig, guest: Guest | None, disks: list[Disk]) -> None:
+    """:raises Refused: the host, or another domain, does not allow the revert."""
+    checks.refuse_name_or_uuid_in_use(host, config, guest)
+    checks.refuse_shared(host, guest, [d for d in config.disks if not d.left_out])
+    checks.refuse_missing_paths(config, besides={d.vdev for d in disks})
+    checks.refuse_held(guest, disks)
+    checks.refuse_memory(host, config, guest)
+
+
+def saved_uuid(request: RevertRequest) -> str:
     """The uuid of the domain in a memory file: its header only, the file may yet be damaged.
 
-    :raises ConfigError, BadMemoryFile: as :func:`plan_revert`.
+    :raises ConfigError, BadMemoryFile: as :func:`make_plan`.
     """
-    path = _named_memory_path(wanted, cfg)
+    path = _named_memory_path(request)
     with _reading(path) as file:
         return _saved_config(read_header(file, str(path))).uuid
 
@@ -171,15 +173,16 @@ def _saved_config(header: Header) -> DomainConfig:
     return config
 
 
-def _named_memory_path(wanted: SnapshotConfig, cfg: Path) -> Path:
-    if not wanted.memory_path:
+def _named_memory_path(request: RevertRequest) -> Path:
+    named = _config(request).memory_path
+    if not named:
         raise ConfigError(
             "names no memory file: use the cfgfile that snapshot-create wrote (its output names "
             "it), or add memory_path",
-            file=str(cfg),
+            file=request.cfgfile,
             item="memory_path",
         )
-    return cfg.parent / wanted.memory_path  # an absolute path stays as it is
+    return Path(request.cfgfile).parent / named  # an absolute path stays as it is
 
 
 @contextmanager
@@ -198,17 +201,15 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
         raise BadMemoryFile(f"its domain configuration cannot be read: {e}", path=str(path)) from e
 
 
-def _read_memory(
-    wanted: SnapshotConfig, cfg: Path, check: Callable[[], None]
-) -> tuple[Header, DomainConfig, Path, tuple[int, int]]:
-    """Read the memory file from its header to its END; its Xen release comes last."""
-    path = _named_memory_path(wanted, cfg)
+def _read_memory(request: RevertRequest, cancel: Cancel) -> _Saved:
+    """Read the memory file from its header to its END."""
+    path = _named_memory_path(request)
     with _reading(path) as file:
         header = read_header(file, str(path))
         file.seek(header.stream_offset)
-        summary = walk(file, str(path), on_bytes=lambda _: check())
+        summary = walk(file, str(path), on_bytes=lambda _: cancel.check())
         config = _saved_config(header)
-    return header, config, path, (summary.xen_major, summary.xen_minor)
+    return _Saved(path, header, config, (summary.xen_major, summary.xen_minor))
 
 
 def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
@@ -230,50 +231,71 @@ def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
     raise Refused(f"{domain!r} is called {renamed.name!r} now: name it so")
 
 
-def _snapshot_name(wanted: SnapshotConfig, meta: Metadata | None, cfg: Path) -> str:
-    if wanted.name and meta and wanted.name != meta.name:
+def _snapshot_name(request: RevertRequest, meta: Metadata | None) -> str:
+    said = _config(request).name
+    if said and meta and said != meta.name:
         raise ConfigError(
-            f"is {wanted.name!r}, but the memory file belongs to snapshot {meta.name!r}: the disks "
+            f"is {said!r}, but the memory file belongs to snapshot {meta.name!r}: the disks "
             f"would not fit the memory; use the cfgfile of that snapshot",
-            file=str(cfg),
+            file=request.cfgfile,
             item="name",
         )
-    name = wanted.name or (meta.name if meta else None)
+    name = said or (meta.name if meta else None)
     if not name:
         raise ConfigError(
             "is missing, and the memory file (made by another program) does not tell it: add the "
             "name that its disk snapshots have",
-            file=str(cfg),
+            file=request.cfgfile,
             item="name",
         )
     return check_name(name)
 
 
-def _requests(
-    wanted: SnapshotConfig, meta: Metadata | None, config: DomainConfig
-) -> tuple[DiskRequest, ...]:
-    """The disk snapshots: the cfgfile's, else the memory file's, else every writable disk."""
-    if wanted.disks is not None:
-        return wanted.disks
-    if meta is not None:
-        return meta.disks
-    return tuple(DiskRequest(d.vdev) for d in config.disks if not d.left_out)
+def _choose_disks(
+    request: RevertRequest, meta: Metadata | None, config: DomainConfig
+) -> list[tuple[Disk, DiskRequest]]:
+    """The disks to put back, each with its disk snapshot.
+
+    The cfgfile names them, else the memory file; else they are all writable disks.
+
+    :raises ConfigError: the domain, as it was saved, has no such disk.
+    """
+    by_vdev = {d.vdev: d for d in config.disks}
+    named = _config(request).disks
+    if named is None and meta is not None:
+        named = meta.disks
+    if named is None:
+        named = tuple(DiskRequest(d.vdev) for d in config.disks if not d.left_out)
+    if unknown := [r.vdev for r in named if r.vdev not in by_vdev]:
+        raise ConfigError(
+            f"{config.name}, as it was saved, has no disk {', '.join(unknown)} (its disks: "
+            f"{', '.join(by_vdev) or 'none'})",
+            file=request.cfgfile,
+            item="disks",
+        )
+    return [(by_vdev[r.vdev], r) for r in named]
+
+
+def _config(request: RevertRequest) -> SnapshotConfig:
+    """What the cfgfile says."""
+    assert request.config
+    return request.config
 
 
 def _risks(
     host: Host,
+    saved: _Saved,
     config: DomainConfig,
     guest: Guest | None,
     in_snapshot: set[str],
-    xen: tuple[int, int],
 ) -> list[str]:
     """Why the revert cannot be shown to be safe, a line each."""
     reasons = []
     outside = [d.vdev for d in config.disks if not d.left_out and d.vdev not in in_snapshot]
     if outside:
         reasons.append(f"{', '.join(outside)} is not in the snapshot and has gone on since")
-    if xen != host.xen_version():
-        made, now = ("{}.{}".format(*v) for v in (xen, host.xen_version()))
+    if saved.xen != host.xen_version():
+        made, now = ("{}.{}".format(*v) for v in (saved.xen, host.xen_version()))
         reasons.append(f"the memory was saved on Xen {made}, and this is Xen {now}")
     if guest is None:
         return reasons

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.disks.registry import drop_kept
+from pyxlsnap.disks.kept import drop_kept
 from pyxlsnap.errors import (
     DomainNotFound,
     Interrupted,
@@ -23,16 +23,16 @@ from pyxlsnap.errors import (
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.destroy import destroy
 from pyxlsnap.guest.dom0_memory import make_room
-from pyxlsnap.guest.protocols import Guest, Host, StartMonitor
-from pyxlsnap.journal import Entry, Journal, boot_id
+from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.journal import Journal, RevertEntry, boot_id
 from pyxlsnap.linux.files import open_regular
 from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import DomainInfo, RunState
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.monitor.xl import xl_monitor
-from pyxlsnap.results import OnProgress, Progress, Reverted, Step
+from pyxlsnap.request import Callbacks, revert_command
+from pyxlsnap.results import Progress, Reverted, Step
 from pyxlsnap.revert.plan import RevertPlan
-from pyxlsnap.text import command
 
 log = logging.getLogger(__name__)
 
@@ -46,29 +46,23 @@ class Reversion:
         self,
         host: Host,
         plan: RevertPlan,
-        *,
-        running: bool = False,
-        force: bool = False,
-        kept: str = "",
-        journal: Journal | None = None,
-        on_progress: OnProgress = lambda _: None,
+        callbacks: Callbacks | None = None,
         cancel: Cancel | None = None,
-        start_monitor: StartMonitor | None = None,
+        *,
+        present_cfgfile: str = "",
     ) -> None:
         self._host = host
         self._plan = plan
-        self._running, self._force = running, force
-        self._kept = kept
-        self._on_progress = on_progress
+        self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
-        self._journal = journal or Journal(plan.config.uuid)
+        self._present_cfgfile = present_cfgfile
+        self._journal = Journal(plan.config.uuid)
         #: a run before this one had begun to change things
         self._finishing = False
         self._destroying = False
         self._before: DomainInfo | None = None
         self._restoring = False
         self._new: Guest | None = None
-        self._start_monitor = start_monitor
         self._warnings: list[str] = []
         self._seconds: dict[str, float] = {}
 
@@ -96,7 +90,7 @@ class Reversion:
                 if not self._destroying:
                     self._cancel.check()
                 log.debug("%s: %s", self._plan.config.name, step)
-                self._on_progress(Progress(step))
+                self._callbacks.on_progress(Progress(step))
                 begun = time.monotonic()
                 do()
                 self._seconds[step] = time.monotonic() - begun
@@ -107,36 +101,42 @@ class Reversion:
 
     def _write_journal(self) -> None:
         # One that is there is of a revert that was killed: this run finishes that one.
-        killed = self._journal.read()
-        self._finishing = killed is not None and killed.begun
-        self._kept = self._kept or (killed.kept if killed else "")
+        killed = self._journal.unfinished_revert()
+        self._finishing = killed is not None and killed.destroy_begun
+        self._present_cfgfile = self._present_cfgfile or (killed.present_cfgfile if killed else "")
+        self._entry = self._first_entry()
+        (self._journal.rewrite if killed else self._journal.write)(self._entry)
+
+    def _first_entry(self) -> RevertEntry:
         plan = self._plan
-        entry = Entry(
-            operation="revert",
+        return RevertEntry(
+            # Whoever finishes the revert reads the cfgfile again: it may have been mended.
+            request=replace(plan.request, domain=self._known_as(), config=None),
             uuid=plan.config.uuid,
-            domid=plan.guest.domid if plan.guest else -1,
+            domid=plan.guest.domid if plan.guest else None,
             domain=plan.config.name,
             name=plan.name,
             memory_path=str(plan.memory_path),
             cfgfile=str(plan.cfgfile),
-            disks=tuple(plan.requests),
+            disks=plan.requests,
             devices=plan.devices,
-            paused=plan.state is RunState.PAUSED,
-            monitor=self._start_monitor is not None,
-            started=time.time(),
-            begun=self._finishing,
-            boot=boot_id(),
             kinds={v: s.kind for s in plan.strategies for v in s.vdevs},
-            kept=self._kept,
-            replaced=self._replaced(),
-            words=tuple(self._words()),
+            paused=plan.state is RunState.PAUSED,
+            monitor=self._callbacks.start_monitor is not None,
+            started=time.time(),
+            boot=boot_id(),
+            destroy_begun=self._finishing,
+            replaced_uuid=self._replaced_uuid(),
+            present_cfgfile=self._present_cfgfile,
         )
-        self._entry = entry
-        (self._journal.rewrite if killed else self._journal.write)(entry)
 
-    def _replaced(self) -> str:
+    def _replaced_uuid(self) -> str:
         guest = self._plan.guest
         return guest.uuid if guest and guest.uuid != self._plan.config.uuid else ""
+
+    def _known_as(self) -> str:
+        """What finds the domain before its destroy and afterwards: a replaced domain's name."""
+        return self._plan.config.name if self._replaced_uuid() else self._plan.config.uuid
 
     def _destroy(self) -> None:
         with Process(xl_monitor(self._plan.config.name)) as xl:
@@ -147,8 +147,7 @@ class Reversion:
             if not xl.ended(within_s=_XL_S):
                 raise XenError(
                     f"xl still watches {self._plan.config.name} and may start it again",
-                    rc=-9,
-                    operation="libxl_domain_destroy",
+                    domain=self._plan.config.name,
                 )
         # Whoever has started it meanwhile has its disks open.
         checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
@@ -170,14 +169,14 @@ class Reversion:
 
     def _begin(self) -> None:
         """From here on something may have changed, and who recovers must know."""
-        self._note(begun=True)
+        self._note(destroy_begun=True)
 
     def _note(self, **more: Any) -> None:
         self._entry = replace(self._entry, **more)
         self._journal.rewrite(self._entry)
 
     def _revert_disks(self) -> None:
-        if not self._entry.begun:  # the domain was off
+        if not self._entry.destroy_begun:  # the domain was off
             self._begin()
         self._destroying = True
         for strategy in self._plan.strategies:
@@ -192,7 +191,7 @@ class Reversion:
         with open_regular(self._plan.memory_path) as file:
             os.lseek(file.fileno(), self._plan.stream_offset, os.SEEK_SET)
             self._new = self._host.restore(self._plan.config, file.fileno())
-        self._say(restored=self._new.domid)
+        self._say(restored_domid=self._new.domid)
 
     def _unpause(self) -> None:
         assert self._new
@@ -201,7 +200,9 @@ class Reversion:
 
     def _keep_watched(self) -> None:
         assert self._new
-        self._warnings += keep_watched(self._start_monitor, self._new.name, self._new.uuid)
+        self._warnings += keep_watched(
+            self._callbacks.start_monitor, self._new.name, self._new.uuid
+        )
 
     def _finish_disks(self) -> None:
         assert self._new
@@ -215,8 +216,8 @@ class Reversion:
         what = f"reverting {plan.config.name} to {plan.name} " + (
             f"was interrupted ({step})" if interrupted else f"failed ({step}): {cause}"
         )
-        if self._kept:
-            what += f" (the present was kept: {self._kept})"
+        if self._present_cfgfile:
+            what += f" (the present was kept: {self._present_cfgfile})"
         if not self._finishing and (not self._destroying or self._untouched()):
             self._journal.clear()
             cls = Interrupted if interrupted else OperationFailed
@@ -224,12 +225,12 @@ class Reversion:
         left = self._remove_half_made()
         if self._new is None:
             left.append(f"{plan.config.name} is off, its disks may be reverted")
-        self._say(told=True)
+        self._say(user_informed=True)
         return NeedsAttention(
             f"{what}; {'; '.join(left)}; the snapshot is whole: run the command again to finish",
             step=step,
             left=left,
-            finish=self._command(),
+            finish=revert_command(self._entry.request),
         )
 
     def _untouched(self) -> bool:
@@ -261,15 +262,6 @@ class Reversion:
             return [f"{half} is half made and could not be removed ({e})"]
         return []
 
-    def _command(self) -> str:
-        return command(self._words())
-
-    def _words(self) -> list[str]:
-        # One that has another uuid is known by its name, before it is destroyed and afterwards.
-        domain = self._plan.config.name if self._replaced() else self._plan.config.uuid
-        words = ["pyxlsnap", "snapshot-revert", domain, str(self._plan.cfgfile)]
-        return words + ["--running"] * self._running + ["--force"] * self._force
-
     def _result(self) -> Reverted:
         assert self._new
         plan = self._plan
@@ -280,7 +272,7 @@ class Reversion:
             uuid=self._new.uuid,
             state=plan.state,
             disks=tuple(v for s in plan.strategies for v in s.vdevs),
-            kept=self._kept,
+            kept=self._present_cfgfile,
             warnings=(*plan.warnings, *self._warnings),
             seconds=self._seconds,
         )

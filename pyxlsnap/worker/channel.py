@@ -1,9 +1,9 @@
-"""How caller and worker talk: JSON lines over a socketpair, and file descriptors beside them.
+"""The connection of caller and worker: JSON lines and file descriptors over a socketpair.
 
-To the worker: one request, then perhaps ``{"cancel": true}``. Back: any number of ``progress``,
-``log`` and ``lock`` messages (the last with a descriptor), then one ``result`` or ``error``, or
-``died`` from the keeper, with what it has recovered. The end of the stream means that the other
-side has gone.
+The caller sends one request, and perhaps ``{"cancel": true}`` later. The worker sends any number of
+``progress``, ``log`` and ``lock`` messages (``lock`` with a descriptor), then one ``result`` or
+``error``. If the worker is killed, its parent process sends ``died``, with what it has recovered.
+The end of the stream means that the process on the other side has ended.
 """
 
 import array
@@ -24,33 +24,33 @@ class Channel:
         self._sock = sock
         self._partial = b""
         self._lines: list[bytes] = []
-        #: the descriptors that came
+        #: the descriptors that were received
         self.fds: list[int] = []
 
     def fileno(self) -> int:
-        """What becomes readable when messages come; those of :attr:`pending` have come."""
+        """The descriptor to poll for new messages; check :attr:`pending` first."""
         return self._sock.fileno()
 
     @property
     def pending(self) -> bool:
-        """Messages have come that :meth:`receive` has not returned."""
+        """Whether received messages wait for :meth:`receive`."""
         return bool(self._lines)
 
     def send(self, message: Message, fd: int | None = None) -> None:
-        """Send one message, with a descriptor if there is one.
+        """Send one message, with a descriptor if ``fd`` is given.
 
-        :raises OSError: the other side has gone.
+        :raises OSError: the process on the other side has ended.
         """
-        # (The first newline ends what another process was killed in the middle of sending.)
+        # The first newline ends the partial line of another process that was killed while sending.
         data = b"\n" + json.dumps(message).encode() + b"\n"
         if fd is not None:
             data = data[socket.send_fds(self._sock, [data], [fd]) :]
         self._sock.sendall(data)
 
     def receive(self) -> Message | None:
-        """Wait for the next message; ``None`` when the other side has gone.
+        """Wait for the next message; ``None`` if the process on the other side has ended.
 
-        Descriptors that come along are kept open until :meth:`close`.
+        Received descriptors stay open until :meth:`close` or :meth:`close_fds`.
         """
         while True:
             while not self._lines:
@@ -62,7 +62,7 @@ class Channel:
                 message: Message = json.loads(self._lines.pop(0))
                 return message
             except ValueError:
-                pass  # empty, or cut off where its sender was killed
+                pass  # an empty line, or a partial line of a sender that was killed
 
     def _read(self) -> bytes:
         try:
@@ -79,11 +79,11 @@ class Channel:
         return data
 
     def close_fds(self) -> None:
-        """Close the descriptors that came. Idempotent."""
+        """Close the received descriptors. Idempotent."""
         while self.fds:
             os.close(self.fds.pop())
 
     def close(self) -> None:
-        """Close the socket, and the descriptors that came. Idempotent."""
+        """Close the socket and the received descriptors. Idempotent."""
         self._sock.close()
         self.close_fds()

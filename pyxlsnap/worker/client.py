@@ -1,4 +1,4 @@
-"""The worker process as its caller sees it: started, listened to, cancelled, and seen off."""
+"""The worker process as its caller sees it: started, listened to, cancelled, and waited for."""
 
 import logging
 import os
@@ -8,54 +8,50 @@ import threading
 from contextlib import ExitStack
 from typing import Any
 
-from pyxlsnap import serialize
 from pyxlsnap.errors import NeedsAttention, WorkerDied
 from pyxlsnap.hooks import Moment
 from pyxlsnap.linux.files import scratch_file
 from pyxlsnap.linux.locks import unlock
 from pyxlsnap.linux.processes import Process, environment, how_ended, python
+from pyxlsnap.request import Request, changes_something, request_to_plain
 from pyxlsnap.results import DomainEvent, OnEvent, OnProgress, Progress
-from pyxlsnap.serialize import from_wire
+from pyxlsnap.serialize import Message, from_wire, log_from_wire, rebuild
+from pyxlsnap.text import readable
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.hook_calls import HookCalls
 
 log = logging.getLogger("pyxlsnap")
 
-_EXIT_S = 20.0  # its keeper waits for it, too
+_EXIT_S = 20.0  # its supervisor waits for it, too
 _STDERR_BYTES = 4096
 _HARMLESS = ("checking", "journal")
-_CHANGING = ("create", "revert", "recover")
 
 
-class Worker:
-    """The worker process, seen from the caller.
+class WorkerClient:
+    """The caller's end of a worker process.
 
-    :raises OSError: it could not be started.
+    :raises OSError: the process could not be started.
     """
 
     def __init__(
-        self,
-        request: serialize.Message,
-        on_progress: OnProgress,
-        on_event: OnEvent,
-        hooks: HookCalls,
+        self, request: Request, on_progress: OnProgress, on_event: OnEvent, hooks: HookCalls
     ) -> None:
         self._on_progress = on_progress
         self._on_event = on_event
         self._hooks = hooks
-        self._about = {"operation": request["operation"], "domain": request["domain"] or ""}
-        self._changes = request["operation"] in _CHANGING and not request.get("dry_run")
+        self._about = {"operation": request.operation, "domain": request.domain or ""}
+        self._changes = changes_something(request)
         self._failed: BaseException | None = None
         self._send_lock = threading.Lock()
         self._answered = False
-        #: uuids of the domains whose locks it has taken
+        #: uuids of the domains whose locks the worker has taken
         self.locked: dict[str, None] = {}
-        #: it has gone so far that something may have changed
+        #: the worker has come so far that something may have changed
         self.begun = False
         #: the result, if an exception takes its place
-        self.done: serialize.Message | None = None
-        #: what its keeper said when it had died
-        self.recovery: serialize.Message | None = None
+        self.done: Message | None = None
+        #: what the supervisor said when the worker had died
+        self.recovery: Message | None = None
         with ExitStack() as started:
             self._stderr = started.enter_context(scratch_file())
             ours, theirs = socket.socketpair()
@@ -75,19 +71,21 @@ class Worker:
             # Not by its number: if somebody else reaps it, another process may get that.
             self._process = Process(self._popen.pid)
             started.pop_all()
-        self._send(request | {"log_level": log.getEffectiveLevel()})
+        level = log.getEffectiveLevel()
+        start = {"request": request_to_plain(request), "hooks": hooks.wanted, "log_level": level}
+        self._send(start)
 
     def cancel(self) -> bool:
-        """Ask it to stop; it answers with its result all the same."""
+        """Ask the worker to stop; it answers with its result all the same."""
         self._send({"cancel": True})
         return True
 
-    def _send(self, message: serialize.Message) -> None:
+    def _send(self, message: Message) -> None:
         with self._send_lock:
             try:
                 self._channel.send(message)
             except OSError:
-                pass  # it has gone, which the reader sees
+                pass  # the worker has ended; the reader sees that
 
     def result(self) -> Any:
         """Wait for the end of the operation.
@@ -104,7 +102,7 @@ class Worker:
                 return self._outcome(message)
         raise WorkerDied(self._epitaph(how_ended(self._reap())), stderr=self._read_stderr())
 
-    def _next(self) -> serialize.Message | None:
+    def _next(self) -> Message | None:
         while True:
             try:
                 if message := self._channel.receive():
@@ -117,7 +115,7 @@ class Worker:
         self._failed = self._failed or error
         self.cancel()
 
-    def _outcome(self, message: serialize.Message) -> Any:
+    def _outcome(self, message: Message) -> Any:
         self._answered = True
         error = from_wire(message["error"]) if "error" in message else None
         if isinstance(error, NeedsAttention):  # it matters more than why it was cancelled
@@ -131,7 +129,7 @@ class Worker:
             raise error from self._hooks.cause
         return message["result"]
 
-    def say_too_late(self, failed: BaseException, result: serialize.Message | None) -> None:
+    def say_too_late(self, failed: BaseException, result: Message | None) -> None:
         """What was done is not lost, although an exception takes the place of the result."""
         if not self._changes:
             return
@@ -142,9 +140,9 @@ class Worker:
         failed.add_note(said)
         log.warning("%s", said, extra=self._about)
 
-    def _handle(self, message: serialize.Message) -> None:
+    def _handle(self, message: Message) -> None:
         if "progress" in message:
-            progress: Progress = serialize.rebuild(Progress, message["progress"])
+            progress: Progress = rebuild(Progress, message["progress"])
             self.begun = self.begun or progress.phase not in _HARMLESS
             if progress.phase == "resumed":
                 self._hooks.after_resume()
@@ -152,13 +150,13 @@ class Worker:
             if not self._failed:
                 self._on_progress(progress)
         elif "hook" in message:
-            moment: Moment = serialize.rebuild(Moment, message["hook"])
+            moment: Moment = rebuild(Moment, message["hook"])
             self._send({"hooked": self._hooks.before_suspend(moment)})
             self._notice_interrupt()
         elif "event" in message and not self._failed:
-            self._on_event(serialize.rebuild(DomainEvent, message["event"]))
+            self._on_event(rebuild(DomainEvent, message["event"]))
         elif "log" in message:
-            record = serialize.log_from_wire(message["log"])
+            record = log_from_wire(message["log"])
             logger = logging.getLogger(record.name)
             if logger.isEnabledFor(record.levelno):
                 logger.handle(record)
@@ -177,17 +175,17 @@ class Worker:
     def _read_stderr(self) -> str:
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - _STDERR_BYTES))
-        return self._stderr.read().decode("utf-8", "replace")
+        return readable(self._stderr.read())
 
-    def let_go_of_locks(self) -> None:
-        """It is dead: the locks are ours alone now, and fall."""
+    def release_locks(self) -> None:
+        """The worker is dead: the locks are ours alone now. Give them back."""
         for fd in self._channel.fds:
             unlock(fd)
 
     def close(self) -> None:
-        """Let go of everything; the process has ended, or does so now.
+        """Close everything; the process has ended, or is ended now.
 
-        One that has not answered is rolling back, which must not be disturbed.
+        A process that has not answered is rolling back, which must not be disturbed.
         """
         self._channel.close()
         if self._answered and not self._process.ended(within_s=_EXIT_S):
@@ -197,7 +195,7 @@ class Worker:
         self._stderr.close()
 
     def _reap(self) -> int | None:
-        """Wait for its end; its status, the first time, if nobody else has taken it."""
+        """Wait for the process to end; its status, the first time, if nobody else has reaped it."""
         self._process.ended()
         status = self._process.status()
         self._popen.returncode = status or 0  # so that subprocess does not look for it

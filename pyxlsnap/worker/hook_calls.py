@@ -1,4 +1,4 @@
-"""The hooks of one operation, called in the embedder's process."""
+"""Calls the hooks of one operation, in the caller's process."""
 
 import contextvars
 import inspect
@@ -11,42 +11,42 @@ from pyxlsnap.text import one_line
 
 
 class HookCalls:
-    """The hooks of one operation: who was called, and how that went."""
+    """The hooks of one operation: calls them, and keeps how each call ended."""
 
     def __init__(self, hooks: Hooks | None) -> None:
         self._hooks = hooks or Hooks()
         self._moment: Moment | None = None
-        #: what ``before_suspend`` raised
+        #: the exception of ``before_suspend``
         self.cause: BaseException | None = None
-        #: what went wrong with the others, a line each
+        #: failures of the other hooks, one line each
         self.failures: list[str] = []
-        #: Ctrl-C, or the like, while one of them was waited for
+        #: an exception such as KeyboardInterrupt that came while a hook was waited for
         self.interrupted: BaseException | None = None
         self._called: _Outcome | None = None
 
     @property
     def wanted(self) -> bool:
-        """The worker is to tell before it suspends the domain."""
+        """Whether the worker must send a message and wait before it suspends the domain."""
         return bool(self._hooks.before_suspend or self._hooks.after_resume)
 
     def before_suspend(self, moment: Moment) -> str:
-        """Call it; why it failed, "" if it did not."""
+        """Call the hook; return why it failed, or ""."""
         self._moment = moment
         self.cause = self._call(self._hooks.before_suspend, moment)
         return self._text("before_suspend", self.cause)
 
     def after_resume(self) -> None:
-        """Call it if it is due."""
+        """Call the hook, once, if the operation came to the point of ``before_suspend``."""
         moment, self._moment = self._moment, None
         if moment is None or self._hooks.after_resume is None:
             return
-        # Whatever the one before still does must not come after this.
+        # A late before_suspend must not do anything after this hook has run.
         if self._called and self._goes_on(self._called):
             self.failures.append("the hook before_suspend has not ended, and may undo after_resume")
         self._then("after_resume", self._hooks.after_resume, moment)
 
     def after_revert(self, moment: Moment) -> None:
-        """Call it."""
+        """Call the hook."""
         self._then("after_revert", self._hooks.after_revert, moment)
 
     def _then(self, name: str, hook: Hook | None, moment: Moment) -> None:
@@ -69,9 +69,9 @@ class HookCalls:
         thread = threading.Thread(target=work, name="pyxlsnap-hook", daemon=True)
         try:
             thread.start()
-        except KeyboardInterrupt as e:  # while it comes up, which it does all the same
+        except KeyboardInterrupt as e:  # the thread starts nevertheless
             self.interrupted = self.interrupted or e
-        except RuntimeError as e:  # there cannot be one
+        except RuntimeError as e:  # the thread cannot be started
             return e
         self._called = outcome
         if self._goes_on(outcome):
@@ -79,7 +79,7 @@ class HookCalls:
         return outcome.error
 
     def _goes_on(self, outcome: "_Outcome") -> bool:
-        """Wait for a hook as long as it may take, in spite of Ctrl-C."""
+        """Wait for a hook up to its time limit, also after Ctrl-C; return whether it still runs."""
         end = time.monotonic() + self._hooks.limit_s
         while not outcome.done.is_set() and (left := end - time.monotonic()) > 0:
             try:
@@ -96,7 +96,7 @@ class HookCalls:
 
 
 class _Outcome:
-    """That a hook has ended, and what it raised."""
+    """How the call of a hook ended: whether it has returned, and its exception."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
@@ -104,7 +104,7 @@ class _Outcome:
 
 
 def _refuse_coroutine(returned: object) -> None:
-    """Nothing has been done by it."""
+    """A coroutine function has only made a coroutine: it has done nothing."""
     if inspect.iscoroutine(returned):
         returned.close()
         raise TypeError("it is a coroutine function, which only pyxlsnap.aio can call")

@@ -1,9 +1,9 @@
-"""The worker process: runs one operation, and rolls it back when its caller goes away.
+"""The worker process: runs one operation, and rolls it back when its caller ends.
 
-Started by :mod:`pyxlsnap.api` as ``python -m pyxlsnap.worker``, with a socket for its standard
-input. A process of its own because libxl may abort it, forks without exec, and cares who owns
-SIGCHLD: none of that may reach the caller. What changes something has a keeper
-(:mod:`pyxlsnap.worker.supervisor`), which recovers at once if it is killed.
+Started by :mod:`pyxlsnap.api` as ``python -m pyxlsnap.worker``, with a socket as its standard
+input. It is a process of its own because libxl may abort it, forks without exec, and needs to know
+who owns SIGCHLD: the caller must notice none of that. An operation that changes something has a
+supervisor (:mod:`pyxlsnap.worker.supervisor`), which recovers at once if the worker is killed.
 """
 
 import logging
@@ -14,51 +14,59 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-from pyxlsnap import cfgfile, serialize
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import operation as create
-from pyxlsnap.create.feasibility import possibility
+from pyxlsnap.create.feasibility import feasibility
 from pyxlsnap.errors import Interrupted, OperationFailed, PyxlsnapError
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.hooks import Moment
 from pyxlsnap.linux.locks import RIVAL_S
 from pyxlsnap.linux.processes import fresh_signals
-from pyxlsnap.model import SnapshotConfig, check_name
 from pyxlsnap.monitor import launch
 from pyxlsnap.monitor.actions import monitor
 from pyxlsnap.recovery import operation as recovery
-from pyxlsnap.results import DomainEvent, Plan, Possibility, Progress, Recovered, Reverted, Snapshot
+from pyxlsnap.request import (
+    Callbacks,
+    CreateRequest,
+    FeasibilityRequest,
+    MonitorRequest,
+    RecoverRequest,
+    Request,
+    RevertRequest,
+    changes_something,
+    request_from_plain,
+)
+from pyxlsnap.results import DomainEvent, Feasibility, Plan, Progress, Recovered, Reverted, Snapshot
 from pyxlsnap.revert import operation as revert
-from pyxlsnap.serialize import Message, to_wire
+from pyxlsnap.serialize import Message, log_to_wire, to_wire
 from pyxlsnap.worker.channel import Channel
-from pyxlsnap.worker.supervisor import Death, Kept, keep
+from pyxlsnap.worker.supervisor import Death, SupervisorLink, supervise
 from pyxlsnap.xen.callbacks import close_in_children
 from pyxlsnap.xen.toolstack import Toolstack
 
-Result = Snapshot | Reverted | Recovered | Plan | Possibility | None
+Result = Snapshot | Reverted | Recovered | Plan | Feasibility | None
 
-log = logging.getLogger("pyxlsnap.worker")  # __name__ is "__main__" here
+log = logging.getLogger("pyxlsnap.worker")
 
 
-class Caller:
-    """The other end of the socket. Sending never blocks and never fails: a thread does it.
+class ClientLink:
+    """The worker's link to the caller. Sending never blocks and never fails: a thread does it.
 
-    A caller that is stopped, or gone, must not hold up a guest that is suspended.
+    A caller that is stopped, or has ended, must not hold up a guest that is suspended.
     """
 
-    def __init__(self, channel: Channel, kept: Kept | None = None) -> None:
+    def __init__(self, channel: Channel, supervisor: SupervisorLink | None = None) -> None:
         self._channel = channel
-        self._kept = kept
+        self._supervisor = supervisor
         self._queue: queue.SimpleQueue[tuple[Message, int | None] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._send, name="pyxlsnap-send", daemon=True)
         self._thread.start()
 
     def send(self, message: Message, fd: int | None = None) -> None:
-        """Send a message some time soon; ``fd`` stays open until :meth:`finish`."""
+        """Have a message sent soon; ``fd`` stays open until :meth:`finish`."""
         self._queue.put((message, fd))
 
     def progress(self, progress: Progress) -> None:
@@ -72,8 +80,8 @@ class Caller:
     def ask(self, moment: Moment, cancel: Cancel) -> None:
         """Have the caller's hook called before a domain is suspended, and wait for that.
 
-        :raises OperationFailed: it failed.
-        :raises Cancelled: the caller is gone, or does not want to any more.
+        :raises OperationFailed: the hook failed.
+        :raises Cancelled: the caller has ended, or has cancelled the operation.
         """
         self.send({"hook": asdict(moment)})
         with cancel.armed(self._wake):
@@ -87,22 +95,22 @@ class Caller:
         return True
 
     def share_lock(self, uuid: str, fd: int) -> None:
-        """Let the caller hold the lock, too, and the keeper."""
+        """Let the caller and the supervisor hold the lock, too."""
         close_in_children(fd)
-        if self._kept:
-            self._kept.share_lock(uuid, fd)
+        if self._supervisor:
+            self._supervisor.share_lock(uuid, fd)
         self.send({"lock": uuid}, fd)
 
     def finish(self, message: Message) -> None:
-        """Send the last message and see it off. Later ones go nowhere."""
+        """Send the last message, and wait until it is sent. Later messages are dropped."""
         self._queue.put((message, None))
         self._queue.put(None)
         self._thread.join()
-        if self._kept:
-            self._kept.answered()
+        if self._supervisor:
+            self._supervisor.answered()
 
     def listen(self, cancel: Cancel) -> None:
-        """Take what the caller says; set the token when it says so, or is gone."""
+        """Take what the caller says; set the token when the caller says so, or has ended."""
         while (message := self._channel.receive()) and not message.get("cancel"):
             if "hooked" in message:
                 self._answers.put(message["hooked"])
@@ -113,32 +121,41 @@ class Caller:
             try:
                 self._channel.send(*item)
             except OSError:
-                pass  # it has gone; listen() sees that, too
+                pass  # the caller has ended; listen() sees that, too
 
 
 class _LogSender(logging.Handler):
-    """Sends log records to the caller; they say of which operation they are."""
+    """Sends log records to the caller, with the operation and the domain."""
 
-    def __init__(self, caller: Caller, request: Message) -> None:
+    def __init__(self, client: ClientLink, request: Request) -> None:
         super().__init__()
-        self._caller = caller
-        self._about = {"operation": request["operation"], "domain": request["domain"] or ""}
+        self._client = client
+        self._about = {"operation": request.operation, "domain": request.domain or ""}
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._caller.send({"log": self._about | serialize.log_to_wire(record)})
+        self._client.send({"log": self._about | log_to_wire(record)})
 
 
-def serve(request: Message, caller: Caller, cancel: Cancel) -> None:
-    """Run the operation that a request names, and send its result or error."""
+def serve(request: Request, client: ClientLink, callbacks: Callbacks, cancel: Cancel) -> None:
+    """Run an operation, and send its result or error."""
 
     def work() -> None:
-        # Before Xen is asked for: what is wrong here is wrong anywhere.
-        config = _config(request)
-        with Toolstack(operation=request["operation"], domain=request["domain"] or "") as host:
-            # Before libxl is closed: if it aborts us there, what was done is done, and said.
-            caller.finish(_outcome(lambda: perform(host, request, config, caller, cancel)))
+        # Before Xen is asked for: a wrong cfgfile is wrong on any host.
+        ready = _with_cfgfile(request)
+        with Toolstack(operation=request.operation, domain=request.domain or "") as host:
+            # The answer goes out before libxl is closed: libxl may abort the process there.
+            client.finish(_outcome(lambda: perform(host, ready, callbacks, cancel)))
 
-    caller.finish(_outcome(work))  # if there was no answer yet
+    client.finish(_outcome(work))  # if there was no answer yet
+
+
+def _with_cfgfile(request: Request) -> Request:
+    match request:
+        case CreateRequest():
+            return create.read_cfgfile(request)
+        case RevertRequest():
+            return revert.read_cfgfile(request)
+    return request
 
 
 def _outcome(do: Callable[[], Result]) -> Message:
@@ -160,96 +177,85 @@ def _error_to_wire(error: Exception) -> Message:
     return to_wire(PyxlsnapError(f"internal error: {type(error).__name__}: {error}"))
 
 
-def perform(
-    host: Host, request: Message, config: SnapshotConfig, caller: Caller, cancel: Cancel
-) -> Result:
-    """Run the operation that a request names."""
-    operation, domain = request["operation"], request["domain"]
-    start_monitor = launch.start_monitor if request.get("monitor") else None
-    if operation == "monitor":
-        monitor(host, domain, on_event=caller.event, cancel=cancel)
-        return None
-    if operation == "possibility":
-        return possibility(host, domain, check=cancel.check)
-    if operation == "recover":
-        return recovery.recover(
-            host,
-            domain,
-            wait_s=request["wait_s"],
-            share_lock=caller.share_lock,
-            start_monitor=start_monitor,
-        )
-    how: dict[str, Any] = {
-        "on_progress": caller.progress,
-        "cancel": cancel,
-        "share_lock": caller.share_lock,
-    }
-    if not request.get("dry_run") and request.get("hooks"):
-        how["before_suspend"] = lambda moment: caller.ask(moment, cancel)
-    if operation == "create":
-        how |= {"live": request["live"], "max_downtime": request.get("max_downtime")}
-        if request.get("dry_run"):
-            return create.preview(host, domain, config, **how)
-        return create.create(host, domain, config, **how, start_monitor=start_monitor)
-    how |= {key: request[key] for key in ("running", "force", "keep_current")}
-    path = Path(request["cfgfile"])
-    if request.get("dry_run"):
-        return revert.preview(host, domain, config, path, **how)
-    return revert.revert(host, domain, config, path, **how, start_monitor=start_monitor)
+def perform(host: Host, request: Request, callbacks: Callbacks, cancel: Cancel) -> Result:
+    """Run the operation that a request asks for."""
+    match request:
+        case CreateRequest(dry_run=True):
+            return create.preview(host, request, callbacks, cancel)
+        case CreateRequest():
+            return create.create(host, request, callbacks, cancel)
+        case RevertRequest(dry_run=True):
+            return revert.preview(host, request, callbacks, cancel)
+        case RevertRequest():
+            return revert.revert(host, request, callbacks, cancel)
+        case RecoverRequest():
+            return recovery.recover(host, request, callbacks)
+        case MonitorRequest():
+            monitor(host, request.domain, on_event=callbacks.on_event, cancel=cancel)
+            return None
+        case FeasibilityRequest():
+            return feasibility(host, request, cancel)
 
 
-def _config(request: Message) -> SnapshotConfig:
-    """What the caller said, overridden by the cfgfile if there is one."""
-    said: SnapshotConfig = serialize.rebuild(SnapshotConfig, request.get("config") or {})
-    if said.name is not None:
-        check_name(said.name)
-    if not request.get("cfgfile"):
-        return said
-    config = cfgfile.read(Path(request["cfgfile"]))
-    if said.name and config.name and said.name != config.name:
-        log.warning("the name is %s, as the cfgfile says, not %s", config.name, said.name)
-    memory = config.memory_path  # relative to the file, as it is for a revert; we are in /
-    if memory:
-        memory = str(Path(request["cfgfile"]).parent / memory)
-    return replace(config, name=config.name or said.name, memory_path=memory)
-
-
-def recover_from(death: Death, caller: Caller, *, watch: bool) -> None:
+def recover_from(death: Death, client: ClientLink, *, watch: bool) -> None:
     """The process that did the work is dead: recover, and tell the caller of both."""
     message: Message = {"died": death.how, "recovered": []}
+    callbacks = Callbacks(
+        share_lock=client.share_lock, start_monitor=launch.start_monitor if watch else None
+    )
     for uuid in death.uuids:
+        request = RecoverRequest(domain=uuid, wait_s=RIVAL_S)
         try:
-            with Toolstack(operation="recover", domain=uuid) as host:
-                found = recovery.recover(
-                    host,
-                    uuid,
-                    wait_s=RIVAL_S,
-                    share_lock=caller.share_lock,
-                    start_monitor=launch.start_monitor if watch else None,
-                )
+            with Toolstack(operation=request.operation, domain=uuid) as host:
+                found = recovery.recover(host, request, callbacks)
             message["recovered"].append(asdict(found))
         except Exception as e:
             message["error"] = _error_to_wire(e)
-    caller.finish(message)
+    client.finish(message)
 
 
-def _listen(channel: Channel, request: Message, kept: Kept | None = None) -> Caller:
-    """The caller, with whatever is logged from now on going there."""
-    caller = Caller(channel, kept)
-    logger = logging.getLogger("pyxlsnap")
-    logger.addHandler(_LogSender(caller, request))
-    logger.setLevel(request["log_level"])
-    return caller
+class _Worker:
+    """What the first message of a caller asks for."""
 
+    def __init__(self, channel: Channel, message: Message) -> None:
+        self._channel = channel
+        self.request = request_from_plain(message["request"])
+        self._hooks: bool = message["hooks"]
+        self._log_level: int = message["log_level"]
 
-def _work(channel: Channel, request: Message, kept: Kept | None) -> None:
-    cancel = Cancel()
-    signal.signal(
-        signal.SIGTERM, lambda *_: threading.Thread(target=cancel.set, daemon=True).start()
-    )
-    caller = _listen(channel, request, kept)
-    threading.Thread(target=caller.listen, args=(cancel,), daemon=True).start()
-    serve(request, caller, cancel)
+    @property
+    def watch(self) -> bool:
+        """A monitor is to be started where nobody watches the domain in the end."""
+        return getattr(self.request, "monitor", False)
+
+    def work(self, supervisor: SupervisorLink | None = None) -> None:
+        """Run the operation."""
+        cancel = Cancel()
+        signal.signal(
+            signal.SIGTERM, lambda *_: threading.Thread(target=cancel.set, daemon=True).start()
+        )
+        client = self.listen(supervisor)
+        threading.Thread(target=client.listen, args=(cancel,), daemon=True).start()
+        serve(self.request, client, self._callbacks(client, cancel), cancel)
+
+    def listen(self, supervisor: SupervisorLink | None = None) -> ClientLink:
+        """Link to the caller; whatever is logged from now on goes there."""
+        client = ClientLink(self._channel, supervisor)
+        logger = logging.getLogger("pyxlsnap")
+        logger.addHandler(_LogSender(client, self.request))
+        logger.setLevel(self._log_level)
+        return client
+
+    def _callbacks(self, client: ClientLink, cancel: Cancel) -> Callbacks:
+        found = Callbacks(
+            on_progress=client.progress,
+            on_event=client.event,
+            share_lock=client.share_lock,
+            start_monitor=launch.start_monitor if self.watch else None,
+        )
+        if not self._hooks:
+            return found
+        return replace(found, before_suspend=partial(client.ask, cancel=cancel))
 
 
 def main() -> None:
@@ -261,14 +267,11 @@ def main() -> None:
         os.dup2(nothing.fileno(), 0)
     close_in_children(sock.fileno())
     channel = Channel(sock)
-    request = channel.receive()
-    if request is None:
+    message = channel.receive()
+    if message is None:
         return
-    if request["operation"] not in ("create", "revert") or request.get("dry_run"):
-        _work(channel, request, None)
-    elif death := keep(lambda kept: _work(channel, request, kept)):
-        recover_from(death, _listen(channel, request), watch=bool(request["monitor"]))
-
-
-if __name__ == "__main__":
-    main()
+    worker = _Worker(channel, message)
+    if isinstance(worker.request, RecoverRequest) or not changes_something(worker.request):
+        worker.work()
+    elif death := supervise(worker.work):
+        recover_from(death, worker.listen(), watch=worker.watch)

@@ -1,8 +1,8 @@
-"""Two processes for one operation: one that does it, and its keeper, which is there if that dies.
+"""Two processes for one operation: a child that does the work, and a supervisor above the child.
 
-The keeper has loaded everything before, so that a guest that is suspended waits for no start of a
-program. It is the parent, so that whoever dies leaves no zombie; and it has no libxl until it needs
-it, so that what kills the other one does not kill it.
+The supervisor has loaded everything before, so that a suspended guest does not wait for a program
+to start. The supervisor is the parent, so that no zombie is left, whichever of them dies; and it
+opens libxl only when it has to recover, so that what kills the child does not kill the supervisor.
 """
 
 import os
@@ -21,14 +21,14 @@ from pyxlsnap.xen.callbacks import close_in_children
 _EXIT_S = 10.0
 
 
-class Kept:
-    """The keeper, as the process sees it that does the work."""
+class SupervisorLink:
+    """The worker's link to its supervisor."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     def share_lock(self, uuid: str, fd: int) -> None:
-        """Let it hold a domain's lock, too, so that nobody comes between."""
+        """Let the supervisor hold a domain's lock, too, so that the lock never falls in between."""
         self._send({"lock": uuid}, fd)
 
     def answered(self) -> None:
@@ -39,32 +39,32 @@ class Kept:
         try:
             self._channel.send(message, fd)
         except OSError:
-            pass  # it was killed: the caller is there, too
+            pass  # the supervisor was killed: the caller recovers
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The process that did the work has died before it had answered."""
+    """The process that did the work died before it had answered."""
 
-    #: what ended it, to be put after its name
+    #: what ended the process, to be put after its name
     how: str
-    #: the domains whose locks it had; they have fallen
+    #: the domains whose locks the process had; nobody holds them now
     uuids: tuple[str, ...]
 
 
-def keep(work: Callable[[Kept], None]) -> Death | None:
-    """Have ``work`` done in a child; returns, in this process, when that has ended.
+def supervise(work: Callable[[SupervisorLink], None]) -> Death | None:
+    """Have ``work`` done in a child; returns, in this process, when the child has ended.
 
-    To be called before there is a thread, or a context of libxl.
+    To be called before this process has a thread, or a context of libxl.
     """
     ours, theirs = socket.socketpair()
     if not (pid := os.fork()):
         ours.close()
         close_in_children(theirs.fileno())
-        work(Kept(Channel(theirs)))
+        work(SupervisorLink(Channel(theirs)))
         sys.exit()
     theirs.close()
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))  # it rolls back
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))  # the child rolls back
     channel = Channel(ours)
     try:
         return _watch(pid, channel)
@@ -80,7 +80,7 @@ def _watch(pid: int, channel: Channel) -> Death | None:
             answered = "answered" in message
             locks += [message["lock"]] if "lock" in message else []
         if answered and not process.ended(within_s=_EXIT_S):
-            os.kill(pid, signal.SIGKILL)  # stuck in closing libxl
+            os.kill(pid, signal.SIGKILL)  # it hangs while it closes libxl
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     for fd in channel.fds:
@@ -89,9 +89,9 @@ def _watch(pid: int, channel: Channel) -> Death | None:
 
 
 def _next(channel: Channel, process: Process) -> dict[str, str] | None:
-    """Its next message; ``None`` when it has ended and all of them have come.
+    """The child's next message; ``None`` when the child has ended and all messages have come.
 
-    Not when the channel has: children that libxl forks have copies of it.
+    The end of the channel would not tell: children that libxl forks have copies of it.
     """
     poll = select.poll()
     poll.register(channel, select.POLLIN)

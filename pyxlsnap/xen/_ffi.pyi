@@ -19,10 +19,8 @@ class _Lib:
     ERROR_FAIL: int
     ERROR_INVAL: int
     ERROR_GUEST_TIMEDOUT: int
-    ERROR_TIMEDOUT: int
     ERROR_DOMAIN_NOTFOUND: int
     ERROR_ABORTED: int
-    ERROR_NOTFOUND: int
     def libxl_ctx_alloc(self, pctx: _CData, version: int, flags: int, lg: _CData) -> int: ...
     def libxl_ctx_free(self, ctx: _CData) -> int: ...
     def libxl_ao_abort(self, ctx: _CData, how: _CData) -> int: ...

@@ -1,8 +1,8 @@
 """The Python end of ``include/bridge.h``: log lines and children of one libxl context.
 
-C writes, we read. A thread of ours drains the log pipe into ``logging`` (logger
-``pyxlsnap.libxl``), watches the pidfds of libxl's children, and tells libxl when one has ended;
-so libxl needs no SIGCHLD, and its host notices nothing (libxl.md, section 5; xen-lab.md, E9).
+The C callbacks write to pipes. A thread of this module drains the log pipe into ``logging`` (logger
+``pyxlsnap.libxl``), watches the pidfds of libxl's children, and informs libxl when a child has
+ended. So libxl needs no SIGCHLD handler in the process (libxl.md, section 5; xen-lab.md, E9).
 """
 
 import errno
@@ -17,26 +17,27 @@ from collections.abc import Callable
 
 from pyxlsnap.errors import XenUnavailable
 from pyxlsnap.results import Progress
+from pyxlsnap.text import readable
 from pyxlsnap.xen.ffi import C, CData, ffi
 
 log = logging.getLogger("pyxlsnap.libxl")
 
 _HEAD = struct.Struct("=IiiiIxxxxQQ")  # struct pyxlsnap_record
 _PIDFD = struct.Struct("=i")
-# xentoollog's levels, NONE to CRITICAL, as logging's
+# logging's level for each level of xentoollog, NONE to CRITICAL
 _LEVELS = (10, 10, 10, 10, 10, 10, 20, 30, 40, 50)
 _XTL_DEBUG = 1
 _XTL_WARN = 7
-_KEPT = 50  # log lines kept for the error of a call
+_KEPT_LINES = 50  # for the error of a call
 _ITERATION = re.compile(r"Frames iteration (\d+)")
 _PAGE = 4096  # bytes
-_POLL_MS = 50  # only where the kernel gave no pidfd
+_POLL_MS = 50  # used only if the kernel gave no pidfd
 
 
 def close_in_children(fd: int) -> None:
-    """No child that libxl forks shall have this descriptor, not even one without exec.
+    """Close a descriptor in every child that libxl forks, also in a child that never calls exec.
 
-    :raises OSError: there are too many of them, or it is not open.
+    :raises OSError: there are too many such descriptors, or this one is not open.
     """
     if not C.pyxlsnap_close_in_children(fd):
         raise OSError(errno.EMFILE, "too many private descriptors")
@@ -45,24 +46,26 @@ def close_in_children(fd: int) -> None:
 class Bridge:
     """Logger, child watcher and disaster hook of one ``libxl_ctx``.
 
-    :param operation: put into every log record as ``operation``, with ``domain``.
+    :param operation: added to every log record as ``operation``, as is ``domain``.
     :raises XenUnavailable: no memory or no descriptors for the pipes.
     """
 
     def __init__(self, *, operation: str = "", domain: str = "") -> None:
         self._c = C.pyxlsnap_bridge_new(_XTL_DEBUG)
         if self._c == ffi.NULL:
-            raise XenUnavailable("cannot make pipes for libxl's messages: out of descriptors?")
+            raise XenUnavailable(
+                "cannot make pipes for libxl's messages: check the limit of open files (ulimit -n)"
+            )
         self._extra = {"operation": operation, "domain": domain}
         self._ctx: CData = ffi.NULL
         self._ctx_lock = threading.Lock()
         self._reading = threading.Lock()
         self._partial = b""
-        self._said: deque[str] = deque(maxlen=_KEPT)
+        self._said: deque[str] = deque(maxlen=_KEPT_LINES)
         self._iteration = 0
         self.on_progress: Callable[[Progress], None] | None = None
-        #: what libxl called a disaster ("" as long as there was none)
-        self.disaster = ""
+        #: the message of libxl's disaster callback, if it was called
+        self.disaster: str | None = None
         self._pidfds: set[int] = set()
         self._stop_r, self._stop_w = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._watch, name="pyxlsnap-libxl", daemon=True)
@@ -73,13 +76,13 @@ class Bridge:
         return C.pyxlsnap_bridge_logger(self._c)
 
     def attach(self, ctx: CData) -> None:
-        """Register the hooks with a context just opened, and start to watch."""
+        """Register the hooks with a context just opened, and start the thread."""
         C.pyxlsnap_bridge_attach(self._c, ctx)
         self._ctx = ctx
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching and free everything. Only after ``libxl_ctx_free``. Idempotent."""
+        """Stop the thread and free everything. Only after ``libxl_ctx_free``. Idempotent."""
         if self._c == ffi.NULL:
             return
         os.close(self._stop_w)
@@ -94,23 +97,23 @@ class Bridge:
         self._c = ffi.NULL
 
     def detach(self) -> None:
-        """Tell libxl nothing any more: its context is about to be freed."""
+        """Call libxl no more, because its context is about to be freed."""
         with self._ctx_lock:
             self._ctx = ffi.NULL
 
     def begin(self) -> None:
-        """A call begins: forget what was said before it."""
+        """Forget the log lines of earlier calls: a new call begins."""
         self.drain()
         self._said.clear()
         self._iteration = 0
 
     def said(self) -> tuple[str, ...]:
-        """Warnings and errors that libxl has logged since :meth:`begin`."""
+        """The warnings and errors that libxl has logged since :meth:`begin`."""
         self.drain()
         return tuple(self._said)
 
     def drain(self) -> None:
-        """Read what is in the log pipe now. Any thread may; records stay in order."""
+        """Read the records that are in the log pipe now. Any thread may; their order is kept."""
         with self._reading:
             while True:
                 try:
@@ -131,8 +134,8 @@ class Bridge:
     def _record(self, record: bytes) -> None:
         _, kind, level, errnoval, context, done, total = _HEAD.unpack_from(record)
         body = record[_HEAD.size :]
-        where = body[:context].decode("utf-8", "replace")
-        what = body[context:].decode("utf-8", "replace").rstrip()
+        where = readable(body[:context])
+        what = readable(body[context:]).rstrip()
         if kind == C.PYXLSNAP_PROGRESS:
             self._progress(what, done, total)
             return
@@ -146,7 +149,7 @@ class Bridge:
         log.log(_LEVELS[min(level, len(_LEVELS) - 1)], "%s", line, extra=self._extra)
 
     def _progress(self, what: str, done: int, total: int) -> None:
-        """libxc's own words ("Frames iteration 2", "Domain now suspended") as numbers."""
+        """Report libxc's progress texts ("Frames iteration 2", "Domain now suspended")."""
         if iteration := _ITERATION.match(what):
             self._iteration = int(iteration[1])
         if self.on_progress is None:
@@ -155,7 +158,7 @@ class Bridge:
         done, total = done * _PAGE, total * _PAGE
         try:
             self.on_progress(Progress(phase, done, total, self._iteration))
-        except Exception:  # the watching thread must live on: libxl waits for it
+        except Exception:  # libxl waits for this thread, so it must not end
             log.exception("the progress callback failed", extra=self._extra)
 
     def _watch(self) -> None:
@@ -185,7 +188,7 @@ class Bridge:
                 self._child_ended()
 
     def _child_ended(self) -> None:
-        # libxl reaps its own children only, by pid, and wakes the call that waits for them.
+        # libxl reaps only its own children, by pid, and wakes the call that waits for them.
         with self._ctx_lock:
             if self._ctx != ffi.NULL:
                 C.libxl_childproc_sigchld_occurred(self._ctx)

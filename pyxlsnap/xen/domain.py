@@ -3,40 +3,38 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, Refused, XenError
+from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
-from pyxlsnap.xen.ffi import C, c_string, domain_info, ffi, struct, taken, text
+from pyxlsnap.xen.context import Context
+from pyxlsnap.xen.ffi import C, c_string, domain_info, ffi, struct, take_string, text
 
-if TYPE_CHECKING:
-    from pyxlsnap.xen.toolstack import Toolstack
-
-#: xenbus states of a frontend: nobody there yet, and connected
-XENBUS_INITIALISING, XENBUS_CONNECTED = 1, 4
-#: a suspend that failed may come late: watch so long, and longer while its request stands
-SETTLE_S, REQUEST_S = 4.0, 90.0
+#: a guest may suspend after its suspend has failed: seconds to watch it once no request stands
+SETTLE_S = 4.0
+#: seconds to watch it at the most while the request stands in xenstore
+REQUEST_S = 90.0
 _POLL_S = 0.02
 
 
 class Domain:
-    """A domain that was resolved once; it keeps domid and uuid.
+    """A domain that was looked up once, with its domid and uuid of that time.
 
-    A domid is used again sooner or later, so :meth:`check_same` compares the uuid before anything
-    is changed. Got from :meth:`Toolstack.find`; lives as long as its :class:`Toolstack`, whose
-    errors its calls raise, too. For a domain that has gone they raise :class:`DomainNotFound`, or
-    :class:`XenError` where libxl does not say so.
+    Xen reuses domids, so :meth:`check_same` compares the uuid before anything is changed. Returned
+    by :meth:`Toolstack.find`; usable until its :class:`Toolstack` is closed. Its calls raise the
+    errors of the :class:`Toolstack`, too. For a domain that no longer exists they raise
+    :class:`DomainNotFound`, or :class:`XenError` if libxl does not report the reason.
     """
 
-    def __init__(self, toolstack: "Toolstack", domid: int, uuid: str, name: str) -> None:
-        self._toolstack = toolstack
+    def __init__(self, context: Context, domid: int, uuid: str, name: str) -> None:
+        self._context = context
         #: its number
         self.domid = domid
         #: its uuid, in lower case
         self.uuid = uuid
-        #: its name when it was resolved: see :meth:`present_name`
+        #: its name when it was looked up: see :meth:`present_name`
         self.name = name
 
     def __str__(self) -> str:
@@ -45,15 +43,15 @@ class Domain:
     def info(self) -> DomainInfo:
         """The domain's state now (``libxl_domain_info``).
 
-        :raises DomainNotFound: it is gone.
-        :raises XenError: libxl could not tell.
+        :raises DomainNotFound: the domain no longer exists.
+        :raises XenError: libxl could not read it.
         """
-        with self._toolstack.calling() as ctx, struct("libxl_dominfo") as info:
+        with self._context.calling() as ctx, struct("libxl_dominfo") as info:
             rc = C.libxl_domain_info(ctx, info, self.domid)
             if rc == 0:
                 return domain_info(info)
-            # From Xen 4.18 on, a domain that is gone may show as ERROR_FAIL.
-            if self.domid not in [d.domid for d in self._toolstack.domains()]:
+            # From Xen 4.18 on, libxl may return ERROR_FAIL for a domain that no longer exists.
+            if self.domid not in [d.domid for d in self._context.domains()]:
                 rc = C.ERROR_DOMAIN_NOTFOUND
             self._check(rc, "libxl_domain_info")
         raise AssertionError("check() raises for every rc but 0")
@@ -61,31 +59,31 @@ class Domain:
     def check_same(self, *, dying: bool = False) -> DomainInfo:
         """Make sure that the domid is still this domain; return its state.
 
-        :param dying: it may be half destroyed; else such a one is gone.
-        :raises DomainNotFound: it is gone, or its domid belongs to another domain now.
+        :param dying: accept a domain that is being destroyed; by default it counts as gone.
+        :raises DomainNotFound: the domain no longer exists, or its domid is another domain's now.
         """
         info = self.info()
         if info.uuid != self.uuid or (info.dying and not dying):
-            raise DomainNotFound(f"domain {self} is gone", domain=self.uuid)
+            raise DomainNotFound(f"domain {self} no longer exists", domain=self.uuid)
         return info
 
     def present_name(self) -> str:
-        """Its name now; :attr:`name` is that of when it was resolved. "" if it has gone."""
-        return self._toolstack.name_of(self.domid)
+        """Its name now, while :attr:`name` is from the look-up; "" if it no longer exists."""
+        return self._context.name_of(self.domid)
 
     def config(self) -> DomainConfig:
         """Its configuration as of now (``libxl_retrieve_domain_configuration``).
 
-        Not while it is suspended: libxl asks the guest's QEMU.
+        Do not call it while the domain is suspended: libxl asks the guest's QEMU.
 
-        :raises XenError: libxl could not tell.
-        :raises Refused: what it says cannot be read.
+        :raises XenError: libxl could not retrieve it.
+        :raises Refused: libxl's answer is not a configuration.
         """
-        with self._toolstack.calling() as ctx, struct("libxl_domain_config") as config:
+        with self._context.calling() as ctx, struct("libxl_domain_config") as config:
             rc = C.libxl_retrieve_domain_configuration(ctx, self.domid, config, ffi.NULL)
             self._check(rc, "libxl_retrieve_domain_configuration")
-            config.c_info.domid = 0  # as `xl save` does: a restore must not insist on it
-            json = taken(C.libxl_domain_config_to_json(ctx, config))
+            config.c_info.domid = 0  # as `xl save` does: a restore must be free to choose another
+            json = take_string(C.libxl_domain_config_to_json(ctx, config))
         try:
             return DomainConfig.parse(json)
         except ValueError as e:
@@ -100,45 +98,44 @@ class Domain:
         suspended at the end. **After any error it may be suspended, or suspend later**: see
         :meth:`ensure_running`.
 
-        :param on_progress: called on another thread: phase "memory" with pages, iteration after
-            iteration; "domain now suspended" the moment it is.
+        :param on_progress: called on another thread: with phase "memory" and the bytes of each
+            iteration, and with "domain now suspended" at that moment.
         :raises Aborted: :meth:`abort` was called.
-        :raises GuestTimeout: the guest has not answered the request.
+        :raises GuestTimeout: the guest did not answer the suspend request.
         :raises XenError: libxl could not.
         """
-        with self._toolstack.calling(on_progress) as ctx:
+        with self._context.calling(on_progress) as ctx:
             flags = C.LIBXL_SUSPEND_LIVE if live else 0
             rc = C.libxl_domain_suspend(ctx, self.domid, fd, flags, ffi.NULL)
             self._check(rc, "libxl_domain_suspend")
 
     def resume(self, *, paused: bool = False) -> None:
-        """Let a suspended domain go on as if nothing had been (``libxl_domain_resume``, cancel).
+        """Resume a suspended domain where it stopped (``libxl_domain_resume``, suspend_cancel).
 
-        With ``paused`` it is paused first, and so does not run. On a domain that is not suspended
-        it fails and does no harm.
+        With ``paused`` the domain is paused first, and so does not run. On a domain that is not
+        suspended the call fails and does no harm.
 
         :raises XenError: libxl could not; the domain is still suspended.
         """
         if paused and not self.info().paused:
             self.pause()
-        with self._toolstack.calling() as ctx:
+        with self._context.calling() as ctx:
             self._check(C.libxl_domain_resume(ctx, self.domid, 1, ffi.NULL), "libxl_domain_resume")
 
     def ensure_running(
         self, *, settle_s: float = SETTLE_S, request_s: float = REQUEST_S, paused: bool = False
     ) -> bool:
-        """Resume the domain if it is suspended, or suspends yet; true if it had to be done.
+        """Resume the domain if it is or becomes suspended; true if a resume was necessary.
 
-        With ``paused`` it is one that its owner had paused, and is paused again before the resume.
+        A suspend that timed out, was aborted or was killed may leave its request in xenstore. The
+        guest then suspends later. So this watches for up to ``request_s`` seconds while the request
+        stands, and for ``settle_s`` seconds more after the request was removed: the guest removes
+        it when it begins to suspend.
 
-        A suspend that timed out, was aborted or killed may leave its request with the guest, which
-        then suspends alone later. So watch for up to ``request_s`` seconds while the request stands
-        in xenstore, and for ``settle_s`` seconds from then on: the guest takes it away when it
-        begins to suspend.
-
-        :raises XenError: it is suspended and cannot be resumed.
+        :param paused: the owner had paused the domain: pause it again before the resume.
+        :raises XenError: the domain is suspended and cannot be resumed.
         :raises GuestTimeout: it runs, and the request still stands: it may suspend at any time.
-        :raises DomainNotFound: it is gone.
+        :raises DomainNotFound: the domain no longer exists.
         """
         start = quiet_since = time.monotonic()
         while True:
@@ -151,9 +148,8 @@ class Domain:
                 quiet_since = now
             if requested and now - start >= request_s:
                 raise GuestTimeout(
-                    f"{self} has been asked to suspend and has not answered: it may yet do so",
-                    rc=C.ERROR_GUEST_TIMEDOUT,
-                    operation="libxl_domain_suspend",
+                    f"{self} has not answered a suspend request for {request_s:g} s and may still "
+                    f"suspend: check it later with `xl list`",
                     domain=str(self),
                 )
             if not requested and now - quiet_since >= settle_s:
@@ -165,17 +161,17 @@ class Domain:
     def pause(self) -> None:
         """``libxl_domain_pause``. Pauses are counted.
 
-        :raises XenError: libxl could not; the domain is as it was.
+        :raises XenError: libxl could not; the domain is unchanged.
         """
-        with self._toolstack.calling() as ctx:
+        with self._context.calling() as ctx:
             self._check(C.libxl_domain_pause(ctx, self.domid, ffi.NULL), "libxl_domain_pause")
 
     def unpause(self) -> None:
-        """``libxl_domain_unpause``: takes back one pause.
+        """``libxl_domain_unpause``: undoes one pause.
 
-        :raises XenError: libxl could not; it is still paused.
+        :raises XenError: libxl could not; the domain is still paused.
         """
-        with self._toolstack.calling() as ctx:
+        with self._context.calling() as ctx:
             self._check(C.libxl_domain_unpause(ctx, self.domid, ffi.NULL), "libxl_domain_unpause")
 
     def destroy(self) -> None:
@@ -183,28 +179,28 @@ class Domain:
 
         :raises XenError: libxl could not; the domain may be half destroyed. Try again.
         """
-        with self._toolstack.calling() as ctx:
+        with self._context.calling() as ctx:
             rc = C.libxl_domain_destroy(ctx, self.domid, ffi.NULL)
             self._check(rc, "libxl_domain_destroy")
 
     def core_dump(self, path: str) -> None:
         """Write its memory to a file for a debugger (``libxl_domain_core_dump``).
 
-        :raises XenError: libxl could not; what it has written of the file is left.
+        :raises XenError: libxl could not; the part of the file it has written remains.
         """
-        with self._toolstack.calling() as ctx:
+        with self._context.calling() as ctx:
             rc = C.libxl_domain_core_dump(ctx, self.domid, c_string(path), ffi.NULL)
             self._check(rc, "libxl_domain_core_dump")
 
     def preserve(self, config: DomainConfig, suffix: str) -> None:
-        """Rename a domain that has shut down, and give it a uuid of its own.
+        """Rename a domain that has shut down, and give it a new uuid (``libxl_domain_preserve``).
 
-        ``libxl_domain_preserve``: a new one can take its place.
+        A new domain can then use its name and uuid.
 
-        :param suffix: put after its name.
+        :param suffix: appended to its name.
         :raises XenError: libxl could not.
         """
-        with self._toolstack.calling() as ctx, self._toolstack.parsed(config) as parsed:
+        with self._context.calling() as ctx, self._context.parsed(config) as parsed:
             new = ffi.new("libxl_uuid *", [uuid4().bytes])
             rc = C.libxl_domain_preserve(
                 ctx, self.domid, ffi.addressof(parsed, "c_info"), c_string(suffix), new[0]
@@ -212,38 +208,35 @@ class Domain:
             self._check(rc, "libxl_domain_preserve")
 
     def soft_reset(self, config: DomainConfig) -> None:
-        """Let a guest that has reset itself (kexec) go on, paused (``libxl_domain_soft_reset``).
+        """Continue a guest that has reset itself (kexec), paused (``libxl_domain_soft_reset``).
 
         :raises XenError: libxl could not; the domain does not run.
         """
-        with self._toolstack.calling() as ctx, self._toolstack.parsed(config) as parsed:
+        with self._context.calling() as ctx, self._context.parsed(config) as parsed:
             rc = C.libxl_domain_soft_reset(ctx, parsed, self.domid, ffi.NULL, ffi.NULL)
             self._check(rc, "libxl_domain_soft_reset")
 
     def wait_gone(self, *, timeout_s: float) -> None:
-        """Wait until the domid is no more.
+        """Wait until the domain no longer exists.
 
-        :raises XenError: it is still there after ``timeout_s`` seconds.
+        :raises XenError: it still exists after ``timeout_s`` seconds.
         """
-        end = time.monotonic() + timeout_s
-        while True:
-            try:
-                if self.info().uuid != self.uuid:
-                    return
-            except DomainNotFound:
-                return
-            if time.monotonic() >= end:
-                raise XenError(
-                    f"domain {self} is still there {timeout_s:g} s after it was destroyed",
-                    rc=C.ERROR_TIMEDOUT,
-                    operation="libxl_domain_destroy",
-                    domain=str(self),
-                )
-            time.sleep(_POLL_S)
+        if not until(self._is_gone, within_s=timeout_s, poll_s=_POLL_S):
+            raise XenError(
+                f"domain {self} still exists {timeout_s:g} s after it was destroyed "
+                f"(see `xl list`)",
+                domain=str(self),
+            )
+
+    def _is_gone(self) -> bool:
+        try:
+            return self.info().uuid != self.uuid
+        except DomainNotFound:
+            return True
 
     def disk_targets(self) -> tuple[str, ...]:
         """The host paths of its disks (``libxl_device_disk_list``)."""
-        with self._toolstack.calling() as ctx:
+        with self._context.calling() as ctx:
             count = ffi.new("int *")
             found = C.libxl_device_disk_list(ctx, self.domid, count)
             if found == ffi.NULL:
@@ -256,40 +249,43 @@ class Domain:
 
     def abort(self) -> bool:
         """Abort the call under way, from another thread (as :meth:`Toolstack.abort`)."""
-        return self._toolstack.abort()
+        return self._context.abort()
 
     @contextmanager
     def on_its_own(self) -> Iterator["Domain"]:
-        """The same domain through a context of its own, while a call here is under way."""
-        with type(self._toolstack)(operation="watch", domain=self.name) as toolstack:
-            yield Domain(toolstack, self.domid, self.uuid, self.name)
+        """The same domain with a context of its own, usable while a call of this one runs."""
+        with self._context.sibling(operation="watch", domain=self.name) as context:
+            yield Domain(context, self.domid, self.uuid, self.name)
 
-    # What only xenstore tells
+    # Read from xenstore, because libxl does not report it
 
     def device_model_pid(self) -> int | None:
-        """The pid of its QEMU, which serves its qcow2 disks; ``None`` if it has none."""
-        pid = self._toolstack.xenstore_read(f"/local/domain/{self.domid}/image/device-model-pid")
+        """The pid of its QEMU, which serves its qcow2 disks; ``None`` if it has no QEMU."""
+        pid = self._context.xenstore_read(f"/local/domain/{self.domid}/image/device-model-pid")
         return int(pid) if pid and pid.isdigit() else None
 
     def is_stub_domain(self) -> bool:
-        """Whether it is the device model of another domain, which it then names."""
-        return self._toolstack.xenstore_read(f"/local/domain/{self.domid}/target") is not None
+        """Whether it runs the device model of another domain (the node "target" names that)."""
+        return self._context.xenstore_read(f"/local/domain/{self.domid}/target") is not None
 
     def suspend_requested(self) -> bool:
-        """Whether a suspend request waits for the guest's answer."""
+        """Whether a suspend request stands that the guest has not answered."""
         path = f"/local/domain/{self.domid}/control/shutdown"
-        return self._toolstack.xenstore_read(path) == "suspend"
+        return self._context.xenstore_read(path) == "suspend"
 
     def frontend_states(self) -> dict[str, int]:
-        """The xenbus state of each disk and network frontend, "vbd/51712" -> 4 for connected."""
+        """The :class:`~pyxlsnap.model.XenbusState` of each disk and network frontend.
+
+        Such as "vbd/51712" -> 4. A number that is no known state stays a number.
+        """
         base = f"/local/domain/{self.domid}/device"
         states = {}
         for kind in ("vbd", "vif"):
-            for device in self._toolstack.xenstore_list(f"{base}/{kind}"):
-                state = self._toolstack.xenstore_read(f"{base}/{kind}/{device}/state")
+            for device in self._context.xenstore_list(f"{base}/{kind}"):
+                state = self._context.xenstore_read(f"{base}/{kind}/{device}/state")
                 if state and state.isdigit():
                     states[f"{kind}/{device}"] = int(state)
         return states
 
     def _check(self, rc: int, operation: str) -> None:
-        self._toolstack.check(rc, operation, domain=str(self))
+        self._context.check(rc, operation, domain=str(self))

@@ -1,9 +1,8 @@
 """The edge: the only module that imports the compiled extension.
 
-``C`` is the C library: a capital letter, so that a crossing shows in a diff. Return codes become
-exceptions in :func:`check` and nowhere else; C strings become ``str`` here; every libxl struct
-lives inside a ``with`` that disposes of it. cdata goes to bridge.py, xenstore.py,
-toolstack.py and domain.py, and never further.
+``C`` is the C library: a capital letter, so that a diff shows each call into C. Only :func:`check`
+turns return codes into exceptions. C strings become ``str`` here. Every libxl struct lives inside
+a ``with`` that disposes of it. cdata stays within this folder.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,14 @@ from typing import Any
 
 from pyxlsnap.errors import Aborted, DomainNotFound, GuestTimeout, XenError
 from pyxlsnap.model import DomainInfo
+from pyxlsnap.text import bytes_of, text_of
 
 try:
     from pyxlsnap.xen._ffi import ffi, lib
 except ImportError as e:
-    raise ImportError(f"{e}: pyxlsnap is built for one release of Xen: install it again") from e
+    raise ImportError(
+        f"{e}: pyxlsnap must be built for this release of Xen: install it again"
+    ) from e
 
 __all__ = [
     "XEN_RELEASE",
@@ -27,7 +29,7 @@ __all__ = [
     "domain_info",
     "ffi",
     "struct",
-    "taken",
+    "take_string",
     "text",
 ]
 
@@ -42,11 +44,11 @@ def text(pointer: CData) -> str:
     """A C string as ``str``; NULL is the empty string."""
     found = ffi.string(pointer) if pointer != ffi.NULL else b""
     assert isinstance(found, bytes)  # str only for wchar_t
-    return found.decode("utf-8", "surrogateescape")
+    return text_of(found)
 
 
-def taken(pointer: CData) -> str:
-    """A malloc'ed C string as ``str``; the memory is freed."""
+def take_string(pointer: CData) -> str:
+    """A C string that the caller owns, as ``str``; its memory is freed."""
     try:
         return text(pointer)
     finally:
@@ -54,18 +56,18 @@ def taken(pointer: CData) -> str:
 
 
 def c_string(value: str) -> CData:
-    """``str`` as a C string that lives as long as the result is referenced."""
-    return ffi.new("char[]", value.encode("utf-8", "surrogateescape"))
+    """A ``str`` as a C string, whose memory lives as long as the result is referenced."""
+    return ffi.new("char[]", bytes_of(value))
 
 
 def check(rc: int, operation: str, *, domain: str = "", log: Sequence[str] = ()) -> None:
     """Raise the exception for a libxl return code; return if it is 0.
 
-    :param log: the libxl log lines of this very call; the last error among them makes the message.
+    :param log: libxl's log lines of this call; the last one ends the message.
     :raises DomainNotFound: ERROR_DOMAIN_NOTFOUND
     :raises Aborted: ERROR_ABORTED
-    :raises GuestTimeout: ERROR_GUEST_TIMEDOUT, which libxl also gives when its helper failed early
-    :raises XenError: everything else
+    :raises GuestTimeout: ERROR_GUEST_TIMEDOUT; libxl also returns it when its helper failed early
+    :raises XenError: any other code
     """
     if rc == 0:
         return
@@ -91,7 +93,7 @@ def struct(name: str) -> Iterator[CData]:
 
 
 def uuid_text(uuid: CData) -> str:
-    """A libxl_uuid in the usual form."""
+    """A libxl_uuid as text with hyphens."""
     h = bytes(ffi.buffer(uuid.uuid)).hex()
     return "-".join((h[:8], h[8:12], h[12:16], h[16:20], h[20:]))
 

@@ -1,4 +1,4 @@
-"""xenstore: reading what libxl does not tell, and hearing that a domain has shut down."""
+"""xenstore: reading what libxl does not report, and watching for domains that shut down."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import select
 import threading
 
 from pyxlsnap.errors import XenError
-from pyxlsnap.xen.ffi import C, CData, c_string, ffi, taken, text
+from pyxlsnap.xen.ffi import C, CData, c_string, ffi, take_string, text
 
 _LOOK_MS = 60_000
 
@@ -15,13 +15,14 @@ def _open(flags: int) -> CData:
     xs = C.xs_open(flags)
     if xs == ffi.NULL:
         raise XenError(
-            f"cannot open xenstore: {os.strerror(ffi.errno)}", rc=-1, operation="xs_open"
+            f"cannot connect to xenstore: {os.strerror(ffi.errno)}: check that xenstored runs",
+            operation="xs_open",
         )
     return xs
 
 
 class Xenstore:
-    """A connection, made at the first question. One thread at a time."""
+    """A read-only connection, opened at the first use. For one thread at a time."""
 
     def __init__(self) -> None:
         self._xs: CData = ffi.NULL
@@ -35,7 +36,7 @@ class Xenstore:
     def read(self, path: str) -> str | None:
         """A node's value; ``None`` when there is no such node."""
         value = C.xs_read(self._connected(), 0, c_string(path), ffi.new("unsigned int *"))
-        return None if value == ffi.NULL else taken(ffi.cast("char *", value))
+        return None if value == ffi.NULL else take_string(ffi.cast("char *", value))
 
     def list(self, path: str) -> list[str]:
         """The names below a node; empty when there is no such node."""
@@ -55,9 +56,11 @@ class Xenstore:
 
 
 class DomainWatch:
-    """Wakes when any domain has shut down or gone (xenstore's ``@releaseDomain``).
+    """Watches for domains that shut down or end (xenstore's ``@releaseDomain``).
 
-    ``libxenstore`` runs a thread of its own for it, until :meth:`close`.
+    libxenstore runs a thread for the watch until :meth:`close`.
+
+    :raises XenError: xenstore cannot be reached or watched.
     """
 
     def __init__(self) -> None:
@@ -71,14 +74,14 @@ class DomainWatch:
         if not C.xs_watch(self._xs, c_string("@releaseDomain"), c_string("")):
             error = os.strerror(ffi.errno)
             self.close()
-            raise XenError(f"cannot watch xenstore: {error}", rc=-1, operation="xs_watch")
+            raise XenError(f"cannot watch xenstore: {error}", operation="xs_watch")
 
     def wait(self) -> None:
-        """Return when a domain may have changed since the last call, or at :meth:`wake`.
+        """Wait until a domain may have changed since the last call, or until :meth:`wake`.
 
-        Or after a minute: a connection that has broken does not always say so.
+        It also returns after a minute, because a broken connection is not always noticed.
 
-        :raises XenError: xenstored has gone.
+        :raises XenError: the connection to xenstored is lost.
         """
         poll = select.poll()
         poll.register(C.xs_fileno(self._xs), select.POLLIN)
@@ -92,10 +95,13 @@ class DomainWatch:
             C.free(found)
         if ffi.errno != errno.EAGAIN:
             error = os.strerror(ffi.errno)
-            raise XenError(f"xenstore is gone: {error}", rc=-1, operation="xs_check_watch")
+            raise XenError(
+                f"the connection to xenstore is lost: {error}: check that xenstored runs",
+                operation="xs_check_watch",
+            )
 
     def wake(self) -> bool:
-        """End the :meth:`wait` under way, or the next; from any thread. Answers true."""
+        """End the :meth:`wait` under way, or the next one. Any thread may call it. Always true."""
         with self._lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)

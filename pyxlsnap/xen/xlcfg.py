@@ -6,23 +6,22 @@ from contextlib import contextmanager
 
 from pyxlsnap.errors import ConfigError
 from pyxlsnap.model import Disk
+from pyxlsnap.text import bytes_of
 from pyxlsnap.xen.ffi import C, CData, c_string, ffi, struct, text
 
-_COMPLAINT = 200
-
-
-#: bytes; the longest path has 4096, and libxlutil's scanner writes beyond its memory at 16384
+_COMPLAINT_LIMIT = 200  # characters
+# Bytes. The longest path has 4096; libxlutil's scanner writes beyond its memory at 16384.
 _DISK_LIMIT = 8192
 
 
 @contextmanager
 def _config_reader(file: str) -> Iterator[tuple[CData, CData]]:
-    """libxlutil's parser, and the report it complains to."""
+    """libxlutil's parser, and the report that receives its error messages."""
     report = C.pyxlsnap_report_new()
     if report == ffi.NULL:
         raise MemoryError
     try:
-        # The file's name is ours to say: ConfigError does.
+        # No file name here: ConfigError puts it before the message.
         config = C.xlu_cfg_init(C.pyxlsnap_report_file(report), c_string("line"))
         if config == ffi.NULL:
             raise MemoryError
@@ -35,20 +34,22 @@ def _config_reader(file: str) -> Iterator[tuple[CData, CData]]:
 
 
 def _complaint(report: CData, rc: int) -> str:
-    """The first thing libxlutil said: it goes on for every line, and quotes what it read."""
+    """libxlutil's first error message. More follow for each line, and they quote the file."""
     said = text(C.pyxlsnap_report_text(report)).split("\n")[0].removeprefix("line: ")
-    return said[:_COMPLAINT] or f"libxlutil: {errno.errorcode.get(rc, str(rc))}"
+    return said[:_COMPLAINT_LIMIT] or f"libxlutil: {errno.errorcode.get(rc, str(rc))}"
 
 
 def parse_cfg(
     data: bytes, *, file: str, strings: Sequence[str], lists: Sequence[str]
 ) -> dict[str, str | list[str]]:
-    """Parse xl's configuration syntax with libxlutil and return those of the keys that are set.
+    """Parse xl's configuration syntax with libxlutil; return the keys that are set.
 
-    :param file: the name to use in errors.
+    :param file: its name in errors.
+    :param strings: keys whose value is a string.
+    :param lists: keys whose value is a list of strings.
     :raises ConfigError: a syntax error, or a value of the wrong type.
     """
-    if b"\0" in data:  # an assertion of libxlutil would end this process
+    if b"\0" in data:  # an assertion in libxlutil would abort this process
         raise ConfigError("contains a NUL character", file=file)
     found: dict[str, str | list[str]] = {}
     with _config_reader(file) as (config, report):
@@ -85,10 +86,10 @@ def _list(config: CData, key: str, file: str) -> list[str] | None:
 def parse_disk(spec: str, *, file: str) -> Disk:
     """Parse one xl disk specification with ``xlu_disk_parse``.
 
-    :raises ConfigError: libxlutil does not take it, or it is longer than any real one.
+    :raises ConfigError: libxlutil does not accept it, or it is longer than any valid one.
     """
-    if len(spec.encode("utf-8", "surrogateescape")) > _DISK_LIMIT:
-        raise ConfigError(f"a disk of more than {_DISK_LIMIT} bytes", file=file)
+    if len(bytes_of(spec)) > _DISK_LIMIT:
+        raise ConfigError(f"a disk specification of more than {_DISK_LIMIT} bytes", file=file)
     with _config_reader(file) as (config, report), struct("libxl_device_disk") as disk:
         line = c_string(spec)
         rc = C.xlu_disk_parse(config, 1, ffi.new("const char *[]", [line]), disk)

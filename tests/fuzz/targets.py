@@ -18,9 +18,9 @@ import pytest
 from pyxlsnap import cfgfile
 from pyxlsnap.errors import BadMemoryFile, ConfigError, PyxlsnapError
 from pyxlsnap.model import SnapshotConfig
-from pyxlsnap.revert.plan import plan_revert
 from tests.fuzz import inputs
 from tests.unit.support import fakes
+from tests.unit.support.operations import plan_revert
 
 #: bytes of address space that one input may take beyond what the process has
 MEMORY: Final = 64 << 20

@@ -87,7 +87,7 @@ def words(guest: Guest, cell: Cell, name: str) -> list[str]:
 
 def users(dom0: Dom0, path: str) -> str:
     """Who has a disk in use, as a revert finds out before it writes into it."""
-    ask = "import pathlib, sys; from pyxlsnap.disks.copy.content import users"
+    ask = "import pathlib, sys; from pyxlsnap.disks.in_use import users"
     script = f"{ask}; print(*users(pathlib.Path(sys.argv[1])))"
     return dom0.run(["python3", "-c", script, path]).out.strip()
 

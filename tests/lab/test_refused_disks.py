@@ -66,7 +66,7 @@ def test_what_cannot_be_is_refused(spent_lab: Lab) -> None:
         return [write_cfg(guest, list(wanted))]
 
     plain, raw = storage.plain("pv"), storage.raw_without_reflink("pv")
-    assert_refused(guest, [], "xvdf", plain, "knows no snapshots")
+    assert_refused(guest, [], "xvdf", plain, "cannot take snapshots")
     assert_refused(guest, named(",,xvda", ",,xvdc"), "xvdc", "cannot hold a snapshot inside")
     attach(guest, {"xvdg": raw})
     assert_refused(guest, [], "xvdg", raw, "cannot share blocks")

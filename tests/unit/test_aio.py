@@ -79,18 +79,18 @@ def cfgfile(tmp_path: Path) -> Path:
 
 def test_every_function_is_there_with_the_same_signature() -> None:
     functions = {n for n in pyxlsnap.__all__ if inspect.isfunction(getattr(pyxlsnap, n))}
-    assert set(aio.__all__) == functions | {"Hooks"}
+    assert set(aio.__all__) == functions | {"AsyncHooks"}
     for name in functions:
         assert inspect.iscoroutinefunction(getattr(aio, name))
         ours = str(inspect.signature(getattr(aio, name)))
         # Those are coroutine functions.
-        assert ours.replace("aio.Hooks", "hooks.Hooks") == str(
+        assert ours.replace("aio.AsyncHooks", "hooks.Hooks") == str(
             inspect.signature(getattr(api, name))
         )
 
 
 def test_hooks_have_the_same_names_and_defaults() -> None:
-    ours, others = aio.Hooks(), pyxlsnap.Hooks()
+    ours, others = aio.AsyncHooks(), pyxlsnap.Hooks()
     names = [f.name for f in fields(ours)]
     assert names == [f.name for f in fields(others)]
     assert [getattr(ours, n) for n in names] == [getattr(others, n) for n in names]
@@ -527,7 +527,7 @@ class TestTheEndOfTheLoop:
             """
         )
         assert (done.returncode, done.stdout) == (0, "1 False\n"), done.stderr
-        assert "create vm1: the event loop was closed before this could be told" in done.stderr
+        assert "create vm1: the event loop was closed before it received this result" in done.stderr
         assert (worker.here / "rolled back").exists()
 
     def test_a_loop_that_is_closed_before_it_has_called_a_callback(self, worker: StandIn) -> None:
@@ -699,7 +699,7 @@ class TestHooks:
 
         async def main() -> None:
             who.set("us")
-            hooks = aio.Hooks(before_suspend=before, after_resume=after)
+            hooks = aio.AsyncHooks(before_suspend=before, after_resume=after)
             await aio.create_snapshot("vm1", hooks=hooks)
             loop = asyncio.get_running_loop()
             assert calls == [("before vm1", loop, "us"), ("after vm1", loop, "us")]
@@ -718,7 +718,7 @@ class TestHooks:
                 raise
 
         async def main() -> None:
-            hooks = aio.Hooks(before_suspend=before, limit_s=0.2)
+            hooks = aio.AsyncHooks(before_suspend=before, limit_s=0.2)
             with pytest.raises(OperationFailed, match="hook before_suspend failed: TimeoutError"):
                 await aio.create_snapshot("vm1", hooks=hooks)
 
@@ -733,9 +733,9 @@ class TestHooks:
             raise error
 
         with pytest.raises(OperationFailed, match="no agent") as caught:
-            asyncio.run(aio.create_snapshot("vm1", hooks=aio.Hooks(before_suspend=before)))
+            asyncio.run(aio.create_snapshot("vm1", hooks=aio.AsyncHooks(before_suspend=before)))
         assert caught.value.__cause__ is error
 
     def test_can_snapshot_is_asked(self, worker: StandIn) -> None:
-        worker.set("pass", possibility="return results.Possibility(domain, UUID, (), ('no',))")
+        worker.set("pass", feasibility="return results.Feasibility(domain, UUID, (), ('no',))")
         assert asyncio.run(aio.can_snapshot("vm1")).live_reasons == ("no",)

@@ -221,8 +221,8 @@ class TestDisks:
             ("script=x,vdev=xvda,/a,raw", "'script=x': only"),
             ("backendtype=phy,/a,raw,xvda", "'backendtype=phy': only"),
             ("specification=virtio,/a,raw,xvda", "'specification=virtio': only"),
-            ("/a,raw,xvda,vdev=xvdb", "vdev is there twice"),
-            ("/a,raw,xvda,target=/b", "target is there twice"),
+            ("/a,raw,xvda,vdev=xvdb", "vdev occurs twice"),
+            ("/a,raw,xvda,target=/b", "target occurs twice"),
             ("phy:/a,raw,xvda", ""),
             ("phy:/a,raw,w", "not in the form"),
             ("raw:/a,raw,xvda", ""),
@@ -247,7 +247,7 @@ class TestDisks:
         refused(f'disks = ["{spec}"]\n')
 
     def test_the_same_disk_twice(self) -> None:
-        assert "xvda is there twice" in str(refused("disks = [',,xvda', '/a,raw,xvda']\n"))
+        assert "the device xvda occurs twice" in str(refused("disks = [',,xvda', '/a,raw,xvda']\n"))
 
     def test_a_very_long_one_is_not_repeated_in_full(self) -> None:
         assert len(str(refused(f"disks = ['{'x' * 100_000}']\n"))) < 1000

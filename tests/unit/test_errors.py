@@ -32,7 +32,7 @@ EXIT_CODES = {
     "XenError": 1,
     "GuestTimeout": 1,
     "Aborted": 1,
-    "MonitorError": 1,
+    "QmpError": 1,
     "DiskError": 1,
     "ClosedError": 1,
     "ForkedError": 1,
@@ -44,7 +44,7 @@ EXIT_CODES = {
 _TEXT = st.text(max_size=20)
 _LINES = st.lists(_TEXT, max_size=3).map(tuple)
 _VALUES: dict[str, st.SearchStrategy[object]] = {
-    "rc": st.integers(-100, 0),
+    "rc": st.none() | st.integers(-100, 0),
     "refused": st.booleans(),
     "log": _LINES,
     "reasons": _LINES,

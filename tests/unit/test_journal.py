@@ -1,223 +1,197 @@
-"""The lock of a domain belongs to open files, not to processes; the journal is whole or absent."""
+"""The journal of a domain is whole or absent, and one of another release is left alone."""
 
 import json
-import os
 import stat
-import subprocess
-import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyxlsnap.errors import AlreadyExists, Busy, Refused
-from pyxlsnap.journal import Entry, Journal
-from pyxlsnap.linux.locks import DomainLock
-from pyxlsnap.model import Disk, DiskRequest
-from tests.unit.support.fakes import open_descriptors
-
-UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
-TRY = """
-import sys
-from pathlib import Path
-from pyxlsnap.errors import Busy
-from pyxlsnap.linux.locks import DomainLock
-from tests.unit.support.fakes import open_descriptors
-try:
-    DomainLock(sys.argv[1], domain="vm1", directory=Path(sys.argv[2]))
-except Busy:
-    sys.exit(7)
-"""
-HOLD = "import sys; print('ready', flush=True); sys.stdin.read()"
-
-
-def lock(directory: Path) -> DomainLock:
-    return DomainLock(UUID, domain="vm1", directory=directory)
-
-
-def free_for_another_process(directory: Path) -> bool:
-    run = subprocess.run([sys.executable, "-c", TRY, UUID, str(directory)])
-    assert run.returncode in (0, 7)
-    return run.returncode == 0
-
-
-class TestLock:
-    def test_excludes_another_process(self, tmp_path: Path) -> None:
-        held = lock(tmp_path)
-        assert not free_for_another_process(tmp_path)
-        held.release()
-        assert free_for_another_process(tmp_path)
-
-    def test_excludes_another_open_of_the_same_process(self, tmp_path: Path) -> None:
-        held = lock(tmp_path)
-        with pytest.raises(Busy, match="another snapshot operation on vm1") as caught:
-            lock(tmp_path)
-        assert (caught.value.domain, caught.value.exit_code) == ("vm1", 3)
-        held.release()
-        lock(tmp_path).release()
-
-    def test_a_refusal_does_not_let_the_lock_fall(self, tmp_path: Path) -> None:
-        """As closing any descriptor of the file would, with locks of the other kind."""
-        held = lock(tmp_path)
-        with pytest.raises(Busy):
-            lock(tmp_path)
-        with pytest.raises(Busy):
-            lock(tmp_path)
-        held.release()
-
-    def test_a_refusal_leaves_no_descriptor(self, tmp_path: Path) -> None:
-        held = lock(tmp_path)
-        before = open_descriptors()
-        with pytest.raises(Busy):
-            lock(tmp_path)
-        assert open_descriptors() == before
-        held.release()
-
-    def test_is_shared_by_inheriting_and_falls_when_both_are_gone(self, tmp_path: Path) -> None:
-        held = lock(tmp_path)
-        child = subprocess.Popen(
-            [sys.executable, "-c", HOLD],
-            pass_fds=[held.fd],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        with child:
-            assert child.stdout
-            assert child.stdout.readline() == b"ready\n"
-            os.close(held.fd)  # as if we had died
-            with pytest.raises(Busy):
-                lock(tmp_path)
-        assert child.returncode == 0
-        lock(tmp_path).release()
-
-    def test_a_release_is_not_put_off_by_a_child_that_has_a_copy(self, tmp_path: Path) -> None:
-        """A daemon that forks without exec while an operation is under way makes such copies."""
-        held = lock(tmp_path)
-        copy = os.dup(held.fd)
-        held.release()
-        lock(tmp_path).release()
-        os.close(copy)
-
-    def test_is_not_inherited_unasked(self, tmp_path: Path) -> None:
-        held = lock(tmp_path)
-        assert not os.get_inheritable(held.fd)
-        held.release()
-
-    def test_release_is_idempotent(self, tmp_path: Path) -> None:
-        held = lock(tmp_path)
-        held.release()
-        held.release()
-        assert held.fd == -1
-
-    def test_different_domains_do_not_exclude_each_other(self, tmp_path: Path) -> None:
-        held = lock(tmp_path)
-        other = DomainLock(UUID.replace("c0de", "beef"), domain="vm2", directory=tmp_path)
-        other.release()
-        held.release()
-
-    def test_makes_its_directory_private(self, tmp_path: Path) -> None:
-        lock(tmp_path / "a" / "b").release()
-        assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
-
-    def test_a_link_in_its_place_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "elsewhere").touch()
-        (tmp_path / f"{UUID}.lock").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(Refused, match="cannot open the lock"):
-            lock(tmp_path)
-
+from pyxlsnap import paths
+from pyxlsnap.errors import AlreadyExists, Refused
+from pyxlsnap.journal import VERSION, CreateEntry, Entry, Journal, RevertEntry
+from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
+from pyxlsnap.request import CreateRequest, RevertRequest
+from tests.unit.support.entries import create_entry, revert_entry
+from tests.unit.support.fakes import UUID
 
 _TEXT = st.text(st.characters(exclude_characters="\0"), max_size=30)
-_ENTRIES = st.builds(
-    Entry,
-    operation=st.sampled_from(["create", "revert"]),
-    uuid=st.just(UUID),
-    domid=st.integers(-1, 32767),
-    domain=_TEXT,
-    name=_TEXT,
-    temporary=st.lists(_TEXT, max_size=3).map(tuple),
-    directories=st.lists(_TEXT, max_size=3).map(tuple),
-    memory_path=_TEXT,
-    cfgfile=_TEXT,
-    disks=st.just((DiskRequest("a"), DiskRequest("b", "/p", "qcow2"))),
-    devices=st.tuples(*[st.builds(Disk, _TEXT, _TEXT, _TEXT)] * 2),
+_TEXTS = st.lists(_TEXT, max_size=3).map(tuple)
+_DISKS = (DiskRequest("a"), DiskRequest("b", "/p", "qcow2"))
+_CONFIGS = st.builds(
+    SnapshotConfig,
+    name=st.none() | _TEXT,
+    memory_path=st.none() | _TEXT,
+    disks=st.sampled_from([None, (), _DISKS]),
+)
+_COMMON: dict[str, st.SearchStrategy[Any]] = {
+    "uuid": st.just(UUID),
+    "domain": _TEXT,
+    "name": _TEXT,
+    "memory_path": _TEXT,
+    "cfgfile": _TEXT,
+    "disks": st.just(_DISKS),
+    "devices": st.tuples(*[st.builds(Disk, _TEXT, _TEXT, _TEXT)] * 2),
+    "kinds": st.dictionaries(_TEXT, _TEXT, max_size=3),
+    "paused": st.booleans(),
+    "monitor": st.booleans(),
+    "started": st.floats(0, 1e11),
+}
+_CREATES = st.builds(
+    CreateEntry,
+    **_COMMON,
+    request=st.builds(
+        CreateRequest,
+        domain=_TEXT,
+        config=_CONFIGS,
+        live=st.booleans(),
+        max_downtime=st.none() | st.floats(0, 1e6),
+    ),
+    domid=st.integers(1, 32767),
+    temporary=_TEXTS,
+    directories=_TEXTS,
     disk_state=st.dictionaries(_TEXT, _TEXT, max_size=3),
-    started=st.floats(0, 1e11),
 )
-ENTRY = Entry(
-    operation="create",
-    uuid=UUID,
-    domid=7,
-    domain="vm1",
-    name="snap",
-    temporary=("/t",),
-    disks=(DiskRequest("xvda"),),
-    devices=(Disk("xvda", "/d", "qcow2"),),
-    disk_state={"xvda overlay": "/o"},
-    started=1.5,
+_REVERTS = st.builds(
+    RevertEntry,
+    **_COMMON,
+    request=st.builds(
+        RevertRequest,
+        domain=_TEXT,
+        cfgfile=_TEXT,
+        config=st.none() | _CONFIGS,
+        running=st.booleans(),
+        force=st.booleans(),
+    ),
+    domid=st.none() | st.integers(1, 32767),
+    boot=_TEXT,
+    destroy_begun=st.booleans(),
+    restored_domid=st.none() | st.integers(1, 32767),
+    replaced_uuid=_TEXT,
+    user_informed=st.booleans(),
+    present_cfgfile=_TEXT,
 )
 
 
-class TestJournal:
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-    @given(entry=_ENTRIES)
-    def test_what_is_written_is_read(self, tmp_path: Path, entry: Entry) -> None:
-        journal = Journal(UUID, directory=tmp_path)
-        journal.write(entry)
-        assert Journal(UUID, directory=tmp_path).read() == entry
-        journal.clear()
-        assert journal.read() is None
-        assert not list(tmp_path.iterdir())
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
+    monkeypatch.setattr(paths, "JOURNALS", tmp_path / "journals")
+    return Journal(UUID)
 
-    def test_is_private(self, tmp_path: Path) -> None:
-        journal = Journal(UUID, directory=tmp_path / "j")
-        journal.write(ENTRY)
-        assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
-        assert stat.S_IMODE(journal.path.parent.stat().st_mode) == 0o700
 
-    def test_one_that_is_there_is_not_overwritten(self, tmp_path: Path) -> None:
-        journal = Journal(UUID, directory=tmp_path)
-        journal.write(ENTRY)
-        with pytest.raises(AlreadyExists):
-            journal.write(Entry("revert", UUID, 8, "vm1", "other"))
-        assert journal.read() == ENTRY
-        assert list(tmp_path.iterdir()) == [journal.path]
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
+@given(entry=_CREATES | _REVERTS)
+def test_what_is_written_is_read(journal: Journal, entry: Entry) -> None:
+    journal.write(entry)
+    assert Journal(UUID).read() == entry
+    journal.clear()
+    assert journal.read() is None
+    assert not list(journal.path.parent.iterdir())
 
-    def test_clearing_where_there_is_none_is_fine(self, tmp_path: Path) -> None:
-        Journal(UUID, directory=tmp_path).clear()
-        Journal(UUID, directory=tmp_path / "nonexistent").clear()
 
-    @pytest.mark.parametrize(
-        "data",
-        [
-            b"",
-            b"{",
-            b"\xff",
-            b"5",
-            b"null",
-            b"[]",
-            b'"x"',
-            b"{}",
-            b"[" * 100_000,
-            b'{"disks": 5, "devices": [], "disk_state": {}, "temporary": [], "directories": []}',
-            b'{"disks": [5], "devices": [], "disk_state": {}, "temporary": [], "directories": []}',
-            b'{"disks": [], "devices": [], "disk_state": {}, "temporary": [], "directories": []}',
-            json.dumps(
-                {
-                    "disks": [],
-                    "devices": [],
-                    "disk_state": {},
-                    "temporary": [],
-                    "directories": [],
-                    "unknown": 1,
-                }
-            ).encode(),
-        ],
-    )
-    def test_damage_is_refused_and_kept(self, tmp_path: Path, data: bytes) -> None:
-        journal = Journal(UUID, directory=tmp_path)
-        journal.path.write_bytes(data)
-        with pytest.raises(Refused, match="cannot be read") as caught:
-            journal.read()
-        assert str(journal.path) in str(caught.value)
-        assert journal.path.read_bytes() == data
+def test_is_private(journal: Journal) -> None:
+    journal.write(create_entry())
+    assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(journal.path.parent.stat().st_mode) == 0o700
+
+
+def test_one_that_is_there_is_not_overwritten(journal: Journal) -> None:
+    journal.write(create_entry())
+    with pytest.raises(AlreadyExists):
+        journal.write(revert_entry())
+    assert journal.read() == create_entry()
+    assert list(journal.path.parent.iterdir()) == [journal.path]
+
+
+def test_clearing_where_there_is_none_is_fine(journal: Journal) -> None:
+    journal.clear()  # there is no directory, either
+    journal.path.parent.mkdir()
+    journal.clear()
+
+
+def damaged(**changes: Any) -> bytes:
+    """An entry as it is written, but for some values; ``None`` leaves one out."""
+    values = {"version": VERSION, "operation": "create", **asdict(create_entry())}
+    values |= changes
+    return json.dumps({k: v for k, v in values.items() if v is not None}).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"5",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"[" * 100_000,
+        damaged(operation="recover"),
+        damaged(operation=None),
+        damaged(disks=5),
+        damaged(disks=[5]),
+        damaged(disks=[]),  # as many as there are devices
+        damaged(disks="xvda"),
+        damaged(devices=None),
+        damaged(uuid=7),
+        damaged(domid="7"),
+        damaged(domid=True),
+        damaged(paused=1),
+        damaged(kinds=[]),
+        damaged(disk_state={"xvda overlay": 5}),
+        damaged(temporary=[["/t"]]),
+        damaged(unknown=1),
+        damaged(destroy_begun=True),  # of a revert only
+        damaged(request=5),
+        damaged(request={"domain": "vm1", "unknown": 1}),
+        damaged(version="1"),
+        damaged(version=[]),
+    ],
+)
+def test_damage_is_refused_and_kept(journal: Journal, data: bytes) -> None:
+    journal.path.parent.mkdir()
+    journal.path.write_bytes(data)
+    with pytest.raises(Refused, match="cannot be read") as caught:
+        journal.read()
+    assert str(journal.path) in str(caught.value)
+    assert journal.path.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    ("version", "says"),
+    [(VERSION + 1, "a newer release"), (99, "a newer release"), (None, "an older release")],
+)
+def test_an_entry_of_another_release_is_left_alone(
+    journal: Journal, version: int | None, says: str
+) -> None:
+    data = damaged(version=version, something_new=1)
+    journal.path.parent.mkdir()
+    journal.path.write_bytes(data)
+    with pytest.raises(Refused) as caught:
+        journal.read()
+    for part in (says, str(journal.path), "was left as it is", f"snapshot-recover {UUID}"):
+        assert part in str(caught.value)
+    assert journal.path.read_bytes() == data
+
+
+def test_a_create_is_recovered_before_anything_else(journal: Journal) -> None:
+    journal.write(create_entry())
+    for refuse in (journal.refuse_unfinished, journal.unfinished_revert):
+        with pytest.raises(Refused, match=f"snapshot-recover {UUID}"):
+            refuse()
+
+
+def test_a_revert_is_finished_by_another_one(journal: Journal) -> None:
+    journal.write(revert_entry(destroy_begun=True))
+    assert journal.unfinished_revert() == revert_entry(destroy_begun=True)
+    with pytest.raises(Refused, match=f"snapshot-recover {UUID}"):
+        journal.refuse_unfinished()
+
+
+def test_without_a_journal_nothing_is_in_the_way(journal: Journal) -> None:
+    journal.refuse_unfinished()
+    assert journal.unfinished_revert() is None

@@ -65,8 +65,11 @@ def test_a_name_that_is_taken_is_safe_everywhere(name: str) -> None:
         ("..", "must not start"),
         (".hidden", "must not start"),
         ("-d", "must not start"),
-        ("a.pre-revert", "a revert keeps the disks as they were, .* choose another"),
-        ("a.pre-revert.pre-revert", "a revert keeps the disks"),
+        (
+            "a.pre-revert",
+            "reserved for the disks that a revert keeps until its end: choose another",
+        ),
+        ("a.pre-revert.pre-revert", "reserved for the disks that a revert keeps"),
     ],
 )
 def test_a_bad_name_is_refused_with_the_reason(name: str, says: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyxlsnap.errors import Refused
-from pyxlsnap.text import command, one_line, quote
+from pyxlsnap.text import command, mib, one_line, quote
 
 #: text of any kind that a path can be, with more of what does harm
 HOSTILE = st.text(
@@ -46,3 +46,8 @@ def test_every_message_is_one_printable_line(text: str) -> None:
 
 def test_what_is_hidden_can_be_read() -> None:
     assert one_line("a\nb\x1b[31m\udcff\u202e\x9bé") == "a\\nb\\x1b[31m\\xff\\u202e\\x9bé"
+
+
+def test_a_size_is_never_shown_too_small() -> None:
+    sizes = (0, 1, 1 << 20, (1 << 20) + 1)
+    assert [mib(size) for size in sizes] == ["0 MiB", "1 MiB", "1 MiB", "2 MiB"]

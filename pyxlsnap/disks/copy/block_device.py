@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyxlsnap.disks.copy.content import Space, drained, os_errors, refuse_full, released
+from pyxlsnap.disks.copy.content import Space, refuse_no_room
 from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
+from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.disks.in_use import wait_until_drained, wait_until_unused
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import NewFile, open_regular, refuse_existing
 
@@ -21,14 +23,14 @@ _ZEROS = bytes(_BLOCK)
 
 
 class BlockCopy(CopyStrategy):
-    """Block devices that know no snapshots: partitions, multipath maps and the like.
+    """Block devices that cannot take snapshots: partitions, multipath maps and the like.
 
-    The guest stands still while a device is copied, so only on request. A revert writes into the
-    device what differs. Nothing is kept of what was there before: the snapshot's file is not used
-    up, so that a revert that was cut off is repeated.
+    The guest is suspended while a device is copied, so this is done only on request. A revert
+    writes into the device what differs. It does not keep the previous content, and does not use up
+    the snapshot's file: a revert that was cut off is repeated.
 
-    Devices are read and written past the page cache (O_DIRECT), for blkback goes past it, too: what
-    the cache has of a device (udev looks into each) may be older than what is on it.
+    Devices are read and written past the page cache (O_DIRECT), as blkback does. What the cache has
+    of a device (udev reads each) may be older than what is on the device.
     """
 
     kind = "block device"
@@ -44,14 +46,14 @@ class BlockCopy(CopyStrategy):
                     file.to_copy = _size(device)
                     _read(device, 0, _buffer(), file.to_copy)  # it can be read
                 NewFile(file.path).discard()  # a file can be made there
-        refuse_full([Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files])
+        refuse_no_room([Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files])
 
     def _check_wanted(self, file: SnapshotFile) -> None:
         if not self._task.asked or not file.request.path:
             raise Refused(
-                f"{file.disk.vdev}: {file.target} is a block device that knows no snapshots: name "
-                f"a file in a cfgfile that it is copied into while the guest stands still "
-                f"('/path,raw,{file.disk.vdev}'), leave it out, or move it to an LVM volume"
+                f"{file.disk.vdev}: {file.target} is a block device that cannot take snapshots: "
+                f"name a file in a cfgfile to copy it into while the guest is suspended "
+                f"('/path,raw,{file.disk.vdev}'), leave the disk out, or move it to an LVM volume"
             )
         file.check_request()
 
@@ -61,7 +63,7 @@ class BlockCopy(CopyStrategy):
 
     def create(self) -> None:
         for file in self._files:
-            drained(file.disk, file.target)
+            wait_until_drained(file.disk, file.target)
             with os_errors(file.disk, file.target), _device(file.target, os.O_RDONLY) as device:
                 copy_device(device, file.fd, check=self._task.check)
 
@@ -83,16 +85,16 @@ class BlockCopy(CopyStrategy):
                     )
             if size != found:
                 raise Refused(
-                    f"{file.disk.vdev}: {file.path} has {size} bytes and {file.target} {found}: it "
-                    f"is no copy of that device, or one of them has been resized since: make them "
-                    f"equally long again"
+                    f"{file.disk.vdev}: {file.path} has {size} bytes and {file.target} {found}: "
+                    f"the file is not a copy of that device, or one of them was resized since: "
+                    f"give both the same size again"
                 )
 
     def revert(self) -> None:
         for file in self._files:
-            released(file.disk, file.target)
+            wait_until_unused(file.disk, file.target)
         for file in self._files:
-            # O_EXCL: not while it is mounted, or part of something else.
+            # O_EXCL: fails while the device is mounted, or a part of another device.
             with (
                 os_errors(file.disk, file.target),
                 open_regular(file.path) as snapshot,
@@ -107,9 +109,9 @@ class BlockCopy(CopyStrategy):
 
 
 def copy_device(device: int, new: int, *, check: Callable[[], None] = lambda: None) -> None:
-    """Copy a block device into an empty file; what is zero becomes a hole.
+    """Copy a block device into an empty file; zeros become holes.
 
-    :param check: called again and again; what it raises ends the copying.
+    :param check: called often; an exception from it ends the copying.
     :raises OSError: such as a full disk.
     """
     size, buffer = _size(device), _buffer()
@@ -124,13 +126,14 @@ def copy_device(device: int, new: int, *, check: Callable[[], None] = lambda: No
 
 
 def copy_back(snapshot: int, device: int) -> None:
-    """Write into a block device what differs from its copy, which is as long.
+    """Write into a block device what differs from its copy.
 
-    :raises OSError: one of them cannot be read, or the device not be written.
+    :raises OSError: the copy has another size, one of them cannot be read, or the device cannot be
+        written.
     """
     size, wanted, found = _size(device), _buffer(), _buffer()
     if _size(snapshot) != size:
-        raise OSError(errno.EINVAL, "its copy has another size: one of them has been resized since")
+        raise OSError(errno.EINVAL, "its copy has another size: one of them was resized since")
     for offset in range(0, size, _CHUNK):
         count = _read(device, offset, found, size)
         _read(snapshot, offset, wanted, size)
@@ -152,7 +155,7 @@ def _device(path: Path, flags: int) -> Iterator[int]:
 
 
 def _buffer() -> mmap.mmap:
-    """Memory that begins where a page does, as O_DIRECT wants it."""
+    """Memory that is aligned to a page, as O_DIRECT requires."""
     return mmap.mmap(-1, _CHUNK)
 
 
@@ -161,7 +164,7 @@ def _size(fd: int) -> int:
 
 
 def _read(fd: int, offset: int, buffer: mmap.mmap, size: int) -> int:
-    """Fill the buffer, up to the end that is at ``size``; return how much that is."""
+    """Fill the buffer from a device or file of this size; return how many bytes were read."""
     count = min(_CHUNK, size - offset)
     if os.preadv(fd, [memoryview(buffer)[:count]], offset) != count:
         raise OSError(errno.EIO, f"it ended before byte {offset + count}")

@@ -1,4 +1,4 @@
-"""Copying a disk's content, and knowing when it is quiet: for the strategies that copy."""
+"""Copying files, their attributes, and the space that copies take."""
 
 import errno
 import fcntl
@@ -6,17 +6,15 @@ import os
 import stat
 import struct
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyxlsnap import paths
-from pyxlsnap.errors import DiskError, Refused
-from pyxlsnap.linux.files import NAME_LIMIT
-from pyxlsnap.linux.processes import holders, process_text
-from pyxlsnap.model import KEPT_SUFFIX, Disk
+from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.errors import Refused
+from pyxlsnap.model import Disk
+from pyxlsnap.text import mib
 
 # linux/fs.h; the same on every architecture that Xen runs on
 _FICLONE = 0x40049409
@@ -31,37 +29,24 @@ _NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, err
 _PROBED = 1 << 16  # a multiple of every filesystem's block size
 _RANGE = 64 << 20
 _CHUNK = 4 << 20
-_DRAINED_S = 5.0
-_RELEASED_S = 60.0
-#: what a copy was seen to manage on a busy machine at the least; an idle one is faster
+#: the slowest copying that was measured, on a busy machine
 BYTES_PER_S = 100e6
-#: on the file of a snapshot, the token of the object that made it; where attributes can be had
+#: attribute of a snapshot's file: the token of the object that made it
 MARK = "user.pyxlsnap"
-
-
-@contextmanager
-def os_errors(disk: Disk, path: Path, *, refuse: bool = False) -> Iterator[None]:
-    """Turn what the system says into a :class:`DiskError`, or :class:`Refused`, with the path."""
-    try:
-        yield
-    except OSError as e:
-        text = f"{e.filename if isinstance(e.filename, str) else path}: {e.strerror}"
-        if refuse:
-            raise Refused(f"{disk.vdev}: {text}") from e
-        raise DiskError(text, vdev=disk.vdev) from e
 
 
 def open_new(path: Path) -> int:
     """Make a file and open it for writing.
 
-    :raises OSError: it cannot be made; ``FileExistsError``, be it a dangling link.
+    :raises FileExistsError: something has this name, even a dangling link.
+    :raises OSError: it cannot be made.
     """
     return os.open(path, _NEW, 0o600)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[int]:
-    """:func:`open_new`, and closed in the end."""
+    """Make a file, open for writing while the body runs; see :func:`open_new`."""
     fd = open_new(path)
     try:
         yield fd
@@ -71,7 +56,7 @@ def new_file(path: Path) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What a copy takes, and where."""
+    """The space that a copy takes, and where."""
 
     disk: Disk
     source: Path
@@ -79,7 +64,7 @@ class Space:
     directory: Path
 
 
-def refuse_full(wanted: Sequence[Space]) -> None:
+def refuse_no_room(wanted: Sequence[Space]) -> None:
     """:raises Refused: a filesystem has no room for all copies that go there."""
     taken: dict[int, int] = {}
     for space in wanted:
@@ -89,25 +74,20 @@ def refuse_full(wanted: Sequence[Space]) -> None:
         if free < space.size:
             raise Refused(
                 f"{space.disk.vdev}: {space.directory} has {max(free, 0) >> 20} MiB left for a "
-                f"copy of {space.source}, which takes up to {mib(space.size)} MiB: make room "
+                f"copy of {space.source}, which takes up to {mib(space.size)}: make room "
                 f"there, or name a path on another filesystem"
             )
         taken[device] = taken.get(device, 0) + space.size
-
-
-def mib(size: int) -> int:
-    """Bytes in MiB, rounded up."""
-    return -(-size >> 20)
 
 
 # copies
 
 
 def can_reflink(source: int, new: int) -> bool:
-    """Whether ``new``, an empty file, can share blocks with ``source``: tried with its beginning.
+    """Whether ``new``, an empty file, can share blocks with ``source``; shares the first blocks.
 
-    Only a try with the very file tells: btrfs clones only between files that agree on
-    copy-on-write, no filesystem clones a swap file, older kernels none across mounts.
+    Only a try with these two files tells. btrfs clones only between files that agree on
+    copy-on-write, no filesystem clones a swap file, and older kernels clone nothing across mounts.
     """
     length = 0 if os.fstat(source).st_size <= _PROBED else _PROBED  # 0: to the end
     try:
@@ -120,9 +100,9 @@ def can_reflink(source: int, new: int) -> bool:
 def copy_file(
     source: int, new: int, *, reflink: bool, check: Callable[[], None] = lambda: None
 ) -> None:
-    """Copy a file: at once by sharing its blocks, or byte by byte, its holes left holes.
+    """Copy a file: at once by sharing its blocks, or byte by byte; holes stay holes.
 
-    :param check: called again and again; what it raises ends the copying.
+    :param check: called often; an exception from it ends the copying.
     :raises OSError: such as a full disk.
     """
     if reflink:
@@ -137,7 +117,7 @@ def copy_file(
 
 
 def _data(source: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are no holes."""
+    """The parts of a file that are not holes."""
     end = 0
     while end < size:
         try:
@@ -151,7 +131,7 @@ def _data(source: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _copy_some(source: int, new: int, start: int, count: int) -> int:
-    """Copy at least one byte; in the kernel, where it can."""
+    """Copy at least one byte; in the kernel, if it can."""
     try:
         if copied := os.copy_file_range(source, new, count, offset_src=start, offset_dst=start):
             return copied
@@ -167,7 +147,7 @@ def _copy_some(source: int, new: int, start: int, count: int) -> int:
 def copy_attributes(source: int, new: int) -> None:
     """Give an empty file the owner, the mode, the ACL and the other attributes of ``source``.
 
-    :raises OSError: one that the filesystem knows could not be set.
+    :raises OSError: an attribute could not be set, though the filesystem supports such attributes.
     """
     attributes = _attributes(source)
     if _ACL in _attributes(new) and _ACL not in attributes:
@@ -191,7 +171,7 @@ def _attributes(fd: int) -> list[str]:
 
 
 def set_attribute(fd: int, name: str, value: bytes) -> None:
-    """Set an extended attribute, unless the filesystem does not have such."""
+    """Set an extended attribute, if the filesystem supports such attributes."""
     try:
         os.setxattr(fd, name, value)
     except OSError as e:
@@ -200,9 +180,9 @@ def set_attribute(fd: int, name: str, value: bytes) -> None:
 
 
 def _copy_nocow(source: int, new: int) -> None:
-    """`chattr +C`, as disk images on btrfs have it; btrfs takes it for an empty file only.
+    """Copy the flag of `chattr +C`, which disk images on btrfs have; the file must be empty.
 
-    Where that is not to be had it is not missed, but for reflinks: those are tried.
+    It is no error if the flag cannot be set: only reflinks need it, and they are tried out.
     """
     try:
         if _flags(source) & _NOCOW:
@@ -213,127 +193,3 @@ def _copy_nocow(source: int, new: int) -> None:
 
 def _flags(fd: int) -> int:
     return int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, bytes(8))[:4], sys.byteorder)
-
-
-# the disk before a revert
-
-
-def kept_path(target: Path, name: str) -> Path:
-    """Under which name a revert to snapshot ``name`` keeps a disk's file, beside it."""
-    return target.with_name(f"{target.name}.{name}{KEPT_SUFFIX}")
-
-
-def refuse_long_kept(disk: Disk, target: Path, name: str) -> None:
-    """Known beforehand, for a revert would find out when the domain is gone.
-
-    :raises Refused: a disk's file could not be kept under that name.
-    """
-    kept = kept_path(target, name).name
-    if len(os.fsencode(kept)) >= NAME_LIMIT:  # RawFile adds a dot
-        raise Refused(
-            f"{disk.vdev}: a revert keeps {target} as {kept}, which is longer than a file's name "
-            f"may be: choose a shorter name for the snapshot, or for the disk's file"
-        )
-
-
-def drop_kept(paths: Iterable[Path]) -> list[str]:
-    """Remove what was kept; returns what could not be removed, a line each."""
-    left = []
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as e:
-            left.append(f"{path} (the disk before the revert): {e.strerror}")
-    return left
-
-
-# who uses a disk
-
-
-def drained(disk: Disk, target: Path) -> None:
-    """Wait until blkback's requests are done, on the disk or on the loop devices over it.
-
-    A suspended guest submits no more, but blkback goes on with those it has. One that is not seen
-    here (because blkback has not passed it on, or QEMU has it, which tells nobody) is one that the
-    guest has no answer to: its driver sends it again after a restore. So the state is sound with or
-    without it, and quiet is better.
-
-    :raises DiskError: they are not done within some seconds.
-    """
-    end = time.monotonic() + _DRAINED_S
-    with os_errors(disk, target):
-        queues = [q.resolve() for q in _queues(target)]
-        while busy := [q for q in queues if sum(map(int, (q / "inflight").read_text().split()))]:
-            if time.monotonic() >= end:
-                raise DiskError(
-                    f"{busy[0].name}, which serves {target}, has had I/O in flight for "
-                    f"{_DRAINED_S:g} s: see whether the storage under it is well (dmesg)",
-                    vdev=disk.vdev,
-                )
-            time.sleep(0.005)
-
-
-def released(disk: Disk, target: Path) -> None:
-    """Wait until nobody has a disk in use; what served a domain takes a moment to end.
-
-    :raises DiskError: somebody still has; the message says who.
-    """
-    end = time.monotonic() + _RELEASED_S
-    with os_errors(disk, target):
-        while found := users(target):
-            if time.monotonic() >= end:
-                raise DiskError(
-                    f"{target} is still in use by {', '.join(found)}, and to write to it now would "
-                    f"damage it: make sure that this ends, then run the command again",
-                    vdev=disk.vdev,
-                )
-            time.sleep(0.1)
-
-
-def users(target: Path) -> list[str]:
-    """Who has a file or block device in use: other processes, and the kernel.
-
-    :raises OSError: there is no such file.
-    """
-    found = [process_text(pid) for pid in holders(target)] + _loops(target)
-    if target.is_block_device():
-        found += _claims(target.stat().st_rdev)
-    return found
-
-
-def _queues(target: Path) -> list[Path]:
-    if target.is_block_device():
-        return [_device(target.stat().st_rdev)]
-    return [paths.SYS / "block" / name for name in _loops(target)]
-
-
-def _loops(target: Path) -> list[str]:
-    """The loop devices over a file, by whatever name they were given it."""
-    names = sorted((paths.SYS / "block").glob("loop*/loop/backing_file"))
-    return [n.parent.parent.name for n in names if _is_over(n, target)]
-
-
-def _is_over(backing: Path, target: Path) -> bool:
-    try:
-        return Path(os.fsdecode(backing.read_bytes().removesuffix(b"\n"))).samefile(target)
-    except OSError:
-        return False  # detached meanwhile, or over a file that has been deleted
-
-
-def _claims(device: int) -> list[str]:
-    """What in the kernel has a block device: one that is built on it, and blkback."""
-    number = f"{os.major(device):x}:{os.minor(device):x}"
-    backends = (paths.SYS / "bus/xen-backend/devices").glob("*/physical_device")
-    found = [b.parent.name for b in backends if _text(b) == number]
-    return found + sorted(p.name for p in (_device(device) / "holders").iterdir())
-
-
-def _device(device: int) -> Path:
-    return paths.SYS / "dev/block" / f"{os.major(device)}:{os.minor(device)}"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""  # it has gone

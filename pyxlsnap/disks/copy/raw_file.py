@@ -1,7 +1,7 @@
 """Raw files, served by blkback over a loop device or by QEMU: the snapshot is a copy of the file.
 
-Where the filesystem can share blocks between files the copy is a reflink, taken at once. Elsewhere
-the guest stands still while it is copied, which only happens on request.
+Where the filesystem can share blocks between files, the copy is a reflink, taken at once. Elsewhere
+the guest is suspended while the file is copied, and this is done only on request.
 """
 
 import os
@@ -13,18 +13,13 @@ from pyxlsnap.disks.copy.content import (
     can_reflink,
     copy_attributes,
     copy_file,
-    drained,
-    drop_kept,
-    kept_path,
-    mib,
     new_file,
-    os_errors,
-    refuse_full,
-    refuse_long_kept,
-    released,
-    users,
+    refuse_no_room,
 )
 from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
+from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.disks.in_use import users, wait_until_drained, wait_until_unused
+from pyxlsnap.disks.kept import kept_path, refuse_long_kept, remove_kept_files
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import (
     NewFile,
@@ -34,10 +29,11 @@ from pyxlsnap.linux.files import (
     temporary_name,
 )
 from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.text import mib
 
 
 def default_request(disk: Disk, name: str) -> DiskRequest:
-    """What is meant where nothing was said of a raw file: a copy beside it."""
+    """The request for a raw file that the user has not named: a copy beside it."""
     return DiskRequest(disk.vdev, f"{disk.target}.{name}", "raw")
 
 
@@ -57,7 +53,7 @@ class RawFile(CopyStrategy):
             ):
                 self._check_copy(file, source.fileno())
         wanted = [Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files]
-        refuse_full([space for space in wanted if space.size])
+        refuse_no_room([space for space in wanted if space.size])
 
     def _check_copy(self, file: SnapshotFile, source: int) -> None:
         vdev = file.disk.vdev
@@ -65,16 +61,16 @@ class RawFile(CopyStrategy):
         refuse_long_kept(file.disk, file.target, self._task.name)
         if not users(file.target):
             raise Refused(
-                f"{vdev}: nobody has {file.target} open, so it is not the file that the guest "
-                f"uses: was another put in its place? Restart the guest, or leave {vdev} out"
+                f"{vdev}: nobody has {file.target} open, so the guest does not use this file: was "
+                f"the file replaced? Restart the guest, or leave {vdev} out"
             )
         file.reflink, file.to_copy = _how_to_copy(file.disk, source, source, file.path)
         if file.to_copy and not self._task.asked:
             raise Refused(
                 f"{vdev}: {file.target} is on a filesystem that cannot share blocks between files, "
-                f"and the guest would stand still for some {file.to_copy / BYTES_PER_S:.0f} s, "
-                f"while {mib(file.to_copy)} MiB are copied: to accept that, name the disk with a "
-                f"path in a cfgfile ('{file.path},raw,{vdev}'); else leave it out, or convert it "
+                f"so the guest would be suspended for about {file.to_copy / BYTES_PER_S:.0f} s "
+                f"while {mib(file.to_copy)} are copied: to accept that, name the disk with a path "
+                f"in a cfgfile ('{file.path},raw,{vdev}'); else leave the disk out, or convert it "
                 f"to qcow2"
             )
 
@@ -82,14 +78,14 @@ class RawFile(CopyStrategy):
         for file in self._files:
             with os_errors(file.disk, file.target), open_regular(file.target) as source:
                 file.make(like=source.fileno())
-                os.fsync(source.fileno())  # so that little is left for the window
+                os.fsync(source.fileno())  # so that little is left to flush in the window
 
     def create(self) -> None:
         for file in self._files:
-            drained(file.disk, file.target)
+            wait_until_drained(file.disk, file.target)
             with os_errors(file.disk, file.target), open_regular(file.target) as source:
-                # What a loop device was given is in its file's page cache. A reflink flushes that,
-                # too; a copy finds holes by what the filesystem knows of.
+                # Data written to a loop device is in the page cache of its file. A reflink flushes
+                # the cache itself; a copy must not take unwritten data for a hole.
                 os.fsync(source.fileno())
                 copy_file(source.fileno(), file.fd, reflink=file.reflink, check=self._task.check)
 
@@ -102,11 +98,11 @@ class RawFile(CopyStrategy):
             with os_errors(file.disk, file.path, refuse=True), open_regular(file.path) as snapshot:
                 if not os.fstat(snapshot.fileno()).st_size:
                     raise Refused(
-                        f"{file.disk.vdev}: the disk snapshot {file.path} is empty: put a whole "
-                        f"copy of it there, or take another snapshot"
+                        f"{file.disk.vdev}: the disk snapshot {file.path} is empty: put a "
+                        f"complete copy of it there, or take another snapshot"
                     )
                 wanted.append(self._check_put_back(file, snapshot.fileno()))
-        refuse_full([space for space in wanted if space.size])
+        refuse_no_room([space for space in wanted if space.size])
 
     def _check_put_back(self, file: SnapshotFile, snapshot: int) -> Space:
         with os_errors(file.disk, file.target, refuse=True), open_regular(file.target) as present:
@@ -125,12 +121,12 @@ class RawFile(CopyStrategy):
     def revert(self) -> None:
         """Put a copy of the snapshot in the place of the disk, which is kept under another name.
 
-        A kept one that is there already was kept by a run of this that was interrupted, and stays.
+        A kept file that is there already was kept by a revert that was interrupted, and stays.
 
-        :raises DiskError: somebody has a disk in use; nothing was written then.
+        :raises DiskError: a disk is still in use; nothing was written then.
         """
         for file in self._files:
-            released(file.disk, file.target)
+            wait_until_unused(file.disk, file.target)
         for file in self._files:
             with os_errors(file.disk, file.target):
                 self._put_back(file)
@@ -140,7 +136,7 @@ class RawFile(CopyStrategy):
         if not os.path.lexists(kept):
             os.link(file.target, kept, follow_symlinks=False)
             sync_directory(kept.parent)
-        # A name that is known, so that a run that was killed leaves nothing big behind for ever.
+        # The name is always the same: a run that was killed leaves a big file, the next removes it.
         temporary.unlink(missing_ok=True)
         try:
             _copy(file.path, temporary, like=file.target)
@@ -150,7 +146,7 @@ class RawFile(CopyStrategy):
             temporary.unlink(missing_ok=True)
 
     def finish_revert(self, domid: int) -> list[str]:
-        return drop_kept(map(self._kept, self._files))
+        return remove_kept_files(map(self._kept, self._files))
 
     def _kept(self, file: SnapshotFile) -> Path:
         return kept_path(file.target, self._task.name)
@@ -169,9 +165,9 @@ def _check_request(file: SnapshotFile) -> None:
 
 
 def _how_to_copy(disk: Disk, source: int, like: int, path: Path) -> tuple[bool, int]:
-    """Try with a file beside ``path``: whether a reflink works, and how much is to be copied else.
+    """Try with a file beside ``path`` whether a reflink works; if not, how many bytes to copy.
 
-    :raises Refused: there cannot be such a file.
+    :raises Refused: a file cannot be made there.
     """
     with NewFile(path) as probe, os_errors(disk, probe.temporary, refuse=True):
         copy_attributes(like, probe.fileno())

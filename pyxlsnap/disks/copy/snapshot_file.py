@@ -1,8 +1,8 @@
 """Disks whose snapshot is a copy in a file: what raw files and block devices have in common.
 
-The file of a snapshot has its final name from the beginning: the name was free when the journal was
-written, and the file bears a token that is in the journal, so that whoever undoes the snapshot, be
-it in another process, knows it.
+The file of a snapshot has its final name from the beginning. The undo, which may run in another
+process, knows the file by a token: it is in the journal, and in an attribute of the file. The name
+was free when the journal was written.
 """
 
 import errno
@@ -17,11 +17,12 @@ from pyxlsnap.disks.copy.content import (
     MARK,
     copy_attributes,
     open_new,
-    os_errors,
     set_attribute,
 )
+from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.protocol import DiskTask
-from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
+from pyxlsnap.disks.undo import undo_each
+from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import sync_directory
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
 from pyxlsnap.results import Artefact
@@ -36,7 +37,7 @@ class SnapshotFile:
         #: where the disk's path really leads to
         self.target = Path(os.path.realpath(disk.target))
         self.path = Path(request.path)
-        #: the copy will be a reflink; else so many bytes will be copied
+        #: whether the copy will be a reflink; if not, how many bytes will be copied
         self.reflink, self.to_copy = False, 0
         self.token = secrets.token_hex(16)
         self._fd = -1
@@ -51,7 +52,7 @@ class SnapshotFile:
         return self._fd
 
     def check_request(self) -> None:
-        """:raises Refused: the file cannot be what it has to be, whatever is on the host."""
+        """:raises Refused: the request makes no sense, whatever is on the host."""
         vdev, path = self.disk.vdev, self.request.path
         if self.request.format not in ("", "raw"):
             raise Refused(
@@ -60,11 +61,11 @@ class SnapshotFile:
             )
         for name in (path, self.disk.target):
             if not Path(name).is_absolute():
-                raise Refused(f"{vdev}: the path {name} must be absolute: write it from / on")
+                raise Refused(f"{vdev}: the path {name} must be absolute")
         if path.endswith(KEPT_SUFFIX):
             raise Refused(
-                f"{vdev}: under a name that ends in {KEPT_SUFFIX!r} a revert keeps a disk, and "
-                f"deletes it in the end: choose another than {path}"
+                f"{vdev}: {path} ends in {KEPT_SUFFIX!r}; a revert keeps a disk under such a name, "
+                f"and deletes it at the end: choose another name"
             )
 
     def make(self, like: int | None = None) -> None:
@@ -85,7 +86,7 @@ class SnapshotFile:
                 copy_attributes(like, self._fd)
 
     def finish(self) -> None:
-        """Make the file read-only, and durable: slow, if it is big."""
+        """Make the file read-only, and durable. Slow if the file is big."""
         with os_errors(self.disk, self.path):
             os.fchmod(self.fd, stat.S_IMODE(os.fstat(self.fd).st_mode) & ~0o222)
             os.fsync(self.fd)
@@ -93,11 +94,11 @@ class SnapshotFile:
         self.close()
 
     def adopt(self, token: str, began: float) -> None:
-        """Stand for the object of a process that is dead."""
+        """Take over the file of a dead process's object."""
         self.token, self._began = token, began
 
     def undo(self) -> list[str]:
-        """Remove the file if it is the one that was made."""
+        """Remove the file, unless the name is somebody else's; returns what was removed."""
         self.close()
         with os_errors(self.disk, self.path):
             if not self._is_ours():
@@ -106,7 +107,7 @@ class SnapshotFile:
         return [f"removed {self.path}"]
 
     def close(self) -> None:
-        """Let go of the file. Idempotent."""
+        """Close the file. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -123,14 +124,15 @@ class SnapshotFile:
         try:
             return os.getxattr(self.path, MARK, follow_symlinks=False) == self.token.encode()
         except OSError as e:
-            # Without attributes the time must do; with them only an empty file can lack the token.
+            # Without attributes the time decides. With attributes only an empty file can lack the
+            # token: its process was killed just after making it.
             unmarked = e.errno == errno.ENOTSUP or (e.errno == errno.ENODATA and not found.st_size)
-            # A filesystem's clock is some milliseconds behind.
+            # A filesystem's clock may be some milliseconds behind.
             return unmarked and found.st_ctime >= self._began - 1
 
 
 class CopyStrategy:
-    """Disks whose snapshot is a copy in a file: how such a file comes, stays and goes.
+    """Disks whose snapshot is a copy in a file: making, keeping and removing the file.
 
     See :class:`pyxlsnap.disks.protocol.DiskStrategy`.
     """
@@ -153,21 +155,10 @@ class CopyStrategy:
             file.finish()
 
     def settle(self) -> None:
-        """Nothing of the guest's own was touched: it may run at any time."""
+        """Nothing to do: the guest's disks were only read, so it may run at any time."""
 
     def undo_create(self) -> list[str]:
-        undone: list[str] = []
-        left: list[DiskError] = []
-        for file in self._files:
-            try:
-                undone += file.undo()
-            except DiskError as e:
-                left.append(e)
-        if len(left) > 1:
-            raise PyxlsnapError("; ".join(map(str, left)))
-        if left:
-            raise left[0]
-        return undone
+        return undo_each(file.undo for file in self._files)
 
     def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
         for file in self._files:

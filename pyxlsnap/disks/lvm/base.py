@@ -1,21 +1,22 @@
 """What thin and thick LVM volumes have in common: names, the snapshot itself, its undo.
 
-What we make is known by a tag: :data:`TAG` for people (``lvs @pyxlsnap``), one that says which
-volume it is of, and one with a token that only this operation knows, so that the undo takes back
-what this operation made and nothing else.
+Each snapshot has three tags: :data:`TAG` for people (``lvs @pyxlsnap``), :data:`OF_TAG` with the
+volume that it is a snapshot of, and a tag with a token of this operation. By the token the undo
+removes what this operation made, and nothing else.
 """
 
 import logging
 import secrets
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 
+from pyxlsnap.disks.in_use import users, wait_until_no_users
 from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes
 from pyxlsnap.disks.lvm.names import Place, device_path, place
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
-from pyxlsnap.linux.processes import holders, process_text
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 from pyxlsnap.text import quote
@@ -23,30 +24,20 @@ from pyxlsnap.text import quote
 log = logging.getLogger(__name__)
 
 TAG = "pyxlsnap"
-#: followed by the name of the volume that a snapshot is of
+#: followed by the name of the snapshot's origin
 OF_TAG = f"{TAG}.of="
 
-_CLOSED_S = 60.0
-_WINDOW_S = 60.0  # the guest waits, too
+_WINDOW_S = 60.0  # the guest is suspended meanwhile
 _POLL_S = 0.5
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """What fails while nothing has been tried yet is a refusal."""
-    try:
-        yield
-    except DiskError as e:
-        raise Refused(str(e)) from e
 
 
 class LvmDisks:
     """The LVM disks of an operation. See :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
 
     kind = "LVM"
-    #: how ``lvcreate -s`` is to make such a snapshot
+    #: options of ``lvcreate -s`` for such a snapshot
     options: tuple[str, ...] = ()
-    #: how long that takes, for each disk
+    #: how long ``lvcreate`` takes, for each disk
     seconds: float = 0.0
 
     def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
@@ -60,7 +51,7 @@ class LvmDisks:
     # create
 
     def check_create(self, domid: int) -> None:
-        with refusing():
+        with refusing_os_errors():
             origins = [(p, self._check_origin(p, volumes(p.vdev, p.vg))) for p in self._places]
             self._check_twice()
             self.check_room(origins)
@@ -75,8 +66,8 @@ class LvmDisks:
             )
         if origin.merging:
             raise Refused(
-                f"{at.vdev}: a snapshot is being merged into {at.full(at.lv)}: wait until that has "
-                f"ended (`lvs -a {at.vg}`)"
+                f"{at.vdev}: a snapshot is being merged into {at.full(at.lv)}: wait until the "
+                f"merge has ended (`lvs -a {at.vg}`)"
             )
         if at.snapshot in found:
             raise AlreadyExists(
@@ -92,8 +83,8 @@ class LvmDisks:
         for at in self._places:
             if names.count(at.full(at.snapshot)) > 1:
                 raise Refused(
-                    f"{at.vdev}: two disks cannot both have {at.full(at.snapshot)}: give each its "
-                    f"own"
+                    f"{at.vdev}: two disks cannot both have the snapshot {at.full(at.snapshot)}: "
+                    f"give each disk its own"
                 )
 
     def check_kind(self, at: Place, origin: Volume) -> None:
@@ -117,7 +108,7 @@ class LvmDisks:
         """Take the snapshots, one command for each disk.
 
         lvcreate suspends the origin's device, "with filesystem sync with device flush" as -vvvv
-        says: that returns when what blkback has in flight has reached the volume.
+        says. The suspend returns when blkback's requests in flight have reached the volume.
         """
         self._begun = True
         for at in self._places:
@@ -134,9 +125,9 @@ class LvmDisks:
         pass  # LVM's metadata is on the disk when its commands end
 
     def settle(self) -> None:
-        """Wake up what an lvcreate that was killed has left suspended: the guest would hang in it.
+        """Resume volumes that a killed lvcreate has left suspended: the guest would hang.
 
-        It would lose nothing by that, so the guest may run even if this fails.
+        The guest would lose no data by that, so it may run even if this fails.
         """
         if not self._begun:
             return
@@ -150,17 +141,7 @@ class LvmDisks:
     def undo_create(self) -> list[str]:
         if not self._begun:
             return []
-        undone: list[str] = []
-        left: list[DiskError] = []
-        for at in self._places:
-            try:
-                undone += self._undo(at)
-            except DiskError as e:
-                left.append(e)
-        if left:
-            text = "; ".join(e.message.removeprefix(f"{e.vdev}: ") for e in left)
-            raise DiskError(text, vdev=", ".join(e.vdev for e in left))
-        return undone
+        return undo_each(partial(self._undo, at) for at in self._places)
 
     def _undo(self, at: Place) -> list[str]:
         found = volumes(at.vdev, at.vg)
@@ -171,8 +152,8 @@ class LvmDisks:
             undone.append(f"removed the volume {at.full(at.snapshot)}")
         if (origin := found.get(at.lv)) and origin.suspended:
             raise DiskError(
-                f"{at.full(at.lv)} is suspended, and the guest hangs with it: "
-                f"`lvchange --refresh {at.full(at.lv)}` wakes it up",
+                f"{at.full(at.lv)} is suspended, so the guest hangs: resume the volume with "
+                f"`lvchange --refresh {at.full(at.lv)}`",
                 vdev=at.vdev,
             )
         return undone
@@ -193,52 +174,43 @@ class LvmDisks:
         ]
 
     def taken(self, at: Place) -> str:
-        """What the snapshot takes, in words."""
+        """The space that the snapshot takes, in words."""
         raise NotImplementedError
 
     def close(self) -> None:
         pass
 
 
-def mib(size: int) -> str:
-    """A size for people."""
-    return f"{size / 2**20:.0f} MiB"
-
-
 def remove(at: Place, volume: Volume) -> None:
-    """Remove a volume, but none that thick snapshots depend on: LVM would remove them, too.
+    """Remove a volume.
 
-    :raises DiskError: it could not be removed.
+    :raises DiskError: it could not be removed, or has thick snapshots: LVM would remove them, too.
     """
     if "thickorigin" in volume.role:
         raise DiskError(
-            f"{at.full(volume.name)} has snapshots of its own, which would go with it: remove "
-            f"them, then `lvremove {at.full(volume.name)}`",
+            f"{at.full(volume.name)} has snapshots of its own, and LVM would remove them, too: "
+            f"remove them first, then `lvremove {at.full(volume.name)}`",
             vdev=at.vdev,
         )
     lvm(at.vdev, "lvremove", "-f", at.full(volume.name))
 
 
-def wait_closed(at: Place, name: str) -> None:
-    """Wait until nobody has the volume open: blkback takes a moment to let go.
+def wait_until_closed(at: Place) -> None:
+    """Wait until nobody has the disk's volume open: blkback takes a moment to close it.
 
-    :raises DiskError: somebody still has; the message says who, unless it is the kernel.
+    :raises DiskError: somebody still has it open after a minute; the message says who.
     """
-    end = time.monotonic() + _CLOSED_S
-    while (volume := volumes(at.vdev, at.vg).get(name)) and volume.open:
-        if time.monotonic() >= end:
-            raise DiskError(
-                f"{at.full(name)} is still open{_openers(at, name)}, and to write to it now would "
-                f"damage it: make sure that this ends, then run the command again",
-                vdev=at.vdev,
-            )
-        time.sleep(_POLL_S)
+    name = at.full(at.lv)
+    wait_until_no_users(name, lambda: _users(at), vdev=at.vdev, poll_s=_POLL_S)
 
 
-def _openers(at: Place, name: str) -> str:
+def _users(at: Place) -> list[str]:
+    """Who has the disk's volume open; LVM knows whether anybody has, but not who."""
+    volume = volumes(at.vdev, at.vg).get(at.lv)
+    if volume is None or not volume.open:
+        return []
     try:
-        pids = holders(device_path(at.vg, name))
+        found = users(device_path(at.vg, at.lv))
     except OSError:
-        pids = []
-    known = ", ".join(map(process_text, pids))
-    return f" in {known}" if known else " (mounted, or served to a domain)"
+        found = []
+    return found or ["the kernel (is it mounted, or served to a domain?)"]

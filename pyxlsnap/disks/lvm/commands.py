@@ -1,19 +1,20 @@
 """LVM as the disk strategies see it: which volume a disk is, what LVM knows of it, its commands.
 
-Nothing here needs a shell, or the volume to be active.
+Nothing here needs a shell, or an active volume.
 """
 
 import json
 import subprocess
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from pyxlsnap.disks.lvm.names import device_number, device_path, is_volume, names_of
 from pyxlsnap.errors import DiskError
 from pyxlsnap.linux.files import scratch_file
+from pyxlsnap.linux.waiting import until
+from pyxlsnap.text import readable
 
-_COMMAND_S = 120.0  # a lock that another LVM command holds is waited for
+_COMMAND_S = 120.0  # LVM waits for a lock that another LVM command holds
 _STOPPING_S = 10.0
 _PATH_S = 30.0
 _POLL_S = 0.2
@@ -30,7 +31,7 @@ class Volume:
     """A logical volume, as ``lvs`` has it."""
 
     name: str
-    #: bytes; of a thick snapshot: what it may take for itself
+    #: bytes; of a thick snapshot: the space that it may take
     size: int
     #: "linear", "thin", "pool", …
     layout: tuple[str, ...]
@@ -39,16 +40,16 @@ class Volume:
     origin: str
     pool: str
     tags: tuple[str, ...]
-    #: something has the device open, be it the kernel
+    #: a process or the kernel has the device open
     open: bool
     suspended: bool
     merging: bool
-    #: a thick snapshot that was full, and has lost what it stood for
+    #: a thick snapshot that ran full, and has lost its content
     invalid: bool
-    #: how full a pool or a thick snapshot is; ``None``: nobody knows while it is inactive
+    #: how full a pool or a thick snapshot is; ``None`` while it is inactive
     data_percent: float | None
     metadata_percent: float | None
-    #: what is wrong with a pool; "" if nothing
+    #: the problem that a pool has; "" if none
     trouble: str
     #: device number, (-1, -1) while it is inactive
     device: tuple[int, int]
@@ -57,8 +58,8 @@ class Volume:
 def is_lvm(path: str) -> bool:
     """Whether a disk's path leads to a logical volume.
 
-    One that is missing counts, if the path names a volume of a group that is there: it may be
-    inactive, or a revert was interrupted while none had the disk's name.
+    A path without a device counts, too, if it names a volume of a group that is there: the volume
+    may be inactive, or a revert was interrupted while no volume had the disk's name.
     """
     if number := device_number(path):
         return is_volume(number)
@@ -66,18 +67,20 @@ def is_lvm(path: str) -> bool:
     return names is not None and _group_exists(names[0])
 
 
-def is_thin(path: str) -> bool:
+def is_thin(path: str, *, vdev: str = "") -> bool:
     """Whether a disk that :func:`is_lvm` is a thin volume.
 
-    One that is missing is: only the revert of a thin one takes the name away for a moment.
+    A volume that is missing counts as thin: only the revert of a thin volume takes the name away
+    for a moment.
 
-    :raises DiskError: LVM does not tell.
+    :param vdev: the disk to name in an error.
+    :raises DiskError: LVM failed.
     """
     names = names_of(path)
     if names is None:
         return False
     vg, lv = names
-    volume = volumes(path, vg).get(lv)
+    volume = volumes(vdev or path, vg).get(lv)
     return volume is None or "thin" in volume.layout
 
 
@@ -109,7 +112,7 @@ def _report(vdev: str, kind: str, command: str, *arguments: str) -> list[dict[st
     try:
         rows: list[dict[str, str]] = json.loads(said)["report"][0][kind]
     except (ValueError, LookupError) as e:
-        raise DiskError(f"{command} said what it never says: {said[:80]!r}", vdev=vdev) from e
+        raise DiskError(f"unexpected output from {command}: {said[:80]!r}", vdev=vdev) from e
     return rows
 
 
@@ -142,26 +145,25 @@ def _percent(text: str) -> float | None:
 
 
 def wait_for_path(vdev: str, vg: str, lv: str) -> None:
-    """Wait until the volume's path leads to it: udev makes that link in its own time.
+    """Wait until the volume's path leads to the volume: udev makes the link a moment later.
 
-    :raises DiskError: it does not.
+    :raises DiskError: it does not within some seconds.
     """
-    end = time.monotonic() + _PATH_S
-    while True:
+    path = device_path(vg, lv)
+
+    def leads_there() -> bool:
         volume = volumes(vdev, vg).get(lv)
-        if volume and device_number(str(device_path(vg, lv))) == volume.device:
-            return
-        if time.monotonic() >= end:
-            raise DiskError(
-                f"{device_path(vg, lv)} does not lead to the volume: see whether udev runs, then "
-                f"`vgmknodes {vg}`",
-                vdev=vdev,
-            )
-        time.sleep(_POLL_S)
+        return volume is not None and device_number(str(path)) == volume.device
+
+    if not until(leads_there, within_s=_PATH_S, poll_s=_POLL_S):
+        raise DiskError(
+            f"{path} does not lead to the volume: see whether udev runs, then `vgmknodes {vg}`",
+            vdev=vdev,
+        )
 
 
 def lvm(vdev: str, command: str, *arguments: str, timeout_s: float = _COMMAND_S) -> str:
-    """Run an LVM command; return what it said.
+    """Run an LVM command; return its output.
 
     :raises DiskError: it failed, or took too long.
     """
@@ -188,13 +190,13 @@ def _complaint(err: str) -> str:
 def execute(command: list[str], timeout_s: float) -> tuple[int, str, str]:
     """Run a command; return its status, output and errors.
 
-    The output goes to files: a pipe would break with this process, and then end an LVM command
-    between two of its steps; and a dmeventd that LVM starts could hold it open for ever. For the
-    same reason a command that takes too long is never killed, only asked: LVM puts that off while
-    it has devices suspended.
+    The output goes to files. A pipe would break if this process is killed, and end the LVM command
+    between two of its steps; and a dmeventd that LVM starts could hold the pipe open for ever. A
+    command that takes too long is asked to stop (SIGTERM) and never killed: LVM puts the signal off
+    while it has devices suspended.
 
     :raises FileNotFoundError: there is no such command.
-    :raises subprocess.TimeoutExpired: it took too long; it may still be there.
+    :raises subprocess.TimeoutExpired: it took too long, and may still run.
     """
     environment = {"PATH": _ROOT_PATH, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL}
@@ -214,4 +216,4 @@ def execute(command: list[str], timeout_s: float) -> tuple[int, str, str]:
 
 def _content(file: Any) -> str:
     file.seek(0)
-    return bytes(file.read()).decode(errors="replace")
+    return readable(bytes(file.read()))

@@ -1,4 +1,4 @@
-"""The names of LVM volumes: which one a disk's path leads to, and how those we make are called."""
+"""The names of LVM volumes: the volume that a disk's path leads to, and those that we make."""
 
 import os
 import re
@@ -19,7 +19,7 @@ _RESERVED = re.compile(
     r"^\.{1,2}$|^(?:snapshot|pvmove)|_(?:[ct]data|[ct]meta|cvol|corig|wcorig|cpool|mimage|mlog"
     r"|pmspare|rimage|rmeta|imeta|iorig|vdata|vorigin)"
 )
-_MAPPED_LIMIT = 127 - len("-real")  # the device mapper's, less what LVM adds for its own parts
+_MAPPED_LIMIT = 127 - len("-real")  # device mapper's limit, less LVM's suffix of hidden parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +31,32 @@ class Place:
     lv: str
     #: the disk snapshot
     snapshot: str
-    #: what a revert keeps the disk under
+    #: the disk as it was before a revert
     kept: str
-    #: what a revert makes, until it takes the disk's name
+    #: the volume that a revert makes, until it is renamed to the disk's name
     fresh: str
 
     def full(self, name: str) -> str:
-        """The name as LVM's commands take it."""
+        """A volume's name as LVM's commands take it."""
         return f"{self.vg}/{name}"
 
 
 def place(disk: Disk, request: DiskRequest, name: str) -> Place:
-    """Find the volume and settle the names.
+    """Find the disk's volume, and choose the names of the others.
 
-    :raises Refused: the disk is no volume, or LVM cannot have such names.
+    :raises Refused: the disk is not a volume, or LVM does not allow the names.
     """
     names = names_of(disk.target)
     if names is None:
         raise Refused(
-            f"{disk.vdev}: {disk.target} is no LVM volume, or a hidden part of one: name the "
-            f"volume itself in the domain's configuration"
+            f"{disk.vdev}: {disk.target} is not an LVM volume, or is a hidden part of one: "
+            f"name the volume itself in the domain's configuration"
         )
     vg, lv = names
     if wrong := re.search(r"[^A-Za-z0-9+_.-]", name):
         raise Refused(
             f"snapshot name {name!r}: LVM allows no {wrong[0]!r} in a volume's name, and "
-            f"{disk.vdev} is one ({vg}/{lv}): choose a name of letters, digits and _ + . -"
+            f"{disk.vdev} is a volume ({vg}/{lv}): choose a name of letters, digits and _ + . -"
         )
     kept = f"{lv}.{name}{KEPT_SUFFIX}"
     snapshot = f"{lv}-{name}" if request.internal else _asked_for(request, vg, lv)
@@ -82,8 +82,8 @@ def _asked_for(request: DiskRequest, vg: str, lv: str) -> str:
         )
     if path.name.endswith(KEPT_SUFFIX):
         raise Refused(
-            f"{request.vdev}: {request.path}: names that end in {KEPT_SUFFIX!r} are deleted after "
-            f"a revert: choose another"
+            f"{request.vdev}: {request.path}: volumes with a name that ends in "
+            f"{KEPT_SUFFIX!r} are deleted after a revert: choose another name"
         )
     return path.name
 
@@ -91,13 +91,13 @@ def _asked_for(request: DiskRequest, vg: str, lv: str) -> str:
 def _check_volume_name(found: Place, name: str) -> None:
     if _RESERVED.search(name):
         raise Refused(
-            f"{found.vdev}: LVM reserves names such as {name!r} for itself: choose another name "
-            f"for the snapshot"
+            f"{found.vdev}: LVM reserves names like {name!r} for itself: choose another name for "
+            f"the snapshot"
         )
     if len(mapped_name(found.vg, name)) > _MAPPED_LIMIT:
         raise Refused(
-            f"{found.vdev}: {found.vg}/{name} is longer than LVM's names may be: choose a shorter "
-            f"name for the snapshot"
+            f"{found.vdev}: {found.vg}/{name} is too long for LVM: choose a shorter name for the "
+            f"snapshot"
         )
 
 
@@ -107,9 +107,9 @@ def device_path(vg: str, lv: str) -> Path:
 
 
 def names_of(path: str) -> tuple[str, str] | None:
-    """Group and volume that a path leads to; ``None``: it leads to no volume.
+    """The group and the volume that a path leads to; ``None``: it leads to no volume.
 
-    The kernel is asked; the path's own words count only if there is nothing at its end.
+    The kernel is asked. The path's text counts only if the path leads to nothing.
     """
     number = device_number(path)
     if number is None:
@@ -120,7 +120,7 @@ def names_of(path: str) -> tuple[str, str] | None:
 
 
 def stays_valid(path: str, vg: str, lv: str) -> bool:
-    """Whether a path will lead to the volume of that name when it has become another one.
+    """Whether a path will still lead to the volume of that name when another volume has the name.
 
     /dev/dm-3 or a link by uuid will not.
     """
@@ -129,7 +129,7 @@ def stays_valid(path: str, vg: str, lv: str) -> bool:
 
 
 def _named_on_the_way(path: str) -> list[tuple[str, str]]:
-    """The volumes that a path and the links on its way name, by their form alone."""
+    """The volumes that a path and the links behind it name, by their text alone."""
     found = []
     here = Path(path)
     for _ in range(_LINKS):
@@ -153,7 +153,7 @@ def _by_form(path: Path) -> tuple[str, str] | None:
 
 
 def _split(mapped: str) -> tuple[str, str] | None:
-    """What :func:`mapped_name` made one; ``None`` for a part of a volume, or another's device."""
+    """The reverse of :func:`mapped_name`; ``None`` for a hidden part of a volume, or no volume."""
     match = re.fullmatch(r"((?:[^-]|--)+)-((?:[^-]|--)+)", mapped)
     return (match[1].replace("--", "-"), match[2].replace("--", "-")) if match else None
 
@@ -164,7 +164,7 @@ def mapped_name(vg: str, lv: str) -> str:
 
 
 def device_number(path: str) -> tuple[int, int] | None:
-    """The number of the block device at a path's end, if there is one."""
+    """The number of the block device that a path leads to, if it leads to one."""
     try:
         found = Path(path).stat()
     except OSError:

@@ -1,20 +1,22 @@
 """Thick LVM volumes: a snapshot as large as the disk; a revert copies back what differs.
 
-Merging would be quicker, but it consumes the snapshot. What was in the disk is not kept: that would
-take as much space again.
+Merging would be quicker, but consumes the snapshot. The content before a revert is not kept: that
+would take as much space again.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pyxlsnap.disks.lvm.base import LvmDisks, mib, refusing, wait_closed
+from pyxlsnap.disks.lvm.base import LvmDisks, wait_until_closed
 from pyxlsnap.disks.lvm.commands import Volume, free_space, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, device_path
 from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.text import mib
 
 _CHUNK = 4096  # lvcreate's default for snapshots
-_EXCEPTIONS = _CHUNK // 16  # that one chunk of a snapshot's metadata holds
+_EXCEPTIONS = _CHUNK // 16  # chunks that one chunk of a snapshot's metadata describes
 _READ = 2**20
 
 
@@ -30,13 +32,13 @@ class LvmThick(LvmDisks):
     def check_kind(self, at: Place, origin: Volume) -> None:
         if "thin" in origin.layout or "pool" in origin.layout:
             raise Refused(
-                f"{at.vdev}: {at.full(at.lv)} is a thin volume (by now), or a pool: run the "
+                f"{at.vdev}: {at.full(at.lv)} is a thin volume now, or a pool: run the "
                 f"command again, or leave {at.vdev} out of `disks`"
             )
         if "thicksnapshot" in origin.role:
             raise Refused(
                 f"{at.vdev}: {at.full(at.lv)} is a snapshot of {at.full(origin.origin)}, and LVM "
-                f"takes none of a snapshot: copy it into a volume of its own"
+                f"cannot snapshot a snapshot: copy it into a volume of its own"
             )
 
     def check_room(self, origins: Sequence[tuple[Place, Volume]]) -> None:
@@ -59,13 +61,13 @@ class LvmThick(LvmDisks):
 
     def check_revert(self) -> None:
         for at in self._places:
-            with refusing():
+            with refusing_os_errors():
                 found = volumes(at.vdev, at.vg)
                 _check(at, found)
 
     def revert(self) -> None:
         for at in self._places:
-            wait_closed(at, at.lv)
+            wait_until_closed(at)
         for at in self._places:
             _put_back(at)
 
@@ -74,9 +76,9 @@ class LvmThick(LvmDisks):
 
 
 def needed(size: int, extent: int) -> int:
-    """What a snapshot takes that has room for every chunk of its origin.
+    """The size of a snapshot that has room for every chunk of its origin.
 
-    A header, the chunks, and metadata: one chunk for each 256, and one that ends them.
+    That is a header, the chunks, and metadata: one chunk for each 256, and one that ends them.
     """
     chunks = -(-size // _CHUNK)
     total = (1 + chunks + chunks // _EXCEPTIONS + 1) * _CHUNK
@@ -84,7 +86,7 @@ def needed(size: int, extent: int) -> int:
 
 
 def _check(at: Place, found: Mapping[str, Volume]) -> None:
-    """:raises DiskError: the snapshot is not there, not this disk's, or not whole."""
+    """:raises DiskError: the snapshot is not there, is another disk's, or has lost its content."""
     disk, snapshot = found.get(at.lv), found.get(at.snapshot)
     if disk is None:
         raise DiskError(f"there is no volume {at.full(at.lv)}", vdev=at.vdev)
@@ -93,21 +95,23 @@ def _check(at: Place, found: Mapping[str, Volume]) -> None:
             f"there is no volume {at.full(at.snapshot)}, the disk snapshot", vdev=at.vdev
         )
     if "thicksnapshot" not in snapshot.role or snapshot.origin != at.lv:
-        raise DiskError(f"{at.full(at.snapshot)} is no snapshot of {at.full(at.lv)}", vdev=at.vdev)
+        raise DiskError(
+            f"{at.full(at.snapshot)} is not a snapshot of {at.full(at.lv)}", vdev=at.vdev
+        )
     if disk.merging or snapshot.merging:
         raise DiskError(f"{at.full(at.snapshot)} is being merged", vdev=at.vdev)
     if snapshot.invalid or (snapshot.data_percent or 0.0) >= 100.0:
         raise DiskError(
-            f"{at.full(at.snapshot)} is invalid: it was full, and what it stood for is lost: "
+            f"{at.full(at.snapshot)} is invalid: it ran full, and its content is lost: "
             f"revert to another snapshot, and `lvremove {at.full(at.snapshot)}`",
             vdev=at.vdev,
         )
 
 
 def _put_back(at: Place) -> None:
-    """Make the disk what the snapshot is. After an interruption a second run does the rest."""
-    lvm(at.vdev, "lvchange", "-ay", "-K", at.full(at.lv))  # its snapshots come with it
-    _check(at, volumes(at.vdev, at.vg))  # of an inactive one LVM cannot tell whether it is valid
+    """Make the disk equal to the snapshot. After an interruption a second run does the rest."""
+    lvm(at.vdev, "lvchange", "-ay", "-K", at.full(at.lv))  # activates its snapshots, too
+    _check(at, volumes(at.vdev, at.vg))  # LVM knows only of an active snapshot whether it is valid
     for name in (at.lv, at.snapshot):
         wait_for_path(at.vdev, at.vg, name)
     try:
@@ -124,15 +128,15 @@ def _put_back(at: Place) -> None:
 def copy_differences(source: Path, target: Path) -> int:
     """Make ``target`` equal to ``source``, durably; return the bytes written.
 
-    Written is no more than differs: what does not has no copy in the snapshot yet, and would get
-    one. Nobody has the devices open, so the kernel has no pages of them from before blkback wrote.
+    Only what differs is written: writing to other chunks would copy them into the snapshot. Nobody
+    has the devices open, so the page cache has nothing of them that is older than blkback's writes.
 
     :raises OSError: a device failed, or ``target`` is in use.
     """
     written = offset = 0
     old = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # O_EXCL: of a block device, that nobody has mounted it or serves it to a domain
+        # O_EXCL: fails while the block device is mounted, or served to a domain
         new = os.open(target, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
         try:
             while wanted := os.pread(old, _READ, offset):

@@ -1,16 +1,18 @@
 """Thin LVM volumes: the snapshot stays as it is, and a snapshot of it takes the disk's place.
 
-So a revert can be repeated, to any snapshot and in any order. Whose snapshot one is cannot be told
-from LVM's "origin" then, for the disk is another volume after each revert, and its predecessor is
-gone: a tag of ours on the snapshot says it.
+So a revert can be repeated, to any snapshot and in any order. After each revert the disk is another
+volume, and the previous volume is removed. So LVM's "origin" does not tell which disk a snapshot is
+of; a tag on the snapshot (:data:`~pyxlsnap.disks.lvm.base.OF_TAG`) does.
 """
 
 from collections.abc import Mapping, Sequence
 
-from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, mib, refusing, remove, wait_closed
+from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, remove, wait_until_closed
 from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, stays_valid
 from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.text import mib
 
 _FULL_PERCENT = 95.0
 
@@ -19,7 +21,7 @@ class LvmThin(LvmDisks):
     """Thin volumes. See :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
 
     kind = "LVM thin"
-    # Never active but for a revert: nothing writes to it, and nothing finds its filesystems twice.
+    # Active only during a revert: so nothing writes to it, or finds its filesystems twice.
     options = ("-ky", "-an")
     seconds = 0.5  # 3 to 5 s where everything is emulated, most of it waiting for udev
 
@@ -28,7 +30,7 @@ class LvmThin(LvmDisks):
     def check_kind(self, at: Place, origin: Volume) -> None:
         if "thin" not in origin.layout or "pool" in origin.layout:
             raise Refused(
-                f"{at.vdev}: {at.full(at.lv)} is no thin volume (any more): run the command again"
+                f"{at.vdev}: {at.full(at.lv)} is not a thin volume any more: run the command again"
             )
         self._check_path(at)
 
@@ -52,7 +54,7 @@ class LvmThin(LvmDisks):
 
     def check_revert(self) -> None:
         for at in self._places:
-            with refusing():
+            with refusing_os_errors():
                 found = volumes(at.vdev, at.vg)
                 _interrupted(at, found)
             self._check_path(at)
@@ -61,7 +63,7 @@ class LvmThin(LvmDisks):
 
     def revert(self) -> None:
         for at in self._places:
-            wait_closed(at, at.lv)
+            wait_until_closed(at)
         for at in self._places:
             _swap(at)
 
@@ -77,7 +79,7 @@ class LvmThin(LvmDisks):
 
 
 def check_pool(at: Place, found: Mapping[str, Volume], name: str) -> None:
-    """:raises Refused: the pool has no room for what changes after a snapshot, or is ill."""
+    """:raises Refused: the pool has no room for changes after a snapshot, or has a problem."""
     pool = found.get(name)
     if pool is None:
         raise Refused(
@@ -85,10 +87,10 @@ def check_pool(at: Place, found: Mapping[str, Volume], name: str) -> None:
         )
     if pool.trouble:
         raise Refused(
-            f"{at.vdev}: the thin pool {at.full(name)} is not well ({pool.trouble}): repair it "
+            f"{at.vdev}: the thin pool {at.full(name)} has a problem ({pool.trouble}): repair it "
             f"first (lvmthin(7))"
         )
-    # A pool that is inactive, as no volume of it is in use, tells nothing; a revert will find out.
+    # An inactive pool (no volume of it is in use) has no percentages; a revert will find out.
     for what, percent in (("data", pool.data_percent), ("metadata", pool.metadata_percent)):
         if percent is not None and percent >= _FULL_PERCENT:
             raise Refused(
@@ -101,36 +103,36 @@ def check_pool(at: Place, found: Mapping[str, Volume], name: str) -> None:
 def _snapshot(at: Place, found: Mapping[str, Volume]) -> Volume:
     """The snapshot of the disk.
 
-    :raises Refused: it is not there, or not known to be one of this disk.
+    :raises Refused: it is not there, or not known as a snapshot of this disk.
     """
     snapshot = found.get(at.snapshot)
     if snapshot is None:
         raise Refused(
             f"{at.vdev}: there is no volume {at.full(at.snapshot)}, the disk snapshot (see `lvs "
-            f"{at.vg}`): without it there is no way back"
+            f"{at.vg}`): without it the disk cannot be reverted"
         )
     if "thin" not in snapshot.layout or snapshot.merging:
         raise Refused(
-            f"{at.vdev}: {at.full(at.snapshot)} is no thin snapshot, or being merged (see `lvs -a "
-            f"{at.vg}`): name another snapshot"
+            f"{at.vdev}: {at.full(at.snapshot)} is not a thin snapshot, or is being merged (see "
+            f"`lvs -a {at.vg}`): name another snapshot"
         )
     if snapshot.origin not in (at.lv, at.kept) and f"{OF_TAG}{at.lv}" not in snapshot.tags:
         raise Refused(
             f"{at.vdev}: {at.full(at.snapshot)} is not known as a snapshot of {at.full(at.lv)}; "
-            f"if it is one: `lvchange --addtag {OF_TAG}{at.lv} {at.full(at.snapshot)}`"
+            f"if it is one, run `lvchange --addtag {OF_TAG}{at.lv} {at.full(at.snapshot)}`"
         )
     return snapshot
 
 
 def _interrupted(at: Place, found: Mapping[str, Volume]) -> Volume | None:
-    """What an interrupted revert has left: its new volume, which was never in use.
+    """The new volume that an interrupted revert has left, which was never in use; if there is one.
 
-    :raises DiskError: what has that name is something else.
+    :raises DiskError: another volume has its name.
     """
     fresh = found.get(at.fresh)
     if fresh and fresh.origin != at.snapshot:
         raise DiskError(
-            f"a volume {at.full(at.fresh)} is in the way, which is no snapshot of "
+            f"the volume {at.full(at.fresh)} is in the way, and is not a snapshot of "
             f"{at.full(at.snapshot)}: rename or remove it",
             vdev=at.vdev,
         )
@@ -140,19 +142,19 @@ def _interrupted(at: Place, found: Mapping[str, Volume]) -> Volume | None:
 def _swap(at: Place) -> None:
     """Put a snapshot of the snapshot in the place of the disk, which is kept.
 
-    Whatever moment this is killed at: the disk has its name, or is kept and running this again
-    gives the name to a new one. A kept one that is there already was kept by a run that was
-    interrupted, and stays; then what has the disk's name was made by that run.
+    If this is killed at any moment, either the disk still has its name, or the disk is kept and the
+    next run gives the name to a new volume. A kept volume that is there already was kept by a run
+    that was interrupted, and stays; a volume with the disk's name was then made by that run.
     """
     found = volumes(at.vdev, at.vg)
     if fresh := _interrupted(at, found):
         remove(at, fresh)
     disk, kept = found.get(at.lv), found.get(at.kept)
-    # What the owner has tagged the disk with, but nothing of ours: this is no snapshot.
+    # The owner's tags, without ours: the new volume is a disk, not a snapshot.
     was = kept or disk
     tags = [tag for tag in was.tags if not _is_ours(tag)] if was else []
     tagging = [word for tag in tags for word in ("--addtag", tag)]
-    # Activated with every start of the host, as the disk itself, and unlike the snapshot.
+    # -kn: activated at every start of the host, like the disk and unlike the snapshot.
     lvm(at.vdev, "lvcreate", "-s", "-kn", "-ay", *tagging, "-n", at.fresh, at.full(at.snapshot))
     if disk and kept:
         remove(at, disk)

@@ -2,10 +2,15 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags, qemu_img, wait_released
-from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
+from pyxlsnap.disks.in_use import wait_until_unused
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags, qemu_img
+from pyxlsnap.disks.undo import Undo
+from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import KEPT_SUFFIX, Disk
 from pyxlsnap.results import Artefact
 from pyxlsnap.text import quote
@@ -14,7 +19,7 @@ _DELETE = "blockdev-snapshot-delete-internal-sync"
 
 
 class Internal:
-    """The disks of an operation whose snapshots stay inside; a part of :mod:`.qcow2`."""
+    """The disks of an operation whose snapshots stay inside; a part of :mod:`.strategy`."""
 
     def __init__(self, disks: Sequence[Disk], name: str) -> None:
         self.disks = tuple(disks)
@@ -45,32 +50,32 @@ class Internal:
         ]
 
     def refused(self) -> None:
-        """QEMU said no to the transaction: what has our name is another's."""
+        """QEMU refused the transaction: a disk snapshot of our name is somebody else's."""
         self.began = None
 
-    def undo(self, qemu: GuestQemu) -> list[str]:
-        """QEMU undoes a failed transaction itself; what is there was made by one that worked.
+    def undos(self, qemu: GuestQemu) -> list[Undo]:
+        """The undo of each disk; to be called by :func:`~pyxlsnap.disks.undo.undo_each`."""
+        return [partial(self._undo, qemu, disk) for disk in self.disks]
 
-        A disk snapshot of that name from before is another's, and stays.
+    def _undo(self, qemu: GuestQemu, disk: Disk) -> list[str]:
+        """Delete the disk snapshot, if a transaction of ours made it.
 
-        :raises DiskError: something is left; the other disks are done.
+        A transaction that failed was undone by QEMU itself. A disk snapshot of that name that is
+        older was made by somebody else, and stays.
+
+        :raises DiskError: the disk snapshot may be left.
         """
         if self.began is None:
             return []
-        undone, left = [], []
-        for disk in self.disks:
-            try:
-                if self._is_ours(qemu, disk.vdev, self.began):
-                    self._delete(qemu, disk.vdev, self._name)
-                    undone.append(f"deleted the disk snapshot {self._name!r} of {disk.vdev}")
-            except MonitorError as e:
-                left.append((disk.vdev, str(e)))
-        if left:
+        try:
+            if not self._is_ours(qemu, disk.vdev, self.began):
+                return []
+            self._delete(qemu, disk.vdev, self._name)
+        except QmpError as e:
             raise DiskError(
-                f"a disk snapshot {self._name!r} may be left: {left[0][1]}",
-                vdev=", ".join(vdev for vdev, _ in left),
-            )
-        return undone
+                f"a disk snapshot {self._name!r} may be left: {e}", vdev=disk.vdev
+            ) from e
+        return [f"deleted the disk snapshot {self._name!r} of {disk.vdev}"]
 
     def _is_ours(self, qemu: GuestQemu, vdev: str, began: float) -> bool:
         return any(t.name == self._name and t.date >= began - 1 for t in qemu.tags(vdev))
@@ -79,7 +84,7 @@ class Internal:
         qemu.execute(_DELETE, {"device": qemu.node(vdev), "name": name})
 
     def artefacts(self, qemu: GuestQemu, domain: str) -> list[Artefact]:
-        """What was made."""
+        """The disk snapshots, and how to delete each."""
         return [
             Artefact(
                 kind="disk snapshot",
@@ -95,12 +100,10 @@ class Internal:
     # revert
 
     def check_revert(self) -> None:
-        """:raises Refused: the disk snapshot is not there, or nobody knows which is meant."""
+        """:raises Refused: a disk snapshot is not there, or more than one has the name."""
         for disk in self.disks:
-            try:
+            with refusing_os_errors():
                 tags = [t for t in image_tags(disk) if t.name == self._name]
-            except DiskError as e:
-                raise Refused(str(e)) from e
             if not tags:
                 raise Refused(
                     f"{disk.vdev}: {disk.target} has no disk snapshot {self._name!r} "
@@ -109,37 +112,36 @@ class Internal:
             if len(tags) > 1:
                 raise Refused(
                     f"{disk.vdev}: {disk.target} has {len(tags)} disk snapshots named "
-                    f"{self._name!r}: delete those that are not meant"
+                    f"{self._name!r}: delete all but the one to revert to"
                 )
 
     def revert(self) -> None:
-        """Apply the snapshots, each image's present state first kept in it under a tag of ours.
+        """Apply the snapshots; first keep the present state of each image inside, under a tag.
 
-        A tag of that name that is there already stays as it is, for it may have been made by a run
-        of this that was interrupted, and then has the only copy of what was before. It may also be
-        one that :meth:`finish_revert` once failed to delete, and then the present state is not
-        kept. Nothing but the run itself can tell the two apart, and only for a restore that fails
-        does it matter. Nobody else's can have that name (:data:`~pyxlsnap.model.KEPT_SUFFIX`), so
-        :meth:`finish_revert` deletes it in both cases.
+        A tag of that name that is there already stays as it is. It may have been made by a revert
+        that was interrupted, and then holds the only copy of the previous state. Or
+        :meth:`finish_revert` once failed to delete it, and then the present state is not kept. The
+        two cannot be told apart, and it matters only if the restore fails. Only a revert uses such
+        names (:data:`~pyxlsnap.model.KEPT_SUFFIX`), so :meth:`finish_revert` deletes the tag in
+        both cases.
 
-        :raises DiskError: another process has an image open, for longer than a QEMU takes to end;
-            nothing was written then.
+        :raises DiskError: an image is still in use; nothing was written then.
         """
         for disk in self.disks:
-            wait_released(disk)
+            wait_until_unused(disk, Path(disk.target))
         for disk in self.disks:
             if self._kept_name not in [t.name for t in image_tags(disk)]:
                 qemu_img(disk, "snapshot", "-c", self._kept_name, disk.target)
             qemu_img(disk, "snapshot", "-a", self._name, disk.target)
 
     def finish_revert(self, qemu: GuestQemu) -> list[str]:
-        """Delete what was kept; returns what could not be deleted."""
+        """Delete the kept states; returns what could not be deleted, a line each."""
         left = []
         for disk in self.disks:
             try:
                 if any(t.name == self._kept_name for t in qemu.tags(disk.vdev)):
                     self._delete(qemu, disk.vdev, self._kept_name)
-            except MonitorError as e:
+            except QmpError as e:
                 left.append(
                     f"disk snapshot {self._kept_name!r} (the disk before the revert) in "
                     f"{disk.target}: {e}"

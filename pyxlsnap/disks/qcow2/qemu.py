@@ -1,26 +1,22 @@
-"""The guest's QEMU as the disk strategies see it; qemu-img, for images that no QEMU has.
+"""The guest's QEMU as the disk strategies see it; qemu-img, for images that no QEMU has open.
 
-Under Xen QEMU opens its images with locking off: nothing here runs qemu-img for writing on an image
-while any process has it.
+Under Xen QEMU opens its images with locking off. So nothing here runs qemu-img for writing on an
+image that any process has open.
 """
 
 import json
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyxlsnap.disks.qcow2 import qmp
-from pyxlsnap.errors import DiskError, MonitorError, Refused
-from pyxlsnap.linux.processes import holders, process_text
+from pyxlsnap.errors import DiskError, QmpError, Refused
 from pyxlsnap.model import Disk
 
 _QEMU_IMG_S = 600.0
-_RELEASED_S = 60.0
-_POLL_S = 0.1
-#: the nodes that we make begin so, and go on with the vdev: QEMU does not tell whose node one is
+#: prefix of the nodes that we make, before the vdev: QEMU does not tell which disk a node is of
 NODE_PREFIX = "xlsnap"
 
 
@@ -37,16 +33,16 @@ class GuestQemu:
     """A connection to the QEMU of one guest, and the node of each disk in it."""
 
     def __init__(self) -> None:
-        self._monitor: qmp.Monitor | None = None
+        self._connection: qmp.QmpConnection | None = None
         self._nodes: dict[str, str] = {}
 
     def connect(self, domid: int, disks: Sequence[Disk]) -> None:
         """Connect and find the disks.
 
-        :raises MonitorError: QEMU does not answer.
-        :raises Refused: it does not have a disk, or has one twice; the others are known then.
+        :raises QmpError: QEMU does not answer.
+        :raises Refused: it does not have a disk, or has it twice; the other disks were found.
         """
-        self._monitor = qmp.Monitor(qmp.socket_path(domid))
+        self._connection = qmp.QmpConnection(qmp.socket_path(domid))
         attached = [
             b["inserted"]["node-name"] for b in self.execute("query-block") if "inserted" in b
         ]
@@ -62,18 +58,18 @@ class GuestQemu:
 
     def close(self) -> None:
         """Disconnect. Idempotent."""
-        if self._monitor:
-            self._monitor.close()
-            self._monitor = None
+        if self._connection:
+            self._connection.close()
+            self._connection = None
 
     def node(self, vdev: str) -> str:
-        """:raises MonitorError: the disk was not found."""
+        """:raises QmpError: the disk was not found."""
         if vdev not in self._nodes:
-            raise MonitorError(f"{vdev}: not found in the guest's QEMU", command="connect")
+            raise QmpError(f"{vdev}: not found in the guest's QEMU", command="connect")
         return self._nodes[vdev]
 
     def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
-        """See :meth:`pyxlsnap.disks.qcow2.qmp.Monitor.execute`."""
+        """See :meth:`pyxlsnap.disks.qcow2.qmp.QmpConnection.execute`."""
         return self._connected().execute(command, arguments)
 
     def version(self) -> tuple[int, int]:
@@ -81,7 +77,7 @@ class GuestQemu:
         return self._connected().version()
 
     def image(self, vdev: str) -> dict[str, Any]:
-        """What QEMU says of a disk's image (ImageInfo): it may not be on the disk yet."""
+        """QEMU's ImageInfo of a disk; the file itself may not have all of it yet."""
         node = self.node(vdev)
         image: dict[str, Any] = next(
             n["image"] for n in self._qcow2_nodes() if n["node-name"] == node
@@ -92,10 +88,10 @@ class GuestQemu:
         """The snapshots in a disk's image."""
         return _tags_of(self.image(vdev))
 
-    def _connected(self) -> qmp.Monitor:
-        if self._monitor is None:
-            raise MonitorError("not connected to the guest's QEMU", command="connect")
-        return self._monitor
+    def _connected(self) -> qmp.QmpConnection:
+        if self._connection is None:
+            raise QmpError("not connected to the guest's QEMU", command="connect")
+        return self._connection
 
     def _qcow2_nodes(self) -> list[dict[str, Any]]:
         nodes = self.execute("query-named-block-nodes", {"flat": True})
@@ -103,10 +99,11 @@ class GuestQemu:
 
 
 def _only_node(disk: Disk, nodes: list[dict[str, Any]]) -> str:
-    """Of the nodes that serve disks the one that serves this; QEMU must have it only once.
+    """The node that serves this disk, among the nodes that serve disks.
 
-    Of a node that an external snapshot made QEMU knows a file's name that is gone: it is known by
-    its own name.
+    A node that an external snapshot made has a file name that is gone; it is found by its own name.
+
+    :raises Refused: QEMU does not have the disk, or has it twice.
     """
     ours = f"{NODE_PREFIX}-{disk.vdev}-"
     found = [
@@ -114,8 +111,8 @@ def _only_node(disk: Disk, nodes: list[dict[str, Any]]) -> str:
     ]
     if not found:
         raise Refused(
-            f"{disk.vdev}: the guest's QEMU does not have {disk.target} open: was another file put "
-            f"in its place? Restart the guest, or leave {disk.vdev} out of `disks`"
+            f"{disk.vdev}: the guest's QEMU does not have {disk.target} open: was the file "
+            f"replaced? Restart the guest, or leave {disk.vdev} out of `disks`"
         )
     if len(found) > 1:
         raise Refused(
@@ -139,33 +136,12 @@ def _tags_of(image: dict[str, Any]) -> list[Tag]:
     ]
 
 
-def wait_released(disk: Disk) -> None:
-    """Wait until no other process has the image open; a QEMU that was killed takes a moment."""
-    end = time.monotonic() + _RELEASED_S
-    while pids := _holders(disk):
-        if time.monotonic() >= end:
-            raise DiskError(
-                f"{disk.target} is still open in {', '.join(map(process_text, pids))}, and to "
-                f"write to it now would damage it: make sure that this ends, then run the command "
-                f"again",
-                vdev=disk.vdev,
-            )
-        time.sleep(_POLL_S)
-
-
-def _holders(disk: Disk) -> list[int]:
-    try:
-        return holders(Path(disk.target))
-    except OSError as e:
-        raise DiskError(f"{disk.target}: {e.strerror}", vdev=disk.vdev) from e
-
-
 def image_info(disk: Disk, path: str = "") -> dict[str, Any]:
-    """What qemu-img says of the disk's image, or of another one for it.
+    """qemu-img's information on the disk's image, or on another image of the disk.
 
-    With -U: a QEMU may have it, we only read (and then what it says may be old).
+    With -U, as a QEMU may have the image open: then the information may be old.
 
-    :raises DiskError: it is no qcow2 image, or damaged.
+    :raises DiskError: it is not a qcow2 image, or is damaged.
     """
     said = qemu_img(disk, "info", "-U", "-f", "qcow2", "--output=json", path or disk.target)
     info: dict[str, Any] = json.loads(said)
@@ -173,21 +149,21 @@ def image_info(disk: Disk, path: str = "") -> dict[str, Any]:
 
 
 def image_chain(disk: Disk, path: str) -> list[dict[str, Any]]:
-    """The same of an image and all those that it stands on, which need not be qcow2."""
+    """The same of an image and all its backing files, which need not be qcow2."""
     said = qemu_img(disk, "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", path)
     chain: list[dict[str, Any]] = json.loads(said)
     return chain
 
 
 def image_tags(disk: Disk) -> list[Tag]:
-    """The snapshots in an image on disk."""
+    """The snapshots in a disk's image, as the file has them."""
     return _tags_of(image_info(disk))
 
 
 def qemu_img(disk: Disk, *arguments: str) -> str:
     """Run qemu-img.
 
-    :raises DiskError: it failed; the message has what it said.
+    :raises DiskError: it failed; the message has its last line of output.
     """
     try:
         run = subprocess.run(

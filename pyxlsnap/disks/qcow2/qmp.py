@@ -1,4 +1,4 @@
-"""The guest's QEMU over QMP: qemu.qmp behind a blocking face, every command with a time limit."""
+"""QMP to the guest's QEMU: qemu.qmp with blocking calls, each with a time limit."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from pyxlsnap import paths
-from pyxlsnap.errors import MonitorError
+from pyxlsnap.errors import QmpError
 
 T = TypeVar("T")
 
@@ -17,14 +17,14 @@ COMMAND_S = 30.0
 
 
 def socket_path(domid: int) -> Path:
-    """The monitor that libxl itself never uses: a monitor serves one client at a time."""
+    """The QMP socket that libxl itself never uses: a QMP socket serves one client at a time."""
     return paths.QEMU_SOCKETS / f"qmp-libxenstat-{domid}"
 
 
-class Monitor:
+class QmpConnection:
     """A connection to one QEMU, to be closed after use.
 
-    :raises MonitorError: nobody answers; another client may be holding the socket.
+    :raises QmpError: no answer; another client may be connected to the socket.
     """
 
     def __init__(self, path: Path, *, timeout_s: float = GREETING_S) -> None:
@@ -46,7 +46,7 @@ class Monitor:
     ) -> Any:
         """Run one command and return its answer.
 
-        :raises MonitorError: QEMU refused it, or did not answer within ``timeout_s`` seconds (then
+        :raises QmpError: QEMU refused it, or did not answer within ``timeout_s`` seconds (then
             nobody knows whether it was done).
         """
         return self._run(self._client.execute(command, arguments), command, timeout_s)
@@ -57,17 +57,17 @@ class Monitor:
         return (qemu["major"], qemu["minor"])
 
     def close(self) -> None:
-        """Disconnect. Idempotent; raises nothing but an interrupt, and lets go even then.
+        """Disconnect. Idempotent; raises nothing but an interrupt, and disconnects even then.
 
-        It is called while the error of an operation is on its way, which must not be replaced.
+        Called while an operation's error is being raised, which must not be replaced by another.
         """
         if self._loop.is_closed():
             return
         try:
-            # QMPClient hands out whatever ended its reader, an EOFError if QEMU has died.
+            # QMPClient raises what ended its reader: an EOFError if QEMU has died.
             self._run(self._client.disconnect(), "disconnect", GREETING_S)
         except (Exception, asyncio.CancelledError):
-            pass  # gone is gone
+            pass  # it is disconnected all the same
         finally:
             self._loop.close()
 
@@ -75,15 +75,16 @@ class Monitor:
         try:
             return self._loop.run_until_complete(asyncio.wait_for(coroutine, timeout_s))
         except TimeoutError as e:
-            raise MonitorError(
+            raise QmpError(
                 f"QEMU did not answer {command} on {self._path} within {timeout_s:g} s",
                 command=command,
             ) from e
         except ExecuteError as e:
-            raise MonitorError(f"QEMU refused {command}: {e}", command=command, refused=True) from e
+            raise QmpError(f"QEMU refused {command}: {e}", command=command, refused=True) from e
         except EOFError as e:
-            raise MonitorError(
-                f"QEMU's monitor {self._path}: QEMU hung up (it may have died)", command=command
+            raise QmpError(
+                f"QMP socket {self._path}: QEMU closed the connection (it may have died)",
+                command=command,
             ) from e
         except (QMPError, OSError) as e:
-            raise MonitorError(f"QEMU's monitor {self._path}: {e}", command=command) from e
+            raise QmpError(f"QMP socket {self._path}: {e}", command=command) from e

@@ -1,6 +1,6 @@
-"""qcow2 disks: those with internal and those with external snapshots, in one QMP transaction.
+"""qcow2 disks, with internal or external snapshots: all taken in one QMP transaction.
 
-That transaction is the commit point of a whole snapshot: QEMU does all of it or nothing.
+The transaction is the commit point of the whole snapshot: QEMU does all of it, or nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,8 @@ from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
-from pyxlsnap.errors import MonitorError, PyxlsnapError, Refused
+from pyxlsnap.disks.undo import undo_each
+from pyxlsnap.errors import QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -39,16 +40,16 @@ class Qcow2:
             self._activate = self._how_to_activate()
             self._internal.check(self._qemu)
             self._external.check(self._qemu)
-        except MonitorError as e:
+        except QmpError as e:
             raise Refused(
-                f"{', '.join(self.vdevs)}: cannot talk to the guest's QEMU ({e}); is another "
-                f"program (xentop?) connected to its monitor?"
+                f"{', '.join(self.vdevs)}: cannot talk to the guest's QEMU ({e}): is another "
+                f"program (xentop?) connected to its QMP socket?"
             ) from e
 
     def _how_to_activate(self) -> tuple[tuple[str, dict[str, object]], ...]:
-        """After a live suspend of an HVM guest QEMU refuses to write into images (xen-lab.md, E2).
+        """The commands that let QEMU write into images after a live suspend of an HVM guest.
 
-        External snapshots do not need that.
+        QEMU refuses to, else (xen-lab.md, E2). External snapshots do not need it.
         """
         if not (self._inactive and self._internal.disks):
             return ()
@@ -72,7 +73,7 @@ class Qcow2:
         actions = self._internal.actions(self._qemu) + self._external.actions(self._qemu)
         try:
             self._qemu.execute("transaction", {"actions": actions})
-        except MonitorError as e:
+        except QmpError as e:
             if e.refused:
                 self._internal.refused()
             raise
@@ -85,19 +86,7 @@ class Qcow2:
         self._external.settle()
 
     def undo_create(self) -> list[str]:
-        undone: list[str] = []
-        left: list[PyxlsnapError] = []
-        try:
-            undone += self._internal.undo(self._qemu)
-        except PyxlsnapError as e:
-            left.append(e)
-        try:
-            undone += self._external.undo()
-        except PyxlsnapError as e:
-            left.append(e)
-        if left:
-            raise left[0] if len(left) == 1 else PyxlsnapError("; ".join(map(str, left)))
-        return undone
+        return undo_each([*self._internal.undos(self._qemu), *self._external.undos()])
 
     def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
         self._external.adopt(state)
@@ -126,7 +115,7 @@ class Qcow2:
             return left
         try:
             self._qemu.connect(domid, self._internal.disks)
-        except (MonitorError, Refused) as e:
+        except (QmpError, Refused) as e:
             vdevs = ", ".join(d.vdev for d in self._internal.disks)
             return [*left, f"what was kept in {vdevs} (the disks before the revert): {e}"]
         return left + self._internal.finish_revert(self._qemu)

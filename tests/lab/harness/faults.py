@@ -92,7 +92,7 @@ class Stage:
     def assert_clean(self) -> None:
         """Nothing is left of any operation, and somebody watches the guest: xl, or one of ours."""
         guest = self.guest
-        watchers = (f"[p]yxlsnap.watcher {guest.uuid}", f"[x]l create .*/{guest.name}.cfg")
+        watchers = (f"[p]yxlsnap.monitor {guest.uuid}", f"[x]l create .*/{guest.name}.cfg")
         count = "; ".join(f"pgrep -cf '{watcher}'" for watcher in watchers)
         end = time.monotonic() + LEAVES_S
         while True:

@@ -21,6 +21,7 @@ from pyxlsnap import cfgfile
 from pyxlsnap.create.operation import create
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.disks.qcow2 import qmp
+from pyxlsnap.request import Callbacks, CreateRequest
 from pyxlsnap.xen.toolstack import Toolstack
 
 CHANGES = re.compile(r"os\.(link|symlink|rename|remove|rmdir|mkdir|truncate|ch|set)|subprocess")
@@ -82,9 +83,9 @@ def _of_disks() -> bool:
 
 def watch(points: Points) -> None:
     """Put the points into the code."""
-    execute, popen, steps = qmp.Monitor.execute, subprocess.Popen.__init__, Creation.steps
+    execute, popen, steps = qmp.QmpConnection.execute, subprocess.Popen.__init__, Creation.steps
 
-    def executing(self: qmp.Monitor, command: str, *args: Any, **kwargs: Any) -> Any:
+    def executing(self: qmp.QmpConnection, command: str, *args: Any, **kwargs: Any) -> Any:
         if not command.startswith("query-"):
             points.before(f"QMP {command}")
         return execute(self, command, *args, **kwargs)
@@ -94,7 +95,7 @@ def watch(points: Points) -> None:
         if _of_disks():
             points.reached(f"while {Path(args[0]).name} {args[1]} runs")
 
-    qmp.Monitor.execute = executing  # type: ignore[method-assign]
+    qmp.QmpConnection.execute = executing  # type: ignore[method-assign]
     subprocess.Popen.__init__ = starting  # type: ignore[assignment, method-assign]
     Creation.steps = lambda self: [  # type: ignore[method-assign]
         (name, points.step(name, do)) for name, do in steps(self)
@@ -108,7 +109,7 @@ def main() -> None:
     points = Points(wanted.name or "", *(kill_at or [""]))
     watch(points)
     with Toolstack(operation="create", domain=domain) as host:
-        create(host, domain, wanted)
+        create(host, CreateRequest(domain=domain, config=wanted), Callbacks())
     print(json.dumps(points.seen))
 
 

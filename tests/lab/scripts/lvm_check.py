@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyxlsnap.disks.lvm import base
+from pyxlsnap.disks import in_use
 from pyxlsnap.disks.lvm.commands import Volume, free_space, is_lvm, is_thin, volumes
 from pyxlsnap.disks.lvm.names import mapped_name
 from pyxlsnap.disks.lvm.thick import LvmThick, needed
@@ -203,12 +203,12 @@ def check_open(lv: str) -> None:
     create(lv, "open")
     write(lv, "open")
     state = digest(lv)
-    base._CLOSED_S = 1.0
-    with path(lv).open("rb"), refused(DiskError, "still open"):
+    in_use._UNUSED_S = 1.0
+    with path(lv).open("rb"), refused(DiskError, "still in use by"):
         strategy(lv, "open").revert()
     assert digest(lv) == state
     assert not any(name.endswith(KEPT_SUFFIX) for name in found())
-    base._CLOSED_S = 60.0
+    in_use._UNUSED_S = 60.0
     run("lvremove", "-f", f"{VG}/{lv}-open")
 
 

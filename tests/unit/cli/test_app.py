@@ -92,7 +92,7 @@ class TestUsage:
         ("text", "says"),
         [
             ("nam = 'x'\n", "nam: unknown key; did you mean name?"),
-            ("name = '1'\n", "name: snapshot name '1': digits alone"),
+            ("name = '1'\n", "name: snapshot name '1': qemu-img takes digits alone"),
             ("disks = 'x'\n", "disks: must be a list"),
             ("disks = ['nonsense']\n", "disk 'nonsense': "),
             ("name = \n", "syntax error"),
@@ -152,7 +152,7 @@ class TestNoXen:
         (tmp_path / "a.cfg").write_text("name = 'theirs'\n")
         found = run("snapshot-create", "vm1", "a.cfg", "--name=mine", cwd=tmp_path)
         assert found.returncode == 3
-        assert "the name is theirs, as the cfgfile says, not mine" in found.stderr
+        assert "the cfgfile says that the name is theirs: mine is ignored" in found.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

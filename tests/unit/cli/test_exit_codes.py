@@ -20,11 +20,11 @@ from jsonschema import Draft202012Validator
 
 from pyxlsnap import errors
 from pyxlsnap.cli.parser import build_parser
-from pyxlsnap.create import operation as create_operation
 from pyxlsnap.errors import Aborted, DiskError, PyxlsnapError, XenError
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import Disk
 from pyxlsnap.model import SnapshotConfig as Config
+from tests.unit.support import operations
 from tests.unit.support.fakes import UUID, World, config_of
 from tests.unit.support.hosted import ROOT, Hosted, Scene, caller, plain, state
 from tests.unit.test_hostile import tree
@@ -229,7 +229,8 @@ SCENARIOS = (
     Scenario("like-none", 3, "snapshot-create web", ("no domain 'web' (see `xl list`)",)),
     Scenario("other-domain", 3, "snapshot-revert vm9 CFG", ("'vm9'", "'vm1': name that")),
     Scenario("recover-none", 3, "snapshot-recover vm9", ("'vm9'", "see `xl list`")),
-    Scenario("busy", 3, CREATE, ("vm1 is under way", f"{UUID}.lock", "wait for it"), before=held),
+    Scenario("busy", 3, CREATE,
+             ("vm1 is under way", f"{UUID}.lock", "wait until that operation has ended"), before=held),
     Scenario("recover-busy", 3, "snapshot-recover vm1", ("under way", "wait for it"), before=held),
     Scenario("taken", 3, "snapshot-create vm1 --name snap",
              ("snap.save exists", "left as it is", "choose another name")),
@@ -237,7 +238,7 @@ SCENARIOS = (
     Scenario("memory-gone", 3, REVERT, ("snap.save: cannot be read: No such file",),
              before=lambda host: memory_file(host).unlink()),
     Scenario("unfinished", 3, CREATE,
-             ("create of vm1 (other)", f"run `pyxlsnap snapshot-recover {UUID}` first"),
+             ("create of vm1 (snapshot other)", f"run `pyxlsnap snapshot-recover {UUID}` first"),
              before=killed),
     Scenario("suspended", 3, CREATE,
              ("vm1 is suspended", f"`pyxlsnap snapshot-recover {UUID}`"), before=suspended),
@@ -262,7 +263,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosted:
     found = Hosted(tmp_path, monkeypatch)
     guest = found.world.guest(found.world.image("xvda", "then"), found.world.image("xvdb", "then"))
     guest.memory = "then"
-    create_operation.create(found.world.host, "vm1", Config("snap"))
+    operations.create(found.world.host, "vm1", Config("snap"))
     found.world.storage.content |= {"xvda": "now", "xvdb": "now"}
     guest.memory = "now"
     return found

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import files as snapshot_files
-from pyxlsnap.create import operation as create_operation
 from pyxlsnap.create import paused
-from pyxlsnap.create.plan import CreatePlan, plan_create
+from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.errors import (
     Aborted,
@@ -25,28 +24,30 @@ from pyxlsnap.errors import (
     Busy,
     DomainNotFound,
     Interrupted,
-    MonitorError,
     NeedsAttention,
     OperationFailed,
     PyxlsnapError,
+    QmpError,
     Refused,
     XenError,
 )
-from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.journal import Journal
 from pyxlsnap.linux import files
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.memory import read_header, walk
 from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
 from pyxlsnap.results import Plan, Progress, Snapshot
-from pyxlsnap.revert.plan import plan_revert
+from tests.unit.support import operations
+from tests.unit.support.entries import revert_entry
 from tests.unit.support.fakes import UUID, FailsAtStep, FakeGuest, World
+from tests.unit.support.operations import plan_create, plan_revert
 
 STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
 WHEN = ("before", "after")
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "xen": lambda: XenError("no", rc=-3, operation="some call"),
     "full": lambda: OSError(errno.ENOSPC, "No space left on device"),
-    "qemu": lambda: MonitorError("no", command="transaction"),
+    "qemu": lambda: QmpError("no", command="transaction"),
     "bug": lambda: RuntimeError("a bug"),
     "ctrl-c": KeyboardInterrupt,
 }
@@ -68,9 +69,7 @@ class Case:
         self.cancel = Cancel()
         self.at_fault = self.before
         self.suspended_at_fault = False
-        self.plan: CreatePlan = plan_create(
-            world.host, self.guest, WANTED, live=live, directory=world.directory
-        )
+        self.plan: CreatePlan = plan_create(world.host, self.guest, WANTED, live=live)
         self.journal = Journal(UUID)
 
     @property
@@ -78,7 +77,7 @@ class Case:
         return self.plan.memory_path
 
     def creation(self) -> Creation:
-        return Creation(self.plan, self.journal, cancel=self.cancel)
+        return Creation(self.plan, cancel=self.cancel)
 
     def run(self) -> Snapshot:
         return self.creation().run()
@@ -96,7 +95,7 @@ class Case:
             self.suspended_at_fault = self.guest.suspended
             fault()
 
-        creation = Faulty(self.plan, self.journal, cancel=self.cancel)
+        creation = Faulty(self.plan, cancel=self.cancel)
         creation.at, creation.when, creation.fault = step, when, remembered
         with pytest.raises(OperationFailed) as caught:
             creation.run()
@@ -156,7 +155,7 @@ def test_a_cancel_at_any_step_rolls_back(world: World, step: str, when: str) -> 
 
 def test_a_cancel_in_the_last_step_is_too_late(world: World) -> None:
     case = Case(world)
-    creation = Faulty(case.plan, case.journal, cancel=case.cancel)
+    creation = Faulty(case.plan, cancel=case.cancel)
     creation.at, creation.when, creation.fault = STEPS[-1], "before", case.cancel.set
     assert creation.run().name == "snap"
     assert case.memory_path.exists()
@@ -261,7 +260,7 @@ def test_a_guest_destroyed_by_somebody_else_needs_a_person(world: World, verb: s
 @pytest.mark.parametrize(
     "error",
     [
-        MonitorError("gone", command="x"),
+        QmpError("gone", command="x"),
         OSError(errno.EIO, "Input/output error"),
         RuntimeError("a bug"),
     ],
@@ -399,11 +398,13 @@ def test_a_damaged_stream_is_no_snapshot(world: World) -> None:
     case.assert_as_before()
 
 
-def test_a_journal_that_cannot_be_written_stops_it(world: World) -> None:
+def test_a_journal_that_cannot_be_written_stops_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = Case(world)
     blocked = world.root / "blocked"
     blocked.touch()
-    case.journal = Journal(UUID, directory=blocked / "journals")
+    monkeypatch.setattr(paths, "JOURNALS", blocked / "journals")
     case.before = world.photo()
     assert case.fails().step == "journal"
     case.assert_as_before()
@@ -466,7 +467,7 @@ class TestSuccess:
         case.run()
         with case.memory_path.open("rb") as file:
             header = read_header(file, "x")
-            assert header.config_json == case.plan.config.json
+            assert header.config_json == case.plan.examined.config.json
             assert header.metadata == case.plan.metadata
             assert header.metadata.state is RunState.RUNNING
             assert header.metadata.versions["xen"] == "4.17"
@@ -545,7 +546,7 @@ class TestTheWholeFunction:
     def make(self, world: World, **options: object) -> Snapshot:
         path = world.root / "images" / "m.save"
         wanted = SnapshotConfig(name="snap", memory_path=str(path))
-        return create_operation.create(world.host, "vm1", wanted, **options)  # type: ignore[arg-type]
+        return operations.create(world.host, "vm1", wanted, **options)  # type: ignore[arg-type]
 
     def test_takes_a_snapshot_and_lets_go_of_lock_and_disks(self, world: World) -> None:
         world.guest(world.image("xvda"))
@@ -563,7 +564,7 @@ class TestTheWholeFunction:
 
     def test_a_failure_lets_go_of_lock_and_disks(self, world: World) -> None:
         world.guest(world.image("xvda"))
-        world.fail("create xvda", MonitorError("no", command="transaction"))
+        world.fail("create xvda", QmpError("no", command="transaction"))
         with pytest.raises(OperationFailed):
             self.make(world)
         assert "close xvda" in world.events
@@ -588,7 +589,7 @@ class TestTheWholeFunction:
 
     def test_an_unfinished_operation_is_to_be_recovered_first(self, world: World) -> None:
         case = Case(world)
-        world.fail("undo xvda", MonitorError("no", command="x"))
+        world.fail("undo xvda", QmpError("no", command="x"))
         case.fails_at("disk snapshots", "after", raising(FAULTS["bug"]), NeedsAttention)
         with pytest.raises(Refused, match=f"snapshot-recover {UUID}"):
             self.make(world)
@@ -642,10 +643,10 @@ def _renamed(guest: FakeGuest) -> None:
 
 
 INTERFERENCE = [
-    (_paused, "somebody else has paused vm1 meanwhile"),
+    (_paused, "another program has paused vm1 meanwhile"),
     (_suspended, "vm1 has shut down meanwhile (suspend)"),
     (_powered_off, "vm1 has shut down meanwhile (poweroff)"),
-    (_renamed, "vm1 has been renamed to vm9 meanwhile"),
+    (_renamed, "vm1 was renamed to vm9 meanwhile"),
 ]
 
 
@@ -666,7 +667,7 @@ def test_interference_is_noticed_before_anything_is_asked_of_the_guest(
 def test_an_owners_unpause_is_noticed(world: World) -> None:
     case = Case(world, paused=True)
     error = case.fails_at("header", "after", case.guest.unpause, OperationFailed)
-    assert "somebody else has unpaused vm1 meanwhile" in str(error)
+    assert "another program has unpaused vm1 meanwhile" in str(error)
     assert case.guest.runs
     assert world.photo() == case.before
 
@@ -679,7 +680,7 @@ def test_a_disk_that_comes_while_the_memory_is_saved_is_noticed(world: World) ->
         case.guest.attached = ("/dev/new",)
 
     case.guest.while_suspending = attach
-    assert "disks of vm1 have come or gone meanwhile: /dev/new" in str(case.fails())
+    assert "disks of vm1 were attached or detached meanwhile: /dev/new" in str(case.fails())
     assert not [e for e in world.events if e.startswith("create")]
     case.assert_as_before()
 
@@ -701,7 +702,7 @@ def test_a_cancel_while_a_frontend_is_waited_for(world: World) -> None:
     threading.Timer(0.2, case.cancel.set).start()
     start = time.monotonic()
     with pytest.raises(Interrupted, match="the snapshot of vm1 was interrupted"):
-        create_operation.create(world.host, "vm1", WANTED, cancel=case.cancel)
+        operations.create(world.host, "vm1", WANTED, cancel=case.cancel)
     assert time.monotonic() - start < 10
     assert "suspend" not in world.events
     case.assert_as_before()
@@ -723,7 +724,7 @@ def test_a_cancel_while_the_memory_file_is_read_back(
 
 class TestADryRun:
     def preview(self, world: World, **options: object) -> Plan:
-        return create_operation.preview(world.host, "vm1", WANTED, **options)  # type: ignore[arg-type]
+        return operations.preview_create(world.host, "vm1", WANTED, **options)  # type: ignore[arg-type]
 
     def test_says_what_the_run_would_do_and_touches_nothing(self, world: World) -> None:
         case = Case(world)
@@ -741,7 +742,7 @@ class TestADryRun:
         case.assert_as_before()
         assert case.journal.read() is None
         assert "suspend" not in world.events
-        made = create_operation.create(world.host, "vm1", WANTED, live=True)
+        made = operations.create(world.host, "vm1", WANTED, live=True)
         assert (plan.memory_path, plan.cfgfile) == (made.memory_path, made.cfgfile)
 
     def test_is_refused_as_the_run_would_be(self, world: World) -> None:
@@ -778,7 +779,7 @@ class TestADryRun:
         case = Case(world)
         case.guest.memory_kb = 16 << 20
         world.expected_seconds = disk_seconds
-        for run in (create_operation.preview, create_operation.create):
+        for run in (operations.preview_create, operations.create):
             with pytest.raises(Refused, match=f"and {allowed:g} s were allowed: .*{way_out}"):
                 run(world.host, "vm1", WANTED, live=live, max_downtime=allowed)
         case.assert_as_before()
@@ -808,7 +809,7 @@ def test_a_second_ctrl_c_does_not_stop_the_undo(world: World, verb: str) -> None
 
 def test_a_journal_of_another_operation_is_left_alone(world: World) -> None:
     case = Case(world)
-    other = Entry("revert", UUID, 1, "vm1", "other", begun=True)
+    other = revert_entry(name="other", destroy_begun=True)
     case.journal.write(other)
     assert case.fails().step == "journal"
     assert case.journal.read() == other

@@ -3,7 +3,6 @@
 The plan of a revert is in test_revert.py.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -11,17 +10,18 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap import cfgfile, paths
-from pyxlsnap.cancel import Cancelled
+from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import plan as plan_module
-from pyxlsnap.create.plan import CreatePlan, plan_create
+from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.disks.copy.block_device import BlockCopy
 from pyxlsnap.disks.copy.raw_file import RawFile
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.registry import choose, default_request, strategies
-from pyxlsnap.errors import AlreadyExists, MonitorError, Refused, UsageError
+from pyxlsnap.errors import AlreadyExists, QmpError, Refused, UsageError
 from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
 from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
+from tests.unit.support.operations import plan_create
 
 
 def planned(
@@ -30,9 +30,9 @@ def planned(
     wanted: SnapshotConfig = SnapshotConfig("snap"),  # noqa: B008
     *,
     live: bool = False,
-    check: Callable[[], None] = lambda: None,
+    cancel: Cancel | None = None,
 ) -> CreatePlan:
-    return plan_create(world.host, guest, wanted, live=live, directory=world.directory, check=check)
+    return plan_create(world.host, guest, wanted, live=live, cancel=cancel)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ class TestFilledIn:
 
     def test_the_cfgfile_is_complete(self, world: World, guest: FakeGuest) -> None:
         plan = planned(world, guest, SnapshotConfig("snap", "why"))
-        found = cfgfile.parse(plan.cfgfile_text.encode(), file="x")
+        found = cfgfile.parse(plan.places.cfgfile_text.encode(), file="x")
         assert found == SnapshotConfig(
             "snap", "why", str(plan.memory_path), (DiskRequest("xvda"), DiskRequest("xvdb"))
         )
@@ -204,7 +204,7 @@ class TestRefused:
         [
             ({"domid": 0}, "domain 0"),
             ({"stub_domain": True}, "stub domain"),
-            ({"dying": True}, "dying"),
+            ({"dying": True}, "is being destroyed"),
             ({"suspended": True}, "suspended already"),
             ({"shutdown_reason": "reboot"}, "shut down (reboot)"),
         ],
@@ -227,7 +227,7 @@ class TestRefused:
 
     def test_a_shared_disk(self, world: World, guest: FakeGuest) -> None:
         world.guest(*guest.configuration.disks, name="vm2", uuid=OTHER_UUID)
-        assert "domain vm2 has" in self.refusal(world, guest)
+        assert "domain vm2 uses" in self.refusal(world, guest)
 
     def test_a_shared_disk_that_is_not_in_the_snapshot_is_not(
         self, world: World, guest: FakeGuest
@@ -239,7 +239,7 @@ class TestRefused:
         world.storage.snapshots["xvdb", "snap"] = "x"
         assert "xvdb has 'snap' already" in self.refusal(world, guest, kind=AlreadyExists)
 
-    @pytest.mark.parametrize("error", [Refused("no"), MonitorError("no", command="x")])
+    @pytest.mark.parametrize("error", [Refused("no"), QmpError("no", command="x")])
     def test_a_check_that_fails_lets_go_of_every_strategy(
         self, world: World, guest: FakeGuest, error: Exception
     ) -> None:
@@ -252,11 +252,10 @@ class TestRefused:
     ) -> None:
         guest.frontends = [{"vif/0": 3}]
 
-        def interrupt() -> None:
-            raise Cancelled
-
+        cancel = Cancel()
+        cancel.set()
         with pytest.raises(Cancelled):
-            planned(world, guest, check=interrupt)
+            planned(world, guest, cancel=cancel)
         assert {"close xvda", "close xvdb"} <= set(world.events)
 
 

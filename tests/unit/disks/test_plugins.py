@@ -8,7 +8,6 @@ from textwrap import dedent
 
 import pytest
 
-from pyxlsnap.create import operation as create_operation
 from pyxlsnap.disks import plugins
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
@@ -16,7 +15,7 @@ from pyxlsnap.disks.registry import choose, default_request, strategies
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
 from pyxlsnap.results import Snapshot
-from pyxlsnap.revert import operation as revert_operation
+from tests.unit.support import operations
 from tests.unit.support.fakes import FakeStrategy, World
 
 ARRAY = Disk("xvdb", "array/vol1", "raw", "qdisk", script="block-array")
@@ -123,12 +122,12 @@ def test_a_disk_that_ours_had_stays_with_ours(install: Install, tmp_path: Path) 
 
 
 def test_a_disk_of_a_strategy_that_is_not_installed_any_more() -> None:
-    with pytest.raises(Refused, match=r"xvda was .* 'array', and .* 'qcow2' now: install that"):
+    with pytest.raises(Refused, match=r"xvda: .* by strategy 'array', but 'qcow2' .* now: install"):
         strategies([(QCOW2, DiskRequest("xvda"))], DiskTask("snap"), {"xvda": "array"})
 
 
 def test_a_disk_that_is_in_another_kind_of_storage_now() -> None:
-    with pytest.raises(Refused, match=r"'LVM thin', and .* 'qcow2' now: put it back"):
+    with pytest.raises(Refused, match=r"'LVM thin', but 'qcow2' .* now: move the disk back"):
         strategies([(QCOW2, DiskRequest("xvda"))], DiskTask("snap"), {"xvda": "LVM thin"})
 
 
@@ -136,7 +135,7 @@ def test_a_disk_that_is_in_another_kind_of_storage_now() -> None:
 def test_one_that_calls_itself_as_ours_stops_it(install: Install, kind: str) -> None:
     """A recovery would give its disks to ours."""
     install("storage_k", CODE.replace('kind = "array"', f"kind = {kind!r}"))
-    with pytest.raises(Refused, match=r"xvdb: .* calls itself"):
+    with pytest.raises(Refused, match=r"xvdb: .* has the kind"):
         strategies([(ARRAY, DiskRequest("xvdb"))], DiskTask("snap"))
 
 
@@ -144,7 +143,7 @@ class TestMisbehaving:
     """What fails when the work is done does not make it undone."""
 
     def taken(self, world: World) -> Snapshot:
-        return create_operation.create(world.host, "vm1", SnapshotConfig(name="s"))
+        return operations.create(world.host, "vm1", SnapshotConfig(name="s"))
 
     def test_in_close(
         self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -173,5 +172,5 @@ class TestMisbehaving:
         made = self.taken(world)
         monkeypatch.setattr(FakeStrategy, "finish_revert", lambda self, domid: None)
         wanted = SnapshotConfig(name="s", memory_path=made.memory_path)
-        back = revert_operation.revert(world.host, "vm1", wanted, Path(made.cfgfile))
+        back = operations.revert(world.host, "vm1", wanted, Path(made.cfgfile))
         assert "could not be removed: what fake kept of xvda" in " ".join(back.warnings)

@@ -1,19 +1,12 @@
 """Memory for a domain: dom0 gives as much as is missing, once, and is waited for."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 
 from pyxlsnap.errors import Refused, XenError
 from pyxlsnap.guest import dom0_memory
 from pyxlsnap.guest.dom0_memory import make_room
-from pyxlsnap.results import OnProgress
-from pyxlsnap.xen import toolstack
-from pyxlsnap.xen.ffi import C
-from pyxlsnap.xen.toolstack import Toolstack
 from tests.unit.support.fakes import FakeHost, World, config_of
 
 MIB_KB = 1024
@@ -128,44 +121,3 @@ class TestSpare:
     def test_does_not_count_other_domains(self, world: World, host: FakeHost) -> None:
         world.guest()
         assert dom0_memory.spare_dom0_kb(host) == (2048 - 128) * MIB_KB
-
-
-class Unbound(Toolstack):
-    """A Toolstack without a Xen."""
-
-    def __init__(self) -> None: ...
-
-    @contextmanager
-    def calling(self, on_progress: OnProgress | None = None) -> Iterator[None]:
-        yield
-
-
-class TestToolstack:
-    def test_the_target_is_lowered_and_not_enforced(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked: list[tuple[object, ...]] = []
-
-        def target(_: object, *arguments: object) -> int:
-            asked.append(arguments)
-            return 0
-
-        monkeypatch.setattr(toolstack, "C", SimpleNamespace(libxl_set_memory_target=target))
-        Unbound().shrink_dom0(100)
-        assert asked == [(0, -100, 1, 0)]
-
-    @pytest.mark.parametrize(("rc", "reached"), [(0, True), (-3, False)])
-    def test_dom0_itself_is_waited_for(
-        self, monkeypatch: pytest.MonkeyPatch, rc: int, reached: bool
-    ) -> None:
-        asked: list[tuple[object, ...]] = []
-
-        def wait(_: object, *arguments: object) -> int:
-            asked.append(arguments)
-            return rc
-
-        monkeypatch.setattr(toolstack, "C", SimpleNamespace(libxl_wait_for_memory_target=wait))
-        assert Unbound().wait_for_dom0(stalled_s=10) is reached
-        assert asked == [(0, 10)]
-
-    def test_both_are_bound(self) -> None:
-        assert callable(C.libxl_set_memory_target)
-        assert callable(C.libxl_wait_for_memory_target)

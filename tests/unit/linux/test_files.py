@@ -204,6 +204,15 @@ class TestDirectories:
         assert make_directory(tmp_path) == []
         assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
+    def test_one_that_another_operation_makes_meanwhile_is_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two domains, snapshotted for the first time at the same moment."""
+        missing = [tmp_path / "a", tmp_path / "a" / "b"]
+        (tmp_path / "a").mkdir()
+        monkeypatch.setattr(files, "missing_directories", lambda _: missing)
+        assert make_directory(missing[-1]) == [missing[-1]]
+
     def test_are_removed_again(self, tmp_path: Path) -> None:
         made = make_directory(tmp_path / "a" / "b")
         assert len(remove_directories(made)) == 2

@@ -152,7 +152,7 @@ class TestLibxlLayer:
 
     def test_an_end_with_a_body(self) -> None:
         end = streams.record(0, b"12345678")
-        assert "END: it has a body" in refused(streams.pv_stream()[:-8] + end)
+        assert "END: the record must have no body" in refused(streams.pv_stream()[:-8] + end)
 
     @pytest.mark.parametrize("kind", [6, 0x7FFFFFFF, 0x80000006])
     def test_an_unknown_record_even_an_optional_one(self, kind: int) -> None:
@@ -170,7 +170,7 @@ class TestLibxlLayer:
 
     def test_emulator_state_before_the_image(self) -> None:
         data = streams.LIBXL_HEADER + streams.emulator(3) + streams.hvm_stream()[16:]
-        assert "no LIBXC_CONTEXT before it" in refused(data)
+        assert "no LIBXC_CONTEXT before this record" in refused(data)
 
     @pytest.mark.parametrize(
         "record",
@@ -222,7 +222,7 @@ class TestImage:
     @pytest.mark.parametrize(("kind", "name"), [(2, "X86_PV_INFO"), (3, "X86_PV_P2M_FRAMES")])
     def test_pv_records_needed_by_others(self, kind: int, name: str) -> None:
         records = without(streams.pv_records([streams.page_data([0])]), kind)
-        assert f"no {name} before it" in refused(streams.stream(1, records))
+        assert f"no {name} before this record" in refused(streams.stream(1, records))
 
     @pytest.mark.parametrize(("kind", "name"), [(4, "X86_PV_VCPU_BASIC"), (7, "SHARED_INFO")])
     def test_pv_records_that_must_be_there(self, kind: int, name: str) -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.create.plan import plan_create
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.errors import DomainNotFound, NeedsAttention, OperationFailed, Refused, XenError
 from pyxlsnap.journal import Journal
@@ -24,13 +23,13 @@ from pyxlsnap.monitor import actions as module
 from pyxlsnap.monitor.actions import monitor
 from pyxlsnap.monitor.launch import keep_watched, loses_monitor
 from pyxlsnap.monitor.xl import xl_monitor
-from pyxlsnap.recovery.operation import recover
+from pyxlsnap.request import Callbacks
 from pyxlsnap.results import DomainEvent
-from pyxlsnap.revert import operation as revert_operation
 from pyxlsnap.revert import sequence as revert_module
-from pyxlsnap.revert.plan import plan_revert
 from pyxlsnap.revert.sequence import Reversion
+from tests.unit.support import operations
 from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
+from tests.unit.support.operations import plan_create, plan_revert, recover
 
 WANTED = SnapshotConfig(name="snap")
 
@@ -360,16 +359,16 @@ def test_the_end_of_a_process_is_waited_for() -> None:
 
 
 def not_started(uuid: str) -> None:
-    raise OperationFailed(f"the watch of {uuid} did not begin: no", step="monitor")
+    raise OperationFailed(f"the watch of {uuid} did not start: no", step="monitor")
 
 
 def test_that_nobody_watches_is_said_with_the_way_out() -> None:
     (line,) = keep_watched(not_started, "vm1", UUID)
-    assert "nobody watches vm1 now" in line
-    assert "did not begin: no" in line
+    assert "no process watches vm1 now" in line
+    assert "did not start: no" in line
     assert line.endswith(f"{sys.executable} -P -m pyxlsnap.monitor {UUID}")
     (line,) = keep_watched(None, "vm1", UUID)
-    assert "nobody watches vm1 now:" in line
+    assert "no process watches vm1 now:" in line
     started: list[str] = []
     assert keep_watched(started.append, "vm1", UUID) == []
     assert started == [UUID]
@@ -385,11 +384,11 @@ class Watched:
         self.world = world
         self.guest: FakeGuest = world.guest(world.image("xvda"))
         with xl_watching("vm1"):
-            self.plan = plan_create(world.host, self.guest, WANTED, directory=world.directory)
+            self.plan = plan_create(world.host, self.guest, WANTED)
         self.started: list[str] = []
 
     def creation(self) -> Creation:
-        return Creation(self.plan, Journal(UUID), start_monitor=self.started.append)
+        return Creation(self.plan, Callbacks(start_monitor=self.started.append))
 
 
 def test_ours_takes_the_place_of_xls(world: World) -> None:
@@ -417,22 +416,22 @@ def test_xls_stays_if_the_guest_was_never_suspended(world: World) -> None:
 def test_a_failure_after_which_nobody_watches_needs_attention(world: World) -> None:
     watched = Watched(world)
     world.fail("create xvda", XenError("no", rc=-3, operation="x"))
-    with pytest.raises(NeedsAttention, match="nobody watches vm1"):
-        Creation(watched.plan, Journal(UUID), start_monitor=not_started).run()
+    with pytest.raises(NeedsAttention, match="no process watches vm1"):
+        Creation(watched.plan, Callbacks(start_monitor=not_started)).run()
     assert watched.guest.runs
 
 
 def test_who_does_not_want_ours_is_told(world: World) -> None:
     watched = Watched(world)
-    (warning,) = Creation(watched.plan, Journal(UUID)).run().warnings
-    assert "nobody watches vm1" in warning
+    (warning,) = Creation(watched.plan).run().warnings
+    assert "no process watches vm1" in warning
 
 
 def test_nothing_is_started_where_nobody_watched(world: World) -> None:
     guest = world.guest(world.image("xvda"))
-    plan = plan_create(world.host, guest, WANTED, directory=world.directory)
+    plan = plan_create(world.host, guest, WANTED)
     started: list[str] = []
-    assert Creation(plan, Journal(UUID), start_monitor=started.append).run().warnings == ()
+    assert Creation(plan, Callbacks(start_monitor=started.append)).run().warnings == ()
     assert started == []
 
 
@@ -458,8 +457,10 @@ def test_the_recovery_leaves_xls_where_it_is(world: World) -> None:
 def test_who_does_not_want_ours_is_told_after_a_failure_too(world: World) -> None:
     watched = Watched(world)
     world.fail("create xvda", XenError("no", rc=-3, operation="x"))
-    with pytest.raises(OperationFailed, match="everything is as before, but nobody watches vm1"):
-        Creation(watched.plan, Journal(UUID)).run()
+    with pytest.raises(
+        OperationFailed, match="everything is as before, but no process watches vm1"
+    ):
+        Creation(watched.plan).run()
 
 
 # A revert of a domain that xl watches
@@ -469,7 +470,7 @@ def test_a_revert_waits_for_xl_to_leave(world: World, monkeypatch: pytest.Monkey
     """Its guest may have rebooted just now: then xl starts it, and QEMU has the disks open."""
     monkeypatch.setattr(revert_module, "_XL_S", 0.2)
     watched = Watched(world)
-    made = Creation(watched.plan, Journal(UUID)).run()
+    made = Creation(watched.plan).run()
     cfg = Path(made.cfgfile)
     plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
     with (
@@ -478,7 +479,7 @@ def test_a_revert_waits_for_xl_to_leave(world: World, monkeypatch: pytest.Monkey
     ):
         Reversion(world.host, plan).run()
     assert "revert xvda" not in world.events
-    revert_operation.revert(world.host, UUID, cfgfile.read(cfg), cfg)
+    operations.revert(world.host, UUID, cfgfile.read(cfg), cfg)
 
 
 def test_a_revert_of_a_domain_that_xl_is_starting_again(
@@ -486,10 +487,10 @@ def test_a_revert_of_a_domain_that_xl_is_starting_again(
 ) -> None:
     monkeypatch.setattr(revert_module, "_XL_S", 0.2)
     watched = Watched(world)
-    made = Creation(watched.plan, Journal(UUID)).run()
+    made = Creation(watched.plan).run()
     cfg = Path(made.cfgfile)
     watched.guest.exists = False
     with xl_watching("vm1"), pytest.raises(OperationFailed, match="nothing was changed"):
-        revert_operation.revert(world.host, UUID, cfgfile.read(cfg), cfg)
+        operations.revert(world.host, UUID, cfgfile.read(cfg), cfg)
     assert "revert xvda" not in world.events
     assert Journal(UUID).read() is None

@@ -99,7 +99,7 @@ def test_it_goes_on_by_itself_and_ends_at_sigterm(watcher: Watcher) -> None:
     assert str(watcher.here / "pyxlsnap-vm_1.log") in open_files
     assert not [f for f in open_files if f.startswith("pipe:")]
     os.kill(watcher.pid, signal.SIGTERM)
-    assert "told to stop" in watcher.log("told to stop")
+    assert "stopped by SIGTERM" in watcher.log("stopped by SIGTERM")
     assert watcher.ended()
 
 
@@ -162,7 +162,7 @@ def test_a_log_that_is_a_link_is_not_followed(watcher: Watcher) -> None:
 def test_a_domain_that_is_not_there(watcher: Watcher) -> None:
     watcher.set(WATCH)
     other = UUID.replace("c0de", "beef")
-    with pytest.raises(OperationFailed, match=f"did not begin: there is no domain {other}"):
+    with pytest.raises(OperationFailed, match=f"did not start: there is no domain {other}"):
         api.start_monitor(other)
 
 
@@ -171,7 +171,7 @@ def test_a_domain_that_is_not_there(watcher: Watcher) -> None:
 )
 def test_a_watch_that_does_not_begin(watcher: Watcher, body: str, why: str) -> None:
     watcher.set(body)
-    with pytest.raises(OperationFailed, match=f"did not begin: {why}"):
+    with pytest.raises(OperationFailed, match=f"did not start: {why}"):
         api.start_monitor(UUID)
 
 

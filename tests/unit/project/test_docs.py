@@ -27,7 +27,9 @@ CLASSES = [value for value in PUBLIC if inspect.isclass(value)]
 FUNCTIONS = [
     value for name in pyxlsnap.__all__ if inspect.isfunction(value := getattr(pyxlsnap, name))
 ]
-_RAISES = re.compile(r"^\s+(raise |(self\._?)?check\()|self\._check\(", re.MULTILINE)
+_RAISES = re.compile(
+    r"^\s+(raise |((self\._)?context\.|self\._?)?check\()|self\._check\(", re.MULTILINE
+)
 
 
 @pytest.mark.parametrize("name", [f.__name__ for f in FUNCTIONS])

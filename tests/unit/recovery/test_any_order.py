@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pyxlsnap import cfgfile
-from pyxlsnap.create import operation as create_operation
-from pyxlsnap.create.plan import plan_create
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.errors import (
     DiskError,
@@ -32,12 +30,13 @@ from pyxlsnap.errors import (
 from pyxlsnap.journal import Journal
 from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.recovery import finish_revert
-from pyxlsnap.recovery import operation as recovery_operation
-from pyxlsnap.revert import operation as revert_operation
 from pyxlsnap.revert import sequence as revert_sequence
-from pyxlsnap.revert.plan import RevertPlan, plan_revert
+from pyxlsnap.revert.plan import RevertPlan
 from pyxlsnap.revert.sequence import Reversion
+from tests.unit.support import operations
+from tests.unit.support.entries import killed_revert
 from tests.unit.support.fakes import UUID, FailsAtStep, FakeGuest, make_world, run_until
+from tests.unit.support.operations import plan_create, plan_revert
 
 VDEVS = ("xvda", "xvdb")
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
@@ -138,7 +137,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _create(self) -> None:
         moment = self.guest.memory
-        made = create_operation.create(self.world.host, "vm1", self._wanted())
+        made = operations.create(self.world.host, "vm1", self._wanted())
         self.taken.append(Taken(made.name, Path(made.cfgfile), Path(made.memory_path), moment))
 
     @precondition(lambda self: self.finish is None)
@@ -184,7 +183,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _resume_by_hand(self, made: Taken) -> None:
         """The memory file's disks are those of the instant; the person has another way, too."""
-        revert_operation.revert(self.world.host, UUID, cfgfile.read(made.cfg), made.cfg, force=True)
+        operations.revert(self.world.host, UUID, cfgfile.read(made.cfg), made.cfg, force=True)
         made.cfg.unlink()
         made.memory.unlink()
         for key in [k for k in self.world.storage.snapshots if k[1].startswith(made.name)]:
@@ -199,7 +198,7 @@ class AnyOrder(RuleBasedStateMachine):
     def create_with_a_fault_at_a_step(self, step: str, when: str, fault: str) -> None:
         before = self.world.photo()
         plan = plan_create(self.world.host, self.guest, self._wanted())
-        creation = FaultyCreation(plan, Journal(UUID))
+        creation = FaultyCreation(plan)
         creation.at, creation.when, creation.fault = step, when, self._raising(fault)
         with pytest.raises(OperationFailed) as caught:
             creation.run()
@@ -210,7 +209,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(step=st.sampled_from(CREATE[:-1]), crash=st.booleans())
     def create_that_is_killed(self, step: str, crash: bool) -> None:
         plan = plan_create(self.world.host, self.guest, self._wanted())
-        run_until(Creation(plan, Journal(UUID)).steps(), step)
+        run_until(Creation(plan).steps(), step)
         self._killed(self._recover, crash)
 
     @precondition(lambda self: self.finish is None)
@@ -218,7 +217,7 @@ class AnyOrder(RuleBasedStateMachine):
     def create_that_is_killed_in_a_step(self, verb: str, after: bool, crash: bool) -> None:
         plan = plan_create(self.world.host, self.guest, self._wanted())
         self.world.fail(verb, Killed(), after=after)
-        steps = Creation(plan, Journal(UUID)).steps()
+        steps = Creation(plan).steps()
         try:
             run_until(steps[:-1], "")
         except Killed:
@@ -245,7 +244,7 @@ class AnyOrder(RuleBasedStateMachine):
     def _ask_and_revert(self, to: Taken) -> None:
         """A recovery leaves to the person what may have been worked on since."""
         try:
-            recovery_operation.recover(self.world.host, None)
+            operations.recover(self.world.host, None)
         except NeedsAttention:
             pass  # (Where the domain runs again, it is left alone.)
         self._revert(to)
@@ -260,7 +259,7 @@ class AnyOrder(RuleBasedStateMachine):
     # Going back
 
     def _revert(self, to: Taken) -> None:
-        revert_operation.revert(self.world.host, UUID, cfgfile.read(to.cfg), to.cfg)
+        operations.revert(self.world.host, UUID, cfgfile.read(to.cfg), to.cfg)
 
     @precondition(lambda self: self.finish is None and self.taken)
     @rule(data=st.data())
@@ -347,20 +346,19 @@ class AnyOrder(RuleBasedStateMachine):
 
         A recovery leaves a domain as it is that was not touched, or that has been restored already.
         """
-        entry = Journal(UUID).read()
-        assert entry
+        entry = killed_revert()
         recovers = data.draw(st.booleans())
         self._killed(self._recover if recovers else lambda: self._revert(to), crash)
         untouched = any(g.runs and g.domid == entry.domid for g in self.world.host.guests)
-        goes = entry.begun and entry.restored < 0 and not untouched
+        goes = entry.destroy_begun and entry.restored_domid is None and not untouched
         self.going_back_to = to if goes or not recovers else None
-        if recovers and (entry.told or (entry.restored >= 0 and crash)):
+        if recovers and (entry.user_informed or (entry.restored_domid is not None and crash)):
             self.finish = lambda: self._ask_and_revert(to)
 
     # Finishing
 
     def _recover(self) -> None:
-        recovery_operation.recover(self.world.host, None)
+        operations.recover(self.world.host, None)
         self._start_what_crashed()
 
     @precondition(lambda self: self.finish is not None and not self.crashed)

@@ -1,6 +1,7 @@
 """Finishing what was killed: a create is rolled back, a revert can only go forward."""
 
 import errno
+import shlex
 import subprocess
 import threading
 from pathlib import Path
@@ -8,31 +9,31 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap import cfgfile
-from pyxlsnap.create.plan import CreatePlan, plan_create
+from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.errors import (
     Busy,
     DiskError,
     DomainNotFound,
-    MonitorError,
     NeedsAttention,
+    QmpError,
     Refused,
     Risky,
-    UsageError,
     XenError,
 )
 from pyxlsnap.journal import Entry, Journal
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.recovery import finish_revert, undo_create
-from pyxlsnap.recovery import operation as recovery_operation
+from pyxlsnap.request import Callbacks, revert_command
 from pyxlsnap.results import Recovered, Reverted
-from pyxlsnap.revert import operation as revert_operation
-from pyxlsnap.revert.plan import plan_revert
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.memory.test_header import xl_file
+from tests.unit.support import operations
+from tests.unit.support.entries import killed_revert
 from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, FakeStrategy, World, run_until
+from tests.unit.support.operations import plan_create, plan_revert
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
 REVERT = [name for name, _ in Reversion.__new__(Reversion).steps()]
@@ -45,7 +46,7 @@ def watch(_: str) -> None:
 
 def recover(world: World, domain: str | None = UUID) -> Recovered:
     """Recover a domain; whoever watched it watches it afterwards."""
-    return recovery_operation.recover(world.host, domain, start_monitor=watch)
+    return operations.recover(world.host, domain, start_monitor=watch)
 
 
 def never(_: Entry) -> Reverted:
@@ -64,11 +65,9 @@ class Killed:
         self.guest = there[0] if there else world.guest(world.image("xvda"), world.image("xvdb"))
         self.guest.paused = paused
         wanted = SnapshotConfig(name=name)
-        self.plan: CreatePlan = plan_create(
-            world.host, self.guest, wanted, directory=world.directory
-        )
+        self.plan: CreatePlan = plan_create(world.host, self.guest, wanted)
         self.before = world.photo()
-        run_until(Creation(self.plan, Journal(UUID)).steps(), step)
+        run_until(Creation(self.plan).steps(), step)
 
     def recover(self) -> tuple[str, ...]:
         return recover(self.world).lines
@@ -117,8 +116,8 @@ def test_without_its_strategies_the_guest_is_left_as_it_is(
     """Only they know whether it may run. Those of another domain are none of its business."""
     killed = Killed(world, "disk snapshots")
     other = world.guest(world.image("xvdy"), name="vm2", uuid=OTHER_UUID)
-    plan = plan_create(world.host, other, SnapshotConfig(name="b"), directory=world.directory)
-    run_until(Creation(plan, Journal(OTHER_UUID)).steps(), "disk snapshots")
+    plan = plan_create(world.host, other, SnapshotConfig(name="b"))
+    run_until(Creation(plan).steps(), "disk snapshots")
 
     def strategies(disks: object, task: DiskTask, recorded: object) -> object:
         assert recorded
@@ -189,7 +188,7 @@ def test_an_operation_under_way_is_busy(world: World) -> None:
 
 def test_the_lock_is_shared_and_released(world: World) -> None:
     shared: list[str] = []
-    recovery_operation.recover(world.host, UUID, share_lock=lambda uuid, _: shared.append(uuid))
+    operations.recover(world.host, UUID, share_lock=lambda uuid, _: shared.append(uuid))
     assert shared == [UUID]
     DomainLock(UUID, domain="vm1").release()
 
@@ -197,9 +196,20 @@ def test_the_lock_is_shared_and_released(world: World) -> None:
 @pytest.mark.parametrize("domain", ["vm1", "7", "../../etc/passwd", "", UUID + "0"])
 def test_what_is_no_uuid_is_not_taken_for_one(world: World, domain: str) -> None:
     """A name would have no journal, and "nothing to recover" would be wrong."""
-    with pytest.raises(UsageError, match="is not a domain's uuid"):
-        recovery_operation.recover_one(world.host, domain, redo=never)
+    with pytest.raises(DomainNotFound):
+        recover(world, domain)
     assert not list((world.root / "run").iterdir())
+
+
+@pytest.mark.parametrize("name", ["vm1", "7", UUID + "0"])
+def test_a_journal_under_another_name_than_a_uuid_is_told_of(world: World, name: str) -> None:
+    journal = world.root / "journals" / f"{name}.journal"
+    journal.parent.mkdir()
+    journal.write_text("{}")
+    with pytest.raises(NeedsAttention, match="is not a domain's uuid"):
+        recover(world, None)
+    assert not list((world.root / "run").iterdir())
+    assert journal.read_text() == "{}"
 
 
 def test_the_case_of_a_uuid_does_not_matter(world: World) -> None:
@@ -211,8 +221,8 @@ def test_the_case_of_a_uuid_does_not_matter(world: World) -> None:
 def test_of_a_guest_that_has_gone_the_disks_are_rolled_back_as_far_as_can_be(world: World) -> None:
     killed = Killed(world, "disk snapshots")
     killed.guest.exists = False
-    world.fail("adopt xvda", MonitorError("no QEMU", command="connect"))
-    with pytest.raises(NeedsAttention, match=r"vm1 is gone.*; no QEMU") as caught:
+    world.fail("adopt xvda", QmpError("no QEMU", command="connect"))
+    with pytest.raises(NeedsAttention, match=r"vm1 ended.*; no QEMU") as caught:
         killed.recover()
     assert set(world.storage.snapshots) == {("xvda", "snap")}
     assert Journal(UUID).read() is not None
@@ -225,7 +235,7 @@ def test_of_a_guest_that_has_gone_the_disks_are_rolled_back_as_far_as_can_be(wor
 
 def test_disks_that_cannot_be_reached_are_named_and_the_rest_is_done(world: World) -> None:
     killed = Killed(world, "disk snapshots")
-    world.fail("adopt xvda", MonitorError("QEMU's monitor: no", command="connect"))
+    world.fail("adopt xvda", QmpError("QEMU's monitor: no", command="connect"))
     with pytest.raises(NeedsAttention, match="QEMU's monitor: no"):
         killed.recover()
     assert killed.guest.runs
@@ -311,7 +321,7 @@ class TestARevert:
         Journal(UUID).clear()
         cfg = killed.plan.cfgfile
         plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
-        run_until(Reversion(world.host, plan, start_monitor=watch).steps(), step)
+        run_until(Reversion(world.host, plan, Callbacks(start_monitor=watch)).steps(), step)
         return killed.guest
 
     def assert_is_back(self, world: World, recovered: Recovered) -> None:
@@ -343,7 +353,7 @@ class TestARevert:
         cfg = killed.plan.cfgfile
         for step in ("restore", "disks"):
             plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
-            run_until(Reversion(world.host, plan, start_monitor=watch).steps(), step)
+            run_until(Reversion(world.host, plan, Callbacks(start_monitor=watch)).steps(), step)
             found = recover(world).reverted
             assert found
             assert found.state is RunState.PAUSED
@@ -380,7 +390,7 @@ class TestARevert:
         cfg = killed.plan.cfgfile
         plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg, running=True, force=True)
         run_until(
-            Reversion(world.host, plan, running=True, force=True, start_monitor=watch).steps(),
+            Reversion(world.host, plan, Callbacks(start_monitor=watch)).steps(),
             "disks",
         )
         path = Path(getattr(killed.plan, missing))
@@ -402,7 +412,7 @@ class TestARevert:
         killed.guest.name = "vm9"
         cfg = killed.plan.cfgfile
         plan = plan_revert(world.host, "vm9", cfgfile.read(cfg), cfg)
-        run_until(Reversion(world.host, plan, start_monitor=watch).steps(), step)
+        run_until(Reversion(world.host, plan, Callbacks(start_monitor=watch)).steps(), step)
         assert "vm9 is back at snap and running" in recover(world, "vm9").lines
         (guest,) = [g for g in world.host.guests if g.exists]
         assert guest.name == "vm9"
@@ -416,12 +426,10 @@ class TestARevert:
         self.finish_by_command(world)
 
     def finish_by_command(self, world: World) -> None:
-        entry = Journal(UUID).read()
-        assert entry
-        cfg = Path(entry.words[3])
-        back = revert_operation.revert(
-            world.host, entry.words[2], cfgfile.read(cfg), cfg, start_monitor=watch
-        )
+        entry = killed_revert()
+        words = shlex.split(revert_command(entry.request))
+        cfg = Path(words[3])
+        back = operations.revert(world.host, words[2], cfgfile.read(cfg), cfg, start_monitor=watch)
         lines = (f"vm1 is back at {entry.name} and running",)
         self.assert_is_back(world, Recovered(lines, rolled_back=False, reverted=back))
 
@@ -437,7 +445,7 @@ class TestARevert:
         world.storage.content |= {"xvda": "days of work", "xvdb": "days of work"}
         if boot:
             monkeypatch.setattr(finish_revert, "boot_id", lambda: boot)
-        with pytest.raises(NeedsAttention, match="was brought back to snap and has gone since"):
+        with pytest.raises(NeedsAttention, match="was brought back to snap and has ended since"):
             recover(world)
         assert set(world.storage.content.values()) == {"days of work"}
         self.finish_by_command(world)
@@ -452,14 +460,14 @@ class TestARevert:
         cfg = killed.plan.cfgfile
         world.fail("restore", XenError("no memory", rc=-3, operation="x"))
         with pytest.raises(NeedsAttention):
-            revert_operation.revert(world.host, "vm1", cfgfile.read(cfg), cfg)
+            operations.revert(world.host, "vm1", cfgfile.read(cfg), cfg)
         world.faults.clear()
         again = world.host.start(killed.guest.configuration)
         world.storage.content |= {"xvda": "days of work", "xvdb": "days of work"}
         again.exists = how != "is off"
         again.paused = how == "is paused"
         again.shutdown_reason = "reboot" if how == "reboots" else ""
-        with pytest.raises(NeedsAttention, match="has failed, and was not finished"):
+        with pytest.raises(NeedsAttention, match="failed, and was not finished"):
             recover(world)
         assert set(world.storage.content.values()) == {"days of work"}
         assert again.exists == (how != "is off")
@@ -488,7 +496,7 @@ class TestARevert:
         other = world.guest(world.image("xvdc"), name="vm2", uuid=OTHER_UUID)
         cfg = world.directory / UUID / "snap.cfg"
         with pytest.raises(Risky, match="another uuid"):
-            revert_operation.revert(world.host, "vm2", cfgfile.read(cfg), cfg)
+            operations.revert(world.host, "vm2", cfgfile.read(cfg), cfg)
         assert other.runs
 
     @pytest.mark.parametrize("step", ["begun", *REVERT[REVERT.index("destroy") : -1]])
@@ -500,7 +508,7 @@ class TestARevert:
         other = world.guest(*disks, name="vm1", uuid=OTHER_UUID)
         cfg = killed.plan.cfgfile
         plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg, force=True)
-        reversion = Reversion(world.host, plan, force=True, start_monitor=watch)
+        reversion = Reversion(world.host, plan, Callbacks(start_monitor=watch))
         if step == "begun":
             world.fail("destroy", KeyboardInterrupt())
             with pytest.raises(KeyboardInterrupt):
@@ -525,7 +533,7 @@ class TestARevert:
         killed = Killed(world, "suspend")
         lock = DomainLock(UUID, domain="vm1")
         threading.Timer(0.3, lock.release).start()
-        recovery_operation.recover(world.host, UUID, wait_s=10, start_monitor=watch)
+        operations.recover(world.host, UUID, wait_s=10, start_monitor=watch)
         assert killed.guest.runs
 
     def test_the_snapshot_of_the_present_is_not_forgotten(self, world: World) -> None:
@@ -534,7 +542,7 @@ class TestARevert:
             Journal(UUID).clear()
             cfg = killed.plan.cfgfile
             plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg)
-            run_until(Reversion(world.host, plan, kept="/kept.cfg").steps(), step)
+            run_until(Reversion(world.host, plan, present_cfgfile="/kept.cfg").steps(), step)
             found = recover(world).reverted
             assert found
             assert found.kept == "/kept.cfg"
@@ -549,12 +557,11 @@ class TestARevert:
     def test_the_command_finishes_it_as_well(self, world: World, step: str) -> None:
         """What has become risky since it was begun is no reason against that."""
         self.killed(world, step)
-        entry = Journal(UUID).read()
-        assert entry
-        assert entry.words[:3] == ("pyxlsnap", "snapshot-revert", UUID)
+        words = shlex.split(revert_command(killed_revert().request))
+        assert words[:3] == ["pyxlsnap", "snapshot-revert", UUID]
         world.host.version = (4, 18)
-        cfg = Path(entry.words[3])
-        revert_operation.revert(world.host, entry.words[2], cfgfile.read(cfg), cfg)
+        cfg = Path(words[3])
+        operations.revert(world.host, words[2], cfgfile.read(cfg), cfg)
         assert recover(world).lines == ()
         (guest,) = [g for g in world.host.guests if g.exists]
         assert guest.runs
@@ -585,10 +592,8 @@ class TestEveryDomain:
         """A create that was killed, and one on another domain."""
         killed = Killed(world, "disk snapshots")
         other = world.guest(world.image("xvdc"), name="vm2", uuid=OTHER_UUID)
-        plan = plan_create(
-            world.host, other, SnapshotConfig(name="snap"), directory=world.directory
-        )
-        run_until(Creation(plan, Journal(OTHER_UUID)).steps(), "suspend")
+        plan = plan_create(world.host, other, SnapshotConfig(name="snap"))
+        run_until(Creation(plan).steps(), "suspend")
         return killed, other
 
     def test_all_are_recovered(self, world: World) -> None:

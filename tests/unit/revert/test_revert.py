@@ -13,7 +13,6 @@ import pytest
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.create.plan import plan_create
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.errors import (
     BadMemoryFile,
@@ -21,25 +20,27 @@ from pyxlsnap.errors import (
     ConfigError,
     DomainNotFound,
     Interrupted,
-    MonitorError,
     NeedsAttention,
     OperationFailed,
+    QmpError,
     Refused,
     Risky,
     XenError,
 )
 from pyxlsnap.guest import destroy
-from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.journal import Journal
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.memory import read_header, write_header
 from pyxlsnap.memory.header import MAGIC
 from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
+from pyxlsnap.request import Callbacks, RevertRequest
 from pyxlsnap.results import Progress, Reverted
-from pyxlsnap.revert import operation as revert_operation
-from pyxlsnap.revert.plan import RevertPlan, plan_revert, saved_uuid
+from pyxlsnap.revert.plan import RevertPlan, saved_uuid
 from pyxlsnap.revert.sequence import Reversion
-from tests.unit.support import streams
+from tests.unit.support import operations, streams
+from tests.unit.support.entries import create_entry, killed_revert
 from tests.unit.support.fakes import OTHER_UUID, UUID, FailsAtStep, FakeGuest, World, config_of
+from tests.unit.support.operations import plan_create, plan_revert
 
 STEPS = [name for name, _ in Reversion.__new__(Reversion).steps()]
 UNTOUCHED = STEPS[: STEPS.index("destroy") + 1]
@@ -47,7 +48,7 @@ FORWARD = STEPS[STEPS.index("destroy") + 1 :]
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "xen": lambda: XenError("no", rc=-3, operation="some call"),
     "full": lambda: OSError(errno.ENOSPC, "No space left on device"),
-    "qemu": lambda: MonitorError("no", command="x"),
+    "qemu": lambda: QmpError("no", command="x"),
     "bug": lambda: RuntimeError("a bug"),
     "ctrl-c": KeyboardInterrupt,
 }
@@ -65,8 +66,8 @@ class Case:
         self.world = world
         self.guest = world.guest(world.image("xvda"), world.image("xvdb"))
         wanted = SnapshotConfig(name=NAME)
-        made = plan_create(world.host, self.guest, wanted, directory=world.directory)
-        Creation(made, Journal(UUID)).run()
+        made = plan_create(world.host, self.guest, wanted)
+        Creation(made).run()
         self.memory_path, self.cfg = made.memory_path, made.cfgfile
         world.storage.content.update(xvda="since", xvdb="since")
         world.events.clear()
@@ -81,7 +82,7 @@ class Case:
 
     def run(self, domain: str = "vm1", *, force: bool = False) -> Reverted:
         plan = self.plan(domain, force=force)
-        return Reversion(self.world.host, plan, force=force, cancel=self.cancel).run()
+        return Reversion(self.world.host, plan, cancel=self.cancel).run()
 
     def fails_at(
         self, step: str, when: str, fault: Callable[[], None], kind: type[OperationFailed]
@@ -247,7 +248,7 @@ def test_a_half_restored_domain_is_removed(case: Case) -> None:
 def test_a_domain_that_is_renamed_meanwhile_would_come_back_under_its_old_name(case: Case) -> None:
     plan = case.plan()
     case.guest.present = "vm9"
-    with pytest.raises(OperationFailed, match="vm1 has been renamed to vm9 meanwhile; nothing was"):
+    with pytest.raises(OperationFailed, match="vm1 was renamed to vm9 meanwhile; nothing was"):
         Reversion(case.world.host, plan).run()
     assert case.guest.runs
     assert Journal(UUID).read() is None
@@ -327,7 +328,7 @@ def test_a_qemu_that_does_not_end_is_not_waited_for_without_end(
     monkeypatch.setattr(destroy, "_GONE_S", 0.1)
     case.guest.device_model = qemu.pid
     start = time.monotonic()
-    with pytest.raises(NeedsAttention, match="QEMU of vm1 has not ended"):
+    with pytest.raises(NeedsAttention, match=r"QEMU of vm1 \(pid \d+\) has not exited"):
         case.run()
     assert time.monotonic() - start < 5
     assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
@@ -382,7 +383,7 @@ def test_a_paused_snapshot_runs_if_it_is_told_to(case: Case) -> None:
 def test_the_command_to_finish_says_running_and_force_if_they_were_said(case: Case) -> None:
     case.world.fail("restore", XenError("no", rc=-3, operation="restore"))
     with pytest.raises(NeedsAttention) as caught:
-        revert_operation.revert(
+        operations.revert(
             case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, running=True, force=True
         )
     assert set(shlex.split(caught.value.finish)[4:]) == {"--running", "--force"}
@@ -448,7 +449,7 @@ def test_a_uuid_held_by_another_domain_is_refused(case: Case) -> None:
 def test_a_disk_that_another_domain_has_now_is_refused(case: Case) -> None:
     disk = case.guest.configuration.disks[1]
     case.world.guest(disk, name="vm2", uuid=OTHER_UUID)
-    with pytest.raises(Refused, match="xvdb: domain vm2 has"):
+    with pytest.raises(Refused, match="xvdb: domain vm2 uses"):
         case.plan(force=True)
 
 
@@ -672,7 +673,9 @@ def test_a_memory_file_whose_uuid_is_none_is_refused_before_a_lock_is_named_afte
     with pytest.raises(BadMemoryFile, match="uuid"):
         case.run()
     with pytest.raises(BadMemoryFile, match="uuid"):
-        saved_uuid(cfgfile.read(case.cfg), case.cfg)
+        saved_uuid(
+            RevertRequest(domain="vm1", cfgfile=str(case.cfg), config=cfgfile.read(case.cfg))
+        )
 
 
 def test_a_domain_whose_configuration_cannot_be_read_comes_back_by_force(case: Case) -> None:
@@ -687,22 +690,24 @@ def test_a_domain_whose_configuration_cannot_be_read_comes_back_by_force(case: C
 
 def test_the_domain_is_watched_afterwards(case: Case) -> None:
     started: list[str] = []
-    result = Reversion(case.world.host, case.plan(), start_monitor=started.append).run()
+    result = Reversion(case.world.host, case.plan(), Callbacks(start_monitor=started.append)).run()
     assert started == [UUID]
     assert result.warnings == ()
 
 
 def test_that_nobody_watches_the_domain_is_said(case: Case) -> None:
     (warning,) = case.run().warnings
-    assert "nobody watches vm1 now:" in warning
+    assert "no process watches vm1 now:" in warning
 
 
 def test_a_watch_that_does_not_begin_is_no_failure_of_the_revert(case: Case) -> None:
     def fail(uuid: str) -> None:
         raise OperationFailed("no process", step="monitor")
 
-    (warning,) = Reversion(case.world.host, case.plan(), start_monitor=fail).run().warnings
-    assert "nobody watches vm1 now (no process)" in warning
+    (warning,) = (
+        Reversion(case.world.host, case.plan(), Callbacks(start_monitor=fail)).run().warnings
+    )
+    assert "no process watches vm1 now (no process)" in warning
     case.assert_reverted()
 
 
@@ -738,7 +743,7 @@ def test_a_memory_file_of_xl_save_can_be_reverted_to(case: Case) -> None:
 
 class TestTheWholeFunction:
     def revert(self, case: Case, domain: str = "vm1", **options: object) -> Reverted:
-        return revert_operation.revert(
+        return operations.revert(
             case.world.host,
             domain,
             cfgfile.read(case.cfg),
@@ -779,7 +784,7 @@ class TestTheWholeFunction:
         case.assert_reverted()
 
     def test_a_killed_create_is_recovered_first(self, case: Case) -> None:
-        entry = Entry("create", UUID, 1, "vm1", "half")
+        entry = create_entry(name="half")
         Journal(UUID).write(entry)
         with pytest.raises(Refused, match=f"snapshot-recover {UUID}"):
             self.revert(case)
@@ -803,7 +808,7 @@ class TestTheWholeFunction:
 
     def test_a_dry_run_says_what_would_be_done_and_touches_nothing(self, case: Case) -> None:
         before = case.world.photo()
-        plan = revert_operation.preview(
+        plan = operations.preview_revert(
             case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, running=True
         )
         assert (plan.operation, plan.name, plan.domain) == ("revert", NAME, "vm1")
@@ -815,8 +820,8 @@ class TestTheWholeFunction:
     def test_a_dry_run_is_risky_as_the_run_would_be(self, case: Case) -> None:
         case.guest.uuid = OTHER_UUID
         with pytest.raises(Risky):
-            revert_operation.preview(case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg)
-        plan = revert_operation.preview(
+            operations.preview_revert(case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg)
+        plan = operations.preview_revert(
             case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, force=True
         )
         assert any("another uuid" in w for w in plan.warnings)
@@ -826,7 +831,7 @@ class TestKeepCurrent:
     """The present is a snapshot, too, before it is destroyed."""
 
     def revert(self, case: Case, **options: object) -> Reverted:
-        return revert_operation.revert(
+        return operations.revert(
             case.world.host,
             "vm1",
             cfgfile.read(case.cfg),
@@ -840,7 +845,7 @@ class TestKeepCurrent:
         assert case.world.storage.content == {"xvda": "before", "xvdb": "before"}
         kept = Path(result.kept)
         assert kept.stem.startswith(f"before-{NAME}-")
-        back = revert_operation.revert(case.world.host, "vm1", cfgfile.read(kept), kept)
+        back = operations.revert(case.world.host, "vm1", cfgfile.read(kept), kept)
         assert back.state is RunState.RUNNING
         assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
         assert Journal(UUID).read() is None
@@ -871,7 +876,7 @@ class TestKeepCurrent:
             cfgfile.read(case.cfg),
             disks=(DiskRequest("xvda", "/srv/frozen", "qcow2"), DiskRequest("xvdb")),
         )
-        result = revert_operation.revert(
+        result = operations.revert(
             case.world.host, "vm1", wanted, case.cfg, keep_current=True, force=True
         )
         kept = cfgfile.read(Path(result.kept))
@@ -910,14 +915,14 @@ class TestKeepCurrent:
             if name == "restore":
                 break
         before = Journal(UUID).read()
-        with pytest.raises(Refused, match="was killed in the middle"):
+        with pytest.raises(Refused, match="was killed"):
             self.revert(case)
         assert Journal(UUID).read() == before
 
     def test_a_dry_run_says_that_it_cannot_be_kept(self, case: Case) -> None:
         case.guest.exists = False
         with pytest.raises(Refused, match="vm1 is off: there is nothing to keep"):
-            revert_operation.preview(
+            operations.preview_revert(
                 case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, keep_current=True
             )
 
@@ -932,9 +937,7 @@ def test_a_failure_while_a_killed_revert_is_finished_does_not_forget_that_one(ca
     for _ in range(2):
         with pytest.raises(NeedsAttention):
             case.run()
-        entry = Journal(UUID).read()
-        assert entry
-        assert entry.begun
+        assert killed_revert().destroy_begun
     case.world.faults.clear()
     case.run()
     case.assert_reverted()

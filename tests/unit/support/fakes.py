@@ -410,6 +410,7 @@ class FakeHost:
         self.version = (4, 17)
         self.command_line = "dom0_mem=4G,max:4G"
         self.shadow_paging = True
+        self.autoballoon_setting = "auto"
         self.free_kb = GIB_KB
         self.needed_kb = 1024
         self.shrunk_kb: list[int] = []
@@ -432,6 +433,9 @@ class FakeHost:
 
     def xen_command_line(self) -> str:
         return self.command_line
+
+    def autoballoon(self) -> str:
+        return self.autoballoon_setting
 
     def has_shadow_paging(self) -> bool:
         return self.shadow_paging
@@ -659,7 +663,6 @@ PLACES = {
     "SNAPSHOTS": "snapshots",
     "DUMPS": "dumps",
     "XEN_LOGS": "logs",
-    "XL_CONF": "xl.conf",
     "XL_LOCK": "run/xl.lock",
 }
 CHOOSERS = (

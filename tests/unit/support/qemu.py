@@ -75,14 +75,14 @@ class Qemu:
 
     def has_opened(self) -> None:
         """Wait until it has its images open: then it greets."""
-        qmp.Monitor(self._own).close()
+        qmp.QmpConnection(self._own).close()
 
     def write(self, vdev: str, pattern: int) -> None:
         """What the guest would write."""
-        monitor = qmp.Monitor(self._own)
+        connection = qmp.QmpConnection(self._own)
         command = f'qemu-io -d /machine/peripheral/{vdev}/virtio-backend "write -P {pattern} 0 64k"'
-        said = monitor.execute("human-monitor-command", {"command-line": command})
-        monitor.close()
+        said = connection.execute("human-monitor-command", {"command-line": command})
+        connection.close()
         assert "rror" not in said, said
 
     def close(self) -> None:

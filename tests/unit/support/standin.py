@@ -23,7 +23,7 @@ raise errors.Interrupted("interrupted", step="suspend")
 _SITE = """
 import sys
 if "pyxlsnap.worker" in sys.orig_argv:
-    import contextlib, logging, os, pathlib, signal, socket, time
+    import contextlib, dataclasses, logging, os, pathlib, signal, socket, time
     import pyxlsnap.create.feasibility, pyxlsnap.create.operation, pyxlsnap.monitor.actions
     import pyxlsnap.recovery.operation, pyxlsnap.revert.operation, pyxlsnap.xen.toolstack
     from pyxlsnap import errors, model, results
@@ -51,12 +51,17 @@ if "pyxlsnap.worker" in sys.orig_argv:
         while (HERE / name).exists() != there:
             assert time.monotonic() < end, name
             time.sleep(0.01)
-    def create(
-        host, domain, wanted, *, live, max_downtime, on_progress, cancel, share_lock,
-        before_suspend=None, start_monitor,
-    ):
+    def create(host, request, callbacks, cancel):
+        domain, wanted, live = request.domain, request.config, request.live
+        max_downtime, start_monitor = request.max_downtime, callbacks.start_monitor
+        on_progress, share_lock = callbacks.on_progress, callbacks.share_lock
+        usual = type(callbacks)().before_suspend
+        before_suspend = None if callbacks.before_suspend is usual else callbacks.before_suspend
 {create}
-    def revert(host, domain, wanted, cfgfile, *, share_lock, **_):
+    def revert(host, request, callbacks, cancel):
+        domain, share_lock = request.domain, callbacks.share_lock
+        _ = {{**dataclasses.asdict(request), "on_progress": callbacks.on_progress,
+             "start_monitor": callbacks.start_monitor}}
 {revert}
     PLAN = results.Plan(
         operation="create", name="snap", domain="vm1", uuid=UUID, memory_path="/m", cfgfile="/c",
@@ -65,7 +70,9 @@ if "pyxlsnap.worker" in sys.orig_argv:
     )
     def preview(*_, **__):
         return PLAN
-    def recover(host, uuid, *, wait_s, share_lock, start_monitor):
+    def recover(host, request, callbacks):
+        uuid, share_lock, wait_s = request.domain, callbacks.share_lock, request.wait_s
+        start_monitor = callbacks.start_monitor
         held = lock()
         (HERE / "recovered").write_text(str(uuid))
         rolled_back = True
@@ -74,8 +81,9 @@ if "pyxlsnap.worker" in sys.orig_argv:
         return results.Recovered(("recovered",), rolled_back=rolled_back)
     def monitor(host, domain, *, on_event, cancel):
 {monitor}
-    def possibility(host, domain, *, check):
-{possibility}
+    def feasibility(host, request, cancel):
+        domain, check = request.domain, cancel.check
+{feasibility}
     @contextlib.contextmanager
     def toolstack(**_):
         yield
@@ -86,7 +94,7 @@ if "pyxlsnap.worker" in sys.orig_argv:
     pyxlsnap.create.operation.preview = pyxlsnap.revert.operation.preview = preview
     pyxlsnap.recovery.operation.recover = recover
     pyxlsnap.monitor.actions.monitor = monitor
-    pyxlsnap.create.feasibility.possibility = possibility
+    pyxlsnap.create.feasibility.feasibility = feasibility
 """
 
 #: a create that comes to the point before the suspend
@@ -113,7 +121,7 @@ class StandIn:
         close: str = "pass",
         monitor: str = "pass",
         revert: str = "pass",
-        possibility: str = "pass",
+        feasibility: str = "pass",
     ) -> None:
         """The bodies of the functions, and what closing libxl does."""
         text = _SITE.format(
@@ -123,7 +131,7 @@ class StandIn:
             recover=indent(dedent(recover).strip(), " " * 8),
             revert=indent(dedent(revert).strip(), " " * 8),
             monitor=indent(dedent(monitor).strip(), " " * 8),
-            possibility=indent(dedent(possibility).strip(), " " * 8),
+            feasibility=indent(dedent(feasibility).strip(), " " * 8),
             close=indent(dedent(close).strip(), " " * 8),
         )
         (self._site / "sitecustomize.py").write_text(text)

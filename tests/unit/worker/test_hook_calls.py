@@ -11,7 +11,6 @@ import pytest
 
 from pyxlsnap import api
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.create import operation as create_operation
 from pyxlsnap.errors import (
     Interrupted,
     NeedsAttention,
@@ -23,7 +22,7 @@ from pyxlsnap.errors import (
 from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.results import Progress
-from pyxlsnap.revert import operation as revert_operation
+from tests.unit.support import operations
 from tests.unit.support.fakes import World
 from tests.unit.support.standin import ASKED, UUID, StandIn
 from tests.unit.worker.test_worker import kill_by_progress
@@ -339,7 +338,7 @@ class TestInTheSequence:
         def hook(moment: Moment) -> None:
             seen.append((moment, list(world.events), guest.runs))
 
-        create_operation.create(world.host, "vm1", SnapshotConfig(name="s"), before_suspend=hook)
+        operations.create(world.host, "vm1", SnapshotConfig(name="s"), before_suspend=hook)
         ((moment, before, ran),) = seen
         assert moment == Moment("vm1", guest.domid, guest.uuid, RunState.RUNNING)
         assert "prepare xvda" in before
@@ -354,9 +353,7 @@ class TestInTheSequence:
             raise PyxlsnapError("no agent")
 
         with pytest.raises(OperationFailed, match=r"before suspend.*no agent") as caught:
-            create_operation.create(
-                world.host, "vm1", SnapshotConfig(name="s"), before_suspend=hook
-            )
+            operations.create(world.host, "vm1", SnapshotConfig(name="s"), before_suspend=hook)
         assert not isinstance(caught.value, NeedsAttention)
         assert world.photo() == before
         assert "suspend" not in world.events
@@ -372,19 +369,17 @@ class TestInTheSequence:
             world.events.append(progress.phase)
 
         with pytest.raises(OperationFailed):
-            create_operation.create(
-                world.host, "vm1", SnapshotConfig(name="s"), on_progress=on_progress
-            )
+            operations.create(world.host, "vm1", SnapshotConfig(name="s"), on_progress=on_progress)
         events = world.events
         assert events.index("resume") < events.index("resumed") < events.index("undo xvda")
 
     def test_a_revert_that_keeps_the_present_calls_it(self, world: World) -> None:
         world.guest(world.image("xvda"))
-        made = create_operation.create(world.host, "vm1", SnapshotConfig(name="s"))
+        made = operations.create(world.host, "vm1", SnapshotConfig(name="s"))
         calls: list[str] = []
         cfg = Path(made.cfgfile)
         wanted = SnapshotConfig(name="s", memory_path=made.memory_path)
-        revert_operation.revert(
+        operations.revert(
             world.host,
             "vm1",
             wanted,

@@ -161,7 +161,7 @@ def test_a_host(host: str, worker: StandIn) -> None:
     assert "the worker process was killed by signal 6: " in found["aborted"]
     assert "Assertion" in found["aborted"]
     ended = "was killed by signal 9; everything is as before"
-    unknown = "ended, how is not known; everything is as before"
+    unknown = "ended with an unknown status; everything is as before"
     ends = (ended, unknown) if host in TAKE_STATUS else ended
     assert found["killed"].startswith("OperationFailed: the worker process ")
     assert found["killed"].endswith(ends)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pyxlsnap import api
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.create.operation import read_cfgfile
 from pyxlsnap.errors import (
     AlreadyExists,
     Interrupted,
@@ -27,9 +28,9 @@ from pyxlsnap.errors import (
     WorkerDied,
 )
 from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
+from pyxlsnap.request import CreateRequest
 from pyxlsnap.results import Artefact, DomainEvent, PlannedDisk, Progress, Recovered
 from pyxlsnap.serialize import log_from_wire, log_to_wire
-from pyxlsnap.worker import server as worker_module
 from pyxlsnap.worker.channel import Channel
 from tests.unit.support.fakes import eventually
 from tests.unit.support.standin import ROLLED_BACK, UUID, StandIn
@@ -392,8 +393,8 @@ class TestCancel:
     def test_a_look_is_not_said_to_be_done(self, worker: StandIn) -> None:
         worker.set(
             "pass",
-            possibility="logging.getLogger('pyxlsnap').warning('x')\n"
-            "return results.Possibility(domain, UUID, (), ())",
+            feasibility="logging.getLogger('pyxlsnap').warning('x')\n"
+            "return results.Feasibility(domain, UUID, (), ())",
         )
 
         class Interrupts(logging.Handler):
@@ -506,18 +507,22 @@ class TestRequest:
     ) -> None:
         cfg = tmp_path / "a.cfg"
         cfg.write_text("name = 'same'\n")
-        request = {"config": {"name": name}, "cfgfile": str(cfg)}
-        assert worker_module._config(request).name == "same"
+
+        def read(said: str | None) -> str | None:
+            config = SnapshotConfig(name=said)
+            request = CreateRequest(domain="vm1", cfgfile=str(cfg), config=config)
+            return read_cfgfile(request).config.name
+
+        assert read(name) == "same"
         assert caplog.messages == []
-        request["config"] = {"name": "other"}
-        assert worker_module._config(request).name == "same"
-        assert caplog.messages == ["the name is same, as the cfgfile says, not other"]
+        assert read("other") == "same"
+        assert caplog.messages == ["the cfgfile says that the name is same: other is ignored"]
 
     def test_the_name_alone_is_used(self, tmp_path: Path) -> None:
         cfg = tmp_path / "a.cfg"
         cfg.write_text("description = 'd'\n")
-        request = {"config": {"name": "snap"}, "cfgfile": str(cfg)}
-        assert worker_module._config(request) == SnapshotConfig("snap", "d")
+        request = CreateRequest(domain="vm1", cfgfile=str(cfg), config=SnapshotConfig(name="snap"))
+        assert read_cfgfile(request).config == SnapshotConfig("snap", "d")
 
 
 class TestWire:
@@ -609,9 +614,9 @@ class TestMonitor:
 
     def test_that_it_died_is_said(self, worker: StandIn) -> None:
         worker.set("pass", monitor="os.kill(os.getpid(), signal.SIGKILL)")
-        with pytest.raises(NeedsAttention, match="killed by signal 9; nobody watches vm1") as e:
+        with pytest.raises(NeedsAttention, match="killed by signal 9; no process watches vm1") as e:
             api.monitor_domain("vm1")
-        assert e.value.left == ("nobody watches vm1",)
+        assert e.value.left == ("no process watches vm1",)
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap.disks import in_use
 from pyxlsnap.disks.protocol import DiskTask
-from pyxlsnap.disks.qcow2 import qemu as qemu_module
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.disks.qcow2.strategy import Qcow2
-from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
+from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.qemu import DOMID, SIZE, VDEVS, Qemu, content, qemu_img, tags
 
@@ -196,7 +196,7 @@ class TestUndo:
         overlay = Path(strategy.state()["xvdb overlay"])
         whole = overlay.read_bytes()
         overlay.write_bytes(b"x" * 512)
-        with pytest.raises(MonitorError):
+        with pytest.raises(QmpError):
             strategy.create()
         overlay.write_bytes(whole)
         strategy.settle()
@@ -209,7 +209,7 @@ class TestUndo:
     def test_of_a_finished_one_says_what_stands_and_touches_nothing(self, case: Case) -> None:
         strategy = case.take("snap")
         before = case.files()
-        with pytest.raises(DiskError, match=r"stands on .* now, and is whole; to take that back"):
+        with pytest.raises(DiskError, match=r"stands on .* now, and is whole; to undo that"):
             strategy.undo_create()
         assert case.files() == before
 
@@ -279,7 +279,7 @@ class TestSettle:
 
     def test_by_another_process_without_qemus_monitor(self, case: Case, cut_off: Qcow2) -> None:
         heir = case.strategy()
-        with pytest.raises(MonitorError):  # we still hold it
+        with pytest.raises(QmpError):  # we still hold it
             heir.adopt_create(DOMID, began=0.0, state=cut_off.state())
         heir.settle()
         self.check(case)
@@ -318,9 +318,9 @@ class TestSettle:
         strategy = case.strategy()
         strategy.check_create(DOMID)
         strategy.prepare()
-        monkeypatch.setattr(qmp.Monitor.execute, "__kwdefaults__", {"timeout_s": 0.3})
+        monkeypatch.setattr(qmp.QmpConnection.execute, "__kwdefaults__", {"timeout_s": 0.3})
         os.kill(case.qemu.pid, signal.SIGSTOP)
-        with pytest.raises(MonitorError, match="did not answer transaction"):
+        with pytest.raises(QmpError, match="did not answer transaction"):
             strategy.create()
         strategy.settle()
         os.kill(case.qemu.pid, signal.SIGCONT)
@@ -371,7 +371,7 @@ class TestRefused:
         case.qemu.start()
         says = self.refusal(case)
         assert says.startswith("xvdb: ")
-        assert "(older, …), which an external one would put out of reach" in says
+        assert "(older, …), which an external snapshot would put out of reach" in says
 
     def test_a_relative_backing_file_that_leads_elsewhere(self, case: Case) -> None:
         case.qemu.close()
@@ -475,10 +475,10 @@ class TestRevert:
     def test_no_disk_is_touched_while_a_qemu_has_one(
         self, taken: Case, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(qemu_module, "_RELEASED_S", 0.2)
+        monkeypatch.setattr(in_use, "_UNUSED_S", 0.2)
         taken.qemu.start()
         taken.qemu.has_opened()
         before = taken.files()
-        with pytest.raises(DiskError, match="is still open in qemu-system"):
+        with pytest.raises(DiskError, match="is still in use by qemu-system"):
             taken.strategy("s1").revert()
         assert taken.files() == before

@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import pytest
 
-from pyxlsnap.disks.qcow2.qmp import Monitor
-from pyxlsnap.errors import MonitorError
+from pyxlsnap.disks.qcow2.qmp import QmpConnection
+from pyxlsnap.errors import QmpError
 from tests.unit.support.fakes import open_descriptors
 
 
@@ -51,46 +51,46 @@ def test_close_says_nothing_of_a_qemu_that_has_died(
     qemu: subprocess.Popen[bytes], path: Path
 ) -> None:
     before = open_descriptors()
-    monitor = Monitor(path)
+    connection = QmpConnection(path)
     die(qemu)
-    monitor.close()
-    monitor.close()
+    connection.close()
+    connection.close()
     assert open_descriptors() == before
 
 
 def test_a_command_to_a_qemu_that_has_died_fails_as_any_other(
     qemu: subprocess.Popen[bytes], path: Path
 ) -> None:
-    monitor = Monitor(path)
+    connection = QmpConnection(path)
     die(qemu)
     for _ in range(2):
-        with pytest.raises(MonitorError, match=str(path)) as caught:
-            monitor.execute("query-version")
+        with pytest.raises(QmpError, match=str(path)) as caught:
+            connection.execute("query-version")
         assert (caught.value.command, caught.value.refused) == ("query-version", False)
-    monitor.close()
+    connection.close()
 
 
 def test_a_qemu_that_dies_instead_of_answering(qemu: subprocess.Popen[bytes], path: Path) -> None:
-    monitor = Monitor(path)
+    connection = QmpConnection(path)
     os.kill(qemu.pid, signal.SIGSTOP)
     death = threading.Timer(0.2, die, [qemu])
     death.start()
-    with pytest.raises(MonitorError, match=str(path)):
-        monitor.execute("query-version")
+    with pytest.raises(QmpError, match=str(path)):
+        connection.execute("query-version")
     death.join()
-    monitor.close()
+    connection.close()
 
 
 def test_the_error_of_the_operation_is_the_one_that_is_seen(
     qemu: subprocess.Popen[bytes], path: Path
 ) -> None:
     def operation() -> None:
-        monitor = Monitor(path)
+        connection = QmpConnection(path)
         try:
             die(qemu)
             raise RuntimeError("the real one")
         finally:
-            monitor.close()
+            connection.close()
 
     with pytest.raises(RuntimeError, match="the real one"):
         operation()
@@ -100,7 +100,7 @@ def test_the_error_of_the_operation_is_the_one_that_is_seen(
 def test_close_never_raises(
     qemu: subprocess.Popen[bytes], path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    closed_in_the_end(Monitor(path), monkeypatch, error)
+    closed_in_the_end(QmpConnection(path), monkeypatch, error)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
@@ -111,23 +111,23 @@ def test_an_interrupted_close_lets_go_all_the_same(
     error: type[BaseException],
 ) -> None:
     with pytest.raises(error):
-        closed_in_the_end(Monitor(path), monkeypatch, error())
+        closed_in_the_end(QmpConnection(path), monkeypatch, error())
 
 
 def closed_in_the_end(
-    monitor: Monitor, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    connection: QmpConnection, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    disconnect = monitor._client.disconnect
+    disconnect = connection._client.disconnect
 
     def fails() -> NoReturn:
-        monitor._loop.run_until_complete(disconnect())
+        connection._loop.run_until_complete(disconnect())
         raise error
 
-    monkeypatch.setattr(monitor._client, "disconnect", fails)
+    monkeypatch.setattr(connection._client, "disconnect", fails)
     try:
-        monitor.close()
+        connection.close()
     finally:
-        assert monitor._loop.is_closed()
+        assert connection._loop.is_closed()
 
 
 def test_an_interrupted_connect_lets_go_all_the_same(
@@ -140,7 +140,7 @@ def test_an_interrupted_connect_lets_go_all_the_same(
     monkeypatch.setattr(asyncio, "new_event_loop", lambda: loop)
     monkeypatch.setattr("pyxlsnap.disks.qcow2.qmp.QMPClient.connect", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Monitor(path)
+        QmpConnection(path)
     assert loop.is_closed()
 
 
@@ -150,6 +150,6 @@ def test_a_server_that_hangs_up_at_once(path: Path) -> None:
         server.listen()
         thread = threading.Thread(target=lambda: server.accept()[0].close())
         thread.start()
-        with pytest.raises(MonitorError, match=str(path)):
-            Monitor(path)
+        with pytest.raises(QmpError, match=str(path)):
+            QmpConnection(path)
         thread.join()

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap.disks import in_use
 from pyxlsnap.disks.copy import block_device
 from pyxlsnap.disks.copy import content as copying
 from pyxlsnap.disks.copy.block_device import BlockCopy
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
-from tests.unit.disks.test_content import Fault, Killed, full_disk, looped, opened, run
 from tests.unit.support.fakes import open_descriptors
+from tests.unit.support.loop_files import looped, opened, run
+from tests.unit.support.system_calls import Fault, Killed, full_disk
 
 SIZE = (9 << 20) + 3 * 512  # no multiple of what is copied at a time
 BLOCK = 64 << 10
@@ -287,7 +289,7 @@ def test_a_revert_cut_off_anywhere_is_run_again(
 def test_a_device_in_use_is_not_touched(
     device: Path, taken: Disk, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "_RELEASED_S", 0.2)
+    monkeypatch.setattr(in_use, "_UNUSED_S", 0.2)
     with opened(device), pytest.raises(DiskError, match=r"^xvda: .*by sleep"):
         made(taken, path).revert()
     with looped(device) as upper, pytest.raises(DiskError, match=f"by {upper.name}"):
@@ -345,7 +347,7 @@ def test_a_read_only_device_is_refused(device: Path, taken: Disk, path: Path) ->
 def test_all_devices_are_free_before_one_is_written(
     device: Path, taken: Disk, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "_RELEASED_S", 0.2)
+    monkeypatch.setattr(in_use, "_UNUSED_S", 0.2)
     (tmp_path / "second").write_bytes(NEW)
     with looped(tmp_path / "second") as second:
         disks: Sequence[tuple[Disk, DiskRequest]] = [

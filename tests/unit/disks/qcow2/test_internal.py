@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from pyxlsnap.disks import in_use
 from pyxlsnap.disks.protocol import DiskTask
-from pyxlsnap.disks.qcow2 import qemu as qemu_module
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.disks.qcow2.strategy import Qcow2
-from pyxlsnap.errors import AlreadyExists, DiskError, MonitorError, Refused
+from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.fakes import open_descriptors
 from tests.unit.support.qemu import DOMID, VDEVS, Qemu, content, qemu_img, tags, write
@@ -61,7 +61,7 @@ class TestCreate:
     ) -> None:
         strategy.check_create(DOMID)
         self.somebody_takes(strategy, "xvdb-qcow2")
-        with pytest.raises(MonitorError) as caught:
+        with pytest.raises(QmpError) as caught:
             strategy.create()
         assert caught.value.refused
         assert strategy.undo_create() == []
@@ -175,7 +175,7 @@ class TestRefused:
     ) -> None:
         holder = internal(disks, "other")
         holder.check_create(DOMID)
-        monkeypatch.setattr(qmp.Monitor.__init__, "__kwdefaults__", {"timeout_s": 0.3})
+        monkeypatch.setattr(qmp.QmpConnection.__init__, "__kwdefaults__", {"timeout_s": 0.3})
         start = time.monotonic()
         assert "is another program (xentop?) connected" in self.refusal(strategy)
         assert time.monotonic() - start < 5
@@ -184,7 +184,7 @@ class TestRefused:
     def test_a_server_that_never_greets(
         self, run_dir: Path, strategy: Qcow2, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(qmp.Monitor.__init__, "__kwdefaults__", {"timeout_s": 0.3})
+        monkeypatch.setattr(qmp.QmpConnection.__init__, "__kwdefaults__", {"timeout_s": 0.3})
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(run_dir / f"qmp-libxenstat-{DOMID}"))
             server.listen()
@@ -242,13 +242,13 @@ def test_a_command_that_is_not_answered_is_time_limited(run_dir: Path) -> None:
 
         thread = threading.Thread(target=greet)
         thread.start()
-        monitor = qmp.Monitor(path)
-        with pytest.raises(MonitorError, match=r"did not answer query-x on .* within 0\.2 s") as e:
-            monitor.execute("query-x", timeout_s=0.2)
+        connection = qmp.QmpConnection(path)
+        with pytest.raises(QmpError, match=r"did not answer query-x on .* within 0\.2 s") as e:
+            connection.execute("query-x", timeout_s=0.2)
         assert (e.value.command, e.value.refused) == ("query-x", False)
         ended.set()
-        monitor.close()
-        monitor.close()
+        connection.close()
+        connection.close()
         thread.join()
 
 
@@ -318,14 +318,16 @@ class TestRevert:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         strategy.revert()
-        execute = qmp.Monitor.execute
+        execute = qmp.QmpConnection.execute
 
-        def not_of_the_first(monitor: qmp.Monitor, command: str, arguments: Any = None) -> Any:
+        def not_of_the_first(
+            connection: qmp.QmpConnection, command: str, arguments: Any = None
+        ) -> Any:
             if arguments and arguments.get("device") == "xvda-qcow2":
-                raise MonitorError("no", command=command, refused=True)
-            return execute(monitor, command, arguments)
+                raise QmpError("no", command=command, refused=True)
+            return execute(connection, command, arguments)
 
-        monkeypatch.setattr(qmp.Monitor, "execute", not_of_the_first)
+        monkeypatch.setattr(qmp.QmpConnection, "execute", not_of_the_first)
         qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})
         (line,) = strategy.finish_revert(DOMID)
         strategy.close()
@@ -378,14 +380,14 @@ class TestRevert:
         strategy: Qcow2,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(qemu_module, "_RELEASED_S", 0.3)
+        monkeypatch.setattr(in_use, "_UNUSED_S", 0.3)
         qemu = Qemu(run_dir, {"xvdb": taken[1].target})
         qemu.has_opened()
         with pytest.raises(DiskError) as caught:
             strategy.revert()
         qemu.close()
         says = str(caught.value)
-        assert says.startswith(f"xvdb: {taken[1].target} is still open in qemu-system-x86")
+        assert says.startswith(f"xvdb: {taken[1].target} is still in use by qemu-system-x86")
         assert f"(pid {qemu.pid})" in says
         assert "run the command again" in says
         assert "\n" not in says
@@ -395,13 +397,13 @@ class TestRevert:
     def test_a_link_to_an_image_is_no_way_round(
         self, run_dir: Path, taken: list[Disk], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(qemu_module, "_RELEASED_S", 0.0)
+        monkeypatch.setattr(in_use, "_UNUSED_S", 0.0)
         link = run_dir / "link.qcow2"
         link.symlink_to(taken[0].target)
         by_link = internal([replace(taken[0], target=str(link))], "snap")
         qemu = Qemu(run_dir, {"xvda": taken[0].target})
         qemu.has_opened()
-        with pytest.raises(DiskError, match=f"xvda: {link} is still open in"):
+        with pytest.raises(DiskError, match=f"xvda: {link} is still in use by"):
             by_link.revert()
         qemu.close()
         by_link.revert()

@@ -10,21 +10,15 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.cancel import Cancelled
+from pyxlsnap.disks import in_use
 from pyxlsnap.disks.copy import content, raw_file, snapshot_file
 from pyxlsnap.disks.copy.raw_file import RawFile, default_request
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
-from tests.unit.disks.test_content import (
-    Fault,
-    Killed,
-    full_disk,
-    looped,
-    mounted,
-    opened,
-    unsupported,
-)
 from tests.unit.support.fakes import open_descriptors
+from tests.unit.support.loop_files import looped, mounted, opened
+from tests.unit.support.system_calls import Fault, Killed, full_disk, unsupported
 
 OLD = b"old" * 50_000
 NEW = b"new" * 70_000
@@ -132,7 +126,7 @@ def test_a_reflink_takes_no_time_and_a_copy_is_announced(
 def test_nothing_said_is_a_reflink_or_nothing(xfs: Path, tmp_path: Path, used: None) -> None:
     (xfs / "unasked").mkdir()
     take(made([make_disk(xfs / "unasked")], asked=False))
-    with pytest.raises(Refused, match=r"^xvda: .*stand still.*1 MiB.*\.raw\.snap,raw,xvda"):
+    with pytest.raises(Refused, match=r"^xvda: .*suspended for.*1 MiB.*\.raw\.snap,raw,xvda"):
         made([make_disk(tmp_path)], asked=False).check_create(7)
     assert listing(tmp_path) == {"xvda.raw"}
 
@@ -262,7 +256,7 @@ def test_the_window_begins_when_the_disk_is_quiet(
     def busy(disk: Disk, target: Path) -> None:
         raise DiskError("busy", vdev=disk.vdev)
 
-    monkeypatch.setattr(raw_file, "drained", busy)
+    monkeypatch.setattr(raw_file, "wait_until_drained", busy)
     with pytest.raises(DiskError, match="busy"):
         strategy.create()
     assert snapshot(disk).stat().st_size == 0
@@ -470,7 +464,7 @@ def test_a_disk_in_use_is_not_touched(
     place: Path, used: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disks = changed(place, 2)
-    monkeypatch.setattr(content, "_RELEASED_S", 0.1)
+    monkeypatch.setattr(in_use, "_UNUSED_S", 0.1)
     before = listing(place)
     with opened(Path(disks[1].target)), pytest.raises(DiskError, match=r"^xvdb: .*by sleep"):
         made(disks).revert()

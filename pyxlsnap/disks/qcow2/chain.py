@@ -1,0 +1,206 @@
+"""One disk with external snapshots: the files of its chain, and what becomes of them.
+
+See :mod:`.external` for the order in which these things happen, and why.
+"""
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyxlsnap.disks.copy.content import copy_attributes, new_file
+from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX, image_chain, image_info, qemu_img
+from pyxlsnap.errors import AlreadyExists, DiskError, Refused
+from pyxlsnap.linux.files import hidden_name, open_regular, sync_directory
+from pyxlsnap.linux.processes import holders, process_name
+from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.results import Artefact
+from pyxlsnap.text import quote
+
+
+@dataclass(slots=True)
+class Chain:
+    """The files of one disk: overlay, then frozen file, then what that stands on."""
+
+    disk: Disk
+    #: where the disk's path really leads to
+    active: Path
+    #: the external path
+    frozen: Path
+    #: the overlay's name until it is renamed over :attr:`active`; never used before
+    overlay: Path
+    #: the overlay's node in QEMU
+    node: str
+
+    @classmethod
+    def of(cls, disk: Disk, request: DiskRequest) -> "Chain":
+        """The chain that a request asks for.
+
+        :raises Refused: it asks for something else than a frozen qcow2 file.
+        """
+        if request.format not in ("", "qcow2"):
+            raise Refused(
+                f"{disk.vdev}: an external snapshot of a qcow2 disk is qcow2, not {request.format}"
+            )
+        frozen = Path(request.path)
+        if not frozen.is_absolute():
+            raise Refused(f"{disk.vdev}: the external path {request.path} must be absolute")
+        active = Path(os.path.realpath(disk.target))
+        node = f"{NODE_PREFIX}-{disk.vdev}-{secrets.token_hex(4)}"
+        return cls(disk, active, frozen, _fresh(active), node)
+
+    # create
+
+    def prepare(self, size: int) -> None:
+        """Give the disk's file its second name, and make an overlay of that.
+
+        :param size: the disk's, in bytes.
+        :raises AlreadyExists: the second name has been taken meanwhile.
+        """
+        try:
+            os.link(self.active, self.frozen, follow_symlinks=False)
+        except FileExistsError as e:
+            raise AlreadyExists(
+                f"{self.frozen} exists: choose another name", where=str(self.frozen)
+            ) from e
+        except OSError as e:
+            raise DiskError(f"{self.frozen}: {e.strerror}", vdev=self.disk.vdev) from e
+        # -u: do not open the file, the guest's QEMU has it. So qemu-img must be told the size.
+        self._make_overlay(self.overlay, "-u", size=str(size))
+
+    def take_name(self) -> None:
+        """Give the overlay the disk's name."""
+        self._take_name(self.overlay)
+
+    def protect(self) -> None:
+        """Make the frozen file read-only: writing to it damages the disk."""
+        with os_errors(self.disk, self.frozen):
+            self.frozen.chmod(stat.S_IMODE(self.frozen.stat().st_mode) & ~0o222)
+
+    def settle(self) -> list[str]:
+        """Give the overlay the disk's name if QEMU has switched to it, or else remove it.
+
+        The overlay is renamed before anybody looks: a QEMU that was too slow to answer may still
+        try to switch when the guest runs again. It looks for the overlay by the name that it was
+        told, and must not find it.
+
+        :returns: what was removed.
+        """
+        withdrawn = self.overlay.with_name(f"{self.overlay.name}.withdrawn")
+        with os_errors(self.disk, self.overlay):
+            if self.overlay.exists():
+                os.rename(self.overlay, withdrawn)
+            if not withdrawn.exists():
+                return []
+            if _in_qemu(withdrawn):
+                self._take_name(withdrawn)
+                return []
+            withdrawn.unlink()
+        return [f"removed {self.overlay}"]
+
+    def undo(self) -> list[str]:
+        """Remove the overlay and the second name, if QEMU has not switched.
+
+        :returns: what was removed.
+        :raises DiskError: QEMU has switched; the disk is whole, on its chain, and stays so.
+        """
+        with os_errors(self.disk, self.frozen):
+            undone = self.settle()
+            if not self.frozen.exists():
+                return undone
+            if self.frozen.samefile(self.active):  # our second name of the disk, and nothing more
+                self.frozen.unlink()
+                return [*undone, f"removed {self.frozen}"]
+        if self._stands_on_frozen():
+            self.protect()
+            raise DiskError(
+                f"{self.active} stands on {self.frozen} now, and is whole; to undo that: "
+                f"{self._way_to_delete()}",
+                vdev=self.disk.vdev,
+            )
+        return undone
+
+    def artefact(self) -> Artefact:
+        """The frozen file, and how to delete it."""
+        depth = self._depth()
+        return Artefact(
+            kind="disk snapshot",
+            where=f"{self.frozen} ({self.disk.vdev}; {self.active} stands on it, {depth or '?'} "
+            f"files deep: never just rm it)",
+            delete=self._way_to_delete(),
+            vdev=self.disk.vdev,
+            chain_depth=depth,
+        )
+
+    # revert
+
+    def put_back(self, kept: Path) -> None:
+        """Put a new overlay of the frozen file in the place of the disk, which is kept.
+
+        A kept file that is there already was kept by a run of this that was interrupted, and stays.
+        """
+        overlay = _fresh(self.active)
+        with os_errors(self.disk, self.active):
+            try:
+                if not kept.exists():
+                    os.link(self.active, kept, follow_symlinks=False)
+                self._make_overlay(overlay)
+                os.rename(overlay, self.active)
+                sync_directory(self.active.parent)
+            finally:
+                overlay.unlink(missing_ok=True)
+
+    # for both
+
+    def _make_overlay(self, path: Path, *options: str, size: str = "") -> None:
+        """Make an empty overlay of the frozen file, with the disk's owner, mode and attributes."""
+        with (
+            os_errors(self.disk, path),
+            open_regular(self.active) as active,
+            new_file(path) as overlay,
+        ):
+            copy_attributes(active.fileno(), overlay)
+        backing = ["-b", str(self.frozen), "-F", "qcow2"]
+        arguments = ["-q", "-f", "qcow2", *options, *backing, str(path), *([size] if size else [])]
+        qemu_img(self.disk, "create", *arguments)
+
+    def _take_name(self, overlay: Path) -> None:
+        try:
+            os.rename(overlay, self.active)
+            sync_directory(self.active.parent)
+        except OSError as e:
+            raise DiskError(
+                f"{overlay} could not be renamed to {self.active}: {e.strerror}",
+                vdev=self.disk.vdev,
+            ) from e
+
+    def _stands_on_frozen(self) -> bool:
+        info = image_info(self.disk, str(self.active))
+        return bool(info.get("full-backing-filename") == str(self.frozen))
+
+    def _way_to_delete(self) -> str:
+        """How a person takes the frozen file out of the chain."""
+        info = image_info(self.disk, str(self.frozen))
+        under, form = info.get("full-backing-filename", ""), info.get("backing-filename-format", "")
+        to = f"-b {quote(under)}" + (f" -F {quote(form)}" if form else "") if under else "-b ''"
+        active, frozen = quote(str(self.active)), quote(str(self.frozen))
+        return f"domain off: qemu-img rebase -f qcow2 {to} {active} && rm {frozen}"
+
+    def _depth(self) -> int | None:
+        """Files in the chain, the disk itself included; ``None``: qemu-img does not tell."""
+        try:
+            return 1 + len(image_chain(self.disk, str(self.frozen)))
+        except DiskError:
+            return None  # the snapshot is taken all the same
+
+
+def _fresh(active: Path) -> Path:
+    """A name in a disk's directory that no file has ever had."""
+    return hidden_name(active, f".{secrets.token_hex(8)}.overlay")
+
+
+def _in_qemu(overlay: Path) -> bool:
+    """Whether a QEMU has switched to it (a qemu-img that was left may still be making it)."""
+    return any(process_name(pid) != "qemu-img" for pid in holders(overlay))

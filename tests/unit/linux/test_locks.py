@@ -1,0 +1,122 @@
+"""The lock of a domain belongs to open files, not to processes."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap.errors import Busy, Refused
+from pyxlsnap.linux.locks import DomainLock
+from tests.unit.support.fakes import open_descriptors
+
+UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
+TRY = """
+import sys
+from pathlib import Path
+from pyxlsnap.errors import Busy
+from pyxlsnap.linux.locks import DomainLock
+from tests.unit.support.fakes import open_descriptors
+try:
+    DomainLock(sys.argv[1], domain="vm1", directory=Path(sys.argv[2]))
+except Busy:
+    sys.exit(7)
+"""
+HOLD = "import sys; print('ready', flush=True); sys.stdin.read()"
+
+
+def lock(directory: Path) -> DomainLock:
+    return DomainLock(UUID, domain="vm1", directory=directory)
+
+
+def free_for_another_process(directory: Path) -> bool:
+    run = subprocess.run([sys.executable, "-c", TRY, UUID, str(directory)])
+    assert run.returncode in (0, 7)
+    return run.returncode == 0
+
+
+class TestLock:
+    def test_excludes_another_process(self, tmp_path: Path) -> None:
+        held = lock(tmp_path)
+        assert not free_for_another_process(tmp_path)
+        held.release()
+        assert free_for_another_process(tmp_path)
+
+    def test_excludes_another_open_of_the_same_process(self, tmp_path: Path) -> None:
+        held = lock(tmp_path)
+        with pytest.raises(Busy, match="another snapshot operation on vm1") as caught:
+            lock(tmp_path)
+        assert (caught.value.domain, caught.value.exit_code) == ("vm1", 3)
+        held.release()
+        lock(tmp_path).release()
+
+    def test_a_refusal_does_not_let_the_lock_fall(self, tmp_path: Path) -> None:
+        """As closing any descriptor of the file would, with locks of the other kind."""
+        held = lock(tmp_path)
+        with pytest.raises(Busy):
+            lock(tmp_path)
+        with pytest.raises(Busy):
+            lock(tmp_path)
+        held.release()
+
+    def test_a_refusal_leaves_no_descriptor(self, tmp_path: Path) -> None:
+        held = lock(tmp_path)
+        before = open_descriptors()
+        with pytest.raises(Busy):
+            lock(tmp_path)
+        assert open_descriptors() == before
+        held.release()
+
+    def test_is_shared_by_inheriting_and_falls_when_both_are_gone(self, tmp_path: Path) -> None:
+        held = lock(tmp_path)
+        child = subprocess.Popen(
+            [sys.executable, "-c", HOLD],
+            pass_fds=[held.fd],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with child:
+            assert child.stdout
+            assert child.stdout.readline() == b"ready\n"
+            os.close(held.fd)  # as if we had died
+            with pytest.raises(Busy):
+                lock(tmp_path)
+        assert child.returncode == 0
+        lock(tmp_path).release()
+
+    def test_a_release_is_not_put_off_by_a_child_that_has_a_copy(self, tmp_path: Path) -> None:
+        """A daemon that forks without exec while an operation is under way makes such copies."""
+        held = lock(tmp_path)
+        copy = os.dup(held.fd)
+        held.release()
+        lock(tmp_path).release()
+        os.close(copy)
+
+    def test_is_not_inherited_unasked(self, tmp_path: Path) -> None:
+        held = lock(tmp_path)
+        assert not os.get_inheritable(held.fd)
+        held.release()
+
+    def test_release_is_idempotent(self, tmp_path: Path) -> None:
+        held = lock(tmp_path)
+        held.release()
+        held.release()
+        assert held.fd == -1
+
+    def test_different_domains_do_not_exclude_each_other(self, tmp_path: Path) -> None:
+        held = lock(tmp_path)
+        other = DomainLock(UUID.replace("c0de", "beef"), domain="vm2", directory=tmp_path)
+        other.release()
+        held.release()
+
+    def test_makes_its_directory_private(self, tmp_path: Path) -> None:
+        lock(tmp_path / "a" / "b").release()
+        assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+
+    def test_a_link_in_its_place_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "elsewhere").touch()
+        (tmp_path / f"{UUID}.lock").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(Refused, match="cannot open the lock"):
+            lock(tmp_path)

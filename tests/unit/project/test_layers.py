@@ -1,0 +1,60 @@
+"""The edge to libxl, and what importing the package does."""
+
+import ast
+import re
+from pathlib import Path
+
+from tests.unit.support.resources import PACKAGE, python
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{a.name}" for a in node.names} | {str(node.module)}
+    return found
+
+
+def test_one_module_imports_the_extension() -> None:
+    importers = {
+        str(p.relative_to(PACKAGE))
+        for p in PACKAGE.rglob("*.py")
+        if any(re.search(r"(^|\.)_ffi(\.|$)", name) for name in imports_of(p))
+    }
+    assert importers == {"xen/ffi.py"}
+
+
+def test_cdata_stays_in_xen() -> None:
+    users = {
+        p.parent.name
+        for p in PACKAGE.rglob("*.py")
+        if {"pyxlsnap.xen.ffi.C", "pyxlsnap.xen.ffi.ffi"} & imports_of(p)
+    }
+    assert users == {"xen"}
+
+
+def test_importing_starts_no_thread_and_handles_no_signal() -> None:
+    code = (
+        "import signal, threading\n"
+        "before = [signal.getsignal(n) for n in signal.valid_signals()]\n"
+        "import pyxlsnap, pyxlsnap.worker.server, pyxlsnap.cli.app\n"
+        "assert threading.active_count() == 1\n"
+        "assert before == [signal.getsignal(n) for n in signal.valid_signals()]\n"
+    )
+    run = python(code)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_no_module_takes_the_name_of_a_public_function() -> None:
+    """Importing a submodule binds its name in the package, over what was there."""
+    code = (
+        "import importlib, pkgutil, pyxlsnap\n"
+        "public = {n: getattr(pyxlsnap, n) for n in pyxlsnap.__all__}\n"
+        "for _, name, _ in pkgutil.iter_modules(pyxlsnap.__path__):\n"
+        "    importlib.import_module('pyxlsnap.' + name)\n"
+        "assert public == {n: getattr(pyxlsnap, n) for n in pyxlsnap.__all__}\n"
+    )
+    run = python(code)
+    assert (run.returncode, run.stderr) == (0, "")

@@ -1,0 +1,79 @@
+"""A request survives the way to the worker, and what is none is refused."""
+
+import json
+import shlex
+from dataclasses import fields
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyxlsnap.request import (
+    CreateRequest,
+    FeasibilityRequest,
+    MonitorRequest,
+    RecoverRequest,
+    Request,
+    RevertRequest,
+    changes_something,
+    request_from_plain,
+    request_to_plain,
+    revert_command,
+)
+
+REQUESTS = st.one_of(*[st.from_type(cls) for cls in get_args(Request)])
+
+
+@given(request=REQUESTS)
+def test_a_request_comes_back_as_it_was(request: Request) -> None:
+    plain = json.loads(json.dumps(request_to_plain(request)))
+    assert request_from_plain(plain) == request
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {},
+        {"operation": "delete", "domain": "vm1"},
+        {"operation": "create"},
+        {"operation": "create", "domain": 7},
+        {"operation": "create", "domain": "vm1", "live": "yes"},
+        {"operation": "create", "domain": "vm1", "config": {"nane": "x"}},
+        {"operation": "create", "domain": "vm1", "config": {"disks": [{}]}},
+        {"operation": "revert", "domain": "vm1"},
+        {"operation": "recover", "domain": "vm1", "force": True},
+    ],
+)
+def test_what_is_no_request_is_an_error(plain: dict[str, Any]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        request_from_plain(plain)
+
+
+def test_only_what_is_carried_out_changes_something() -> None:
+    assert changes_something(CreateRequest(domain="vm1"))
+    assert not changes_something(CreateRequest(domain="vm1", dry_run=True))
+    assert changes_something(RevertRequest(domain="vm1", cfgfile="/c"))
+    assert not changes_something(RevertRequest(domain="vm1", cfgfile="/c", dry_run=True))
+    assert changes_something(RecoverRequest())
+    assert not changes_something(MonitorRequest(domain="vm1"))
+    assert not changes_something(FeasibilityRequest(domain="vm1"))
+
+
+@given(request=st.from_type(RevertRequest))
+def test_the_command_of_a_revert_says_the_same(request: RevertRequest) -> None:
+    try:
+        words = shlex.split(revert_command(request))
+    except ValueError:  # $'…', which only a shell reads
+        return
+    if "$" in revert_command(request):
+        return
+    assert words[:4] == ["pyxlsnap", "snapshot-revert", request.domain, request.cfgfile]
+    assert ("--running" in words[4:]) is request.running
+    assert ("--force" in words[4:]) is request.force
+
+
+def test_every_request_says_what_operation_it_is() -> None:
+    operations = [cls.operation for cls in get_args(Request)]
+    assert len(set(operations)) == len(operations) == 5
+    assert all("domain" in {f.name for f in fields(cls)} for cls in get_args(Request))

@@ -1,0 +1,107 @@
+"""How a domain is watched after its suspend, and waited for after its destruction."""
+
+import time
+from typing import Self
+
+import pytest
+
+from pyxlsnap.errors import DomainNotFound, GuestTimeout, XenError
+from pyxlsnap.model import DomainInfo
+from pyxlsnap.xen.context import Context
+from pyxlsnap.xen.domain import Domain
+from tests.unit.support.fakes import UUID
+
+
+class Clockless(Domain):
+    """A domain whose states are a list, one for each look."""
+
+    def __init__(self, *states: str, requested: tuple[bool, ...] = ()) -> None:
+        self.domid, self.uuid, self.name = 7, UUID, "vm1"
+        self.states, self.requested = list(states), list(requested)
+        self.resumed = 0
+
+    def info(self) -> DomainInfo:
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if state == "gone":
+            raise DomainNotFound("gone", domain="vm1")
+        uuid = "another" if state == "another" else UUID
+        return DomainInfo(7, uuid, False, state == "suspend", state, state == "dying", 1)
+
+    def resume(self, *, paused: bool = False) -> None:
+        self.resumed += 1
+
+    def suspend_requested(self) -> bool:
+        return self.requested.pop(0) if self.requested else False
+
+
+class TestEnsureRunning:
+    def test_a_suspended_domain_is_resumed_at_once(self) -> None:
+        domain = Clockless("suspend")
+        assert domain.ensure_running(settle_s=0, request_s=0)
+        assert domain.resumed == 1
+
+    def test_a_running_domain_is_left_alone(self) -> None:
+        domain = Clockless("")
+        assert not domain.ensure_running(settle_s=0, request_s=0)
+        assert domain.resumed == 0
+
+    def test_one_that_suspends_while_it_settles_is_resumed(self) -> None:
+        domain = Clockless("", "", "suspend")
+        assert domain.ensure_running(settle_s=5, request_s=0)
+
+    def test_one_that_suspends_while_its_request_stands_is_resumed(self) -> None:
+        domain = Clockless("", "", "suspend", requested=(True, True))
+        assert domain.ensure_running(settle_s=0, request_s=5)
+
+    def test_one_that_has_answered_and_suspends_a_little_later_is_resumed(self) -> None:
+        """The answer takes the request away, and the guest has yet to stop what it does."""
+        domain = Clockless(*[""] * 13, "suspend", requested=(True,) * 10)
+        assert domain.ensure_running(settle_s=0.15, request_s=5)
+
+    def test_a_request_that_stands_for_ever_is_not_waited_for_for_ever(self) -> None:
+        domain = Clockless("", requested=(True,) * 1000)
+        start = time.monotonic()
+        with pytest.raises(GuestTimeout, match="may still suspend"):
+            domain.ensure_running(settle_s=0, request_s=0.1)
+        assert 0.1 <= time.monotonic() - start < 2
+
+    @pytest.mark.parametrize("state", ["gone", "another", "dying"])
+    def test_one_that_has_gone_is_not_resumed(self, state: str) -> None:
+        domain = Clockless("", state)
+        with pytest.raises(DomainNotFound):
+            domain.ensure_running(settle_s=5, request_s=5)
+        assert domain.resumed == 0
+
+
+class TestWaitGone:
+    @pytest.mark.parametrize("end", ["gone", "another"])
+    def test_returns_when_the_domain_has_gone(self, end: str) -> None:
+        Clockless("dying", "dying", end).wait_gone(timeout_s=5)
+
+    def test_is_limited(self) -> None:
+        with pytest.raises(XenError, match=r"still exists 0\.1 s after") as caught:
+            Clockless("dying").wait_gone(timeout_s=0.1)
+        assert (caught.value.rc, caught.value.domain) == (None, "vm1 (domid 7)")
+
+
+class Siblings(Context):
+    """A context without libxl, whose siblings are counted."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[str, str]] = []
+        self.closings = 0
+
+    def sibling(self, *, operation: str, domain: str) -> Self:
+        self.opened.append((operation, domain))
+        return self
+
+    def close(self) -> None:
+        self.closings += 1
+
+
+def test_a_domain_on_its_own_has_another_context_for_as_long() -> None:
+    context = Siblings()
+    with Domain(context, 7, UUID, "vm1").on_its_own() as domain:
+        assert (domain.domid, domain.uuid, domain.name) == (7, UUID, "vm1")
+        assert (context.opened, context.closings) == ([("watch", "vm1")], 0)
+    assert context.closings == 1

@@ -1,0 +1,124 @@
+"""Finding a domain by its name, and dom0's memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pyxlsnap import paths
+from pyxlsnap.errors import DomainNotFound
+from pyxlsnap.model import DomainInfo
+from pyxlsnap.results import OnProgress
+from pyxlsnap.xen import toolstack
+from pyxlsnap.xen.context import Context
+from pyxlsnap.xen.ffi import C
+from pyxlsnap.xen.toolstack import Toolstack
+from tests.unit.support.fakes import UUID
+
+
+class Names(Toolstack):
+    """Domains that have names, and no Xen."""
+
+    _context: Any = None
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def domains(self) -> list[DomainInfo]:
+        return [DomainInfo(n, UUID, False, False, "", False, 0) for n in range(len(self._names))]
+
+    def name_of(self, domid: int) -> str:
+        return self._names[domid]
+
+    def _domid_of(self, name: str) -> int | None:
+        return self._names.index(name) if name in self._names else None
+
+
+@pytest.mark.parametrize(
+    ("domain", "nearest"),
+    [("wbe1", ("web1",)), ("web", ("web1", "web-22")), ("Domain", ()), ("xyz", ()), ("77", ())],
+)
+def test_a_domain_that_is_not_there_has_the_names_like_it(
+    domain: str, nearest: tuple[str, ...]
+) -> None:
+    host = Names("Domain-0", "web-22", "", "web1", "database")
+    assert host.find("web1").domid == 3
+    with pytest.raises(DomainNotFound) as caught:
+        host.find(domain)
+    assert (caught.value.domain, caught.value.nearest) == (domain, nearest)
+    hint = ": did you mean " + " or ".join(map(repr, nearest)) + "?" if nearest else ""
+    assert str(caught.value) == f"there is no domain {domain!r} (see `xl list`){hint}"
+
+
+class NoContext(Context):
+    """A context without libxl."""
+
+    def __init__(self) -> None: ...
+
+    @contextmanager
+    def calling(self, on_progress: OnProgress | None = None) -> Iterator[None]:
+        yield
+
+
+class Unbound(Toolstack):
+    """A Toolstack without a Xen."""
+
+    def __init__(self) -> None:
+        self._context = NoContext()
+
+
+class TestDom0:
+    def test_the_target_is_lowered_and_not_enforced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[tuple[object, ...]] = []
+
+        def target(_: object, *arguments: object) -> int:
+            asked.append(arguments)
+            return 0
+
+        monkeypatch.setattr(toolstack, "C", SimpleNamespace(libxl_set_memory_target=target))
+        Unbound().shrink_dom0(100)
+        assert asked == [(0, -100, 1, 0)]
+
+    @pytest.mark.parametrize(("rc", "reached"), [(0, True), (-3, False)])
+    def test_dom0_itself_is_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch, rc: int, reached: bool
+    ) -> None:
+        asked: list[tuple[object, ...]] = []
+
+        def wait(_: object, *arguments: object) -> int:
+            asked.append(arguments)
+            return rc
+
+        monkeypatch.setattr(toolstack, "C", SimpleNamespace(libxl_wait_for_memory_target=wait))
+        assert Unbound().wait_for_dom0(stalled_s=10) is reached
+        assert asked == [(0, 10)]
+
+    def test_both_are_bound(self) -> None:
+        assert callable(C.libxl_set_memory_target)
+        assert callable(C.libxl_wait_for_memory_target)
+
+
+@pytest.mark.parametrize(
+    ("content", "setting"),
+    [
+        ('autoballoon="on"', "on"),
+        ('autoballoon="off"', "off"),
+        ('autoballoon="1"', "1"),
+        ('autoballoon="0"', "0"),
+        ('autoballoon="auto"', "auto"),
+        ('autoballoon=""', "auto"),
+        ("# nothing", "auto"),
+        ("syntax error", "auto"),
+        (None, "auto"),
+    ],
+)
+def test_autoballoon_is_as_in_xl_conf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, setting: str
+) -> None:
+    monkeypatch.setattr(paths, "XL_CONF", tmp_path / "xl.conf")
+    if content is not None:
+        paths.XL_CONF.write_text(content + "\n")
+    assert Unbound().autoballoon() == setting
