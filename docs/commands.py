@@ -1,4 +1,4 @@
-"""What the command line takes, as its parser has it."""
+"""The parsers of the commands of the command line."""
 
 import argparse
 from collections.abc import Mapping

@@ -1,11 +1,12 @@
-"""Completion for bash and zsh, from the parser of the command line."""
+"""Completion for bash and zsh, generated from the parser of the command line."""
 
 import shtab
 
 from docs.commands import commands
-from pyxlsnap.cli import app
+from pyxlsnap.cli.parser import build_parser
 
-# A shell evaluates what it is offered, and the names of domains are not ours: only harmless ones.
+# A shell evaluates the words that it is offered, and others choose the names of domains: offer only
+# harmless names.
 _DOMAINS = (
     "xl list 2>/dev/null | "
     """awk 'NR > 1 && $2 > 0 && NF == 6 && $1 ~ /^[A-Za-z0-9_.+@-]+$/ { print $1 }'"""
@@ -32,7 +33,7 @@ _COMPLETES = {
 
 def script(shell: str) -> str:
     """The completion script for a shell, "bash" or "zsh"."""
-    parser = app.build_parser()
+    parser = build_parser()
     for command in commands(parser).values():
         for action in command._actions:
             if action.dest in _COMPLETES:

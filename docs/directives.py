@@ -1,4 +1,4 @@
-"""What the man pages take from the code: synopsis, options, exit status, and the JSON documents."""
+"""Directives for what the man pages take from the code: options, exit statuses, JSON documents."""
 
 import argparse
 import inspect
@@ -14,13 +14,13 @@ from sphinx.util.rst import escape
 import pyxlsnap
 from docs.commands import commands
 from docs.schema import comments, errors, summary
-from pyxlsnap.cli.app import build_parser
+from pyxlsnap.cli.parser import build_parser
 
 _STATUS = re.compile(r"^  (\d+(?:, \d+)*)  (.*)$", re.MULTILINE)
 
 
 class _Written(SphinxDirective):
-    """A directive that stands for text, which it writes."""
+    """A directive that generates reStructuredText."""
 
     optional_arguments = 1
 
@@ -32,7 +32,7 @@ class _Written(SphinxDirective):
 
 
 class Synopsis(_Written):
-    """``.. synopsis::``: how each command is written."""
+    """``.. synopsis::``: the usage of each command."""
 
     def lines(self, *_: str) -> Iterator[str]:
         parser = build_parser()
@@ -47,7 +47,7 @@ class Synopsis(_Written):
 
 
 class Arguments(_Written):
-    """``.. arguments:: [COMMAND]``: arguments and options, those before the command without one."""
+    """``.. arguments:: [COMMAND]``: arguments and options of a command, or the general options."""
 
     def lines(self, *names: str) -> Iterator[str]:
         parser = build_parser()
@@ -59,7 +59,7 @@ class Arguments(_Written):
 
 
 class ExitStatus(_Written):
-    """``.. exit-status::``: each status and what it means."""
+    """``.. exit-status::``: each exit status and its meaning."""
 
     def lines(self, *_: str) -> Iterator[str]:
         for status, meaning in _STATUS.findall(build_parser().epilog or ""):
@@ -67,7 +67,7 @@ class ExitStatus(_Written):
 
 
 class Members(_Written):
-    """``.. members:: CLASS``: the fields of a result, as its JSON object has them."""
+    """``.. members:: CLASS``: the members of a result's JSON object."""
 
     def lines(self, *names: str) -> Iterator[str]:
         cls = getattr(pyxlsnap, names[0])
@@ -92,7 +92,7 @@ def _item(term: str, text: str) -> Iterator[str]:
 
 
 def _words(action: argparse.Action, name: str | None = None) -> str:
-    """An argument, or an option by its first name or another, with its value."""
+    """An argument, or an option (by default its first name) with its value."""
     name = name or next(iter(action.option_strings), "")
     value = f"*{action.metavar or action.dest}*" if action.nargs != 0 else ""
     return " ".join(filter(None, [name and f"**{name}**", value]))

@@ -1,7 +1,7 @@
-"""What is installed beside the package: ``python -m docs.generate`` writes it into docs/share.
+"""Generate docs/share, which is installed beside the package: ``python -m docs.generate``.
 
-Man pages, completion for bash and zsh, and the JSON Schema: all from the code. They are kept in the
-repository, so that an installation needs none of what makes them.
+It holds the man pages, completion for bash and zsh, and the JSON Schema, all made from the code.
+The files are in the repository, so that an installation does not need the tools that make them.
 """
 
 import json
@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(dest: Path = HERE / "share") -> None:
-    """Write everything below ``dest``, as it lies below share/ where it is installed."""
+    """Write all files below ``dest``, in the folders in which they are installed below share/."""
     _man_pages(dest / "man")
     _write(dest / "bash-completion" / "completions" / "pyxlsnap", completion.script("bash"))
     _write(dest / "zsh" / "site-functions" / "_pyxlsnap", completion.script("zsh"))

@@ -1,4 +1,4 @@
-"""The JSON Schema of what ``pyxlsnap --json`` writes, from the classes that it is made of."""
+"""The JSON Schema of the output of ``pyxlsnap --json``, made from the classes of the results."""
 
 import inspect
 import re
@@ -12,7 +12,8 @@ from sphinx.pycode import ModuleAnalyzer
 
 import pyxlsnap
 from docs.commands import commands
-from pyxlsnap.cli.app import JSON_VERSION, build_parser
+from pyxlsnap.cli.app import JSON_VERSION, RUN
+from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.errors import PyxlsnapError
 
 Schema = dict[str, Any]
@@ -22,11 +23,11 @@ _ROLE = re.compile(r":\w+:`([^`]*)`")
 
 
 def schema() -> Schema:
-    """The schema of a document: what each command gives, or an error."""
+    """The schema of a document: the result of a command, or an error."""
     definitions: dict[str, Schema] = {}
     done = [
-        _document(name, 0, result=_any_of(_results(parser.get_default("run")), definitions))
-        for name, parser in commands(build_parser()).items()
+        _document(name, 0, result=_any_of(_results(RUN[name]), definitions))
+        for name in commands(build_parser())
     ]
     failed = _document(
         [*commands(build_parser()), ""],
@@ -121,7 +122,7 @@ def _of(hint: Any, definitions: dict[str, Schema]) -> Schema:
 
 
 def _defined(cls: type, definitions: dict[str, Schema]) -> Schema:
-    """A reference to the schema of a class, which is defined if it is not yet."""
+    """A reference to the schema of a class; defines the schema if there is none yet."""
     if cls.__name__ not in definitions:
         definitions[cls.__name__] = {}  # it may refer to itself
         definitions[cls.__name__] = {"description": summary(cls), **_class(cls, definitions)}

@@ -1,8 +1,8 @@
 """A small daemon: live snapshots of several guests on a schedule, and its status on a unix socket.
 
-usage: daemon.py SOCKET SECONDS DOMAIN... Whoever connects to the socket gets one JSON document.
-SIGTERM ends it: what is under way is rolled back first. Its unit should have ``KillMode=process``.
-It deletes nothing; the room for snapshots must be looked after.
+usage: daemon.py SOCKET SECONDS DOMAIN... Each connection to the socket gets one JSON document.
+SIGTERM ends the daemon: running operations are rolled back first. Set ``KillMode=process`` in its
+unit. The daemon deletes nothing: you must watch the space for snapshots.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from pyxlsnap import aio
 
 @dataclass
 class Guest:
-    """What the daemon knows of a guest."""
+    """What the daemon knows about a guest."""
 
     domain: str
     doing: str = "waiting"
     percent: int = 0
     error: str = ""
-    #: the command that a person has to run; no snapshot is taken from then on
+    #: the command that a person has to run; the daemon takes no more snapshots
     finish: str = ""
     #: cfgfiles, the newest last
     snapshots: list[str] = field(default_factory=list)
@@ -37,21 +37,21 @@ class Guest:
 
 
 class Daemon:
-    """Each guest has a task; they do not wait for each other."""
+    """Each guest has its own task; the tasks do not wait for each other."""
 
     def __init__(self, domains: list[str], every_s: float) -> None:
         self._guests = [Guest(domain) for domain in domains]
         self._every_s = every_s
 
     async def run(self, path: str) -> None:
-        """Serve and take snapshots until it is cancelled."""
+        """Serve the status and take snapshots until the task is cancelled."""
         await self._recover()
         async with await asyncio.start_unix_server(self._tell, path), asyncio.TaskGroup() as group:
             for guest in self._guests:
                 group.create_task(self._look_after(guest))
 
     async def _recover(self) -> None:
-        """Finish what a crash has left; a domain that needs a person keeps no other waiting."""
+        """Finish interrupted operations. If one needs a person, the daemon starts all the same."""
         try:
             await aio.recover()
         except pyxlsnap.PyxlsnapError as e:
@@ -68,8 +68,8 @@ class Daemon:
             await self._snapshot(guest)
             guest.error = ""
         except pyxlsnap.NeedsAttention as e:
-            guest.error, guest.finish = str(e), e.finish or "see what is there"
-        except Exception as e:  # the next one may work
+            guest.error, guest.finish = str(e), e.finish or "look at what is left"
+        except Exception as e:  # the next snapshot may work
             guest.error = str(e) or type(e).__name__
         guest.doing, guest.percent = "waiting", 0
 

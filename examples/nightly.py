@@ -1,8 +1,8 @@
-"""A snapshot of each domain that is named, for cron or a timer.
+"""Take a snapshot of each domain that is named, for cron or a timer.
 
-usage: nightly.py DOMAIN... The exit status is that of the worst failure. The unit that runs it
-should have ``KillMode=process`` (see pyxlsnap's README). It deletes nothing: when a snapshot is no
-longer wanted, the command line's output has the commands for it.
+usage: nightly.py DOMAIN... The exit status is that of the worst failure. Set ``KillMode=process``
+in the unit that runs the script (see pyxlsnap's README). The script deletes nothing: the artefacts
+of a snapshot (``made.artefacts``) have the commands that delete it.
 """
 
 import sys
@@ -12,7 +12,7 @@ import pyxlsnap
 
 
 def snapshot(domain: str) -> str:
-    """Take one, live if that is possible; what came of it, as a line."""
+    """Take a snapshot, live if possible; returns the result as a line of text."""
     name = f"nightly-{datetime.now():%Y%m%d-%H%M%S}"
     found = pyxlsnap.can_snapshot(domain)
     if not found.possible:
@@ -25,7 +25,7 @@ def snapshot(domain: str) -> str:
 
 
 def report(about: str, error: pyxlsnap.PyxlsnapError) -> int:
-    """Say what went wrong; its exit status."""
+    """Print an error; returns its exit status."""
     print(f"{about}: {error}", file=sys.stderr)
     if isinstance(error, pyxlsnap.NeedsAttention) and error.finish:
         print(f"{about}: to finish: {error.finish}", file=sys.stderr)
@@ -33,11 +33,11 @@ def report(about: str, error: pyxlsnap.PyxlsnapError) -> int:
 
 
 def main() -> int:
-    """Take them one after the other; one that fails does not keep the others from it."""
+    """Take the snapshots one after the other. If one fails, the others are still taken."""
     status = 0
     try:
-        pyxlsnap.recover()  # what a crash has left
-    except pyxlsnap.PyxlsnapError as e:  # of one domain; the others can be snapshotted
+        pyxlsnap.recover()  # finish what a crash interrupted
+    except pyxlsnap.PyxlsnapError as e:  # the other domains can be snapshotted
         status = report("recovery", e)
     for domain in sys.argv[1:]:
         try:

@@ -1,10 +1,10 @@
-"""Hooks that have the guest's own agent freeze its filesystems for a snapshot, and set its clock.
+"""Hooks that use the guest's own agent: freeze its filesystems for a snapshot, and set its clock.
 
-The agent is qemu-ga, and the guest has a channel for it, in its xl.cfg::
+The agent is qemu-ga. The guest needs a channel for the agent in its xl.cfg::
 
     channel = [ 'name=org.qemu.guest_agent.0,connection=socket,path=/run/xen/qga-web1.sock' ]
 
-usage: quiesce.py DOMAIN SOCKET NAME takes a snapshot with its help.
+usage: quiesce.py DOMAIN SOCKET NAME takes a snapshot with the help of the agent.
 """
 
 import json
@@ -16,23 +16,23 @@ from typing import Any
 
 import pyxlsnap
 
-ANSWER_S = 4.0  # less than a hook may take, so that the hook can say what was wrong
+ANSWER_S = 4.0  # less than the limit of a hook, so that the hook can report what was wrong
 LIMIT_S = 10.0
 
 
 def ask(path: Path, command: str, **arguments: object) -> Any:
-    """Have the agent do something; returns its answer.
+    """Send a command to the agent; returns its answer.
 
-    :raises OSError: it cannot be reached, or does not answer in time.
-    :raises RuntimeError: it could not do it, or has hung up.
-    :raises ValueError: what it says is not JSON.
+    :raises OSError: the agent cannot be reached, or does not answer in time.
+    :raises RuntimeError: the command failed, or the agent closed the connection.
+    :raises ValueError: the answer is not JSON.
     """
     sync = time.monotonic_ns() % 2**31
     requests = (
         {"execute": "guest-sync", "arguments": {"id": sync}},
         {"execute": command, "arguments": arguments},
     )
-    # Both are closed whatever happens: QEMU takes one client at a time.
+    # Both are closed in any case: QEMU accepts one client at a time.
     with socket.socket(socket.AF_UNIX) as agent, agent.makefile("rb") as lines:
         agent.settimeout(ANSWER_S)
         agent.connect(str(path))
@@ -45,13 +45,13 @@ def ask(path: Path, command: str, **arguments: object) -> Any:
                 raise RuntimeError(f"{command}: {answer['error']['desc']}")
             if synchronized:
                 return answer["return"]
-            # What it still had to say to somebody else comes first.
+            # Answers to an earlier client may come first.
             synchronized = answer.get("return") == sync
-    raise RuntimeError(f"{command}: the agent has hung up")
+    raise RuntimeError(f"{command}: the agent closed the connection")
 
 
 def hooks(path: Path) -> pyxlsnap.Hooks:
-    """The hooks for a guest whose agent listens at this socket."""
+    """The hooks for a guest; ``path`` is the socket of its agent."""
 
     def freeze(_: pyxlsnap.Moment) -> None:
         ask(path, "guest-fsfreeze-freeze")
@@ -61,7 +61,7 @@ def hooks(path: Path) -> pyxlsnap.Hooks:
 
     def reverted(moment: pyxlsnap.Moment) -> None:
         if moment.state is pyxlsnap.RunState.RUNNING:
-            # In the memory that it was restored from its filesystems are frozen.
+            # The filesystems were frozen when the memory was saved.
             ask(path, "guest-fsfreeze-thaw")
             ask(path, "guest-set-time", time=time.time_ns())
 
@@ -71,7 +71,7 @@ def hooks(path: Path) -> pyxlsnap.Hooks:
 
 
 def main() -> None:
-    """Take a snapshot of a guest that has an agent."""
+    """Take a snapshot of a guest with an agent."""
     domain, path, name = sys.argv[1:]
     try:
         snapshot = pyxlsnap.create_snapshot(domain, name=name, hooks=hooks(Path(path)))

@@ -1,8 +1,8 @@
-"""A disk strategy: raw files in a btrfs subvolume, which is snapshotted as a whole, at once.
+"""A disk strategy for raw files in a btrfs subvolume: one snapshot of the subvolume has them all.
 
-The snapshot ``monday`` of ``/srv/web1`` (a subvolume, with ``root.img`` and ``data.img`` in it) is
-the read-only subvolume ``/srv/web1.monday/disks``. A revert puts reflinks of its files in the place
-of the disks. :class:`pyxlsnap.DiskStrategy` says what each method has to do.
+Let ``/srv/web1`` be a subvolume with ``root.img`` and ``data.img``. Its snapshot ``monday`` is the
+read-only subvolume ``/srv/web1.monday/disks``. A revert replaces the disks with reflinks of the
+files in the snapshot. :class:`pyxlsnap.DiskStrategy` says what each method has to do.
 """
 
 import os
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from pyxlsnap import AlreadyExists, Artefact, Disk, DiskError, DiskRequest, DiskTask, Refused
 
-SUBVOLUME_INODE = 256  # of the root of any subvolume
+SUBVOLUME_INODE = 256  # the root of every subvolume has this inode number
 TOKEN = "token"
-LIMIT_S = 60.0  # a guest may be waiting
+LIMIT_S = 60.0  # a guest may be suspended meanwhile
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Volume:
 
 
 class Subvolumes:
-    """All raw files in btrfs subvolumes that an operation is about."""
+    """The strategy for all raw files in btrfs subvolumes of one operation."""
 
     kind = "btrfs subvolume"
 
@@ -59,7 +59,7 @@ class Subvolumes:
 
     @staticmethod
     def claims(disk: Disk) -> bool:
-        """Not those in the root of a filesystem: there is no place beside that."""
+        """Not a disk in the root of a filesystem: there is no place beside the root."""
         if disk.format != "raw" or disk.script or not Path(disk.target).is_file():
             return False
         parent = Path(os.path.realpath(disk.target)).parent
@@ -92,7 +92,7 @@ class Subvolumes:
     def prepare(self) -> None:
         for volume in self._volumes:
             try:
-                volume.snapshot.mkdir(0o700)  # fails if somebody else has made it meanwhile
+                volume.snapshot.mkdir(0o700)  # fails if it exists by now
                 self._made.add(volume.snapshot)
                 (volume.snapshot / TOKEN).write_text(self._token)
                 for file in volume.disks.values():
@@ -110,7 +110,7 @@ class Subvolumes:
             _btrfs(volume, "filesystem", "sync", str(volume.snapshot))
 
     def settle(self) -> None:
-        """A guest may run at any time: its own files are not touched."""
+        """Nothing to do: ``create`` does not touch the files of the guest."""
 
     def undo_create(self) -> list[str]:
         return [f"deleted {v.snapshot}" for v in self._volumes if self._delete(v)]
@@ -120,8 +120,8 @@ class Subvolumes:
         said = token.read_text() if token.exists() else ""
         if volume.snapshot not in self._made and said != self._token:
             if said or not volume.snapshot.exists():
-                return False  # somebody else's
-            raise _error(volume, f"{volume.snapshot} may be ours: see what is there")
+                return False  # not made by this operation
+            raise _error(volume, f"{volume.snapshot} may be part of this snapshot: look at it")
         if (disks := volume.snapshot / "disks").exists():
             _btrfs(volume, "subvolume", "delete", str(disks))
         token.unlink(missing_ok=True)
@@ -150,21 +150,21 @@ class Subvolumes:
                 source = volume.snapshot / "disks" / file.name
                 if source.is_symlink() or not source.is_file():
                     raise Refused(
-                        f"{vdev}: {volume.snapshot} has no {file.name}: that snapshot is not whole"
+                        f"{vdev}: {volume.snapshot} has no {file.name}: the snapshot is incomplete"
                     )
                 self._probe(volume, source, file)
 
     def _probe(self, volume: Volume, source: Path, file: Path) -> None:
-        """Whether a revert will be able to share blocks: not between files with other attributes.
+        """Check that a revert can share blocks: files with different attributes cannot.
 
-        :raises Refused: it will not.
+        :raises Refused: a revert could not share blocks.
         """
         probe = self._new(file)
         try:
             _run(volume, "cp", "--reflink=always", str(source), str(probe))
         except DiskError as e:
             raise Refused(
-                f"{e}: give it the attributes of its directory (lsattr), or leave it out"
+                f"{e}: give {file} the attributes of its directory (lsattr), or leave it out"
             ) from e
         finally:
             probe.unlink(missing_ok=True)
@@ -180,7 +180,7 @@ class Subvolumes:
         _run(volume, "cp", "--reflink=always", "--preserve=all", source, str(new))
         try:
             _sync(new)
-            if not kept.exists():  # else one that was interrupted has kept it
+            if not kept.exists():  # else an interrupted revert kept it
                 os.link(file, kept)
             os.rename(new, file)
             _sync(volume.path)
@@ -204,13 +204,13 @@ class Subvolumes:
         return file.with_name(f"{file.name}.{self._name}.pre-revert")
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Nothing to close."""
 
 
 def _mount(path: Path) -> tuple[Path, str]:
-    """Where the filesystem of a path is mounted, and its type.
+    """The mount point of the filesystem of a path, and the type of the filesystem.
 
-    (``os.path.ismount`` takes any subvolume for a mount point.)
+    (``os.path.ismount`` reports every subvolume as a mount point.)
     """
     mounts = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

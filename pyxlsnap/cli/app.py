@@ -1,17 +1,17 @@
-"""The command line: what the RFC asks for, word for word, and no more.
+"""Runs a command: signals, output and exit status.
 
-stdout carries the result only; everything else goes to stderr.
+Only the result goes to stdout; everything else goes to stderr.
 """
 
 import argparse
 import json
 import logging
-import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from types import FrameType
 from typing import Any
@@ -19,115 +19,14 @@ from typing import Any
 from pyxlsnap import api
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.cli import render
-from pyxlsnap.errors import Interrupted, NeedsAttention, OperationFailed, PyxlsnapError, UsageError
+from pyxlsnap.cli.parser import build_parser
+from pyxlsnap.errors import Interrupted, NeedsAttention, OperationFailed, PyxlsnapError
 from pyxlsnap.results import Plan, Progress, Recovered, Reverted, Snapshot
 from pyxlsnap.serialize import to_wire
 from pyxlsnap.text import one_line
-from pyxlsnap.version import VERSION
 
-#: of the JSON documents on stdout
+#: the version of the JSON documents on stdout
 JSON_VERSION = 1
-
-_EXIT_CODES = """\
-exit status:
-  0  done
-  1  failed; everything is as before
-  2  usage or config file wrong; nothing was tried
-  3  refused, and why; nothing was tried
-  4  failed and needs a person: what is left is listed, with the command that finishes it
-  5  risky; --force would do it; nothing was tried
-  130, 143  interrupted (SIGINT, SIGTERM) and rolled back
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)  # --f is not --force
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser, for the command and for whoever generates its documentation."""
-    parser = _Parser(
-        prog="pyxlsnap",
-        description="Whole-domain snapshots for Xen: memory and disks at one instant.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"pyxlsnap {VERSION}", help="say which version it is"
-    )
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: all")
-    parser.add_argument("--json", action="store_true", help="the result as one JSON document")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-
-    create = commands.add_parser(
-        "snapshot-create", help="take a snapshot of a running or paused domain"
-    )
-    create.add_argument("domain", help="name, domid or uuid")
-    create.add_argument("cfgfile", nargs="?", help="what to snapshot, and where to")
-    create.add_argument(
-        "--name", metavar="name", help="the snapshot's name; the cfgfile's goes first"
-    )
-    create.add_argument(
-        "--live", action="store_true", help="let the domain run while its memory is saved"
-    )
-    create.add_argument(
-        "--max-downtime",
-        type=_seconds,
-        metavar="seconds",
-        help="refuse if the domain is expected to stand still for longer",
-    )
-    create.set_defaults(run=_create)
-    _add_common(create)
-
-    revert = commands.add_parser("snapshot-revert", help="bring a domain back to a snapshot")
-    revert.add_argument("domain", help="name, domid or uuid; it may be off")
-    revert.add_argument("cfgfile", help="the file that snapshot-create wrote")
-    revert.add_argument(
-        "--running", action="store_true", help="let it run afterwards, even if it was paused"
-    )
-    revert.add_argument("--force", action="store_true", help="try harder on risky reverts")
-    revert.add_argument(
-        "--keep-current", action="store_true", help="take a snapshot of the domain as it is first"
-    )
-    revert.set_defaults(run=_revert)
-    _add_common(revert)
-
-    recover = commands.add_parser(
-        "snapshot-recover", help="finish what an operation that was killed had begun"
-    )
-    recover.add_argument(
-        "domain", nargs="?", help="name, domid or uuid; it may be off; default: every domain"
-    )
-    recover.set_defaults(run=_recover)
-    return parser
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything, say what would be done, and change nothing",
-    )
-    parser.add_argument(
-        "--no-monitor",
-        dest="monitor",
-        action="store_false",
-        help="start no process that acts on the guest's own reboot, power-off or crash",
-    )
 
 
 def _create(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snapshot | Plan:
@@ -167,8 +66,16 @@ def _recover(arguments: argparse.Namespace, _progress: "_Bar", _cancel: Cancel) 
     return api.recover(arguments.domain)
 
 
+#: the function that runs each command of the parser
+RUN: Mapping[str, Callable[[argparse.Namespace, "_Bar", Cancel], render.Result]] = {
+    "snapshot-create": _create,
+    "snapshot-revert": _revert,
+    "snapshot-recover": _recover,
+}
+
+
 class _Bar:
-    """A progress bar on a terminal, nothing on a pipe."""
+    """A progress bar, if stderr is a terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -194,13 +101,18 @@ class _Bar:
 
 
 class _Signals:
-    """The first SIGINT or SIGTERM cancels; later ones do not disturb the rollback."""
+    """The first SIGINT or SIGTERM cancels the operation; later ones do not disturb the rollback.
+
+    A signal that was ignored when the command started stays ignored: ``nohup``, and a shell that
+    starts a job in the background, rely on this.
+    """
 
     def __init__(self, cancel: Cancel) -> None:
         self._cancel = cancel
         self.caught = 0
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._catch)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._catch)
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         if not self.caught:
@@ -213,18 +125,21 @@ def _say(line: str) -> None:
     try:
         print(line, file=sys.stderr)
     except OSError:
-        pass  # nobody listens: that is no reason to stop
+        pass  # a closed stderr is no reason to stop the operation
 
 
-def _write(text: str) -> str:
-    """Write to stdout; why that failed, "" if it did not."""
+def _write(text: str) -> str | None:
+    """Write to stdout.
+
+    :return: why the write failed, ``None`` if the text was written.
+    """
     try:
         print(text, flush=True)
-        return ""
     except OSError as e:
-        # What is still buffered must not fail once more when Python ends, with a status of its own.
+        # Python flushes its buffer again when it exits: a second failure would change the status.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return str(e.strerror)
+    return None
 
 
 def _document(command: str, **content: Any) -> str:
@@ -253,15 +168,18 @@ def _set_up_logging(verbose: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=level, handlers=[handler])
-    if not verbose:  # what matters of libxl's messages is in the error
+    if not verbose:  # the error has those messages of libxl that matter
         logging.getLogger("pyxlsnap.libxl").setLevel(logging.CRITICAL)
 
 
 def _open_missing_streams() -> None:
-    """Python has ``None`` for what was closed when it started, and a file may get that number."""
+    """Open /dev/null for each standard stream that was closed when Python started.
+
+    Python has ``None`` for such a stream, and another file would get its descriptor.
+    """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            fd = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one's
+            fd = os.open(os.devnull, os.O_RDWR)  # the lowest free number is the stream's own
             setattr(sys, name, os.fdopen(fd, "r" if name == "stdin" else "w"))
 
 
@@ -275,14 +193,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         command = arguments.command
         _set_up_logging(arguments.verbose)
-        result = _with_bar(lambda bar: arguments.run(arguments, bar, cancel))
+        with closing(_Bar()) as bar:
+            result = RUN[command](arguments, bar, cancel)
         for warning in getattr(result, "warnings", ()):
             _say(f"pyxlsnap: warning: {one_line(warning)}")
         if as_json:
             text = _document(command, exit_code=0, result=asdict(result))
         else:
             text = "\n".join(map(one_line, render.lines(result)))
-        if why := _write(text):
+        if (why := _write(text)) is not None:
             raise _unwritten(result, why)
     except PyxlsnapError as error:
         _fail(error)
@@ -294,17 +213,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unwritten(result: render.Result, why: str) -> OperationFailed:
-    """What was done cannot be taken back, and who reads the result has not got it."""
+    """The error for a result that could not be written: the operation itself is done."""
     left = [line.strip() for line in render.lines(result)]
     what = f"the result could not be written to stdout ({why})"
     if isinstance(result, Plan):
         return OperationFailed(f"{what}; nothing was done", step="output")
-    return NeedsAttention(f"{what}, but it is done: {'; '.join(left)}", step="output", left=left)
-
-
-def _with_bar(run: Callable[[_Bar], Any]) -> Any:
-    bar = _Bar()
-    try:
-        return run(bar)
-    finally:
-        bar.close()
+    return NeedsAttention(
+        f"{what}, but the operation is done: {'; '.join(left)}", step="output", left=left
+    )

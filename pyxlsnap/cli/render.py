@@ -10,7 +10,7 @@ Result = Snapshot | Reverted | Plan | Recovered
 
 
 def lines(result: Result) -> Iterator[str]:
-    """What the command line says of a result."""
+    """The lines that the command line prints for a result."""
     if isinstance(result, Snapshot):
         return _snapshot(result)
     if isinstance(result, Plan):
@@ -23,17 +23,20 @@ def lines(result: Result) -> Iterator[str]:
 def _snapshot(snapshot: Snapshot) -> Iterator[str]:
     how = "live" if snapshot.live else "stopped"
     yield (
-        f"snapshot {snapshot.name} of {snapshot.domain} ({how}, suspended for "
+        f"took snapshot {snapshot.name} of {snapshot.domain} ({how}, suspended for "
         f"{snapshot.seconds_suspended:.2f} s)"
     )
     if snapshot.state is RunState.PAUSED:
         ran = snapshot.seconds_unpaused * 1000
-        yield f"  it is paused, as before (it ran for {ran:.0f} ms, to be suspended)"
+        yield (
+            f"  {snapshot.domain} is paused, as before (it ran for {ran:.0f} ms to answer the "
+            "suspend request)"
+        )
     for artefact in snapshot.artefacts:
         yield f"  {artefact.kind}: {artefact.where}"
         yield f"    delete: {artefact.delete}"
     for vdev, why in snapshot.left_out.items():
-        yield f"  not in it: {vdev} ({why})"
+        yield f"  left out: {vdev} ({why})"
     yield f"revert: {_revert_command(snapshot.domain, snapshot.cfgfile)}"
 
 
@@ -43,7 +46,7 @@ def _reverted(reverted: Reverted) -> Iterator[str]:
         f"(domid {reverted.domid}; disks: {', '.join(reverted.disks) or 'none'})"
     )
     if reverted.kept:
-        yield f"  as it was before: {_revert_command(reverted.uuid, reverted.kept)}"
+        yield f"  undo this revert: {_revert_command(reverted.uuid, reverted.kept)}"
 
 
 def _revert_command(domain: str, cfgfile: str) -> str:
@@ -54,14 +57,14 @@ def _plan(plan: Plan) -> Iterator[str]:
     if plan.operation == "create":
         how = "live" if plan.live else "stopped"
         yield f"would take snapshot {plan.name} of {plan.domain} ({how})"
-        yield f"  it would stand still for about {plan.seconds_suspended:.1f} s"
+        yield f"  {plan.domain} would be suspended for about {plan.seconds_suspended:.1f} s"
         yield f"  memory file: {plan.memory_path}"
         yield f"  cfgfile: {plan.cfgfile}"
     else:
-        yield f"would revert {plan.domain} to {plan.name}; it would be {plan.state} then"
-        yield f"  from the memory file {plan.memory_path}"
+        yield f"would revert {plan.domain} to {plan.name} (afterwards {plan.state})"
+        yield f"  memory file: {plan.memory_path}"
     for disk in plan.disks:
         where = f", {disk.path}" if disk.path else ""
         yield f"  {disk.vdev}: {disk.target} ({disk.how}{where})"
     for vdev, why in plan.left_out.items():
-        yield f"  not {vdev} ({why})"
+        yield f"  left out: {vdev} ({why})"

@@ -68,7 +68,10 @@ def push(dom0: Dom0, source: Path, dest: str) -> None:
 
 
 def _extension(dom0: Dom0, image: Image, project: Path, say: cache.Say) -> Path:
-    """The compiled extension, in the project's folders; compiled in the dom0 if it is new."""
+    """The compiled extension, in the folders of the project.
+
+    Compiled in the dom0 if its sources are new.
+    """
     sources = [project / "build_ffi.py", *sorted((project / "include").iterdir())]
     key = cache.digest(image.key, *(data for p in sources for data in (p.name, p.read_bytes())))
 

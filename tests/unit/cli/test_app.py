@@ -178,6 +178,27 @@ def test_a_signal_rolls_back(worker: StandIn, number: signal.Signals, code: int)
     assert (worker.here / "rolled back").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+    worker: StandIn, number: signal.Signals
+) -> None:
+    """As under nohup, and in the background jobs of a shell that is not interactive."""
+    worker.set(
+        """
+        os.kill(caller(), int((HERE / "signal").read_text()))
+        time.sleep(0.3)  # a signal that is caught cancels meanwhile
+        cancel.check()
+        return SNAPSHOT
+        """
+    )
+    (worker.here / "signal").write_text(str(int(number)))
+    ignoring = ["sh", "-c", f"trap '' {number.name[3:]}; exec \"$@\"", "sh"]
+    found = subprocess.run(
+        [*ignoring, *COMMAND, "snapshot-create", "vm1"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (found.returncode, found.stderr) == (0, "pyxlsnap: warning: careful\n")
+
+
 def test_a_worker_that_dies_is_one_line(worker: StandIn) -> None:
     worker.set("os.write(2, b'a.c:1: Assertion `x` failed.\\n'); os.abort()")
     found = run_with(worker, "snapshot-create", "vm1")
@@ -200,7 +221,7 @@ def test_a_result_that_nobody_gets_is_told(
     assert warning == "pyxlsnap: warning: careful"
     why = "No space left on device" if stdout == "full" else "Broken pipe"
     assert said.startswith(
-        f"pyxlsnap: the result could not be written to stdout ({why}), but it is"
+        f"pyxlsnap: the result could not be written to stdout ({why}), but the operation is"
     )
     assert said.endswith("revert: pyxlsnap snapshot-revert vm1 /c")
 
@@ -242,7 +263,7 @@ def test_closed_streams_are_no_obstacle(worker: StandIn, closed: list[int]) -> N
         cwd=ROOT,
     )
     assert (found.returncode, (worker.here / "done").exists()) == (0, True)
-    assert found.stdout.startswith("snapshot snap of vm1") == (1 not in closed)
+    assert found.stdout.startswith("took snapshot snap of vm1") == (1 not in closed)
     assert found.stderr == ("" if 2 in closed else "pyxlsnap: warning: careful\n")
 
 
@@ -311,13 +332,22 @@ def test_a_snapshot_is_shown_with_what_deletes_it(
     assert app.main(["snapshot-create", "vm1"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        "snapshot snap of vm1 (stopped, suspended for 0.25 s)",
+        "took snapshot snap of vm1 (stopped, suspended for 0.25 s)",
         "  cfgfile: /c",
         "    delete: rm /c",
-        "  not in it: hdc (a CD-ROM drive)",
+        "  left out: hdc (a CD-ROM drive)",
         "revert: pyxlsnap snapshot-revert vm1 /c",
     ]
     assert err == "pyxlsnap: warning: careful\n"
+
+
+def test_of_a_paused_domain_it_is_said_how_long_it_ran(
+    fake: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.answer = replace(SNAPSHOT, state=RunState.PAUSED, seconds_unpaused=0.0123)
+    assert app.main(["snapshot-create", "vm1"]) == 0
+    said = capsys.readouterr().out.splitlines()[1]
+    assert said == "  vm1 is paused, as before (it ran for 12 ms to answer the suspend request)"
 
 
 def test_commands_are_quoted_and_a_result_keeps_its_lines(
@@ -329,7 +359,7 @@ def test_commands_are_quoted_and_a_result_keeps_its_lines(
     assert app.main(["snapshot-create", "vm1"]) == 0
     out, _ = capsys.readouterr()
     assert out.splitlines()[-2:] == [
-        "  not in it: xvda (\\x1b)",
+        "  left out: xvda (\\x1b)",
         "revert: pyxlsnap snapshot-revert 'a b' $'/it\\'s\\012\\377'",
     ]
 
@@ -508,12 +538,12 @@ def test_a_dry_run_of_a_create(fake: Api, capsys: pytest.CaptureFixture[str]) ->
     out, err = capsys.readouterr()
     assert out == (
         "would take snapshot snap of vm1 (live)\n"
-        "  it would stand still for about 0.4 s\n"
+        "  vm1 would be suspended for about 0.4 s\n"
         "  memory file: /m\n"
         "  cfgfile: /c\n"
         "  xvda: /a.qcow2 (qcow2)\n"
         "  xvdb: /b (raw, /s)\n"
-        "  not hdc (a CD-ROM drive)\n"
+        "  left out: hdc (a CD-ROM drive)\n"
     )
     assert err == "pyxlsnap: warning: careful\n"
 
@@ -524,7 +554,7 @@ def test_a_dry_run_of_a_revert(fake: Api, capsys: pytest.CaptureFixture[str]) ->
     told = json.loads(capsys.readouterr().out)
     assert told["result"]["operation"] == "revert"
     assert app.main(["snapshot-revert", "vm1", "a.cfg", "--dry-run"]) == 0
-    assert "would revert vm1 to snap; it would be running then" in capsys.readouterr().out
+    assert "would revert vm1 to snap (afterwards running)\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "x", ""])

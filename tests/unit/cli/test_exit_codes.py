@@ -19,7 +19,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from pyxlsnap import errors
-from pyxlsnap.cli import app
+from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.errors import Aborted, DiskError, PyxlsnapError, XenError
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import Disk
@@ -40,7 +40,7 @@ def documented(lines: str, pattern: str) -> dict[int, str]:
 
 
 README = documented((ROOT / "README.md").read_text(), r"^\| (\d+(?:, \d+)*) \| (.*) \|$")
-HELP = documented(app.build_parser().epilog or "", r"^  (\d+(?:, \d+)*)  (.*)$")
+HELP = documented(build_parser().epilog or "", r"^  (\d+(?:, \d+)*)  (.*)$")
 
 
 def test_readme_and_help_say_the_same() -> None:
@@ -197,7 +197,7 @@ SCENARIOS = (
     Scenario("create-dry", 0, f"{CREATE} --dry-run", ("would take snapshot other of vm1",)),
     Scenario("revert", 0, REVERT, ("vm1 is back at snap and running",)),
     Scenario("revert-dry", 0, f"{REVERT} --dry-run", ("would revert vm1 to snap",)),
-    Scenario("revert-keeping", 0, f"{REVERT} --keep-current", ("as it was before: pyxlsnap",)),
+    Scenario("revert-keeping", 0, f"{REVERT} --keep-current", ("undo this revert: pyxlsnap",)),
     Scenario("recover", 0, "snapshot-recover vm1", ("resumed vm1",), before=killed),
     Scenario("recover-all", 0, "snapshot-recover", ("resumed vm1", UUID), before=killed),
     Scenario("recover-nothing", 0, "snapshot-recover", ("nothing to recover",)),

@@ -16,7 +16,7 @@ import pyxlsnap
 from docs import generate
 from docs.commands import commands
 from pyxlsnap import aio, cfgfile, paths
-from pyxlsnap.cli import app
+from pyxlsnap.cli.parser import build_parser
 from tests.readme import README, texts
 
 SHARE = Path(generate.__file__).parent / "share"
@@ -172,7 +172,7 @@ def test_the_examples_of_a_cfgfile_can_be_read() -> None:
 def test_the_commands_that_are_shown_can_be_given(page: Path) -> None:
     command = r"^(?: |# |revert: ).*?\b(pyxlsnap (?:--?\w+ )*snapshot-[^|)\n[]*)(?:\|.*)?$"
     shown = re.findall(command, page.read_text(), re.MULTILINE)
-    parser = app.build_parser()
+    parser = build_parser()
     assert {parser.parse_args(shlex.split(c)[1:]).command for c in shown} >= {
         "snapshot-create",
         "snapshot-revert",
@@ -181,7 +181,7 @@ def test_the_commands_that_are_shown_can_be_given(page: Path) -> None:
 
 def test_the_readme_has_every_option() -> None:
     (usage,) = texts("text")
-    for name, parser in commands(app.build_parser()).items():
+    for name, parser in commands(build_parser()).items():
         (text,) = re.findall(rf"pyxlsnap \[-v\] \[--json\] {name}((?: .*\n)+)", usage)
         strings = [
             s for a in parser._actions for s in a.option_strings if s not in ("-h", "--help")

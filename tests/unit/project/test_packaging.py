@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap.cli import app
+from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.journal import Journal
 from pyxlsnap.version import VERSION
 
@@ -118,7 +118,7 @@ def test_the_unit_runs_a_command_that_there_is() -> None:
     unit.read(UNIT)
     program, *words = shlex.split(unit["Service"]["ExecStart"])
     assert program == "pyxlsnap"
-    assert app.build_parser().parse_args(words).command == "snapshot-recover"
+    assert build_parser().parse_args(words).command == "snapshot-recover"
     condition = unit["Unit"]["ConditionPathExistsGlob"]
     assert fnmatch(str(Journal("some-uuid").path), condition)
 

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from docs.commands import commands
 from docs.schema import schema
 from pyxlsnap.cli import app
+from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.results import Recovered
 from pyxlsnap.serialize import to_wire
@@ -19,7 +20,7 @@ from tests.unit.cli.test_app import PLAN, REVERTED, SNAPSHOT
 from tests.unit.test_errors import any_error
 
 SCHEMA = Draft202012Validator(schema())
-COMMANDS = tuple(commands(app.build_parser()))
+COMMANDS = tuple(commands(build_parser()))
 RESULTS: dict[str, list[Any]] = {
     "snapshot-create": [SNAPSHOT, PLAN],
     "snapshot-revert": [REVERTED, replace(PLAN, operation="revert", seconds_suspended=None)],

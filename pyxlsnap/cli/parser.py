@@ -1,0 +1,127 @@
+"""The parser of the command line: the commands of the RFC with their arguments and options."""
+
+import argparse
+import math
+from typing import Any
+
+from pyxlsnap.errors import UsageError
+from pyxlsnap.version import VERSION
+
+_EXIT_CODES = """\
+exit status:
+  0  done
+  1  failed; everything is as before
+  2  the command line or the config file is wrong; nothing was tried
+  3  refused, with the reason; nothing was tried
+  4  failed and needs a person: the message lists what is left and the command that finishes it
+  5  risky: --force is needed; nothing was tried
+  130, 143  interrupted (SIGINT, SIGTERM) and rolled back
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises an error of ours for a wrong command line, in the place of printing and exiting."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)  # --f is not --force
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser, for the command and for the documentation generated from the parser."""
+    parser = _Parser(
+        prog="pyxlsnap",
+        description="Whole-domain snapshots for Xen: memory and disks at one instant.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"pyxlsnap {VERSION}",
+        help="print the version and exit",
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="print more messages; twice: all"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _add_create(
+        commands.add_parser("snapshot-create", help="take a snapshot of a running or paused domain")
+    )
+    _add_revert(commands.add_parser("snapshot-revert", help="revert a domain to a snapshot"))
+    _add_recover(
+        commands.add_parser(
+            "snapshot-recover", help="finish or roll back an operation that was killed"
+        )
+    )
+    return parser
+
+
+def _add_create(create: argparse.ArgumentParser) -> None:
+    create.add_argument("domain", help="name, domid or uuid")
+    create.add_argument("cfgfile", nargs="?", help="config file with the disks and paths to use")
+    create.add_argument(
+        "--name", metavar="name", help="name of the snapshot; a name in the cfgfile overrides it"
+    )
+    create.add_argument(
+        "--live", action="store_true", help="let the domain run while its memory is saved"
+    )
+    create.add_argument(
+        "--max-downtime",
+        type=_seconds,
+        metavar="seconds",
+        help="refuse if the domain is expected to be suspended for longer",
+    )
+    _add_common(create)
+
+
+def _add_revert(revert: argparse.ArgumentParser) -> None:
+    revert.add_argument("domain", help="name, domid or uuid; the domain may be off")
+    revert.add_argument("cfgfile", help="the file that snapshot-create wrote")
+    revert.add_argument(
+        "--running",
+        action="store_true",
+        help="run the domain afterwards, even if it was paused in the snapshot",
+    )
+    revert.add_argument("--force", action="store_true", help="try harder on risky reverts")
+    revert.add_argument(
+        "--keep-current",
+        action="store_true",
+        help="first take a snapshot of the domain's present state",
+    )
+    _add_common(revert)
+
+
+def _add_recover(recover: argparse.ArgumentParser) -> None:
+    recover.add_argument(
+        "domain",
+        nargs="?",
+        help="name, domid or uuid; the domain may be off; default: every domain",
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything and print the plan, but change nothing",
+    )
+    parser.add_argument(
+        "--no-monitor",
+        dest="monitor",
+        action="store_false",
+        help="start no process that acts on the guest's own reboot, power-off or crash",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
