@@ -1,4 +1,4 @@
-"""Fixtures: the small world of fakes.py, in a directory of its own."""
+"""Fixtures: the small world of world.py, in a directory of its own."""
 
 import logging
 import os
@@ -11,9 +11,10 @@ from hypothesis import settings
 
 from pyxlsnap import paths
 from pyxlsnap.model import Disk
-from tests.unit.support.fakes import World, make_world, open_descriptors
 from tests.unit.support.qemu import SIZE, VDEVS, Qemu, qemu_img, write
 from tests.unit.support.standin import StandIn
+from tests.unit.support.waiting import open_descriptors
+from tests.unit.support.world import World, make_world
 
 # How long an example takes says more about the machine than about us.
 settings.register_profile("pyxlsnap", deadline=None)

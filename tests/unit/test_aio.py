@@ -24,8 +24,8 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import AlreadyExists, Interrupted, NeedsAttention, OperationFailed
 from pyxlsnap.hooks import Moment
 from pyxlsnap.results import DomainEvent, OnProgress, Progress, Recovered, Reverted, Snapshot
-from tests.unit.support.fakes import eventually
 from tests.unit.support.standin import ASKED, ROLLED_BACK, UUID, StandIn
+from tests.unit.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 

@@ -49,8 +49,10 @@ from pyxlsnap.revert import operation as revert_operation
 from pyxlsnap.text import one_line
 from pyxlsnap.xen.toolstack import Toolstack
 from tests.unit.support import streams
-from tests.unit.support.fakes import UUID, FakeGuest, World, config_json, make_world
+from tests.unit.support.guest import FakeGuest, config_json
 from tests.unit.support.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write
+from tests.unit.support.values import UUID
+from tests.unit.support.world import World, make_world
 from tests.unit.test_text import HOSTILE
 
 PACKAGE = Path(pyxlsnap.__file__).parent
@@ -361,8 +363,8 @@ def in_own_mounts(act: Callable[[World], None], root: Path) -> None:
     code = (
         "import pathlib, sys, pytest\n"
         "from tests.unit import test_hostile\n"
-        "from tests.unit.support import fakes\n"
-        "world = fakes.make_world(pathlib.Path(sys.argv[1]) / 'world', pytest.MonkeyPatch())\n"
+        "from tests.unit.support import world as small\n"
+        "world = small.make_world(pathlib.Path(sys.argv[1]) / 'world', pytest.MonkeyPatch())\n"
         f"test_hostile.{act.__name__}(world)\n"
     )
     own = ["unshare", "--mount"] + ["--map-root-user"] * bool(os.getuid())

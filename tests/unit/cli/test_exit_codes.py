@@ -25,8 +25,10 @@ from pyxlsnap.errors import Aborted, DiskError, PyxlsnapError, XenError
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import Disk
 from pyxlsnap.model import SnapshotConfig as Config
-from tests.unit.support.fakes import UUID, World, config_of
+from tests.unit.support.guest import config_of
 from tests.unit.support.hosted import ROOT, Hosted, Scene, caller, plain, state
+from tests.unit.support.values import UUID
+from tests.unit.support.world import World
 from tests.unit.test_hostile import tree
 
 # What is documented

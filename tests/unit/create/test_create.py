@@ -39,7 +39,10 @@ from pyxlsnap.memory import read_header, walk
 from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
 from pyxlsnap.results import Plan, Progress, Snapshot
 from pyxlsnap.revert.plan import plan_revert
-from tests.unit.support.fakes import UUID, FailsAtStep, FakeGuest, World
+from tests.unit.support.faults import FailsAtStep
+from tests.unit.support.guest import FakeGuest
+from tests.unit.support.values import UUID
+from tests.unit.support.world import World
 
 STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
 WHEN = ("before", "after")

@@ -12,8 +12,10 @@ from pyxlsnap.errors import DomainNotFound, MonitorError, Refused
 from pyxlsnap.journal import Entry, Journal
 from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.results import Possibility
-from tests.unit.support.fakes import UUID, World, config_of
+from tests.unit.support.guest import config_of
 from tests.unit.support.standin import StandIn
+from tests.unit.support.values import UUID
+from tests.unit.support.world import World
 
 
 def test_one_that_can_be_snapshotted_live(world: World) -> None:

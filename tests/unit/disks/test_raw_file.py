@@ -24,7 +24,7 @@ from tests.unit.disks.test_content import (
     opened,
     unsupported,
 )
-from tests.unit.support.fakes import open_descriptors
+from tests.unit.support.waiting import open_descriptors
 
 OLD = b"old" * 50_000
 NEW = b"new" * 70_000

@@ -14,7 +14,9 @@ from pyxlsnap.results import OnProgress
 from pyxlsnap.xen import toolstack
 from pyxlsnap.xen.ffi import C
 from pyxlsnap.xen.toolstack import Toolstack
-from tests.unit.support.fakes import FakeHost, World, config_of
+from tests.unit.support.guest import config_of
+from tests.unit.support.host import FakeHost
+from tests.unit.support.world import World
 
 MIB_KB = 1024
 

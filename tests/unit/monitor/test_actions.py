@@ -30,7 +30,9 @@ from pyxlsnap.revert import operation as revert_operation
 from pyxlsnap.revert import sequence as revert_module
 from pyxlsnap.revert.plan import plan_revert
 from pyxlsnap.revert.sequence import Reversion
-from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
+from tests.unit.support.guest import FakeGuest, config_of
+from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.world import World
 
 WANTED = SnapshotConfig(name="snap")
 

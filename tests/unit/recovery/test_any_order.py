@@ -37,7 +37,10 @@ from pyxlsnap.revert import operation as revert_operation
 from pyxlsnap.revert import sequence as revert_sequence
 from pyxlsnap.revert.plan import RevertPlan, plan_revert
 from pyxlsnap.revert.sequence import Reversion
-from tests.unit.support.fakes import UUID, FailsAtStep, FakeGuest, make_world, run_until
+from tests.unit.support.faults import FailsAtStep, run_until
+from tests.unit.support.guest import FakeGuest
+from tests.unit.support.values import UUID
+from tests.unit.support.world import make_world
 
 VDEVS = ("xvda", "xvdb")
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]

@@ -39,7 +39,10 @@ from pyxlsnap.revert import operation as revert_operation
 from pyxlsnap.revert.plan import RevertPlan, plan_revert, saved_uuid
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import streams
-from tests.unit.support.fakes import OTHER_UUID, UUID, FailsAtStep, FakeGuest, World, config_of
+from tests.unit.support.faults import FailsAtStep
+from tests.unit.support.guest import FakeGuest, config_of
+from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.world import World
 
 STEPS = [name for name, _ in Reversion.__new__(Reversion).steps()]
 UNTOUCHED = STEPS[: STEPS.index("destroy") + 1]

@@ -1,7 +1,7 @@
 """The whole way from the command line on a fake host, which lasts from one process to the next.
 
 Command, worker, operations and sequences are the real ones: Python imports ``sitecustomize`` before
-the worker, and that puts the World of fakes.py in the place of libxl.
+the worker, and that puts the small world of world.py in the place of libxl.
 """
 
 import json
@@ -19,7 +19,9 @@ import pytest
 import pyxlsnap.monitor.launch
 import pyxlsnap.xen.toolstack
 from pyxlsnap.model import DomainConfig
-from tests.unit.support.fakes import FakeGuest, FakeHost, World, make_world
+from tests.unit.support.guest import FakeGuest
+from tests.unit.support.host import FakeHost
+from tests.unit.support.world import World, make_world
 
 ROOT = Path(pyxlsnap.__file__).parent.parent
 STATE = "host.json"

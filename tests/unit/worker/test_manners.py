@@ -15,8 +15,8 @@ import pytest
 import pyxlsnap
 from pyxlsnap import api
 from pyxlsnap.errors import Refused
-from tests.unit.support.fakes import on_xen
 from tests.unit.support.standin import StandIn
+from tests.unit.support.waiting import on_xen
 
 ROOT = Path(pyxlsnap.__file__).parent.parent
 

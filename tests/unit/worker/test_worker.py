@@ -31,8 +31,8 @@ from pyxlsnap.results import Artefact, DomainEvent, PlannedDisk, Progress, Recov
 from pyxlsnap.serialize import log_from_wire, log_to_wire
 from pyxlsnap.worker import server as worker_module
 from pyxlsnap.worker.channel import Channel
-from tests.unit.support.fakes import eventually
 from tests.unit.support.standin import ROLLED_BACK, UUID, StandIn
+from tests.unit.support.waiting import eventually
 
 SLEEP = "time.sleep(60)"
 

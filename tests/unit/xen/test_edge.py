@@ -32,7 +32,8 @@ from pyxlsnap.xen.callbacks import Bridge, close_in_children
 from pyxlsnap.xen.domain import Domain
 from pyxlsnap.xen.ffi import C, check, ffi
 from pyxlsnap.xen.toolstack import Toolstack, why_no_xen
-from tests.unit.support.fakes import UUID, eventually, on_xen, open_descriptors
+from tests.unit.support.values import UUID
+from tests.unit.support.waiting import eventually, on_xen, open_descriptors
 
 PACKAGE = Path(pyxlsnap.__file__).parent
 LOGGER = "pyxlsnap.libxl"
