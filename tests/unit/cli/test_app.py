@@ -26,8 +26,8 @@ from pyxlsnap.errors import (
     UsageError,
     XenError,
 )
-from pyxlsnap.model import RunState
-from pyxlsnap.results import Artefact, Plan, PlannedDisk, Progress, Recovered, Reverted, Snapshot
+from pyxlsnap.results import Progress, Recovered, Snapshot
+from tests.unit.support.results import PLAN, REVERTED, SNAPSHOT
 from tests.unit.support.standin import UUID, StandIn
 
 ROOT = Path(pyxlsnap.__file__).parent.parent
@@ -273,22 +273,6 @@ def run_with(_: StandIn, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 # What is shown, with the API in the hands of the test
 
-SNAPSHOT = Snapshot(
-    name="snap",
-    domain="vm1",
-    domid=7,
-    uuid=UUID,
-    live=False,
-    memory_path="/m",
-    cfgfile="/c",
-    artefacts=(Artefact("cfgfile", "/c", "rm /c"),),
-    left_out={"hdc": "a CD-ROM drive"},
-    warnings=("careful",),
-    state=RunState.RUNNING,
-    seconds_suspended=0.25,
-)
-REVERTED = Reverted("snap", "vm1", 8, UUID, RunState.PAUSED, ("xvda",), ("careful",))
-
 
 @pytest.fixture(autouse=True)
 def _process() -> Iterator[None]:
@@ -501,22 +485,6 @@ def test_a_bar_is_drawn_on_a_terminal(worker: StandIn) -> None:
     assert found.returncode == 0
     assert "memory, pass 3" in drawn
     assert b"memory" not in found.stdout
-
-
-PLAN = Plan(
-    operation="create",
-    name="snap",
-    domain="vm1",
-    uuid=UUID,
-    memory_path="/m",
-    cfgfile="/c",
-    live=True,
-    state=RunState.RUNNING,
-    disks=(PlannedDisk("xvda", "/a.qcow2", "qcow2", ""), PlannedDisk("xvdb", "/b", "raw", "/s")),
-    left_out={"hdc": "a CD-ROM drive"},
-    warnings=("careful",),
-    seconds_suspended=0.41,
-)
 
 
 def test_a_dry_run_of_a_create(fake: Api, capsys: pytest.CaptureFixture[str]) -> None:

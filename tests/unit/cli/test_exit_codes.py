@@ -27,9 +27,9 @@ from pyxlsnap.model import Disk
 from pyxlsnap.model import SnapshotConfig as Config
 from tests.unit.support.guest import config_of
 from tests.unit.support.hosted import ROOT, Hosted, Scene, caller, plain, state
+from tests.unit.support.trees import tree
 from tests.unit.support.values import UUID
 from tests.unit.support.world import World
-from tests.unit.test_hostile import tree
 
 # What is documented
 

@@ -20,29 +20,12 @@ import pytest
 from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.journal import Journal
 from pyxlsnap.version import VERSION
+from tests.project import SHARE, UNIT, copy_of_the_project
 
-PROJECT = Path(__file__).resolve().parents[3]
-SHIPPED = (
-    "pyxlsnap", "include", "docs", "build_ffi.py", "pyproject.toml", "MANIFEST.in", "README.md"
-)  # fmt: skip
-SHARE = PROJECT / "docs" / "share"
-UNIT = PROJECT / "pyxlsnap" / "systemd" / "pyxlsnap-recover.service"
 USES_LIBXL = (
     "from pyxlsnap import version; from pyxlsnap.xen import ffi, xlcfg; "
     "print(version.VERSION, xlcfg.parse_cfg.__name__, ffi.XEN_RELEASE[0])"
 )
-
-
-def copy_of_the_project(where: Path) -> Path:
-    """Sources only: what was compiled here must not help."""
-    for name in SHIPPED:
-        source = PROJECT / name
-        if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "_ffi*.so")
-            shutil.copytree(source, where / name, ignore=ignored)
-        else:
-            shutil.copy(source, where / name)
-    return where
 
 
 def build(kind: str, source: Path, dest: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -31,9 +31,9 @@ from pyxlsnap.results import Recovered, Reverted
 from pyxlsnap.revert import operation as revert_operation
 from pyxlsnap.revert.plan import plan_revert
 from pyxlsnap.revert.sequence import Reversion
-from tests.unit.memory.test_header import xl_file
 from tests.unit.support.faults import run_until
 from tests.unit.support.guest import FakeGuest
+from tests.unit.support.memory_files import xl_file
 from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World

@@ -4,11 +4,15 @@ The worker is the real one; Python imports ``sitecustomize`` before it, and that
 functions in the place of ``create``, ``revert``, ``recover`` and so on.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 from textwrap import dedent, indent
 
 import pytest
+
+from pyxlsnap.results import Progress
 
 UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
 
@@ -21,6 +25,8 @@ raise errors.Interrupted("interrupted", step="suspend")
 """
 
 _SITE = """
+import os
+import signal
 import sys
 if "pyxlsnap.worker" in sys.orig_argv:
     import contextlib, logging, os, pathlib, signal, socket, time
@@ -131,3 +137,9 @@ class StandIn:
     def said(self, name: str) -> str:
         """What a stand-in has written to a file."""
         return (self.here / name).read_text()
+
+
+def kill_by_progress(progress: Progress) -> None:
+    """The stand-in reports its pid as progress."""
+    if progress.phase == "pid":
+        os.kill(progress.bytes_done, signal.SIGKILL)

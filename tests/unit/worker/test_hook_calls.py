@@ -24,9 +24,8 @@ from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.results import Progress
 from pyxlsnap.revert import operation as revert_operation
-from tests.unit.support.standin import ASKED, UUID, StandIn
+from tests.unit.support.standin import ASKED, UUID, StandIn, kill_by_progress
 from tests.unit.support.world import World
-from tests.unit.worker.test_worker import kill_by_progress
 
 RESUMED = 'on_progress(results.Progress("resumed"))\n'
 NOW = Moment("vm1", 7, UUID, RunState.RUNNING)

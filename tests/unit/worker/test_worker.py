@@ -31,7 +31,7 @@ from pyxlsnap.results import Artefact, DomainEvent, PlannedDisk, Progress, Recov
 from pyxlsnap.serialize import log_from_wire, log_to_wire
 from pyxlsnap.worker import server as worker_module
 from pyxlsnap.worker.channel import Channel
-from tests.unit.support.standin import ROLLED_BACK, UUID, StandIn
+from tests.unit.support.standin import ROLLED_BACK, UUID, StandIn, kill_by_progress
 from tests.unit.support.waiting import eventually
 
 SLEEP = "time.sleep(60)"
@@ -43,12 +43,6 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
 def children(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in text.split()]
-
-
-def kill_by_progress(progress: Progress) -> None:
-    """The stand-in reports its pid as progress."""
-    if progress.phase == "pid":
-        os.kill(progress.bytes_done, signal.SIGKILL)
 
 
 class TestResult:
