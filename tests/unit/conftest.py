@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,20 @@ def _levels() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, before, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM as in a program that a shell has started in the foreground.
+
+    Whoever runs the tests may ignore them (nohup; a shell, in a background job), and programs that
+    a test starts would have that from this process.
+    """
+    sigint = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sigterm = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, sigint)
+    signal.signal(signal.SIGTERM, sigterm)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pyxlsnap.journal import Entry, Journal
 from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.results import Possibility
 from tests.unit.support.guest import config_of
+from tests.unit.support.scenarios import ordinary
 from tests.unit.support.standin import StandIn
 from tests.unit.support.values import UUID
 from tests.unit.support.world import World
@@ -87,9 +88,7 @@ def test_a_cancel_ends_it(world: World) -> None:
 
 
 def test_comes_from_the_worker_as_it_is(worker: StandIn) -> None:
-    worker.set(
-        "pass", possibility="return results.Possibility(domain, UUID, ('a', 'b'), ('not live',))"
-    )
+    worker.set(possibility=ordinary.impossible)
     assert api.can_snapshot("vm1") == Possibility("vm1", UUID, ("a", "b"), ("not live",))
 
 

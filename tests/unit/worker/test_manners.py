@@ -15,6 +15,7 @@ import pytest
 import pyxlsnap
 from pyxlsnap import api
 from pyxlsnap.errors import Refused
+from tests.unit.support.scenarios import deaths, logs
 from tests.unit.support.standin import StandIn
 from tests.unit.support.waiting import on_xen
 
@@ -109,24 +110,6 @@ call("killed", pyxlsnap.create_snapshot, "killed", on_progress=kill)
 found["changed"] = changed(before, host_state())
 os.write(200, json.dumps(found).encode())
 """
-STAND_IN = """
-(HERE / "worker").write_text(json.dumps({
-    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-    "ignored": [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN],
-}))
-if domain == "aborted":
-    from pyxlsnap.xen.ffi import C, ffi
-    report = C.pyxlsnap_report_new()
-    config = C.xlu_cfg_init(C.pyxlsnap_report_file(report), ffi.new("char[]", b"x"))
-    bad = b'a = "x\\0y"'
-    C.xlu_cfg_readdata(config, bad, len(bad))  # an assertion of Xen's own library
-share_lock(UUID, lock().fd)
-on_progress(results.Progress("memory", 1, 2))
-if domain == "killed":
-    on_progress(results.Progress("keeper", os.getppid()))
-    time.sleep(60)
-return SNAPSHOT
-"""
 
 
 @pytest.fixture(params=HOSTS)
@@ -138,7 +121,7 @@ def host(request: pytest.FixtureRequest) -> str:
 
 @on_xen
 def test_a_host(host: str, worker: StandIn) -> None:
-    worker.set(STAND_IN.replace("json.", "__import__('json')."))
+    worker.set(deaths.by_the_domains_name)
     script = HOST.format(
         prelude=dedent(HOSTS[host]),
         said=str(worker.here / "said"),
@@ -196,7 +179,7 @@ def room_for(descriptors: int) -> Iterator[None]:
 
 @pytest.mark.usefixtures("nothing_is_left")
 def test_a_host_that_has_no_descriptors_left(worker: StandIn) -> None:
-    worker.set("pass")
+    worker.set()
     errors: list[str] = []
     for room in range(20):
         with room_for(room):
@@ -213,15 +196,7 @@ class TestLogging:
     def test_every_record_says_of_which_operation_it_is(
         self, worker: StandIn, caplog: pytest.LogCaptureFixture
     ) -> None:
-        worker.set(
-            """
-            logging.getLogger("pyxlsnap.create.sequence").warning("of ours")
-            of_libxl = {"operation": "watch", "domain": "vm1 itself"}
-            logging.getLogger("pyxlsnap.libxl").warning("of libxl", extra=of_libxl)
-            logging.getLogger("another.library").warning("of others")
-            return SNAPSHOT
-            """
-        )
+        worker.set(logs.of_three_libraries)
         api.create_snapshot("vm1")
         seen = [(r.name, vars(r)["operation"], vars(r)["domain"]) for r in caplog.records]
         assert seen == [
@@ -232,14 +207,14 @@ class TestLogging:
     def test_of_every_domain_none_is_named(
         self, worker: StandIn, caplog: pytest.LogCaptureFixture
     ) -> None:
-        worker.set("pass", recover="logging.getLogger('pyxlsnap.x').warning('x')")
+        worker.set(recover=logs.warning_of_a_recovery)
         api.recover()
         assert [(vars(r)["operation"], vars(r)["domain"]) for r in caplog.records] == [
             ("recover", "")
         ]
 
     def test_a_host_that_has_not_set_it_up_is_not_written_to(self, worker: StandIn) -> None:
-        worker.set("logging.getLogger('pyxlsnap.create.sequence').critical('x'); return SNAPSHOT")
+        worker.set(logs.critical)
         code = "import pyxlsnap; pyxlsnap.create_snapshot('vm1')"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
