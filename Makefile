@@ -1,5 +1,7 @@
 # make demo    a live snapshot of a real guest on a real Xen, taken and reverted
-# make test    every test: lint, types, layers, unit tests, then the lab
+# make test    every test: lint, types, layers, documentation, unit tests, then the lab
+# make check   lint, types and layers only
+# make format  the format, and what lint can mend by itself
 # make smoke   a few of the lab's tests; make test runs them on each Xen that it does not test whole
 # make soak    the lab tests that take too long for that, and the README's table of what they saw
 # make docs    the reference documentation, into build/docs/html; what is generated, into docs/share
@@ -18,6 +20,8 @@ export XEN
 ifeq ($(filter $(XEN),$(XENS)),)
 $(error XEN=$(XEN): the lab has $(XENS))
 endif
+# Unit tests at a time: each takes a core.
+JOBS ?= 2
 # Machines of the lab at a time: each takes a core and 2 GiB.
 LABS ?= 2
 # How long each reader is fuzzed.
@@ -25,15 +29,19 @@ SECONDS ?= 600
 PY := $(VENV)/bin/python
 SOURCES := pyxlsnap build_ffi.py docs tests examples
 
-.PHONY: demo test check docs html unit lab smoke soak fuzz clean prune
+.PHONY: demo test check format docs html unit lab smoke soak fuzz clean prune
 
-test: check unit lab $(patsubst %,smoke-%,$(filter-out $(XEN),$(XENS)))
+test: check html unit lab $(patsubst %,smoke-%,$(filter-out $(XEN),$(XENS)))
 
-check: $(VENV)/built html
+check: $(VENV)/built
 	$(PY) -m ruff format --check $(SOURCES)
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+
+format: $(VENV)/ready
+	$(PY) -m ruff format $(SOURCES)
+	$(PY) -m ruff check --fix $(SOURCES)
 
 docs: html
 	$(PY) -m docs.generate
@@ -42,7 +50,7 @@ html: $(VENV)/built
 	$(PY) -m sphinx -q -E -W --keep-going -b html docs build/docs/html
 
 unit: $(VENV)/built
-	$(PY) -m pytest tests/unit -n 2
+	$(PY) -m pytest tests/unit -n $(JOBS)
 
 lab: $(VENV)/built
 	$(PY) -m tests.lab state

@@ -22,6 +22,8 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.version import VERSION
 from tests.project import SHARE, UNIT, copy_of_the_project
 
+#: most of the time of a build is the optimizer's
+QUICKLY = {"CFLAGS": "-O0"}
 USES_LIBXL = (
     "from pyxlsnap import version; from pyxlsnap.xen import ffi, xlcfg; "
     "print(version.VERSION, xlcfg.parse_cfg.__name__, ffi.XEN_RELEASE[0])"
@@ -34,7 +36,7 @@ def build(kind: str, source: Path, dest: Path, **env: str) -> subprocess.Complet
     return subprocess.run(
         [sys.executable, "-c", call],
         cwd=source,
-        env={**os.environ, "PYTHONPATH": str(source), **env},
+        env={**os.environ, **QUICKLY, "PYTHONPATH": str(source), **env},
         capture_output=True,
         text=True,
     )
@@ -58,7 +60,8 @@ def fresh_environment(where: Path) -> Path:
 def install(python: Path, *what: str) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
     offline = ["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, *offline, *what], check=True, capture_output=True, text=True)
+    env = {**os.environ, **QUICKLY}
+    subprocess.run([*pip, *offline, *what], check=True, capture_output=True, text=True, env=env)
 
 
 def check_installed(python: Path, where: Path, version: str = VERSION) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import pyxlsnap.linux.locks
 import pyxlsnap.monitor.actions
 import pyxlsnap.xen.toolstack
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import DomainNotFound, NeedsAttention
+from pyxlsnap.linux.locks import DomainLock
 from tests.unit.support.values import UUID
 
 
@@ -55,6 +57,8 @@ def aborts(_: Watch) -> None:
     os.kill(os.getpid(), signal.SIGABRT)
 
 
+#: for how long a process waits for that of the domain before, at the most
+TURN_S = 3.0
 SCENARIOS = (watch, nothing_to_watch, goes_wrong_later, writes_from_c, has_a_bug, aborts)
 
 
@@ -67,6 +71,11 @@ class _Host:
         if domain != UUID:
             raise DomainNotFound(f"there is no domain {domain}", domain=domain)
         return _Found()
+
+
+def _take_turn(*words: Any, wait_s: float = 0.0, **options: Any) -> DomainLock:
+    """In the place of the lock: who waits for another process does not wait for long."""
+    return DomainLock(*words, wait_s=min(wait_s, TURN_S), **options)
 
 
 def install(here: str) -> None:
@@ -86,6 +95,7 @@ def install(here: str) -> None:
     for module, name, value in (
         (pyxlsnap.monitor.actions, "monitor", monitor),
         (pyxlsnap.xen.toolstack, "Toolstack", toolstack),
+        (pyxlsnap.linux.locks, "DomainLock", _take_turn),
         (paths, "XEN_LOGS", directory),
         (paths, "LOCKS", directory),
     ):
