@@ -23,7 +23,6 @@ import sys
 from pathlib import Path
 from pyxlsnap.errors import Busy
 from pyxlsnap.linux.locks import DomainLock
-from tests.unit.support.waiting import open_descriptors
 try:
     DomainLock(sys.argv[1], domain="vm1", directory=Path(sys.argv[2]))
 except Busy:

@@ -73,12 +73,14 @@ def test_what_failed_once(path: Path) -> None:
 def test_a_fault_is_found_and_its_input_kept(
     fault: str, kept: str, says: str, tmp_path: Path
 ) -> None:
-    planted = ("-m", "tests.unit.support.planted", fault, "cfgfile", f"--found={tmp_path}")
-    done = fuzz(*planted, "-runs=1000000", "-timeout=2")
+    # (On a busy machine any input may take some seconds.)
+    timeout = f"-timeout={2 if kept == 'timeout-' else 120}"
+    planted = ("-m", "tests.unit.support.planted", fault, "cfgfile", f"--found={tmp_path}", timeout)
+    done = fuzz(*planted, "-runs=1000000")
     assert done.returncode != 0, done.stdout
     assert says in done.stdout
     (path,) = tmp_path.glob(f"{kept}*")
     assert b"[[" in path.read_bytes()
     assert str(path) in done.stdout.splitlines()[-1]
-    again = fuzz(*planted, "-timeout=2", str(path))
+    again = fuzz(*planted, str(path))
     assert again.returncode == done.returncode, again.stdout
