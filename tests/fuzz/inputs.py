@@ -15,7 +15,8 @@ from pyxlsnap import cfgfile
 from pyxlsnap.memory import write_header
 from pyxlsnap.memory.header import MAGIC
 from pyxlsnap.model import Disk, DiskRequest, Metadata, RunState, SnapshotConfig
-from tests.unit.support import fakes, streams
+from tests.unit.support import streams
+from tests.unit.support.guest import config_of
 
 #: a folder for each target, with the inputs that failed in the past
 CORPUS = Path(__file__).with_name("corpus")
@@ -104,7 +105,7 @@ def _header(kind: str) -> bytes:
         disks=(DiskRequest("xvda"), DiskRequest("xvdb", "/srv/b.qcow2", "qcow2")),
         versions={"pyxlsnap": "0.1.0", "xen": "4.17.7"},
     )
-    config = fakes.config_of(*disks, kind=kind)
+    config = config_of(*disks, kind=kind)
     out = io.BytesIO()
     write_header(out, config_json=config.json, metadata=metadata)
     return out.getvalue()

@@ -19,8 +19,8 @@ from pyxlsnap import cfgfile
 from pyxlsnap.errors import BadMemoryFile, ConfigError, PyxlsnapError
 from pyxlsnap.model import SnapshotConfig
 from tests.fuzz import inputs
-from tests.unit.support import fakes
 from tests.unit.support.operations import plan_revert
+from tests.unit.support.world import make_world
 
 #: bytes of address space that the process may allocate for one input
 MEMORY: Final = 64 << 20
@@ -47,13 +47,13 @@ def cfgfiles() -> Iterator[Read]:
 
 @contextmanager
 def memory_files() -> Iterator[Read]:
-    """A memory file is refused, or a revert to it is planned, in a world of fakes."""
+    """A memory file is refused, or the revert to it is planned, on a fake host."""
     with (
         tempfile.TemporaryDirectory() as directory,
         pytest.MonkeyPatch.context() as patch,
         open(os.memfd_create("memory file"), "wb", buffering=0) as file,
     ):
-        world = fakes.make_world(Path(directory, "world"), patch)
+        world = make_world(Path(directory, "world"), patch)
         world.guest(world.image("xvda"))
         world.storage.snapshots |= {("xvda", "before"): "", ("xvdb", "before"): ""}
         wanted = SnapshotConfig("before", memory_path=f"/proc/self/fd/{file.fileno()}")

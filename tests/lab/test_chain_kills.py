@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.lab.harness.external import FROZEN, ask
 from tests.lab.harness.guests import FIRST_TICK, Guest, Tick
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.snapshots import SNAPSHOTS, check_images, create, run_script
-from tests.lab.test_external import FROZEN, ask
 
 JOURNALS = "/var/lib/pyxlsnap"
 RENAMES = [f"before os.rename .pvh-{letter}.qcow2.*.overlay pvh-{letter}.qcow2" for letter in "ab"]

@@ -12,9 +12,9 @@ from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.guests import STANDARD
 from tests.lab.harness.install import PROJECT, packages, push
 from tests.lab.harness.lab import Lab
+from tests.lab.harness.mixed import attach, quicken_hotplug
 from tests.lab.harness.snapshots import SNAPSHOTS, check_reverted, create, goes_back, revert
 from tests.lab.harness.storage import BTRFS
-from tests.lab.test_mixed import attach, quicken_hotplug
 
 SOURCE, DEST = PROJECT / "examples", "/opt/examples"
 

@@ -4,27 +4,12 @@ from typing import Any
 
 import pytest
 
+from tests.lab.harness.external import FROZEN, take
 from tests.lab.harness.guests import Guest, Tick
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.snapshots import check_images, create, goes_back, revert
-
-FROZEN = "/lab/frozen"
+from tests.lab.harness.snapshots import check_images, goes_back, revert
 
 pytestmark = pytest.mark.usefixtures("tidy")
-
-
-def ask(guest: Guest, name: str) -> str:
-    """Write a cfgfile for a snapshot whose disks are frozen as FROZEN/<vdev>.<name>."""
-    disks = ", ".join(f"'{FROZEN}/{vdev}.{name},qcow2,{vdev}'" for vdev in guest.disks)
-    cfg = f"/tmp/snap/{guest.name}-{name}.cfg"
-    guest.dom0.run(f"mkdir -p {FROZEN}")
-    guest.dom0.write(cfg, f'name="{name}"\ndisks=[{disks}]\n')
-    return cfg
-
-
-def take(guest: Guest, name: str, *words: str) -> dict[str, Any]:
-    """Such a snapshot."""
-    return create(guest, ask(guest, name), *words)
 
 
 def back(guest: Guest, snapshot: dict[str, Any]) -> Tick:

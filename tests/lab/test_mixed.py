@@ -11,10 +11,10 @@ import pytest
 
 from tests.lab.harness import storage
 from tests.lab.harness.dom0 import Dom0
-from tests.lab.harness.guests import Guest, Tick
+from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
+from tests.lab.harness.mixed import AROUND, attach, more, quicken_hotplug, words
 from tests.lab.harness.snapshots import (
-    SCRIPTS,
     check_images,
     check_reverted,
     create,
@@ -23,8 +23,6 @@ from tests.lab.harness.snapshots import (
 )
 from tests.lab.harness.support import MATRIX, Cell, record
 
-# What lies around the disks, where a snapshot or a revert may leave something.
-AROUND = f"{storage.BTRFS} /lab/disk /dev/{storage.GROUP}"
 # In `make test`: every kind of guest, and both ways of everything.
 ROUND = [
     Cell("pv", live=False, external=False),
@@ -33,56 +31,6 @@ ROUND = [
 ]
 # In `make soak` the disks of this one come and go by Xen's own script, which is slow.
 XENS_OWN = Cell("pv", live=False, external=False)
-
-
-def more(guest: Guest, *, external: bool) -> dict[str, str]:
-    """The disks that a guest of the lab can have beside its two qcow2 files, by vdev."""
-    targets = {
-        "xvdc": storage.raw(guest.name),
-        "xvdd": storage.thin(guest.name),
-        "xvde": storage.thick(guest.name),
-    }
-    # This one can only be copied, which must be asked for.
-    return targets | ({"xvdf": storage.plain(guest.name)} if external else {})
-
-
-def attach(guest: Guest, targets: dict[str, str]) -> Tick:
-    """Give a guest disks; its first tick with all of them."""
-    commands = [
-        f"xl block-attach {guest.name} format=raw,vdev={vdev},access=rw,target={target}"
-        for vdev, target in targets.items()
-    ]
-    guest.dom0.run(" && ".join(commands), timeout=240)
-    while not targets.keys() <= guest.wait_advance(1).disks.keys():
-        pass
-    return guest.assert_healthy()
-
-
-def quicken_hotplug(dom0: Dom0) -> None:
-    """Half of a round would else be Xen's script for the disks that come and go."""
-    dom0.write("/etc/xen/scripts/block", (SCRIPTS / "hotplug-block").read_bytes(), 0o755)
-
-
-def write_cfg(guest: Guest, disks: list[str]) -> str:
-    """A cfgfile for some disks; its path."""
-    path = "/tmp/snap/mixed.cfg"
-    guest.dom0.write(path, f"disks=[{', '.join(repr(disk) for disk in disks)}]\n")
-    return path
-
-
-def words(guest: Guest, cell: Cell, name: str) -> list[str]:
-    """What `snapshot-create` is told for a cell."""
-    paths = {
-        "xvda": f"/lab/disk/{name}.a,qcow2",
-        "xvdb": f"/lab/disk/{name}.b,qcow2",
-        "xvdc": f"{storage.BTRFS}/{name}.c,raw",
-        "xvdd": f"/dev/{storage.GROUP}/{name}-d,raw",
-        "xvde": f"/dev/{storage.GROUP}/{name}-e,raw",
-        "xvdf": f"/lab/disk/{name}.f,raw",
-    }
-    disks = [f"{path},{vdev}" for vdev, path in paths.items()]
-    cfg = [write_cfg(guest, disks)] if cell.external else []
-    return [*cfg, "--name", name, *(["--live"] if cell.live else [])]
 
 
 def users(dom0: Dom0, path: str) -> str:

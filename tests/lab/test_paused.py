@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from tests.lab.harness.external import take as take_external
 from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.snapshots import create, disk_snapshots, goes_back, revert
-from tests.lab.test_external import take as take_external
 
 pytestmark = pytest.mark.usefixtures("tidy")
 

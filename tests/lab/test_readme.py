@@ -17,8 +17,8 @@ from tests.lab.harness.guests import Guest
 from tests.lab.harness.install import uninstall, wheels
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.snapshots import SLOW, SNAPSHOTS, goes_back
+from tests.project import SHARE, UNIT, copy_of_the_project
 from tests.readme import shell_lines, texts
-from tests.unit.project.test_packaging import SHARE, UNIT, copy_of_the_project
 
 CLONE, WHEELS = "/tmp/clone", "/tmp/wheels"
 # (Optimizing is a quarter of what pip does under emulation.)

@@ -8,9 +8,9 @@ import pytest
 from tests.lab.harness import storage
 from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
+from tests.lab.harness.mixed import AROUND, attach, more, words, write_cfg
 from tests.lab.harness.snapshots import Before, pyxlsnap, unchanged
 from tests.lab.harness.support import REFUSED, record
-from tests.lab.test_mixed import AROUND, attach, more, words, write_cfg
 
 GROUP, POOL = storage.GROUP, storage.POOL
 

@@ -1,7 +1,8 @@
-"""Fixtures: the small world of fakes.py, in a directory of its own."""
+"""Fixtures: the small world of world.py, in a directory of its own."""
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ from hypothesis import settings
 
 from pyxlsnap import paths
 from pyxlsnap.model import Disk
-from tests.unit.support.fakes import World, make_world, open_descriptors
 from tests.unit.support.qemu import SIZE, VDEVS, Qemu, qemu_img, write
 from tests.unit.support.standin import StandIn
+from tests.unit.support.waiting import open_descriptors
+from tests.unit.support.world import World, make_world
 
 # How long an example takes says more about the machine than about us.
 settings.register_profile("pyxlsnap", deadline=None)
@@ -28,6 +30,20 @@ def _levels() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, before, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM as in a program that a shell has started in the foreground.
+
+    Whoever runs the tests may ignore them (nohup; a shell, in a background job), and programs that
+    a test starts would have that from this process.
+    """
+    sigint = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sigterm = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, sigint)
+    signal.signal(signal.SIGTERM, sigterm)
 
 
 @pytest.fixture

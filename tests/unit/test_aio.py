@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import fields
 from pathlib import Path
-from textwrap import dedent, indent
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -24,22 +24,14 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import AlreadyExists, Interrupted, NeedsAttention, OperationFailed
 from pyxlsnap.hooks import Moment
 from pyxlsnap.results import DomainEvent, OnProgress, Progress, Recovered, Reverted, Snapshot
-from tests.unit.support.fakes import eventually
-from tests.unit.support.standin import ASKED, ROLLED_BACK, UUID, StandIn
+from tests.unit.support.scenarios import deaths, ordinary, several, watches
+from tests.unit.support.scenarios.hooks import asked_and_resumed
+from tests.unit.support.standin import StandIn
+from tests.unit.support.values import UUID
+from tests.unit.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
-#: a create that cannot be stopped any more
-GOES_ON = """
-on_progress(results.Progress("memory", 1, 2))
-wait_for_cancel(cancel)
-return SNAPSHOT
-"""
-NEEDS_A_PERSON = """
-on_progress(results.Progress("memory", 1, 2))
-wait_for_cancel(cancel)
-raise errors.NeedsAttention("stuck", step="x", finish="do this")
-"""
 TICK_S = 0.001
 
 
@@ -98,31 +90,23 @@ def test_hooks_have_the_same_names_and_defaults() -> None:
 
 class TestResult:
     def test_every_argument_arrives(self, worker: StandIn) -> None:
-        worker.set(
-            "(HERE / 'said').write_text(repr((domain, wanted.name, live, max_downtime,"
-            " start_monitor))); return SNAPSHOT"
-        )
+        worker.set(ordinary.says_every_argument)
         call = aio.create_snapshot("vm1", name="n", live=True, max_downtime=2.0, monitor=False)
         snapshot = asyncio.run(call)
         assert (type(snapshot), snapshot.name, snapshot.uuid) == (Snapshot, "snap", UUID)
-        assert worker.said("said") == repr(("vm1", "n", True, 2.0, None))
+        assert worker.said() == repr(("vm1", "n", True, 2.0, None))
 
     def test_of_a_revert(self, worker: StandIn, cfgfile: Path) -> None:
-        worker.set(
-            "pass",
-            revert="(HERE / 'said').write_text(repr([_[k] for k in ('running', 'force', "
-            "'keep_current', 'start_monitor')]))\n"
-            "return results.Reverted('snap', 'vm1', 9, UUID, model.RunState.PAUSED, ('xvda',), ())",
-        )
+        worker.set(revert=ordinary.revert_says_its_options)
         call = aio.revert_snapshot(
             "vm1", cfgfile, running=True, force=True, keep_current=True, monitor=False
         )
         reverted = asyncio.run(call)
         assert (type(reverted), reverted.domid) == (Reverted, 9)
-        assert worker.said("said") == repr([True, True, True, None])
+        assert worker.said() == repr([True, True, True, None])
 
     def test_of_the_others(self, worker: StandIn, cfgfile: Path) -> None:
-        worker.set("pass")
+        worker.set()
 
         async def all_of_them() -> None:
             assert (await aio.plan_create("vm1", name="n", live=True)).name == "snap"
@@ -132,7 +116,7 @@ class TestResult:
         asyncio.run(all_of_them())
 
     def test_errors_are_raised_as_they_were(self, worker: StandIn) -> None:
-        worker.set("raise errors.AlreadyExists('taken', where='xvda')")
+        worker.set(ordinary.exists)
         with pytest.raises(AlreadyExists) as caught:
             asyncio.run(aio.create_snapshot("vm1"))
         assert caught.value.where == "xvda"
@@ -142,7 +126,7 @@ class TestResult:
             asyncio.run(aio.start_monitor("vm1"))
 
     def test_it_does_not_wait_for_the_loops_own_threads(self, worker: StandIn) -> None:
-        worker.set("return SNAPSHOT")
+        worker.set(ordinary.taken)
         free = threading.Event()
 
         async def beside_a_full_executor() -> None:
@@ -160,7 +144,7 @@ class TestResult:
 
 class TestCallbacks:
     def test_come_in_order_in_the_loop_before_the_result(self, worker: StandIn) -> None:
-        worker.set("for n in range(100): on_progress(results.Progress('x', n))\nreturn SNAPSHOT")
+        worker.set(ordinary.hundred_reports)
         request = contextvars.ContextVar[str]("request")
         seen: list[tuple[int, int, str]] = []
 
@@ -176,17 +160,16 @@ class TestCallbacks:
         asyncio.run(main())
 
     def test_events_of_a_domain(self, worker: StandIn) -> None:
-        event = DomainEvent("vm1", UUID, 7, "reboot", "restart", 8)
-        worker.set("pass", monitor=f"for n in range(3): on_event(results.{event!r})")
+        worker.set(monitor=watches.three_reboots)
         seen: list[DomainEvent] = []
         asyncio.run(aio.monitor_domain("vm1", on_event=seen.append))
-        assert seen == [event] * 3
+        assert seen == [watches.REBOOTED] * 3
 
     @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt()])
     def test_what_one_raises_cancels_and_comes_after_the_rollback(
         self, worker: StandIn, error: BaseException
     ) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
 
         def raises(_: Progress) -> None:
             raise error
@@ -199,7 +182,7 @@ class TestCallbacks:
 
 class TestToken:
     def test_of_the_caller_cancels(self, worker: StandIn) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
 
         async def main() -> None:
             cancel = Cancel()
@@ -213,7 +196,7 @@ class TestToken:
         assert (worker.here / "rolled back").exists()
 
     def test_set_beforehand(self, worker: StandIn) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
         cancel = Cancel()
         cancel.set()
         with pytest.raises(Interrupted, match="before it began"):
@@ -222,12 +205,7 @@ class TestToken:
     def test_a_task_that_is_cancelled_does_not_cancel_the_others_that_share_it(
         self, worker: StandIn
     ) -> None:
-        worker.set(
-            "if domain == 'vm1':\n"
-            + indent(ROLLED_BACK, " ")
-            + "on_progress(results.Progress('memory', 1, 2))\n"
-            "wait_for('rolled back')\ntime.sleep(0.3)\ncancel.check()\nreturn SNAPSHOT"
-        )
+        worker.set(several.first_rolls_back)
 
         async def main() -> None:
             cancel = Cancel()
@@ -243,7 +221,7 @@ class TestToken:
 
 class TestCancelledTask:
     def test_has_rolled_back_when_it_ends(self, worker: StandIn) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
 
         async def main() -> None:
             task = await begun()
@@ -256,15 +234,7 @@ class TestCancelledTask:
         asyncio.run(main())
 
     def test_however_often_it_is_cancelled(self, worker: StandIn) -> None:
-        worker.set(
-            """
-            on_progress(results.Progress("memory", 1, 2))
-            wait_for_cancel(cancel)
-            (HERE / "rolling back").touch()
-            wait_for("go on")
-            raise errors.Interrupted("interrupted", step="suspend")
-            """
-        )
+        worker.set(several.slow_rollback)
 
         async def main() -> None:
             task = await begun()
@@ -281,7 +251,7 @@ class TestCancelledTask:
         asyncio.run(main())
 
     def test_before_it_has_begun(self, worker: StandIn) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
 
         async def main() -> None:
             task = asyncio.create_task(aio.create_snapshot("vm1"))
@@ -293,7 +263,7 @@ class TestCancelledTask:
         asyncio.run(main())
 
     def test_by_a_timeout(self, worker: StandIn) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
 
         async def main() -> None:
             with pytest.raises(TimeoutError):
@@ -305,9 +275,7 @@ class TestCancelledTask:
         asyncio.run(main())
 
     def test_by_the_failure_of_another_in_its_group(self, worker: StandIn) -> None:
-        worker.set(
-            "if domain != 'bad':\n" + indent(ROLLED_BACK, " ") + "raise errors.Refused('no')"
-        )
+        worker.set(several.rolled_back_beside_a_bad_one)
 
         async def main() -> None:
             async with asyncio.TaskGroup() as group:
@@ -322,7 +290,7 @@ class TestCancelledTask:
         assert (worker.here / "rolled back").exists()
 
     def test_what_needs_a_person_is_not_hidden(self, worker: StandIn) -> None:
-        worker.set(NEEDS_A_PERSON)
+        worker.set(ordinary.needs_a_person)
 
         async def main() -> None:
             task = await begun()
@@ -338,10 +306,7 @@ class TestCancelledTask:
         asyncio.run(main())
 
     def test_a_recovery_is_awaited_to_its_end(self, worker: StandIn) -> None:
-        worker.set(
-            "pass",
-            "(HERE / 'recovering').touch(); wait_for('go on')",
-        )
+        worker.set(recover=deaths.recovery_waits)
 
         async def main() -> None:
             task = asyncio.create_task(aio.recover(UUID))
@@ -354,7 +319,7 @@ class TestCancelledTask:
         asyncio.run(main())
 
     def test_that_was_cancelled_before_the_call_makes_none(self, worker: StandIn) -> None:
-        worker.set("pass")
+        worker.set()
 
         async def job() -> None:
             task = asyncio.current_task()
@@ -371,7 +336,7 @@ class TestCancelledTooLate:
     """What is done is not lost, and the cancellation is not, either."""
 
     def test_the_task_has_the_result(self, worker: StandIn) -> None:
-        worker.set(GOES_ON)
+        worker.set(ordinary.taken_though_cancelled)
 
         async def main() -> None:
             task = await begun()
@@ -381,10 +346,7 @@ class TestCancelledTooLate:
         asyncio.run(main())
 
     def test_the_cancellation_comes_with_the_next_await(self, worker: StandIn) -> None:
-        first = "(HERE / 'first').exists()"
-        worker.set(
-            f"if not {first}:\n (HERE / 'first').touch()\n{indent(GOES_ON, ' ')}" + ROLLED_BACK
-        )
+        worker.set(several.first_too_late_then_rolled_back)
         made: list[Snapshot] = []
 
         async def nightly(progress: Begun) -> None:
@@ -407,7 +369,7 @@ class TestCancelledTooLate:
         self, worker: StandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is cancelled after the end of the operation, before it has seen that."""
-        worker.set("return SNAPSHOT")
+        worker.set(ordinary.taken)
         made: list[Snapshot] = []
 
         async def one() -> None:
@@ -432,7 +394,7 @@ class TestCancelledTooLate:
         asyncio.run(main())
 
     def test_a_timeout_was_in_time(self, worker: StandIn) -> None:
-        worker.set(GOES_ON)
+        worker.set(ordinary.taken_though_cancelled)
 
         async def main() -> None:
             async with asyncio.timeout(None) as timeout:
@@ -447,7 +409,7 @@ class TestCancelledTooLate:
     def test_a_timeout_of_more_than_the_operation_ends_what_comes_after(
         self, worker: StandIn
     ) -> None:
-        worker.set(GOES_ON)
+        worker.set(ordinary.taken_though_cancelled)
 
         made: list[Snapshot] = []
 
@@ -462,7 +424,7 @@ class TestCancelledTooLate:
 
     def test_a_timeout_while_a_cancelled_task_tidies_up(self, worker: StandIn) -> None:
         """The cancellation before has been delivered, and is not delivered once more."""
-        worker.set(GOES_ON)
+        worker.set(ordinary.taken_though_cancelled)
         tidied: list[Snapshot] = []
 
         async def tidy() -> None:
@@ -500,16 +462,14 @@ class TestTheEndOfTheLoop:
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     def test_ctrl_c_rolls_back(self, worker: StandIn) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
         done = self.run("asyncio.run(aio.create_snapshot('vm1', on_progress=interrupt))")
         assert done.returncode == -signal.SIGINT, done.stderr
         assert (worker.here / "rolled back").exists()
 
     def test_a_loop_that_is_left_alone_and_closed(self, worker: StandIn) -> None:
         """The old way: nobody cancels the tasks. The next progress finds the loop closed."""
-        worker.set(
-            "on_progress(results.Progress('memory', 1, 2))\nwait_for('closed')\n" + ROLLED_BACK
-        )
+        worker.set(several.reports_to_a_closed_loop)
         done = self.run(
             f"""
             import logging, pathlib
@@ -531,7 +491,7 @@ class TestTheEndOfTheLoop:
         assert (worker.here / "rolled back").exists()
 
     def test_a_loop_that_is_closed_before_it_has_called_a_callback(self, worker: StandIn) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
         done = self.run(
             """
             loop, called = asyncio.new_event_loop(), threading.Event()
@@ -556,7 +516,7 @@ class TestTheEndOfTheLoop:
         assert (worker.here / "rolled back").exists()
 
     def test_a_coroutine_that_is_thrown_away(self, worker: StandIn) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
         before = threading.active_count()
 
         async def throws_away() -> None:
@@ -619,16 +579,7 @@ class TestTheLoopGoesOn:
         self, worker: StandIn, elsewhere: list[int], figure: Callable[[str], None]
     ) -> None:
         """The worker goes on only if the loop does."""
-        worker.set(
-            """
-            for n in range(50):
-                on_progress(results.Progress("memory", n, 50))
-                time.sleep(0.02)
-            (HERE / "tick").touch()
-            wait_for("tick", there=False)
-            return SNAPSHOT
-            """
-        )
+        worker.set(several.waits_for_a_tick)
         tick = worker.here / "tick"
         idle = asyncio.run(longest_gap(asyncio.sleep(1)))
         busy = asyncio.run(longest_gap(aio.create_snapshot("vm1"), tick))
@@ -641,13 +592,7 @@ class TestTheLoopGoesOn:
 
     def test_several_at_once(self, worker: StandIn) -> None:
         """Each waits for all: one after the other they would never end."""
-        worker.set(
-            """
-            (HERE / f"{domain} is here").touch()
-            for n in range(4): wait_for(f"vm{n} is here")
-            return SNAPSHOT
-            """
-        )
+        worker.set(several.waits_for_all_four)
 
         async def main() -> None:
             domains = [f"vm{n}" for n in range(4)]
@@ -658,7 +603,7 @@ class TestTheLoopGoesOn:
 
 
 def test_who_goes_on_after_something_was_left_is_cancelled_then(worker: StandIn) -> None:
-    worker.set(NEEDS_A_PERSON)
+    worker.set(ordinary.needs_a_person)
     caught: list[str] = []
 
     async def job(progress: Begun) -> None:
@@ -681,12 +626,10 @@ def test_who_goes_on_after_something_was_left_is_cancelled_then(worker: StandIn)
 
 
 class TestHooks:
-    """Coroutine functions in the loop; test_hooks.py has when they are called."""
-
-    CREATE = ASKED + 'on_progress(results.Progress("resumed"))\nreturn SNAPSHOT'
+    """Coroutine functions in the loop; test_hook_calls.py has when they are called."""
 
     def test_are_run_in_the_loop_and_in_the_callers_context(self, worker: StandIn) -> None:
-        worker.set(self.CREATE)
+        worker.set(asked_and_resumed)
         who = contextvars.ContextVar("who", default="nobody")
         calls: list[tuple[str, object, str]] = []
 
@@ -707,7 +650,7 @@ class TestHooks:
         asyncio.run(main())
 
     def test_one_that_is_late_is_cancelled(self, worker: StandIn) -> None:
-        worker.set(self.CREATE)
+        worker.set(asked_and_resumed)
         cancelled: list[bool] = []
 
         async def before(_: Moment) -> None:
@@ -726,7 +669,7 @@ class TestHooks:
         assert cancelled == [True]
 
     def test_what_one_raises_is_the_cause(self, worker: StandIn) -> None:
-        worker.set(self.CREATE)
+        worker.set(asked_and_resumed)
         error = LookupError("no agent")
 
         async def before(_: Moment) -> None:
@@ -737,5 +680,5 @@ class TestHooks:
         assert caught.value.__cause__ is error
 
     def test_can_snapshot_is_asked(self, worker: StandIn) -> None:
-        worker.set("pass", feasibility="return results.Feasibility(domain, UUID, (), ('no',))")
+        worker.set(feasibility=ordinary.possible_but_not_live)
         assert asyncio.run(aio.can_snapshot("vm1")).live_reasons == ("no",)

@@ -1,23 +1,17 @@
 """The errors: what may be caught as what, and the way from worker to caller."""
 
-import inspect
 import json
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 import pyxlsnap
 from pyxlsnap import errors
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.serialize import from_wire, to_wire
+from tests.unit.support.errors import CLASSES, any_error
 
-CLASSES = [
-    c
-    for _, c in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(c, PyxlsnapError) and c.__module__ == errors.__name__
-]
 EXIT_CODES = {
     "PyxlsnapError": 1,
     "UsageError": 2,
@@ -41,24 +35,6 @@ EXIT_CODES = {
     "Interrupted": 130,
     "NeedsAttention": 4,
 }
-_TEXT = st.text(max_size=20)
-_LINES = st.lists(_TEXT, max_size=3).map(tuple)
-_VALUES: dict[str, st.SearchStrategy[object]] = {
-    "rc": st.none() | st.integers(-100, 0),
-    "refused": st.booleans(),
-    "log": _LINES,
-    "reasons": _LINES,
-    "undone": _LINES,
-    "left": _LINES,
-    "nearest": _LINES,
-}
-
-
-@st.composite
-def any_error(draw: st.DrawFn) -> PyxlsnapError:
-    cls = draw(st.sampled_from(CLASSES))
-    parameters = list(inspect.signature(cls).parameters)[1:]
-    return cls(draw(_TEXT), **{p: draw(_VALUES.get(p, _TEXT)) for p in parameters})
 
 
 def attributes(error: PyxlsnapError) -> Iterator[tuple[str, object]]:

@@ -11,8 +11,7 @@ import secrets
 import shutil
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyxlsnap
-from pyxlsnap.cfgfile import read
 from pyxlsnap.cli import app
 from pyxlsnap.disks import registry
 from pyxlsnap.disks.protocol import DiskTask
@@ -33,7 +31,6 @@ from pyxlsnap.errors import (
     BadMemoryFile,
     ConfigError,
     DomainNotFound,
-    OperationFailed,
     PyxlsnapError,
     Refused,
     UsageError,
@@ -43,13 +40,15 @@ from pyxlsnap.linux import files
 from pyxlsnap.memory import write_header
 from pyxlsnap.model import Disk, DiskRequest, DomainInfo, Metadata, RunState
 from pyxlsnap.model import SnapshotConfig as Config
-from pyxlsnap.results import Snapshot
-from pyxlsnap.text import one_line
 from pyxlsnap.xen.toolstack import Toolstack
-from tests.unit.support import operations, streams
-from tests.unit.support.fakes import UUID, FakeGuest, World, config_json, make_world
+from tests.unit.support import mounts, operations, streams
+from tests.unit.support.guest import FakeGuest, config_json
+from tests.unit.support.hostile import HOSTILE
+from tests.unit.support.outcomes import check_clear, check_refused, create_and_revert
 from tests.unit.support.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write
-from tests.unit.test_text import HOSTILE
+from tests.unit.support.trees import names, tree
+from tests.unit.support.values import UUID
+from tests.unit.support.world import World, make_world
 
 PACKAGE = Path(pyxlsnap.__file__).parent
 #: what a program may give, though no command line can
@@ -70,56 +69,6 @@ def new_world() -> Iterator[World]:
     """One for each example."""
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         yield make_world(Path(directory) / "world", patch)
-
-
-def tree(root: Path) -> dict[str, object]:
-    """All files with what is in them; the locks may come."""
-    return {
-        str(path): path.readlink()
-        if path.is_symlink()
-        else path.read_bytes()
-        if path.is_file()
-        else path.stat().st_mode
-        for path in root.rglob("*")
-        if path.suffix != ".lock"
-    }
-
-
-def names(directory: Path) -> list[str]:
-    return [path.name for path in directory.iterdir()]
-
-
-def check_clear(error: PyxlsnapError) -> None:
-    """It is of a class that says something, and one line."""
-    assert type(error) is not PyxlsnapError
-    assert str(error) == one_line(str(error)) != ""
-    assert error.exit_code in (1, 2, 3, 4, 5)
-
-
-def check_refused(error: PyxlsnapError) -> None:
-    """Before anything was tried: it could be known."""
-    assert error.exit_code in (2, 3), str(error)
-
-
-def create_and_revert(world: World, guest: FakeGuest, wanted: Config) -> Snapshot | None:
-    """A snapshot that holds what was asked for; ``None`` if it was refused, and nothing changed."""
-    before = tree(world.root)
-    try:
-        snapshot = operations.create(world.host, guest.uuid, wanted)
-    except PyxlsnapError as error:
-        check_clear(error)
-        check_refused(error)
-        assert tree(world.root) == before
-        assert guest.runs
-        return None
-    said = read(snapshot.cfgfile)
-    assert said.description == (wanted.description or None)
-    assert said.memory_path == snapshot.memory_path
-    assert wanted.disks is None or said.disks == wanted.disks
-    reverted = operations.revert(world.host, guest.uuid, said, Path(snapshot.cfgfile))
-    assert (reverted.name, reverted.domain) == (snapshot.name, guest.name)
-    assert before.items() <= tree(world.root).items()
-    return snapshot
 
 
 class TestWhatIsAskedFor:
@@ -340,109 +289,19 @@ class TestMounts:
     """Each in a child with mounts of its own."""
 
     def test_a_read_only_directory(self, tmp_path: Path) -> None:
-        in_own_mounts(read_only_directory, tmp_path)
+        mounts.in_own_mounts(mounts.read_only_directory, tmp_path)
 
     def test_a_read_only_journal(self, tmp_path: Path) -> None:
-        in_own_mounts(read_only_journal, tmp_path)
+        mounts.in_own_mounts(mounts.read_only_journal, tmp_path)
 
     def test_another_filesystem(self, tmp_path: Path) -> None:
-        in_own_mounts(another_filesystem, tmp_path)
+        mounts.in_own_mounts(mounts.another_filesystem, tmp_path)
 
     def test_a_filesystem_that_becomes_full(self, tmp_path: Path) -> None:
-        in_own_mounts(full_filesystem, tmp_path)
+        mounts.in_own_mounts(mounts.full_filesystem, tmp_path)
 
     def test_no_place_for_a_temporary_file(self, tmp_path: Path) -> None:
-        in_own_mounts(nothing_can_be_written, tmp_path)
-
-
-def in_own_mounts(act: Callable[[World], None], root: Path) -> None:
-    code = (
-        "import pathlib, sys, pytest\n"
-        "from tests.unit import test_hostile\n"
-        "from tests.unit.support import fakes\n"
-        "world = fakes.make_world(pathlib.Path(sys.argv[1]) / 'world', pytest.MonkeyPatch())\n"
-        f"test_hostile.{act.__name__}(world)\n"
-    )
-    own = ["unshare", "--mount"] + ["--map-root-user"] * bool(os.getuid())
-    run = subprocess.run(
-        [*own, sys.executable, "-c", code, str(root)],
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-
-
-def mount(directory: Path, options: str) -> Path:
-    directory.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(directory)], check=True)
-    return directory
-
-
-def refusal(world: World, wanted: Config) -> str:
-    before = tree(world.root)
-    with pytest.raises(Refused) as caught:
-        operations.create(world.host, "vm1", wanted)
-    assert tree(world.root) == before
-    return str(caught.value)
-
-
-def read_only_directory(world: World) -> None:
-    world.guest(world.image("xvda"))
-    there = mount(world.root / "there", "ro,size=1m")
-    says = refusal(world, Config("snap", memory_path=f"{there}/a.save"))
-    assert says == (
-        f"cannot write in {there} (its filesystem is mounted read-only): name another place with "
-        f"memory_path"
-    )
-
-
-def read_only_journal(world: World) -> None:
-    guest = world.guest(world.image("xvda"))
-    mount(world.root / "journals", "ro,size=1m")
-    with pytest.raises(OperationFailed) as caught:
-        operations.create(world.host, "vm1", Config("snap"))
-    assert f"cannot write in {world.root}/journals: Read-only file system" in str(caught.value)
-    assert guest.runs
-    assert not world.directory.exists()
-
-
-def another_filesystem(world: World) -> None:
-    guest = world.guest(world.image("xvda"))
-    there = mount(world.root / "there", "size=80m")
-    assert create_and_revert(world, guest, Config("snap", memory_path=f"{there}/a.save"))
-    (world.root / "link").symlink_to(there)
-    assert create_and_revert(world, guest, Config("s2", memory_path=f"{world.root}/link/b"))
-
-
-def full_filesystem(world: World) -> None:
-    guest = world.guest(world.image("xvda"))
-    there = mount(world.root / "there", "size=70m")
-
-    def fill() -> None:
-        found = os.statvfs(there)
-        with (there / "filler").open("wb") as filler:
-            os.posix_fallocate(filler.fileno(), 0, found.f_bavail * found.f_frsize)
-
-    guest.while_suspending = fill
-    path = there / "a.save"
-    with pytest.raises(OperationFailed) as caught:
-        operations.create(world.host, "vm1", Config("snap", memory_path=str(path)))
-    assert caught.value.exit_code == 1
-    assert "No space left on device" in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert guest.runs
-    assert names(there) == ["filler"]
-    assert not world.storage.snapshots
-
-
-def nothing_can_be_written(_: World) -> None:
-    for directory in ("/tmp", "/var/tmp", "/dev/shm"):
-        # (What is there stays to be seen: this project may be.)
-        subprocess.run(["mount", "--bind", directory, directory], check=True)
-        subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
-    os.chdir("/proc")
-    assert app.main(["snapshot-create", "vm1"]) == 3  # off Xen: the worker has run
+        mounts.in_own_mounts(mounts.nothing_can_be_written, tmp_path)
 
 
 class TestForgedMemoryFile:

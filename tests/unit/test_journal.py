@@ -16,7 +16,7 @@ from pyxlsnap.journal import VERSION, CreateEntry, Entry, Journal, RevertEntry
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
 from pyxlsnap.request import CreateRequest, RevertRequest
 from tests.unit.support.entries import create_entry, revert_entry
-from tests.unit.support.fakes import UUID
+from tests.unit.support.values import UUID
 
 _TEXT = st.text(st.characters(exclude_characters="\0"), max_size=30)
 _TEXTS = st.lists(_TEXT, max_size=3).map(tuple)

@@ -8,15 +8,7 @@ from hypothesis import strategies as st
 
 from pyxlsnap.errors import Refused
 from pyxlsnap.text import command, mib, one_line, quote
-
-#: text of any kind that a path can be, with more of what does harm
-HOSTILE = st.text(
-    st.one_of(
-        st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
-        st.sampled_from("\n\r\t\x1b\x9b\u2028\u202e'\"\\\\$`; -*\udcff\udc80"),
-    ),
-    max_size=30,
-)
+from tests.unit.support.hostile import HOSTILE
 
 
 @given(st.lists(HOSTILE, min_size=1, max_size=5))

@@ -5,13 +5,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tests.lab.test_mixed import attach, quicken_hotplug
-from tests.lab.test_reverts import Taken, check_back, take
-
 from . import storage
 from .guests import Guest
 from .lab import Lab
 from .machine import Machine
+from .mixed import attach, quicken_hotplug
+from .reverts import Taken, check_back, take
 from .snapshots import SCRIPTS, SNAPSHOTS, disk_snapshots, forget, pyxlsnap, run_script
 
 #: the snapshot that is reverted to, and the one that is not to come about

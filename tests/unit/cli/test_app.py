@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,8 +26,11 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.model import RunState
-from pyxlsnap.results import Artefact, Plan, PlannedDisk, Progress, Recovered, Reverted, Snapshot
-from tests.unit.support.standin import UUID, StandIn
+from pyxlsnap.results import Progress, Recovered, Snapshot
+from tests.unit.support.results import PLAN, REVERTED, SNAPSHOT
+from tests.unit.support.scenarios import deaths, ordinary
+from tests.unit.support.standin import StandIn
+from tests.unit.support.values import UUID
 
 ROOT = Path(pyxlsnap.__file__).parent.parent
 COMMAND = [sys.executable, "-m", "pyxlsnap"]
@@ -157,15 +159,7 @@ class TestNoXen:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_rolls_back(worker: StandIn, number: signal.Signals, code: int) -> None:
-    worker.set(
-        """
-        os.kill(caller(), int((HERE / "signal").read_text()))
-        wait_for_cancel(cancel)
-        os.kill(caller(), int((HERE / "signal").read_text()))  # impatient
-        (HERE / "rolled back").touch()
-        raise errors.Interrupted("the snapshot was interrupted", step="suspend")
-        """
-    )
+    worker.set(ordinary.signalled)
     (worker.here / "signal").write_text(str(int(number)))
     found = subprocess.run(
         [*COMMAND, "snapshot-create", "vm1"], capture_output=True, text=True, cwd=ROOT
@@ -183,14 +177,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     worker: StandIn, number: signal.Signals
 ) -> None:
     """As under nohup, and in the background jobs of a shell that is not interactive."""
-    worker.set(
-        """
-        os.kill(caller(), int((HERE / "signal").read_text()))
-        time.sleep(0.3)  # a signal that is caught cancels meanwhile
-        cancel.check()
-        return SNAPSHOT
-        """
-    )
+    worker.set(ordinary.taken_though_signalled)
     (worker.here / "signal").write_text(str(int(number)))
     ignoring = ["sh", "-c", f"trap '' {number.name[3:]}; exec \"$@\"", "sh"]
     found = subprocess.run(
@@ -200,7 +187,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
 
 
 def test_a_worker_that_dies_is_one_line(worker: StandIn) -> None:
-    worker.set("os.write(2, b'a.c:1: Assertion `x` failed.\\n'); os.abort()")
+    worker.set(deaths.aborted_in_c)
     found = run_with(worker, "snapshot-create", "vm1")
     assert (found.returncode, found.stdout) == (1, "")
     assert found.stderr == (
@@ -214,7 +201,7 @@ def test_a_worker_that_dies_is_one_line(worker: StandIn) -> None:
 def test_a_result_that_nobody_gets_is_told(
     worker: StandIn, options: list[str], stdout: str
 ) -> None:
-    worker.set("return SNAPSHOT")
+    worker.set(ordinary.taken)
     found = run_into(stdout, *options, "snapshot-create", "vm1")
     assert found.returncode == 4
     warning, said = found.stderr.splitlines()
@@ -228,7 +215,7 @@ def test_a_result_that_nobody_gets_is_told(
 
 @pytest.mark.parametrize("stdout", ["full", "nobody"])
 def test_of_a_plan_nothing_is_lost(worker: StandIn, stdout: str) -> None:
-    worker.set("pass")
+    worker.set()
     found = run_into(stdout, "snapshot-create", "vm1", "--dry-run")
     assert found.returncode == 1
     assert found.stderr.endswith("; nothing was done\n")
@@ -254,7 +241,7 @@ def run_into(stdout: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]])
 def test_closed_streams_are_no_obstacle(worker: StandIn, closed: list[int]) -> None:
-    worker.set("(HERE / 'done').touch(); return SNAPSHOT")
+    worker.set(ordinary.done)
     closing = " ".join(f"{n}>&-" for n in closed)
     found = subprocess.run(
         ["sh", "-c", f'exec "$@" {closing}', "sh", *COMMAND, "snapshot-create", "vm1"],
@@ -272,31 +259,6 @@ def run_with(_: StandIn, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 # What is shown, with the API in the hands of the test
-
-SNAPSHOT = Snapshot(
-    name="snap",
-    domain="vm1",
-    domid=7,
-    uuid=UUID,
-    live=False,
-    memory_path="/m",
-    cfgfile="/c",
-    artefacts=(Artefact("cfgfile", "/c", "rm /c"),),
-    left_out={"hdc": "a CD-ROM drive"},
-    warnings=("careful",),
-    state=RunState.RUNNING,
-    seconds_suspended=0.25,
-)
-REVERTED = Reverted("snap", "vm1", 8, UUID, RunState.PAUSED, ("xvda",), ("careful",))
-
-
-@pytest.fixture(autouse=True)
-def _process() -> Iterator[None]:
-    """main() takes the whole process for its own."""
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 class Api:
@@ -496,9 +458,7 @@ def test_progress_is_not_shown_on_a_pipe(
 
 
 def test_a_bar_is_drawn_on_a_terminal(worker: StandIn) -> None:
-    worker.set(
-        "for n in range(3): on_progress(results.Progress('memory', n, 3, n))\nreturn SNAPSHOT"
-    )
+    worker.set(ordinary.three_passes)
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))
     found = subprocess.run(
@@ -510,22 +470,6 @@ def test_a_bar_is_drawn_on_a_terminal(worker: StandIn) -> None:
     assert found.returncode == 0
     assert "memory, pass 3" in drawn
     assert b"memory" not in found.stdout
-
-
-PLAN = Plan(
-    operation="create",
-    name="snap",
-    domain="vm1",
-    uuid=UUID,
-    memory_path="/m",
-    cfgfile="/c",
-    live=True,
-    state=RunState.RUNNING,
-    disks=(PlannedDisk("xvda", "/a.qcow2", "qcow2", ""), PlannedDisk("xvdb", "/b", "raw", "/s")),
-    left_out={"hdc": "a CD-ROM drive"},
-    warnings=("careful",),
-    seconds_suspended=0.41,
-)
 
 
 def test_a_dry_run_of_a_create(fake: Api, capsys: pytest.CaptureFixture[str]) -> None:

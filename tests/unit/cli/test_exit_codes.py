@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +19,15 @@ from jsonschema import Draft202012Validator
 
 from pyxlsnap import errors
 from pyxlsnap.cli.parser import build_parser
-from pyxlsnap.errors import Aborted, DiskError, PyxlsnapError, XenError
+from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import Disk
 from pyxlsnap.model import SnapshotConfig as Config
-from tests.unit.support import operations
-from tests.unit.support.fakes import UUID, World, config_of
-from tests.unit.support.hosted import ROOT, Hosted, Scene, caller, plain, state
-from tests.unit.test_hostile import tree
+from tests.unit.support import operations, scenes
+from tests.unit.support.guest import config_of
+from tests.unit.support.hosted import ROOT, Hosted, Scene, state
+from tests.unit.support.trees import tree
+from tests.unit.support.values import UUID
 
 # What is documented
 
@@ -60,70 +60,6 @@ def test_every_error_ends_with_a_documented_status() -> None:
     assert codes == set(README) - {0, 143}
 
 
-# What happens in the worker
-
-
-def disk_fails(world: World) -> None:
-    world.fail("create xvdb", DiskError("the pool is full", vdev="xvdb"))
-
-
-def last_step_fails(world: World) -> None:
-    world.fail("finish xvda", DiskError("no, said the storage", vdev="xvda"))
-
-
-def worker_is_killed(world: World) -> None:
-    def kill(verb: str) -> None:
-        if verb == "suspend":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    world.on_event = kill
-
-
-def everybody_is_killed(world: World) -> None:
-    def kill(verb: str) -> None:
-        if verb == "suspend":
-            for pid in (caller(), os.getppid(), os.getpid()):
-                os.kill(pid, signal.SIGKILL)
-
-    world.on_event = kill
-
-
-def no_destroy(world: World) -> None:
-    world.fail("destroy", XenError("libxl_domain_destroy of vm1 failed", rc=-3, operation="d"))
-
-
-def no_resume(world: World) -> None:
-    world.fail("resume", XenError("libxl_domain_resume of vm1 failed", rc=-3, operation="r"))
-
-
-def no_restore(world: World) -> None:
-    world.fail("restore", XenError("libxl_domain_create_restore failed", rc=-3, operation="c"))
-
-
-def interrupted(number: signal.Signals) -> Scene:
-    def scene(world: World) -> None:
-        (guest,) = world.host.guests
-
-        def suspending() -> None:
-            os.kill(caller(), number)
-            end = time.monotonic() + 60
-            while not guest.aborts and time.monotonic() < end:
-                time.sleep(0.01)
-            raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
-
-        guest.while_suspending = suspending
-
-    return scene
-
-
-def sigint(world: World) -> None:
-    interrupted(signal.SIGINT)(world)
-
-
-def sigterm(world: World) -> None:
-    interrupted(signal.SIGTERM)(world)
-
-
 # What is there beforehand
 
 
@@ -148,7 +84,7 @@ def truncated(host: Hosted) -> None:
 
 
 def killed(host: Hosted) -> None:
-    found = host.run("snapshot-create", "vm1", "--name=other", scene=everybody_is_killed)
+    found = host.run("snapshot-create", "vm1", "--name=other", scene=scenes.everybody_is_killed)
     assert found.returncode == -signal.SIGKILL
     assert host.guest.suspended
 
@@ -185,7 +121,7 @@ class Scenario:
     words: str
     #: each is in the message: the culprit, and the way out
     says: tuple[str, ...] = ()
-    scene: Scene = plain
+    scene: Scene = scenes.plain
     before: Callable[[Hosted], None] = field(default=nothing, repr=False)
 
 
@@ -201,10 +137,12 @@ SCENARIOS = (
     Scenario("recover", 0, "snapshot-recover vm1", ("resumed vm1",), before=killed),
     Scenario("recover-all", 0, "snapshot-recover", ("resumed vm1", UUID), before=killed),
     Scenario("recover-nothing", 0, "snapshot-recover", ("nothing to recover",)),
-    Scenario("disk", 1, CREATE, ("vm1", "xvdb: the pool is full", AS_BEFORE), disk_fails),
-    Scenario("late", 1, CREATE, ("vm1", "xvda: no, said", AS_BEFORE), last_step_fails),
-    Scenario("worker", 1, CREATE, ("worker process was killed", AS_BEFORE), worker_is_killed),
-    Scenario("destroy", 1, REVERT, ("vm1 to snap failed", "nothing was changed"), no_destroy),
+    Scenario("disk", 1, CREATE, ("vm1", "xvdb: the pool is full", AS_BEFORE), scenes.disk_fails),
+    Scenario("late", 1, CREATE, ("vm1", "xvda: no, said", AS_BEFORE), scenes.last_step_fails),
+    Scenario("worker", 1, CREATE, ("worker process was killed", AS_BEFORE),
+             scenes.worker_is_killed),
+    Scenario("destroy", 1, REVERT, ("vm1 to snap failed", "nothing was changed"),
+             scenes.no_destroy),
     Scenario("option", 2, "snapshot-create vm1 --nonsense", ("--nonsense", "pyxlsnap --help")),
     Scenario("command", 2, "snapshot-list", ("snapshot-list", "snapshot-create", "--help")),
     Scenario("name", 2, "snapshot-create vm1 --name 123", ("'123'", "add a letter")),
@@ -250,12 +188,13 @@ SCENARIOS = (
              before=much_memory),
     Scenario("directory", 3, "snapshot-create vm1 a.cfg", ("memory_path /none/m", "make it first"),
              before=cfgfile("memory_path = '/none/m'\n")),
-    Scenario("resume", 4, CREATE, ("vm1", "cannot be resumed", "nothing was deleted"), no_resume),
-    Scenario("restore", 4, REVERT, ("vm1 is off", "the snapshot is whole"), no_restore),
+    Scenario("resume", 4, CREATE, ("vm1", "cannot be resumed", "nothing was deleted"),
+             scenes.no_resume),
+    Scenario("restore", 4, REVERT, ("vm1 is off", "the snapshot is whole"), scenes.no_restore),
     Scenario("xen", 5, REVERT, ("vm1 is risky", "4.99", "--force does it"), before=another_xen),
     Scenario("disks", 5, REVERT, ("vm1", "xvdz", "--force does it"), before=another_disk),
-    Scenario("ctrl-c", 130, CREATE, ("vm1 was interrupted", AS_BEFORE), sigint),
-    Scenario("stopped", 143, CREATE, ("vm1 was interrupted", AS_BEFORE), sigterm),
+    Scenario("ctrl-c", 130, CREATE, ("vm1 was interrupted", AS_BEFORE), scenes.sigint),
+    Scenario("stopped", 143, CREATE, ("vm1 was interrupted", AS_BEFORE), scenes.sigterm),
 )  # fmt: skip
 
 

@@ -39,8 +39,11 @@ from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
 from pyxlsnap.results import Plan, Progress, Snapshot
 from tests.unit.support import operations
 from tests.unit.support.entries import revert_entry
-from tests.unit.support.fakes import UUID, FailsAtStep, FakeGuest, World
+from tests.unit.support.faults import FailsAtStep
+from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.values import UUID
+from tests.unit.support.world import World
 
 STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
 WHEN = ("before", "after")

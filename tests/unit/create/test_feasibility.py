@@ -11,9 +11,12 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.results import Feasibility
 from tests.unit.support.entries import create_entry
-from tests.unit.support.fakes import UUID, World, config_of
+from tests.unit.support.guest import config_of
 from tests.unit.support.operations import feasibility, plan_create
+from tests.unit.support.scenarios import ordinary
 from tests.unit.support.standin import StandIn
+from tests.unit.support.values import UUID
+from tests.unit.support.world import World
 
 
 def test_one_that_can_be_snapshotted_live(world: World) -> None:
@@ -84,9 +87,7 @@ def test_a_cancel_ends_it(world: World) -> None:
 
 
 def test_comes_from_the_worker_as_it_is(worker: StandIn) -> None:
-    worker.set(
-        "pass", feasibility="return results.Feasibility(domain, UUID, ('a', 'b'), ('not live',))"
-    )
+    worker.set(feasibility=ordinary.impossible)
     assert api.can_snapshot("vm1") == Feasibility("vm1", UUID, ("a", "b"), ("not live",))
 
 

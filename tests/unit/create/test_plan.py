@@ -20,8 +20,10 @@ from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.registry import choose, default_request, strategies
 from pyxlsnap.errors import AlreadyExists, QmpError, Refused, UsageError
 from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
-from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
+from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.operations import plan_create
+from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.world import World
 
 
 def planned(

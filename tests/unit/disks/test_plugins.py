@@ -16,7 +16,8 @@ from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
 from pyxlsnap.results import Snapshot
 from tests.unit.support import operations
-from tests.unit.support.fakes import FakeStrategy, World
+from tests.unit.support.strategy import FakeStrategy
+from tests.unit.support.world import World
 
 ARRAY = Disk("xvdb", "array/vol1", "raw", "qdisk", script="block-array")
 QCOW2 = Disk("xvda", "/a.qcow2", "qcow2", "qdisk")

@@ -12,7 +12,9 @@ from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest import checks, dom0_memory
 from pyxlsnap.model import DomainConfig, RunState
-from tests.unit.support.fakes import GIB_KB, OTHER_UUID, UUID, FakeGuest, World, config_of
+from tests.unit.support.guest import FakeGuest, config_of
+from tests.unit.support.values import GIB_KB, OTHER_UUID, UUID
+from tests.unit.support.world import World
 
 
 @pytest.fixture

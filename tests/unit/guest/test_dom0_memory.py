@@ -7,7 +7,9 @@ import pytest
 from pyxlsnap.errors import Refused, XenError
 from pyxlsnap.guest import dom0_memory
 from pyxlsnap.guest.dom0_memory import make_room
-from tests.unit.support.fakes import FakeHost, World, config_of
+from tests.unit.support.guest import config_of
+from tests.unit.support.host import FakeHost
+from tests.unit.support.world import World
 
 MIB_KB = 1024
 

@@ -22,7 +22,7 @@ from pyxlsnap.linux.files import (
     remove_directories,
 )
 from pyxlsnap.linux.processes import holders, process_name
-from tests.unit.support.fakes import open_descriptors
+from tests.unit.support.waiting import open_descriptors
 
 
 def no_links(*_: object, **__: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pyxlsnap.errors import Busy, Refused
 from pyxlsnap.linux.locks import DomainLock
-from tests.unit.support.fakes import open_descriptors
+from tests.unit.support.waiting import open_descriptors
 
 UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
 TRY = """
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from pyxlsnap.errors import Busy
 from pyxlsnap.linux.locks import DomainLock
-from tests.unit.support.fakes import open_descriptors
+from tests.unit.support.waiting import open_descriptors
 try:
     DomainLock(sys.argv[1], domain="vm1", directory=Path(sys.argv[2]))
 except Busy:

@@ -15,8 +15,8 @@ from pyxlsnap.errors import BadMemoryFile, UsageError
 from pyxlsnap.memory import read_header, write_header
 from pyxlsnap.memory.header import MAGIC
 from pyxlsnap.model import DiskRequest, Metadata, RunState
+from tests.unit.support.memory_files import CONFIG, xl_file
 
-CONFIG = '{\n    "c_info": {"name": "vm1"}\n}\n'
 METADATA = Metadata(
     name="before-upgrade",
     description="kernel 6.1 → 6.12\n",
@@ -31,20 +31,6 @@ def written(config_json: str = CONFIG, metadata: Metadata = METADATA) -> bytes:
     out = io.BytesIO()
     assert write_header(out, config_json=config_json, metadata=metadata) == len(out.getvalue())
     return out.getvalue()
-
-
-def xl_file(
-    config: bytes = CONFIG.encode() + b"\0",
-    *,
-    magic: bytes = MAGIC,
-    order: int = 0x01020304,
-    flags: int = 3,
-    length: int | None = None,
-    tail: bytes = b"",
-) -> bytes:
-    """A file as ``xl save`` writes it, with the fields that a test wants to be different."""
-    data = struct.pack("<I", len(config) if length is None else length) + config + tail
-    return magic + struct.pack("<4I", order, flags, 0, len(data)) + data
 
 
 def our_tail(values: object, *, version: int = 1, crc: int | None = None) -> bytes:

@@ -28,8 +28,10 @@ from pyxlsnap.results import DomainEvent
 from pyxlsnap.revert import sequence as revert_module
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations
-from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, World, config_of
+from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.operations import plan_create, plan_revert, recover
+from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.world import World
 
 WANTED = SnapshotConfig(name="snap")
 

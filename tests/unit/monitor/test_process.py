@@ -2,49 +2,19 @@
 
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from textwrap import dedent, indent
 
 import pytest
 
 from pyxlsnap import api
 from pyxlsnap.errors import OperationFailed, UsageError
-from tests.unit.support.standin import UUID
-
-_SITE = """
-import sys
-if "pyxlsnap.monitor" in sys.orig_argv:
-    import contextlib, logging, os, pathlib, time
-    import pyxlsnap.monitor.actions, pyxlsnap.paths, pyxlsnap.xen.toolstack
-    from pyxlsnap import cancel, errors
-    HERE = pathlib.Path({here!r})
-    class Found:
-        name = "vm/1"
-    @contextlib.contextmanager
-    def toolstack(**_):
-        class Host:
-            def find(self, domain):
-                if domain != {uuid!r}:
-                    raise errors.DomainNotFound(f"there is no domain {{domain}}", domain=domain)
-                return Found
-        yield Host()
-    def monitor(host, domain, *, on_ready, cancel):
-        (HERE / "pid").write_text(str(os.getpid()))
-{body}
-    pyxlsnap.xen.toolstack.Toolstack = toolstack
-    pyxlsnap.monitor.actions.monitor = monitor
-    pyxlsnap.paths.XEN_LOGS = pyxlsnap.paths.LOCKS = HERE
-"""
-WATCH = """
-on_ready()
-while not cancel.is_set():
-    time.sleep(0.01)
-cancel.check()
-"""
+from tests.unit.support import monitor_site
+from tests.unit.support.monitor_site import Watch
+from tests.unit.support.sites import import_from, write_site
+from tests.unit.support.values import UUID
 
 
 class Watcher:
@@ -52,11 +22,13 @@ class Watcher:
 
     def __init__(self, here: Path) -> None:
         self.here = here
-        (here / "site").mkdir()
+        self.site = write_site(
+            here, module="pyxlsnap.monitor", site="tests.unit.support.monitor_site"
+        )
 
-    def set(self, body: str) -> None:
-        text = _SITE.format(here=str(self.here), uuid=UUID, body=indent(dedent(body), " " * 8))
-        (self.here / "site" / "sitecustomize.py").write_text(text)
+    def set(self, scenario: Callable[[Watch], None]) -> None:
+        assert scenario in monitor_site.SCENARIOS
+        (self.here / "scenario").write_text(scenario.__name__)
 
     @property
     def pid(self) -> int:
@@ -80,8 +52,7 @@ class Watcher:
 @pytest.fixture
 def watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watcher]:
     found = Watcher(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setenv("PYTHONPATH", ":".join(p for p in sys.path if p))
+    import_from(found.site, monkeypatch)
     yield found
     if (tmp_path / "pid").exists() and not found.ended():
         os.kill(found.pid, signal.SIGKILL)
@@ -89,7 +60,7 @@ def watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watcher
 
 
 def test_it_goes_on_by_itself_and_ends_at_sigterm(watcher: Watcher) -> None:
-    watcher.set(WATCH)
+    watcher.set(monitor_site.watch)
     api.start_monitor(UUID.upper())
     with pytest.raises(ChildProcessError):  # not ours to wait for
         os.waitpid(-1, os.WNOHANG)
@@ -104,21 +75,21 @@ def test_it_goes_on_by_itself_and_ends_at_sigterm(watcher: Watcher) -> None:
 
 
 def test_it_ends_when_there_is_nothing_to_watch(watcher: Watcher) -> None:
-    watcher.set("on_ready()")
+    watcher.set(monitor_site.nothing_to_watch)
     api.start_monitor(UUID)
     assert watcher.ended()
     assert f"watching vm/1 ({UUID})" in watcher.log("watching")
 
 
 def test_what_went_wrong_later_is_in_its_log(watcher: Watcher) -> None:
-    watcher.set("on_ready()\nraise errors.NeedsAttention('vm1 is down', step='restart')")
+    watcher.set(monitor_site.goes_wrong_later)
     api.start_monitor(UUID)
     assert "ERROR vm1 is down" in watcher.log("ERROR")
     assert watcher.ended()
 
 
 def test_its_log_is_added_to(watcher: Watcher) -> None:
-    watcher.set("on_ready()\nos.write(2, b'from C\\n')")
+    watcher.set(monitor_site.writes_from_c)
     for count in (1, 2):
         api.start_monitor(UUID)
         assert watcher.ended()
@@ -126,7 +97,7 @@ def test_its_log_is_added_to(watcher: Watcher) -> None:
 
 
 def test_a_second_one_leaves_it_to_the_first(watcher: Watcher) -> None:
-    watcher.set(WATCH)
+    watcher.set(monitor_site.watch)
     api.start_monitor(UUID)
     first = watcher.pid
     api.start_monitor(UUID)
@@ -137,7 +108,7 @@ def test_a_second_one_leaves_it_to_the_first(watcher: Watcher) -> None:
 
 def test_one_waits_for_that_of_the_domain_before(watcher: Watcher) -> None:
     """A revert has destroyed that domain; its process sees it soon."""
-    watcher.set(WATCH)
+    watcher.set(monitor_site.watch)
     api.start_monitor(UUID)
     first = watcher.pid
     timer = threading.Timer(0.5, os.kill, (first, signal.SIGTERM))
@@ -153,24 +124,27 @@ def test_a_log_that_is_a_link_is_not_followed(watcher: Watcher) -> None:
     precious = watcher.here / "precious"
     precious.write_text("precious")
     (watcher.here / "pyxlsnap-vm_1.log").symlink_to(precious)
-    watcher.set("on_ready()\nos.write(2, b'from C\\n')")
+    watcher.set(monitor_site.writes_from_c)
     api.start_monitor(UUID)
     assert watcher.ended()
     assert precious.read_text() == "precious"
 
 
 def test_a_domain_that_is_not_there(watcher: Watcher) -> None:
-    watcher.set(WATCH)
+    watcher.set(monitor_site.watch)
     other = UUID.replace("c0de", "beef")
     with pytest.raises(OperationFailed, match=f"did not start: there is no domain {other}"):
         api.start_monitor(other)
 
 
 @pytest.mark.parametrize(
-    ("body", "why"), [("raise RuntimeError('a bug')", "a bug"), ("os.abort()", "its process ended")]
+    ("scenario", "why"),
+    [(monitor_site.has_a_bug, "a bug"), (monitor_site.aborts, "its process ended")],
 )
-def test_a_watch_that_does_not_begin(watcher: Watcher, body: str, why: str) -> None:
-    watcher.set(body)
+def test_a_watch_that_does_not_begin(
+    watcher: Watcher, scenario: Callable[[Watch], None], why: str
+) -> None:
+    watcher.set(scenario)
     with pytest.raises(OperationFailed, match=f"did not start: {why}"):
         api.start_monitor(UUID)
 

@@ -20,29 +20,14 @@ import pytest
 from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.journal import Journal
 from pyxlsnap.version import VERSION
+from tests.project import SHARE, UNIT, copy_of_the_project
 
-PROJECT = Path(__file__).resolve().parents[3]
-SHIPPED = (
-    "pyxlsnap", "include", "docs", "build_ffi.py", "pyproject.toml", "MANIFEST.in", "README.md"
-)  # fmt: skip
-SHARE = PROJECT / "docs" / "share"
-UNIT = PROJECT / "pyxlsnap" / "systemd" / "pyxlsnap-recover.service"
+#: most of the time of a build is the optimizer's
+QUICKLY = {"CFLAGS": "-O0"}
 USES_LIBXL = (
     "from pyxlsnap import version; from pyxlsnap.xen import ffi, xlcfg; "
     "print(version.VERSION, xlcfg.parse_cfg.__name__, ffi.XEN_RELEASE[0])"
 )
-
-
-def copy_of_the_project(where: Path) -> Path:
-    """Sources only: what was compiled here must not help."""
-    for name in SHIPPED:
-        source = PROJECT / name
-        if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "_ffi*.so")
-            shutil.copytree(source, where / name, ignore=ignored)
-        else:
-            shutil.copy(source, where / name)
-    return where
 
 
 def build(kind: str, source: Path, dest: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -51,7 +36,7 @@ def build(kind: str, source: Path, dest: Path, **env: str) -> subprocess.Complet
     return subprocess.run(
         [sys.executable, "-c", call],
         cwd=source,
-        env={**os.environ, "PYTHONPATH": str(source), **env},
+        env={**os.environ, **QUICKLY, "PYTHONPATH": str(source), **env},
         capture_output=True,
         text=True,
     )
@@ -75,7 +60,8 @@ def fresh_environment(where: Path) -> Path:
 def install(python: Path, *what: str) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
     offline = ["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, *offline, *what], check=True, capture_output=True, text=True)
+    env = {**os.environ, **QUICKLY}
+    subprocess.run([*pip, *offline, *what], check=True, capture_output=True, text=True, env=env)
 
 
 def check_installed(python: Path, where: Path, version: str = VERSION) -> None:

@@ -16,8 +16,8 @@ from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.results import Recovered
 from pyxlsnap.serialize import to_wire
-from tests.unit.cli.test_app import PLAN, REVERTED, SNAPSHOT
-from tests.unit.test_errors import any_error
+from tests.unit.support.errors import any_error
+from tests.unit.support.results import PLAN, REVERTED, SNAPSHOT
 
 SCHEMA = Draft202012Validator(schema())
 COMMANDS = tuple(commands(build_parser()))

@@ -35,8 +35,11 @@ from pyxlsnap.revert.plan import RevertPlan
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations
 from tests.unit.support.entries import killed_revert
-from tests.unit.support.fakes import UUID, FailsAtStep, FakeGuest, make_world, run_until
+from tests.unit.support.faults import FailsAtStep, run_until
+from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.values import UUID
+from tests.unit.support.world import make_world
 
 VDEVS = ("xvda", "xvdb")
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]

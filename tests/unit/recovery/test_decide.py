@@ -8,7 +8,7 @@ import pytest
 from pyxlsnap.model import DomainInfo
 from pyxlsnap.recovery.finish_revert import Decision, decide
 from tests.unit.support.entries import revert_entry
-from tests.unit.support.fakes import UUID
+from tests.unit.support.values import UUID
 
 ORIGINAL, RESTORED, OTHER = 7, 8, 9
 RUNS: dict[str, Any] = {}

@@ -29,11 +29,15 @@ from pyxlsnap.recovery import finish_revert, undo_create
 from pyxlsnap.request import Callbacks, revert_command
 from pyxlsnap.results import Recovered, Reverted
 from pyxlsnap.revert.sequence import Reversion
-from tests.unit.memory.test_header import xl_file
 from tests.unit.support import operations
 from tests.unit.support.entries import killed_revert
-from tests.unit.support.fakes import OTHER_UUID, UUID, FakeGuest, FakeStrategy, World, run_until
+from tests.unit.support.faults import run_until
+from tests.unit.support.guest import FakeGuest
+from tests.unit.support.memory_files import xl_file
 from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.strategy import FakeStrategy
+from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.world import World
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
 REVERT = [name for name, _ in Reversion.__new__(Reversion).steps()]

@@ -39,8 +39,11 @@ from pyxlsnap.revert.plan import RevertPlan, saved_uuid
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations, streams
 from tests.unit.support.entries import create_entry, killed_revert
-from tests.unit.support.fakes import OTHER_UUID, UUID, FailsAtStep, FakeGuest, World, config_of
+from tests.unit.support.faults import FailsAtStep
+from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.world import World
 
 STEPS = [name for name, _ in Reversion.__new__(Reversion).steps()]
 UNTOUCHED = STEPS[: STEPS.index("destroy") + 1]

@@ -5,7 +5,7 @@ from typing import Any
 from pyxlsnap.journal import CreateEntry, Journal, RevertEntry
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.request import CreateRequest, RevertRequest
-from tests.unit.support.fakes import UUID
+from tests.unit.support.values import UUID
 
 _COMMON: dict[str, Any] = {
     "uuid": UUID,

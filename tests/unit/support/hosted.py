@@ -1,7 +1,7 @@
 """The whole way from the command line on a fake host, which lasts from one process to the next.
 
 Command, worker, operations and sequences are the real ones: Python imports ``sitecustomize`` before
-the worker, and that puts the World of fakes.py in the place of libxl.
+the worker, and that puts the small world of world.py in the place of libxl.
 """
 
 import json
@@ -19,31 +19,19 @@ import pytest
 import pyxlsnap.monitor.launch
 import pyxlsnap.xen.toolstack
 from pyxlsnap.model import DomainConfig
-from tests.unit.support.fakes import FakeGuest, FakeHost, World, make_world
+from tests.unit.support.guest import FakeGuest
+from tests.unit.support.host import FakeHost
+from tests.unit.support.scenes import plain
+from tests.unit.support.sites import write_site
+from tests.unit.support.world import World, make_world
 
 ROOT = Path(pyxlsnap.__file__).parent.parent
 STATE = "host.json"
 #: how the worker is told what happens in it
 SCENE = "PYXLSNAP_SCENE"
-_SITE = """
-import sys
-if "pyxlsnap.worker" in sys.orig_argv:
-    from pathlib import Path
-    from tests.unit.support import hosted
-    hosted.install(Path({root!r}))
-"""
 _FLAGS = ("exists", "suspended", "dying", "paused", "shutdown_reason", "memory_kb", "memory")
 #: changes the world that a worker runs in
 Scene = Callable[[World], None]
-
-
-def caller() -> int:
-    """The pid of the command; the worker's parent is its keeper."""
-    return int(Path(f"/proc/{os.getppid()}/stat").read_text().split()[3])
-
-
-def plain(_: World) -> None:
-    """The scene in which nothing happens."""
 
 
 def state(world: World) -> dict[str, Any]:
@@ -85,9 +73,9 @@ def load(world: World) -> None:
     world.memories = {int(inode): memory for inode, memory in values["memories"].items()}
 
 
-def install(root: Path) -> None:
+def install(here: str) -> None:
     """In the worker: put the world in libxl's place, and let the scene happen."""
-    world = make_world(root, pytest.MonkeyPatch())
+    world = make_world(Path(here) / "world", pytest.MonkeyPatch())
     module, _, name = os.environ[SCENE].rpartition(":")
     scene: Scene = getattr(import_module(module), name)
 
@@ -116,10 +104,7 @@ class Hosted:
 
     def __init__(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.world = make_world(here / "world", monkeypatch)
-        self._site = here / "site"
-        self._site.mkdir()
-        text = _SITE.format(root=str(self.world.root))
-        (self._site / "sitecustomize.py").write_text(text)
+        self._site = write_site(here, module="pyxlsnap.worker", site=__name__)
 
     def run(self, *words: str, scene: Scene = plain) -> subprocess.CompletedProcess[str]:
         """Run ``pyxlsnap`` with these words; the world is then as it left it."""

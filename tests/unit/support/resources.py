@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pyxlsnap
-from tests.unit.support.fakes import open_descriptors
+from tests.unit.support.waiting import open_descriptors
 
 #: the folder of the package
 PACKAGE = Path(pyxlsnap.__file__).parent

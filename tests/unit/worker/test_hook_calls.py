@@ -23,13 +23,13 @@ from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.results import Progress
 from tests.unit.support import operations
-from tests.unit.support.fakes import World
-from tests.unit.support.standin import ASKED, UUID, StandIn
-from tests.unit.worker.test_worker import kill_by_progress
+from tests.unit.support.scenarios import hooks as scenarios
+from tests.unit.support.scenarios import ordinary
+from tests.unit.support.standin import StandIn, kill_by_progress
+from tests.unit.support.values import UUID
+from tests.unit.support.world import World
 
-RESUMED = 'on_progress(results.Progress("resumed"))\n'
 NOW = Moment("vm1", 7, UUID, RunState.RUNNING)
-REVERTED = 'return results.Reverted("snap", "vm1", 9, UUID, model.RunState.PAUSED, (), ("w",))'
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ class Called:
 
 
 def test_both_are_called_in_turn_with_the_moment(worker: StandIn) -> None:
-    worker.set(ASKED + RESUMED + "return SNAPSHOT")
+    worker.set(scenarios.asked_and_resumed)
     called = Called()
     snapshot = api.create_snapshot("vm1", hooks=called.hooks)
     assert called.calls == [("before_suspend", NOW), ("after_resume", NOW)]
@@ -79,7 +79,7 @@ def test_both_are_called_in_turn_with_the_moment(worker: StandIn) -> None:
 
 
 def test_the_operation_waits_for_the_first(worker: StandIn) -> None:
-    worker.set(ASKED + "(HERE / 'suspended').touch()\nreturn SNAPSHOT")
+    worker.set(scenarios.asked_and_suspended)
     too_early: list[bool] = []
 
     def hook(_: Moment) -> None:
@@ -91,29 +91,19 @@ def test_the_operation_waits_for_the_first(worker: StandIn) -> None:
 
 
 def test_the_second_is_called_when_the_guest_runs_and_not_at_the_end(worker: StandIn) -> None:
-    worker.set(
-        ASKED
-        + RESUMED
-        + """
-end = time.monotonic() + 10
-while not (HERE / "thawed").exists() and time.monotonic() < end:
-    time.sleep(0.01)
-assert (HERE / "thawed").exists()
-return SNAPSHOT
-"""
-    )
+    worker.set(scenarios.resumed_and_waiting_for_the_thaw)
     hooks = Hooks(after_resume=lambda _: (worker.here / "thawed").touch())
     assert api.create_snapshot("vm1", hooks=hooks).name == "snap"
 
 
 def test_no_hook_is_asked_for_where_there_is_none(worker: StandIn) -> None:
-    worker.set("assert before_suspend is None; return SNAPSHOT")
+    worker.set(scenarios.not_to_ask)
     api.create_snapshot("vm1")
     api.create_snapshot("vm1", hooks=Hooks(after_revert=lambda _: None))
 
 
 def test_one_that_raises_before_the_suspend_undoes_it(worker: StandIn) -> None:
-    worker.set(ASKED + "(HERE / 'suspended').touch()\nreturn SNAPSHOT")
+    worker.set(scenarios.asked_and_suspended)
     called = Called(failing="before_suspend")
     with pytest.raises(
         OperationFailed, match="hook before_suspend failed: LookupError: no agent"
@@ -126,7 +116,7 @@ def test_one_that_raises_before_the_suspend_undoes_it(worker: StandIn) -> None:
 
 
 def test_one_that_is_late_before_the_suspend_undoes_it(worker: StandIn) -> None:
-    worker.set(ASKED + "return SNAPSHOT")
+    worker.set(scenarios.asked)
     called = Called(slow="before_suspend", seconds=1.0, limit_s=0.1)
     with pytest.raises(OperationFailed, match=r"not returned within 0\.1 s"):
         api.create_snapshot("vm1", hooks=called.hooks)
@@ -134,7 +124,7 @@ def test_one_that_is_late_before_the_suspend_undoes_it(worker: StandIn) -> None:
 
 
 def test_a_snapshot_whose_second_hook_failed_has_a_warning(worker: StandIn) -> None:
-    worker.set(ASKED + RESUMED + "return SNAPSHOT")
+    worker.set(scenarios.asked_and_resumed)
     snapshot = api.create_snapshot("vm1", hooks=Called(failing="after_resume").hooks)
     assert snapshot.warnings == (
         "careful",
@@ -143,7 +133,7 @@ def test_a_snapshot_whose_second_hook_failed_has_a_warning(worker: StandIn) -> N
 
 
 def test_a_failure_whose_second_hook_failed_too_needs_a_person(worker: StandIn) -> None:
-    worker.set(ASKED + RESUMED + 'raise errors.OperationFailed("no", step="resume", undone=["x"])')
+    worker.set(scenarios.fails_when_resumed)
     with pytest.raises(NeedsAttention, match="no; but the hook after_resume failed") as caught:
         api.create_snapshot("vm1", hooks=Called(failing="after_resume").hooks)
     assert caught.value.left == ("the hook after_resume failed: LookupError: no agent",)
@@ -151,18 +141,16 @@ def test_a_failure_whose_second_hook_failed_too_needs_a_person(worker: StandIn) 
 
 
 def test_what_a_failure_left_is_not_forgotten_for_it(worker: StandIn) -> None:
-    worker.set(
-        ASKED + 'raise errors.NeedsAttention("no", step="s", left=["a"], finish="pyxlsnap x")'
-    )
+    worker.set(scenarios.asked_and_needs_a_person)
     with pytest.raises(NeedsAttention) as caught:
         api.create_snapshot("vm1", hooks=Called(failing="after_resume").hooks)
     assert caught.value.left[0] == "a"
     assert len(caught.value.left) == 2
-    assert caught.value.finish == "pyxlsnap x"
+    assert caught.value.finish == "do it"
 
 
 def test_the_second_is_not_called_where_the_first_was_not_reached(worker: StandIn) -> None:
-    worker.set('raise errors.Refused("no")')
+    worker.set(ordinary.refused)
     called = Called()
     with pytest.raises(Refused):
         api.create_snapshot("vm1", hooks=called.hooks)
@@ -170,11 +158,7 @@ def test_the_second_is_not_called_where_the_first_was_not_reached(worker: StandI
 
 
 def test_the_second_is_called_though_the_worker_was_killed(worker: StandIn) -> None:
-    worker.set(
-        "share_lock(UUID, lock().fd)\n"
-        + ASKED
-        + "on_progress(results.Progress('pid', os.getpid()))\ntime.sleep(60)"
-    )
+    worker.set(scenarios.asked_and_killed)
     called = Called()
     with pytest.raises(OperationFailed, match="signal 9"):
         api.create_snapshot("vm1", hooks=called.hooks, on_progress=kill_by_progress)
@@ -182,12 +166,7 @@ def test_the_second_is_called_though_the_worker_was_killed(worker: StandIn) -> N
 
 
 def test_a_cancel_while_the_first_runs_rolls_back(worker: StandIn) -> None:
-    worker.set(
-        "try:\n"
-        + "".join(f"    {line}\n" for line in ASKED.strip().splitlines())
-        + "except BaseException as e:\n"
-        + "    raise errors.Interrupted(type(e).__name__, step='before suspend') from None\n"
-    )
+    worker.set(scenarios.cancelled_while_asking)
     cancel = Cancel()
     calls: list[str] = []
 
@@ -202,7 +181,7 @@ def test_a_cancel_while_the_first_runs_rolls_back(worker: StandIn) -> None:
 
 
 def test_what_the_progress_callback_raises_arrives_with_a_note(worker: StandIn) -> None:
-    worker.set(ASKED + RESUMED + "wait_for_cancel(cancel)\nraise errors.Interrupted('x', step='x')")
+    worker.set(scenarios.resumed_and_interrupted)
 
     def raises(progress: Progress) -> None:
         if progress.phase == "resumed":
@@ -216,7 +195,7 @@ def test_what_the_progress_callback_raises_arrives_with_a_note(worker: StandIn) 
 
 
 def test_a_revert_is_told_of_when_it_is_done(worker: StandIn, tmp_path: Path) -> None:
-    worker.set("pass", revert=REVERTED)
+    worker.set(revert=ordinary.reverted)
     (tmp_path / "a.cfg").touch()
     called = Called()
     api.revert_snapshot("vm1", tmp_path / "a.cfg", hooks=called.hooks)
@@ -224,7 +203,7 @@ def test_a_revert_is_told_of_when_it_is_done(worker: StandIn, tmp_path: Path) ->
 
 
 def test_a_revert_whose_hook_failed_has_a_warning(worker: StandIn, tmp_path: Path) -> None:
-    worker.set("pass", revert=REVERTED)
+    worker.set(revert=ordinary.reverted)
     (tmp_path / "a.cfg").touch()
     hooks = Called(failing="after_revert").hooks
     reverted = api.revert_snapshot("vm1", tmp_path / "a.cfg", hooks=hooks)
@@ -232,7 +211,7 @@ def test_a_revert_whose_hook_failed_has_a_warning(worker: StandIn, tmp_path: Pat
 
 
 def test_one_that_is_late_ends_before_the_second_begins(worker: StandIn) -> None:
-    worker.set(ASKED + "return SNAPSHOT")
+    worker.set(scenarios.asked)
     done: list[str] = []
 
     def freeze(_: Moment) -> None:
@@ -247,7 +226,7 @@ def test_one_that_is_late_ends_before_the_second_begins(worker: StandIn) -> None
 
 
 def test_one_that_does_not_end_needs_a_person(worker: StandIn) -> None:
-    worker.set(ASKED + "return SNAPSHOT")
+    worker.set(scenarios.asked)
     called = Called(slow="before_suspend", seconds=3, limit_s=0.2)
     with pytest.raises(NeedsAttention, match="hook before_suspend has not ended") as caught:
         api.create_snapshot("vm1", hooks=called.hooks)
@@ -260,7 +239,7 @@ def test_one_that_does_not_end_needs_a_person(worker: StandIn) -> None:
 def test_one_that_does_not_end_has_nothing_to_undo_where_there_is_no_second(
     worker: StandIn,
 ) -> None:
-    worker.set(ASKED + "return SNAPSHOT")
+    worker.set(scenarios.asked)
     hooks = Hooks(before_suspend=lambda _: time.sleep(2), limit_s=0.2)
     with pytest.raises(OperationFailed) as caught:
         api.create_snapshot("vm1", hooks=hooks)
@@ -268,7 +247,7 @@ def test_one_that_does_not_end_has_nothing_to_undo_where_there_is_no_second(
 
 
 def test_a_coroutine_function_is_none(worker: StandIn) -> None:
-    worker.set(ASKED + "return SNAPSHOT")
+    worker.set(scenarios.asked)
 
     async def hook(_: Moment) -> None:
         raise AssertionError
@@ -280,7 +259,7 @@ def test_a_coroutine_function_is_none(worker: StandIn) -> None:
 def test_a_revert_that_could_not_be_stopped_any_more_is_told_of(
     worker: StandIn, tmp_path: Path
 ) -> None:
-    worker.set("pass", revert='_["on_progress"](results.Progress("restore"))\n' + REVERTED)
+    worker.set(revert=scenarios.restores)
     (tmp_path / "a.cfg").touch()
     called = Called()
 
@@ -303,20 +282,20 @@ def interrupting(hook: str) -> Hooks:
 
 
 def test_ctrl_c_in_the_first_cancels(worker: StandIn) -> None:
-    worker.set(ASKED + "wait_for_cancel(cancel)\nraise errors.Interrupted('x', step='x')")
+    worker.set(scenarios.asked_and_interrupted)
     with pytest.raises(KeyboardInterrupt):
         api.create_snapshot("vm1", hooks=interrupting("before_suspend"))
 
 
 def test_ctrl_c_in_the_second_does_not_hide_that_something_is_left(worker: StandIn) -> None:
-    worker.set(ASKED + 'raise errors.NeedsAttention("no", step="s", left=["a"], finish="do it")')
+    worker.set(scenarios.asked_and_needs_a_person)
     with pytest.raises(NeedsAttention) as caught:
         api.create_snapshot("vm1", hooks=interrupting("after_resume"))
     assert caught.value.finish == "do it"
 
 
 def test_ctrl_c_when_it_is_done_says_so(worker: StandIn) -> None:
-    worker.set(ASKED + "return SNAPSHOT")
+    worker.set(scenarios.asked)
     with pytest.raises(KeyboardInterrupt) as caught:
         api.create_snapshot("vm1", hooks=interrupting("after_resume"))
     assert caught.value.__notes__ == ["too late to cancel the create of vm1: it is done (/c)"]

@@ -8,152 +8,34 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
 import pyxlsnap
 from pyxlsnap import api
 from pyxlsnap.errors import Refused
-from tests.unit.support.fakes import on_xen
+from tests.unit.support import host_program
+from tests.unit.support.scenarios import deaths, logs
 from tests.unit.support.standin import StandIn
+from tests.unit.support.waiting import on_xen
 
 ROOT = Path(pyxlsnap.__file__).parent.parent
 
-# What hosts do with their children, signals and descriptors before they call us.
-HOSTS = {
-    "handles SIGCHLD": "signal.signal(signal.SIGCHLD, lambda *_: None)",
-    "ignores SIGCHLD": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
-    "has SA_NOCLDWAIT": """
-        class Action(ctypes.Structure):
-            _fields_ = [("handler", ctypes.c_void_p), ("mask", ctypes.c_ulong * 16),
-                        ("flags", ctypes.c_int), ("restorer", ctypes.c_void_p)]
-        assert ctypes.CDLL(None).sigaction(signal.SIGCHLD, ctypes.byref(Action(flags=2)), None) == 0
-    """,
-    "reaps every child in its handler": """
-        def reap(*_):
-            try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
-                pass
-        signal.signal(signal.SIGCHLD, reap)
-    """,
-    "waits for any child in a thread": """
-        def wait():
-            while True:
-                try:
-                    os.wait()
-                except ChildProcessError:
-                    time.sleep(0.001)
-        threading.Thread(target=wait, daemon=True).start()
-    """,
-    "blocks and ignores signals": """
-        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    """,
-    "has no standard streams": "for fd in (0, 1, 2): os.close(fd)",
-    "has many descriptors": """
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 4096), limit))
-        files = [os.open("/", os.O_RDONLY) for _ in range(1100)]
-    """,
-}
-#: those that take the exit statuses of others' children
-TAKE_STATUS = {
-    "ignores SIGCHLD",
-    "has SA_NOCLDWAIT",
-    "reaps every child in its handler",
-    "waits for any child in a thread",
-}
-
-HOST = """
-import ctypes, json, os, resource, signal, sys, threading, time
-from pathlib import Path
-import pyxlsnap
-from tests.host_state import changed, children, host_state, inherited_since
-
-said = os.open({said!r}, os.O_WRONLY | os.O_CREAT)
-os.dup2(said, 200)
-os.close(said)
-
-{prelude}
-
-def call(name, function, *words, **options):
-    try:
-        found[name] = str(function(*words, **options))
-    except Exception as e:
-        found[name] = f"{{type(e).__name__}}: {{e}}"
-
-def look(progress):
-    found["meanwhile"] = changed(before, host_state())
-    found["inherited"] = inherited_since(before)
-    found["workers"] = len(children())
-
-def kill(progress):
-    if progress.phase == "keeper":
-        keeper = progress.bytes_done
-        tasks = Path(f"/proc/{{keeper}}/task/{{keeper}}/children").read_text().split()
-        for pid in (keeper, *map(int, tasks)):
-            os.kill(pid, signal.SIGKILL)
-
-found = {{}}
-before = host_state()
-call("real", pyxlsnap.plan_create, "vm1")
-call("monitor", pyxlsnap.start_monitor, {uuid!r})
-sys.path.insert(0, {site!r})  # from here on the worker has a stand-in for what needs Xen
-call("done", lambda: pyxlsnap.create_snapshot("vm1", on_progress=look).name)
-call("aborted", pyxlsnap.create_snapshot, "aborted")
-call("killed", pyxlsnap.create_snapshot, "killed", on_progress=kill)
-found["changed"] = changed(before, host_state())
-os.write(200, json.dumps(found).encode())
-"""
-STAND_IN = """
-(HERE / "worker").write_text(json.dumps({
-    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-    "ignored": [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN],
-}))
-if domain == "aborted":
-    from pyxlsnap.xen.ffi import C, ffi
-    report = C.pyxlsnap_report_new()
-    config = C.xlu_cfg_init(C.pyxlsnap_report_file(report), ffi.new("char[]", b"x"))
-    bad = b'a = "x\\0y"'
-    C.xlu_cfg_readdata(config, bad, len(bad))  # an assertion of Xen's own library
-share_lock(UUID, lock().fd)
-on_progress(results.Progress("memory", 1, 2))
-if domain == "killed":
-    on_progress(results.Progress("keeper", os.getppid()))
-    time.sleep(60)
-return SNAPSHOT
-"""
-
-
-@pytest.fixture(params=HOSTS)
-def host(request: pytest.FixtureRequest) -> str:
-    """A kind of host."""
-    kind: str = request.param
-    return kind
-
 
 @on_xen
-def test_a_host(host: str, worker: StandIn) -> None:
-    worker.set(STAND_IN.replace("json.", "__import__('json')."))
-    script = HOST.format(
-        prelude=dedent(HOSTS[host]),
-        said=str(worker.here / "said"),
-        uuid="8a1f0c3e-0000-4000-8000-00000000c0de",
-        site=str(worker.here / "site"),
-    )
+@pytest.mark.parametrize("host", host_program.HOSTS, ids=lambda host: host.__name__)
+def test_a_host(host: Callable[[], None], worker: StandIn) -> None:
+    worker.set(deaths.by_the_domains_name)
+    program = [sys.executable, "-m", host_program.__name__, host.__name__, str(worker.here)]
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        program,
         env={"PATH": "/usr/bin:/usr/sbin:/bin:/sbin", "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
         timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads(worker.said("said"))
+    found = json.loads(worker.said())
     assert found["real"].startswith("XenUnavailable: cannot talk to Xen: ")
     assert found["monitor"].startswith("OperationFailed: the watch of 8a1f0c3e")
     assert "cannot talk to Xen" in found["monitor"]
@@ -162,7 +44,7 @@ def test_a_host(host: str, worker: StandIn) -> None:
     assert "Assertion" in found["aborted"]
     ended = "was killed by signal 9; everything is as before"
     unknown = "ended with an unknown status; everything is as before"
-    ends = (ended, unknown) if host in TAKE_STATUS else ended
+    ends = (ended, unknown) if host in host_program.TAKE_STATUS else ended
     assert found["killed"].startswith("OperationFailed: the worker process ")
     assert found["killed"].endswith(ends)
     assert found["changed"] == []
@@ -196,7 +78,7 @@ def room_for(descriptors: int) -> Iterator[None]:
 
 @pytest.mark.usefixtures("nothing_is_left")
 def test_a_host_that_has_no_descriptors_left(worker: StandIn) -> None:
-    worker.set("pass")
+    worker.set()
     errors: list[str] = []
     for room in range(20):
         with room_for(room):
@@ -213,15 +95,7 @@ class TestLogging:
     def test_every_record_says_of_which_operation_it_is(
         self, worker: StandIn, caplog: pytest.LogCaptureFixture
     ) -> None:
-        worker.set(
-            """
-            logging.getLogger("pyxlsnap.create.sequence").warning("of ours")
-            of_libxl = {"operation": "watch", "domain": "vm1 itself"}
-            logging.getLogger("pyxlsnap.libxl").warning("of libxl", extra=of_libxl)
-            logging.getLogger("another.library").warning("of others")
-            return SNAPSHOT
-            """
-        )
+        worker.set(logs.of_three_libraries)
         api.create_snapshot("vm1")
         seen = [(r.name, vars(r)["operation"], vars(r)["domain"]) for r in caplog.records]
         assert seen == [
@@ -232,14 +106,14 @@ class TestLogging:
     def test_of_every_domain_none_is_named(
         self, worker: StandIn, caplog: pytest.LogCaptureFixture
     ) -> None:
-        worker.set("pass", recover="logging.getLogger('pyxlsnap.x').warning('x')")
+        worker.set(recover=logs.warning_of_a_recovery)
         api.recover()
         assert [(vars(r)["operation"], vars(r)["domain"]) for r in caplog.records] == [
             ("recover", "")
         ]
 
     def test_a_host_that_has_not_set_it_up_is_not_written_to(self, worker: StandIn) -> None:
-        worker.set("logging.getLogger('pyxlsnap.create.sequence').critical('x'); return SNAPSHOT")
+        worker.set(logs.critical)
         code = "import pyxlsnap; pyxlsnap.create_snapshot('vm1')"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -32,11 +33,11 @@ from pyxlsnap.request import CreateRequest
 from pyxlsnap.results import Artefact, DomainEvent, PlannedDisk, Progress, Recovered
 from pyxlsnap.serialize import log_from_wire, log_to_wire
 from pyxlsnap.worker.channel import Channel
-from tests.unit.support.fakes import eventually
-from tests.unit.support.standin import ROLLED_BACK, UUID, StandIn
-
-SLEEP = "time.sleep(60)"
-
+from tests.unit.support.scenarios import apart, deaths, logs, ordinary, watches
+from tests.unit.support.standin import StandIn, kill_by_progress
+from tests.unit.support.standin_site import Call
+from tests.unit.support.values import UUID
+from tests.unit.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -46,15 +47,9 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
-def kill_by_progress(progress: Progress) -> None:
-    """The stand-in reports its pid as progress."""
-    if progress.phase == "pid":
-        os.kill(progress.bytes_done, signal.SIGKILL)
-
-
 class TestResult:
     def test_comes_back_as_it_was(self, worker: StandIn) -> None:
-        worker.set("return SNAPSHOT")
+        worker.set(ordinary.taken)
         snapshot = api.create_snapshot("vm1")
         assert (snapshot.name, snapshot.domid, snapshot.uuid) == ("snap", 7, UUID)
         assert snapshot.artefacts == (Artefact("cfgfile", "/c", "rm /c"),)
@@ -64,13 +59,13 @@ class TestResult:
         assert snapshot.state is RunState.PAUSED
 
     def test_the_request_arrives_as_it_was(self, worker: StandIn) -> None:
-        worker.set("(HERE / 'said').write_text(repr((domain, wanted, live))); return SNAPSHOT")
+        worker.set(ordinary.says_what_was_asked)
         config = SnapshotConfig("snap", "ä\n", "/m", (DiskRequest("xvda"),))
         api.create_snapshot("vm1", config=config, live=True)
-        assert worker.said("said") == repr(("vm1", config, True))
+        assert worker.said() == repr(("vm1", config, True))
 
     def test_errors_come_back_as_they_were(self, worker: StandIn) -> None:
-        worker.set("raise errors.AlreadyExists('taken', where='xvda')")
+        worker.set(ordinary.exists)
         with pytest.raises(AlreadyExists, match="taken") as caught:
             api.create_snapshot("vm1")
         assert caught.value.where == "xvda"
@@ -78,13 +73,13 @@ class TestResult:
     def test_a_bug_is_an_internal_error_and_logged(
         self, worker: StandIn, caplog: pytest.LogCaptureFixture
     ) -> None:
-        worker.set("raise RuntimeError('a bug')")
+        worker.set(ordinary.has_a_bug)
         with pytest.raises(PyxlsnapError, match="internal error: RuntimeError: a bug"):
             api.create_snapshot("vm1")
         assert [(r.name, r.levelname) for r in caplog.records] == [("pyxlsnap.worker", "ERROR")]
 
     def test_progress_arrives_in_order_on_the_callers_thread(self, worker: StandIn) -> None:
-        worker.set("for n in range(500): on_progress(results.Progress('x', n))\nreturn SNAPSHOT")
+        worker.set(ordinary.five_hundred_reports)
         seen: list[tuple[int, int]] = []
         api.create_snapshot(
             "vm1", on_progress=lambda p: seen.append((p.bytes_done, threading.get_ident()))
@@ -95,39 +90,25 @@ class TestResult:
         self, worker: StandIn, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "pyxlsnap")
-        worker.set(
-            """
-            log = logging.getLogger("pyxlsnap.libxl")
-            log.debug("too fine")
-            log.error("50%% %s", "x", extra={"operation": "create", "domain": "vm1"})
-            return SNAPSHOT
-            """
-        )
+        worker.set(logs.error_of_libxl)
         api.create_snapshot("vm1")
         (record,) = [r for r in caplog.records if r.name == "pyxlsnap.libxl"]
         assert (record.levelno, record.getMessage()) == (logging.ERROR, "50% x")
         assert vars(record)["domain"] == "vm1"
 
     def test_recover_says_what_was_done(self, worker: StandIn) -> None:
-        worker.set("pass")
+        worker.set()
         assert api.recover(UUID) == Recovered(("recovered",), rolled_back=True)
 
 
 class TestProcess:
     def test_is_apart_from_its_caller(self, worker: StandIn) -> None:
-        worker.set(
-            """
-            facts = (os.getsid(0) == os.getppid(), os.getcwd(), caller(),
-                     signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL)
-            (HERE / "said").write_text(repr(facts))
-            return SNAPSHOT
-            """
-        )
+        worker.set(apart.says_how)
         api.create_snapshot("vm1")
-        assert worker.said("said") == repr((True, "/", os.getpid(), True))
+        assert worker.said() == repr((True, "/", os.getpid(), True))
 
     def test_has_sigchld_at_its_default_whatever_the_caller_does(self, worker: StandIn) -> None:
-        worker.set("assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL; return SNAPSHOT")
+        worker.set(apart.has_sigchld_at_its_default)
         previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         try:
             assert api.create_snapshot("vm1").name == "snap"
@@ -137,14 +118,14 @@ class TestProcess:
     def test_its_stdout_is_not_the_callers(
         self, worker: StandIn, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        worker.set("os.write(1, b'noise'); os.write(2, b'noise'); return SNAPSHOT")
+        worker.set(apart.noisy)
         api.create_snapshot("vm1")
         assert capfd.readouterr() == ("", "")
 
 
 class TestTheWorkerDies:
     def test_before_it_has_touched_anything(self, worker: StandIn) -> None:
-        worker.set(f"on_progress(results.Progress('pid', os.getpid())); {SLEEP}")
+        worker.set(deaths.without_the_lock)
         start = time.monotonic()
         with pytest.raises(OperationFailed, match="killed by signal 9; everything is as") as e:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
@@ -154,13 +135,7 @@ class TestTheWorkerDies:
 
     def test_with_the_lock_and_its_keeper_recovers(self, worker: StandIn) -> None:
         """The recovery takes the lock, so the shares of it must have fallen, too."""
-        worker.set(
-            f"""
-            share_lock(UUID, lock().fd)
-            on_progress(results.Progress('pid', os.getpid()))
-            {SLEEP}
-            """
-        )
+        worker.set(deaths.with_the_lock)
         with pytest.raises(OperationFailed) as caught:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
         assert type(caught.value) is OperationFailed
@@ -170,36 +145,17 @@ class TestTheWorkerDies:
     def test_while_it_closes_libxl_and_the_result_is_there_all_the_same(
         self, worker: StandIn
     ) -> None:
-        worker.set("return SNAPSHOT", close="os.abort()")
+        worker.set(ordinary.taken, close=deaths.aborted_in_closing)
         assert api.create_snapshot("vm1").name == "snap"
 
     def test_in_the_middle_of_a_message(self, worker: StandIn) -> None:
-        worker.set(
-            """
-            share_lock(UUID, lock().fd)
-            on_progress(results.Progress("x"))
-            while HERE.joinpath("cut off").exists() is False: time.sleep(0.01)
-            for fd in map(int, os.listdir("/proc/self/fd")):
-                try:
-                    if socket.socket(fileno=os.dup(fd)).getpeername() is not None:
-                        os.write(fd, b'{"progress": {"pha')
-                except OSError:
-                    pass
-            os.kill(os.getpid(), signal.SIGKILL)
-            """
-        )
+        worker.set(deaths.in_the_middle_of_a_message)
         with pytest.raises(OperationFailed, match="signal 9") as caught:
             api.create_snapshot("vm1", on_progress=lambda _: (worker.here / "cut off").touch())
         assert caught.value.undone == ("recovered",)
 
     def test_and_so_does_its_keeper_and_its_caller_recovers(self, worker: StandIn) -> None:
-        worker.set(
-            """
-            share_lock(UUID, lock().fd)
-            on_progress(results.Progress("keeper", os.getppid()))
-            time.sleep(60)
-            """
-        )
+        worker.set(deaths.with_its_keeper)
 
         def kill_both(progress: Progress) -> None:
             (worker_pid,) = children(progress.bytes_done)
@@ -211,38 +167,19 @@ class TestTheWorkerDies:
         assert caught.value.undone == ("recovered",)
 
     def test_not_when_only_its_keeper_does(self, worker: StandIn) -> None:
-        worker.set(
-            """
-            os.kill(os.getppid(), signal.SIGKILL)
-            share_lock(UUID, lock().fd)
-            on_progress(results.Progress("x"))
-            return SNAPSHOT
-            """
-        )
+        worker.set(deaths.only_the_keeper)
         assert api.create_snapshot("vm1").name == "snap"
         assert not (worker.here / "recovered").exists()
 
     def test_and_its_caller_is_dead_already(self, worker: StandIn) -> None:
-        worker.set(
-            """
-            share_lock(UUID, lock().fd)
-            os.kill(caller(), signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
-            """
-        )
+        worker.set(deaths.after_its_caller)
         code = "from pyxlsnap import create_snapshot as c; c('vm1')"
         done = subprocess.run([sys.executable, "-c", code])
         assert done.returncode == -signal.SIGKILL
         assert eventually((worker.here / "recovered").exists)
 
     def test_and_a_revert_is_finished_by_its_keeper(self, worker: StandIn, tmp_path: Path) -> None:
-        worker.set(
-            "pass",
-            "paused = model.RunState.PAUSED\n"
-            "back = results.Reverted('snap', 'vm1', 9, UUID, paused, ('xvda',), ('w',))\n"
-            "return results.Recovered(('it is back',), rolled_back=False, reverted=back)",
-            revert="share_lock(UUID, lock().fd); os.kill(os.getpid(), signal.SIGKILL)",
-        )
+        worker.set(revert=deaths.with_the_lock_by_itself, recover=deaths.finished_a_revert)
         (tmp_path / "a.cfg").write_text("memory_path = '/m'\n")
         reverted = api.revert_snapshot("vm1", tmp_path / "a.cfg")
         assert (reverted.domid, reverted.state, reverted.disks) == (9, RunState.PAUSED, ("xvda",))
@@ -252,21 +189,14 @@ class TestTheWorkerDies:
         assert "finished" in said
 
     def test_after_its_work_was_done_and_that_is_not_called_undone(self, worker: StandIn) -> None:
-        worker.set(
-            "share_lock(UUID, lock().fd); on_progress(results.Progress('pid', os.getpid()))\n"
-            + SLEEP,
-            "rolled_back = False",
-        )
+        worker.set(deaths.with_the_lock, recover=deaths.found_done)
         with pytest.raises(NeedsAttention, match="signal 9; recovered") as caught:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
         assert caught.value.left == ("recovered",)
 
     def test_while_a_child_of_the_caller_has_copies_of_everything(self, worker: StandIn) -> None:
         """A daemon that forks without exec: its child keeps our descriptors open."""
-        worker.set(
-            "share_lock(UUID, lock().fd); on_progress(results.Progress('pid', os.getpid()))\n"
-            + SLEEP
-        )
+        worker.set(deaths.with_the_lock)
         children: list[int] = []
 
         def fork_and_kill(progress: Progress) -> None:
@@ -286,34 +216,20 @@ class TestTheWorkerDies:
             os.waitpid(children[0], 0)
 
     def test_and_the_recovery_needs_a_person(self, worker: StandIn) -> None:
-        worker.set(
-            "share_lock(UUID, lock().fd); on_progress(results.Progress('pid', os.getpid()))\n"
-            + SLEEP,
-            "raise errors.NeedsAttention('stuck', step='recover', left=['a'], finish='do this')",
-        )
+        worker.set(deaths.with_the_lock, recover=deaths.recovery_needs_a_person)
         with pytest.raises(NeedsAttention, match="signal 9; stuck") as caught:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
         assert (caught.value.left, caught.value.finish) == (("a",), "do this")
 
     def test_and_so_does_the_recovery(self, worker: StandIn) -> None:
-        worker.set(
-            "share_lock(UUID, lock().fd); on_progress(results.Progress('pid', os.getpid()))\n"
-            + SLEEP,
-            """
-            with (HERE / "tries").open("a") as f:
-                f.write("x")
-            share_lock(UUID, held.fd)
-            time.sleep(0.2)
-            os.abort()
-            """,
-        )
+        worker.set(deaths.with_the_lock, recover=deaths.recovery_dies)
         with pytest.raises(NeedsAttention, match="signal 6") as caught:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
         assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
         assert worker.said("tries") == "xx"  # its keeper's, and its caller's
 
     def test_what_it_wrote_to_stderr_is_in_the_error(self, worker: StandIn) -> None:
-        worker.set("os.write(2, b'first\\nlibxl: Assertion failed\\n'); os.abort()")
+        worker.set(deaths.aborted)
         with pytest.raises(OperationFailed, match="signal 6: libxl: Assertion failed") as caught:
             api.create_snapshot("vm1")
         died = caught.value.__cause__
@@ -321,7 +237,7 @@ class TestTheWorkerDies:
         assert "first\nlibxl: Assertion failed\n" in died.stderr
 
     def test_of_a_long_stderr_the_end_is_kept(self, worker: StandIn) -> None:
-        worker.set("os.write(2, b'x' * 50000 + b'\\nthe end\\n'); os._exit(3)")
+        worker.set(deaths.with_a_long_stderr)
         with pytest.raises(OperationFailed, match="ended with status 3: the end") as caught:
             api.create_snapshot("vm1")
         assert isinstance(caught.value.__cause__, WorkerDied)
@@ -340,7 +256,7 @@ class TestTheWorkerDies:
 
 class TestCancel:
     def test_from_another_thread(self, worker: StandIn) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
         cancel = Cancel()
         threads: list[threading.Thread] = []
 
@@ -355,7 +271,7 @@ class TestCancel:
         assert (worker.here / "rolled back").exists()
 
     def test_beforehand(self, worker: StandIn) -> None:
-        worker.set("wait_for_cancel(cancel); raise errors.Interrupted('x', step='x')")
+        worker.set(ordinary.interrupted)
         cancel = Cancel()
         cancel.set()
         with pytest.raises(Interrupted, match="before it began"):
@@ -365,7 +281,7 @@ class TestCancel:
     def test_by_an_exception_of_the_progress_callback(
         self, worker: StandIn, error: BaseException
     ) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
 
         def raises(_: Progress) -> None:
             raise error
@@ -378,7 +294,7 @@ class TestCancel:
     def test_by_one_that_comes_too_late(
         self, worker: StandIn, caplog: pytest.LogCaptureFixture
     ) -> None:
-        worker.set("on_progress(results.Progress('x'))\nwait_for_cancel(cancel)\nreturn SNAPSHOT")
+        worker.set(ordinary.taken_though_cancelled)
         error = RuntimeError("a bug")
 
         def raises(_: Progress) -> None:
@@ -391,11 +307,7 @@ class TestCancel:
         assert vars(caplog.records[0])["operation"] == "create"
 
     def test_a_look_is_not_said_to_be_done(self, worker: StandIn) -> None:
-        worker.set(
-            "pass",
-            feasibility="logging.getLogger('pyxlsnap').warning('x')\n"
-            "return results.Feasibility(domain, UUID, (), ())",
-        )
+        worker.set(feasibility=ordinary.possible_with_a_warning)
 
         class Interrupts(logging.Handler):
             def emit(self, _: logging.LogRecord) -> None:
@@ -411,13 +323,7 @@ class TestCancel:
         assert not hasattr(caught.value, "__notes__")
 
     def test_a_rollback_that_needs_a_person_is_not_hidden_by_it(self, worker: StandIn) -> None:
-        worker.set(
-            """
-            on_progress(results.Progress("memory", 1, 2))
-            wait_for_cancel(cancel)
-            raise errors.NeedsAttention("stuck", step="x", finish="do this")
-            """
-        )
+        worker.set(ordinary.needs_a_person)
 
         def raises(_: Progress) -> None:
             raise RuntimeError("a bug")
@@ -427,10 +333,7 @@ class TestCancel:
         assert isinstance(caught.value.__cause__, RuntimeError)
 
     def test_the_callback_is_not_called_again_after_it_raised(self, worker: StandIn) -> None:
-        worker.set(
-            "for n in range(50): on_progress(results.Progress('x', n))\nwait_for_cancel(cancel)\n"
-            "raise errors.Interrupted('x', step='x')"
-        )
+        worker.set(ordinary.reports_then_interrupted)
         calls: list[int] = []
 
         def raises(progress: Progress) -> None:
@@ -442,7 +345,7 @@ class TestCancel:
         assert calls == [0]
 
     def test_by_the_callers_death(self, worker: StandIn) -> None:
-        worker.set(ROLLED_BACK)
+        worker.set(ordinary.rolled_back)
         code = "from pyxlsnap import create_snapshot as c\nc('vm1', on_progress=print)"
         with subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE) as caller:
             assert caller.stdout
@@ -451,9 +354,14 @@ class TestCancel:
             caller.kill()
         assert eventually((worker.here / "rolled back").exists)
 
-    @pytest.mark.parametrize("whose", ["os.getpid()", "os.getppid()"])
-    def test_by_a_sigterm_to_the_worker_or_its_keeper(self, worker: StandIn, whose: str) -> None:
-        worker.set(ROLLED_BACK.replace('"memory", 1', f'"pid", {whose}'))
+    @pytest.mark.parametrize(
+        "scenario",
+        [ordinary.tells_its_pid_and_rolls_back, ordinary.tells_its_keepers_pid_and_rolls_back],
+    )
+    def test_by_a_sigterm_to_the_worker_or_its_keeper(
+        self, worker: StandIn, scenario: Callable[[Call], NoReturn]
+    ) -> None:
+        worker.set(scenario)
         with pytest.raises(Interrupted):
             api.create_snapshot("vm1", on_progress=lambda p: os.kill(p.bytes_done, signal.SIGTERM))
         assert (worker.here / "rolled back").exists()
@@ -461,13 +369,7 @@ class TestCancel:
 
 def test_a_caller_that_does_not_read_does_not_hold_up_the_worker(worker: StandIn) -> None:
     """A stopped caller must not keep a guest suspended."""
-    worker.set(
-        """
-        for n in range(20_000): on_progress(results.Progress("x" * 100, n))
-        (HERE / "went on").touch()
-        return SNAPSHOT
-        """
-    )
+    worker.set(ordinary.many_long_reports)
     stopped: list[bool] = []
 
     def stops(_: Progress) -> None:
@@ -486,20 +388,20 @@ class TestRequest:
     def test_a_relative_cfgfile_is_of_the_callers_directory(
         self, worker: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        worker.set("(HERE / 'said').write_text(repr(wanted)); return SNAPSHOT")
+        worker.set(ordinary.says_what_is_wanted)
         (tmp_path / "a.cfg").write_text("name = 'snap'\nmemory_path = 'm'\n")
         monkeypatch.chdir(tmp_path)
         api.create_snapshot("vm1", cfgfile="a.cfg")
         # and a relative memory file is beside it, where a revert looks for it
-        assert worker.said("said") == repr(SnapshotConfig("snap", None, str(tmp_path / "m")))
+        assert worker.said() == repr(SnapshotConfig("snap", None, str(tmp_path / "m")))
 
     def test_a_relative_memory_path_is_of_the_callers_directory(
         self, worker: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        worker.set("(HERE / 'said').write_text(repr(wanted)); return SNAPSHOT")
+        worker.set(ordinary.says_what_is_wanted)
         monkeypatch.chdir(tmp_path)
         api.create_snapshot("vm1", config=SnapshotConfig(memory_path="m"))
-        assert worker.said("said") == repr(SnapshotConfig(memory_path=str(tmp_path / "m")))
+        assert worker.said() == repr(SnapshotConfig(memory_path=str(tmp_path / "m")))
 
     @pytest.mark.parametrize("name", [None, "same"])
     def test_the_cfgfiles_name_goes_first_with_a_warning(
@@ -588,23 +490,20 @@ class TestWire:
 class TestMonitor:
     """A watch that lasts as long as the call."""
 
-    REBOOT = "on_event(results.DomainEvent('vm1', UUID, 3, 'reboot', 'restart', 4))\n"
-
     def test_events_arrive_on_the_callers_thread(self, worker: StandIn) -> None:
-        worker.set("pass", monitor=self.REBOOT * 3)
+        worker.set(monitor=watches.three_reboots)
         seen: list[tuple[DomainEvent, int]] = []
         api.monitor_domain("vm1", on_event=lambda e: seen.append((e, threading.get_ident())))
-        event = DomainEvent("vm1", UUID, 3, "reboot", "restart", 4)
-        assert seen == [(event, threading.get_ident())] * 3
+        assert seen == [(watches.REBOOTED, threading.get_ident())] * 3
 
     def test_ends_when_it_is_cancelled(self, worker: StandIn) -> None:
-        worker.set("pass", monitor=self.REBOOT + "wait_for_cancel(cancel)\ncancel.check()")
+        worker.set(monitor=watches.until_cancelled)
         cancel = Cancel()
         with pytest.raises(Interrupted):
             api.monitor_domain("vm1", on_event=lambda _: cancel.set(), cancel=cancel)
 
     def test_what_the_callback_raises_ends_it(self, worker: StandIn) -> None:
-        worker.set("pass", monitor=self.REBOOT + "wait_for_cancel(cancel)\ncancel.check()")
+        worker.set(monitor=watches.until_cancelled)
 
         def fail(_: DomainEvent) -> None:
             raise LookupError("mine")
@@ -613,7 +512,7 @@ class TestMonitor:
             api.monitor_domain("vm1", on_event=fail)
 
     def test_that_it_died_is_said(self, worker: StandIn) -> None:
-        worker.set("pass", monitor="os.kill(os.getpid(), signal.SIGKILL)")
+        worker.set(monitor=deaths.killed_while_it_watches)
         with pytest.raises(NeedsAttention, match="killed by signal 9; no process watches vm1") as e:
             api.monitor_domain("vm1")
         assert e.value.left == ("no process watches vm1",)
@@ -621,14 +520,14 @@ class TestMonitor:
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_who_is_to_watch_afterwards_is_told_to_the_worker(worker: StandIn, wanted: bool) -> None:
-    worker.set("(HERE / 'said').write_text(repr(start_monitor)); return SNAPSHOT")
+    worker.set(ordinary.says_who_watches)
     api.create_snapshot("vm1", monitor=wanted)
-    assert ("start_monitor at" in worker.said("said")) is wanted
+    assert ("start_monitor at" in worker.said()) is wanted
 
 
 class TestPlans:
     def test_come_back_as_they_were(self, worker: StandIn) -> None:
-        worker.set("return SNAPSHOT")
+        worker.set(ordinary.taken)
         (worker.here / "c.cfg").write_text('name="snap"')
         plan = api.plan_create("vm1", live=True)
         assert (plan.operation, plan.state, plan.warnings) == ("create", RunState.RUNNING, ())

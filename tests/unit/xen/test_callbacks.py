@@ -16,8 +16,8 @@ import pytest
 from pyxlsnap.results import Progress
 from pyxlsnap.xen.callbacks import Bridge, close_in_children
 from pyxlsnap.xen.ffi import C, ffi
-from tests.unit.support.fakes import eventually
 from tests.unit.support.resources import Resources
+from tests.unit.support.waiting import eventually
 
 LOGGER = "pyxlsnap.libxl"
 #: xentoollog levels by the level of logging that they become

@@ -14,8 +14,8 @@ from pyxlsnap.xen.context import Context, why_no_xen
 from pyxlsnap.xen.ffi import C, ffi
 from pyxlsnap.xen.toolstack import Toolstack
 from pyxlsnap.xen.xenstore import Xenstore
-from tests.unit.support.fakes import on_xen
 from tests.unit.support.resources import Resources, python
+from tests.unit.support.waiting import on_xen
 
 
 @on_xen

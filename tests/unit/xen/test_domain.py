@@ -9,7 +9,7 @@ from pyxlsnap.errors import DomainNotFound, GuestTimeout, XenError
 from pyxlsnap.model import DomainInfo
 from pyxlsnap.xen.context import Context
 from pyxlsnap.xen.domain import Domain
-from tests.unit.support.fakes import UUID
+from tests.unit.support.values import UUID
 
 
 class Clockless(Domain):

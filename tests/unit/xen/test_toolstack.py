@@ -16,7 +16,7 @@ from pyxlsnap.xen import toolstack
 from pyxlsnap.xen.context import Context
 from pyxlsnap.xen.ffi import C
 from pyxlsnap.xen.toolstack import Toolstack
-from tests.unit.support.fakes import UUID
+from tests.unit.support.values import UUID
 
 
 class Names(Toolstack):

@@ -4,8 +4,8 @@ import pytest
 
 from pyxlsnap.errors import XenError
 from pyxlsnap.xen.xenstore import DomainWatch, Xenstore
-from tests.unit.support.fakes import on_xen
 from tests.unit.support.resources import Resources
+from tests.unit.support.waiting import on_xen
 
 
 @on_xen

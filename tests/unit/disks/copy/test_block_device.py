@@ -15,9 +15,9 @@ from pyxlsnap.disks.copy.block_device import BlockCopy
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
-from tests.unit.support.fakes import open_descriptors
 from tests.unit.support.loop_files import looped, opened, run
 from tests.unit.support.system_calls import Fault, Killed, full_disk
+from tests.unit.support.waiting import open_descriptors
 
 SIZE = (9 << 20) + 3 * 512  # no multiple of what is copied at a time
 BLOCK = 64 << 10

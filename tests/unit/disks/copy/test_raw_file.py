@@ -16,9 +16,9 @@ from pyxlsnap.disks.copy.raw_file import RawFile, default_request
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
-from tests.unit.support.fakes import open_descriptors
 from tests.unit.support.loop_files import looped, mounted, opened
 from tests.unit.support.system_calls import Fault, Killed, full_disk, unsupported
+from tests.unit.support.waiting import open_descriptors
 
 OLD = b"old" * 50_000
 NEW = b"new" * 70_000

@@ -18,8 +18,8 @@ from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
-from tests.unit.support.fakes import open_descriptors
 from tests.unit.support.qemu import DOMID, VDEVS, Qemu, content, qemu_img, tags, write
+from tests.unit.support.waiting import open_descriptors
 
 
 def internal(disks: list[Disk], name: str, *, inactive: bool = False) -> Qcow2:

@@ -14,7 +14,7 @@ import pytest
 
 from pyxlsnap.disks.qcow2.qmp import QmpConnection
 from pyxlsnap.errors import QmpError
-from tests.unit.support.fakes import open_descriptors
+from tests.unit.support.waiting import open_descriptors
 
 
 @pytest.fixture

@@ -1,0 +1,44 @@
+"""Faults at the steps of a sequence."""
+
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from pyxlsnap.results import Step
+
+
+class Stepwise(Protocol):
+    """What create and revert have in common."""
+
+    def steps(self) -> list[Step]: ...
+
+
+def run_until(steps: list[Step], last: str) -> None:
+    """Do the steps up to that one: what follows is never done, as by a process that was killed."""
+    for name, do in steps:
+        do()
+        if name == last:
+            return
+
+
+class FailsAtStep:
+    """Put before a sequence's class: it fails at one of its steps."""
+
+    at = ""
+    when = ""
+    fault: Callable[[], None] = staticmethod(lambda: None)
+
+    def steps(self) -> list[Step]:
+        sequence = cast(Stepwise, super())
+        return [
+            (name, self._faulty(do) if name == self.at else do) for name, do in sequence.steps()
+        ]
+
+    def _faulty(self, do: Callable[[], None]) -> Callable[[], None]:
+        def step() -> None:
+            if self.when == "after":
+                do()
+            self.fault()
+            if self.when == "before":
+                do()
+
+        return step

@@ -1,0 +1,272 @@
+"""A guest of the small world, typed against :class:`pyxlsnap.guest.protocols.Guest`."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyxlsnap.errors import (
+    Aborted,
+    DomainNotFound,
+    GuestTimeout,
+    XenError,
+)
+from pyxlsnap.guest.protocols import Guest
+from pyxlsnap.model import Disk, DomainConfig, DomainInfo
+from pyxlsnap.results import OnProgress, Progress
+from pyxlsnap.xen.domain import REQUEST_S, SETTLE_S
+from tests.unit.support import streams
+from tests.unit.support.values import OTHER_UUID, UUID
+
+if TYPE_CHECKING:
+    from tests.unit.support.world import World
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """As libxl writes a stream: a full disk is an error, not less data."""
+    with os.fdopen(os.dup(fd), "wb", buffering=0) as file:
+        while data:
+            data = data[file.write(data) :]
+
+
+def config_of(
+    *disks: Disk,
+    name: str = "vm1",
+    uuid: str = UUID,
+    kind: str = "hvm",
+    kernel: str = "",
+    **more: object,
+) -> DomainConfig:
+    """A configuration as libxl writes it."""
+    text = config_json(*disks, name=name, uuid=uuid, kind=kind, kernel=kernel, **more)
+    return DomainConfig.parse(text)
+
+
+def config_json(
+    *disks: Disk,
+    name: str = "vm1",
+    uuid: str = UUID,
+    kind: str = "hvm",
+    kernel: str = "",
+    **more: object,
+) -> str:
+    """The same as text, whatever is in it."""
+    values: dict[str, object] = {
+        "c_info": {"type": kind, "name": name, "uuid": uuid, "driver_domain": "False"},
+        "b_info": {
+            "max_vcpus": 2,
+            "kernel": kernel,
+            "nested_hvm": "False",
+            "device_model_stubdomain": "False",
+            "type.hvm": {"nested_hvm": "<default>"},
+        },
+        "disks": [
+            {
+                "vdev": d.vdev,
+                "pdev_path": d.target,
+                "format": d.format,
+                "backend": d.backend,
+                "readwrite": int(d.readwrite),
+                "is_cdrom": int(d.cdrom),
+            }
+            for d in disks
+        ],
+        "nics": [{"devid": 0, "bridge": "lo"}],
+        **more,
+    }
+    return json.dumps(values)
+
+
+class FakeGuest:
+    """A domain. It starts out running."""
+
+    def __init__(self, world: "World", domid: int, config: DomainConfig) -> None:
+        self._world = world
+        self.domid = domid
+        self.uuid = config.uuid
+        self.name = config.name
+        self.configuration = config
+        self.exists = True
+        self.suspended = False
+        self.dying = False
+        self.paused = False
+        self.paused_twice = False
+        self.has_run = True
+        self.requested = False
+        self.shutdown_reason = ""
+        self.memory_kb = 1024
+        #: what it holds in its memory
+        self.memory = ""
+        #: seconds after a failed suspend at which the guest suspends all the same
+        self.suspends_late_s: float | None = None
+        self.resumes = 0
+        self.aborts = 0
+        self.frontends: list[dict[str, int]] = [{"vbd/51712": 4, "vif/0": 4}]
+        self.device_model: int | None = None
+        self.stub_domain = False
+        self.stream = streams.hvm_stream()
+        self.while_suspending: Callable[[], None] = lambda: None
+        #: the name that it has now, if it was renamed
+        self.present = ""
+        #: disks that were attached meanwhile
+        self.attached: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} (domid {self.domid})"
+
+    @property
+    def runs(self) -> bool:
+        return self.exists and not (
+            self.suspended or self.paused or self.dying or self.shutdown_reason
+        )
+
+    def time_passes(self) -> None:
+        """A late suspend comes."""
+        if self.suspends_late_s is not None and self.exists:
+            self.suspended, self.suspends_late_s = True, None
+
+    def info(self) -> DomainInfo:
+        with self._world.doing("info"):
+            if not self.exists:
+                raise DomainNotFound(f"there is no domain {self}", domain=str(self))
+            reason = "suspend" if self.suspended else self.shutdown_reason
+            return DomainInfo(
+                domid=self.domid,
+                uuid=self.uuid,
+                paused=self.paused,
+                shutdown=bool(reason),
+                shutdown_reason=reason,
+                dying=self.dying,
+                memory_kb=self.memory_kb,
+                has_run=self.has_run,
+            )
+
+    def check_same(self, *, dying: bool = False) -> DomainInfo:
+        info = self.info()
+        if info.dying and not dying:
+            raise DomainNotFound(f"domain {self} is gone", domain=self.uuid)
+        return info
+
+    def present_name(self) -> str:
+        return self.present or self.name
+
+    def config(self) -> DomainConfig:
+        with self._world.doing("config"):
+            return self.configuration.with_name(self.name)
+
+    def suspend(self, fd: int, *, live: bool, on_progress: OnProgress | None = None) -> None:
+        with self._world.doing("suspend"):
+            if self.paused:
+                self._wait_unpaused()
+            if not self.runs:
+                raise XenError(f"{self} does not run", rc=-3, operation="libxl_domain_suspend")
+            report = on_progress or (lambda _: None)
+            half = len(self.stream) // 2
+            write_all(fd, self.stream[:half])
+            report(Progress("memory", 1, 2))
+            self.while_suspending()
+            write_all(fd, self.stream[half:])
+            self._world.memories[os.fstat(fd).st_ino] = self.memory
+            report(Progress("domain now suspended"))
+            self.suspended = True
+
+    def resume(self, *, paused: bool = False) -> None:
+        with self._world.doing("resume"):
+            self.check_same()
+            assert not self.paused
+            self.paused = paused
+            if not self.suspended:
+                raise XenError("not suspended", rc=-3, operation="libxl_domain_resume")
+            assert not self._world.storage.unsettled, "it would write where nobody looks"
+            self._world.at_resume = self._world.photo()
+            self.suspended = False
+            self.resumes += 1
+
+    def _wait_unpaused(self) -> None:
+        """What a paused guest does with a request that stands: nothing."""
+        aborts, end = self.aborts, time.monotonic() + 5
+        self.requested = True
+        while self.paused and self.aborts == aborts and time.monotonic() < end:
+            time.sleep(0.001)
+        self.requested = False
+        if self.aborts != aborts:
+            raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
+
+    def ensure_running(
+        self, *, settle_s: float = SETTLE_S, request_s: float = REQUEST_S, paused: bool = False
+    ) -> bool:
+        if self.suspends_late_s is not None:
+            if self.suspends_late_s > max(settle_s, request_s):
+                raise GuestTimeout("may yet suspend", rc=-8, operation="libxl_domain_suspend")
+            self.time_passes()
+        if self.check_same().suspended:
+            self.resume(paused=paused)
+            return True
+        self.paused = paused
+        return False
+
+    @contextmanager
+    def on_its_own(self) -> Iterator["FakeGuest"]:
+        yield self
+
+    def suspend_requested(self) -> bool:
+        return self.requested
+
+    def pause(self) -> None:
+        with self._world.doing("pause"):
+            self.paused = True
+
+    def unpause(self) -> None:
+        with self._world.doing("unpause"):
+            self.paused = self.paused_twice
+            self.has_run = True
+
+    def destroy(self) -> None:
+        with self._world.doing("destroy"):
+            self.info()
+            self.exists = False
+
+    def core_dump(self, path: str) -> None:
+        with self._world.doing("core_dump"):
+            Path(path).touch(exist_ok=False)
+
+    def preserve(self, config: DomainConfig, suffix: str) -> None:
+        with self._world.doing("preserve"):
+            assert self.shutdown_reason
+            self.name, self.uuid = config.name + suffix, OTHER_UUID
+
+    def soft_reset(self, config: DomainConfig) -> None:
+        with self._world.doing("soft_reset"):
+            assert self.shutdown_reason == "soft_reset"
+            self.shutdown_reason, self.paused = "", True
+
+    def wait_gone(self, *, timeout_s: float) -> None:
+        with self._world.doing("wait_gone"):
+            assert not self.exists
+
+    def abort(self) -> bool:
+        self.aborts += 1
+        return True
+
+    def device_model_pid(self) -> int | None:
+        return self.device_model
+
+    def is_stub_domain(self) -> bool:
+        return self.stub_domain
+
+    def frontend_states(self) -> dict[str, int]:
+        return self.frontends.pop(0) if len(self.frontends) > 1 else self.frontends[0]
+
+    def disk_targets(self) -> tuple[str, ...]:
+        with self._world.doing("disk_targets"):
+            there = tuple(d.target for d in self.configuration.disks if d.target)
+            return there + self.attached
+
+
+if TYPE_CHECKING:
+
+    def _guest(fake: FakeGuest) -> Guest:
+        return fake

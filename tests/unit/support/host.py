@@ -1,0 +1,146 @@
+"""The host of the small world, typed against :class:`pyxlsnap.guest.protocols.Host`."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pyxlsnap.errors import (
+    DomainNotFound,
+    XenError,
+)
+from pyxlsnap.guest.protocols import Host
+from pyxlsnap.memory import walk
+from pyxlsnap.model import DomainConfig, DomainInfo
+from tests.unit.support.guest import FakeGuest
+from tests.unit.support.values import GIB_KB
+
+if TYPE_CHECKING:
+    from tests.unit.support.world import World
+
+
+class FakeChanges:
+    """What happens to the domains while somebody watches them, one thing after the other."""
+
+    def __init__(self, changes: list[Callable[[], object]]) -> None:
+        self._changes = changes
+
+    def wait(self) -> None:
+        assert self._changes, "it would wait for ever"
+        self._changes.pop(0)()
+
+    def wake(self) -> bool:
+        return True
+
+
+class FakeHost:
+    """The host, with dom0 and whatever is started."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self._domid = 0
+        self.guests: list[FakeGuest] = []
+        #: what happens, in turn, while somebody watches the domains
+        self.changes: list[Callable[[], object]] = []
+        self.version = (4, 17)
+        self.command_line = "dom0_mem=4G,max:4G"
+        self.shadow_paging = True
+        self.autoballoon_setting = "auto"
+        self.free_kb = GIB_KB
+        self.needed_kb = 1024
+        self.shrunk_kb: list[int] = []
+        self.dom0_kb = self.dom0_target_kb = 4 * GIB_KB
+        #: what dom0 does not give back, whatever its target
+        self.dom0_holds_kb = 0
+        #: seconds for which dom0's memory stands still before it comes down
+        self.dom0_stalls_s = 5
+        #: called each time that dom0 has been waited for
+        self.after_dom0: Callable[[], None] = lambda: None
+
+    def start(self, config: DomainConfig) -> FakeGuest:
+        self._domid += 1
+        guest = FakeGuest(self._world, self._domid, config)
+        self.guests.append(guest)
+        return guest
+
+    def xen_version(self) -> tuple[int, int]:
+        return self.version
+
+    def xen_command_line(self) -> str:
+        return self.command_line
+
+    def autoballoon(self) -> str:
+        return self.autoballoon_setting
+
+    def has_shadow_paging(self) -> bool:
+        return self.shadow_paging
+
+    def free_memory_kb(self) -> int:
+        return self.free_kb
+
+    def needed_memory_kb(self, config: DomainConfig) -> int:
+        return self.needed_kb
+
+    def shrink_dom0(self, by_kb: int) -> None:
+        """The target is another number than the memory: that comes down while it is waited for."""
+        target = max(0, self.dom0_target_kb - by_kb)
+        if target < 128 * 1024:
+            raise XenError("below the minimum", rc=-6, operation="libxl_set_memory_target")
+        self.shrunk_kb.append(by_kb)
+        self.dom0_target_kb = target
+
+    def wait_for_dom0(self, *, stalled_s: int) -> bool:
+        if stalled_s > self.dom0_stalls_s:
+            given = max(0, self.dom0_kb - max(self.dom0_target_kb, self.dom0_holds_kb))
+            self.dom0_kb -= given
+            self.free_kb += given
+        self.after_dom0()
+        return self.dom0_kb <= self.dom0_target_kb
+
+    def domains(self) -> list[DomainInfo]:
+        uuid = "0" * 8 + "-0000-0000-0000-" + "0" * 12
+        dom0 = DomainInfo(0, uuid, False, False, "", False, self.dom0_kb)
+        with self._world.doing("domains"):
+            return [dom0, *(g.info() for g in self._there())]
+
+    def find(self, domain: str) -> FakeGuest:
+        with self._world.doing("find"):
+            for guest in self._there():
+                if domain in (guest.name, guest.uuid, str(guest.domid)):
+                    return guest
+            raise DomainNotFound.among(domain, [g.name for g in self._there()])
+
+    def restore(self, config: DomainConfig, fd: int) -> FakeGuest:
+        with self._world.doing("restore"):
+            if any(g.name == config.name or g.uuid == config.uuid for g in self._there()):
+                raise XenError("name or uuid in use", rc=-3, operation="restore")
+            with os.fdopen(os.dup(fd), "rb") as stream:
+                walk(stream, "restored")
+            guest = self.start(config)
+            guest.memory = self._world.memories.get(os.fstat(fd).st_ino, "")
+            guest.paused, guest.has_run = True, False
+        return guest
+
+    def create(self, config: DomainConfig) -> FakeGuest:
+        with self._world.doing("create"):
+            if any(g.name == config.name or g.uuid == config.uuid for g in self._there()):
+                raise XenError("name or uuid in use", rc=-3, operation="create")
+            guest = self.start(config)
+            guest.paused = True
+        return guest
+
+    @contextmanager
+    def watching(self) -> Iterator[FakeChanges]:
+        yield FakeChanges(self.changes)
+
+    def abort(self) -> bool:
+        return True
+
+    def _there(self) -> list[FakeGuest]:
+        return [g for g in self.guests if g.exists]
+
+
+if TYPE_CHECKING:
+
+    def _host(fake: FakeHost) -> Host:
+        return fake

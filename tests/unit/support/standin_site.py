@@ -1,0 +1,217 @@
+"""In a worker process: the scenarios of a test in the place of the operations that need Xen.
+
+Python imports ``sitecustomize`` before the worker, and that calls :func:`install`. This module is
+all that knows how the worker calls an operation: a scenario sees a :class:`Call`.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn, cast
+
+import pyxlsnap.create.feasibility
+import pyxlsnap.create.operation
+import pyxlsnap.monitor.actions
+import pyxlsnap.recovery.operation
+import pyxlsnap.revert.operation
+import pyxlsnap.xen.toolstack
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.guest.protocols import Host
+from pyxlsnap.hooks import Hook, Moment
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.model import RunState, SnapshotConfig
+from pyxlsnap.request import (
+    Callbacks,
+    CreateRequest,
+    FeasibilityRequest,
+    RecoverRequest,
+    RevertRequest,
+    ShareLock,
+    StartMonitor,
+)
+from pyxlsnap.results import (
+    Feasibility,
+    OnEvent,
+    OnProgress,
+    Plan,
+    PlannedDisk,
+    Progress,
+    Recovered,
+    Reverted,
+    Snapshot,
+)
+from tests.unit.support.values import UUID
+
+PLAN = Plan(
+    operation="create",
+    name="snap",
+    domain="vm1",
+    uuid=UUID,
+    memory_path="/m",
+    cfgfile="/c",
+    live=True,
+    state=RunState.RUNNING,
+    disks=(PlannedDisk("xvda", "/a", "qcow2", ""),),
+    left_out={},
+    warnings=(),
+    seconds_suspended=0.4,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of an operation, as a scenario sees it; what the operation has not is as here."""
+
+    #: the directory for traces
+    here: Path
+    domain: str
+    wanted: SnapshotConfig = field(default_factory=SnapshotConfig)
+    live: bool = False
+    max_downtime: float | None = None
+    #: running, force and keep_current of a revert
+    options: Mapping[str, object] = field(default_factory=dict)
+    on_progress: OnProgress = lambda _: None
+    on_event: OnEvent = lambda _: None
+    cancel: Cancel = field(default_factory=Cancel)
+    share_lock: ShareLock = lambda _uuid, _fd: None
+    before_suspend: Hook | None = None
+    start_monitor: StartMonitor | None = None
+    #: a recovery's
+    lock: DomainLock | None = None
+
+    def mark(self, name: str) -> None:
+        """Leave an empty file as a trace."""
+        (self.here / name).touch()
+
+    def say(self, what: object) -> None:
+        """Leave the text of a value as a trace."""
+        (self.here / "said").write_text(repr(what))
+
+    def wait_for(self, name: str, *, there: bool = True) -> None:
+        """Wait until a file is there, or is there no more."""
+        end = time.monotonic() + 60
+        while (self.here / name).exists() != there:
+            assert time.monotonic() < end, name
+            time.sleep(0.01)
+
+    def wait_for_cancel(self) -> None:
+        """Wait until the operation is cancelled."""
+        end = time.monotonic() + 20
+        while not self.cancel.is_set() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert self.cancel.is_set()
+
+    def report(self, phase: str, done: int = 0, expected: int = 0, iteration: int = 0) -> None:
+        """Report progress."""
+        self.on_progress(Progress(phase, done, expected, iteration))
+
+    def take_lock(self) -> None:
+        """Take the domain's lock, and share it with caller and supervisor."""
+        lock = DomainLock(UUID, domain="vm1", directory=self.here / "run")
+        self.share_lock(UUID, lock.fd)
+
+    def ask(self) -> None:
+        """Come to the point before the suspend."""
+        assert self.before_suspend
+        self.before_suspend(Moment("vm1", 7, UUID, RunState.RUNNING))
+
+
+#: a scenario by the name of the operation that it stands in for
+Scenarios = Mapping[str, Callable[[Call], object]]
+
+
+def die(number: int = signal.SIGKILL) -> NoReturn:
+    """Send this process a signal that ends it."""
+    os.kill(os.getpid(), number)
+    sleep()
+
+
+def sleep() -> NoReturn:
+    """Do nothing until somebody kills this process."""
+    time.sleep(60)
+    raise AssertionError("nobody has killed this process")
+
+
+def install(here: str) -> None:
+    """Put the scenarios that :class:`~tests.unit.support.standin.StandIn` has named in place."""
+    names: dict[str, str] = json.loads((Path(here) / "site" / "scenarios.json").read_text())
+    _put_in_place(Path(here), {operation: _find(name) for operation, name in names.items()})
+
+
+def _find(name: str) -> Callable[[Call], object]:
+    module, _, function = name.partition(":")
+    return cast(Callable[[Call], object], getattr(import_module(module), function))
+
+
+def _call(here: Path, request: CreateRequest | RevertRequest, callbacks: Callbacks) -> Call:
+    asked = callbacks.before_suspend is not Callbacks().before_suspend
+    return Call(
+        here=here,
+        domain=request.domain,
+        wanted=request.config or SnapshotConfig(),
+        on_progress=callbacks.on_progress,
+        share_lock=callbacks.share_lock,
+        before_suspend=callbacks.before_suspend if asked else None,
+        start_monitor=callbacks.start_monitor,
+    )
+
+
+def _put_in_place(here: Path, scenarios: Scenarios) -> None:
+    def create(
+        host: Host, request: CreateRequest, callbacks: Callbacks, cancel: Cancel
+    ) -> Snapshot:
+        call = replace(
+            _call(here, request, callbacks),
+            live=request.live,
+            max_downtime=request.max_downtime,
+            cancel=cancel,
+        )
+        return cast(Snapshot, scenarios["create"](call))
+
+    def revert(
+        host: Host, request: RevertRequest, callbacks: Callbacks, cancel: Cancel
+    ) -> Reverted:
+        options = {key: getattr(request, key) for key in ("running", "force", "keep_current")}
+        call = replace(_call(here, request, callbacks), options=options, cancel=cancel)
+        return cast(Reverted, scenarios["revert"](call))
+
+    def recover(host: Host, request: RecoverRequest, callbacks: Callbacks) -> Recovered:
+        domain = request.domain
+        lock = DomainLock(UUID, domain="vm1", directory=here / "run")
+        (here / "recovered").write_text(str(domain))
+        call = Call(here=here, domain=str(domain), share_lock=callbacks.share_lock, lock=lock)
+        recovered = cast(Recovered, scenarios["recover"](call))
+        lock.release()
+        return recovered
+
+    def monitor(host: Host, domain: str, *, on_event: OnEvent, cancel: Cancel) -> None:
+        scenarios["monitor"](Call(here=here, domain=domain, on_event=on_event, cancel=cancel))
+
+    def feasibility(host: Host, request: FeasibilityRequest, cancel: Cancel) -> Feasibility:
+        return cast(Feasibility, scenarios["feasibility"](Call(here=here, domain=request.domain)))
+
+    def preview(*_: object, **__: object) -> Plan:
+        return PLAN
+
+    @contextmanager
+    def toolstack(**_: object) -> Iterator[None]:
+        yield
+        scenarios["close"](Call(here=here, domain=""))
+
+    for module, name, function in (
+        (pyxlsnap.create.operation, "create", create),
+        (pyxlsnap.create.operation, "preview", preview),
+        (pyxlsnap.revert.operation, "revert", revert),
+        (pyxlsnap.revert.operation, "preview", preview),
+        (pyxlsnap.recovery.operation, "recover", recover),
+        (pyxlsnap.monitor.actions, "monitor", monitor),
+        (pyxlsnap.create.feasibility, "feasibility", feasibility),
+        (pyxlsnap.xen.toolstack, "Toolstack", toolstack),
+    ):
+        setattr(module, name, function)

@@ -1,0 +1,121 @@
+"""Disks of the small world, typed against :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pyxlsnap.disks.protocol import DiskStrategy
+from pyxlsnap.errors import (
+    AlreadyExists,
+    DiskError,
+    Refused,
+)
+from pyxlsnap.results import Artefact
+
+if TYPE_CHECKING:
+    from tests.unit.support.world import World
+
+
+class FakeStrategy:
+    """Disks whose snapshots are kept in the world's storage."""
+
+    kind = "fake"
+
+    def __init__(self, world: "World", vdevs: tuple[str, ...], name: str) -> None:
+        self._world = world
+        self._storage = world.storage
+        self.vdevs = vdevs
+        self._name = name
+        self._made: list[tuple[str, str]] = []
+        self._reached = True
+
+    def check_create(self, domid: int) -> None:
+        with self._world.doing("check_create"):
+            self._refuse_taken()
+
+    def expected_seconds(self) -> float:
+        return self._world.expected_seconds
+
+    def state(self) -> dict[str, str]:
+        return {f"{vdev} fake": self._name for vdev in self.vdevs}
+
+    def prepare(self) -> None:
+        with self._world.doing(f"prepare {self.vdevs[0]}"):
+            for vdev in self.vdevs:
+                self._storage.snapshots[vdev, f"{self._name}.prepared"] = ""
+                self._made.append((vdev, f"{self._name}.prepared"))
+
+    def finish_create(self) -> None:
+        with self._world.doing(f"finish {self.vdevs[0]}"):
+            pass
+
+    def settle(self) -> None:
+        with self._world.doing(f"settle {self.vdevs[0]}"):
+            self._storage.unsettled -= set(self.vdevs)
+
+    def create(self) -> None:
+        with self._world.doing(f"create {self.vdevs[0]}"):
+            try:
+                self._refuse_taken()
+            except AlreadyExists as e:  # the storage says so, not our check
+                raise DiskError(e.message, vdev=e.where) from e
+            self._storage.unsettled |= set(self.vdevs)
+            for vdev in self.vdevs:
+                self._storage.snapshots[vdev, self._name] = self._storage.content[vdev]
+                del self._storage.snapshots[vdev, f"{self._name}.prepared"]
+            self._made = [(vdev, self._name) for vdev in self.vdevs]
+            with self._world.doing(f"commit {self.vdevs[0]}"):
+                self._storage.unsettled -= set(self.vdevs)
+
+    def undo_create(self) -> list[str]:
+        with self._world.doing(f"undo {self.vdevs[0]}"):
+            if not self._reached:
+                raise DiskError("not reached", vdev=self.vdevs[0])
+            undone = [f"deleted {name} of {vdev}" for vdev, name in self._made]
+            for key in self._made:
+                del self._storage.snapshots[key]
+            self._made.clear()
+            return undone
+
+    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+        assert self.state().items() <= state.items()
+        self._reached = False
+        with self._world.doing(f"adopt {self.vdevs[0]}"):
+            ours = [(v, n) for v in self.vdevs for n in (self._name, f"{self._name}.prepared")]
+            self._made = [key for key in ours if key in self._storage.snapshots]
+            self._reached = True
+
+    def artefacts(self, domain: str) -> list[Artefact]:
+        return [Artefact("disk snapshot", f"{n} in {v}", f"delete {n}") for v, n in self._made]
+
+    def check_revert(self) -> None:
+        with self._world.doing("check_revert"):
+            missing = [v for v in self.vdevs if (v, self._name) not in self._storage.snapshots]
+            if missing:
+                raise Refused(f"{', '.join(missing)} has no disk snapshot {self._name!r}")
+
+    def revert(self) -> None:
+        with self._world.doing(f"revert {self.vdevs[0]}"):
+            for vdev in self.vdevs:
+                kept = (vdev, f"{self._name}.pre-revert")
+                self._storage.snapshots.setdefault(kept, self._storage.content[vdev])
+                self._storage.content[vdev] = self._storage.snapshots[vdev, self._name]
+
+    def finish_revert(self, domid: int) -> list[str]:
+        with self._world.doing(f"drop {self.vdevs[0]}"):
+            for vdev in self.vdevs:
+                self._storage.snapshots.pop((vdev, f"{self._name}.pre-revert"), None)
+            return []
+
+    def _refuse_taken(self) -> None:
+        for vdev in self.vdevs:
+            if (vdev, self._name) in self._storage.snapshots:
+                raise AlreadyExists(f"{vdev} has {self._name!r} already", where=vdev)
+
+    def close(self) -> None:
+        self._world.events.append(f"close {self.vdevs[0]}")
+
+
+if TYPE_CHECKING:
+
+    def _strategy(fake: FakeStrategy) -> DiskStrategy:
+        return fake

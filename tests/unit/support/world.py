@@ -1,0 +1,137 @@
+"""A small world to run the sequences in: a host, its guests, their disks, and faults."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+import pyxlsnap.create.feasibility
+import pyxlsnap.create.plan
+import pyxlsnap.recovery.finish_revert
+import pyxlsnap.recovery.undo_create
+import pyxlsnap.revert.plan
+from pyxlsnap import paths
+from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.model import Disk, DiskRequest
+from tests.unit.support.guest import FakeGuest, config_of
+from tests.unit.support.host import FakeHost
+from tests.unit.support.strategy import FakeStrategy
+from tests.unit.support.values import UUID
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What is there at one instant: files, and disk snapshots as (vdev, name)."""
+
+    files: frozenset[Path]
+    disk_snapshots: frozenset[tuple[str, str]]
+
+
+@dataclass
+class Storage:
+    """The content of each disk now, and in each of its disk snapshots."""
+
+    content: dict[str, str] = field(default_factory=dict)
+    snapshots: dict[tuple[str, str], str] = field(default_factory=dict)
+    #: disks whose guest must not run: their create was cut off in the middle
+    unsettled: set[str] = field(default_factory=set)
+
+
+class World:
+    """Everything below one directory, and what happened there in its order."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.events: list[str] = []
+        self.faults: dict[tuple[str, str], BaseException] = {}
+        self.storage = Storage()
+        self.host = FakeHost(self)
+        #: what was there when a suspended guest was last resumed
+        self.at_resume: Photo | None = None
+        self.on_event: Callable[[str], None] = lambda _: None
+        #: the content of memory files, by inode
+        self.memories: dict[int, str] = {}
+        #: what each disk strategy says
+        self.expected_seconds = 0.0
+        self.directory = root / "snapshots"
+        for name in ("run", "journals", "images", "dumps", "logs"):
+            (root / name).mkdir(exist_ok=True)
+        self.kernel = root / "images" / "vmlinuz"
+        self.kernel.touch()
+
+    def fail(self, verb: str, error: BaseException, *, after: bool = False) -> None:
+        """Let every call of a verb fail, before or after it has done its work."""
+        self.faults[verb, "after" if after else "before"] = error
+
+    @contextmanager
+    def doing(self, verb: str) -> Iterator[None]:
+        if error := self.faults.get((verb, "before")):
+            raise error
+        yield
+        self.events.append(verb)
+        self.on_event(verb)
+        if error := self.faults.get((verb, "after")):
+            raise error
+
+    def photo(self) -> Photo:
+        files = frozenset(p for p in self.root.rglob("*") if p.suffix != ".lock")
+        return Photo(files, frozenset(self.storage.snapshots))
+
+    def image(self, vdev: str, content: str = "before") -> Disk:
+        """A disk with something on it."""
+        target = self.root / "images" / f"{vdev}.qcow2"
+        target.touch()
+        self.storage.content[vdev] = content
+        return Disk(vdev, str(target), "qcow2", "qdisk")
+
+    def guest(
+        self, *disks: Disk, name: str = "vm1", uuid: str = UUID, kind: str = "hvm"
+    ) -> "FakeGuest":
+        """Start a guest."""
+        config = config_of(*disks, name=name, uuid=uuid, kind=kind, kernel=str(self.kernel))
+        return self.host.start(config)
+
+    def strategies(
+        self,
+        disks: Sequence[tuple[Disk, DiskRequest]],
+        task: DiskTask,
+        recorded: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[DiskStrategy, ...]:
+        """In the place of the registry's :func:`strategies`: one strategy for each disk."""
+        assert set(recorded.values()) <= {FakeStrategy.kind}
+        return tuple(FakeStrategy(self, (disk.vdev,), task.name) for disk, _ in disks)
+
+
+# What the package knows of the machine's directories, and what is chosen for a kind of storage.
+PLACES = {
+    "LOCKS": "run",
+    "JOURNALS": "journals",
+    "LIBVIRT_DOMAINS": "libvirt",
+    "SNAPSHOTS": "snapshots",
+    "DUMPS": "dumps",
+    "XEN_LOGS": "logs",
+    "XL_LOCK": "run/xl.lock",
+}
+CHOOSERS = (
+    pyxlsnap.create.plan,
+    pyxlsnap.revert.plan,
+    pyxlsnap.recovery.undo_create,
+    pyxlsnap.recovery.finish_revert,
+    pyxlsnap.create.feasibility,
+)
+
+
+def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """An empty world; the package's directories and disk strategies are its own."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
+    root.mkdir(exist_ok=True)
+    found = World(root)
+    for name, place in PLACES.items():
+        monkeypatch.setattr(paths, name, root / place)
+    for module in CHOOSERS:
+        monkeypatch.setattr(module, "strategies", found.strategies)
+    return found
