@@ -169,9 +169,7 @@ def make_plan(
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
     places = _choose_places(guest, wanted, name, [request for _, request in chosen])
     checks.refuse_full(places.memory.parent, examined.memory_kb)
-    inactive = request.live and examined.config.kind is GuestKind.HVM
-    task = DiskTask(name, inactive=inactive, asked=wanted.disks is not None, check=cancel.check)
-    found = strategies(chosen, task)
+    found = strategies(chosen, _task(name, request, examined, cancel))
     metadata = Metadata(
         name=name,
         description=wanted.description or "",
@@ -195,6 +193,15 @@ def make_plan(
     )
     _connect(plan, cancel)
     return plan
+
+
+def _task(name: str, request: CreateRequest, examined: Examined, cancel: Cancel) -> DiskTask:
+    return DiskTask(
+        name,
+        inactive=request.live and examined.config.kind is GuestKind.HVM,
+        asked=request.config.disks is not None,
+        check=cancel.check,
+    )
 
 
 def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
