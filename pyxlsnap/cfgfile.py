@@ -36,8 +36,8 @@ LISTS: Final = ("disks",)
 #: bytes, enough for thousands of disks; libxlutil's time grows with the square of the size
 SIZE_LIMIT: Final = 1 << 18
 
-# libxlutil's lexer takes the longest match. No token here begins another, so the order is free. Only
-# names are needed: the rest is matched to be skipped. A name stands before = or += (libxlu_cfg_y.y).
+# libxlutil's lexer takes the longest match. No token here begins another: the order is free. Only
+# names are needed, the rest is skipped. A name stands before = or += (libxlu_cfg_y.y).
 _TOKEN: Final = re.compile(
     rb"""(?P<name>[a-z][._0-9a-z]*)
     |(?P<assign>\+?=)
