@@ -22,7 +22,15 @@ from pyxlsnap.request import (
     revert_command,
 )
 
-REQUESTS = st.one_of(*[st.from_type(cls) for cls in get_args(Request)])
+SECONDS = st.floats(0, 1e9)
+REVERTS = st.builds(RevertRequest, wait_s=SECONDS)
+REQUESTS = st.one_of(
+    st.builds(CreateRequest, max_downtime=st.none() | SECONDS),
+    REVERTS,
+    st.builds(RecoverRequest, wait_s=SECONDS),
+    st.from_type(MonitorRequest),
+    st.from_type(FeasibilityRequest),
+)
 
 
 @given(request=REQUESTS)
@@ -60,7 +68,7 @@ def test_only_what_is_carried_out_changes_something() -> None:
     assert not changes_something(FeasibilityRequest(domain="vm1"))
 
 
-@given(request=st.from_type(RevertRequest))
+@given(request=REVERTS)
 def test_the_command_of_a_revert_says_the_same(request: RevertRequest) -> None:
     try:
         words = shlex.split(revert_command(request))

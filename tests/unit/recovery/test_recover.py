@@ -208,7 +208,6 @@ def test_what_is_no_uuid_is_not_taken_for_one(world: World, domain: str) -> None
 @pytest.mark.parametrize("name", ["vm1", "7", UUID + "0"])
 def test_a_journal_under_another_name_than_a_uuid_is_told_of(world: World, name: str) -> None:
     journal = world.root / "journals" / f"{name}.journal"
-    journal.parent.mkdir()
     journal.write_text("{}")
     with pytest.raises(NeedsAttention, match="is not a domain's uuid"):
         recover(world, None)
