@@ -132,7 +132,8 @@ def sleep() -> NoReturn:
 def install(here: str) -> None:
     """Put the scenarios that :class:`~tests.unit.support.standin.StandIn` has named in place."""
     names: dict[str, str] = json.loads((Path(here) / "site" / "scenarios.json").read_text())
-    _put_in_place(Path(here), {operation: _find(name) for operation, name in names.items()})
+    scenarios = {operation: _find(name) for operation, name in names.items()}
+    _put_in_place(_Operations(Path(here), scenarios))
 
 
 def _find(name: str) -> Callable[[Call], object]:
@@ -140,8 +141,15 @@ def _find(name: str) -> Callable[[Call], object]:
     return cast(Callable[[Call], object], getattr(import_module(module), function))
 
 
-def _put_in_place(here: Path, scenarios: Scenarios) -> None:
+class _Operations:
+    """The operations as the worker calls them: each runs its scenario."""
+
+    def __init__(self, here: Path, scenarios: Scenarios) -> None:
+        self._here = here
+        self._scenarios = scenarios
+
     def create(
+        self,
         host: Host,
         domain: str,
         wanted: SnapshotConfig,
@@ -155,7 +163,7 @@ def _put_in_place(here: Path, scenarios: Scenarios) -> None:
         start_monitor: StartMonitor | None,
     ) -> Snapshot:
         call = Call(
-            here=here,
+            here=self._here,
             domain=domain,
             wanted=wanted,
             live=live,
@@ -166,9 +174,10 @@ def _put_in_place(here: Path, scenarios: Scenarios) -> None:
             before_suspend=before_suspend,
             start_monitor=start_monitor,
         )
-        return cast(Snapshot, scenarios["create"](call))
+        return cast(Snapshot, self._scenarios["create"](call))
 
     def revert(
+        self,
         host: Host,
         domain: str,
         wanted: SnapshotConfig,
@@ -181,7 +190,7 @@ def _put_in_place(here: Path, scenarios: Scenarios) -> None:
         **options: object,
     ) -> Reverted:
         call = Call(
-            here=here,
+            here=self._here,
             domain=domain,
             wanted=wanted,
             options=options,
@@ -190,9 +199,10 @@ def _put_in_place(here: Path, scenarios: Scenarios) -> None:
             share_lock=share_lock,
             start_monitor=start_monitor,
         )
-        return cast(Reverted, scenarios["revert"](call))
+        return cast(Reverted, self._scenarios["revert"](call))
 
     def recover(
+        self,
         host: Host,
         domain: str | None,
         *,
@@ -200,35 +210,41 @@ def _put_in_place(here: Path, scenarios: Scenarios) -> None:
         share_lock: ShareLock,
         start_monitor: StartMonitor | None,
     ) -> Recovered:
-        lock = DomainLock(UUID, domain="vm1", directory=here / "run")
-        (here / "recovered").write_text(str(domain))
-        call = Call(here=here, domain=str(domain), share_lock=share_lock, lock=lock)
-        recovered = cast(Recovered, scenarios["recover"](call))
+        lock = DomainLock(UUID, domain="vm1", directory=self._here / "run")
+        (self._here / "recovered").write_text(str(domain))
+        call = Call(here=self._here, domain=str(domain), share_lock=share_lock, lock=lock)
+        recovered = cast(Recovered, self._scenarios["recover"](call))
         lock.release()
         return recovered
 
-    def monitor(host: Host, domain: str, *, on_event: OnEvent, cancel: Cancel) -> None:
-        scenarios["monitor"](Call(here=here, domain=domain, on_event=on_event, cancel=cancel))
+    def monitor(self, host: Host, domain: str, *, on_event: OnEvent, cancel: Cancel) -> None:
+        self._scenarios["monitor"](
+            Call(here=self._here, domain=domain, on_event=on_event, cancel=cancel)
+        )
 
-    def possibility(host: Host, domain: str, *, check: Callable[[], None]) -> Possibility:
-        return cast(Possibility, scenarios["possibility"](Call(here=here, domain=domain)))
+    def possibility(self, host: Host, domain: str, *, check: Callable[[], None]) -> Possibility:
+        return cast(
+            Possibility, self._scenarios["possibility"](Call(here=self._here, domain=domain))
+        )
 
-    def preview(*_: object, **__: object) -> Plan:
+    def preview(self, *_: object, **__: object) -> Plan:
         return PLAN
 
     @contextmanager
-    def toolstack(**_: object) -> Iterator[None]:
+    def toolstack(self, **_: object) -> Iterator[None]:
         yield
-        scenarios["close"](Call(here=here, domain=""))
+        self._scenarios["close"](Call(here=self._here, domain=""))
 
+
+def _put_in_place(operations: _Operations) -> None:
     for module, name, function in (
-        (pyxlsnap.create.operation, "create", create),
-        (pyxlsnap.create.operation, "preview", preview),
-        (pyxlsnap.revert.operation, "revert", revert),
-        (pyxlsnap.revert.operation, "preview", preview),
-        (pyxlsnap.recovery.operation, "recover", recover),
-        (pyxlsnap.monitor.actions, "monitor", monitor),
-        (pyxlsnap.create.feasibility, "possibility", possibility),
-        (pyxlsnap.xen.toolstack, "Toolstack", toolstack),
+        (pyxlsnap.create.operation, "create", operations.create),
+        (pyxlsnap.create.operation, "preview", operations.preview),
+        (pyxlsnap.revert.operation, "revert", operations.revert),
+        (pyxlsnap.revert.operation, "preview", operations.preview),
+        (pyxlsnap.recovery.operation, "recover", operations.recover),
+        (pyxlsnap.monitor.actions, "monitor", operations.monitor),
+        (pyxlsnap.create.feasibility, "possibility", operations.possibility),
+        (pyxlsnap.xen.toolstack, "Toolstack", operations.toolstack),
     ):
         setattr(module, name, function)
