@@ -570,8 +570,11 @@ class TestARevert:
         assert guest.runs
 
     @pytest.mark.parametrize("state", ["paused", "dying", "shutdown_reason"])
-    def test_killed_while_libxl_destroys_goes_on_with_it(self, world: World, state: str) -> None:
+    def test_killed_while_libxl_destroys_goes_on_with_it(
+        self, world: World, state: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """It pauses the domain, and ends its QEMU, long before it is gone."""
+        monkeypatch.setattr(finish_revert, "_QUIET_S", 0.3)
         world.fail("destroy", KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             self.killed(world, "destroy")

@@ -141,7 +141,8 @@ def sleep() -> NoReturn:
 def install(here: str) -> None:
     """Put the scenarios that :class:`~tests.unit.support.standin.StandIn` has named in place."""
     names: dict[str, str] = json.loads((Path(here) / "site" / "scenarios.json").read_text())
-    _put_in_place(Path(here), {operation: _find(name) for operation, name in names.items()})
+    scenarios = {operation: _find(name) for operation, name in names.items()}
+    _put_in_place(_Operations(Path(here), scenarios))
 
 
 def _find(name: str) -> Callable[[Call], object]:
@@ -149,69 +150,79 @@ def _find(name: str) -> Callable[[Call], object]:
     return cast(Callable[[Call], object], getattr(import_module(module), function))
 
 
-def _call(here: Path, request: CreateRequest | RevertRequest, callbacks: Callbacks) -> Call:
-    asked = callbacks.before_suspend is not Callbacks().before_suspend
-    return Call(
-        here=here,
-        domain=request.domain,
-        wanted=request.config or SnapshotConfig(),
-        on_progress=callbacks.on_progress,
-        share_lock=callbacks.share_lock,
-        before_suspend=callbacks.before_suspend if asked else None,
-        start_monitor=callbacks.start_monitor,
-    )
+class _Operations:
+    """The operations as the worker calls them: each runs its scenario."""
 
+    def __init__(self, here: Path, scenarios: Scenarios) -> None:
+        self._here = here
+        self._scenarios = scenarios
 
-def _put_in_place(here: Path, scenarios: Scenarios) -> None:
     def create(
-        host: Host, request: CreateRequest, callbacks: Callbacks, cancel: Cancel
+        self, host: Host, request: CreateRequest, callbacks: Callbacks, cancel: Cancel
     ) -> Snapshot:
         call = replace(
-            _call(here, request, callbacks),
+            self._call(request, callbacks),
             live=request.live,
             max_downtime=request.max_downtime,
             cancel=cancel,
         )
-        return cast(Snapshot, scenarios["create"](call))
+        return cast(Snapshot, self._scenarios["create"](call))
 
     def revert(
-        host: Host, request: RevertRequest, callbacks: Callbacks, cancel: Cancel
+        self, host: Host, request: RevertRequest, callbacks: Callbacks, cancel: Cancel
     ) -> Reverted:
         options = {key: getattr(request, key) for key in ("running", "force", "keep_current")}
-        call = replace(_call(here, request, callbacks), options=options, cancel=cancel)
-        return cast(Reverted, scenarios["revert"](call))
+        call = replace(self._call(request, callbacks), options=options, cancel=cancel)
+        return cast(Reverted, self._scenarios["revert"](call))
 
-    def recover(host: Host, request: RecoverRequest, callbacks: Callbacks) -> Recovered:
-        domain = request.domain
-        lock = DomainLock(UUID, domain="vm1", directory=here / "run")
-        (here / "recovered").write_text(str(domain))
-        call = Call(here=here, domain=str(domain), share_lock=callbacks.share_lock, lock=lock)
-        recovered = cast(Recovered, scenarios["recover"](call))
+    def _call(self, request: CreateRequest | RevertRequest, callbacks: Callbacks) -> Call:
+        asked = callbacks.before_suspend is not Callbacks().before_suspend
+        return Call(
+            here=self._here,
+            domain=request.domain,
+            wanted=request.config or SnapshotConfig(),
+            on_progress=callbacks.on_progress,
+            share_lock=callbacks.share_lock,
+            before_suspend=callbacks.before_suspend if asked else None,
+            start_monitor=callbacks.start_monitor,
+        )
+
+    def recover(self, host: Host, request: RecoverRequest, callbacks: Callbacks) -> Recovered:
+        domain = str(request.domain)
+        lock = DomainLock(UUID, domain="vm1", directory=self._here / "run")
+        (self._here / "recovered").write_text(domain)
+        call = Call(here=self._here, domain=domain, share_lock=callbacks.share_lock, lock=lock)
+        recovered = cast(Recovered, self._scenarios["recover"](call))
         lock.release()
         return recovered
 
-    def monitor(host: Host, domain: str, *, on_event: OnEvent, cancel: Cancel) -> None:
-        scenarios["monitor"](Call(here=here, domain=domain, on_event=on_event, cancel=cancel))
+    def feasibility(self, host: Host, request: FeasibilityRequest, cancel: Cancel) -> Feasibility:
+        call = Call(here=self._here, domain=request.domain)
+        return cast(Feasibility, self._scenarios["feasibility"](call))
 
-    def feasibility(host: Host, request: FeasibilityRequest, cancel: Cancel) -> Feasibility:
-        return cast(Feasibility, scenarios["feasibility"](Call(here=here, domain=request.domain)))
+    def monitor(self, host: Host, domain: str, *, on_event: OnEvent, cancel: Cancel) -> None:
+        self._scenarios["monitor"](
+            Call(here=self._here, domain=domain, on_event=on_event, cancel=cancel)
+        )
 
-    def preview(*_: object, **__: object) -> Plan:
+    def preview(self, *_: object, **__: object) -> Plan:
         return PLAN
 
     @contextmanager
-    def toolstack(**_: object) -> Iterator[None]:
+    def toolstack(self, **_: object) -> Iterator[None]:
         yield
-        scenarios["close"](Call(here=here, domain=""))
+        self._scenarios["close"](Call(here=self._here, domain=""))
 
+
+def _put_in_place(operations: _Operations) -> None:
     for module, name, function in (
-        (pyxlsnap.create.operation, "create", create),
-        (pyxlsnap.create.operation, "preview", preview),
-        (pyxlsnap.revert.operation, "revert", revert),
-        (pyxlsnap.revert.operation, "preview", preview),
-        (pyxlsnap.recovery.operation, "recover", recover),
-        (pyxlsnap.monitor.actions, "monitor", monitor),
-        (pyxlsnap.create.feasibility, "feasibility", feasibility),
-        (pyxlsnap.xen.toolstack, "Toolstack", toolstack),
+        (pyxlsnap.create.operation, "create", operations.create),
+        (pyxlsnap.create.operation, "preview", operations.preview),
+        (pyxlsnap.revert.operation, "revert", operations.revert),
+        (pyxlsnap.revert.operation, "preview", operations.preview),
+        (pyxlsnap.recovery.operation, "recover", operations.recover),
+        (pyxlsnap.monitor.actions, "monitor", operations.monitor),
+        (pyxlsnap.create.feasibility, "feasibility", operations.feasibility),
+        (pyxlsnap.xen.toolstack, "Toolstack", operations.toolstack),
     ):
         setattr(module, name, function)
