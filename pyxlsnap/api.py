@@ -1,7 +1,7 @@
 """The high level: each call runs in a worker process of its own and returns when it has ended.
 
 Nothing of the calling process is touched, whatever libxl does. If the caller dies, the worker
-rolls back; if the worker dies, its keeper recovers, and if that dies too, the caller.
+rolls back; if the worker dies, its supervisor recovers, and if that dies too, the caller.
 """
 
 import os

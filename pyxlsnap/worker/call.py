@@ -17,7 +17,7 @@ from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.linux.locks import RIVAL_S
 from pyxlsnap.request import Callbacks, MonitorRequest, RecoverRequest, Request, RevertRequest
 from pyxlsnap.results import OnEvent, OnProgress, Recovered, Reverted
-from pyxlsnap.serialize import Message, from_wire, rebuild
+from pyxlsnap.serialize import Message, error_from_plain, rebuild
 from pyxlsnap.worker.client import WorkerClient
 from pyxlsnap.worker.hook_calls import HookCalls
 
@@ -145,7 +145,7 @@ def _recovery(worker: WorkerClient) -> list[Recovered]:
         requests = [RecoverRequest(domain=uuid, wait_s=RIVAL_S) for uuid in worker.locked]
         return [run(request, Recovered) for request in requests]
     if "error" in worker.recovery:
-        raise from_wire(worker.recovery["error"])
+        raise error_from_plain(worker.recovery["error"])
     return [rebuild(Recovered, values) for values in worker.recovery["recovered"]]
 
 

@@ -15,7 +15,7 @@ from pyxlsnap.linux.locks import unlock
 from pyxlsnap.linux.processes import Process, environment, how_ended, python
 from pyxlsnap.request import Request, changes_something, request_to_plain
 from pyxlsnap.results import DomainEvent, OnEvent, OnProgress, Progress
-from pyxlsnap.serialize import Message, from_wire, log_from_wire, rebuild
+from pyxlsnap.serialize import Message, error_from_plain, log_from_plain, rebuild
 from pyxlsnap.text import readable
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.hook_calls import HookCalls
@@ -117,7 +117,7 @@ class WorkerClient:
 
     def _outcome(self, message: Message) -> Any:
         self._answered = True
-        error = from_wire(message["error"]) if "error" in message else None
+        error = error_from_plain(message["error"]) if "error" in message else None
         if isinstance(error, NeedsAttention):  # it matters more than why it was cancelled
             raise error from self._failed
         if self._failed:
@@ -156,7 +156,7 @@ class WorkerClient:
         elif "event" in message and not self._failed:
             self._on_event(rebuild(DomainEvent, message["event"]))
         elif "log" in message:
-            record = log_from_wire(message["log"])
+            record = log_from_plain(message["log"])
             logger = logging.getLogger(record.name)
             if logger.isEnabledFor(record.levelno):
                 logger.handle(record)

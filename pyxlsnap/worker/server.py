@@ -40,7 +40,7 @@ from pyxlsnap.request import (
 )
 from pyxlsnap.results import DomainEvent, Feasibility, Plan, Progress, Recovered, Reverted, Snapshot
 from pyxlsnap.revert import operation as revert
-from pyxlsnap.serialize import Message, log_to_wire, to_wire
+from pyxlsnap.serialize import Message, error_to_plain, log_to_plain
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.supervisor import Death, SupervisorLink, supervise
 from pyxlsnap.xen.callbacks import close_in_children
@@ -133,7 +133,7 @@ class _LogSender(logging.Handler):
         self._about = {"operation": request.operation, "domain": request.domain or ""}
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._client.send({"log": self._about | log_to_wire(record)})
+        self._client.send({"log": self._about | log_to_plain(record)})
 
 
 def serve(request: Request, client: ClientLink, callbacks: Callbacks, cancel: Cancel) -> None:
@@ -163,18 +163,18 @@ def _outcome(do: Callable[[], Result]) -> Message:
     try:
         result = do()
     except Cancelled:  # of a watch or a look: there is nothing to roll back
-        return {"error": to_wire(Interrupted("cancelled", step="look"))}
+        return {"error": error_to_plain(Interrupted("cancelled", step="look"))}
     except Exception as e:
-        return {"error": _error_to_wire(e)}
+        return {"error": _plain_error(e)}
     return {"result": asdict(result) if result else None}
 
 
-def _error_to_wire(error: Exception) -> Message:
+def _plain_error(error: Exception) -> Message:
     """An error for the caller; one that is none of ours is a bug."""
     if isinstance(error, PyxlsnapError):
-        return to_wire(error)
+        return error_to_plain(error)
     log.error("internal error", exc_info=error)
-    return to_wire(PyxlsnapError(f"internal error: {type(error).__name__}: {error}"))
+    return error_to_plain(PyxlsnapError(f"internal error: {type(error).__name__}: {error}"))
 
 
 def perform(host: Host, request: Request, callbacks: Callbacks, cancel: Cancel) -> Result:
@@ -210,7 +210,7 @@ def recover_from(death: Death, client: ClientLink, *, watch: bool) -> None:
                 found = recovery.recover(host, request, callbacks)
             message["recovered"].append(asdict(found))
         except Exception as e:
-            message["error"] = _error_to_wire(e)
+            message["error"] = _plain_error(e)
     client.finish(message)
 
 

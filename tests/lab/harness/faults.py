@@ -40,8 +40,8 @@ class Case:
     meanwhile: str = ""
     #: "request", or a process by its command line: what is waited for then
     wait_for: str = ""
-    #: who is killed: "worker", "worker and keeper", "caller", "all", "helper"; or a signal's name,
-    #: which the caller gets; "": nobody
+    #: the processes that are killed: "worker", "worker and supervisor", "caller", "all", "helper";
+    #: or the name of a signal for the caller; "": none
     who: str = ""
     #: a command for the shell, soon after the blow
     later: str = ""

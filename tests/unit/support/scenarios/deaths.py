@@ -32,14 +32,14 @@ def with_the_lock_by_itself(call: Call) -> NoReturn:
     die()
 
 
-def with_its_keeper(call: Call) -> NoReturn:
-    """Whoever gets its keeper's pid kills both."""
+def with_its_supervisor(call: Call) -> NoReturn:
+    """Whoever gets its supervisor's pid kills both."""
     call.take_lock()
-    call.report("keeper", os.getppid())
+    call.report("supervisor", os.getppid())
     sleep()
 
 
-def only_the_keeper(call: Call) -> Snapshot:
+def only_the_supervisor(call: Call) -> Snapshot:
     os.kill(os.getppid(), signal.SIGKILL)
     call.take_lock()
     call.report("x")
@@ -137,7 +137,7 @@ def by_the_domains_name(call: Call) -> Snapshot:
     call.take_lock()
     call.report("memory", 1, 2)
     if call.domain == "killed":
-        call.report("keeper", os.getppid())
+        call.report("supervisor", os.getppid())
         sleep()
     return SNAPSHOT
 
