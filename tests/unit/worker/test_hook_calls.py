@@ -231,7 +231,7 @@ def test_one_that_does_not_end_needs_a_person(worker: StandIn) -> None:
     with pytest.raises(NeedsAttention, match="hook before_suspend has not ended") as caught:
         api.create_snapshot("vm1", hooks=called.hooks)
     assert caught.value.left == (
-        "the hook before_suspend has not ended, and may undo after_resume",
+        "the hook before_suspend has not ended, and may undo what after_resume did",
     )
     assert called.names == ["before_suspend", "after_resume"]
 
