@@ -1,4 +1,4 @@
-"""Caller and worker: whichever dies, the other one knows, and nothing is left behind."""
+"""Caller and worker: if one of them dies, the other notices, and nothing is left behind."""
 
 import logging
 import os
@@ -134,7 +134,7 @@ class TestTheWorkerDies:
         assert not (worker.here / "recovered").exists()
 
     def test_with_the_lock_and_its_supervisor_recovers(self, worker: StandIn) -> None:
-        """The recovery takes the lock, so the shares of it must have fallen, too."""
+        """The recovery takes the lock, so all copies of the lock must be released."""
         worker.set(deaths.with_the_lock)
         with pytest.raises(OperationFailed) as caught:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
@@ -308,7 +308,7 @@ class TestCancel:
         assert caplog.messages == error.__notes__
         assert vars(caplog.records[0])["operation"] == "create"
 
-    def test_a_look_is_not_said_to_be_done(self, worker: StandIn) -> None:
+    def test_a_check_is_not_reported_as_done(self, worker: StandIn) -> None:
         worker.set(feasibility=ordinary.possible_with_a_warning)
 
         class Interrupts(logging.Handler):
@@ -513,7 +513,7 @@ class TestMonitor:
         with pytest.raises(LookupError, match="mine"):
             api.monitor_domain("vm1", on_event=fail)
 
-    def test_that_it_died_is_said(self, worker: StandIn) -> None:
+    def test_the_death_of_the_worker_is_reported(self, worker: StandIn) -> None:
         worker.set(monitor=deaths.killed_while_it_watches)
         with pytest.raises(NeedsAttention, match="killed by signal 9; no process watches vm1") as e:
             api.monitor_domain("vm1")
@@ -521,7 +521,7 @@ class TestMonitor:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_who_is_to_watch_afterwards_is_told_to_the_worker(worker: StandIn, wanted: bool) -> None:
+def test_the_worker_knows_whether_to_start_a_monitor(worker: StandIn, wanted: bool) -> None:
     worker.set(ordinary.says_who_watches)
     api.create_snapshot("vm1", monitor=wanted)
     assert ("start_monitor at" in worker.said()) is wanted
