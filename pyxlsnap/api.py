@@ -1,7 +1,8 @@
-"""The high level: each call runs in a worker process of its own and returns when it has ended.
+"""The high level: each call runs in a worker process of its own, and returns when it has ended.
 
-Nothing of the calling process is touched, whatever libxl does. If the caller dies, the worker
-rolls back; if the worker dies, its keeper recovers, and if that dies too, the caller.
+A failure inside libxl cannot harm the calling process. If the calling process dies, the worker
+rolls back. If the worker dies, its supervisor process recovers. If the supervisor dies too, the
+calling process recovers.
 """
 
 import os
@@ -40,28 +41,40 @@ def create_snapshot(
     on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> Snapshot:
-    """Take a snapshot of a running or paused domain: its memory, and its disks at the same instant.
+    """Take a snapshot of a running or paused domain: its memory and disks at the same instant.
+
+    The domain is suspended while its disk snapshots are taken, and without ``live`` also while its
+    memory is written. Then the domain is resumed; a paused domain is paused again.
 
     :param domain: name, domid or uuid.
-    :param cfgfile: the file to read the snapshot's name, memory file and disks from.
-    :param name: the snapshot's name, if the cfgfile has none (the file wins, with a warning).
-    :param config: all of it as a value, instead of cfgfile and name.
+    :param cfgfile: the file with the snapshot's name, memory file and disks. By default the
+        snapshot is named after the time, has every writable disk, and is stored in
+        ``/var/lib/xen/snapshots/<uuid>``.
+    :param name: the snapshot's name. A name in the cfgfile takes precedence; then a warning is
+        logged.
+    :param config: the content of a cfgfile as a value, instead of ``cfgfile`` and ``name``.
     :param live: let the domain run while its memory is written.
-    :param max_downtime: seconds; refuse if the domain is expected to stand still for longer.
-    :param monitor: before Xen 4.20 the process with which xl watches a domain leaves when it is
-        suspended; if there was one, start ours in its place (:func:`start_monitor`).
-    :param hooks: what is to be called before the suspend and after the resume.
-    :param on_progress: called on the calling thread. What it raises cancels the operation and
-        reaches the caller after the rollback; if it was too late for that, with a note.
-    :param cancel: a token; when it is set, the operation is rolled back.
-    :raises UsageError: name, file or option is wrong. Nothing was tried.
-    :raises Refused: it cannot be done, and why. Nothing was tried.
-    :raises XenError, QmpError, DiskError: libxl, the guest's QEMU or a disk failed while it was
-        looked at. Nothing was tried.
-    :raises OperationFailed: it failed and was undone: guest, disks and files are as before.
-    :raises Interrupted: it was cancelled; the same.
-    :raises NeedsAttention: it failed and something is left; the error says what, and the command
-        that finishes it.
+    :param max_downtime: seconds; refuse the snapshot if the domain is expected to be suspended for
+        longer. ``None``: no limit.
+    :param monitor: before Xen 4.20 the process of xl that watches a domain exits when the domain is
+        suspended; if there was such a process, start a monitor (:func:`start_monitor`).
+    :param hooks: functions to call before the suspend and after the resume.
+    :param on_progress: called on the calling thread. An exception from it cancels the operation,
+        and is raised again after the rollback. If the operation was already done, nothing is rolled
+        back, and a note on the exception says so.
+    :param cancel: a token; setting it cancels the operation.
+    :returns: the snapshot: its files, and how to delete each of them.
+    :raises UsageError: an argument or the cfgfile is wrong. Nothing was changed.
+    :raises Refused: the snapshot is not possible, for the reason in the message. Nothing was
+        changed.
+    :raises XenError, QmpError, DiskError: libxl, the guest's QEMU or a disk failed during the
+        checks. Nothing was changed.
+    :raises OperationFailed: the operation failed and was undone. Guest, disks and files are as
+        before.
+    :raises Interrupted: the operation was cancelled and undone. Guest, disks and files are as
+        before.
+    :raises NeedsAttention: the operation failed, and something could not be undone. The error lists
+        what is left, and has the command that finishes the operation.
     """
     request = CreateRequest(
         domain=domain,
@@ -84,13 +97,13 @@ def plan_create(
     max_downtime: float | None = None,
     cancel: Cancel | None = None,
 ) -> Plan:
-    """What :func:`create_snapshot` would do, and for how long the domain would stand still.
+    """Return what :func:`create_snapshot` would do, and for how long the domain would be suspended.
 
-    Its parameters are the same, and so are the errors that are raised before anything was tried.
-    Nothing is changed, whatever comes of it.
+    Its parameters are the same, and it does the same checks. It never changes anything.
 
-    :raises UsageError, Refused: the operation would raise it, too.
-    :raises Interrupted: ``cancel`` was set.
+    :raises UsageError, Refused, XenError, QmpError, DiskError: as with :func:`create_snapshot`,
+        which would fail in the same way.
+    :raises Interrupted: the call was cancelled.
     """
     request = CreateRequest(
         domain=domain,
@@ -116,16 +129,17 @@ def _config(
 
 
 def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Feasibility:
-    """Whether :func:`create_snapshot` would be possible now, and live, and all reasons why not.
+    """Check whether a snapshot is possible now, and a live snapshot; return all reasons against it.
 
-    For every writable disk, where :func:`create_snapshot` puts it if nothing is said. Nothing is
-    changed and no lock is taken, so that an operation under way is not noticed.
+    The check is for a snapshot of every writable disk, in the default places. Nothing is changed.
+    No lock is taken: another operation on the domain, which would make :func:`create_snapshot`
+    raise :class:`Busy`, is not noticed.
 
     :param domain: name, domid or uuid.
-    :param cancel: a token; when it is set, the look ends.
+    :param cancel: a token; setting it ends the check.
     :raises DomainNotFound: there is no such domain.
-    :raises XenUnavailable: Xen cannot be talked to.
-    :raises Interrupted: it was cancelled.
+    :raises XenUnavailable: this process cannot use Xen.
+    :raises Interrupted: the check was cancelled.
     """
     return run(FeasibilityRequest(domain=domain), Feasibility, cancel=cancel)
 
@@ -142,26 +156,37 @@ def revert_snapshot(
     on_progress: OnProgress | None = None,
     cancel: Cancel | None = None,
 ) -> Reverted:
-    """Bring a domain back to a snapshot. What it has done since is lost.
+    """Revert a domain to a snapshot. Everything that the domain did since the snapshot is lost.
 
-    :param domain: name, domid or uuid; it may be off.
+    The domain is destroyed, its disks are put back, and its memory is restored. Everything is
+    checked before the destroy. The restored domain has a new domid.
+
+    :param domain: name, domid or uuid. The domain may be off.
     :param cfgfile: the file that :func:`create_snapshot` wrote.
-    :param running: the domain runs afterwards, even if it was paused in the snapshot.
-    :param force: do it even if it is risky.
-    :param keep_current: take a snapshot of the domain as it is now first (named ``before-…``, its
-        disks where those of this snapshot are); if that fails, nothing else is done.
-    :param monitor: have the guest's own reboot, power-off or crash acted on afterwards, as by xl
-        (:func:`start_monitor`). Leave it out if you do that (:func:`monitor_domain`, or your own).
-    :param hooks: what is to be called when it is done; of ``keep_current``, before its suspend and
-        after its resume, too.
-    :param on_progress: as with :func:`create_snapshot`.
-    :param cancel: the same; once the domain is destroyed the revert goes on to its end.
-    :raises UsageError, Refused, XenError, DiskError: as with :func:`create_snapshot`: nothing was
-        tried.
-    :raises Risky: nothing was tried; ``force`` would do it.
-    :raises OperationFailed, Interrupted: it ended before anything was changed.
-    :raises NeedsAttention: it failed after the domain was destroyed; run it again to finish. (If
-        only its worker is killed there, the revert is finished, and the result has a warning.)
+    :param running: unpause the domain afterwards, even if it was paused in the snapshot.
+    :param force: do the revert even if it cannot be shown to be safe.
+    :param keep_current: first take a snapshot of the domain as it is now (named ``before-…``, with
+        its disk snapshots beside those of this snapshot). If that fails, nothing is reverted.
+    :param monitor: start a monitor for the restored domain (:func:`start_monitor`). Set it to false
+        if your program acts on the domain's reboots itself, for example with
+        :func:`monitor_domain`.
+    :param hooks: functions to call when the revert is done; with ``keep_current`` also before the
+        suspend and after the resume of its snapshot.
+    :param on_progress: called on the calling thread. An exception from it cancels the operation, as
+        with :func:`create_snapshot`.
+    :param cancel: a token; setting it cancels the operation. After the domain was destroyed, it has
+        no effect: the revert continues to the end.
+    :raises UsageError: an argument or the cfgfile is wrong. Nothing was changed.
+    :raises Refused: the revert is not possible, for the reason in the message. Nothing was changed.
+    :raises Risky: the revert cannot be shown to be safe, and needs ``force``. Nothing was changed.
+    :raises XenError, DiskError: libxl or a disk failed during the checks. Nothing was changed.
+    :raises OperationFailed: the revert failed before the domain was destroyed. Everything is as
+        before. (A snapshot that ``keep_current`` has taken stays; the message names its cfgfile.)
+    :raises Interrupted: the revert was cancelled before the domain was destroyed; otherwise the
+        same.
+    :raises NeedsAttention: the revert failed after the domain was destroyed. Run the revert again
+        to finish it. (If only the worker was killed, a recovery finishes the revert: there is no
+        error, and the result has a warning.)
     """
     request = RevertRequest(
         domain=domain,
@@ -183,13 +208,13 @@ def plan_revert(
     keep_current: bool = False,
     cancel: Cancel | None = None,
 ) -> Plan:
-    """What :func:`revert_snapshot` would do.
+    """Return what :func:`revert_snapshot` would do.
 
-    Its parameters are the same, and so are the errors that are raised before anything was tried.
-    Nothing is changed, whatever comes of it.
+    Its parameters are the same, and it does the same checks. It never changes anything.
 
-    :raises UsageError, Refused, Risky: the operation would raise it, too.
-    :raises Interrupted: ``cancel`` was set.
+    :raises UsageError, Refused, Risky, XenError, DiskError: as with :func:`revert_snapshot`, which
+        would fail in the same way.
+    :raises Interrupted: the call was cancelled.
     """
     request = RevertRequest(
         domain=domain,
@@ -203,31 +228,34 @@ def plan_revert(
 
 
 def recover(domain: str | None = None) -> Recovered:
-    """Finish what an operation that was killed had begun on a domain, or on any.
+    """Finish or undo the operations that were killed, on one domain or on all domains.
 
-    A create is rolled back; a revert that had begun to destroy the domain is brought to its end.
-    To be called at the start of a daemon, and when the host has crashed. Where nothing was in
-    flight it does nothing.
+    A create is rolled back. A revert that had begun to destroy the domain is finished; any other
+    revert had changed nothing. Call this when a daemon starts, and after a crash of the host. If no
+    operation was killed, nothing is done.
 
-    :param domain: name, domid or uuid; it may be off. ``None``: every domain. Operations that are
-        under way are left alone then.
-    :raises DomainNotFound: there is neither such a domain nor an operation on one.
-    :raises Busy: the domain's operation is still under way.
-    :raises NeedsAttention: something is left that needs a person.
+    :param domain: name, domid or uuid. The domain may be off. ``None``: all domains; operations
+        that are under way are left alone.
+    :raises DomainNotFound: there is no such domain, and no unfinished operation on it.
+    :raises Busy: an operation on ``domain`` is under way. Nothing was changed.
+    :raises NeedsAttention: an operation could not be finished or undone, or a person must decide.
+        The error lists what is left, and has the commands to run. The journals of these operations
+        stay.
     """
     return run(RecoverRequest(domain=domain), Recovered)
 
 
 def start_monitor(uuid: str) -> None:
-    """Start a process that acts on a domain's own reboot, power-off and crash, as xl has one.
+    """Start a monitor: a process that acts on a domain's own reboot, power-off and crash.
 
-    What it does is in the domain's configuration (``on_reboot`` and the others in xl.cfg(5)). It
-    outlives the caller (not its systemd unit, unless that has ``KillMode=process``), ends when the
-    domain has gone for good, and writes to ``/var/log/xen/pyxlsnap-<name>.log``.
+    The process does what ``on_reboot``, ``on_poweroff``, ``on_crash`` and similar settings of the
+    domain say (xl.cfg(5)), as xl's own process does. It continues when the caller ends (in a
+    systemd unit only with ``KillMode=process``). It ends when the domain is destroyed, or has shut
+    down and its action does not start it again. It logs to ``/var/log/xen/pyxlsnap-<name>.log``.
 
     :param uuid: the domain's uuid.
-    :raises UsageError: that is no uuid.
-    :raises OperationFailed: it could not be started.
+    :raises UsageError: ``uuid`` is not a uuid. Nothing was started.
+    :raises OperationFailed: the process could not be started, and no process watches the domain.
     """
     launch.start_monitor(check_uuid(uuid))
 
@@ -235,18 +263,19 @@ def start_monitor(uuid: str) -> None:
 def monitor_domain(
     domain: str, *, on_event: OnEvent | None = None, cancel: Cancel | None = None
 ) -> None:
-    """Act on a domain's own reboot, power-off and crash, as :func:`start_monitor`, by this call.
+    """Act on a domain's own reboot, power-off and crash while this call runs.
 
-    It returns when the domain has gone for good.
+    The call does what the process of :func:`start_monitor` does, and returns when that would end.
 
     :param domain: name, domid or uuid.
-    :param on_event: called on the calling thread when something has been acted on. What it raises
-        ends the watch and reaches the caller.
-    :param cancel: a token; when it is set, the watch ends.
+    :param on_event: called on the calling thread after each action. An exception from it ends the
+        call, and is raised again.
+    :param cancel: a token; setting it ends the call.
     :raises DomainNotFound: there is no such domain.
-    :raises Interrupted: it was cancelled. The domain is as it was.
-    :raises NeedsAttention: the domain has shut down, and what it is configured for could not be
-        done; or the watch itself has died.
+    :raises Interrupted: the call was cancelled, after an action that had begun was completed. No
+        process watches the domain.
+    :raises NeedsAttention: the domain shut down, and the configured action failed; or the worker
+        process died. No process watches the domain.
     """
     run(MonitorRequest(domain=domain), NoneType, on_event=on_event, cancel=cancel)
 

@@ -1,7 +1,7 @@
-"""The journal of a domain: what an operation that is under way has begun.
+"""The journal of a domain: a file that describes the operation under way.
 
-The journal (``/var/lib/pyxlsnap/<uuid>.journal``) is written before anything is touched and removed
-at the end. A journal that is still there says what an operation that was killed had begun.
+The journal (``/var/lib/pyxlsnap/<uuid>.journal``) is written before anything is changed, and
+removed at the end of the operation. If the operation is killed, the journal stays for a recovery.
 """
 
 import json
@@ -19,18 +19,18 @@ from pyxlsnap.serialize import Message, rebuild
 
 log = logging.getLogger(__name__)
 
-#: of the entries that this release writes; a release reads those of its own version only
+#: version of the format; a release reads only the journals of its own version
 VERSION = 1
 
 
 def boot_id() -> str:
-    """What tells this boot of the host from others."""
+    """The id of this boot of the host, from the kernel."""
     return (paths.PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """What a create and a revert have in common."""
+    """The fields that both entries have."""
 
     uuid: str
     #: the domain's name
@@ -40,13 +40,13 @@ class _Entry:
     memory_path: str
     cfgfile: str
     disks: tuple[DiskRequest, ...]
-    #: the same disks as the guest has them
+    #: the same disks in the domain's configuration, in the same order
     devices: tuple[Disk, ...]
-    #: by vdev, the kind of the disk's strategy
+    #: the kind of each disk's strategy, by vdev
     kinds: dict[str, str]
-    #: the domain is to be paused in the end
+    #: leave the domain paused at the end
     paused: bool
-    #: a monitor of ours is to watch the domain in the end
+    #: start a monitor at the end
     monitor: bool
     #: when the operation began, seconds since the epoch
     started: float
@@ -54,40 +54,40 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateEntry(_Entry):
-    """A snapshot that is being taken: enough for another process to undo it."""
+    """A create under way: all that another process needs to undo the create."""
 
     operation: ClassVar[str] = "create"
 
     request: CreateRequest
     domid: int
-    #: files that are ours until the operation is done
+    #: temporary files of the operation
     temporary: tuple[str, ...]
-    #: directories that are ours, if they are there, parents first
+    #: directories that the operation makes, parents first
     directories: tuple[str, ...]
-    #: what the disk strategies have to know (:meth:`pyxlsnap.DiskStrategy.state`)
+    #: the state of the disk strategies (:meth:`pyxlsnap.DiskStrategy.state`)
     disk_state: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevertEntry(_Entry):
-    """A revert that is under way: enough for another process to finish it."""
+    """A revert under way: all that another process needs to finish the revert."""
 
     operation: ClassVar[str] = "revert"
 
     request: RevertRequest
-    #: of the domain that is to be destroyed; ``None``: the domain was off
+    #: domid of the domain to destroy; ``None``: the domain was off
     domid: int | None
     #: the boot of the host that ``domid`` belongs to
     boot: str
     #: the destroy of the domain may have begun
     destroy_begun: bool = False
-    #: the domain that was restored, and may have run since
+    #: domid of the restored domain, which may have run since
     restored_domid: int | None = None
-    #: the uuid of the domain that is replaced, if it is not ``uuid``; else ""
+    #: uuid of the domain that is replaced, if it differs from ``uuid``; else ""
     replaced_uuid: str = ""
-    #: the revert failed, and the user knows how to finish it
+    #: the revert failed, and its error told the user how to finish the revert
     user_informed: bool = False
-    #: the cfgfile of the snapshot of the present, if one was taken; else ""
+    #: cfgfile of the snapshot that ``keep_current`` took first; else ""
     present_cfgfile: str = ""
 
 
@@ -108,30 +108,31 @@ class Journal:
         self.path = paths.JOURNALS / f"{uuid}.journal"
 
     def write(self, entry: Entry) -> None:
-        """Say what is about to be done, durably.
+        """Write the journal to disk, before anything is changed.
 
-        :raises AlreadyExists: an operation was killed here, and nobody has recovered yet.
+        :raises AlreadyExists: there is a journal: an operation was killed and not recovered yet.
         :raises Refused: the journal cannot be written.
         """
         make_directory(self.path.parent)
         try:
             with NewFile(self.path) as new:
-                new.file.write(_text(entry))
+                new.file.write(_encoded(entry))
                 new.publish()
         except OSError as e:
             raise Refused(
-                f"the journal {self.path} cannot be written: {e.strerror}: make room there"
+                f"the journal {self.path} cannot be written: {e.strerror}: free space in that "
+                f"filesystem, or make it writable"
             ) from e
 
     def rewrite(self, entry: Entry) -> None:
-        """Say more of what :meth:`write` has said, durably.
+        """Replace the entry on disk by a newer one of the same operation.
 
-        :raises OSError: it could not be written; what was said before stands.
+        :raises OSError: the new entry could not be written; the old entry stays.
         """
         temporary = temporary_name(self.path)
         try:
             with temporary.open("xb") as file:
-                file.write(_text(entry))
+                file.write(_encoded(entry))
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(temporary, self.path)
@@ -140,9 +141,9 @@ class Journal:
             temporary.unlink(missing_ok=True)
 
     def read(self) -> Entry | None:
-        """What was in flight; ``None`` if nothing was.
+        """The entry of the operation under way or killed; ``None`` if there is no journal.
 
-        :raises Refused: there is a journal and this release cannot read it. The file stays.
+        :raises Refused: this release cannot read the journal. The file stays as it is.
         """
         try:
             return _entry(self._values())
@@ -150,8 +151,8 @@ class Journal:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise Refused(
-                f"the journal {self.path} cannot be read: {e}: see whether the domain runs and "
-                f"what is left, then remove the journal"
+                f"the journal {self.path} cannot be read: {e}: check whether the domain runs and "
+                f"what the operation left, then remove the journal"
             ) from e
 
     def _values(self) -> Message:
@@ -166,17 +167,17 @@ class Journal:
         return values
 
     def refuse_unfinished(self) -> None:
-        """Refuse to work on a domain on which an operation was killed.
+        """Refuse the domain if an operation on it was killed.
 
-        :raises Refused: there is such an operation, and recovering comes first.
+        :raises Refused: an operation was killed; the domain needs a recovery first.
         """
         if entry := self.read():
             raise _unfinished(entry)
 
     def unfinished_revert(self) -> RevertEntry | None:
-        """The revert that was killed, if there is one: another revert finishes it.
+        """The revert that was killed, if any: another revert may finish it.
 
-        :raises Refused: a create was killed, and recovering comes first.
+        :raises Refused: a create was killed; the domain needs a recovery first.
         """
         entry = self.read()
         if isinstance(entry, CreateEntry):
@@ -184,26 +185,29 @@ class Journal:
         return entry
 
     def clear(self) -> None:
-        """The operation is over, one way or the other."""
+        """Remove the journal at the end of the operation."""
         try:
             self.path.unlink()
             sync_directory(self.path.parent)
         except (FileNotFoundError, NotADirectoryError):
             pass
-        except OSError as e:  # the operation is over all the same; recovering finds nothing to do
+        except OSError as e:  # not an error: a recovery finds nothing to do
             log.warning("the journal %s could not be removed: %s", self.path, e.strerror)
 
 
-def _text(entry: Entry) -> bytes:
+def _encoded(entry: Entry) -> bytes:
     values = {"version": VERSION, "operation": entry.operation, **asdict(entry)}
     return json.dumps(values, indent=1).encode()
 
 
 def _entry(values: Message) -> Entry:
-    """:raises KeyError, TypeError, ValueError: the values are no entry."""
+    """Make an entry from plain values.
+
+    :raises KeyError, TypeError, ValueError: the values are no entry.
+    """
     entry: Entry = rebuild(_CLASSES[values.pop("operation")], values)
     if len(entry.devices) != len(entry.disks):
-        raise ValueError("disks and devices do not belong together")
+        raise ValueError("the numbers of disks and devices differ")
     return entry
 
 

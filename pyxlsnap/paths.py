@@ -1,17 +1,17 @@
-"""Every place on the host that pyxlsnap knows.
+"""All fixed paths on the host.
 
-Used as ``paths.JOURNALS``, never imported by name, so that a test moves a place by one patch here.
+Use them as ``paths.JOURNALS``, and never import them by name: so a test patches only this module.
 """
 
 from pathlib import Path
 
-#: the locks of domains; gone after a reboot
+#: the locks of domains; empty after a reboot
 LOCKS = Path("/run/pyxlsnap")
 #: the journals of operations under way
 JOURNALS = Path("/var/lib/pyxlsnap")
-#: a directory for each domain: its snapshots, where the user names no other place
+#: snapshots, in a directory for each domain, unless the user names another place
 SNAPSHOTS = Path("/var/lib/xen/snapshots")
-#: where xl's monitors write their logs, and ours
+#: the logs of the monitors, xl's and ours
 XEN_LOGS = Path("/var/log/xen")
 #: core dumps of guests that crashed
 DUMPS = Path("/var/lib/xen/dump")
@@ -19,13 +19,13 @@ DUMPS = Path("/var/lib/xen/dump")
 QEMU_SOCKETS = Path("/run/xen")
 #: xl.conf(5)
 XL_CONF = Path("/etc/xen/xl.conf")
-#: the lock under which xl starts a domain
+#: the lock that xl holds while it starts a domain
 XL_LOCK = Path("/run/lock/xl")
 #: a status file for each domain that libvirt manages
 LIBVIRT_DOMAINS = Path("/run/libvirt/libxl")
-#: what the kernel says of processes
+#: the processes, from the kernel
 PROC = Path("/proc")
-#: what the kernel says of devices
+#: the devices, from the kernel
 SYS = Path("/sys")
 #: device nodes
 DEV = Path("/dev")

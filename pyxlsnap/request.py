@@ -1,7 +1,7 @@
-"""What a caller asks for, as a typed value: from the front door to the sequence.
+"""The requests: one typed value for each operation, from :mod:`pyxlsnap.api` to the sequence.
 
-The same value travels to the worker process as JSON, and is kept in the journal. Beside it,
-:class:`Callbacks` are what an operation calls while it runs.
+The worker process gets the request as JSON, and the journal stores it. :class:`Callbacks` has the
+functions that an operation calls while it runs.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from pyxlsnap.results import OnEvent, OnProgress
 from pyxlsnap.serialize import Message, rebuild
 from pyxlsnap.text import command
 
-#: gets the uuid and the descriptor of a domain's lock as soon as the lock is held
+#: called with the uuid and the descriptor of a domain's lock when the lock is taken
 ShareLock = Callable[[str, int], None]
-#: starts a process that watches the domain of a uuid (:mod:`pyxlsnap.monitor`)
+#: starts a monitor for the domain with this uuid (:mod:`pyxlsnap.monitor`)
 StartMonitor = Callable[[str], None]
 
 
@@ -27,36 +27,40 @@ class CreateRequest:
     operation: ClassVar[str] = "create"
 
     domain: str
-    #: absolute; "" if ``config`` says everything
+    #: absolute path; "" if there is no cfgfile
     cfgfile: str = ""
-    #: what the caller said; what the cfgfile says goes first
+    #: the settings of the caller; a setting in the cfgfile takes precedence
     config: SnapshotConfig = field(default_factory=SnapshotConfig)
+    #: let the domain run while its memory is written
     live: bool = False
-    #: seconds; ``None``: no limit
+    #: limit of the expected downtime, in seconds; ``None``: no limit
     max_downtime: float | None = None
-    #: start a monitor of ours if xl's own leaves at the suspend
+    #: start a monitor if xl's own process for the domain exits at the suspend
     monitor: bool = True
-    #: plan only
+    #: only plan
     dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevertRequest:
-    """Go back to a snapshot: see :func:`pyxlsnap.revert_snapshot`."""
+    """Revert to a snapshot: see :func:`pyxlsnap.revert_snapshot`."""
 
     operation: ClassVar[str] = "revert"
 
     domain: str
-    #: absolute
+    #: absolute path
     cfgfile: str
-    #: what the cfgfile says; ``None``: it has not been read yet
+    #: the content of the cfgfile; ``None`` before the cfgfile is read
     config: SnapshotConfig | None = None
+    #: unpause the domain afterwards, even if it was paused in the snapshot
     running: bool = False
+    #: revert although the revert is risky
     force: bool = False
+    #: first take a snapshot of the present state
     keep_current: bool = False
     #: start a monitor for the restored domain
     monitor: bool = True
-    #: plan only
+    #: only plan
     dry_run: bool = False
     #: seconds to wait for another operation on the domain
     wait_s: float = 0.0
@@ -64,11 +68,11 @@ class RevertRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoverRequest:
-    """Finish what was killed: see :func:`pyxlsnap.recover`."""
+    """Finish or undo operations that were killed: see :func:`pyxlsnap.recover`."""
 
     operation: ClassVar[str] = "recover"
 
-    #: ``None``: every domain
+    #: ``None``: all domains
     domain: str | None = None
     #: start the monitors that the killed operations would have started
     monitor: bool = True
@@ -78,7 +82,7 @@ class RecoverRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorRequest:
-    """Act on a guest's own shutdowns: see :func:`pyxlsnap.monitor_domain`."""
+    """Act on a domain's own reboot, power-off and crash: see :func:`pyxlsnap.monitor_domain`."""
 
     operation: ClassVar[str] = "monitor"
 
@@ -87,7 +91,7 @@ class MonitorRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeasibilityRequest:
-    """Look whether a snapshot is possible: see :func:`pyxlsnap.can_snapshot`."""
+    """Check whether a snapshot is possible: see :func:`pyxlsnap.can_snapshot`."""
 
     operation: ClassVar[str] = "feasibility"
 
@@ -100,7 +104,7 @@ _CLASSES: dict[str, type[Request]] = {cls.operation: cls for cls in get_args(Req
 
 
 def changes_something(request: Request) -> bool:
-    """Whether the operation changes a domain, its disks or files; else it only looks."""
+    """Whether the operation may change a domain, its disks or files."""
     match request:
         case CreateRequest() | RevertRequest():
             return not request.dry_run
@@ -109,22 +113,29 @@ def changes_something(request: Request) -> bool:
     return False
 
 
+def in_words(request: Request) -> str:
+    """The operation and its domain, as the subject of a message."""
+    noun = {"recover": "recovery", "feasibility": "feasibility check"}
+    operation = noun.get(request.operation, request.operation)
+    return f"the {operation} of {request.domain or 'every domain'}"
+
+
 def revert_command(request: RevertRequest) -> str:
-    """The command line that makes the same revert, for a person to run."""
+    """The command that does the same revert, for a person to run."""
     words = ["pyxlsnap", "snapshot-revert", request.domain, request.cfgfile]
     words += ["--running"] * request.running + ["--force"] * request.force
     return command(words)
 
 
 def request_to_plain(request: Request) -> Message:
-    """A request as plain values that JSON can carry."""
+    """A request as plain values."""
     return {"operation": request.operation, **asdict(request)}
 
 
 def request_from_plain(values: Message) -> Request:
-    """Rebuild the request that :func:`request_to_plain` took apart.
+    """Make a request from the values of :func:`request_to_plain`.
 
-    :raises KeyError, TypeError, ValueError: the values are none.
+    :raises KeyError, TypeError, ValueError: the values are no request.
     """
     fields = dict(values)
     request: Request = rebuild(_CLASSES[fields.pop("operation")], fields)
@@ -132,22 +143,22 @@ def request_from_plain(values: Message) -> Request:
 
 
 def _ignore(_: Any) -> None:
-    """Nobody wants to know."""
+    """The default of a callback with one argument."""
 
 
-def _keep_to_itself(_uuid: str, _fd: int) -> None:
-    """Nobody shares the lock."""
+def _share_with_nobody(_uuid: str, _fd: int) -> None:
+    """The default of ``share_lock``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
-    """What an operation calls while it runs, in the process and on the thread that runs it."""
+    """The functions that an operation calls while it runs, in its process and on its thread."""
 
     on_progress: OnProgress = _ignore
-    #: of a watch: a domain shut down, and the configured action was done
+    #: called by a monitor: a domain shut down, and the configured action was performed
     on_event: OnEvent = _ignore
-    share_lock: ShareLock = _keep_to_itself
-    #: everything is prepared, and the guest is suspended next; what this raises ends the operation
+    share_lock: ShareLock = _share_with_nobody
+    #: called just before the suspend, when all is prepared; an exception ends the operation
     before_suspend: Hook = _ignore
-    #: ``None``: nobody is to watch the domain; a result has a warning then
+    #: ``None``: start no monitor; the result then has a warning
     start_monitor: StartMonitor | None = None

@@ -19,12 +19,11 @@ _hints = cache(get_type_hints)
 
 
 def rebuild(kind: Any, plain: Any) -> Any:
-    """The value of this type that ``dataclasses.asdict`` and JSON took apart.
+    """Make a value of a type from what ``dataclasses.asdict`` and JSON made of the value.
 
-    Types are those of our values: dataclasses, tuples of any length, mappings from strings, enums,
-    ``… | None``, and what JSON has itself.
-
-    :raises TypeError, ValueError: the plain value is none of this type.
+    :param kind: a dataclass, a tuple of any length, a mapping from strings, an enum, ``… | None``,
+        or a type that JSON has itself.
+    :raises TypeError, ValueError: the plain value does not fit the type.
     """
     if get_origin(kind) in (Union, types.UnionType):
         kind = types.NoneType if plain is None else get_args(kind)[0]
@@ -49,7 +48,7 @@ def _rebuild_dataclass(kind: type, plain: Any) -> Any:
 
 
 def _checked(kind: type, plain: Any) -> Any:
-    """The plain value, which JSON says is of this kind (or a tuple that was not sent at all)."""
+    """Check the type of a plain value. A tuple also is a list: the value may not come from JSON."""
     wanted = {float: (float, int), list: (list, tuple)}.get(kind, (kind,))
     if not isinstance(plain, wanted) or (isinstance(plain, bool) and kind is not bool):
         raise TypeError(f"{plain!r:.40} is not of type {kind.__name__}")
@@ -59,7 +58,7 @@ def _checked(kind: type, plain: Any) -> Any:
 _EXTRA = ("operation", "domain")
 
 
-def log_to_wire(record: logging.LogRecord) -> Message:
+def log_to_plain(record: logging.LogRecord) -> Message:
     """A log record as plain values."""
     values: Message = {
         "name": record.name,
@@ -71,19 +70,22 @@ def log_to_wire(record: logging.LogRecord) -> Message:
     return values | {k: getattr(record, k) for k in _EXTRA if hasattr(record, k)}
 
 
-def log_from_wire(values: Message) -> logging.LogRecord:
-    """The log record that :func:`log_to_wire` took apart."""
+def log_from_plain(values: Message) -> logging.LogRecord:
+    """Make a log record from the values of :func:`log_to_plain`."""
     return logging.makeLogRecord(values)
 
 
-def to_wire(error: PyxlsnapError) -> dict[str, Any]:
-    """Turn an error into values that JSON can carry."""
+def error_to_plain(error: PyxlsnapError) -> dict[str, Any]:
+    """An error as plain values: the name of its class, and its attributes."""
     attributes = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(error).items()}
     return {"class": type(error).__name__, **attributes}
 
 
-def from_wire(values: dict[str, Any]) -> PyxlsnapError:
-    """Rebuild the error that :func:`to_wire` took apart; an unknown class becomes the base."""
+def error_from_plain(values: dict[str, Any]) -> PyxlsnapError:
+    """Make an error from the values of :func:`error_to_plain`.
+
+    An error of a class that does not exist here becomes a :class:`PyxlsnapError`.
+    """
     cls = _classes().get(values["class"], PyxlsnapError)
     error = cls.__new__(cls)
     error.args = (values["message"],)

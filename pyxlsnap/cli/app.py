@@ -22,7 +22,7 @@ from pyxlsnap.cli import render
 from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.errors import Interrupted, NeedsAttention, OperationFailed, PyxlsnapError
 from pyxlsnap.results import Plan, Progress, Recovered, Reverted, Snapshot
-from pyxlsnap.serialize import to_wire
+from pyxlsnap.serialize import error_to_plain
 from pyxlsnap.text import one_line
 
 #: the version of the JSON documents on stdout
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(error)
         code = _exit_code(error, signals)
         if as_json:
-            _write(_document(command, exit_code=code, error=to_wire(error)))
+            _write(_document(command, exit_code=code, error=error_to_plain(error)))
         return code
     return 0
 

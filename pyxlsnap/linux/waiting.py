@@ -1,14 +1,14 @@
-"""Waiting for a condition that can only be polled."""
+"""Waits for a condition that must be polled."""
 
 import time
 from collections.abc import Callable
 
 
 def until(condition: Callable[[], bool], *, within_s: float, poll_s: float) -> bool:
-    """Poll a condition until it is true. An exception of ``condition`` ends the wait.
+    """Poll a condition until it is true. An exception from ``condition`` ends the wait.
 
     :param condition: called at least once.
-    :param within_s: seconds to wait at most; 0: check once.
+    :param within_s: seconds to wait at most; with 0, check once.
     :param poll_s: seconds between two checks.
     :returns: whether the condition became true.
     """

@@ -1,4 +1,7 @@
-"""The call of one operation in a worker process: its result, its error, or its recovery."""
+"""Calls one operation in a worker process: returns its result, or raises its error.
+
+If the worker dies, its supervisor recovers. If the supervisor dies, too, this module recovers.
+"""
 
 import logging
 from dataclasses import asdict, replace
@@ -15,9 +18,16 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.linux.locks import RIVAL_S
-from pyxlsnap.request import Callbacks, MonitorRequest, RecoverRequest, Request, RevertRequest
+from pyxlsnap.request import (
+    Callbacks,
+    MonitorRequest,
+    RecoverRequest,
+    Request,
+    RevertRequest,
+    in_words,
+)
 from pyxlsnap.results import OnEvent, OnProgress, Recovered, Reverted
-from pyxlsnap.serialize import Message, from_wire, rebuild
+from pyxlsnap.serialize import Message, error_from_plain, rebuild
 from pyxlsnap.worker.client import WorkerClient
 from pyxlsnap.worker.hook_calls import HookCalls
 
@@ -35,10 +45,11 @@ def run(
     cancel: Cancel | None = None,
     hooks: Hooks | None = None,
 ) -> _T:
-    """Have a worker do what a request asks for.
+    """Have a worker process do what a request asks for.
 
     :param returns: the type of the operation's result.
-    :raises PyxlsnapError: what the operation raised, or what became of it when its worker died.
+    :raises PyxlsnapError: the operation failed, or its worker died. The class and the attributes
+        say in which state the domain is.
     """
     calls = HookCalls(hooks)
     ignore = Callbacks()
@@ -51,9 +62,9 @@ def run(
     try:
         values = _run(request, worker, cancel or Cancel())
     except BaseException as e:
-        _call_the_rest(calls, request, worker.done)
+        _call_late_hooks(calls, request, worker.done)
         raise _with_failures(e, calls.failures) from e.__cause__
-    _call_the_rest(calls, request, values)
+    _call_late_hooks(calls, request, values)
     if calls.interrupted:
         worker.say_too_late(calls.interrupted, values)
         raise calls.interrupted
@@ -61,8 +72,8 @@ def run(
     return result
 
 
-def _call_the_rest(calls: HookCalls, request: Request, result: Message | None) -> None:
-    """What is due when an operation has ended."""
+def _call_late_hooks(calls: HookCalls, request: Request, result: Message | None) -> None:
+    """Call the hooks that are due when an operation has ended."""
     calls.after_resume()
     if isinstance(request, RevertRequest) and result and not request.dry_run:
         back: Reverted = rebuild(Reverted, result)
@@ -74,20 +85,22 @@ def _run(request: Request, worker: WorkerClient, cancel: Cancel) -> Any:
         with cancel.armed(worker.cancel):
             return worker.result()
     except Cancelled:
-        raise Interrupted("cancelled before it began", step="start") from None
+        raise Interrupted(
+            f"{in_words(request)} was cancelled before it began", step="start"
+        ) from None
     except WorkerDied as died:
-        worker.release_locks()  # the recovery takes them
+        worker.release_locks()  # the recovery takes them again
         if isinstance(request, RecoverRequest):
-            raise _not_recovered(died, request.domain) from died
+            raise _recovery_died(died, request.domain) from died
         if isinstance(request, MonitorRequest):
-            raise _not_watched(died, request.domain) from died
+            raise _monitor_died(died, request.domain) from died
         return _after(died, worker)
     finally:
         worker.close()
 
 
 def _with_failures(error: BaseException, failures: list[str]) -> BaseException:
-    """What is to be raised if, beside the error, a hook after the resume failed."""
+    """The error to raise: with the failures of the hooks, if there were any."""
     if not failures:
         return error
     said = "; ".join(failures)
@@ -109,9 +122,11 @@ def _with_warnings(values: Any, failures: list[str]) -> Any:
 
 
 def _after(died: WorkerDied, worker: WorkerClient) -> Message:
-    """The worker is dead: take what its supervisor has recovered, or recover now.
+    """Use the recovery of the dead worker's supervisor, or recover now.
 
-    Returns the result of a revert that the recovery has finished.
+    :returns: the result of the revert, if the recovery finished a revert.
+    :raises OperationFailed: the recovery rolled back: everything is as before.
+    :raises NeedsAttention: the operation is complete, or the recovery failed.
     """
     try:
         found = _recovery(worker)
@@ -121,21 +136,22 @@ def _after(died: WorkerDied, worker: WorkerClient) -> Message:
         ) from died
     except PyxlsnapError as e:
         raise NeedsAttention(
-            f"{died}; recovering failed: {e}",
+            f"{died}; the recovery failed: {e}",
             step="recover",
             left=[str(e)],
             finish="; ".join(f"pyxlsnap snapshot-recover {uuid}" for uuid in worker.locked),
         ) from died
     for reverted in (r.reverted for r in found if r.reverted):
-        warning = f"{died}; the revert was finished by a recovery"
+        warning = f"{died}; a recovery finished the revert"
         return asdict(replace(reverted, warnings=(*reverted.warnings, warning)))
-    if stands := [line for r in found if not r.rolled_back for line in r.lines]:  # its work is done
+    if stands := [line for r in found if not r.rolled_back for line in r.lines]:
         what = f"{died}; {'; '.join(stands)}"
         raise NeedsAttention(what, step="worker", left=stands) from died
     done = [line for r in found for line in r.lines]
     if worker.begun and found and not done:
         what = f"{died}; it finished or rolled back, but died before reporting the result"
-        raise NeedsAttention(what, step="worker", left=["see what is there"]) from died
+        left = "the unreported result: check whether the operation was done"
+        raise NeedsAttention(what, step="worker", left=[left]) from died
     what = f"{died}; everything is as before"
     raise OperationFailed(what, step="worker", undone=done) from died
 
@@ -145,20 +161,20 @@ def _recovery(worker: WorkerClient) -> list[Recovered]:
         requests = [RecoverRequest(domain=uuid, wait_s=RIVAL_S) for uuid in worker.locked]
         return [run(request, Recovered) for request in requests]
     if "error" in worker.recovery:
-        raise from_wire(worker.recovery["error"])
+        raise error_from_plain(worker.recovery["error"])
     return [rebuild(Recovered, values) for values in worker.recovery["recovered"]]
 
 
-def _not_recovered(died: WorkerDied, domain: str | None) -> NeedsAttention:
-    """The worker of a recovery is dead: another worker would die the same way."""
+def _recovery_died(died: WorkerDied, domain: str | None) -> NeedsAttention:
+    """The error if the worker of a recovery dies: another worker would die the same way."""
     return NeedsAttention(
-        f"recovering {domain or 'the domains'} failed: {died}",
+        f"the recovery of {domain or 'every domain'} failed: {died}",
         step="recover",
-        left=[f"what the journal of {domain or 'each'} says"],
+        left=[f"the unfinished operation in the journal of {domain or 'each domain'}"],
         finish=f"pyxlsnap snapshot-recover {domain or ''}".rstrip(),
     )
 
 
-def _not_watched(died: WorkerDied, domain: str) -> NeedsAttention:
+def _monitor_died(died: WorkerDied, domain: str) -> NeedsAttention:
     left = f"no process watches {domain}"
     return NeedsAttention(f"{died}; {left} now", step="monitor", left=[left])

@@ -1,4 +1,4 @@
-"""The worker process as its caller sees it: started, listened to, cancelled, and waited for."""
+"""The caller's side of a worker process: starts it, receives its messages, waits for its end."""
 
 import logging
 import os
@@ -13,16 +13,16 @@ from pyxlsnap.hooks import Moment
 from pyxlsnap.linux.files import scratch_file
 from pyxlsnap.linux.locks import unlock
 from pyxlsnap.linux.processes import Process, environment, how_ended, python
-from pyxlsnap.request import Request, changes_something, request_to_plain
+from pyxlsnap.request import Request, changes_something, in_words, request_to_plain
 from pyxlsnap.results import DomainEvent, OnEvent, OnProgress, Progress
-from pyxlsnap.serialize import Message, from_wire, log_from_wire, rebuild
+from pyxlsnap.serialize import Message, error_from_plain, log_from_plain, rebuild
 from pyxlsnap.text import readable
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.hook_calls import HookCalls
 
 log = logging.getLogger("pyxlsnap")
 
-_EXIT_S = 20.0  # its supervisor waits for it, too
+_EXIT_S = 20.0  # includes the supervisor's wait for the worker
 _STDERR_BYTES = 4096
 _HARMLESS = ("checking", "journal")
 
@@ -40,17 +40,18 @@ class WorkerClient:
         self._on_event = on_event
         self._hooks = hooks
         self._about = {"operation": request.operation, "domain": request.domain or ""}
+        self._in_words = in_words(request)
         self._changes = changes_something(request)
         self._failed: BaseException | None = None
         self._send_lock = threading.Lock()
         self._answered = False
-        #: uuids of the domains whose locks the worker has taken
+        #: uuids of the domains that the worker has locked (a dict, to keep the order)
         self.locked: dict[str, None] = {}
-        #: the worker has come so far that something may have changed
+        #: the operation has begun, so that something may have changed
         self.begun = False
-        #: the result, if an exception takes its place
+        #: the result, if an exception is raised in the place of the result
         self.done: Message | None = None
-        #: what the supervisor said when the worker had died
+        #: the supervisor's message after the death of the worker
         self.recovery: Message | None = None
         with ExitStack() as started:
             self._stderr = started.enter_context(scratch_file())
@@ -67,8 +68,8 @@ class WorkerClient:
                     env=environment(),
                 )
             started.callback(self._popen.wait)
-            started.callback(ours.close)  # which ends it
-            # Not by its number: if somebody else reaps it, another process may get that.
+            started.callback(ours.close)  # so that the process ends
+            # By pidfd: if other code reaps the process, another process may get its pid.
             self._process = Process(self._popen.pid)
             started.pop_all()
         level = log.getEffectiveLevel()
@@ -76,7 +77,7 @@ class WorkerClient:
         self._send(start)
 
     def cancel(self) -> bool:
-        """Ask the worker to stop; it answers with its result all the same."""
+        """Ask the worker to cancel the operation. The worker still sends a result or an error."""
         self._send({"cancel": True})
         return True
 
@@ -85,13 +86,16 @@ class WorkerClient:
             try:
                 self._channel.send(message)
             except OSError:
-                pass  # the worker has ended; the reader sees that
+                pass  # the worker has ended; receive() notices
 
     def result(self) -> Any:
         """Wait for the end of the operation.
 
-        An exception here, be it KeyboardInterrupt or one from the progress callback, cancels the
-        operation; it is raised when the worker has rolled back.
+        An exception during the wait (KeyboardInterrupt, or from the progress callback) cancels the
+        operation, and is raised again when the worker has rolled back.
+
+        :raises PyxlsnapError: the error of the operation.
+        :raises WorkerDied: the worker ended without a result.
         """
         while message := self._next():
             if "died" in message:
@@ -117,8 +121,8 @@ class WorkerClient:
 
     def _outcome(self, message: Message) -> Any:
         self._answered = True
-        error = from_wire(message["error"]) if "error" in message else None
-        if isinstance(error, NeedsAttention):  # it matters more than why it was cancelled
+        error = error_from_plain(message["error"]) if "error" in message else None
+        if isinstance(error, NeedsAttention):  # more important than the cause of the cancel
             raise error from self._failed
         if self._failed:
             if not error:
@@ -130,12 +134,11 @@ class WorkerClient:
         return message["result"]
 
     def say_too_late(self, failed: BaseException, result: Message | None) -> None:
-        """What was done is not lost, although an exception takes the place of the result."""
+        """Add to the exception, and log, that the operation was done in spite of the cancel."""
         if not self._changes:
             return
         where = (result or {}).get("cfgfile")
-        operation, domain = self._about["operation"], self._about["domain"] or "every domain"
-        said = f"too late to cancel the {operation} of {domain}: it is done"
+        said = f"too late to cancel {self._in_words}: it is done"
         said += f" ({where})" if where else ""
         failed.add_note(said)
         log.warning("%s", said, extra=self._about)
@@ -156,7 +159,7 @@ class WorkerClient:
         elif "event" in message and not self._failed:
             self._on_event(rebuild(DomainEvent, message["event"]))
         elif "log" in message:
-            record = log_from_wire(message["log"])
+            record = log_from_plain(message["log"])
             logger = logging.getLogger(record.name)
             if logger.isEnabledFor(record.levelno):
                 logger.handle(record)
@@ -164,7 +167,7 @@ class WorkerClient:
             self.locked[message["lock"]] = None
 
     def _notice_interrupt(self) -> None:
-        """Ctrl-C while a hook ran cancels the operation, as at any time."""
+        """Cancel the operation if Ctrl-C was pressed while a hook ran."""
         if self._hooks.interrupted:
             self._fail(self._hooks.interrupted)
 
@@ -178,14 +181,15 @@ class WorkerClient:
         return readable(self._stderr.read())
 
     def release_locks(self) -> None:
-        """The worker is dead: the locks are ours alone now. Give them back."""
+        """Release the locks of a dead worker: this process has the last copies of them."""
         for fd in self._channel.fds:
             unlock(fd)
 
     def close(self) -> None:
-        """Close everything; the process has ended, or is ended now.
+        """Close everything, and wait for the end of the process.
 
-        A process that has not answered is rolling back, which must not be disturbed.
+        A process that has answered is killed if it does not end in time. A process that has not
+        answered is rolling back: it is never killed.
         """
         self._channel.close()
         if self._answered and not self._process.ended(within_s=_EXIT_S):
@@ -195,8 +199,11 @@ class WorkerClient:
         self._stderr.close()
 
     def _reap(self) -> int | None:
-        """Wait for the process to end; its status, the first time, if nobody else has reaped it."""
+        """Wait for the process to end.
+
+        :returns: its status, at the first call; ``None`` if other code has reaped the process.
+        """
         self._process.ended()
         status = self._process.status()
-        self._popen.returncode = status or 0  # so that subprocess does not look for it
+        self._popen.returncode = status or 0  # so that subprocess does not wait for it
         return status

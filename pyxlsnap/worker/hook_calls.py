@@ -1,4 +1,4 @@
-"""Calls the hooks of one operation, in the caller's process."""
+"""Calls the hooks of the embedder for one operation, in the caller's process."""
 
 import contextvars
 import inspect
@@ -11,7 +11,7 @@ from pyxlsnap.text import one_line
 
 
 class HookCalls:
-    """The hooks of one operation: calls them, and keeps how each call ended."""
+    """Calls the hooks of one operation, and keeps the failures."""
 
     def __init__(self, hooks: Hooks | None) -> None:
         self._hooks = hooks or Hooks()
@@ -20,29 +20,31 @@ class HookCalls:
         self.cause: BaseException | None = None
         #: failures of the other hooks, one line each
         self.failures: list[str] = []
-        #: an exception such as KeyboardInterrupt that came while a hook was waited for
+        #: an exception such as KeyboardInterrupt that was raised during the wait for a hook
         self.interrupted: BaseException | None = None
-        self._called: _Outcome | None = None
+        self._called: _HookOutcome | None = None
 
     @property
     def wanted(self) -> bool:
         """Whether the worker must send a message and wait before it suspends the domain."""
         return bool(self._hooks.before_suspend or self._hooks.after_resume)
 
-    def before_suspend(self, moment: Moment) -> str:
-        """Call the hook; return why it failed, or ""."""
+    def before_suspend(self, moment: Moment) -> str | None:
+        """Call the hook; return why the hook failed, ``None`` if it did not."""
         self._moment = moment
         self.cause = self._call(self._hooks.before_suspend, moment)
-        return self._text("before_suspend", self.cause)
+        return _failure("before_suspend", self.cause)
 
     def after_resume(self) -> None:
-        """Call the hook, once, if the operation came to the point of ``before_suspend``."""
+        """Call the hook once, if the operation came to the point of ``before_suspend``."""
         moment, self._moment = self._moment, None
         if moment is None or self._hooks.after_resume is None:
             return
         # A late before_suspend must not do anything after this hook has run.
-        if self._called and self._goes_on(self._called):
-            self.failures.append("the hook before_suspend has not ended, and may undo after_resume")
+        if self._called and self._still_runs(self._called):
+            self.failures.append(
+                "the hook before_suspend has not ended, and may undo what after_resume did"
+            )
         self._then("after_resume", self._hooks.after_resume, moment)
 
     def after_revert(self, moment: Moment) -> None:
@@ -50,13 +52,13 @@ class HookCalls:
         self._then("after_revert", self._hooks.after_revert, moment)
 
     def _then(self, name: str, hook: Hook | None, moment: Moment) -> None:
-        if text := self._text(name, self._call(hook, moment)):
-            self.failures.append(text)
+        if failure := _failure(name, self._call(hook, moment)):
+            self.failures.append(failure)
 
     def _call(self, hook: Hook | None, moment: Moment) -> BaseException | None:
         if hook is None:
             return None
-        outcome = _Outcome()
+        outcome = _HookOutcome()
 
         def run() -> None:
             try:
@@ -74,12 +76,12 @@ class HookCalls:
         except RuntimeError as e:  # the thread cannot be started
             return e
         self._called = outcome
-        if self._goes_on(outcome):
-            return TimeoutError(f"it has not returned within {self._hooks.limit_s:g} s")
+        if self._still_runs(outcome):
+            return TimeoutError(f"the hook has not returned within {self._hooks.limit_s:g} s")
         return outcome.error
 
-    def _goes_on(self, outcome: "_Outcome") -> bool:
-        """Wait for a hook up to its time limit, also after Ctrl-C; return whether it still runs."""
+    def _still_runs(self, outcome: "_HookOutcome") -> bool:
+        """Wait for a hook up to its time limit, also after Ctrl-C: does the hook still run then?"""
         end = time.monotonic() + self._hooks.limit_s
         while not outcome.done.is_set() and (left := end - time.monotonic()) > 0:
             try:
@@ -88,23 +90,25 @@ class HookCalls:
                 self.interrupted = self.interrupted or e
         return not outcome.done.is_set()
 
-    def _text(self, name: str, error: BaseException | None) -> str:
-        if error is None:
-            return ""
-        said = f": {error}" if str(error) else ""
-        return one_line(f"the hook {name} failed: {type(error).__name__}{said}")
 
-
-class _Outcome:
-    """How the call of a hook ended: whether it has returned, and its exception."""
+class _HookOutcome:
+    """The outcome of the call of one hook: whether the hook has returned, and its exception."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
         self.error: BaseException | None = None
 
 
+def _failure(name: str, error: BaseException | None) -> str | None:
+    """Why a hook failed, in one line; ``None`` if the hook did not fail."""
+    if error is None:
+        return None
+    said = f": {error}" if str(error) else ""
+    return one_line(f"the hook {name} failed: {type(error).__name__}{said}")
+
+
 def _refuse_coroutine(returned: object) -> None:
-    """A coroutine function has only made a coroutine: it has done nothing."""
+    """Refuse a coroutine function: its call makes a coroutine, and runs nothing of it."""
     if inspect.iscoroutine(returned):
         returned.close()
-        raise TypeError("it is a coroutine function, which only pyxlsnap.aio can call")
+        raise TypeError("the hook is a coroutine function, which only pyxlsnap.aio can call")

@@ -1,8 +1,8 @@
 """Two processes for one operation: a child that does the work, and a supervisor above the child.
 
-The supervisor has loaded everything before, so that a suspended guest does not wait for a program
-to start. The supervisor is the parent, so that no zombie is left, whichever of them dies; and it
-opens libxl only when it has to recover, so that what kills the child does not kill the supervisor.
+The supervisor has loaded all modules before the child works, so that a suspended guest does not
+wait for a program to start. The supervisor is the parent, so that no zombie is left, whichever of
+them dies. It opens libxl only to recover, so that a fault in libxl kills only the child.
 """
 
 import os
@@ -28,11 +28,11 @@ class SupervisorLink:
         self._channel = channel
 
     def share_lock(self, uuid: str, fd: int) -> None:
-        """Let the supervisor hold a domain's lock, too, so that the lock never falls in between."""
+        """Give the supervisor a domain's lock, too: it stays locked if the worker dies."""
         self._send({"lock": uuid}, fd)
 
     def answered(self) -> None:
-        """The operation is over, and the caller knows how: nothing is left to be done."""
+        """Tell the supervisor that the caller has the result, so that no recovery is needed."""
         self._send({"answered": True})
 
     def _send(self, message: dict[str, object], fd: int | None = None) -> None:
@@ -44,18 +44,20 @@ class SupervisorLink:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The process that did the work died before it had answered."""
+    """The worker died before it had answered."""
 
-    #: what ended the process, to be put after its name
+    #: how the worker ended, as the predicate of a sentence: "was killed by signal 9"
     how: str
-    #: the domains whose locks the process had; nobody holds them now
+    #: the domains that the worker had locked; their locks are released now
     uuids: tuple[str, ...]
 
 
 def supervise(work: Callable[[SupervisorLink], None]) -> Death | None:
-    """Have ``work`` done in a child; returns, in this process, when the child has ended.
+    """Do ``work`` in a child process, and wait for the end of the child.
 
-    To be called before this process has a thread, or a context of libxl.
+    Call this before the process has a second thread or a libxl context: it forks.
+
+    :returns: the child's death; ``None`` if the child had answered.
     """
     ours, theirs = socket.socketpair()
     if not (pid := os.fork()):
@@ -67,12 +69,12 @@ def supervise(work: Callable[[SupervisorLink], None]) -> Death | None:
     signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))  # the child rolls back
     channel = Channel(ours)
     try:
-        return _watch(pid, channel)
+        return _wait_for(pid, channel)
     finally:
         channel.close()
 
 
-def _watch(pid: int, channel: Channel) -> Death | None:
+def _wait_for(pid: int, channel: Channel) -> Death | None:
     locks: list[str] = []
     answered = False
     with Process(pid) as process:
@@ -91,7 +93,7 @@ def _watch(pid: int, channel: Channel) -> Death | None:
 def _next(channel: Channel, process: Process) -> dict[str, str] | None:
     """The child's next message; ``None`` when the child has ended and all messages have come.
 
-    The end of the channel would not tell: children that libxl forks have copies of it.
+    The end of the channel would come too late: children that libxl forks have copies of it.
     """
     poll = select.poll()
     poll.register(channel, select.POLLIN)

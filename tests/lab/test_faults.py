@@ -74,7 +74,7 @@ def cells(points: list[str], key: list[str], fails: list[str], kind: str) -> Ite
     for number, point in enumerate(points):
         two = ("worker", "all") if number % 2 == (kind == "pv") else ("all", "worker")
         yield from (Cell(kind, point, who) for who in (*two, "caller")[: 3 if whole else 1])
-    yield from (Cell(kind, p, who) for p in key for who in ("worker and keeper", "SIGTERM"))
+    yield from (Cell(kind, p, who) for p in key for who in ("worker and supervisor", "SIGTERM"))
     yield Cell(kind, key[0], "SIGINT")
     yield from (Cell(kind, point, "fail") for point in (fails if whole else fails[:1]))
 
@@ -142,7 +142,7 @@ def test_create(lab: Lab, stages: Stages, cell: Cell) -> None:
 
 
 def create_status(cell: Cell, whole: bool) -> int:
-    if whole and cell.who in ("worker", "worker and keeper"):
+    if whole and cell.who in ("worker", "worker and supervisor"):
         return 4
     if whole and cell.who in ("SIGTERM", "SIGINT"):
         return 0

@@ -9,7 +9,7 @@ from hypothesis import given
 import pyxlsnap
 from pyxlsnap import errors
 from pyxlsnap.errors import PyxlsnapError
-from pyxlsnap.serialize import from_wire, to_wire
+from pyxlsnap.serialize import error_from_plain, error_to_plain
 from tests.unit.support.errors import CLASSES, any_error
 
 EXIT_CODES = {
@@ -43,8 +43,8 @@ def attributes(error: PyxlsnapError) -> Iterator[tuple[str, object]]:
 
 
 @given(any_error())
-def test_every_error_survives_the_way_over_the_wire(error: PyxlsnapError) -> None:
-    there = from_wire(json.loads(json.dumps(to_wire(error))))
+def test_every_error_survives_as_plain_values(error: PyxlsnapError) -> None:
+    there = error_from_plain(json.loads(json.dumps(error_to_plain(error))))
     assert type(there) is type(error)
     assert str(there) == str(error)
     assert list(attributes(there)) == list(attributes(error))
@@ -54,7 +54,7 @@ def test_every_error_survives_the_way_over_the_wire(error: PyxlsnapError) -> Non
 
 
 def test_an_unknown_class_becomes_the_base() -> None:
-    error = from_wire({"class": "FromTheFuture", "message": "m", "more": [1]})
+    error = error_from_plain({"class": "FromTheFuture", "message": "m", "more": [1]})
     assert type(error) is PyxlsnapError
     assert (str(error), vars(error)["more"]) == ("m", (1,))
 

@@ -28,7 +28,7 @@ LEAVES_S = 240.0
 
 @dataclass(frozen=True)
 class Case:
-    """What scripts/fault.py is told."""
+    """The input of scripts/fault.py."""
 
     command: list[str]
     domain: str
@@ -40,8 +40,8 @@ class Case:
     meanwhile: str = ""
     #: "request", or a process by its command line: what is waited for then
     wait_for: str = ""
-    #: who is killed: "worker", "worker and keeper", "caller", "all", "helper"; or a signal's name,
-    #: which the caller gets; "": nobody
+    #: the processes that are killed: "worker", "worker and supervisor", "caller", "all", "helper";
+    #: or the name of a signal for the caller; "": none
     who: str = ""
     #: a command for the shell, soon after the blow
     later: str = ""
@@ -49,7 +49,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the command ended; seconds from the blow to the guest's first new line."""
+    """How the command ended; seconds from the kill to the guest's first new line."""
 
     rc: int
     out: str
@@ -58,7 +58,7 @@ class Outcome:
 
     @property
     def error(self) -> dict[str, Any]:
-        """What it told of its failure, with ``--json``."""
+        """The error that the command printed with ``--json``."""
         error: dict[str, Any] = json.loads(self.out)["error"]
         return error
 
@@ -104,7 +104,7 @@ class Stage:
             time.sleep(0.5)
 
     def assert_back(self, mark: int) -> None:
-        """Since ``mark`` it has gone back to the snapshot, which is whole."""
+        """The guest has reverted to the snapshot since ``mark``, and the snapshot is whole."""
         self.assert_clean()
         check_back(self.guest, self.base, mark)
         assert disk_snapshots(self.guest) == {vdev: [BASE] for vdev in self.guest.disks}
@@ -122,7 +122,7 @@ class Stage:
 
 
 class Stages:
-    """Each kind's, as long as its machine lives."""
+    """One stage for each kind of guest, while its machine lives."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[Machine, str], Stage] = {}

@@ -49,7 +49,7 @@ def victims(who: str, sequence: int, caller: int) -> list[int]:
     return {
         "worker": [sequence],
         "caller": [caller],
-        "worker and keeper": workers,
+        "worker and supervisor": workers,
         "all": [caller, *workers],
         "helper": processes("libxl-save-helper"),
     }[who]

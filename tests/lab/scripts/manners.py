@@ -166,8 +166,8 @@ def low(domain: str, other: str) -> dict[str, Any]:
 def abort(progress: pyxlsnap.Progress) -> None:
     """The end of the worker as libxl's abort() would be it."""
     if progress.phase == "memory":
-        (keeper,) = children()
-        (worker,) = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        (supervisor,) = children()
+        (worker,) = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
         os.kill(int(worker), signal.SIGABRT)
 
 

@@ -31,8 +31,8 @@ class Held:
 
     def __call__(self, progress: Progress) -> None:
         if progress.phase == "domain now suspended":
-            (keeper,) = children(os.getpid())
-            (self._worker,) = children(keeper)
+            (supervisor,) = children(os.getpid())
+            (self._worker,) = children(supervisor)
             os.kill(self._worker, signal.SIGSTOP)
             self.stopped.set()
 

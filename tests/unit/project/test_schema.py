@@ -15,7 +15,7 @@ from pyxlsnap.cli import app
 from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.results import Recovered
-from pyxlsnap.serialize import to_wire
+from pyxlsnap.serialize import error_to_plain
 from tests.unit.support.errors import any_error
 from tests.unit.support.results import PLAN, REVERTED, SNAPSHOT
 
@@ -61,7 +61,7 @@ def test_a_result_with_a_member_more_or_less(command: str, result: Any) -> None:
 
 @given(any_error(), st.sampled_from([*COMMANDS, ""]))
 def test_an_error(error: PyxlsnapError, command: str) -> None:
-    values = to_wire(error)
+    values = error_to_plain(error)
     code = error.exit_code
     SCHEMA.validate(document(command, exit_code=code, error=values))
     for name in values:
@@ -72,7 +72,7 @@ def test_an_error(error: PyxlsnapError, command: str) -> None:
 
 
 def test_a_document_has_a_result_or_an_error() -> None:
-    result, error = asdict(SNAPSHOT), to_wire(PyxlsnapError("x"))
+    result, error = asdict(SNAPSHOT), error_to_plain(PyxlsnapError("x"))
     create = "snapshot-create"
     assert not SCHEMA.is_valid(document(create, exit_code=0))
     assert not SCHEMA.is_valid(document(create, exit_code=0, result=result, error=error))

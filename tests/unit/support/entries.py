@@ -37,7 +37,7 @@ def revert_entry(**more: Any) -> RevertEntry:
 
 
 def killed_revert(uuid: str = UUID) -> RevertEntry:
-    """What the journal says of a revert that was killed."""
+    """The journal entry of a revert that was killed."""
     entry = Journal(uuid).unfinished_revert()
     assert entry
     return entry

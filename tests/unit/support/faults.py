@@ -7,7 +7,7 @@ from pyxlsnap.results import Step
 
 
 class Stepwise(Protocol):
-    """What create and revert have in common."""
+    """The part that create and revert share."""
 
     def steps(self) -> list[Step]: ...
 

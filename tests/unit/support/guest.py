@@ -186,7 +186,7 @@ class FakeGuest:
             self.resumes += 1
 
     def _wait_unpaused(self) -> None:
-        """What a paused guest does with a request that stands: nothing."""
+        """Do nothing with a request while the guest is paused."""
         aborts, end = self.aborts, time.monotonic() + 5
         self.requested = True
         while self.paused and self.aborts == aborts and time.monotonic() < end:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FakeChanges:
-    """What happens to the domains while somebody watches them, one thing after the other."""
+    """The events of the watched domains, in order."""
 
     def __init__(self, changes: list[Callable[[], object]]) -> None:
         self._changes = changes

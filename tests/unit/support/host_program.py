@@ -125,11 +125,11 @@ class Host:
 
 
 def kill(progress: Progress) -> None:
-    """Kill the keeper whose pid is reported as progress, and its worker."""
-    if progress.phase == "keeper":
-        keeper = progress.bytes_done
-        tasks = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-        for pid in (keeper, *map(int, tasks)):
+    """Kill the supervisor whose pid is reported as progress, and its worker."""
+    if progress.phase == "supervisor":
+        supervisor = progress.bytes_done
+        tasks = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+        for pid in (supervisor, *map(int, tasks)):
             os.kill(pid, signal.SIGKILL)
 
 

@@ -81,7 +81,7 @@ def install(here: str) -> None:
 
     @contextmanager
     def toolstack(**_: object) -> Iterator[FakeHost]:
-        load(world)  # as of now: the keeper comes when its worker has died
+        load(world)  # as of now: the supervisor comes when its worker has died
         scene(world)
         happens = world.on_event
 

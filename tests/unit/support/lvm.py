@@ -119,7 +119,7 @@ class FakeLvm:
         return (253, int(real.name)) if real.exists() else None
 
     def links(self) -> None:
-        """What udev and the kernel do: each active volume has a path, and a name in /sys."""
+        """Do the work of udev and the kernel: each active volume gets a path and a name in /sys."""
         wanted = {lv.name: self.data(lv.name) for lv in self.lvs.values() if lv.active}
         for name in self._linked.keys() - wanted.keys():
             self.path(name).unlink()

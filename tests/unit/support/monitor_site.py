@@ -21,7 +21,7 @@ from tests.unit.support.values import UUID
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What a watch is called with."""
+    """The arguments of a watch."""
 
     on_ready: Callable[[], None]
     cancel: Cancel

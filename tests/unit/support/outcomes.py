@@ -1,4 +1,4 @@
-"""What may come of an attempt, whatever was asked for: a whole snapshot, or one clear line."""
+"""The allowed outcomes of any attempt: a whole snapshot, or an error of one clear line."""
 
 from pathlib import Path
 

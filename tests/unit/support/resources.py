@@ -1,4 +1,4 @@
-"""What a process has, before and after; and Python processes of their own."""
+"""The resources of a process, before and after; and separate Python processes."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What happens in a worker on the fake host of :mod:`tests.unit.support.hosted`, scene by scene."""
+"""Scenes for a worker on the fake host of :mod:`tests.unit.support.hosted`."""
 
 import os
 import signal

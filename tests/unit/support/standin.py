@@ -37,7 +37,7 @@ class StandIn:
         revert: Callable[[Call], Reverted] = ordinary.reverted,
         feasibility: Callable[[Call], Feasibility] = ordinary.possible,
     ) -> None:
-        """What each operation does, and what closing libxl does; functions of a module each."""
+        """Set the scenario of each operation, and of the close of libxl: functions of modules."""
         scenarios: dict[str, Callable[[Call], object]] = {
             "create": create,
             "recover": recover,
@@ -50,7 +50,7 @@ class StandIn:
         (self._site / "scenarios.json").write_text(json.dumps(names))
 
     def said(self, name: str = "said") -> str:
-        """What a scenario has written to a file."""
+        """The text that a scenario wrote to a file."""
         return (self.here / name).read_text()
 
 

@@ -1,4 +1,4 @@
-"""What tests wait for, and what a process has open."""
+"""Waits of tests, and the open descriptors of a process."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ on_xen = pytest.mark.skipif(Path("/proc/xen/privcmd").exists(), reason="there is
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has, give or take the one that looks."""
+    """The number of descriptors of this process, with or without the one that counts."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 

@@ -25,7 +25,7 @@ from tests.unit.support.values import UUID
 
 @dataclass(frozen=True)
 class Photo:
-    """What is there at one instant: files, and disk snapshots as (vdev, name)."""
+    """The state at one instant: files, and disk snapshots as (vdev, name)."""
 
     files: frozenset[Path]
     disk_snapshots: frozenset[tuple[str, str]]

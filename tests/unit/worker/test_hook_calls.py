@@ -1,4 +1,4 @@
-"""Hooks: called in the embedder's process at their moment, in time, and whatever happens."""
+"""Hooks: called in the embedder's process, at the right moment, also after failures."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def _no_thread_stays() -> Iterator[None]:
 
 
 class Called:
-    """Hooks that write down that they were called; one may fail, or take its time."""
+    """Hooks that record their calls; one of them may fail, or be slow."""
 
     def __init__(
         self, *, failing: str = "", slow: str = "", seconds: float = 0.5, limit_s: float = 10
@@ -231,7 +231,7 @@ def test_one_that_does_not_end_needs_a_person(worker: StandIn) -> None:
     with pytest.raises(NeedsAttention, match="hook before_suspend has not ended") as caught:
         api.create_snapshot("vm1", hooks=called.hooks)
     assert caught.value.left == (
-        "the hook before_suspend has not ended, and may undo after_resume",
+        "the hook before_suspend has not ended, and may undo what after_resume did",
     )
     assert called.names == ["before_suspend", "after_resume"]
 
@@ -246,7 +246,7 @@ def test_one_that_does_not_end_has_nothing_to_undo_where_there_is_no_second(
     assert not isinstance(caught.value, NeedsAttention)
 
 
-def test_a_coroutine_function_is_none(worker: StandIn) -> None:
+def test_a_coroutine_function_is_refused(worker: StandIn) -> None:
     worker.set(scenarios.asked)
 
     async def hook(_: Moment) -> None:
@@ -272,7 +272,7 @@ def test_a_revert_that_could_not_be_stopped_any_more_is_told_of(
 
 
 def interrupting(hook: str) -> Hooks:
-    """Hooks of which one is in the middle when Ctrl-C comes."""
+    """Hooks of which one is interrupted by Ctrl-C."""
 
     def interrupt(_: Moment) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -302,7 +302,7 @@ def test_ctrl_c_when_it_is_done_says_so(worker: StandIn) -> None:
 
 
 @pytest.mark.parametrize("limit_s", [0, -1, float("nan"), float("inf")])
-def test_a_limit_that_is_none_is_refused(limit_s: float) -> None:
+def test_an_impossible_limit_is_refused(limit_s: float) -> None:
     with pytest.raises(UsageError, match="limit_s"):
         Hooks(limit_s=limit_s)
 

@@ -1,4 +1,4 @@
-"""What a host must not notice, and what it may do: with the real libxl, where there is no Xen."""
+"""A host must notice nothing, and may do anything: with the real libxl, without Xen."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_a_host(host: Callable[[], None], worker: StandIn) -> None:
 
 @contextmanager
 def room_for(descriptors: int) -> Iterator[None]:
-    """This process can open so many more, and no more."""
+    """Let this process open this number of descriptors, and no more."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     filling: list[int] = []
@@ -134,7 +134,7 @@ class TestImport:
         )
 
     def test_takes_little_time(self, figure: Callable[[str], None]) -> None:
-        """What it takes beside the modules of Python that it needs is ours."""
+        """Compare with the time of the modules of Python that the import needs."""
         python = "dataclasses, enum, json, logging, pathlib, secrets, socket, subprocess"
         nothing, of_python, all_of_it = (
             min(cpu_seconds(code) for _ in range(5))
@@ -148,7 +148,7 @@ class TestImport:
 
 
 def cpu_seconds(code: str) -> float:
-    """What a program of its own takes."""
+    """The CPU time of a separate program."""
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)
     _, status, usage = os.wait4(pid, 0)
     assert status == 0

@@ -1,4 +1,4 @@
-"""Caller and worker: whichever dies, the other one knows, and nothing is left behind."""
+"""Caller and worker: if one of them dies, the other notices, and nothing is left behind."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ from pyxlsnap.errors import (
 from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
 from pyxlsnap.request import CreateRequest
 from pyxlsnap.results import Artefact, DomainEvent, PlannedDisk, Progress, Recovered
-from pyxlsnap.serialize import log_from_wire, log_to_wire
+from pyxlsnap.serialize import log_from_plain, log_to_plain
 from pyxlsnap.worker.channel import Channel
 from tests.unit.support.scenarios import apart, deaths, logs, ordinary, watches
 from tests.unit.support.standin import StandIn, kill_by_progress
@@ -133,8 +133,8 @@ class TestTheWorkerDies:
         assert isinstance(e.value.__cause__, WorkerDied)
         assert not (worker.here / "recovered").exists()
 
-    def test_with_the_lock_and_its_keeper_recovers(self, worker: StandIn) -> None:
-        """The recovery takes the lock, so the shares of it must have fallen, too."""
+    def test_with_the_lock_and_its_supervisor_recovers(self, worker: StandIn) -> None:
+        """The recovery takes the lock, so all copies of the lock must be released."""
         worker.set(deaths.with_the_lock)
         with pytest.raises(OperationFailed) as caught:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
@@ -154,8 +154,8 @@ class TestTheWorkerDies:
             api.create_snapshot("vm1", on_progress=lambda _: (worker.here / "cut off").touch())
         assert caught.value.undone == ("recovered",)
 
-    def test_and_so_does_its_keeper_and_its_caller_recovers(self, worker: StandIn) -> None:
-        worker.set(deaths.with_its_keeper)
+    def test_and_so_does_its_supervisor_and_its_caller_recovers(self, worker: StandIn) -> None:
+        worker.set(deaths.with_its_supervisor)
 
         def kill_both(progress: Progress) -> None:
             (worker_pid,) = children(progress.bytes_done)
@@ -166,8 +166,8 @@ class TestTheWorkerDies:
             api.create_snapshot("vm1", on_progress=kill_both)
         assert caught.value.undone == ("recovered",)
 
-    def test_not_when_only_its_keeper_does(self, worker: StandIn) -> None:
-        worker.set(deaths.only_the_keeper)
+    def test_not_when_only_its_supervisor_does(self, worker: StandIn) -> None:
+        worker.set(deaths.only_the_supervisor)
         assert api.create_snapshot("vm1").name == "snap"
         assert not (worker.here / "recovered").exists()
 
@@ -178,7 +178,9 @@ class TestTheWorkerDies:
         assert done.returncode == -signal.SIGKILL
         assert eventually((worker.here / "recovered").exists)
 
-    def test_and_a_revert_is_finished_by_its_keeper(self, worker: StandIn, tmp_path: Path) -> None:
+    def test_and_a_revert_is_finished_by_its_supervisor(
+        self, worker: StandIn, tmp_path: Path
+    ) -> None:
         worker.set(revert=deaths.with_the_lock_by_itself, recover=deaths.finished_a_revert)
         (tmp_path / "a.cfg").write_text("memory_path = '/m'\n")
         reverted = api.revert_snapshot("vm1", tmp_path / "a.cfg")
@@ -226,7 +228,7 @@ class TestTheWorkerDies:
         with pytest.raises(NeedsAttention, match="signal 6") as caught:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
         assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
-        assert worker.said("tries") == "xx"  # its keeper's, and its caller's
+        assert worker.said("tries") == "xx"  # its supervisor's, and its caller's
 
     def test_what_it_wrote_to_stderr_is_in_the_error(self, worker: StandIn) -> None:
         worker.set(deaths.aborted)
@@ -306,7 +308,7 @@ class TestCancel:
         assert caplog.messages == error.__notes__
         assert vars(caplog.records[0])["operation"] == "create"
 
-    def test_a_look_is_not_said_to_be_done(self, worker: StandIn) -> None:
+    def test_a_check_is_not_reported_as_done(self, worker: StandIn) -> None:
         worker.set(feasibility=ordinary.possible_with_a_warning)
 
         class Interrupts(logging.Handler):
@@ -356,9 +358,9 @@ class TestCancel:
 
     @pytest.mark.parametrize(
         "scenario",
-        [ordinary.tells_its_pid_and_rolls_back, ordinary.tells_its_keepers_pid_and_rolls_back],
+        [ordinary.tells_its_pid_and_rolls_back, ordinary.tells_its_supervisors_pid_and_rolls_back],
     )
-    def test_by_a_sigterm_to_the_worker_or_its_keeper(
+    def test_by_a_sigterm_to_the_worker_or_its_supervisor(
         self, worker: StandIn, scenario: Callable[[Call], NoReturn]
     ) -> None:
         worker.set(scenario)
@@ -481,7 +483,7 @@ class TestWire:
     def test_log_records_survive(self, text: str, level: int, domain: str | None) -> None:
         extra = {} if domain is None else {"domain": domain}
         record = logging.getLogger("x").makeRecord("x", level, "", 0, text, (), None, extra=extra)
-        there = log_from_wire(log_to_wire(record))
+        there = log_from_plain(log_to_plain(record))
         assert there.getMessage() == record.getMessage()
         assert (there.levelno, there.name, there.created) == (level, "x", record.created)
         assert getattr(there, "domain", None) == domain
@@ -511,7 +513,7 @@ class TestMonitor:
         with pytest.raises(LookupError, match="mine"):
             api.monitor_domain("vm1", on_event=fail)
 
-    def test_that_it_died_is_said(self, worker: StandIn) -> None:
+    def test_the_death_of_the_worker_is_reported(self, worker: StandIn) -> None:
         worker.set(monitor=deaths.killed_while_it_watches)
         with pytest.raises(NeedsAttention, match="killed by signal 9; no process watches vm1") as e:
             api.monitor_domain("vm1")
@@ -519,7 +521,7 @@ class TestMonitor:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_who_is_to_watch_afterwards_is_told_to_the_worker(worker: StandIn, wanted: bool) -> None:
+def test_the_worker_knows_whether_to_start_a_monitor(worker: StandIn, wanted: bool) -> None:
     worker.set(ordinary.says_who_watches)
     api.create_snapshot("vm1", monitor=wanted)
     assert ("start_monitor at" in worker.said()) is wanted

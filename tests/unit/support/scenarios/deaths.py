@@ -16,13 +16,13 @@ from tests.unit.support.values import UUID
 
 
 def without_the_lock(call: Call) -> NoReturn:
-    """Whoever gets its pid kills it."""
+    """Report the pid, so that the test can kill this process."""
     call.report("pid", os.getpid())
     sleep()
 
 
 def with_the_lock(call: Call) -> NoReturn:
-    """Whoever gets its pid kills it."""
+    """Report the pid, so that the test can kill this process."""
     call.take_lock()
     without_the_lock(call)
 
@@ -32,14 +32,14 @@ def with_the_lock_by_itself(call: Call) -> NoReturn:
     die()
 
 
-def with_its_keeper(call: Call) -> NoReturn:
-    """Whoever gets its keeper's pid kills both."""
+def with_its_supervisor(call: Call) -> NoReturn:
+    """Report the supervisor's pid, so that the test can kill both."""
     call.take_lock()
-    call.report("keeper", os.getppid())
+    call.report("supervisor", os.getppid())
     sleep()
 
 
-def only_the_keeper(call: Call) -> Snapshot:
+def only_the_supervisor(call: Call) -> Snapshot:
     os.kill(os.getppid(), signal.SIGKILL)
     call.take_lock()
     call.report("x")
@@ -126,7 +126,7 @@ def recovery_waits(call: Call) -> Recovered:
 
 
 def by_the_domains_name(call: Call) -> Snapshot:
-    """Of the domain "aborted" and the domain "killed"; that of others lives."""
+    """Die if the domain is named "aborted" or "killed"; else succeed."""
     signals = {
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         "ignored": [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN],
@@ -137,7 +137,7 @@ def by_the_domains_name(call: Call) -> Snapshot:
     call.take_lock()
     call.report("memory", 1, 2)
     if call.domain == "killed":
-        call.report("keeper", os.getppid())
+        call.report("supervisor", os.getppid())
         sleep()
     return SNAPSHOT
 

@@ -51,7 +51,7 @@ def asked_and_needs_a_person(call: Call) -> NoReturn:
 
 
 def asked_and_killed(call: Call) -> NoReturn:
-    """With the lock; whoever gets its pid kills it."""
+    """Hold the lock and report the pid, so that the test can kill this process."""
     call.take_lock()
     call.ask()
     call.report("pid", os.getpid())

@@ -78,7 +78,7 @@ def tells_its_pid_and_rolls_back(call: Call) -> NoReturn:
     rolls_back(call)
 
 
-def tells_its_keepers_pid_and_rolls_back(call: Call) -> NoReturn:
+def tells_its_supervisors_pid_and_rolls_back(call: Call) -> NoReturn:
     call.report("pid", os.getppid(), 2)
     rolls_back(call)
 
