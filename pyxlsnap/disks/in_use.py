@@ -26,10 +26,16 @@ def users(target: Path) -> list[str]:
 
     :raises OSError: there is no such file.
     """
-    found = [process_text(pid) for pid in holders(target)] + _loops(target)
-    if target.is_block_device():
-        found += _kernel_users(target.stat().st_rdev)
-    return found
+    return [process_text(pid) for pid in holders(target)] + kernel_users(target)
+
+
+def kernel_users(target: Path) -> list[str]:
+    """The kernel's users alone.
+
+    :raises OSError: there is no such file.
+    """
+    found = _loops(target)
+    return found + _users_of_device(target.stat().st_rdev) if target.is_block_device() else found
 
 
 def wait_until_unused(disk: Disk, target: Path) -> None:
@@ -110,7 +116,7 @@ def _is_over(backing: Path, target: Path) -> bool:
         return False  # detached meanwhile, or over a file that has been deleted
 
 
-def _kernel_users(device: int) -> list[str]:
+def _users_of_device(device: int) -> list[str]:
     """What in the kernel has a block device: blkback, and block devices that are built on it."""
     number = f"{os.major(device):x}:{os.minor(device):x}"
     backends = (paths.SYS / "bus/xen-backend/devices").glob("*/physical_device")

@@ -12,13 +12,14 @@ Undo = Callable[[], Sequence[str]]
 
 
 def undo_each(undos: Iterable[Undo]) -> list[str]:
-    """Call each of them, and return what was undone, a line each.
+    """Call each of them, and return what was undone, a line each. Not to be nested.
 
     If some fail, what the others undid is logged: the error has no place for it.
 
-    :raises PyxlsnapError: some failed; all were called. The message has the text of each failure,
-        and names each disk once. A single failure is raised as it is. Several are one
-        :class:`DiskError`, with the vdevs of all disks concerned, if each of them is one.
+    :raises PyxlsnapError: some failed, in whatever way; all were called. The message has the text
+        of each failure, and names each disk once. A single failure is raised as it is, if it is a
+        :class:`PyxlsnapError`. Several are one :class:`DiskError`, with the vdevs of all disks
+        concerned, if each of them is one.
     """
     undone: list[str] = []
     failures: list[PyxlsnapError] = []
@@ -27,6 +28,9 @@ def undo_each(undos: Iterable[Undo]) -> list[str]:
             undone += undo()
         except PyxlsnapError as e:
             failures.append(e)
+        except Exception as e:  # a bug, or a program that cannot be started: the next disk's turn
+            log.exception("an undo failed")
+            failures.append(PyxlsnapError(f"{type(e).__name__}: {e}"))
     if failures:
         for line in undone:
             log.info("%s", line)

@@ -274,9 +274,8 @@ def refuse_missing_paths(config: DomainConfig, *, besides: Collection[str] = ())
     ]
     missing = [p for p in needed if p.startswith("/") and not os.path.exists(p)]
     bridges = [str(n.get("bridge") or "") for n in config.devices("nics")]
-    missing += [
-        f"bridge {b}" for b in bridges if b and not os.path.exists(paths.SYS / "class/net" / b)
-    ]
+    network = f"{paths.SYS}/class/net"  # as text: a name that begins with / must stay below
+    missing += [f"bridge {b}" for b in bridges if b and not os.path.exists(f"{network}/{b}")]
     if missing:
         raise Refused(
             f"the saved domain needs {', '.join(missing)}, which does not exist: create it first"

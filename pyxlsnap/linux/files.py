@@ -188,6 +188,8 @@ def make_directory(directory: Path) -> list[Path]:
             try:
                 path.mkdir(_PRIVATE_DIRECTORY)
             except FileExistsError:
+                if not path.is_dir():
+                    raise
                 continue  # another operation has just made it: it is not ours to remove
             made.append(path)
     except OSError as e:

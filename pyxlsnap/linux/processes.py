@@ -19,8 +19,8 @@ def python(module: str, *arguments: str) -> list[str]:
 
 def environment() -> Mapping[str, str]:
     """The environment for :func:`python`: the same import path as this process."""
-    paths = [str(Path(p).absolute()) for p in sys.path if p]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    imported_from = [str(Path(p).absolute()) for p in sys.path if p]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(imported_from)}
 
 
 def fresh_signals() -> None:

@@ -104,6 +104,7 @@ class Toolstack:
 
         :meta private:
         """
+        self._context.check_usable()
         file = paths.XL_CONF
         try:
             found = parse_cfg(file.read_bytes(), file=str(file), strings=["autoballoon"], lists=[])

@@ -6,6 +6,7 @@ The transaction is the commit point of the whole snapshot: QEMU does all of it, 
 from collections.abc import Mapping, Sequence
 
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.qcow2.checks import refuse_kernel_users
 from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
@@ -102,6 +103,8 @@ class Qcow2:
     # revert
 
     def check_revert(self) -> None:
+        for disk in self._disks:
+            refuse_kernel_users(disk)
         self._internal.check_revert()
         self._external.check_revert()
 

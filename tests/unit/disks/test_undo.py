@@ -92,3 +92,14 @@ def test_an_interrupt_ends_it() -> None:
     with pytest.raises(KeyboardInterrupt):
         undo_each([failing(KeyboardInterrupt()), undo("xvdb", "", called)])
     assert called == []
+
+
+@pytest.mark.parametrize("error", [OSError(11, "no process"), KeyError("node"), StopIteration()])
+def test_a_failure_of_another_kind_stops_no_other_disk(error: Exception) -> None:
+    called: list[str] = []
+    undos = [failing(error), undo("xvdb", "no room", called), undo("xvdc", "", called)]
+    with pytest.raises(PyxlsnapError) as caught:
+        undo_each(undos)
+    assert called == ["xvdb", "xvdc"]
+    for part in (type(error).__name__, "xvdb: no room"):
+        assert part in str(caught.value)

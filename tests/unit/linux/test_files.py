@@ -232,6 +232,12 @@ class TestDirectories:
             make_directory(tmp_path / where)
         assert {p.name for p in tmp_path.iterdir()} == {"file", "link"}
 
+    def test_a_dangling_link_on_the_way_is_named(self, tmp_path: Path) -> None:
+        """A volume that is not mounted."""
+        (tmp_path / "link").symlink_to("nowhere")
+        with pytest.raises(Refused, match=f"{tmp_path}/link: File exists"):
+            make_directory(tmp_path / "link" / "a" / "b")
+
 
 class TestOpenRegular:
     def test_reads_a_file(self, tmp_path: Path) -> None:
