@@ -111,12 +111,14 @@ class Journal:
         """Write the journal to disk, before anything is changed.
 
         :raises AlreadyExists: there is a journal: an operation was killed and not recovered yet.
-        :raises Refused: the journal cannot be written.
+        :raises Refused: the journal cannot be written, or could not be read again.
         """
+        data = _encoded(entry)
+        _check_readable(data, entry)
         make_directory(self.path.parent)
         try:
             with NewFile(self.path) as new:
-                new.file.write(_encoded(entry))
+                new.file.write(data)
                 new.publish()
         except OSError as e:
             raise Refused(
@@ -209,6 +211,21 @@ def _entry(values: Message) -> Entry:
     if len(entry.devices) != len(entry.disks):
         raise ValueError("the numbers of disks and devices differ")
     return entry
+
+
+def _check_readable(data: bytes, entry: Entry) -> None:
+    """A recovery must be able to read the journal. Other packages' disk strategies fill it, too.
+
+    :raises Refused: the journal would be refused, or read as something else.
+    """
+    values: Message = json.loads(data)
+    del values["version"]
+    try:
+        read = _entry(values)
+    except (TypeError, ValueError, KeyError) as e:
+        raise Refused(f"the journal of {entry.domain} could not be read by a recovery: {e}") from e
+    if read != entry:
+        raise Refused(f"a recovery would read the journal of {entry.domain} differently")
 
 
 def _unfinished(entry: Entry) -> Refused:

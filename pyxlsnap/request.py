@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, get_args
 
+from pyxlsnap.errors import UsageError
 from pyxlsnap.hooks import Hook
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.results import OnEvent, OnProgress
@@ -125,6 +126,17 @@ def revert_command(request: RevertRequest) -> str:
     words = ["pyxlsnap", "snapshot-revert", request.domain, request.cfgfile]
     words += ["--running"] * request.running + ["--force"] * request.force
     return command(words)
+
+
+def check_request(request: Request) -> None:
+    """Make sure that the worker process and the journal can take a request.
+
+    :raises UsageError: a value is not of the type that the function's signature says.
+    """
+    try:
+        request_from_plain(request_to_plain(request))
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"{request.operation}: {e}") from e
 
 
 def request_to_plain(request: Request) -> Message:

@@ -44,7 +44,16 @@ def _rebuild_dataclass(kind: type, plain: Any) -> Any:
     values = _checked(dict, plain)
     if unknown := values.keys() - hints.keys():
         raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
-    return kind(**{name: rebuild(hints[name], value) for name, value in values.items()})
+    return kind(
+        **{name: _rebuild_field(name, hints[name], value) for name, value in values.items()}
+    )
+
+
+def _rebuild_field(name: str, kind: Any, plain: Any) -> Any:
+    try:
+        return rebuild(kind, plain)
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"{name}: {e}") from e
 
 
 def _checked(kind: type, plain: Any) -> Any:

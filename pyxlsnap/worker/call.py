@@ -24,6 +24,7 @@ from pyxlsnap.request import (
     RecoverRequest,
     Request,
     RevertRequest,
+    check_request,
     in_words,
 )
 from pyxlsnap.results import OnEvent, OnProgress, Recovered, Reverted
@@ -48,9 +49,11 @@ def run(
     """Have a worker process do what a request asks for.
 
     :param returns: the type of the operation's result.
+    :raises UsageError: a value of the request is of the wrong type.
     :raises PyxlsnapError: the operation failed, or its worker died. The class and the attributes
         say in which state the domain is.
     """
+    check_request(request)
     calls = HookCalls(hooks)
     ignore = Callbacks()
     try:

@@ -53,6 +53,8 @@ class WorkerClient:
         self.done: Message | None = None
         #: the supervisor's message after the death of the worker
         self.recovery: Message | None = None
+        level = log.getEffectiveLevel()
+        start = {"request": request_to_plain(request), "hooks": hooks.wanted, "log_level": level}
         with ExitStack() as started:
             self._stderr = started.enter_context(scratch_file())
             ours, theirs = socket.socketpair()
@@ -72,8 +74,6 @@ class WorkerClient:
             # By pidfd: if other code reaps the process, another process may get its pid.
             self._process = Process(self._popen.pid)
             started.pop_all()
-        level = log.getEffectiveLevel()
-        start = {"request": request_to_plain(request), "hooks": hooks.wanted, "log_level": level}
         self._send(start)
 
     def cancel(self) -> bool:

@@ -195,3 +195,21 @@ def test_a_revert_is_finished_by_another_one(journal: Journal) -> None:
 def test_without_a_journal_nothing_is_in_the_way(journal: Journal) -> None:
     journal.refuse_unfinished()
     assert journal.unfinished_revert() is None
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        create_entry(disk_state={"xvda size": 1024}),
+        create_entry(disk_state={"xvda size": None}),
+        create_entry(kinds={"xvda": None}),
+        create_entry(request=CreateRequest(domain="vm1", live=1)),  # type: ignore[arg-type]
+        revert_entry(kinds={"xvda": 5}),
+        revert_entry(paused=None),
+    ],
+)
+def test_what_a_recovery_could_not_read_is_not_written(journal: Journal, entry: Entry) -> None:
+    """A disk strategy of another package may give values of any type."""
+    with pytest.raises(Refused, match="could not be read by a recovery"):
+        journal.write(entry)
+    assert journal.read() is None

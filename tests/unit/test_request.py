@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyxlsnap.errors import UsageError
+from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.request import (
     CreateRequest,
     FeasibilityRequest,
@@ -21,6 +23,8 @@ from pyxlsnap.request import (
     request_to_plain,
     revert_command,
 )
+from pyxlsnap.results import Snapshot
+from pyxlsnap.worker.call import run
 
 SECONDS = st.floats(0, 1e9)
 REVERTS = st.builds(RevertRequest, wait_s=SECONDS)
@@ -85,3 +89,24 @@ def test_every_request_says_what_operation_it_is() -> None:
     operations = [cls.operation for cls in get_args(Request)]
     assert len(set(operations)) == len(operations) == 5
     assert all("domain" in {f.name for f in fields(cls)} for cls in get_args(Request))
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (CreateRequest(domain=5), "create: domain: 5 is not of type str"),  # type: ignore[arg-type]
+        (CreateRequest(domain="vm1", live=None), "live: None"),  # type: ignore[arg-type]
+        (RevertRequest(domain="vm1", cfgfile="/c", force="no"), "force: 'no'"),  # type: ignore[arg-type]
+        (RecoverRequest(domain=5), "recover: domain: 5"),  # type: ignore[arg-type]
+        (
+            CreateRequest(domain="vm1", config=SnapshotConfig(name=7)),  # type: ignore[arg-type]
+            "config: name: 7 is not of type str",
+        ),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_before_a_worker_starts(
+    request_: Request, says: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        run(request_, Snapshot)
+    assert says in str(caught.value)
