@@ -61,7 +61,7 @@ def read_cfgfile(request: CreateRequest) -> CreateRequest:
         return request
     found = cfgfile.read(Path(request.cfgfile))
     if said.name and found.name and said.name != found.name:
-        log.warning("the cfgfile says that the name is %s: %s is ignored", found.name, said.name)
+        log.warning("the cfgfile names the snapshot %s: %s is ignored", found.name, said.name)
     memory = found.memory_path  # relative to the file, as it is for a revert; we may be in /
     if memory:
         memory = str(Path(request.cfgfile).parent / memory)

@@ -112,14 +112,14 @@ class CreatePlan:
         disks = max(self.strategies, key=lambda s: s.expected_seconds(), default=None)
         slowest = disks.expected_seconds() if disks else 0.0
         if not self.live and self.seconds_suspended - slowest > max_downtime:
-            way_out = "take it with --live"
+            way_out = "take a live snapshot (--live)"
         elif disks and slowest > _LAST_PASS_S:
-            way_out = f"most of that is for {', '.join(disks.vdevs)} ({disks.kind})"
+            way_out = f"most of this time is for {', '.join(disks.vdevs)} ({disks.kind})"
         else:
-            way_out = "that is as short as it can be"
+            way_out = "no shorter time is possible: allow more"
         raise Refused(
-            f"{self.guest.name} is expected to stand still for {self.seconds_suspended:.1f} s, and "
-            f"{max_downtime:g} s were allowed: {way_out}"
+            f"{self.guest.name} is expected to be suspended for about "
+            f"{self.seconds_suspended:.1f} s, and max_downtime allows {max_downtime:g} s: {way_out}"
         )
 
     def summary(self) -> Plan:
@@ -249,7 +249,9 @@ def _choose_disks(
     named = {r.vdev for r in wanted}
     forgotten = [d.vdev for d in writable if d.vdev not in named]
     left_out |= dict.fromkeys(forgotten, "not named in the cfgfile")
-    warnings = [f"{v} is not in the snapshot: reverting it will be risky" for v in forgotten]
+    warnings = [
+        f"{v} is not in the snapshot: a revert to the snapshot will be risky" for v in forgotten
+    ]
     return [(by_vdev[r.vdev], r) for r in wanted], left_out, warnings
 
 
@@ -262,8 +264,8 @@ def _choose_places(
     refuse_existing(memory)
     if os.path.lexists(cfg):
         raise AlreadyExists(
-            f"{cfg} exists, and our cfgfile would go there: choose another name, or another "
-            f"directory for memory_path",
+            f"{cfg} exists already, and the snapshot's cfgfile would have the same path: choose "
+            f"another name, or another directory for memory_path",
             where=str(cfg),
         )
     _refuse_same_place(requests, memory, cfg)
@@ -282,7 +284,7 @@ def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: 
     for place, found in places.items():
         if len(found) > 1:
             raise UsageError(
-                f"{' and '.join(found)} would be in one place, {place}: give each its own"
+                f"{' and '.join(found)} would have the same path {place}: give each its own path"
             )
 
 

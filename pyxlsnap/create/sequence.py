@@ -177,7 +177,10 @@ class Creation:
         """Whoever resumes it now has let it write: memory and disks do not belong together."""
         if not self._guest.check_same().suspended:
             name = self._guest.name
-            raise OperationFailed(f"somebody else has resumed {name}", step="suspended")
+            raise OperationFailed(
+                f"another program has resumed {name}: its memory and disks do not match any more",
+                step="suspended",
+            )
 
     def _finish_disks(self) -> None:
         for strategy in self._plan.strategies:
@@ -208,7 +211,7 @@ class Creation:
         try:
             _in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
         except DomainNotFound as e:
-            left.append(f"{e}: somebody else has destroyed it")
+            left.append(f"{e}: another program has destroyed the domain")
         except GuestTimeout as e:  # it runs, but nobody knows for how long
             left.append(str(e))
         except BaseException as e:  # a bug is no reason to delete the guest's only copy
@@ -326,7 +329,7 @@ class Creation:
                 found += strategy.artefacts(self._guest.name)
             except Exception as e:
                 vdevs = ", ".join(strategy.vdevs)
-                unsaid.append(f"{vdevs}: {strategy.kind} cannot say where it is: {e}")
+                unsaid.append(f"{vdevs}: {strategy.kind} cannot name its disk snapshots: {e}")
         return found, unsaid
 
 
@@ -345,5 +348,5 @@ def _describe(step: str, cause: BaseException, domain: str, memory: Path) -> str
     if isinstance(cause, OSError) and not isinstance(cause, PyxlsnapError):
         said = f"{cause.filename or memory}: {cause.strerror or cause}"
     if step in _WRITING and is_full(memory.parent):  # libxl does not always say so
-        said += f"; {memory.parent} is full: make room, or name another place with memory_path"
+        said += f"; {memory.parent} is full: free space there, or set memory_path to another place"
     return f"the snapshot of {domain} failed ({step}): {said}"

@@ -102,13 +102,18 @@ def carry_out(decided: Decision, host: Host, entry: RevertEntry) -> Recovered:
         case Decision.LEAVE if guest:
             return _leave(guest, entry)
         case Decision.ASK_STARTED:
-            why = f"{guest} was started since, and its disks may be half-reverted"
+            why = (
+                f"{guest} was started after its revert to {entry.name} was killed, and its "
+                f"disks may be reverted only in part"
+            )
         case Decision.ASK_ENDED:
-            why = f"{entry.domain} was brought back to {entry.name} and has ended since, or runs on"
+            why = (
+                f"{entry.domain} was restored to {entry.name}, and has ended or was restarted since"
+            )
         case _:
             why = f"reverting {entry.domain} to {entry.name} failed, and was not finished"
     raise NeedsAttention(
-        f"{why}; to go to the snapshot run the command again, else remove "
+        f"{why}; to go to the snapshot, run the command again; to keep the present state, remove "
         f"{Journal(entry.uuid).path}",
         step="recover",
         left=[why],
@@ -118,8 +123,8 @@ def carry_out(decided: Decision, host: Host, entry: RevertEntry) -> Recovered:
 
 def _leave(guest: Guest, entry: RevertEntry) -> Recovered:
     line = (
-        f"{guest} runs and was left alone; what was kept of its disks before the revert to "
-        f"{entry.name} may still be there"
+        f"{guest} runs and was left alone; kept copies of its disks, from before the revert to "
+        f"{entry.name}, may be left"
     )
     return Recovered((line,), rolled_back=False)
 
@@ -161,7 +166,7 @@ def _drop_kept(guest: Guest, entry: RevertEntry) -> list[str]:
     try:
         found = strategies(chosen, DiskTask(entry.name), entry.kinds)
     except Exception as e:
-        return [f"what was kept of the disks could not be removed: {e}"]
+        return [f"the kept state of the disks before the revert could not be removed: {e}"]
     return drop_kept(found, guest.domid)
 
 
@@ -180,10 +185,10 @@ def redo(host: Host, entry: RevertEntry, callbacks: Callbacks) -> Recovered:
         raise
     except PyxlsnapError as e:
         raise NeedsAttention(
-            f"reverting {entry.domain} to {entry.name} was killed once the destroy had begun, and "
-            f"finishing it failed: {e}; run the command again when that is mended",
+            f"reverting {entry.domain} to {entry.name} was killed after the destroy had begun, and "
+            f"finishing the revert failed: {e}; correct the cause, then run the command again",
             step="recover",
-            left=[f"{entry.domain} is off or half restored, its disks may be reverted"],
+            left=[f"{entry.domain} is off or incomplete, and its disks may be reverted already"],
             finish=revert_command(entry.request),
         ) from e
 

@@ -52,7 +52,7 @@ def undo_create(host: Host, entry: CreateEntry) -> Recovered:
             step="recover",
             undone=done,
             left=left,
-            finish=f"when you have looked at it: rm {Journal(entry.uuid).path}",
+            finish=f"check what is left, then run: rm {Journal(entry.uuid).path}",
         )
     return Recovered(tuple(done), rolled_back=True)
 
@@ -66,7 +66,7 @@ def _adopt(domid: int, entry: CreateEntry) -> Adopted:
         raise NeedsAttention(
             f"{e}",
             step="recover",
-            left=[f"{entry.domain} may be suspended, and disk snapshots {entry.name} be there"],
+            left=[f"{entry.domain} may be suspended, and disk snapshots {entry.name} may exist"],
             finish=f"pyxlsnap snapshot-recover {entry.uuid}",
         ) from e
     return [(strategy, _hindrance(strategy, domid, entry)) for strategy in found]

@@ -28,7 +28,10 @@ def plan_present(host: Host, plan: RevertPlan, cancel: Cancel) -> CreatePlan:
     """
     guest = plan.guest
     if guest is None:
-        raise Refused(f"{plan.config.name} is off: there is nothing to keep (--keep-current)")
+        raise Refused(
+            f"{plan.config.name} is off and has no present state to keep: run the command without "
+            f"--keep-current"
+        )
     Journal(guest.uuid).refuse_unfinished()
     name = f"before-{plan.name[:_KEPT_NAME]}-{datetime.now():%Y%m%d-%H%M%S}"
     config = SnapshotConfig(
@@ -74,7 +77,7 @@ def take_present(
             strategy.check_revert()
     except PyxlsnapError as e:
         raise OperationFailed(
-            f"{e}; nothing was changed, but the present was kept: {kept.cfgfile}",
+            f"{e}; nothing was changed; the snapshot of the present state stays: {kept.cfgfile}",
             step="keep current",
         ) from e
     return kept.cfgfile

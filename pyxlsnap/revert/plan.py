@@ -126,7 +126,9 @@ def make_plan(
     _refuse(host, config, guest, [d for d, _ in chosen])
     risks = _risks(host, saved, config, guest, {d.vdev for d, _ in chosen})
     if risks and not request.force:
-        what = f"reverting {config.name} is risky: {'; '.join(risks)}: --force does it anyway"
+        what = (
+            f"reverting {config.name} is risky: {'; '.join(risks)}; to revert anyway, add --force"
+        )
         raise Risky(what, reasons=risks)
     plan = RevertPlan(
         request=request,
@@ -193,7 +195,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
     except BadMemoryFile as e:
         what = e.message.removeprefix(f"{path}: ")
         raise BadMemoryFile(
-            f"{what}; take another copy of the file, or another snapshot", path=str(path)
+            f"{what}; use another copy of the file, or another snapshot", path=str(path)
         ) from e
     except OSError as e:
         raise BadMemoryFile(f"cannot be read: {e.strerror}", path=str(path)) from e
@@ -220,7 +222,7 @@ def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
         pass
     if domain not in (config.name, config.uuid):
         raise DomainNotFound(
-            f"there is no domain {domain!r}, and the snapshot is of {config.name!r}: name that",
+            f"there is no domain {domain!r}, and the snapshot is of {config.name!r}: use this name",
             domain=domain,
             nearest=(config.name,),
         )
@@ -228,23 +230,23 @@ def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
         renamed = host.find(config.uuid)
     except DomainNotFound:
         return None
-    raise Refused(f"{domain!r} is called {renamed.name!r} now: name it so")
+    raise Refused(f"{domain!r} is called {renamed.name!r} now: use this name")
 
 
 def _snapshot_name(request: RevertRequest, meta: Metadata | None) -> str:
     said = _config(request).name
     if said and meta and said != meta.name:
         raise ConfigError(
-            f"is {said!r}, but the memory file belongs to snapshot {meta.name!r}: the disks "
-            f"would not fit the memory; use the cfgfile of that snapshot",
+            f"is {said!r}, but the memory file belongs to snapshot {meta.name!r}: memory and "
+            f"disks would not match; use the cfgfile of snapshot {meta.name!r}",
             file=request.cfgfile,
             item="name",
         )
     name = said or (meta.name if meta else None)
     if not name:
         raise ConfigError(
-            "is missing, and the memory file (made by another program) does not tell it: add the "
-            "name that its disk snapshots have",
+            "is missing, and the memory file (made by another program) contains no name "
+            "either: add the name of the disk snapshots",
             file=request.cfgfile,
             item="name",
         )
@@ -268,8 +270,8 @@ def _choose_disks(
         named = tuple(DiskRequest(d.vdev) for d in config.disks if not d.left_out)
     if unknown := [r.vdev for r in named if r.vdev not in by_vdev]:
         raise ConfigError(
-            f"{config.name}, as it was saved, has no disk {', '.join(unknown)} (its disks: "
-            f"{', '.join(by_vdev) or 'none'})",
+            f"the saved configuration of {config.name} has no disk {', '.join(unknown)} "
+            f"(its disks: {', '.join(by_vdev) or 'none'})",
             file=request.cfgfile,
             item="disks",
         )
@@ -293,10 +295,12 @@ def _risks(
     reasons = []
     outside = [d.vdev for d in config.disks if not d.left_out and d.vdev not in in_snapshot]
     if outside:
-        reasons.append(f"{', '.join(outside)} is not in the snapshot and has gone on since")
+        reasons.append(
+            f"disks are not in the snapshot and may have changed since: {', '.join(outside)}"
+        )
     if saved.xen != host.xen_version():
         made, now = ("{}.{}".format(*v) for v in (saved.xen, host.xen_version()))
-        reasons.append(f"the memory was saved on Xen {made}, and this is Xen {now}")
+        reasons.append(f"the memory was saved on Xen {made}, and this host runs Xen {now}")
     if guest is None:
         return reasons
     if guest.uuid != config.uuid:

@@ -139,15 +139,17 @@ class Reversion:
         return self._plan.config.name if self._replaced_uuid() else self._plan.config.uuid
 
     def _destroy(self) -> None:
-        with Process(xl_monitor(self._plan.config.name)) as xl:
+        name = self._plan.config.name
+        with Process(xl_monitor(name)) as xl:
             if guest := self._plan.guest:
                 self._destroy_guest(guest)
             # It goes when it sees that the domain has gone. One that stays is about to start it
             # again, for its guest has rebooted just now: xl takes two seconds for that.
             if not xl.ended(within_s=_XL_S):
                 raise XenError(
-                    f"xl still watches {self._plan.config.name} and may start it again",
-                    domain=self._plan.config.name,
+                    f"xl still watches {name} and may start it again: wait until xl's process for "
+                    f"{name} has ended, then run the command again",
+                    domain=name,
                 )
         # Whoever has started it meanwhile has its disks open.
         checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
@@ -217,17 +219,17 @@ class Reversion:
             f"was interrupted ({step})" if interrupted else f"failed ({step}): {cause}"
         )
         if self._present_cfgfile:
-            what += f" (the present was kept: {self._present_cfgfile})"
+            what += f" (the snapshot of the present state stays: {self._present_cfgfile})"
         if not self._finishing and (not self._destroying or self._untouched()):
             self._journal.clear()
             cls = Interrupted if interrupted else OperationFailed
             return cls(f"{what}; nothing was changed", step=step)
         left = self._remove_half_made()
         if self._new is None:
-            left.append(f"{plan.config.name} is off, its disks may be reverted")
+            left.append(f"{plan.config.name} is off, and its disks may be reverted already")
         self._say(user_informed=True)
         return NeedsAttention(
-            f"{what}; {'; '.join(left)}; the snapshot is whole: run the command again to finish",
+            f"{what}; {'; '.join(left)}; the snapshot is intact: run the command again to finish",
             step=step,
             left=left,
             finish=revert_command(self._entry.request),
@@ -255,11 +257,11 @@ class Reversion:
         except PyxlsnapError as e:
             return [str(e)]
         if self._new is not None:
-            return [f"{half} is restored but could not be finished"]
+            return [f"{half} is restored, but a later step failed"]
         try:
             destroy(half)
         except PyxlsnapError as e:
-            return [f"{half} is half made and could not be removed ({e})"]
+            return [f"{half} is incomplete and could not be removed ({e})"]
         return []
 
     def _result(self) -> Reverted:

@@ -624,7 +624,7 @@ def test_a_guest_that_somebody_else_resumes_is_noticed(world: World, when: str) 
 
     case.world.on_event = resume
     error = case.fails()
-    assert "somebody else has resumed vm1" in str(error)
+    assert "another program has resumed vm1" in str(error)
     case.assert_as_before()
     assert case.guest.resumes == 0
 
@@ -773,7 +773,7 @@ class TestADryRun:
         [
             (False, 0.0, 5, "--live"),
             (True, 3.0, 5, "xvda"),
-            (True, 0.0, 0.1, "as short as it can be"),
+            (True, 0.0, 0.1, "no shorter time is possible"),
         ],
     )
     def test_one_that_takes_too_long_is_refused(
@@ -783,7 +783,7 @@ class TestADryRun:
         case.guest.memory_kb = 16 << 20
         world.expected_seconds = disk_seconds
         for run in (operations.preview_create, operations.create):
-            with pytest.raises(Refused, match=f"and {allowed:g} s were allowed: .*{way_out}"):
+            with pytest.raises(Refused, match=f"max_downtime allows {allowed:g} s: .*{way_out}"):
                 run(world.host, "vm1", WANTED, live=live, max_downtime=allowed)
         case.assert_as_before()
         self.preview(world, live=live, max_downtime=100)

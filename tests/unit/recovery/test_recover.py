@@ -208,7 +208,6 @@ def test_what_is_no_uuid_is_not_taken_for_one(world: World, domain: str) -> None
 @pytest.mark.parametrize("name", ["vm1", "7", UUID + "0"])
 def test_a_journal_under_another_name_than_a_uuid_is_told_of(world: World, name: str) -> None:
     journal = world.root / "journals" / f"{name}.journal"
-    journal.parent.mkdir()
     journal.write_text("{}")
     with pytest.raises(NeedsAttention, match="is not a domain's uuid"):
         recover(world, None)
@@ -378,7 +377,7 @@ class TestARevert:
         guest = self.killed(world, "disks")
         guest.exists = True  # started at boot, with the domid that it had before
         monkeypatch.setattr(finish_revert, "boot_id", lambda: "another")
-        with pytest.raises(NeedsAttention, match="disks may be half-reverted") as caught:
+        with pytest.raises(NeedsAttention, match="disks may be reverted only in part") as caught:
             recover(world)
         command = caught.value.finish.split()
         assert command[:3] == ["pyxlsnap", "snapshot-revert", UUID]
@@ -449,7 +448,7 @@ class TestARevert:
         world.storage.content |= {"xvda": "days of work", "xvdb": "days of work"}
         if boot:
             monkeypatch.setattr(finish_revert, "boot_id", lambda: boot)
-        with pytest.raises(NeedsAttention, match="was brought back to snap and has ended since"):
+        with pytest.raises(NeedsAttention, match="was restored to snap, and has ended"):
             recover(world)
         assert set(world.storage.content.values()) == {"days of work"}
         self.finish_by_command(world)
@@ -481,7 +480,7 @@ class TestARevert:
         killed = self.killed(world, "disks")
         again = world.host.start(killed.configuration)
         again.paused = True
-        with pytest.raises(NeedsAttention, match="was started since"):
+        with pytest.raises(NeedsAttention, match="was started after its revert"):
             recover(world)
         assert again.exists
         again.has_run = False

@@ -551,12 +551,12 @@ def a_disk_elsewhere(case: Case) -> str:
 
 def a_disk_not_in_it(case: Case) -> str:
     case.edit(f"memory_path = '{case.memory_path}'\ndisks = [',,xvda']\n")
-    return "xvdb is not in the snapshot"
+    return "disks are not in the snapshot and may have changed since: xvdb"
 
 
 def another_xen(case: Case) -> str:
     case.world.host.version = (4, 20)
-    return "saved on Xen 4.17, and this is Xen 4.20"
+    return "saved on Xen 4.17, and this host runs Xen 4.20"
 
 
 def libvirt(case: Case) -> str:
@@ -862,12 +862,14 @@ class TestKeepCurrent:
 
     def test_what_was_kept_is_told_when_the_revert_fails(self, case: Case) -> None:
         case.world.fail("restore", XenError("no", rc=-3, operation="x"))
-        with pytest.raises(NeedsAttention, match=r"the present was kept: .*/before-snap-.*\.cfg"):
+        with pytest.raises(
+            NeedsAttention, match=r"the snapshot of the present state stays: .*/before-snap-.*\.cfg"
+        ):
             self.revert(case)
 
     def test_of_a_domain_that_is_off_there_is_nothing_to_keep(self, case: Case) -> None:
         case.guest.exists = False
-        with pytest.raises(Refused, match="vm1 is off: there is nothing to keep"):
+        with pytest.raises(Refused, match="vm1 is off and has no present state to keep"):
             self.revert(case)
         assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
 
@@ -906,7 +908,7 @@ class TestKeepCurrent:
                 case.world.fail("check_revert", full)
 
         case.world.on_event = fill
-        with pytest.raises(OperationFailed, match=r"no space; .* kept: .*/before-snap-.*\.cfg"):
+        with pytest.raises(OperationFailed, match=r"no space; .* stays: .*/before-snap-.*\.cfg"):
             self.revert(case)
         assert "destroy" not in case.world.events
         assert case.guest.runs
@@ -924,7 +926,7 @@ class TestKeepCurrent:
 
     def test_a_dry_run_says_that_it_cannot_be_kept(self, case: Case) -> None:
         case.guest.exists = False
-        with pytest.raises(Refused, match="vm1 is off: there is nothing to keep"):
+        with pytest.raises(Refused, match="vm1 is off and has no present state to keep"):
             operations.preview_revert(
                 case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, keep_current=True
             )
