@@ -1,6 +1,6 @@
-"""What a revert will do: from a cfgfile and its memory file to a plan that can be printed and run.
+"""Planning a revert: from a cfgfile and its memory file to a plan that can be printed and run.
 
-Everything that can be known beforehand is checked here; nothing has been touched yet.
+All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
 import os
@@ -37,7 +37,7 @@ class RevertPlan:
     """A revert that can be done."""
 
     request: RevertRequest = field(repr=False)
-    #: the domain to be destroyed; ``None`` when it is off
+    #: the domain to be destroyed; ``None`` if the domain is off
     guest: Guest | None = field(repr=False)
     config: DomainConfig = field(repr=False)
     name: str
@@ -46,7 +46,7 @@ class RevertPlan:
     state: RunState
     #: the disk snapshots
     requests: tuple[DiskRequest, ...]
-    #: the same disks as the domain has them
+    #: the same disks, as in the saved configuration
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
     warnings: tuple[str, ...]
@@ -84,13 +84,13 @@ class RevertPlan:
         )
 
     def close(self) -> None:
-        """Let go of the connections that were made."""
+        """Close the connections of the disk strategies."""
         close_all(self.strategies)
 
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """What the memory file says."""
+    """The content of the memory file, without the memory."""
 
     path: Path
     header: Header
@@ -105,12 +105,12 @@ def make_plan(
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
 
-    :param request: its config is what the cfgfile says.
-    :param name: the domain's name, if it is known better than by the memory file.
+    :param request: its ``config`` is the content of the cfgfile.
+    :param name: the domain's name, if it was renamed after the memory was saved.
     :raises ConfigError: the cfgfile does not name a memory file.
-    :raises BadMemoryFile: the memory file is not whole.
+    :raises BadMemoryFile: the memory file cannot be read, or is damaged.
     :raises Refused: the revert cannot be done.
-    :raises Risky: the revert cannot be shown to be safe, and ``force`` was not given.
+    :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
     :raises Cancelled: ``cancel`` was set.
     """
     cancel = cancel or Cancel()
@@ -119,7 +119,9 @@ def make_plan(
     guest = _current(host, request.domain, config)
     if guest:
         checks.refuse_special(guest)
-        config = config.with_name(guest.name or config.name)  # a half destroyed domain has no name
+        config = config.with_name(
+            guest.name or config.name
+        )  # a domain that is being destroyed has no name
     meta = saved.header.metadata
     snapshot = _snapshot_name(request, meta)
     chosen = _choose_disks(request, meta, config)
@@ -158,7 +160,7 @@ def _refuse(host: Host, config: DomainConfig, guest: Guest | None, disks: list[D
 
 
 def saved_uuid(request: RevertRequest) -> str:
-    """The uuid of the domain in a memory file: its header only, the file may yet be damaged.
+    """The uuid of the domain in a memory file. Reads the header only, not the memory.
 
     :raises ConfigError, BadMemoryFile: as :func:`make_plan`.
     """
@@ -168,7 +170,7 @@ def saved_uuid(request: RevertRequest) -> str:
 
 
 def _saved_config(header: Header) -> DomainConfig:
-    """:raises ValueError: it is none, or its uuid (which names files of ours) is none."""
+    """:raises ValueError: the configuration, or its uuid (a part of file names), is not valid."""
     config = DomainConfig.parse(header.config_json)
     if config.uuid != check_uuid(config.uuid):
         raise ValueError(f"its uuid is {config.uuid!r}")
@@ -215,7 +217,7 @@ def _read_memory(request: RevertRequest, cancel: Cancel) -> _Saved:
 
 
 def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
-    """The domain to be reverted, if it is there."""
+    """The domain to be reverted; ``None`` if it is off."""
     try:
         return host.find(domain)
     except DomainNotFound:
@@ -258,9 +260,9 @@ def _choose_disks(
 ) -> list[tuple[Disk, DiskRequest]]:
     """The disks to put back, each with its disk snapshot.
 
-    The cfgfile names them, else the memory file; else they are all writable disks.
+    The list is in the cfgfile, or else in the memory file. Without a list: all writable disks.
 
-    :raises ConfigError: the domain, as it was saved, has no such disk.
+    :raises ConfigError: the saved configuration has no such disk.
     """
     by_vdev = {d.vdev: d for d in config.disks}
     named = _config(request).disks
@@ -279,7 +281,7 @@ def _choose_disks(
 
 
 def _config(request: RevertRequest) -> SnapshotConfig:
-    """What the cfgfile says."""
+    """The content of the cfgfile."""
     assert request.config
     return request.config
 
@@ -291,7 +293,7 @@ def _risks(
     guest: Guest | None,
     in_snapshot: set[str],
 ) -> list[str]:
-    """Why the revert cannot be shown to be safe, a line each."""
+    """The reasons why the revert cannot be shown to be safe."""
     reasons = []
     outside = [d.vdev for d in config.disks if not d.left_out and d.vdev not in in_snapshot]
     if outside:
@@ -306,15 +308,15 @@ def _risks(
     if guest.uuid != config.uuid:
         reasons.append(f"{guest.name} has another uuid than the snapshot ({config.uuid})")
     if guest.info().suspended:
-        return reasons  # by a snapshot that could not resume it: libxl would ask its stopped QEMU
+        return reasons  # a snapshot could not resume it: its QEMU is stopped and would not answer
     return reasons + _changes(config, guest) + checks.libvirt_reason(guest)
 
 
 def _changes(config: DomainConfig, guest: Guest) -> list[str]:
-    """Disks that have come, gone or changed since the snapshot."""
+    """A reason, if disks were added, removed or changed since the snapshot."""
     try:
         present = guest.config()
-    except (XenError, Refused) as e:  # its QEMU has crashed, for one: a good reason to revert
+    except (XenError, Refused) as e:  # after a crash of its QEMU, for example: a revert helps
         return [f"the present configuration of {guest.name} cannot be read ({e})"]
     now, then = (
         {(d.vdev, os.path.realpath(d.target)) for d in c.disks if not d.left_out}
