@@ -29,9 +29,7 @@ def feasibility(
     """
     cancel = cancel or Cancel()
     guest = host.find(request.domain)
-    if reasons := _reason(
-        lambda: checks.run_state(guest)
-    ):  # the other checks need a running domain
+    if reasons := _reason(lambda: checks.run_state(guest)):  # other checks need a running domain
         return Feasibility(guest.name, guest.uuid, tuple(reasons), ())
     config = guest.config()
     disks = [disk for disk in config.disks if not disk.left_out]

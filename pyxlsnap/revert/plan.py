@@ -119,9 +119,7 @@ def make_plan(
     guest = _current(host, request.domain, config)
     if guest:
         checks.refuse_special(guest)
-        config = config.with_name(
-            guest.name or config.name
-        )  # a domain that is being destroyed has no name
+        config = config.with_name(guest.name or config.name)  # (a dying domain has no name)
     meta = saved.header.metadata
     snapshot = _snapshot_name(request, meta)
     chosen = _choose_disks(request, meta, config)

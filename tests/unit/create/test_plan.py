@@ -327,7 +327,7 @@ class TestStrategies:
     @pytest.mark.parametrize(
         "change", [{"cdrom": True}, {"readwrite": False}, {"format": "empty", "target": ""}]
     )
-    def test_what_needs_no_snapshot_cannot_have_one(self, change: dict[str, object]) -> None:
+    def test_a_disk_left_out_by_default_cannot_be_named(self, change: dict[str, object]) -> None:
         says = self.refusal(replace(self.DISK, **change))  # type: ignore[arg-type]
         assert "cannot be in a snapshot: leave it out" in says
 
