@@ -1,4 +1,4 @@
-"""Whether a domain can be snapshotted: every reason why not, where a plan stops at the first."""
+"""The check of :func:`pyxlsnap.can_snapshot`: it collects all reasons; a plan stops at one."""
 
 import time
 from collections.abc import Callable
@@ -22,13 +22,14 @@ from pyxlsnap.results import Feasibility
 def feasibility(
     host: Host, request: FeasibilityRequest, cancel: Cancel | None = None
 ) -> Feasibility:
-    """See :func:`pyxlsnap.can_snapshot`. Changes nothing and takes no lock.
+    """Collect the reasons against a snapshot of the domain. Changes nothing and takes no lock.
 
+    :raises DomainNotFound: there is no such domain, or it ended during the check.
     :raises Cancelled: ``cancel`` was set.
     """
     cancel = cancel or Cancel()
     guest = host.find(request.domain)
-    if reasons := _reason(lambda: checks.run_state(guest)):  # there is nothing more to look at
+    if reasons := _reason(lambda: checks.run_state(guest)):  # other checks need a running domain
         return Feasibility(guest.name, guest.uuid, tuple(reasons), ())
     config = guest.config()
     disks = [disk for disk in config.disks if not disk.left_out]
@@ -45,7 +46,7 @@ def feasibility(
 
 
 def _reason(check: Callable[[], object]) -> list[str]:
-    """Why a check fails; empty if it passes."""
+    """The reason of a failed check; empty if the check passes."""
     try:
         check()
     except DomainNotFound:  # the domain ended meanwhile
@@ -56,7 +57,10 @@ def _reason(check: Callable[[], object]) -> list[str]:
 
 
 def _disk_reasons(guest: Guest, disks: list[Disk], cancel: Cancel) -> list[str]:
-    """All disks together, for they may share room; if a check fails, each disk by itself."""
+    """Check all disks together, because they may share space.
+
+    If the check fails, check each disk alone, to find every reason.
+    """
     together = _reason(lambda: _check_create(guest, disks, cancel))
     if not together:
         return []

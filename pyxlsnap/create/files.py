@@ -1,6 +1,6 @@
-"""The two files of a snapshot, as they come to be: the memory file and the cfgfile.
+"""Writing the two files of a snapshot: the memory file and the cfgfile.
 
-Both are written under temporary names beside their own, and take those when they are whole.
+Each file is written under a temporary name in its directory, and renamed when it is complete.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ class SnapshotFiles:
     def __init__(self, plan: CreatePlan) -> None:
         self._plan = plan
         self._memory: NewFile | None = None
-        #: the names that are ours from now on
+        #: the temporary names; no other program uses them
         self.temporary = temporary_name(plan.memory_path)
         self.temporary_cfgfile = temporary_name(plan.cfgfile)
         #: the directories that :meth:`begin` makes
@@ -43,13 +43,14 @@ class SnapshotFiles:
         )
 
     def fileno(self) -> int:
-        """Where the stream goes."""
+        """The descriptor to write the stream to."""
         assert self._memory
         return self._memory.fileno()
 
     def publish_memory(self, cancel: Cancel | None = None) -> None:
-        """The stream is complete: the file takes its name.
+        """Check the memory file, whose stream is complete, and give the file its name.
 
+        :raises BadMemoryFile: the file cannot be read back; it keeps its temporary name.
         :raises Cancelled: ``cancel`` was set while the file was read back.
         """
         assert self._memory
@@ -67,12 +68,12 @@ class SnapshotFiles:
 
     @property
     def memory(self) -> Path:
-        """Where the memory file is now."""
+        """The present path of the memory file: temporary or final."""
         here = self.temporary
         return here if here.exists() else self._plan.memory_path
 
     def withdraw(self) -> list[str]:
-        """Remove what was published, the cfgfile first: it says that there is a snapshot."""
+        """Remove the published files, the cfgfile first: a cfgfile means that a snapshot exists."""
         undone = []
         while self._published:
             self._published[-1].unlink(missing_ok=True)
@@ -80,7 +81,7 @@ class SnapshotFiles:
         return undone
 
     def discard(self) -> list[str]:
-        """Remove what was not published, and the directories that were made for it."""
+        """Remove the unpublished memory file, and the directories that :meth:`begin` made."""
         undone = []
         if self._memory:
             if self.temporary.exists():
@@ -89,13 +90,13 @@ class SnapshotFiles:
         return undone + remove_directories(self._made)
 
     def close(self) -> None:
-        """Leave everything as it is."""
+        """Close the memory file; leave all files in their places."""
         if self._memory:
             self._memory.file.close()
 
     def _read_back(self, cancel: Cancel) -> None:
-        """What cannot be reverted is no snapshot: read it as revert will."""
-        assert self._memory  # by its descriptor: that is what will be published
+        """Read the memory file as a revert does: a damaged file must not be published."""
+        assert self._memory  # (through its descriptor: another file may have its name by now)
         with open_regular(Path(f"/proc/self/fd/{self._memory.fileno()}")) as file:
             header = read_header(file, str(self.temporary))
             file.seek(header.stream_offset)

@@ -1,7 +1,7 @@
 """Taking a snapshot, in this process: the lock, the plan, and the run of the sequence.
 
-:mod:`pyxlsnap.api` runs these functions in a worker process. A host that calls them itself gives
-that up: if libxl aborts, the host's process ends, and nobody rolls back.
+:mod:`pyxlsnap.api` runs these functions in a worker process. A program that calls them directly
+has no such protection: if libxl aborts, the program ends, and the snapshot is not rolled back.
 """
 
 import logging
@@ -30,11 +30,12 @@ def create(
 ) -> Snapshot:
     """Take a snapshot of a domain, in this process.
 
-    :param host: its libxl context belongs to this call until the call returns.
-    :raises UsageError, Refused: nothing was tried.
-    :raises OperationFailed: it failed; guest, disks and files are as before.
-    :raises Interrupted: ``cancel`` was set; the same.
-    :raises NeedsAttention: it failed and something is left; the error says what.
+    :param host: only this call may use its libxl context until the call returns.
+    :returns: the snapshot; the guest runs again, or is paused as before.
+    :raises UsageError, Refused: the request is wrong or not possible; nothing was changed.
+    :raises OperationFailed: a step failed; guest, disks and files are as before.
+    :raises Interrupted: ``cancel`` was set; guest, disks and files are as before.
+    :raises NeedsAttention: a step failed, and so did its undo; the error lists what is left.
     """
     cancel = cancel or Cancel()
     with _planned(host, request, callbacks, cancel) as plan:
@@ -44,15 +45,18 @@ def create(
 def preview(
     host: Host, request: CreateRequest, callbacks: Callbacks, cancel: Cancel | None = None
 ) -> Plan:
-    """What :func:`create` would do; raises what :func:`create` would raise, and changes nothing."""
+    """Plan a snapshot without taking it. Changes nothing.
+
+    :raises UsageError, Refused, Interrupted: as :func:`create`.
+    """
     with _planned(host, request, callbacks, cancel or Cancel()) as plan:
         return plan.summary()
 
 
 def read_cfgfile(request: CreateRequest) -> CreateRequest:
-    """The same request, with what its cfgfile says in its config. Needs no Xen.
+    """Read the request's cfgfile into its ``config``. Needs no Xen.
 
-    :raises UsageError: the cfgfile, or the name, is wrong.
+    :raises UsageError: the cfgfile or the name is wrong.
     """
     said = request.config
     if said.name is not None:
@@ -61,8 +65,8 @@ def read_cfgfile(request: CreateRequest) -> CreateRequest:
         return request
     found = cfgfile.read(Path(request.cfgfile))
     if said.name and found.name and said.name != found.name:
-        log.warning("the cfgfile says that the name is %s: %s is ignored", found.name, said.name)
-    memory = found.memory_path  # relative to the file, as it is for a revert; we may be in /
+        log.warning("the cfgfile names the snapshot %s: %s is ignored", found.name, said.name)
+    memory = found.memory_path  # relative to the cfgfile, as in a revert: a worker may be in /
     if memory:
         memory = str(Path(request.cfgfile).parent / memory)
     config = replace(found, name=found.name or said.name, memory_path=memory)
@@ -73,7 +77,7 @@ def read_cfgfile(request: CreateRequest) -> CreateRequest:
 def _planned(
     host: Host, request: CreateRequest, callbacks: Callbacks, cancel: Cancel
 ) -> Iterator[CreatePlan]:
-    """A plan that can be run, under the domain's lock."""
+    """Make a plan, and hold the domain's lock while the plan is used."""
     request = read_cfgfile(request)
     guest = host.find(request.domain)
     lock = DomainLock(guest.uuid, domain=str(guest.name))

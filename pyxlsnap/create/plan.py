@@ -1,7 +1,6 @@
-"""What a snapshot will be: from a request and a live domain to a plan that can be printed and run.
+"""Planning a snapshot: from a request and a live domain to a plan that can be printed and run.
 
-Everything that can be known beforehand is checked here, while the guest runs and nothing has
-been touched.
+All checks that are possible beforehand are here: the guest runs, and nothing has been changed.
 """
 
 import os
@@ -33,8 +32,8 @@ from pyxlsnap.monitor.launch import loses_monitor
 from pyxlsnap.request import CreateRequest
 from pyxlsnap.results import Plan, PlannedDisk
 
-# Careful guesses for the expected downtime, natively: the last pass of a live save with what
-# follows it, the rate at which a suspended domain's memory is written, and the resume.
+# Cautious estimates for the expected downtime on real hardware: the last pass of a live save and
+# the work after it, the rate at which a suspended domain's memory is written, and the resume.
 _LAST_PASS_S = 0.3
 _SAVED_KB_PER_S = 256 * 1024
 _RESUME_S = 0.1
@@ -46,7 +45,7 @@ class Examined:
 
     config: DomainConfig
     state: RunState
-    #: the host paths of all the disks that the domain has
+    #: the host paths of all disks of the domain
     targets: tuple[str, ...]
     #: the domain's memory, KiB
     memory_kb: int
@@ -54,7 +53,7 @@ class Examined:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the snapshot's files go."""
+    """The paths of the snapshot's files."""
 
     memory: Path
     cfgfile: Path
@@ -73,15 +72,15 @@ class CreatePlan:
     #: the disks in the snapshot, in the order of ``metadata.disks``
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
-    #: disks that will not be in it, each with the reason
+    #: disks that will not be in the snapshot, each with the reason
     left_out: dict[str, str]
     warnings: tuple[str, ...]
-    #: whoever acts on the guest's shutdowns will leave when it is suspended
+    #: xl's process, which acts on the guest's shutdowns, will end when the guest is suspended
     loses_monitor: bool = False
 
     @property
     def live(self) -> bool:
-        """The domain runs while its memory is written."""
+        """Whether the domain runs while its memory is written."""
         return self.request.live
 
     @property
@@ -96,30 +95,30 @@ class CreatePlan:
 
     @property
     def paused(self) -> bool:
-        """Its owner has paused the domain, and it will be paused afterwards."""
+        """Whether the domain is paused now, and is paused again afterwards."""
         return self.metadata.state is RunState.PAUSED
 
     @property
     def seconds_suspended(self) -> float:
-        """How long the domain is expected to stand still, roughly."""
+        """An estimate of how long the domain will be suspended."""
         memory = _LAST_PASS_S if self.live else self.examined.memory_kb / _SAVED_KB_PER_S
         return memory + _RESUME_S + sum(s.expected_seconds() for s in self.strategies)
 
     def refuse_slow(self, max_downtime: float) -> None:
-        """:raises Refused: the domain is expected to stand still for longer."""
+        """:raises Refused: the domain is expected to be suspended for longer."""
         if self.seconds_suspended <= max_downtime:
             return
         disks = max(self.strategies, key=lambda s: s.expected_seconds(), default=None)
         slowest = disks.expected_seconds() if disks else 0.0
         if not self.live and self.seconds_suspended - slowest > max_downtime:
-            way_out = "take it with --live"
+            way_out = "take a live snapshot (--live)"
         elif disks and slowest > _LAST_PASS_S:
-            way_out = f"most of that is for {', '.join(disks.vdevs)} ({disks.kind})"
+            way_out = f"most of this time is for {', '.join(disks.vdevs)} ({disks.kind})"
         else:
-            way_out = "that is as short as it can be"
+            way_out = "no shorter time is possible: allow more"
         raise Refused(
-            f"{self.guest.name} is expected to stand still for {self.seconds_suspended:.1f} s, and "
-            f"{max_downtime:g} s were allowed: {way_out}"
+            f"{self.guest.name} is expected to be suspended for about "
+            f"{self.seconds_suspended:.1f} s, and max_downtime allows {max_downtime:g} s: {way_out}"
         )
 
     def summary(self) -> Plan:
@@ -143,7 +142,7 @@ class CreatePlan:
         )
 
     def close(self) -> None:
-        """Let go of the connections that planning made."""
+        """Close the connections of the disk strategies."""
         close_all(self.strategies)
 
 
@@ -153,15 +152,15 @@ def make_plan(
 ) -> CreatePlan:
     """Plan a snapshot of a running guest. Changes nothing.
 
-    :param request: what its config leaves out is filled in.
-    :param cancel: looked at again and again by what takes long, also when the plan is run.
+    :param request: defaults replace the values that its config leaves out.
+    :param cancel: checked often by all slow work, also when the plan is run.
     :raises UsageError: the name or a path cannot be used.
     :raises Refused: the guest, a disk or the host does not allow the snapshot.
     :raises Cancelled: ``cancel`` was set.
     """
     cancel = cancel or Cancel()
     wanted = request.config
-    cfgfile.render(wanted)  # a config that no cfgfile can hold is refused here
+    cfgfile.render(wanted)  # refuses a config that no cfgfile can hold
     created = int(time.time())
     name = check_name(wanted.name or generated_name(created))
     examined = _examine(host, guest, live=request.live)
@@ -205,7 +204,7 @@ def _task(name: str, request: CreateRequest, examined: Examined, cancel: Cancel)
 
 
 def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
-    """:raises Refused: the domain cannot be snapshotted as it is."""
+    """:raises Refused: the domain cannot be snapshotted in its present state."""
     state = checks.run_state(guest)
     config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
@@ -215,7 +214,7 @@ def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
 
 
 def _connect(plan: CreatePlan, cancel: Cancel) -> None:
-    """Have the disk strategies connect to what they need; on failure nothing stays connected.
+    """Let the disk strategies connect, to QEMU for example; on failure close all connections.
 
     :raises Refused: a disk, or a device of the guest, is not ready.
     """
@@ -229,14 +228,14 @@ def _connect(plan: CreatePlan, cancel: Cancel) -> None:
 
 
 def generated_name(created: float) -> str:
-    """What a snapshot is called that nobody has named: after the time."""
+    """The name of a snapshot for which the user chose no name: the time."""
     return datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S")
 
 
 def _choose_disks(
     config: DomainConfig, wanted: Sequence[DiskRequest] | None, name: str
 ) -> tuple[list[tuple[Disk, DiskRequest]], dict[str, str], list[str]]:
-    """The disks to snapshot, those left out (with the reason), and warnings."""
+    """The disks to snapshot, the disks left out (with the reason), and warnings."""
     writable = [d for d in config.disks if not d.left_out]
     left_out = {d.vdev: d.left_out for d in config.disks if d.left_out}
     if wanted is None:
@@ -249,21 +248,23 @@ def _choose_disks(
     named = {r.vdev for r in wanted}
     forgotten = [d.vdev for d in writable if d.vdev not in named]
     left_out |= dict.fromkeys(forgotten, "not named in the cfgfile")
-    warnings = [f"{v} is not in the snapshot: reverting it will be risky" for v in forgotten]
+    warnings = [
+        f"{v} is not in the snapshot: a revert to the snapshot will be risky" for v in forgotten
+    ]
     return [(by_vdev[r.vdev], r) for r in wanted], left_out, warnings
 
 
 def _choose_places(
     guest: Guest, wanted: SnapshotConfig, name: str, requests: Sequence[DiskRequest]
 ) -> Places:
-    """:raises Refused, UsageError: a file cannot be where it would go."""
+    """:raises Refused, UsageError: a file cannot be made at its path."""
     memory = _memory_path(wanted, paths.SNAPSHOTS / guest.uuid, name)
     cfg = memory.parent / f"{name}.cfg"
     refuse_existing(memory)
     if os.path.lexists(cfg):
         raise AlreadyExists(
-            f"{cfg} exists, and our cfgfile would go there: choose another name, or another "
-            f"directory for memory_path",
+            f"{cfg} exists already, and the snapshot's cfgfile would have the same path: choose "
+            f"another name, or another directory for memory_path",
             where=str(cfg),
         )
     _refuse_same_place(requests, memory, cfg)
@@ -272,7 +273,7 @@ def _choose_places(
 
 
 def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: Path) -> None:
-    """:raises UsageError: two things of the snapshot would have the same path."""
+    """:raises UsageError: two files or disks of the snapshot would have the same path."""
     places: dict[str, list[str]] = {}
     for request in requests:
         if request.path:
@@ -282,7 +283,7 @@ def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: 
     for place, found in places.items():
         if len(found) > 1:
             raise UsageError(
-                f"{' and '.join(found)} would be in one place, {place}: give each its own"
+                f"{' and '.join(found)} would have the same path {place}: give each its own path"
             )
 
 

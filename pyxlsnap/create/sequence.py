@@ -1,7 +1,7 @@
 """Taking a snapshot: the sequence, readable from top to bottom in :meth:`Creation.steps`.
 
-The guest is suspended from the end of ``suspend`` to ``resume``; what happens in between is only
-what makes the snapshot consistent.
+The guest is suspended from the end of ``suspend`` to ``resume``. Between them are only the steps
+that make the snapshot consistent.
 """
 
 import logging
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _WRITING = ("header", "suspend", "memory file", "cfgfile")
-# An abort comes from nobody else: it is the token's way through libxl.
+# Only the cancel token aborts a call of libxl.
 _INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
 
 
@@ -68,7 +68,7 @@ class Creation:
         self._seconds: dict[str, float] = {}
 
     def steps(self) -> list[Step]:
-        """The sequence. A step that fails is undone, and so are those before it."""
+        """The sequence. If a step fails, this step and those before it are undone."""
         return [
             ("journal", self._write_journal),
             ("header", self._write_header),
@@ -83,10 +83,10 @@ class Creation:
         ]
 
     def run(self) -> Snapshot:
-        """Do all steps, or undo those that were done.
+        """Do all steps; if one fails, resume the guest first, then undo the other steps.
 
-        On failure: see :func:`pyxlsnap.create.operation.create`; the guest is resumed before
-        anything else is undone.
+        :raises OperationFailed, Interrupted, NeedsAttention: as
+            :func:`pyxlsnap.create.operation.create`.
         """
         step = ""
         try:
@@ -103,7 +103,7 @@ class Creation:
         return self._result(warnings)
 
     def _suspending(self, progress: Progress) -> None:
-        """Pass progress on; libxl tells here when the guest stops running."""
+        """Pass progress on, and note the time when libxl reports that the guest is suspended."""
         if progress.phase == "domain now suspended":
             self._suspended_at = time.monotonic()
         self._callbacks.on_progress(progress)
@@ -174,10 +174,10 @@ class Creation:
         self._callbacks.on_progress(Progress("resumed"))
 
     def _check_suspended(self) -> None:
-        """Whoever resumes it now has let it write: memory and disks do not belong together."""
+        """:raises OperationFailed: the guest was resumed, and may have written to its disks."""
         if not self._guest.check_same().suspended:
-            name = self._guest.name
-            raise OperationFailed(f"somebody else has resumed {name}", step="suspended")
+            what = f"another program has resumed {self._guest.name}: memory and disks do not match"
+            raise OperationFailed(what, step="suspended")
 
     def _finish_disks(self) -> None:
         for strategy in self._plan.strategies:
@@ -191,7 +191,7 @@ class Creation:
         self._files.publish_cfgfile(self._plan.places.cfgfile_text)
 
     def _keep_watched(self) -> list[str]:
-        """A warning if nobody acts on the guest's shutdowns any more, and somebody did."""
+        """Start a watch if xl's process ended at the suspend; returns warnings."""
         if not (self._plan.loses_monitor and self._suspend_began):
             return []
         return keep_watched(self._callbacks.start_monitor, self._guest.name, self._guest.uuid)
@@ -199,7 +199,7 @@ class Creation:
     # When something fails
 
     def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
-        """Guest first, then files. Returns the error to raise."""
+        """Undo: the guest first, then disks and files. Returns the error to raise."""
         what = _describe(step, cause, self._guest.name, self._plan.memory_path)
         log.info("%s; undoing", what)  # the error says the same
         undone: list[str] = []
@@ -208,20 +208,20 @@ class Creation:
         try:
             _in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
         except DomainNotFound as e:
-            left.append(f"{e}: somebody else has destroyed it")
-        except GuestTimeout as e:  # it runs, but nobody knows for how long
+            left.append(f"{e}: another program has destroyed the domain")
+        except GuestTimeout as e:  # the guest runs, but may yet suspend
             left.append(str(e))
-        except BaseException as e:  # a bug is no reason to delete the guest's only copy
+        except BaseException as e:  # even after a bug: do not delete the guest's only copy
             return self._keep_everything(step, what, e)
         else:
             self._tell_resumed()
             unwatched = self._keep_watched()
-            if self._callbacks.start_monitor:  # it was to be otherwise
+            if self._callbacks.start_monitor:  # the caller had asked for a watch
                 left += unwatched
         for cleanup in reversed(self._cleanups):
             try:
                 undone += _in_spite_of_ctrl_c(cleanup)
-            except BaseException as e:  # whatever it is, the next one is still to be done
+            except BaseException as e:  # the next cleanup must still be done
                 left.append(str(e) or type(e).__name__)
         if left:
             return NeedsAttention(
@@ -244,17 +244,17 @@ class Creation:
             return
         for strategy in self._plan.strategies:
             strategy.settle()
-        if self._memory_complete:  # it is suspended, or has been resumed
+        if self._memory_complete:  # the guest is suspended, or was resumed already
             resumed = self._guest.ensure_running(
                 settle_s=0.0, request_s=0.0, paused=self._plan.paused
             )
-        else:  # it may yet suspend
+        else:  # the guest may yet suspend
             resumed = self._guest.ensure_running(paused=self._plan.paused)
         if resumed:
             undone.append(f"resumed {self._guest.name}")
 
     def _tell_resumed(self) -> None:
-        """Whoever waits for the guest to run again need not wait for the rest of the undo."""
+        """Report that the guest runs: a caller need not wait for the rest of the undo."""
         try:
             self._callbacks.on_progress(Progress("resumed"))
         except Exception:
@@ -263,8 +263,8 @@ class Creation:
     def _keep_everything(self, step: str, what: str, error: BaseException) -> PyxlsnapError:
         """The guest cannot be resumed: memory file and disks are its only copy.
 
-        Without disk snapshots the disks themselves are those of the instant, as long as it stays
-        suspended: the cfgfile then names none, and the revert leaves them alone.
+        If the disk snapshots were not taken, the disks still match the memory while the guest stays
+        suspended. The cfgfile then names no disks, and the revert does not change them.
         """
         left = [
             f"{self._guest} is suspended and cannot be resumed ({error or type(error).__name__})"
@@ -283,7 +283,7 @@ class Creation:
         )
 
     def _write_way_back(self) -> str:
-        """Write the cfgfile; returns the command that makes the domain anew."""
+        """Write the cfgfile; returns the command that restores the domain from the two files."""
         plan, meta = self._plan, self._plan.metadata
         words = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
         if self._disks_done:
@@ -318,7 +318,7 @@ class Creation:
         )
 
     def _disk_artefacts(self) -> tuple[list[Artefact], list[str]]:
-        """What the strategies made, and of those that cannot tell, why: that is no failure."""
+        """The disk snapshots made, and warnings of strategies that cannot name theirs."""
         found: list[Artefact] = []
         unsaid: list[str] = []
         for strategy in self._plan.strategies:
@@ -326,12 +326,12 @@ class Creation:
                 found += strategy.artefacts(self._guest.name)
             except Exception as e:
                 vdevs = ", ".join(strategy.vdevs)
-                unsaid.append(f"{vdevs}: {strategy.kind} cannot say where it is: {e}")
+                unsaid.append(f"{vdevs}: {strategy.kind} cannot name its disk snapshots: {e}")
         return found, unsaid
 
 
 def _in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:
-    """An undo runs to its end: what was interrupted is done again."""
+    """Run a part of the undo; if Ctrl-C interrupts it, run it again."""
     try:
         return do()
     except KeyboardInterrupt:
@@ -345,5 +345,5 @@ def _describe(step: str, cause: BaseException, domain: str, memory: Path) -> str
     if isinstance(cause, OSError) and not isinstance(cause, PyxlsnapError):
         said = f"{cause.filename or memory}: {cause.strerror or cause}"
     if step in _WRITING and is_full(memory.parent):  # libxl does not always say so
-        said += f"; {memory.parent} is full: make room, or name another place with memory_path"
+        said += f"; {memory.parent} is full: free space there, or set memory_path to another place"
     return f"the snapshot of {domain} failed ({step}): {said}"

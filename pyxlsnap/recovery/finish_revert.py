@@ -1,4 +1,4 @@
-"""What a recovery does with a revert whose process is dead: finish it, or leave it to a person."""
+"""Recovering a revert whose process was killed: finish it, or ask a person to decide."""
 
 import os
 from dataclasses import replace
@@ -23,26 +23,26 @@ _QUIET_S, _QUIET_POLL_S = 30.0, 0.1
 
 
 class Decision(Enum):
-    """What becomes of a revert that was killed; :func:`decide` has the table."""
+    """The ways to handle a revert that was killed; :func:`decide` has the table."""
 
     #: nothing was changed: there is nothing to do
     UNTOUCHED = auto()
-    #: do the revert again, from the top
+    #: do the revert again, from its first step
     REDO = auto()
-    #: the domain is restored: do what comes after that
+    #: the domain is restored: do the remaining steps
     COMPLETE = auto()
-    #: a domain runs that somebody has started since: leave it alone
+    #: a user or program has started the domain since: leave it alone
     LEAVE = auto()
-    #: a person must decide: the domain was started since, over disks that may be half-reverted
+    #: a person must decide: the domain was started, and its disks may be reverted only in part
     ASK_STARTED = auto()
-    #: a person must decide: the domain had been brought back, and has ended since
+    #: a person must decide: the domain was restored, and has ended since
     ASK_ENDED = auto()
-    #: a person must decide: the revert had failed, and the person was told
+    #: a person must decide: the revert failed, and its error was reported
     ASK_FAILED = auto()
 
 
 def decide(entry: RevertEntry, now: DomainInfo | None, *, same_boot: bool) -> Decision:
-    """What to do with a revert that was killed. The first row that fits decides:
+    """Decide about a revert that was killed. The first row that fits decides:
 
     ============= ======== ======== ==================================== ===========
     destroy begun restored informed domain now                           decision
@@ -60,8 +60,8 @@ def decide(entry: RevertEntry, now: DomainInfo | None, *, same_boot: bool) -> De
     ============= ======== ======== ==================================== ===========
 
     The original and the restored domain are known by their domids, which hold for one boot of the
-    host. A revert of which the user was informed is not done again: somebody may have worked in
-    the domain since.
+    host. A revert whose error was reported to the user is not done again: the user may have worked
+    in the domain since.
 
     :param now: the domain of the entry's uuid (or of the uuid that the revert replaces).
     :param same_boot: the host has not been rebooted since the entry was written.
@@ -89,7 +89,7 @@ def decide_now(host: Host, entry: RevertEntry) -> Decision:
 
 
 def carry_out(decided: Decision, host: Host, entry: RevertEntry) -> Recovered:
-    """Do what was decided. (To do the revert again is :func:`redo`.)
+    """Do what was decided. (:func:`redo` handles :attr:`Decision.REDO`.)
 
     :raises NeedsAttention: a person must decide.
     """
@@ -102,13 +102,18 @@ def carry_out(decided: Decision, host: Host, entry: RevertEntry) -> Recovered:
         case Decision.LEAVE if guest:
             return _leave(guest, entry)
         case Decision.ASK_STARTED:
-            why = f"{guest} was started since, and its disks may be half-reverted"
+            why = (
+                f"{guest} was started after its revert to {entry.name} was killed, and its "
+                f"disks may be reverted only in part"
+            )
         case Decision.ASK_ENDED:
-            why = f"{entry.domain} was brought back to {entry.name} and has ended since, or runs on"
+            why = (
+                f"{entry.domain} was restored to {entry.name}, and has ended or was restarted since"
+            )
         case _:
             why = f"reverting {entry.domain} to {entry.name} failed, and was not finished"
     raise NeedsAttention(
-        f"{why}; to go to the snapshot run the command again, else remove "
+        f"{why}; to go to the snapshot, run the command again; to keep the present state, remove "
         f"{Journal(entry.uuid).path}",
         step="recover",
         left=[why],
@@ -118,14 +123,14 @@ def carry_out(decided: Decision, host: Host, entry: RevertEntry) -> Recovered:
 
 def _leave(guest: Guest, entry: RevertEntry) -> Recovered:
     line = (
-        f"{guest} runs and was left alone; what was kept of its disks before the revert to "
-        f"{entry.name} may still be there"
+        f"{guest} runs and was left alone; kept copies of its disks, from before the revert to "
+        f"{entry.name}, may be left"
     )
     return Recovered((line,), rolled_back=False)
 
 
 def _guest(host: Host, entry: RevertEntry) -> Guest | None:
-    """The domain of a revert: made by it, or not yet destroyed by it."""
+    """The domain of a revert: restored by the revert, or not yet destroyed."""
     return find_if_there(host, entry.uuid) or (
         find_if_there(host, entry.replaced_uuid) if entry.replaced_uuid else None
     )
@@ -139,8 +144,8 @@ def _info(guest: Guest | None) -> DomainInfo | None:
 
 
 def _complete(guest: Guest, entry: RevertEntry) -> Recovered:
-    """The revert had restored the domain: do what comes after that."""
-    if not guest.info().has_run and not entry.paused:  # else its owner has paused it
+    """Do the steps after the restore."""
+    if not guest.info().has_run and not entry.paused:  # else the user has paused it
         guest.unpause()
     return _finished(
         Reverted(
@@ -161,14 +166,14 @@ def _drop_kept(guest: Guest, entry: RevertEntry) -> list[str]:
     try:
         found = strategies(chosen, DiskTask(entry.name), entry.kinds)
     except Exception as e:
-        return [f"what was kept of the disks could not be removed: {e}"]
+        return [f"the kept state of the disks before the revert could not be removed: {e}"]
     return drop_kept(found, guest.domid)
 
 
 def redo(host: Host, entry: RevertEntry, callbacks: Callbacks) -> Recovered:
-    """Do the revert again, from the top. It takes the domain's lock itself.
+    """Do the revert again, from its first step. Takes the domain's lock.
 
-    :raises NeedsAttention: it failed.
+    :raises NeedsAttention: the revert failed again; the journal stays.
     """
     _wait_until_quiet(host, entry)
     request = replace(entry.request, keep_current=False, wait_s=RIVAL_S)
@@ -180,16 +185,16 @@ def redo(host: Host, entry: RevertEntry, callbacks: Callbacks) -> Recovered:
         raise
     except PyxlsnapError as e:
         raise NeedsAttention(
-            f"reverting {entry.domain} to {entry.name} was killed once the destroy had begun, and "
-            f"finishing it failed: {e}; run the command again when that is mended",
+            f"reverting {entry.domain} to {entry.name} was killed after the destroy had begun, and "
+            f"finishing the revert failed: {e}; correct the cause, then run the command again",
             step="recover",
-            left=[f"{entry.domain} is off or half restored, its disks may be reverted"],
+            left=[f"{entry.domain} is off or incomplete, and its disks may be reverted already"],
             finish=revert_command(entry.request),
         ) from e
 
 
 def _wait_until_quiet(host: Host, entry: RevertEntry) -> None:
-    """What the dead process had started ends by itself: qemu-img, a QEMU, the end of a domain."""
+    """Wait until qemu-img, QEMU and the destroy that the dead process started have ended."""
     until(lambda: _is_quiet(host, entry), within_s=_QUIET_S, poll_s=_QUIET_POLL_S)
 
 
@@ -205,7 +210,7 @@ def _is_dying(guest: Guest) -> bool:
     try:
         return guest.info().dying
     except DomainNotFound:
-        return True  # the next look will not find it
+        return True  # the domain has ended
 
 
 def _finished(reverted: Reverted) -> Recovered:

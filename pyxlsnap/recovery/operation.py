@@ -1,7 +1,7 @@
-"""Finishing what operations that were killed had begun, by their journals.
+"""Recovering operations that were killed, by their journals.
 
 An unfinished create is rolled back (:mod:`.undo_create`). An unfinished revert that had begun to
-destroy the domain is done to its end (:mod:`.finish_revert`).
+destroy the domain is finished (:mod:`.finish_revert`).
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from pyxlsnap.results import Recovered
 
 
 def recover(host: Host, request: RecoverRequest, callbacks: Callbacks) -> Recovered:
-    """Finish what operations that were killed had begun, in this process.
+    """Recover operations that were killed, in this process.
 
-    A create is rolled back; a revert that had begun to destroy the domain is done to its end.
+    A create is rolled back; a revert that had begun to destroy the domain is finished.
 
-    :raises DomainNotFound: there is neither such a domain nor an operation on one.
-    :raises Busy: the one domain's operation is still under way.
-    :raises NeedsAttention: something is left that a person has to decide; the error says what, of
-        several domains all of it.
+    :raises DomainNotFound: there is no such domain, and no journal of one.
+    :raises Busy: an operation on the requested domain is still under way.
+    :raises NeedsAttention: a person must decide or finish the work; the error lists what is left,
+        for all domains together. The journals of these domains stay.
     """
 
     def recover_one(uuid: str) -> Recovered:
@@ -41,7 +41,7 @@ def recover(host: Host, request: RecoverRequest, callbacks: Callbacks) -> Recove
 
 
 def _recover_one(host: Host, uuid: str, callbacks: Callbacks, wait_s: float) -> Recovered:
-    uuid = check_uuid(uuid)  # the name of a file in the journals' directory may be anything
+    uuid = check_uuid(uuid)  # a file in the journals' directory may have any name
     lock = DomainLock(uuid, domain=uuid, wait_s=wait_s)
     try:
         callbacks.share_lock(uuid, lock.fd)
@@ -63,7 +63,7 @@ def _recover_one(host: Host, uuid: str, callbacks: Callbacks, wait_s: float) -> 
 
 
 def _way_to_finish(host: Host, entry: Entry) -> Callable[[], Recovered] | None:
-    """``None``: a revert is to be done again, which takes the lock itself."""
+    """The recovery to run under the lock; ``None``: :func:`redo`, which takes the lock."""
     if isinstance(entry, CreateEntry):
         return partial(undo_create, host, entry)
     decided = decide_now(host, entry)
@@ -73,8 +73,8 @@ def _way_to_finish(host: Host, entry: Entry) -> Callable[[], Recovered] | None:
 def _recover_every(recover_one: Callable[[str], Recovered]) -> Recovered:
     """Recover every domain that has a journal.
 
-    A domain that cannot be recovered does not keep the others from it. Operations that are still
-    under way are left alone; the lines say so.
+    A failure for one domain does not stop the recovery of the others. Operations that are still
+    under way are left alone; the result's lines name them.
 
     :raises NeedsAttention: as :func:`recover`, for all of them.
     """
@@ -110,9 +110,11 @@ def _failure(uuid: str, error: Exception) -> NeedsAttention:
 
 
 def _uuid_of(host: Host, domain: str) -> str:
-    """The uuid of a domain by any of its names; a domain that is off is known by its journal only.
+    """The uuid of a domain, from its uuid, name or domid.
 
-    :raises DomainNotFound: there is neither such a domain nor an operation on one.
+    A domain that is off is found by the name in its journal.
+
+    :raises DomainNotFound: there is no such domain, and no journal of one.
     """
     try:
         return check_uuid(domain)

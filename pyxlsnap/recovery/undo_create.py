@@ -1,4 +1,4 @@
-"""Rolling back a create whose process is dead: the guest first, then disk snapshots and files."""
+"""Rolling back a create whose process was killed: the guest first, then disks and files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +18,18 @@ Adopted = Sequence[tuple[DiskStrategy, Exception | None]]
 
 
 class _Outcome(NamedTuple):
-    """What was undone and what is left, a line each."""
+    """Lines for the user: the work undone, and the things left."""
 
     done: list[str]
     left: list[str]
 
 
 def undo_create(host: Host, entry: CreateEntry) -> Recovered:
-    """Roll a create back, or find that its snapshot is complete.
+    """Roll a create back; if its snapshot is complete, keep the snapshot.
 
-    :raises NeedsAttention: something is left; what could be undone was undone.
+    :raises NeedsAttention: the guest could not be resumed, or its disks could not be opened, and
+        nothing was deleted; or some disk snapshots or files could not be removed, and the
+        others were.
     """
     guest = find_if_there(host, entry.uuid)
     adopted = _adopt(guest.domid if guest else entry.domid, entry)
@@ -52,21 +54,21 @@ def undo_create(host: Host, entry: CreateEntry) -> Recovered:
             step="recover",
             undone=done,
             left=left,
-            finish=f"when you have looked at it: rm {Journal(entry.uuid).path}",
+            finish=f"check what is left, then run: rm {Journal(entry.uuid).path}",
         )
     return Recovered(tuple(done), rolled_back=True)
 
 
 def _adopt(domid: int, entry: CreateEntry) -> Adopted:
-    """The disk strategies of the dead process; each with why it may not reach all its disks."""
+    """The disk strategies of the killed process, each with the error of its adoption, if any."""
     chosen = list(zip(entry.devices, entry.disks, strict=True))
     try:
         found = strategies(chosen, DiskTask(entry.name), entry.kinds)
-    except Exception as e:  # only they know whether the guest may run
+    except Exception as e:  # without them it is unknown whether the guest may run
         raise NeedsAttention(
             f"{e}",
             step="recover",
-            left=[f"{entry.domain} may be suspended, and disk snapshots {entry.name} be there"],
+            left=[f"{entry.domain} may be suspended, and disk snapshots {entry.name} may exist"],
             finish=f"pyxlsnap snapshot-recover {entry.uuid}",
         ) from e
     return [(strategy, _hindrance(strategy, domid, entry)) for strategy in found]
@@ -116,7 +118,7 @@ def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
             finish=f"pyxlsnap snapshot-recover {entry.uuid}",
         ) from e
     except DomainNotFound:
-        return False  # it has gone just now
+        return False  # the guest has just ended
     except Exception as e:
         left = [f"{guest} is suspended and cannot be resumed ({e})"]
         left += [f"its memory may be in {t}" for t in entry.temporary if Path(t).exists()]
@@ -129,7 +131,7 @@ def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
 
 
 def _is_ours(memory: Path, entry: CreateEntry) -> bool:
-    """Whether a memory file is that snapshot's: its name may be somebody else's by now."""
+    """Whether a memory file belongs to the entry's snapshot: another may have its name by now."""
     try:
         with open_regular(memory) as file:
             header = read_header(file, str(memory))

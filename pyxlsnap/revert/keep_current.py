@@ -1,4 +1,4 @@
-"""The snapshot of the present that a revert takes first (``--keep-current``)."""
+"""The snapshot of the present state that a revert takes first (``--keep-current``)."""
 
 import logging
 from dataclasses import replace
@@ -18,7 +18,7 @@ from pyxlsnap.revert.plan import RevertPlan
 
 log = logging.getLogger(__name__)
 
-_KEPT_NAME = 80  # characters of the snapshot's name in that of the present
+_KEPT_NAME = 80  # characters of the old snapshot's name in the name of the new one
 
 
 def plan_present(host: Host, plan: RevertPlan, cancel: Cancel) -> CreatePlan:
@@ -28,7 +28,10 @@ def plan_present(host: Host, plan: RevertPlan, cancel: Cancel) -> CreatePlan:
     """
     guest = plan.guest
     if guest is None:
-        raise Refused(f"{plan.config.name} is off: there is nothing to keep (--keep-current)")
+        raise Refused(
+            f"{plan.config.name} is off and has no present state to keep: run the command without "
+            f"--keep-current"
+        )
     Journal(guest.uuid).refuse_unfinished()
     name = f"before-{plan.name[:_KEPT_NAME]}-{datetime.now():%Y%m%d-%H%M%S}"
     config = SnapshotConfig(
@@ -43,9 +46,9 @@ def plan_present(host: Host, plan: RevertPlan, cancel: Cancel) -> CreatePlan:
 def _disks(disks: tuple[Disk, ...], plan: RevertPlan, name: str) -> tuple[DiskRequest, ...]:
     """Disk snapshots that outlive the revert.
 
-    Where the revert puts another file in a disk's place, a disk snapshot inside the file would be
-    lost with the file. A disk that the revert leaves alone is in the snapshot of the present, too,
-    unless the disk would have to be copied, which nobody has asked for.
+    If the revert replaces a disk's file, a disk snapshot inside the file would be lost with it, so
+    it goes into a file of its own. Disks that the revert does not change are included, too, except
+    those that would have to be copied: a copy may take long, and the user did not ask for it.
     """
     reverted = {r.vdev for r in plan.requests}
     beside = {r.vdev: r for r in plan.requests if r.path and not r.path.startswith("/dev/")}
@@ -61,20 +64,22 @@ def _disks(disks: tuple[Disk, ...], plan: RevertPlan, name: str) -> tuple[DiskRe
 def take_present(
     present: CreatePlan, plan: RevertPlan, callbacks: Callbacks, cancel: Cancel
 ) -> str:
-    """Take the snapshot of the present, and see that the revert can still be done.
+    """Take the snapshot of the present state, and check again that the revert is possible.
 
     :returns: the cfgfile of the snapshot.
-    :raises OperationFailed: there is no way to the revert any more; the snapshot stays.
+    :raises OperationFailed: the snapshot failed, and was undone; or the revert is not possible any
+        more, and the snapshot stays.
+    :raises Interrupted, NeedsAttention: as :func:`pyxlsnap.create.operation.create`.
     """
     kept = Creation(present, callbacks, cancel).run()
     for warning in kept.warnings:
         log.warning("%s: %s", kept.name, warning)
     try:
-        for strategy in plan.strategies:  # the space that it has taken may have been theirs
+        for strategy in plan.strategies:  # the snapshot may have used the space that they need
             strategy.check_revert()
     except PyxlsnapError as e:
         raise OperationFailed(
-            f"{e}; nothing was changed, but the present was kept: {kept.cfgfile}",
+            f"{e}; nothing was changed; the snapshot of the present state stays: {kept.cfgfile}",
             step="keep current",
         ) from e
     return kept.cfgfile

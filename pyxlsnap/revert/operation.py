@@ -21,12 +21,14 @@ from pyxlsnap.revert.sequence import Reversion
 def revert(
     host: Host, request: RevertRequest, callbacks: Callbacks, cancel: Cancel | None = None
 ) -> Reverted:
-    """Bring a domain back to a snapshot, in this process (see :mod:`pyxlsnap.create.operation`).
+    """Revert a domain to a snapshot, in this process (see :mod:`pyxlsnap.create.operation`).
 
-    :raises UsageError, Refused, Risky: nothing was tried.
-    :raises OperationFailed, Interrupted: it ended before the domain was destroyed: nothing changed.
-    :raises NeedsAttention: it failed later. The domain is off; the error has the command that
-        finishes the revert.
+    :raises UsageError, Refused, Risky: the request is wrong, not possible or not shown to be safe;
+        nothing was changed.
+    :raises OperationFailed, Interrupted: it ended before the domain was destroyed; nothing was
+        changed, but a snapshot of the present state (``keep_current``) may stay.
+    :raises NeedsAttention: it failed later. The error lists what is left (usually the domain is
+        off) and has the command that finishes the revert.
     """
     cancel = cancel or Cancel()
     with _planned(host, request, callbacks, cancel) as plan:
@@ -40,7 +42,10 @@ def revert(
 def preview(
     host: Host, request: RevertRequest, callbacks: Callbacks, cancel: Cancel | None = None
 ) -> Plan:
-    """What :func:`revert` would do; raises what :func:`revert` would raise, and changes nothing."""
+    """Plan a revert without doing it. Changes nothing.
+
+    :raises UsageError, Refused, Risky, Interrupted: as :func:`revert`.
+    """
     cancel = cancel or Cancel()
     with _planned(host, request, callbacks, cancel) as plan:
         if request.keep_current:
@@ -49,7 +54,7 @@ def preview(
 
 
 def read_cfgfile(request: RevertRequest) -> RevertRequest:
-    """The same request, with what its cfgfile says in its config. Needs no Xen.
+    """Read the request's cfgfile into its ``config``. Needs no Xen.
 
     :raises ConfigError: the cfgfile is wrong.
     """
@@ -62,7 +67,7 @@ def read_cfgfile(request: RevertRequest) -> RevertRequest:
 def _planned(
     host: Host, request: RevertRequest, callbacks: Callbacks, cancel: Cancel
 ) -> Iterator[RevertPlan]:
-    """A plan that can be run, under the locks of the domains concerned."""
+    """Make a plan, and hold the locks of the domains concerned while the plan is used."""
     request = read_cfgfile(request)
     name = ""
     with ExitStack() as locks:
@@ -73,7 +78,7 @@ def _planned(
                 callbacks.share_lock(uuid, lock.fd)
                 entry = Journal(uuid).unfinished_revert()  # this revert finishes it
                 if entry and _is_half_way(host, request, entry):
-                    # What is risky was decided then, and its present name may be nowhere else.
+                    # The killed run decided about risks; the journal has the domain's last name.
                     request, name = replace(request, force=True), entry.domain
             callbacks.on_progress(Progress("checking"))
             with closing(make_plan(host, request, cancel, name=name)) as plan:
@@ -84,7 +89,7 @@ def _planned(
 
 
 def _is_half_way(host: Host, request: RevertRequest, entry: RevertEntry) -> bool:
-    """Whether that revert of the same domain, to the same snapshot, has no way back."""
+    """Whether the journal has the requested revert, and the domain does not run any more."""
     if not entry.destroy_begun or entry.cfgfile != request.cfgfile:
         return False
     try:
@@ -95,10 +100,10 @@ def _is_half_way(host: Host, request: RevertRequest, entry: RevertEntry) -> bool
 
 
 def _uuids(host: Host, request: RevertRequest) -> list[str]:
-    """The domains concerned: the one in the memory file, and the one that is there now."""
+    """The uuids of the saved domain and of the domain that exists now."""
     uuids = {saved_uuid(request)}
     try:
         uuids.add(host.find(request.domain).uuid)
     except DomainNotFound:
-        pass  # it is off, or the name is wrong: the plan will tell
+        pass  # the domain is off, or the name is wrong: the plan finds out
     return sorted(uuids)

@@ -1,6 +1,6 @@
-"""What a revert will do: from a cfgfile and its memory file to a plan that can be printed and run.
+"""Planning a revert: from a cfgfile and its memory file to a plan that can be printed and run.
 
-Everything that can be known beforehand is checked here; nothing has been touched yet.
+All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
 import os
@@ -37,7 +37,7 @@ class RevertPlan:
     """A revert that can be done."""
 
     request: RevertRequest = field(repr=False)
-    #: the domain to be destroyed; ``None`` when it is off
+    #: the domain to be destroyed; ``None`` if the domain is off
     guest: Guest | None = field(repr=False)
     config: DomainConfig = field(repr=False)
     name: str
@@ -46,7 +46,7 @@ class RevertPlan:
     state: RunState
     #: the disk snapshots
     requests: tuple[DiskRequest, ...]
-    #: the same disks as the domain has them
+    #: the same disks, as in the saved configuration
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
     warnings: tuple[str, ...]
@@ -84,13 +84,13 @@ class RevertPlan:
         )
 
     def close(self) -> None:
-        """Let go of the connections that were made."""
+        """Close the connections of the disk strategies."""
         close_all(self.strategies)
 
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """What the memory file says."""
+    """The content of the memory file, without the memory."""
 
     path: Path
     header: Header
@@ -105,12 +105,12 @@ def make_plan(
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
 
-    :param request: its config is what the cfgfile says.
-    :param name: the domain's name, if it is known better than by the memory file.
+    :param request: its ``config`` is the content of the cfgfile.
+    :param name: the domain's name, if it was renamed after the memory was saved.
     :raises ConfigError: the cfgfile does not name a memory file.
-    :raises BadMemoryFile: the memory file is not whole.
+    :raises BadMemoryFile: the memory file cannot be read, or is damaged.
     :raises Refused: the revert cannot be done.
-    :raises Risky: the revert cannot be shown to be safe, and ``force`` was not given.
+    :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
     :raises Cancelled: ``cancel`` was set.
     """
     cancel = cancel or Cancel()
@@ -119,14 +119,16 @@ def make_plan(
     guest = _current(host, request.domain, config)
     if guest:
         checks.refuse_special(guest)
-        config = config.with_name(guest.name or config.name)  # a half destroyed domain has no name
+        config = config.with_name(guest.name or config.name)  # (a dying domain has no name)
     meta = saved.header.metadata
     snapshot = _snapshot_name(request, meta)
     chosen = _choose_disks(request, meta, config)
     _refuse(host, config, guest, [d for d, _ in chosen])
     risks = _risks(host, saved, config, guest, {d.vdev for d, _ in chosen})
     if risks and not request.force:
-        what = f"reverting {config.name} is risky: {'; '.join(risks)}: --force does it anyway"
+        what = (
+            f"reverting {config.name} is risky: {'; '.join(risks)}; to revert anyway, add --force"
+        )
         raise Risky(what, reasons=risks)
     plan = RevertPlan(
         request=request,
@@ -156,7 +158,7 @@ def _refuse(host: Host, config: DomainConfig, guest: Guest | None, disks: list[D
 
 
 def saved_uuid(request: RevertRequest) -> str:
-    """The uuid of the domain in a memory file: its header only, the file may yet be damaged.
+    """The uuid of the domain in a memory file. Reads the header only, not the memory.
 
     :raises ConfigError, BadMemoryFile: as :func:`make_plan`.
     """
@@ -166,7 +168,7 @@ def saved_uuid(request: RevertRequest) -> str:
 
 
 def _saved_config(header: Header) -> DomainConfig:
-    """:raises ValueError: it is none, or its uuid (which names files of ours) is none."""
+    """:raises ValueError: the configuration, or its uuid (a part of file names), is not valid."""
     config = DomainConfig.parse(header.config_json)
     if config.uuid != check_uuid(config.uuid):
         raise ValueError(f"its uuid is {config.uuid!r}")
@@ -193,7 +195,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
     except BadMemoryFile as e:
         what = e.message.removeprefix(f"{path}: ")
         raise BadMemoryFile(
-            f"{what}; take another copy of the file, or another snapshot", path=str(path)
+            f"{what}; use another copy of the file, or another snapshot", path=str(path)
         ) from e
     except OSError as e:
         raise BadMemoryFile(f"cannot be read: {e.strerror}", path=str(path)) from e
@@ -213,14 +215,14 @@ def _read_memory(request: RevertRequest, cancel: Cancel) -> _Saved:
 
 
 def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
-    """The domain to be reverted, if it is there."""
+    """The domain to be reverted; ``None`` if it is off."""
     try:
         return host.find(domain)
     except DomainNotFound:
         pass
     if domain not in (config.name, config.uuid):
         raise DomainNotFound(
-            f"there is no domain {domain!r}, and the snapshot is of {config.name!r}: name that",
+            f"there is no domain {domain!r}, and the snapshot is of {config.name!r}: use this name",
             domain=domain,
             nearest=(config.name,),
         )
@@ -228,23 +230,23 @@ def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
         renamed = host.find(config.uuid)
     except DomainNotFound:
         return None
-    raise Refused(f"{domain!r} is called {renamed.name!r} now: name it so")
+    raise Refused(f"{domain!r} is called {renamed.name!r} now: use this name")
 
 
 def _snapshot_name(request: RevertRequest, meta: Metadata | None) -> str:
     said = _config(request).name
     if said and meta and said != meta.name:
         raise ConfigError(
-            f"is {said!r}, but the memory file belongs to snapshot {meta.name!r}: the disks "
-            f"would not fit the memory; use the cfgfile of that snapshot",
+            f"is {said!r}, but the memory file belongs to snapshot {meta.name!r}: memory and "
+            f"disks would not match; use the cfgfile of snapshot {meta.name!r}",
             file=request.cfgfile,
             item="name",
         )
     name = said or (meta.name if meta else None)
     if not name:
         raise ConfigError(
-            "is missing, and the memory file (made by another program) does not tell it: add the "
-            "name that its disk snapshots have",
+            "is missing, and the memory file (made by another program) contains no name "
+            "either: add the name of the disk snapshots",
             file=request.cfgfile,
             item="name",
         )
@@ -256,9 +258,9 @@ def _choose_disks(
 ) -> list[tuple[Disk, DiskRequest]]:
     """The disks to put back, each with its disk snapshot.
 
-    The cfgfile names them, else the memory file; else they are all writable disks.
+    The list is in the cfgfile, or else in the memory file. Without a list: all writable disks.
 
-    :raises ConfigError: the domain, as it was saved, has no such disk.
+    :raises ConfigError: the saved configuration has no such disk.
     """
     by_vdev = {d.vdev: d for d in config.disks}
     named = _config(request).disks
@@ -268,8 +270,8 @@ def _choose_disks(
         named = tuple(DiskRequest(d.vdev) for d in config.disks if not d.left_out)
     if unknown := [r.vdev for r in named if r.vdev not in by_vdev]:
         raise ConfigError(
-            f"{config.name}, as it was saved, has no disk {', '.join(unknown)} (its disks: "
-            f"{', '.join(by_vdev) or 'none'})",
+            f"the saved configuration of {config.name} has no disk {', '.join(unknown)} "
+            f"(its disks: {', '.join(by_vdev) or 'none'})",
             file=request.cfgfile,
             item="disks",
         )
@@ -277,7 +279,7 @@ def _choose_disks(
 
 
 def _config(request: RevertRequest) -> SnapshotConfig:
-    """What the cfgfile says."""
+    """The content of the cfgfile."""
     assert request.config
     return request.config
 
@@ -289,28 +291,30 @@ def _risks(
     guest: Guest | None,
     in_snapshot: set[str],
 ) -> list[str]:
-    """Why the revert cannot be shown to be safe, a line each."""
+    """The reasons why the revert cannot be shown to be safe."""
     reasons = []
     outside = [d.vdev for d in config.disks if not d.left_out and d.vdev not in in_snapshot]
     if outside:
-        reasons.append(f"{', '.join(outside)} is not in the snapshot and has gone on since")
+        reasons.append(
+            f"disks are not in the snapshot and may have changed since: {', '.join(outside)}"
+        )
     if saved.xen != host.xen_version():
         made, now = ("{}.{}".format(*v) for v in (saved.xen, host.xen_version()))
-        reasons.append(f"the memory was saved on Xen {made}, and this is Xen {now}")
+        reasons.append(f"the memory was saved on Xen {made}, and this host runs Xen {now}")
     if guest is None:
         return reasons
     if guest.uuid != config.uuid:
         reasons.append(f"{guest.name} has another uuid than the snapshot ({config.uuid})")
     if guest.info().suspended:
-        return reasons  # by a snapshot that could not resume it: libxl would ask its stopped QEMU
+        return reasons  # a snapshot could not resume it: its QEMU is stopped and would not answer
     return reasons + _changes(config, guest) + checks.libvirt_reason(guest)
 
 
 def _changes(config: DomainConfig, guest: Guest) -> list[str]:
-    """Disks that have come, gone or changed since the snapshot."""
+    """A reason, if disks were added, removed or changed since the snapshot."""
     try:
         present = guest.config()
-    except (XenError, Refused) as e:  # its QEMU has crashed, for one: a good reason to revert
+    except (XenError, Refused) as e:  # after a crash of its QEMU, for example: a revert helps
         return [f"the present configuration of {guest.name} cannot be read ({e})"]
     now, then = (
         {(d.vdev, os.path.realpath(d.target)) for d in c.disks if not d.left_out}

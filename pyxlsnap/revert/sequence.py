@@ -1,7 +1,7 @@
-"""Going back to a snapshot: the sequence, readable from top to bottom in :meth:`Reversion.steps`.
+"""The revert: the sequence, readable from top to bottom in :meth:`Reversion.steps`.
 
-From the destroy on there is only forward: every step can be done again, and the same command
-finishes what was interrupted.
+From ``destroy`` on nothing is undone. Every step can be done again, so the same command finishes
+a revert that was interrupted.
 """
 
 import logging
@@ -57,7 +57,7 @@ class Reversion:
         self._cancel = cancel or Cancel()
         self._present_cfgfile = present_cfgfile
         self._journal = Journal(plan.config.uuid)
-        #: a run before this one had begun to change things
+        #: an earlier, killed run had begun to destroy the domain
         self._finishing = False
         self._destroying = False
         self._before: DomainInfo | None = None
@@ -82,7 +82,8 @@ class Reversion:
     def run(self) -> Reverted:
         """Do all steps.
 
-        On failure: see :func:`pyxlsnap.revert.operation.revert`.
+        :raises OperationFailed, Interrupted, NeedsAttention: as
+            :func:`pyxlsnap.revert.operation.revert`.
         """
         step = ""
         try:
@@ -100,7 +101,7 @@ class Reversion:
         return self._result()
 
     def _write_journal(self) -> None:
-        # One that is there is of a revert that was killed: this run finishes that one.
+        # A journal that exists belongs to a revert that was killed: this run finishes that revert.
         killed = self._journal.unfinished_revert()
         self._finishing = killed is not None and killed.destroy_begun
         self._present_cfgfile = self._present_cfgfile or (killed.present_cfgfile if killed else "")
@@ -110,7 +111,7 @@ class Reversion:
     def _first_entry(self) -> RevertEntry:
         plan = self._plan
         return RevertEntry(
-            # Whoever finishes the revert reads the cfgfile again: it may have been mended.
+            # A later run reads the cfgfile again: the user may have corrected it.
             request=replace(plan.request, domain=self._known_as(), config=None),
             uuid=plan.config.uuid,
             domid=plan.guest.domid if plan.guest else None,
@@ -135,40 +136,45 @@ class Reversion:
         return guest.uuid if guest and guest.uuid != self._plan.config.uuid else ""
 
     def _known_as(self) -> str:
-        """What finds the domain before its destroy and afterwards: a replaced domain's name."""
+        """The uuid, or the name if a domain with another uuid is replaced.
+
+        Both find the domain before its destroy and after its restore.
+        """
         return self._plan.config.name if self._replaced_uuid() else self._plan.config.uuid
 
     def _destroy(self) -> None:
-        with Process(xl_monitor(self._plan.config.name)) as xl:
+        name = self._plan.config.name
+        with Process(xl_monitor(name)) as xl:
             if guest := self._plan.guest:
                 self._destroy_guest(guest)
-            # It goes when it sees that the domain has gone. One that stays is about to start it
-            # again, for its guest has rebooted just now: xl takes two seconds for that.
+            # xl's process ends when it notices that the domain was destroyed. If it does not end,
+            # the guest has rebooted just now, and xl starts it again within two seconds.
             if not xl.ended(within_s=_XL_S):
                 raise XenError(
-                    f"xl still watches {self._plan.config.name} and may start it again",
-                    domain=self._plan.config.name,
+                    f"xl still watches {name} and may start it again: wait until xl's process for "
+                    f"{name} has ended, then run the command again",
+                    domain=name,
                 )
-        # Whoever has started it meanwhile has its disks open.
+        # If another program has started the domain meanwhile, its disks are in use.
         checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
 
     def _destroy_guest(self, guest: Guest) -> None:
-        # If it has gone meanwhile, somebody may be starting it again.
+        # If the domain ended meanwhile, another program may be starting it again.
         self._before = guest.check_same(dying=self._finishing)
-        checks.notice_rename(guest)  # it would come back under the name that it had
+        checks.notice_rename(guest)  # it would be restored under its old name
         self._begin()
         self._destroying = True
         destroy(guest)
 
     def _say(self, **more: Any) -> None:
-        """Say in the journal what a recovery should know; it can do without."""
+        """Note in the journal what helps a recovery; a failure to write is only logged."""
         try:
             self._note(**more)
         except OSError as e:
             log.warning("%s: %s", self._journal.path, e.strerror)
 
     def _begin(self) -> None:
-        """From here on something may have changed, and who recovers must know."""
+        """Note in the journal that the revert begins to change things; a recovery must know."""
         self._note(destroy_begun=True)
 
     def _note(self, **more: Any) -> None:
@@ -217,26 +223,26 @@ class Reversion:
             f"was interrupted ({step})" if interrupted else f"failed ({step}): {cause}"
         )
         if self._present_cfgfile:
-            what += f" (the present was kept: {self._present_cfgfile})"
+            what += f" (the snapshot of the present state stays: {self._present_cfgfile})"
         if not self._finishing and (not self._destroying or self._untouched()):
             self._journal.clear()
             cls = Interrupted if interrupted else OperationFailed
             return cls(f"{what}; nothing was changed", step=step)
         left = self._remove_half_made()
         if self._new is None:
-            left.append(f"{plan.config.name} is off, its disks may be reverted")
+            left.append(f"{plan.config.name} is off, and its disks may be reverted already")
         self._say(user_informed=True)
         return NeedsAttention(
-            f"{what}; {'; '.join(left)}; the snapshot is whole: run the command again to finish",
+            f"{what}; {'; '.join(left)}; the snapshot is intact: run the command again to finish",
             step=step,
             left=left,
             finish=revert_command(self._entry.request),
         )
 
     def _untouched(self) -> bool:
-        """Whether the domain that was to be destroyed is as it was.
+        """Whether the destroy has not yet changed the domain.
 
-        libxl pauses it first, then takes its QEMU and its devices away, and the domain at last.
+        libxl pauses the domain first, then ends its QEMU, its devices, and at last the domain.
         """
         guest = self._plan.guest
         try:
@@ -245,7 +251,7 @@ class Reversion:
             return False
 
     def _remove_half_made(self) -> list[str]:
-        """A restore that failed may leave a domain; nobody had this uuid before, so it is ours."""
+        """Destroy the domain that a failed restore left: no other domain had its uuid before."""
         if not self._restoring:
             return []
         try:
@@ -255,11 +261,11 @@ class Reversion:
         except PyxlsnapError as e:
             return [str(e)]
         if self._new is not None:
-            return [f"{half} is restored but could not be finished"]
+            return [f"{half} is restored, but a later step failed"]
         try:
             destroy(half)
         except PyxlsnapError as e:
-            return [f"{half} is half made and could not be removed ({e})"]
+            return [f"{half} is incomplete and could not be removed ({e})"]
         return []
 
     def _result(self) -> Reverted:

@@ -72,7 +72,7 @@ def test_a_domain_that_was_renamed(spent_lab: Lab) -> None:
     domid = renamed.domid()
     done = pyxlsnap(spent_lab.dom0, "snapshot-revert", "pvh", taken.cfgfile)
     assert done.rc == 3, done
-    assert "'pvh' is called 'renamed' now: name it so" in done.err
+    assert "'pvh' is called 'renamed' now: use this name" in done.err
     assert renamed.domid() == domid
     for domain in ("renamed", guest.uuid):
         done = pyxlsnap(spent_lab.dom0, "snapshot-revert", domain, taken.cfgfile)
@@ -145,7 +145,8 @@ def a_disk_removed(guest: Guest) -> tuple[Taken, str]:
 def a_disk_not_in_it(guest: Guest) -> tuple[Taken, str]:
     attach(guest)
     guest.dom0.write("/tmp/snap/two.cfg", "name='risky'\ndisks=[',,xvda', ',,xvdb']\n")
-    return take(guest, "/tmp/snap/two.cfg"), "xvdc is not in the snapshot and has gone on since"
+    taken = take(guest, "/tmp/snap/two.cfg")
+    return taken, "disks are not in the snapshot and may have changed since: xvdc"
 
 
 def another_xen(guest: Guest, taken: Taken | None = None) -> tuple[Taken, str]:

@@ -154,7 +154,7 @@ class TestNoXen:
         (tmp_path / "a.cfg").write_text("name = 'theirs'\n")
         found = run("snapshot-create", "vm1", "a.cfg", "--name=mine", cwd=tmp_path)
         assert found.returncode == 3
-        assert "the cfgfile says that the name is theirs: mine is ignored" in found.stderr
+        assert "the cfgfile names the snapshot theirs: mine is ignored" in found.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

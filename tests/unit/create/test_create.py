@@ -244,7 +244,7 @@ def test_a_file_of_that_name_made_meanwhile_stays(world: World, which: str) -> N
 
 
 @pytest.mark.parametrize("verb", ["suspend", "create xvda", "create xvdb"])
-def test_a_guest_destroyed_by_somebody_else_needs_a_person(world: World, verb: str) -> None:
+def test_a_guest_destroyed_by_another_program_needs_a_person(world: World, verb: str) -> None:
     case = Case(world)
 
     def destroyed(event: str) -> None:
@@ -268,7 +268,7 @@ def test_a_guest_destroyed_by_somebody_else_needs_a_person(world: World, verb: s
         RuntimeError("a bug"),
     ],
 )
-def test_what_cannot_be_undone_is_listed_and_the_rest_is_undone(
+def test_a_failed_cleanup_is_listed_and_the_rest_is_undone(
     world: World, step: str, error: Exception
 ) -> None:
     case = Case(world)
@@ -414,7 +414,7 @@ def test_a_journal_that_cannot_be_written_stops_it(
 
 
 class TestSuccess:
-    def test_the_result_says_what_was_made(self, world: World) -> None:
+    def test_the_result_lists_the_files_and_disk_snapshots(self, world: World) -> None:
         case = Case(world)
         snapshot = case.run()
         assert (snapshot.name, snapshot.domain, snapshot.uuid) == ("snap", "vm1", UUID)
@@ -455,7 +455,7 @@ class TestSuccess:
         for path in (case.memory_path, case.plan.cfgfile):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
-    def test_the_cfgfile_reads_back_to_what_was_taken(self, world: World) -> None:
+    def test_the_cfgfile_reads_back_as_the_snapshot(self, world: World) -> None:
         case = Case(world)
         case.run()
         assert cfgfile.read(case.plan.cfgfile) == SnapshotConfig(
@@ -490,9 +490,9 @@ class TestSuccess:
 
 
 class TestAPausedGuest:
-    """It runs for as long as it takes to answer the suspend request, and no longer."""
+    """It runs just long enough to answer the suspend request."""
 
-    def test_is_let_go_when_the_request_stands_and_is_paused_again(self, world: World) -> None:
+    def test_is_unpaused_for_the_request_and_paused_again(self, world: World) -> None:
         case = Case(world, paused=True)
         snapshot = case.run()
         events = [e for e in world.events if e in ("unpause", "suspend", "resume", "pause")]
@@ -502,7 +502,7 @@ class TestAPausedGuest:
         assert snapshot.state is RunState.PAUSED
         assert 0 < snapshot.seconds_unpaused < 2
 
-    def test_that_is_paused_twice_is_not_let_go(self, world: World) -> None:
+    def test_paused_twice_fails_and_stays_paused(self, world: World) -> None:
         case = Case(world, paused=True)
         case.guest.paused_twice = True
         error = case.fails()
@@ -511,7 +511,7 @@ class TestAPausedGuest:
         assert world.events.count("unpause") == world.events.count("pause") == 1
         case.assert_as_before()
 
-    def test_that_is_asked_for_nothing_is_let_go_after_a_while(
+    def test_without_a_request_is_unpaused_after_a_while(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As one without PV drivers."""
@@ -521,7 +521,7 @@ class TestAPausedGuest:
         assert case.run().seconds_unpaused > 0
         assert case.guest.paused
 
-    def test_live_is_not_let_go_before_the_request(
+    def test_live_is_not_unpaused_before_the_request(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """However long its memory takes."""
@@ -613,7 +613,7 @@ class TestTheWholeFunction:
 
 
 @pytest.mark.parametrize("when", ["before the disks", "during the disks"])
-def test_a_guest_that_somebody_else_resumes_is_noticed(world: World, when: str) -> None:
+def test_a_guest_resumed_by_another_program_is_noticed(world: World, when: str) -> None:
     """It has written since: memory and disks would not belong together."""
     case = Case(world)
     verb = "suspend" if when == "before the disks" else "create xvda"
@@ -624,7 +624,7 @@ def test_a_guest_that_somebody_else_resumes_is_noticed(world: World, when: str) 
 
     case.world.on_event = resume
     error = case.fails()
-    assert "somebody else has resumed vm1" in str(error)
+    assert "another program has resumed vm1" in str(error)
     case.assert_as_before()
     assert case.guest.resumes == 0
 
@@ -688,7 +688,7 @@ def test_a_disk_that_comes_while_the_memory_is_saved_is_noticed(world: World) ->
     case.assert_as_before()
 
 
-def test_a_guest_that_has_gone_is_noticed_before_disks_are_prepared(world: World) -> None:
+def test_a_guest_that_ended_is_noticed_before_disks_are_prepared(world: World) -> None:
     case = Case(world)
     steps = dict(case.creation().steps())
     steps["journal"]()
@@ -729,7 +729,7 @@ class TestADryRun:
     def preview(self, world: World, **options: object) -> Plan:
         return operations.preview_create(world.host, "vm1", WANTED, **options)  # type: ignore[arg-type]
 
-    def test_says_what_the_run_would_do_and_touches_nothing(self, world: World) -> None:
+    def test_describes_the_run_and_changes_nothing(self, world: World) -> None:
         case = Case(world)
         plan = self.preview(world, live=True)
         assert (plan.operation, plan.name, plan.domain, plan.uuid) == (
@@ -773,7 +773,7 @@ class TestADryRun:
         [
             (False, 0.0, 5, "--live"),
             (True, 3.0, 5, "xvda"),
-            (True, 0.0, 0.1, "as short as it can be"),
+            (True, 0.0, 0.1, "no shorter time is possible"),
         ],
     )
     def test_one_that_takes_too_long_is_refused(
@@ -783,7 +783,7 @@ class TestADryRun:
         case.guest.memory_kb = 16 << 20
         world.expected_seconds = disk_seconds
         for run in (operations.preview_create, operations.create):
-            with pytest.raises(Refused, match=f"and {allowed:g} s were allowed: .*{way_out}"):
+            with pytest.raises(Refused, match=f"max_downtime allows {allowed:g} s: .*{way_out}"):
                 run(world.host, "vm1", WANTED, live=live, max_downtime=allowed)
         case.assert_as_before()
         self.preview(world, live=live, max_downtime=100)

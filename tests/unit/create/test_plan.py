@@ -95,7 +95,9 @@ class TestWhatTheCfgfileSays:
         plan = planned(world, guest, SnapshotConfig("snap", disks=(DiskRequest("xvdb"),)))
         assert [s.vdevs for s in plan.strategies] == [("xvdb",)]
         assert plan.left_out == {"xvda": "not named in the cfgfile"}
-        assert "xvda is not in the snapshot: reverting it will be risky" in plan.warnings
+        assert (
+            "xvda is not in the snapshot: a revert to the snapshot will be risky" in plan.warnings
+        )
 
     def test_no_disks(self, world: World, guest: FakeGuest) -> None:
         plan = planned(world, guest, SnapshotConfig("snap", disks=()))
@@ -154,7 +156,7 @@ class TestRefused:
             for vdev, path in (("xvda", one), ("xvdb", other))
         )
         wanted = SnapshotConfig("snap", memory_path=f"{world.root}/snap.save", disks=disks)
-        with pytest.raises(UsageError, match=f"{says} would be in one place"):
+        with pytest.raises(UsageError, match=f"{says} would have the same path"):
             planned(world, guest, wanted)
 
     def test_an_existing_memory_file(self, world: World, guest: FakeGuest) -> None:
@@ -325,7 +327,7 @@ class TestStrategies:
     @pytest.mark.parametrize(
         "change", [{"cdrom": True}, {"readwrite": False}, {"format": "empty", "target": ""}]
     )
-    def test_what_needs_no_snapshot_cannot_have_one(self, change: dict[str, object]) -> None:
+    def test_a_disk_left_out_by_default_cannot_be_named(self, change: dict[str, object]) -> None:
         says = self.refusal(replace(self.DISK, **change))  # type: ignore[arg-type]
         assert "cannot be in a snapshot: leave it out" in says
 

@@ -166,7 +166,7 @@ class TestMisbehaving:
 
         monkeypatch.setattr(FakeStrategy, "artefacts", artefacts)
         (warning,) = self.taken(world).warnings
-        assert warning == "xvda: fake cannot say where it is: a bug"
+        assert warning == "xvda: fake cannot name its disk snapshots: a bug"
 
     def test_in_the_end_of_a_revert(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         world.guest(world.image("xvda"))

@@ -105,7 +105,7 @@ class TestConfig:
         assert says in refusal(lambda: checks.refuse_config(config, guest))
 
     @pytest.mark.parametrize("value", ["False", "<default>"])
-    def test_what_is_not_set_is_fine(self, guest: FakeGuest, value: str) -> None:
+    def test_a_value_not_set_is_fine(self, guest: FakeGuest, value: str) -> None:
         config = config_with(
             "b_info", {"nested_hvm": value, "dm_restrict": value, "vnuma_nodes": []}
         )
@@ -138,7 +138,7 @@ class TestShared:
         says = refusal(lambda: checks.refuse_shared(world.host, guest, [disk]))
         assert says == f"xvda: domain vm2 uses {link}, too: detach it there"
 
-    def test_a_domain_that_goes_meanwhile_is_no_obstacle(
+    def test_a_domain_that_ends_meanwhile_is_no_obstacle(
         self, world: World, guest: FakeGuest
     ) -> None:
         other = world.guest(*guest.configuration.disks, name="vm2", uuid=OTHER_UUID)
@@ -230,7 +230,7 @@ class TestDom0Memory:
         ("setting", "may"),
         [("on", True), ("off", False), ("1", True), ("0", False), ("auto", False)],
     )
-    def test_xl_conf_goes_first(self, world: World, setting: str, may: bool) -> None:
+    def test_xl_conf_takes_precedence(self, world: World, setting: str, may: bool) -> None:
         world.host.autoballoon_setting = setting
         world.host.command_line = "dom0_mem=4G"
         assert dom0_memory.may_shrink_dom0(world.host) is may
@@ -241,7 +241,7 @@ class TestMemory:
 
     LARGEST_KB = GIB_KB + 1024 + (4 * GIB_KB - 128 * 1024)
 
-    def test_what_the_guest_and_dom0_can_give_counts(self, world: World, guest: FakeGuest) -> None:
+    def test_memory_of_the_guest_and_dom0_counts(self, world: World, guest: FakeGuest) -> None:
         world.host.command_line = "console=vga"
         world.host.needed_kb = self.LARGEST_KB
         checks.refuse_memory(world.host, guest.configuration, guest)

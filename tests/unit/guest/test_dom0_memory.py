@@ -30,7 +30,7 @@ def test_dom0_is_left_alone_when_there_is_enough(host: FakeHost) -> None:
     assert host.shrunk_kb == []
 
 
-def test_dom0_gives_what_is_missing_and_no_more(host: FakeHost) -> None:
+def test_dom0_gives_the_missing_memory_and_no_more(host: FakeHost) -> None:
     make_room(host, config_of())
     assert host.shrunk_kb == [100 * MIB_KB]
     assert host.free_kb == 600 * MIB_KB
@@ -67,7 +67,7 @@ def test_memory_that_comes_free_elsewhere_counts(host: FakeHost) -> None:
     make_room(host, config_of())
 
 
-def test_a_target_that_was_above_dom0s_memory_is_brought_down_first(host: FakeHost) -> None:
+def test_a_target_above_dom0s_memory_is_lowered_first(host: FakeHost) -> None:
     """Its balloon was set in dom0 itself: xenstore has a target that it never reached."""
     host.dom0_target_kb = host.dom0_kb + 250 * MIB_KB
     make_room(host, config_of())
@@ -75,7 +75,7 @@ def test_a_target_that_was_above_dom0s_memory_is_brought_down_first(host: FakeHo
     assert host.free_kb == 600 * MIB_KB
 
 
-def test_what_another_takes_again_and_again_is_not_fought_for_for_ever(
+def test_memory_taken_by_another_domain_is_not_awaited_for_ever(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dom0_memory, "_PATIENCE_S", 0.1)
@@ -104,7 +104,7 @@ def test_a_target_that_libxl_refuses_is_its_error(host: FakeHost) -> None:
 
 
 class TestSpare:
-    def test_is_all_but_what_libxl_leaves_dom0(self, host: FakeHost) -> None:
+    def test_is_all_but_the_share_libxl_leaves_dom0(self, host: FakeHost) -> None:
         assert dom0_memory.spare_dom0_kb(host) == (2048 - 128) * MIB_KB
 
     def test_can_be_taken(self, host: FakeHost) -> None:

@@ -162,7 +162,7 @@ def test_a_soft_reset_goes_on_in_the_same_domain(world: World) -> None:
 
 
 @pytest.mark.parametrize("reason", ["poweroff", "reboot", "crash", "?"])
-def test_what_nobody_has_configured_destroys(world: World, reason: str) -> None:
+def test_an_unconfigured_action_destroys(world: World, reason: str) -> None:
     watch = Watch(world)
     watch.run(reason)
     assert watch.summary() == [(1, reason, "destroy", None)]
@@ -184,7 +184,7 @@ def test_a_suspend_and_the_affairs_of_others_are_not_acted_on(world: World) -> N
     assert "destroy" not in world.events
 
 
-def test_what_happened_before_the_watch_is_acted_on(world: World) -> None:
+def test_a_shutdown_before_the_watch_is_acted_on(world: World) -> None:
     watch = Watch(world)
     watch.shuts_down("crash")
     watch.run()
@@ -255,7 +255,9 @@ def test_whether_the_memory_will_do_is_for_libxl_to_say(world: World) -> None:
     assert watch.summary() == [(1, "reboot", "restart", 2)]
 
 
-def test_what_fails_once_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_action_that_fails_once_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_AGAIN_S", 0.0)
     watch = Watch(world, on_reboot="restart")
     world.fail("create", XenError("its disk is still in use", rc=-3, operation="create"))
@@ -276,7 +278,7 @@ def test_what_fails_once_is_tried_again(world: World, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("verb", ["destroy", "wait_gone", "create", "unpause"])
-def test_what_cannot_be_done_is_said(
+def test_an_action_that_fails_is_reported(
     world: World, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_AGAIN_S", 0.0)
@@ -364,7 +366,7 @@ def not_started(uuid: str) -> None:
     raise OperationFailed(f"the watch of {uuid} did not start: no", step="monitor")
 
 
-def test_that_nobody_watches_is_said_with_the_way_out() -> None:
+def test_a_domain_without_a_watch_is_reported_with_the_way_out() -> None:
     (line,) = keep_watched(not_started, "vm1", UUID)
     assert "no process watches vm1 now" in line
     assert "did not start: no" in line
@@ -415,7 +417,7 @@ def test_xls_stays_if_the_guest_was_never_suspended(world: World) -> None:
     assert watched.started == []
 
 
-def test_a_failure_after_which_nobody_watches_needs_attention(world: World) -> None:
+def test_a_failure_that_leaves_no_watch_needs_attention(world: World) -> None:
     watched = Watched(world)
     world.fail("create xvda", XenError("no", rc=-3, operation="x"))
     with pytest.raises(NeedsAttention, match="no process watches vm1"):
@@ -423,13 +425,13 @@ def test_a_failure_after_which_nobody_watches_needs_attention(world: World) -> N
     assert watched.guest.runs
 
 
-def test_who_does_not_want_ours_is_told(world: World) -> None:
+def test_a_caller_without_our_monitor_is_warned(world: World) -> None:
     watched = Watched(world)
     (warning,) = Creation(watched.plan).run().warnings
     assert "no process watches vm1" in warning
 
 
-def test_nothing_is_started_where_nobody_watched(world: World) -> None:
+def test_no_monitor_is_started_where_none_ran(world: World) -> None:
     guest = world.guest(world.image("xvda"))
     plan = plan_create(world.host, guest, WANTED)
     started: list[str] = []
@@ -456,7 +458,7 @@ def test_the_recovery_leaves_xls_where_it_is(world: World) -> None:
     assert watched.started == []
 
 
-def test_who_does_not_want_ours_is_told_after_a_failure_too(world: World) -> None:
+def test_a_caller_without_our_monitor_is_warned_after_a_failure_too(world: World) -> None:
     watched = Watched(world)
     world.fail("create xvda", XenError("no", rc=-3, operation="x"))
     with pytest.raises(

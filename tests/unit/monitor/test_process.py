@@ -81,7 +81,7 @@ def test_it_ends_when_there_is_nothing_to_watch(watcher: Watcher) -> None:
     assert f"watching vm/1 ({UUID})" in watcher.log("watching")
 
 
-def test_what_went_wrong_later_is_in_its_log(watcher: Watcher) -> None:
+def test_a_later_failure_is_in_its_log(watcher: Watcher) -> None:
     watcher.set(monitor_site.goes_wrong_later)
     api.start_monitor(UUID)
     assert "ERROR vm1 is down" in watcher.log("ERROR")
@@ -149,6 +149,6 @@ def test_a_watch_that_does_not_begin(
         api.start_monitor(UUID)
 
 
-def test_what_is_no_uuid(watcher: Watcher) -> None:
+def test_a_name_in_place_of_a_uuid(watcher: Watcher) -> None:
     with pytest.raises(UsageError, match="'vm1' is not a domain's uuid"):
         api.start_monitor("vm1")

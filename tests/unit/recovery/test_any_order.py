@@ -76,7 +76,7 @@ class FaultyReversion(FailsAtStep, Reversion):
 
 
 class Killed(BaseException):
-    """Where the process is killed: nobody is there to undo anything."""
+    """The process is killed here: nothing is undone."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ class AnyOrder(RuleBasedStateMachine):
         self._revert(to)
 
     def _start_what_crashed(self) -> None:
-        """As xendomains does, after the recovery; not what has been brought back already."""
+        """As xendomains does, after the recovery; skip domains that were restored already."""
         for config in self.crashed:
             if not any(g.exists for g in self.world.host.guests):
                 self.world.host.start(config).memory = self.world.storage.content[VDEVS[0]]

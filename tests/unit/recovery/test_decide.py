@@ -65,7 +65,7 @@ def test_a_half_restored_domain_is_reverted_again(flags: dict[str, Any], same_bo
 
 @pytest.mark.parametrize("flags", [RUNS, PAUSED, NEW, SHUT_DOWN])
 @pytest.mark.parametrize("informed", [True, False])
-def test_a_restored_domain_gets_what_comes_after_that(
+def test_the_remaining_steps_are_done_for_a_restored_domain(
     flags: dict[str, Any], informed: bool
 ) -> None:
     now = domain(RESTORED, **flags)

@@ -49,7 +49,7 @@ def watch(_: str) -> None:
 
 
 def recover(world: World, domain: str | None = UUID) -> Recovered:
-    """Recover a domain; whoever watched it watches it afterwards."""
+    """Recover a domain; a process that watched it watches it afterwards."""
     return operations.recover(world.host, domain, start_monitor=watch)
 
 
@@ -168,7 +168,7 @@ def test_disk_snapshots_of_others_stay(world: World) -> None:
 
 
 @pytest.mark.parametrize("content", [b"somebody else's", xl_file(b'{"disks": 5}\0')])
-def test_somebody_elses_file_at_the_memory_files_name_stays(world: World, content: bytes) -> None:
+def test_another_file_at_the_memory_files_path_stays(world: World, content: bytes) -> None:
     killed = Killed(world, "resume")
     killed.plan.memory_path.write_bytes(content)
     killed.recover()
@@ -198,7 +198,7 @@ def test_the_lock_is_shared_and_released(world: World) -> None:
 
 
 @pytest.mark.parametrize("domain", ["vm1", "7", "../../etc/passwd", "", UUID + "0"])
-def test_what_is_no_uuid_is_not_taken_for_one(world: World, domain: str) -> None:
+def test_a_name_is_not_taken_for_a_uuid(world: World, domain: str) -> None:
     """A name would have no journal, and "nothing to recover" would be wrong."""
     with pytest.raises(DomainNotFound):
         recover(world, domain)
@@ -221,7 +221,7 @@ def test_the_case_of_a_uuid_does_not_matter(world: World) -> None:
     killed.assert_as_before()
 
 
-def test_of_a_guest_that_has_gone_the_disks_are_rolled_back_as_far_as_can_be(world: World) -> None:
+def test_the_disks_of_an_ended_guest_are_rolled_back_where_possible(world: World) -> None:
     killed = Killed(world, "disk snapshots")
     killed.guest.exists = False
     world.fail("adopt xvda", QmpError("no QEMU", command="connect"))
@@ -339,12 +339,12 @@ class TestARevert:
         assert recover(world).lines == ()
 
     @pytest.mark.parametrize("step", REVERT[REVERT.index("destroy") : -1])
-    def test_killed_after_the_destroy_goes_to_its_end(self, world: World, step: str) -> None:
+    def test_killed_after_the_destroy_is_finished(self, world: World, step: str) -> None:
         self.killed(world, step)
         self.assert_is_back(world, recover(world))
 
     def test_a_restored_domain_is_not_restored_again(self, world: World) -> None:
-        """It may have run for a while, if nobody was there to recover."""
+        """It may have run for a while before the recovery."""
         self.killed(world, "monitor")
         restores = world.events.count("restore")
         self.assert_is_back(world, recover(world))
@@ -363,7 +363,7 @@ class TestARevert:
             (guest,) = [g for g in world.host.guests if g.exists]
             assert guest.paused
 
-    def test_after_a_crash_of_the_host_it_goes_to_its_end_too(
+    def test_after_a_crash_of_the_host_it_is_finished_too(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.killed(world, "disks")
@@ -377,7 +377,7 @@ class TestARevert:
         guest = self.killed(world, "disks")
         guest.exists = True  # started at boot, with the domid that it had before
         monkeypatch.setattr(finish_revert, "boot_id", lambda: "another")
-        with pytest.raises(NeedsAttention, match="disks may be half-reverted") as caught:
+        with pytest.raises(NeedsAttention, match="disks may be reverted only in part") as caught:
             recover(world)
         command = caught.value.finish.split()
         assert command[:3] == ["pyxlsnap", "snapshot-revert", UUID]
@@ -385,7 +385,7 @@ class TestARevert:
         assert guest.runs
 
     @pytest.mark.parametrize("missing", ["memory_path", "cfgfile"])
-    def test_what_cannot_be_finished_is_told_with_its_command_and_options(
+    def test_a_revert_that_cannot_be_finished_is_reported_with_its_command(
         self, world: World, missing: str
     ) -> None:
         killed = Killed(world, CREATE[-1])
@@ -409,7 +409,7 @@ class TestARevert:
     def test_one_that_was_renamed_comes_back_under_its_present_name(
         self, world: World, step: str
     ) -> None:
-        """Even if that is known to nobody but the journal."""
+        """Even if only the journal has the name."""
         killed = Killed(world, CREATE[-1])
         Journal(UUID).clear()
         killed.guest.name = "vm9"
@@ -420,7 +420,7 @@ class TestARevert:
         (guest,) = [g for g in world.host.guests if g.exists]
         assert guest.name == "vm9"
 
-    def test_what_fails_again_says_so(self, world: World) -> None:
+    def test_a_second_failure_is_reported(self, world: World) -> None:
         self.killed(world, "disks")
         world.fail("restore", XenError("no", rc=-3, operation="libxl_domain_create_restore"))
         with pytest.raises(NeedsAttention, match="run the command again to finish"):
@@ -441,23 +441,21 @@ class TestARevert:
     def test_a_domain_that_was_back_is_not_taken_back_later(
         self, world: World, step: str, boot: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nobody recovered at once; it may have worked for days before it was shut down."""
+        """There was no recovery at once; the domain may have run for days before its shutdown."""
         self.killed(world, step)
         for guest in world.host.guests:
             guest.exists = False
         world.storage.content |= {"xvda": "days of work", "xvdb": "days of work"}
         if boot:
             monkeypatch.setattr(finish_revert, "boot_id", lambda: boot)
-        with pytest.raises(NeedsAttention, match="was brought back to snap and has ended since"):
+        with pytest.raises(NeedsAttention, match="was restored to snap, and has ended"):
             recover(world)
         assert set(world.storage.content.values()) == {"days of work"}
         self.finish_by_command(world)
 
     @pytest.mark.parametrize("how", ["is off", "is paused", "reboots"])
-    def test_what_the_user_was_told_of_is_not_done_behind_his_back(
-        self, world: World, how: str
-    ) -> None:
-        """He may have started the domain instead."""
+    def test_a_failure_reported_to_the_user_is_not_repeated(self, world: World, how: str) -> None:
+        """The user may have started the domain instead."""
         killed = Killed(world, CREATE[-1])
         Journal(UUID).clear()
         cfg = killed.plan.cfgfile
@@ -475,12 +473,12 @@ class TestARevert:
         assert set(world.storage.content.values()) == {"days of work"}
         assert again.exists == (how != "is off")
 
-    def test_somebodys_domain_that_is_paused_is_left_alone(self, world: World) -> None:
-        """A half restored one is paused, too, but it has never run."""
+    def test_a_paused_domain_of_the_user_is_left_alone(self, world: World) -> None:
+        """A domain whose restore failed is paused, too, but it has never run."""
         killed = self.killed(world, "disks")
         again = world.host.start(killed.configuration)
         again.paused = True
-        with pytest.raises(NeedsAttention, match="was started since"):
+        with pytest.raises(NeedsAttention, match="was started after its revert"):
             recover(world)
         assert again.exists
         again.has_run = False
@@ -524,7 +522,7 @@ class TestARevert:
         self.assert_is_back(world, recover(world))
         assert not other.exists
 
-    def test_what_is_still_ending_is_waited_for(self, world: World) -> None:
+    def test_it_waits_for_processes_that_are_still_ending(self, world: World) -> None:
         """A qemu-img that the dead worker had started has a disk open."""
         guest = self.killed(world, "disks")
         with open(guest.configuration.disks[0].target, "rb") as image:
@@ -570,10 +568,10 @@ class TestARevert:
         assert guest.runs
 
     @pytest.mark.parametrize("state", ["paused", "dying", "shutdown_reason"])
-    def test_killed_while_libxl_destroys_goes_on_with_it(
+    def test_killed_while_libxl_destroys_is_finished(
         self, world: World, state: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It pauses the domain, and ends its QEMU, long before it is gone."""
+        """libxl pauses the domain, and ends its QEMU, long before the domain ends."""
         monkeypatch.setattr(finish_revert, "_QUIET_S", 0.3)
         world.fail("destroy", KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -652,7 +650,7 @@ class TestEveryDomain:
         recover(world, "vm1")
         assert Journal(UUID).read() is None
 
-    def test_one_that_nobody_knows(self, world: World) -> None:
+    def test_an_unknown_domain(self, world: World) -> None:
         with pytest.raises(DomainNotFound, match="'nobody'"):
             recover(world, "nobody")
 

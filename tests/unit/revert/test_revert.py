@@ -63,7 +63,7 @@ class Faulty(FailsAtStep, Reversion):
 
 
 class Case:
-    """A domain with a snapshot of two disks, which has gone on since."""
+    """A domain with a snapshot of two disks, which has run on since."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -175,7 +175,7 @@ def test_after_the_destroy_the_same_command_finishes_it(
 
 
 @pytest.mark.parametrize("vdev", ["xvda", "xvdb"])
-def test_what_was_kept_and_cannot_be_dropped_is_a_warning(case: Case, vdev: str) -> None:
+def test_a_kept_disk_that_cannot_be_removed_is_a_warning(case: Case, vdev: str) -> None:
     """The domain is back and runs: to revert it once more would be worse."""
     case.world.fail(f"drop {vdev}", OSError("no"))
     result = case.run()
@@ -266,7 +266,7 @@ def test_a_restored_domain_that_cannot_be_unpaused_is_not_called_off(case: Case)
 
 
 @pytest.mark.parametrize("event", ["wait_gone", "revert xvdb"])
-def test_a_domain_that_somebody_starts_meanwhile_is_left_alone(case: Case, event: str) -> None:
+def test_a_domain_started_meanwhile_is_left_alone(case: Case, event: str) -> None:
     started: list[FakeGuest] = []
 
     def somebody(done: str) -> None:
@@ -337,7 +337,7 @@ def test_a_qemu_that_does_not_end_is_not_waited_for_without_end(
     assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
 
 
-def test_a_device_model_that_has_gone_already_is_no_failure(
+def test_a_device_model_that_has_exited_already_is_no_failure(
     case: Case, qemu: subprocess.Popen[bytes]
 ) -> None:
     qemu.kill()
@@ -511,7 +511,7 @@ def test_memory_is_made_where_xl_would(case: Case) -> None:
     case.assert_reverted()
 
 
-def test_memory_that_has_gone_since_the_plan_needs_a_person(case: Case) -> None:
+def test_memory_used_up_since_the_plan_needs_a_person(case: Case) -> None:
     plan = case.plan()
     case.world.host.needed_kb = 2 << 20
     with pytest.raises(NeedsAttention, match="not enough memory for vm1"):
@@ -551,12 +551,12 @@ def a_disk_elsewhere(case: Case) -> str:
 
 def a_disk_not_in_it(case: Case) -> str:
     case.edit(f"memory_path = '{case.memory_path}'\ndisks = [',,xvda']\n")
-    return "xvdb is not in the snapshot"
+    return "disks are not in the snapshot and may have changed since: xvdb"
 
 
 def another_xen(case: Case) -> str:
     case.world.host.version = (4, 20)
-    return "saved on Xen 4.17, and this is Xen 4.20"
+    return "saved on Xen 4.17, and this host runs Xen 4.20"
 
 
 def libvirt(case: Case) -> str:
@@ -577,7 +577,7 @@ RISKS: list[Callable[[Case], str]] = [
 
 
 @pytest.mark.parametrize("risk", RISKS, ids=lambda r: r.__name__)
-def test_what_is_risky_is_done_only_with_force(case: Case, risk: Callable[[Case], str]) -> None:
+def test_a_risky_revert_is_done_only_with_force(case: Case, risk: Callable[[Case], str]) -> None:
     reason = risk(case)
     with pytest.raises(Risky) as caught:
         case.run()
@@ -698,7 +698,7 @@ def test_the_domain_is_watched_afterwards(case: Case) -> None:
     assert result.warnings == ()
 
 
-def test_that_nobody_watches_the_domain_is_said(case: Case) -> None:
+def test_a_domain_without_a_watch_is_reported(case: Case) -> None:
     (warning,) = case.run().warnings
     assert "no process watches vm1 now:" in warning
 
@@ -809,7 +809,7 @@ class TestTheWholeFunction:
         assert "destroy" not in case.world.events
         assert case.guest.runs
 
-    def test_a_dry_run_says_what_would_be_done_and_touches_nothing(self, case: Case) -> None:
+    def test_a_dry_run_describes_the_run_and_changes_nothing(self, case: Case) -> None:
         before = case.world.photo()
         plan = operations.preview_revert(
             case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, running=True
@@ -860,14 +860,16 @@ class TestKeepCurrent:
         assert "destroy" not in case.world.events
         assert case.guest.runs
 
-    def test_what_was_kept_is_told_when_the_revert_fails(self, case: Case) -> None:
+    def test_the_kept_snapshot_is_named_when_the_revert_fails(self, case: Case) -> None:
         case.world.fail("restore", XenError("no", rc=-3, operation="x"))
-        with pytest.raises(NeedsAttention, match=r"the present was kept: .*/before-snap-.*\.cfg"):
+        with pytest.raises(
+            NeedsAttention, match=r"the snapshot of the present state stays: .*/before-snap-.*\.cfg"
+        ):
             self.revert(case)
 
     def test_of_a_domain_that_is_off_there_is_nothing_to_keep(self, case: Case) -> None:
         case.guest.exists = False
-        with pytest.raises(Refused, match="vm1 is off: there is nothing to keep"):
+        with pytest.raises(Refused, match="vm1 is off and has no present state to keep"):
             self.revert(case)
         assert case.world.storage.content == {"xvda": "since", "xvdb": "since"}
 
@@ -897,7 +899,7 @@ class TestKeepCurrent:
         assert kept.disks
         assert [d.vdev for d in kept.disks] == ["xvda", "xvdb"]
 
-    def test_what_no_longer_can_be_reverted_is_found_before_the_destroy(self, case: Case) -> None:
+    def test_a_revert_no_longer_possible_is_noticed_before_the_destroy(self, case: Case) -> None:
         """The kept snapshot has taken the space."""
         full = Refused("no space")
 
@@ -906,7 +908,7 @@ class TestKeepCurrent:
                 case.world.fail("check_revert", full)
 
         case.world.on_event = fill
-        with pytest.raises(OperationFailed, match=r"no space; .* kept: .*/before-snap-.*\.cfg"):
+        with pytest.raises(OperationFailed, match=r"no space; .* stays: .*/before-snap-.*\.cfg"):
             self.revert(case)
         assert "destroy" not in case.world.events
         assert case.guest.runs
@@ -924,7 +926,7 @@ class TestKeepCurrent:
 
     def test_a_dry_run_says_that_it_cannot_be_kept(self, case: Case) -> None:
         case.guest.exists = False
-        with pytest.raises(Refused, match="vm1 is off: there is nothing to keep"):
+        with pytest.raises(Refused, match="vm1 is off and has no present state to keep"):
             operations.preview_revert(
                 case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg, keep_current=True
             )
@@ -946,8 +948,8 @@ def test_a_failure_while_a_killed_revert_is_finished_does_not_forget_that_one(ca
     case.assert_reverted()
 
 
-def test_a_domain_that_goes_by_itself_meanwhile_is_not_gone_on_with(case: Case) -> None:
-    """It may just be rebooting: whoever starts it again has its disks open."""
+def test_a_domain_that_ends_by_itself_meanwhile_stops_the_revert(case: Case) -> None:
+    """It may just be rebooting; the program that starts it again has its disks open."""
     plan = case.plan()
     case.guest.exists = False
     with pytest.raises(OperationFailed, match="nothing was changed"):

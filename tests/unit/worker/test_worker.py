@@ -420,7 +420,7 @@ class TestRequest:
         assert read(name) == "same"
         assert caplog.messages == []
         assert read("other") == "same"
-        assert caplog.messages == ["the cfgfile says that the name is same: other is ignored"]
+        assert caplog.messages == ["the cfgfile names the snapshot same: other is ignored"]
 
     def test_the_name_alone_is_used(self, tmp_path: Path) -> None:
         cfg = tmp_path / "a.cfg"
