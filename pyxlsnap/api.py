@@ -43,38 +43,28 @@ def create_snapshot(
 ) -> Snapshot:
     """Take a snapshot of a running or paused domain: its memory and disks at the same instant.
 
-    The domain is suspended while its disk snapshots are taken, and without ``live`` also while its
-    memory is written. Then the domain is resumed; a paused domain is paused again.
+    The domain is suspended for the disk snapshots, and without ``live`` while its memory is
+    written, too. Then the domain is resumed; a paused domain is paused again.
 
     :param domain: name, domid or uuid.
-    :param cfgfile: the file with the snapshot's name, memory file and disks. By default the
-        snapshot is named after the time, has every writable disk, and is stored in
-        ``/var/lib/xen/snapshots/<uuid>``.
-    :param name: the snapshot's name. A name in the cfgfile takes precedence; then a warning is
-        logged.
+    :param cfgfile: the file with the snapshot's name, memory file and disks. By default: named
+        after the time, every writable disk, in ``/var/lib/xen/snapshots/<uuid>``.
+    :param name: the snapshot's name. A name in the cfgfile goes first, with a warning.
     :param config: the content of a cfgfile as a value, instead of ``cfgfile`` and ``name``.
     :param live: let the domain run while its memory is written.
-    :param max_downtime: seconds; refuse the snapshot if the domain is expected to be suspended for
-        longer. ``None``: no limit.
-    :param monitor: before Xen 4.20 the process of xl that watches a domain exits when the domain is
-        suspended; if there was such a process, start a monitor (:func:`start_monitor`).
+    :param max_downtime: seconds; refuse if a longer suspension is expected. ``None``: no limit.
+    :param monitor: start a monitor (:func:`start_monitor`) if xl's own exits at the suspend, as it
+        does before Xen 4.20.
     :param hooks: functions to call before the suspend and after the resume.
-    :param on_progress: called on the calling thread. An exception from it cancels the operation,
-        and is raised again after the rollback. If the operation was already done, nothing is rolled
-        back, and a note on the exception says so.
+    :param on_progress: called on the calling thread. An exception from it cancels the operation and
+        is raised after the rollback; a note on it says if it came too late for that.
     :param cancel: a token; setting it cancels the operation.
-    :returns: the snapshot: its files, and how to delete each of them.
-    :raises UsageError: an argument or the cfgfile is wrong. Nothing was changed.
-    :raises Refused: the snapshot is not possible, for the reason in the message. Nothing was
-        changed.
-    :raises XenError, QmpError, DiskError: libxl, the guest's QEMU or a disk failed during the
-        checks. Nothing was changed.
-    :raises OperationFailed: the operation failed and was undone. Guest, disks and files are as
-        before.
-    :raises Interrupted: the operation was cancelled and undone. Guest, disks and files are as
-        before.
-    :raises NeedsAttention: the operation failed, and something could not be undone. The error lists
-        what is left, and has the command that finishes the operation.
+    :raises UsageError, Refused: it is not possible, and why. Nothing was changed.
+    :raises XenError, QmpError, DiskError: a check failed. Nothing was changed.
+    :raises OperationFailed, Interrupted: it failed, or was cancelled, and was undone: guest, disks
+        and files are as before.
+    :raises NeedsAttention: it failed and something is left: the error lists what, and has the
+        command that finishes the operation.
     """
     request = CreateRequest(
         domain=domain,
@@ -158,35 +148,28 @@ def revert_snapshot(
 ) -> Reverted:
     """Revert a domain to a snapshot. Everything that the domain did since the snapshot is lost.
 
-    The domain is destroyed, its disks are put back, and its memory is restored. Everything is
-    checked before the destroy. The restored domain has a new domid.
+    The domain is destroyed, its disks are put back, and its memory is restored, after everything
+    was checked. The restored domain has a new domid.
 
     :param domain: name, domid or uuid. The domain may be off.
     :param cfgfile: the file that :func:`create_snapshot` wrote.
     :param running: unpause the domain afterwards, even if it was paused in the snapshot.
     :param force: do the revert even if it cannot be shown to be safe.
-    :param keep_current: first take a snapshot of the domain as it is now (named ``before-…``, with
-        its disk snapshots beside those of this snapshot). If that fails, nothing is reverted.
-    :param monitor: start a monitor for the restored domain (:func:`start_monitor`). Set it to false
-        if your program acts on the domain's reboots itself, for example with
-        :func:`monitor_domain`.
-    :param hooks: functions to call when the revert is done; with ``keep_current`` also before the
-        suspend and after the resume of its snapshot.
-    :param on_progress: called on the calling thread. An exception from it cancels the operation, as
-        with :func:`create_snapshot`.
-    :param cancel: a token; setting it cancels the operation. After the domain was destroyed, it has
-        no effect: the revert continues to the end.
-    :raises UsageError: an argument or the cfgfile is wrong. Nothing was changed.
-    :raises Refused: the revert is not possible, for the reason in the message. Nothing was changed.
-    :raises Risky: the revert cannot be shown to be safe, and needs ``force``. Nothing was changed.
-    :raises XenError, DiskError: libxl or a disk failed during the checks. Nothing was changed.
-    :raises OperationFailed: the revert failed before the domain was destroyed. Everything is as
-        before. (A snapshot that ``keep_current`` has taken stays; the message names its cfgfile.)
-    :raises Interrupted: the revert was cancelled before the domain was destroyed; otherwise the
-        same.
-    :raises NeedsAttention: the revert failed after the domain was destroyed. Run the revert again
-        to finish it. (If only the worker was killed, a recovery finishes the revert: there is no
-        error, and the result has a warning.)
+    :param keep_current: first take a snapshot of the domain as it is now (named ``before-…``, disk
+        snapshots beside those of this snapshot). If that fails, nothing is reverted.
+    :param monitor: start a monitor for the restored domain (:func:`start_monitor`). False: your
+        program acts on the domain's reboots (:func:`monitor_domain`).
+    :param hooks: functions to call when the revert is done, and around the snapshot of
+        ``keep_current``.
+    :param on_progress: as with :func:`create_snapshot`.
+    :param cancel: a token; setting it cancels the operation, until the domain is destroyed.
+    :raises UsageError, Refused: it is not possible, and why. Nothing was changed.
+    :raises Risky: it cannot be shown to be safe, and needs ``force``. Nothing was changed.
+    :raises XenError, DiskError: a check failed. Nothing was changed.
+    :raises OperationFailed, Interrupted: it failed, or was cancelled, before the domain was
+        destroyed. Everything is as before; a snapshot of ``keep_current`` stays, and is named.
+    :raises NeedsAttention: it failed after the destroy. Run the revert again to finish it. (If only
+        the worker was killed, a recovery finishes the revert, and the result has a warning.)
     """
     request = RevertRequest(
         domain=domain,

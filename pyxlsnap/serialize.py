@@ -6,14 +6,16 @@ Used between caller and worker, in the journal, and for the command line's JSON 
 import logging
 import types
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pyxlsnap.errors import PyxlsnapError
 
 Message = dict[str, Any]
+
+_T = TypeVar("_T")
 
 _hints = cache(get_type_hints)
 
@@ -37,6 +39,15 @@ def rebuild(kind: Any, plain: Any) -> Any:
     if issubclass(kind, Enum):
         return kind(plain)
     return _checked(kind, plain)
+
+
+def checked(kind: type[_T], value: _T) -> _T:
+    """The same value, if :func:`rebuild` can make it again. Other packages' code may not look.
+
+    :raises TypeError: it cannot.
+    """
+    rebuilt: _T = rebuild(kind, asdict(value))  # type: ignore[call-overload]
+    return rebuilt
 
 
 def _rebuild_dataclass(kind: type, plain: Any) -> Any:

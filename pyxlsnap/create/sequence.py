@@ -33,6 +33,7 @@ from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.request import Callbacks
 from pyxlsnap.results import Artefact, Progress, Snapshot, Step
+from pyxlsnap.serialize import checked
 from pyxlsnap.text import command
 
 log = logging.getLogger(__name__)
@@ -323,7 +324,7 @@ class Creation:
         unsaid: list[str] = []
         for strategy in self._plan.strategies:
             try:
-                found += strategy.artefacts(self._guest.name)
+                found += [checked(Artefact, a) for a in strategy.artefacts(self._guest.name)]
             except Exception as e:
                 vdevs = ", ".join(strategy.vdevs)
                 unsaid.append(f"{vdevs}: {strategy.kind} cannot name its disk snapshots: {e}")

@@ -83,17 +83,21 @@ def decide(entry: RevertEntry, now: DomainInfo | None, *, same_boot: bool) -> De
     return Decision.ASK_FAILED if entry.restored_domid is None else Decision.ASK_ENDED
 
 
-def decide_now(host: Host, entry: RevertEntry) -> Decision:
-    """:func:`decide`, for the domain and the host as they are now."""
-    return decide(entry, _info(_guest(host, entry)), same_boot=entry.boot == boot_id())
+def decide_now(guest: Guest | None, entry: RevertEntry) -> Decision:
+    """:func:`decide`, for the domain and the host as they are now.
+
+    :param guest: what :func:`find_guest` found.
+    """
+    now = _info(guest) if entry.destroy_begun else None
+    return decide(entry, now, same_boot=entry.boot == boot_id())
 
 
-def carry_out(decided: Decision, host: Host, entry: RevertEntry) -> Recovered:
+def carry_out(decided: Decision, guest: Guest | None, entry: RevertEntry) -> Recovered:
     """Do what was decided. (:func:`redo` handles :attr:`Decision.REDO`.)
 
+    :param guest: the domain for which it was decided.
     :raises NeedsAttention: a person must decide.
     """
-    guest = _guest(host, entry)
     match decided:
         case Decision.UNTOUCHED:
             return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
@@ -129,7 +133,7 @@ def _leave(guest: Guest, entry: RevertEntry) -> Recovered:
     return Recovered((line,), rolled_back=False)
 
 
-def _guest(host: Host, entry: RevertEntry) -> Guest | None:
+def find_guest(host: Host, entry: RevertEntry) -> Guest | None:
     """The domain of a revert: restored by the revert, or not yet destroyed."""
     return find_if_there(host, entry.uuid) or (
         find_if_there(host, entry.replaced_uuid) if entry.replaced_uuid else None
@@ -199,7 +203,7 @@ def _wait_until_quiet(host: Host, entry: RevertEntry) -> None:
 
 
 def _is_quiet(host: Host, entry: RevertEntry) -> bool:
-    guest = _guest(host, entry)
+    guest = find_guest(host, entry)
     own = guest.device_model_pid() if guest else None
     targets = [Path(d.target) for d in entry.devices if os.path.exists(d.target)]
     busy = any(pid != own for target in targets for pid in holders(target))

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, UsageError
+from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, Refused, UsageError
 from pyxlsnap.guest.protocols import Host, find_if_there
 from pyxlsnap.journal import CreateEntry, Entry, Journal, RevertEntry, unfinished
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import check_uuid
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.monitor.xl import xl_monitor
-from pyxlsnap.recovery.finish_revert import Decision, carry_out, decide_now, redo
+from pyxlsnap.recovery.finish_revert import Decision, carry_out, decide_now, find_guest, redo
 from pyxlsnap.recovery.undo_create import undo_create
 from pyxlsnap.request import Callbacks, RecoverRequest
 from pyxlsnap.results import Recovered
@@ -66,8 +66,9 @@ def _way_to_finish(host: Host, entry: Entry) -> Callable[[], Recovered] | None:
     """The recovery to run under the lock; ``None``: :func:`redo`, which takes the lock."""
     if isinstance(entry, CreateEntry):
         return partial(undo_create, host, entry)
-    decided = decide_now(host, entry)
-    return None if decided is Decision.REDO else partial(carry_out, decided, host, entry)
+    guest = find_guest(host, entry)
+    decided = decide_now(guest, entry)
+    return None if decided is Decision.REDO else partial(carry_out, decided, guest, entry)
 
 
 def _recover_every(recover_one: Callable[[str], Recovered]) -> Recovered:
@@ -123,11 +124,22 @@ def _uuid_of(host: Host, domain: str) -> str:
     try:
         return host.find(domain).uuid
     except DomainNotFound:
-        for uuid in unfinished():
-            entry = Journal(uuid).read()
-            if entry and entry.domain == domain:
-                return uuid
+        if uuid := _uuid_in_journals(domain):
+            return uuid
         raise
+
+
+def _uuid_in_journals(domain: str) -> str | None:
+    for uuid in unfinished():
+        try:
+            entry = Journal(uuid).read()
+        except (
+            Refused
+        ):  # a damaged journal, or another release's, of a domain that nobody asked for
+            continue
+        if entry and entry.domain == domain:
+            return uuid
+    return None
 
 
 def _with_lines(recovered: Recovered, more: list[str]) -> Recovered:

@@ -69,7 +69,7 @@ def _planned(
 ) -> Iterator[RevertPlan]:
     """Make a plan, and hold the locks of the domains concerned while the plan is used."""
     request = read_cfgfile(request)
-    name = ""
+    half_way: RevertEntry | None = None
     with ExitStack() as locks:
         try:
             for uuid in _uuids(host, request):
@@ -78,10 +78,9 @@ def _planned(
                 callbacks.share_lock(uuid, lock.fd)
                 entry = Journal(uuid).unfinished_revert()  # this revert finishes it
                 if entry and _is_half_way(host, request, entry):
-                    # The killed run decided about risks; the journal has the domain's last name.
-                    request, name = replace(request, force=True), entry.domain
+                    half_way = entry
             callbacks.on_progress(Progress("checking"))
-            with closing(make_plan(host, request, cancel, name=name)) as plan:
+            with closing(make_plan(host, request, cancel, half_way=half_way)) as plan:
                 yield plan
         except Cancelled:
             what = f"reverting {request.domain} was interrupted"
@@ -90,7 +89,7 @@ def _planned(
 
 def _is_half_way(host: Host, request: RevertRequest, entry: RevertEntry) -> bool:
     """Whether the journal has the requested revert, and the domain does not run any more."""
-    if not entry.destroy_begun or entry.cfgfile != request.cfgfile:
+    if not entry.destroy_begun or Path(entry.cfgfile) != Path(request.cfgfile):
         return False
     try:
         guest = host.find(request.domain)

@@ -16,6 +16,7 @@ from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky, XenError
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.journal import RevertEntry
 from pyxlsnap.linux.files import open_regular, refusing_os_errors
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
@@ -101,21 +102,24 @@ class _Saved:
 
 @refusing_os_errors()
 def make_plan(
-    host: Host, request: RevertRequest, cancel: Cancel | None = None, *, name: str = ""
+    host: Host,
+    request: RevertRequest,
+    cancel: Cancel | None = None,
+    *,
+    half_way: RevertEntry | None = None,
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
 
     :param request: its ``config`` is the content of the cfgfile.
-    :param name: the domain's name, if it was renamed after the memory was saved.
-    :raises ConfigError: the cfgfile does not name a memory file.
-    :raises BadMemoryFile: the memory file cannot be read, or is damaged.
+    :param half_way: the same revert, which was killed after the domain was destroyed. The killed
+        run decided about the risks, and its entry has the domain's last name.
+    :raises ConfigError, BadMemoryFile: the cfgfile names no memory file, or a damaged one.
     :raises Refused: the revert cannot be done.
     :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
     :raises Cancelled: ``cancel`` was set.
     """
-    cancel = cancel or Cancel()
-    saved = _read_memory(request, cancel)
-    config = saved.config.with_name(name) if name else saved.config
+    saved = _read_memory(request, cancel or Cancel())
+    config = saved.config.with_name(half_way.domain) if half_way else saved.config
     guest = _current(host, request.domain, config)
     if guest:
         checks.refuse_special(guest)
@@ -125,11 +129,8 @@ def make_plan(
     chosen = _choose_disks(request, meta, config)
     _refuse(host, config, guest, [d for d, _ in chosen])
     risks = _risks(host, saved, config, guest, {d.vdev for d, _ in chosen})
-    if risks and not request.force:
-        what = (
-            f"reverting {config.name} is risky: {'; '.join(risks)}; to revert anyway, add --force"
-        )
-        raise Risky(what, reasons=risks)
+    if risks and not (request.force or half_way):
+        raise _risky(config.name, risks)
     plan = RevertPlan(
         request=request,
         guest=guest,
@@ -146,6 +147,11 @@ def make_plan(
     for strategy in plan.strategies:
         strategy.check_revert()
     return plan
+
+
+def _risky(domain: str, risks: list[str]) -> Risky:
+    what = f"reverting {domain} is risky: {'; '.join(risks)}; to revert anyway, add --force"
+    return Risky(what, reasons=risks)
 
 
 def _refuse(host: Host, config: DomainConfig, guest: Guest | None, disks: list[Disk]) -> None:

@@ -55,10 +55,14 @@ class Reversion:
         self._plan = plan
         self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
-        self._present_cfgfile = present_cfgfile
         self._journal = Journal(plan.config.uuid)
-        #: an earlier, killed run had begun to destroy the domain
-        self._finishing = False
+        #: an earlier run of this revert, which was killed
+        self._killed = self._journal.unfinished_revert()
+        #: the earlier run had begun to destroy the domain
+        self._finishing = self._killed is not None and self._killed.destroy_begun
+        kept = self._killed.present_cfgfile if self._killed else ""
+        self._present_cfgfile = present_cfgfile or kept
+        self._entry = self._killed or self._first_entry()
         self._destroying = False
         self._before: DomainInfo | None = None
         self._restoring = False
@@ -101,12 +105,8 @@ class Reversion:
         return self._result()
 
     def _write_journal(self) -> None:
-        # A journal that exists belongs to a revert that was killed: this run finishes that revert.
-        killed = self._journal.unfinished_revert()
-        self._finishing = killed is not None and killed.destroy_begun
-        self._present_cfgfile = self._present_cfgfile or (killed.present_cfgfile if killed else "")
         self._entry = self._first_entry()
-        (self._journal.rewrite if killed else self._journal.write)(self._entry)
+        (self._journal.rewrite if self._killed else self._journal.write)(self._entry)
 
     def _first_entry(self) -> RevertEntry:
         plan = self._plan
@@ -246,7 +246,7 @@ class Reversion:
         """
         guest = self._plan.guest
         try:
-            return guest is not None and _flags(guest.check_same()) == _flags(self._before)
+            return guest is not None and _run_flags(guest.check_same()) == _run_flags(self._before)
         except PyxlsnapError:
             return False
 
@@ -284,5 +284,5 @@ class Reversion:
         )
 
 
-def _flags(info: DomainInfo | None) -> tuple[bool, bool] | None:
+def _run_flags(info: DomainInfo | None) -> tuple[bool, bool] | None:
     return (info.paused, info.shutdown) if info else None

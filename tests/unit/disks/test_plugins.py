@@ -14,7 +14,7 @@ from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.registry import choose, default_request, strategies
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
-from pyxlsnap.results import Snapshot
+from pyxlsnap.results import Artefact, Snapshot
 from tests.unit.support import operations
 from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.world import World
@@ -175,3 +175,16 @@ class TestMisbehaving:
         wanted = SnapshotConfig(name="s", memory_path=made.memory_path)
         back = operations.revert(world.host, "vm1", wanted, Path(made.cfgfile))
         assert "could not be removed: what fake kept of xvda" in " ".join(back.warnings)
+
+
+def test_an_artefact_of_the_wrong_types_is_a_warning(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot is taken all the same, and its result reaches the caller."""
+    world.guest(world.image("xvda"))
+    wrong = Artefact("disk snapshot", "somewhere", "rm it", vdev=None)  # type: ignore[arg-type]
+    monkeypatch.setattr(FakeStrategy, "artefacts", lambda *_: [wrong])
+    made = operations.create(world.host, "vm1", SnapshotConfig(name="s"))
+    (warning,) = made.warnings
+    assert "xvda: fake cannot name its disk snapshots: vdev: None is not of type str" in warning
+    assert {a.kind for a in made.artefacts} == {"memory file", "cfgfile"}

@@ -657,3 +657,13 @@ class TestEveryDomain:
     def test_one_on_which_nothing_was_done(self, world: World) -> None:
         world.guest()
         assert recover(world, "vm1") == Recovered((), rolled_back=True)
+
+
+def test_a_damaged_journal_of_another_domain_hides_no_other(world: World) -> None:
+    """A domain that is off is looked for by its name in all journals."""
+    killed = Killed(world, "suspend")
+    killed.guest.exists = False
+    damaged = world.root / "journals" / f"{UUID.replace('8', '0', 1)}.journal"
+    damaged.write_text("{}")
+    assert recover(world, "vm1").rolled_back
+    assert damaged.read_text() == "{}"

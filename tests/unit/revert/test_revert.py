@@ -35,11 +35,12 @@ from pyxlsnap.memory.header import MAGIC
 from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
 from pyxlsnap.request import Callbacks, RevertRequest
 from pyxlsnap.results import Progress, Reverted
+from pyxlsnap.revert.operation import revert
 from pyxlsnap.revert.plan import RevertPlan, saved_uuid
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations, streams
 from tests.unit.support.entries import create_entry, killed_revert
-from tests.unit.support.faults import FailsAtStep
+from tests.unit.support.faults import FailsAtStep, run_until
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.operations import plan_create, plan_revert
 from tests.unit.support.values import OTHER_UUID, UUID
@@ -955,3 +956,46 @@ def test_a_domain_that_ends_by_itself_meanwhile_stops_the_revert(case: Case) -> 
     with pytest.raises(OperationFailed, match="nothing was changed"):
         Reversion(case.world.host, plan).run()
     assert "revert xvda" not in case.world.events
+
+
+# A revert that a killed one has begun
+
+
+def killed_after_the_destroy(case: Case) -> None:
+    run_until(Reversion(case.world.host, case.plan()).steps(), "destroy")
+    case.world.host.version = (4, 18)  # what was no risk then is a risk now
+
+
+def test_finishing_a_revert_does_not_force_what_nobody_has_forced(case: Case) -> None:
+    killed_after_the_destroy(case)
+    case.world.fail("restore", XenError("no"))
+    with pytest.raises(NeedsAttention) as caught:
+        operations.revert(case.world.host, UUID, cfgfile.read(case.cfg), case.cfg)
+    assert "--force" not in caught.value.finish
+    assert not killed_revert().request.force
+    case.world.faults.clear()
+    operations.revert(case.world.host, UUID, cfgfile.read(case.cfg), case.cfg)
+    case.assert_reverted()
+
+
+def test_another_way_to_write_the_cfgfiles_path_finishes_it_too(case: Case) -> None:
+    killed_after_the_destroy(case)
+    path = f"{case.cfg.parent}//{case.cfg.name}"
+    request = RevertRequest(domain=UUID, cfgfile=path)
+    revert(case.world.host, request, Callbacks())
+    case.assert_reverted()
+
+
+@pytest.mark.parametrize("step", ["destroy", "disks", "memory"])
+def test_a_cancel_before_the_first_step_does_not_forget_a_killed_revert(
+    case: Case, step: str
+) -> None:
+    run_until(Reversion(case.world.host, case.plan()).steps(), step)
+    plan = case.plan(UUID)
+    case.cancel.set()
+    with pytest.raises(NeedsAttention, match="run the command again to finish"):
+        Reversion(case.world.host, plan, cancel=case.cancel).run()
+    assert killed_revert().destroy_begun
+    case.cancel = Cancel()
+    case.run(UUID)
+    case.assert_reverted()
