@@ -44,7 +44,7 @@ def create_snapshot(
     """Take a snapshot of a running or paused domain: its memory and disks at the same instant.
 
     The domain is suspended for the disk snapshots, and without ``live`` while its memory is
-    written, too. Then the domain is resumed; a paused domain is paused again.
+    written, too. A paused domain is paused again afterwards.
 
     :param domain: name, domid or uuid.
     :param cfgfile: the file with the snapshot's name, memory file and disks. By default: named
@@ -53,18 +53,16 @@ def create_snapshot(
     :param config: the content of a cfgfile as a value, instead of ``cfgfile`` and ``name``.
     :param live: let the domain run while its memory is written.
     :param max_downtime: seconds; refuse if a longer suspension is expected. ``None``: no limit.
-    :param monitor: start a monitor (:func:`start_monitor`) if xl's own exits at the suspend, as it
-        does before Xen 4.20.
+    :param monitor: :func:`start_monitor` if xl's own exits at the suspend, before Xen 4.20.
     :param hooks: functions to call before the suspend and after the resume.
     :param on_progress: called on the calling thread. An exception from it cancels the operation and
         is raised after the rollback; a note on it says if it came too late for that.
     :param cancel: a token; setting it cancels the operation.
-    :raises UsageError, Refused: it is not possible, and why. Nothing was changed.
-    :raises XenError, QmpError, DiskError: a check failed. Nothing was changed.
+    :raises UsageError, Refused, XenError, QmpError, DiskError: a check failed. Nothing was changed.
     :raises OperationFailed, Interrupted: it failed, or was cancelled, and was undone: guest, disks
         and files are as before.
-    :raises NeedsAttention: it failed and something is left: the error lists what, and has the
-        command that finishes the operation.
+    :raises NeedsAttention: something is left: the error lists it, and has the command that
+        finishes the operation.
     """
     request = CreateRequest(
         domain=domain,
@@ -163,9 +161,8 @@ def revert_snapshot(
         ``keep_current``.
     :param on_progress: as with :func:`create_snapshot`.
     :param cancel: a token; setting it cancels the operation, until the domain is destroyed.
-    :raises UsageError, Refused: it is not possible, and why. Nothing was changed.
+    :raises UsageError, Refused, XenError, DiskError: a check failed. Nothing was changed.
     :raises Risky: it cannot be shown to be safe, and needs ``force``. Nothing was changed.
-    :raises XenError, DiskError: a check failed. Nothing was changed.
     :raises OperationFailed, Interrupted: it failed, or was cancelled, before the domain was
         destroyed. Everything is as before; a snapshot of ``keep_current`` stays, and is named.
     :raises NeedsAttention: it failed after the destroy. Run the revert again to finish it. (If only

@@ -183,7 +183,7 @@ class QmpError(PyxlsnapError):
         super().__init__(message)
         #: the QMP command
         self.command = command
-        #: QEMU said no, so nothing was done; otherwise nobody knows
+        #: true: QEMU refused the command and did nothing; false: the outcome is unknown
         self.refused = refused
 
 

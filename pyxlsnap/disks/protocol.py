@@ -142,9 +142,10 @@ class DiskStrategy(Protocol):
 
         Keep the disks that are replaced until :meth:`finish_revert`, where the storage allows it.
         If this is cut off, the whole revert is run again from the top, and must then end well: do
-        not use up the snapshot, and do not replace a kept disk with a half-reverted one.
+        not use up the snapshot, and do not replace a kept disk with one that is reverted in part.
 
-        :raises PyxlsnapError: the disks may be half reverted; running the revert again mends that.
+        :raises PyxlsnapError: the disks may be reverted in part; running the revert again
+            completes them.
         """
 
     def finish_revert(self, domid: int) -> list[str]:

@@ -41,7 +41,7 @@ def refuse_special(guest: Guest) -> None:
     if guest.is_stub_domain():
         raise Refused(
             f"{guest.name} is a stub domain, a part of another guest, and cannot be snapshotted or "
-            f"reverted by itself: name that guest"
+            f"reverted by itself: use the name of the guest"
         )
 
 

@@ -133,9 +133,7 @@ def _uuid_in_journals(domain: str) -> str | None:
     for uuid in unfinished():
         try:
             entry = Journal(uuid).read()
-        except (
-            Refused
-        ):  # a damaged journal, or another release's, of a domain that nobody asked for
+        except Refused:  # damaged, or another release's: it may be of any other domain
             continue
         if entry and entry.domain == domain:
             return uuid

@@ -110,7 +110,6 @@ def make_plan(
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
 
-    :param request: its ``config`` is the content of the cfgfile.
     :param half_way: the same revert, which was killed after the domain was destroyed. The killed
         run decided about the risks, and its entry has the domain's last name.
     :raises ConfigError, BadMemoryFile: the cfgfile names no memory file, or a damaged one.

@@ -61,7 +61,7 @@ class RawFile(CopyStrategy):
         refuse_long_kept(file.disk, file.target, self._task.name)
         if not users(file.target):
             raise Refused(
-                f"{vdev}: nobody has {file.target} open, so the guest does not use this file: was "
+                f"{vdev}: {file.target} is not in use, so it is not the file of the guest: was "
                 f"the file replaced? Restart the guest, or leave {vdev} out"
             )
         file.reflink, file.to_copy = _how_to_copy(file.disk, source, source, file.path)

@@ -119,7 +119,7 @@ def _put_back(at: Place) -> None:
     except OSError as e:
         raise DiskError(
             f"copying {at.full(at.snapshot)} to {at.full(at.lv)}: {e.strerror}: the disk is "
-            f"half-reverted; run the command again",
+            f"reverted in part; run the command again to complete it",
             vdev=at.vdev,
         ) from e
     _check(at, volumes(at.vdev, at.vg))

@@ -47,7 +47,7 @@ class QmpConnection:
         """Run one command and return its answer.
 
         :raises QmpError: QEMU refused it, or did not answer within ``timeout_s`` seconds (then
-            nobody knows whether it was done).
+            the outcome is unknown).
         """
         return self._run(self._client.execute(command, arguments), command, timeout_s)
 

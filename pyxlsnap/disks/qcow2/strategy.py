@@ -120,5 +120,5 @@ class Qcow2:
             self._qemu.connect(domid, self._internal.disks)
         except (QmpError, Refused) as e:
             vdevs = ", ".join(d.vdev for d in self._internal.disks)
-            return [*left, f"what was kept in {vdevs} (the disks before the revert): {e}"]
+            return [*left, f"the kept disk snapshots in {vdevs} (the disks before the revert): {e}"]
         return left + self._internal.finish_revert(self._qemu)

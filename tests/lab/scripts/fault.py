@@ -81,6 +81,8 @@ def requested(domain: str) -> bool:
 
 
 def main() -> None:
+    # The lab's agent was started in the background, so that its commands ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     case = json.loads(sys.argv[1])
     directory = Path(tempfile.mkdtemp(prefix="fault."))
     reached = directory / "reached"

@@ -218,7 +218,7 @@ def test_a_disk_that_is_no_file_is_refused(tmp_path: Path, used: None, what: str
 
 def test_a_file_that_nobody_uses_is_not_the_guests(tmp_path: Path) -> None:
     disk = make_disk(tmp_path)
-    with pytest.raises(Refused, match="nobody has"):
+    with pytest.raises(Refused, match="is not in use"):
         made([disk]).check_create(7)
     with opened(Path(disk.target)):
         made([disk]).check_create(7)
@@ -226,7 +226,7 @@ def test_a_file_that_nobody_uses_is_not_the_guests(tmp_path: Path) -> None:
         made([disk]).check_create(7)
         os.rename(disk.target, tmp_path / "moved")
         make_disk(tmp_path)
-        with pytest.raises(Refused, match="nobody has"):
+        with pytest.raises(Refused, match="is not in use"):
             made([disk]).check_create(7)
 
 

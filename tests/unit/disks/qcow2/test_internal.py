@@ -296,7 +296,7 @@ class TestRevert:
     def test_what_cannot_be_removed_is_told(self, taken: list[Disk], strategy: Qcow2) -> None:
         strategy.revert()
         (line,) = strategy.finish_revert(DOMID)
-        assert "what was kept in xvda, xvdb (the disks before the revert)" in line
+        assert "the kept disk snapshots in xvda, xvdb (the disks before the revert)" in line
 
     def test_each_disk_loses_what_was_kept_of_it(
         self, run_dir: Path, taken: list[Disk], strategy: Qcow2
