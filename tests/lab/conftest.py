@@ -21,6 +21,7 @@ failed = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lab: runs on a real Xen inside QEMU")
     config.addinivalue_line("markers", "soak: takes long; `make soak` runs it, not `make test`")
+    config.addinivalue_line("markers", "long: begins before the others, or one machine ends alone")
     config.addinivalue_line("markers", "smoke: `make test` runs it on every Xen that the lab has")
     try:
         image.wanted()
@@ -33,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.lab)
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -84,6 +84,7 @@ def test_hooks_that_quiesce_the_guest(lab: Lab) -> None:
     assert all(set(t["state"]) <= set("rb-") for t in told), told
 
 
+@pytest.mark.long
 def test_a_disk_strategy_of_its_own(spent_lab: Lab) -> None:
     lab = spent_lab
     quicken_hotplug(lab.dom0)
@@ -137,6 +138,7 @@ def until(dom0: Dom0, good: Callable[[list[dict[str, Any]]], bool]) -> list[dict
     return told
 
 
+@pytest.mark.long
 def test_a_daemon(lab: Lab) -> None:
     guests = [lab.guest(kind) for kind in ("pvh", "pv")]
     push(lab.dom0, SOURCE, DEST)

@@ -46,6 +46,7 @@ def generation(guest: Guest) -> str:
     return str(config["config"]["b_info"].get("type.hvm", {}).get("ms_vm_genid", ""))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("cell", ROUND, ids=str)
 def test_round(spent_lab: Lab, cell: Cell) -> None:

@@ -42,6 +42,7 @@ def reboot(guest: Guest) -> None:
     assert guest.domid() != domid
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind", ["pvh", *(pytest.param(k, marks=pytest.mark.soak) for k in ("pv", "hvm"))]
 )

@@ -65,6 +65,7 @@ def as_shown(dom0: Dom0, block: str) -> None:
         assert any(map(pattern.fullmatch, rest)), f"not said, or not then: {line}\n{said}"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_way_of_a_new_user(spent_lab: Lab, tmp_path: Path) -> None:
     (create, revert), (simple, concurrent, hooked) = texts("console"), texts("python")
