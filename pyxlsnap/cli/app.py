@@ -29,41 +29,52 @@ from pyxlsnap.text import one_line
 JSON_VERSION = 1
 
 
-def _create(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snapshot | Plan:
-    what: dict[str, Any] = {
-        "cfgfile": arguments.cfgfile,
-        "name": arguments.name,
-        "live": arguments.live,
-        "max_downtime": arguments.max_downtime,
-        "cancel": cancel,
-    }
-    if arguments.dry_run:
-        return api.plan_create(arguments.domain, **what)
+def _create(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snapshot | Plan:
+    if given.dry_run:
+        return api.plan_create(
+            given.domain,
+            cfgfile=given.cfgfile,
+            name=given.name,
+            live=given.live,
+            max_downtime=given.max_downtime,
+            cancel=cancel,
+        )
     return api.create_snapshot(
-        arguments.domain, **what, monitor=arguments.monitor, on_progress=progress
-    )
-
-
-def _revert(arguments: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Reverted | Plan:
-    how: dict[str, Any] = {
-        "running": arguments.running,
-        "force": arguments.force,
-        "keep_current": arguments.keep_current,
-        "cancel": cancel,
-    }
-    if arguments.dry_run:
-        return api.plan_revert(arguments.domain, arguments.cfgfile, **how)
-    return api.revert_snapshot(
-        arguments.domain,
-        arguments.cfgfile,
-        **how,
-        monitor=arguments.monitor,
+        given.domain,
+        cfgfile=given.cfgfile,
+        name=given.name,
+        live=given.live,
+        max_downtime=given.max_downtime,
+        monitor=given.monitor,
         on_progress=progress,
+        cancel=cancel,
     )
 
 
-def _recover(arguments: argparse.Namespace, _progress: "_Bar", _cancel: Cancel) -> Recovered:
-    return api.recover(arguments.domain)
+def _revert(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Reverted | Plan:
+    if given.dry_run:
+        return api.plan_revert(
+            given.domain,
+            given.cfgfile,
+            running=given.running,
+            force=given.force,
+            keep_current=given.keep_current,
+            cancel=cancel,
+        )
+    return api.revert_snapshot(
+        given.domain,
+        given.cfgfile,
+        running=given.running,
+        force=given.force,
+        keep_current=given.keep_current,
+        monitor=given.monitor,
+        on_progress=progress,
+        cancel=cancel,
+    )
+
+
+def _recover(given: argparse.Namespace, _progress: "_Bar", _cancel: Cancel) -> Recovered:
+    return api.recover(given.domain)
 
 
 #: the function that runs each command of the parser
