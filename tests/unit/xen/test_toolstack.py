@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pyxlsnap import paths
-from pyxlsnap.errors import DomainNotFound
+from pyxlsnap.errors import ClosedError, DomainNotFound
 from pyxlsnap.model import DomainInfo
 from pyxlsnap.results import OnProgress
 from pyxlsnap.xen import toolstack
@@ -57,6 +57,8 @@ class NoContext(Context):
     """A context without libxl."""
 
     def __init__(self) -> None: ...
+
+    def check_usable(self) -> None: ...
 
     @contextmanager
     def calling(self, on_progress: OnProgress | None = None) -> Iterator[None]:
@@ -122,3 +124,14 @@ def test_autoballoon_is_as_in_xl_conf(
     if content is not None:
         paths.XL_CONF.write_text(content + "\n")
     assert Unbound().autoballoon() == setting
+
+
+def test_a_closed_toolstack_does_not_read_xl_conf() -> None:
+    class Closed(NoContext):
+        def check_usable(self) -> None:
+            raise ClosedError("this Toolstack is closed")
+
+    toolstack = Unbound()
+    toolstack._context = Closed()
+    with pytest.raises(ClosedError):
+        toolstack.autoballoon()
