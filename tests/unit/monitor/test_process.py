@@ -15,6 +15,7 @@ from tests.unit.support import monitor_site
 from tests.unit.support.monitor_site import Watch
 from tests.unit.support.sites import import_from, write_site
 from tests.unit.support.values import UUID
+from tests.unit.support.waiting import eventually
 
 
 class Watcher:
@@ -43,10 +44,15 @@ class Watcher:
         return path.read_text()
 
     def ended(self) -> bool:
-        end = time.monotonic() + 10
-        while Path(f"/proc/{self.pid}").exists() and time.monotonic() < end:
-            time.sleep(0.01)
-        return not Path(f"/proc/{self.pid}").exists()
+        """Whether it ends soon. Whoever reaps it, once its parent has ended, may take seconds."""
+        return eventually(lambda: not self._runs())
+
+    def _runs(self) -> bool:
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(") ")[2][0] != "Z"
 
 
 @pytest.fixture

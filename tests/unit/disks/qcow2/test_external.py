@@ -14,6 +14,7 @@ import pytest
 from pyxlsnap.disks import in_use
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import qmp
+from pyxlsnap.disks.qcow2.qmp import QmpConnection
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
@@ -277,7 +278,10 @@ class TestSettle:
         heir.close()
         self.check(case)
 
-    def test_by_another_process_without_qemus_monitor(self, case: Case, cut_off: Qcow2) -> None:
+    def test_by_another_process_without_qemus_monitor(
+        self, case: Case, cut_off: Qcow2, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(QmpConnection.__init__, "__kwdefaults__", {"timeout_s": 0.5})
         heir = case.strategy()
         with pytest.raises(QmpError):  # we still hold it
             heir.adopt_create(DOMID, began=0.0, state=cut_off.state())
