@@ -30,14 +30,13 @@ def create(
     domain: str,
     config: SnapshotConfig,
     *,
-    live: bool = False,
-    max_downtime: float | None = None,
     cancel: Cancel | None = None,
-    **callbacks: Any,
+    **options: Any,
 ) -> Snapshot:
-    """See :func:`pyxlsnap.create.operation.create`."""
-    request = CreateRequest(domain=domain, config=config, live=live, max_downtime=max_downtime)
-    return create_operation.create(host, request, Callbacks(**callbacks), cancel)
+    """See :func:`pyxlsnap.create.operation.create`: words of the request, and callbacks."""
+    words, callbacks = _split(options)
+    request = CreateRequest(domain=domain, config=config, **words)
+    return create_operation.create(host, request, callbacks, cancel)
 
 
 def preview_create(
@@ -45,14 +44,13 @@ def preview_create(
     domain: str,
     config: SnapshotConfig,
     *,
-    live: bool = False,
-    max_downtime: float | None = None,
     cancel: Cancel | None = None,
-    **callbacks: Any,
+    **options: Any,
 ) -> Plan:
     """See :func:`pyxlsnap.create.operation.preview`."""
-    request = CreateRequest(domain=domain, config=config, live=live, max_downtime=max_downtime)
-    return create_operation.preview(host, request, Callbacks(**callbacks), cancel)
+    words, callbacks = _split(options)
+    request = CreateRequest(domain=domain, config=config, **words)
+    return create_operation.preview(host, request, callbacks, cancel)
 
 
 def plan_create(
