@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -141,6 +142,20 @@ static bool pyxlsnap_close_in_children(int fd)
     if (i == pyxlsnap__private_count)
         pyxlsnap__private_count++;
     return true;
+}
+
+/* Show other words as the command line of this process, as an exec would. The words, each with its
+ * NUL, stay in memory. False if the kernel refuses: this needs CAP_SYS_RESOURCE. */
+static bool pyxlsnap_show_command(const char *words, size_t size)
+{
+    char *copy = malloc(size);
+
+    if (!copy)
+        return false;
+    memcpy(copy, words, size);
+    /* The start first: the heap is below the stack, and a start above the end is refused. */
+    return !prctl(PR_SET_MM, PR_SET_MM_ARG_START, copy, 0, 0)
+           && !prctl(PR_SET_MM, PR_SET_MM_ARG_END, copy + size, 0, 0);
 }
 
 static void pyxlsnap__close_private(void)

@@ -23,6 +23,7 @@ void pyxlsnap_bridge_test_message(struct pyxlsnap_bridge *b, int level, const ch
 void pyxlsnap_bridge_test_progress(struct pyxlsnap_bridge *b, const char *what,
                                    unsigned long done, unsigned long total);
 bool pyxlsnap_close_in_children(int fd);
+bool pyxlsnap_show_command(const char *words, size_t size);
 pid_t pyxlsnap_bridge_test_fork(struct pyxlsnap_bridge *b, int exit_code);
 int pyxlsnap_sigchld_is_ignored(void);
 int pyxlsnap_renew_genid(libxl_ctx *ctx, libxl_domain_config *config);

@@ -24,67 +24,68 @@ Only the names in ``pyxlsnap.__all__``, :mod:`pyxlsnap.aio` and :mod:`pyxlsnap.e
 #   other modules     plain values and functions that all folders use: requests, results, model, …
 
 import logging
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pyxlsnap.api import (
-    can_snapshot,
-    create_snapshot,
-    monitor_domain,
-    plan_create,
-    plan_revert,
-    recover,
-    revert_snapshot,
-    start_monitor,
-)
-from pyxlsnap.cancel import Cancel
-from pyxlsnap.disks.protocol import DiskKind, DiskStrategy, DiskTask
-from pyxlsnap.errors import (
-    Aborted,
-    AlreadyExists,
-    BadMemoryFile,
-    Busy,
-    ClosedError,
-    ConfigError,
-    DiskError,
-    DomainNotFound,
-    ForkedError,
-    GuestTimeout,
-    Interrupted,
-    NeedsAttention,
-    OperationFailed,
-    PyxlsnapError,
-    QmpError,
-    Refused,
-    Risky,
-    UsageError,
-    WorkerDied,
-    XenError,
-    XenUnavailable,
-)
-from pyxlsnap.hooks import Hooks, Moment
-from pyxlsnap.model import (
-    Disk,
-    DiskRequest,
-    DomainConfig,
-    DomainInfo,
-    GuestKind,
-    RunState,
-    SnapshotConfig,
-)
-from pyxlsnap.results import (
-    Artefact,
-    DomainEvent,
-    Feasibility,
-    Plan,
-    PlannedDisk,
-    Progress,
-    Recovered,
-    Reverted,
-    Snapshot,
-)
 from pyxlsnap.version import VERSION
 
 if TYPE_CHECKING:
+    from pyxlsnap.api import (
+        can_snapshot,
+        create_snapshot,
+        monitor_domain,
+        plan_create,
+        plan_revert,
+        recover,
+        revert_snapshot,
+        start_monitor,
+    )
+    from pyxlsnap.cancel import Cancel
+    from pyxlsnap.disks.protocol import DiskKind, DiskStrategy, DiskTask
+    from pyxlsnap.errors import (
+        Aborted,
+        AlreadyExists,
+        BadMemoryFile,
+        Busy,
+        ClosedError,
+        ConfigError,
+        DiskError,
+        DomainNotFound,
+        ForkedError,
+        GuestTimeout,
+        Interrupted,
+        NeedsAttention,
+        OperationFailed,
+        PyxlsnapError,
+        QmpError,
+        Refused,
+        Risky,
+        UsageError,
+        WorkerDied,
+        XenError,
+        XenUnavailable,
+    )
+    from pyxlsnap.hooks import Hooks, Moment
+    from pyxlsnap.model import (
+        Disk,
+        DiskRequest,
+        DomainConfig,
+        DomainInfo,
+        GuestKind,
+        RunState,
+        SnapshotConfig,
+    )
+    from pyxlsnap.results import (
+        Artefact,
+        DomainEvent,
+        Feasibility,
+        Plan,
+        PlannedDisk,
+        Progress,
+        Recovered,
+        Reverted,
+        Snapshot,
+    )
     from pyxlsnap.xen.domain import Domain
     from pyxlsnap.xen.toolstack import Toolstack
 
@@ -151,16 +152,23 @@ __version__ = VERSION
 logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())
 
 
+# A module is loaded when one of its names is asked for: a program that uses one part does not load
+# the others. The low level comes last, because it loads libxl.
+_HOMES = (
+    *("errors", "cancel", "hooks", "model", "results", "disks.protocol", "api"),
+    *("xen.toolstack", "xen.domain"),
+)
+
+
 def __getattr__(name: str) -> Any:
-    """Load libxl only when the low level is used: the high level loads it in its worker."""
-    if name == "Toolstack":
-        from pyxlsnap.xen.toolstack import Toolstack
-
-        return Toolstack
-    if name == "Domain":
-        from pyxlsnap.xen.domain import Domain
-
-        return Domain
+    """Load a public name, or the module of the errors."""
+    if name == "errors":
+        return import_module("pyxlsnap.errors")
+    if name in __all__:
+        for home in _HOMES:
+            if (found := getattr(import_module(f"pyxlsnap.{home}"), name, None)) is not None:
+                globals()[name] = found
+                return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

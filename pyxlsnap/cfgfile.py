@@ -16,7 +16,6 @@ libxlutil cannot list the keys of a file. If a key is set twice, the last value 
 :func:`parse` also scans the text for keys, with the tokens of tools/libs/util/libxlu_cfg_l.l.
 """
 
-import difflib
 import errno
 import os
 import re
@@ -198,7 +197,9 @@ def _check_keys(data: bytes, file: str) -> None:
     seen: set[str] = set()
     for key, adds in scan(data):
         if key not in STRINGS + LISTS:
-            near = difflib.get_close_matches(key, STRINGS + LISTS, n=1)
+            from difflib import get_close_matches  # only here: few commands need it
+
+            near = get_close_matches(key, STRINGS + LISTS, n=1)
             hint = f"; did you mean {near[0]}?" if near else f": there are {_known()}"
             raise ConfigError(f"unknown key{hint}", file=file, item=_short(key))
         if key in seen and not adds:

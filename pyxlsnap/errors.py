@@ -29,7 +29,6 @@ the same class and attributes.
 """
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import ClassVar
 
 from pyxlsnap.text import one_line
@@ -94,6 +93,8 @@ class DomainNotFound(Refused, LookupError):
 
         :meta private:
         """
+        from difflib import get_close_matches  # only here: few commands need it
+
         nearest = get_close_matches(domain, names)
         hint = f": did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
         message = f"there is no domain {domain!r} (see `xl list`){hint}"

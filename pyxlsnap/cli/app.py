@@ -24,6 +24,7 @@ from pyxlsnap.errors import Interrupted, NeedsAttention, OperationFailed, Pyxlsn
 from pyxlsnap.results import Plan, Progress, Recovered, Reverted, Snapshot
 from pyxlsnap.serialize import error_to_plain
 from pyxlsnap.text import one_line
+from pyxlsnap.worker.start import allow_fork
 
 #: the version of the JSON documents on stdout
 JSON_VERSION = 1
@@ -93,6 +94,7 @@ class _Bar:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
+            tqdm.monitor_interval = 0  # no thread: a process with one thread can fork
             self._bar = tqdm(unit="B", unit_scale=True, unit_divisor=1024)
         self._phase: tuple[str, int] = ("", 0)
 
@@ -197,6 +199,8 @@ def _open_missing_streams() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     _open_missing_streams()
+    if argv is None:  # the process is ours, and not that of a program that calls this function
+        allow_fork()
     as_json = "--json" in (sys.argv[1:] if argv is None else argv)
     command = ""
     signals = _Signals(cancel := Cancel())

@@ -5,7 +5,6 @@ No function here follows a symbolic link at the final name, or replaces an exist
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ def hidden_name(path: Path, suffix: str) -> Path:
 
 def temporary_name(path: Path) -> Path:
     """A random hidden name beside ``path``, which no other file has."""
-    return hidden_name(path, f".{secrets.token_hex(6)}.tmp")
+    return hidden_name(path, f".{os.urandom(6).hex()}.tmp")
 
 
 @contextmanager

@@ -35,6 +35,13 @@ def fresh_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def forget_handlers() -> None:
+    """Reset the signals that this process handles, in a copy of a process: it has its own to do."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+
+
 def how_ended(status: int | None) -> str:
     """How a process ended, as text.
 
@@ -43,6 +50,14 @@ def how_ended(status: int | None) -> str:
     if status is None:
         return "ended with an unknown status"
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+def reap(pid: int) -> None:
+    """Wait for the end of a child; the host program may have reaped the child already."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass
 
 
 class Process:

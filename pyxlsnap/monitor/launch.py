@@ -1,7 +1,11 @@
 """Starting the process that acts on the reboot, power-off and crash of a guest."""
 
 import logging
+import os
+import select
 import subprocess
+import time
+from typing import IO
 
 from pyxlsnap.errors import OperationFailed, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host
@@ -17,6 +21,7 @@ READY = b"ready"
 
 #: seconds that the process may take to start
 _START_S = 60.0
+_MAX_TEXT = 4096
 
 
 def start_monitor(uuid: str) -> None:
@@ -37,8 +42,28 @@ def start_monitor(uuid: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as e:
         raise _not_started(uuid, str(e)) from e
     if run.stdout != READY:  # the status is not used: the host may have reaped the child
-        lines = readable(run.stderr).strip().splitlines()
-        raise _not_started(uuid, lines[-1] if lines else "its process ended")
+        raise _not_started(uuid, _last_line(run.stderr))
+
+
+def wait_until_ready(uuid: str, pipe: IO[bytes]) -> None:
+    """Wait until a process that was started otherwise says on a pipe that its watch has begun.
+
+    :raises OperationFailed: the watch has not begun in time, or never will.
+    """
+    said, end = b"", time.monotonic() + _START_S
+    while (left := end - time.monotonic()) > 0 and select.select([pipe], [], [], left)[0]:
+        if not (more := os.read(pipe.fileno(), _MAX_TEXT)):
+            break
+        said += more
+    else:
+        raise _not_started(uuid, f"it has not begun within {_START_S:g} seconds")
+    if said != READY:
+        raise _not_started(uuid, _last_line(said))
+
+
+def _last_line(said: bytes) -> str:
+    lines = readable(said).strip().splitlines()
+    return lines[-1] if lines else "its process ended"
 
 
 def _not_started(uuid: str, why: str) -> OperationFailed:

@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import subprocess
 import threading
 from contextlib import ExitStack
 from typing import Any
@@ -12,13 +11,14 @@ from pyxlsnap.errors import NeedsAttention, WorkerDied
 from pyxlsnap.hooks import Moment
 from pyxlsnap.linux.files import scratch_file
 from pyxlsnap.linux.locks import unlock
-from pyxlsnap.linux.processes import Process, environment, how_ended, python
+from pyxlsnap.linux.processes import Process, how_ended, reap
 from pyxlsnap.request import Request, changes_something, in_words, request_to_plain
 from pyxlsnap.results import DomainEvent, OnEvent, OnProgress, Progress
 from pyxlsnap.serialize import Message, error_from_plain, log_from_plain, rebuild
 from pyxlsnap.text import readable
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.hook_calls import HookCalls
+from pyxlsnap.worker.start import start_worker
 
 log = logging.getLogger("pyxlsnap")
 
@@ -60,19 +60,11 @@ class WorkerClient:
             ours, theirs = socket.socketpair()
             self._channel = Channel(started.enter_context(ours))
             with theirs:
-                self._popen = subprocess.Popen(
-                    python("pyxlsnap.worker"),
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=self._stderr,
-                    start_new_session=True,
-                    cwd="/",
-                    env=environment(),
-                )
-            started.callback(self._popen.wait)
+                pid = start_worker(theirs, self._stderr)
+            started.callback(reap, pid)
             started.callback(ours.close)  # so that the process ends
             # By pidfd: if other code reaps the process, another process may get its pid.
-            self._process = Process(self._popen.pid)
+            self._process = Process(pid)
             started.pop_all()
         self._send(start)
 
@@ -204,6 +196,4 @@ class WorkerClient:
         :returns: its status, at the first call; ``None`` if other code has reaped the process.
         """
         self._process.ended()
-        status = self._process.status()
-        self._popen.returncode = status or 0  # so that subprocess does not wait for it
-        return status
+        return self._process.status()

@@ -1,6 +1,7 @@
 """The worker process: runs one operation, and rolls the operation back if the caller ends.
 
-The caller starts the worker as ``python -m pyxlsnap.worker``, with a socket as its standard input.
+The caller starts the worker as ``python -m pyxlsnap.worker``, or as a copy of its own process (see
+:mod:`pyxlsnap.worker.start`), with a socket as its standard input.
 The worker is a process of its own because libxl may abort its process, forks without exec, and
 depends on the handling of SIGCHLD. None of this may reach the caller. An operation that changes
 something has a supervisor (:mod:`pyxlsnap.worker.supervisor`), which recovers at once if the worker
@@ -153,7 +154,7 @@ class _Worker:
         )
         client = self.listen(supervisor)
         threading.Thread(target=client.listen, args=(cancel,), daemon=True).start()
-        serve(self.request, client, self._callbacks(client, cancel), cancel)
+        serve(self.request, client, self._callbacks(client, cancel, supervisor), cancel)
 
     def listen(self, supervisor: SupervisorLink | None = None) -> ClientLink:
         """Make the link to the caller, and send all log records there from now on."""
@@ -163,12 +164,15 @@ class _Worker:
         logger.setLevel(self._log_level)
         return client
 
-    def _callbacks(self, client: ClientLink, cancel: Cancel) -> Callbacks:
+    def _callbacks(
+        self, client: ClientLink, cancel: Cancel, supervisor: SupervisorLink | None
+    ) -> Callbacks:
+        start = supervisor.start_monitor if supervisor else launch.start_monitor
         found = Callbacks(
             on_progress=client.progress,
             on_event=client.event,
             share_lock=client.share_lock,
-            start_monitor=launch.start_monitor if self.watch else None,
+            start_monitor=start if self.watch else None,
         )
         if not self._hooks:
             return found

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from pyxlsnap.linux.locks import unlock
 from pyxlsnap.linux.processes import Process, how_ended
+from pyxlsnap.monitor import launch
+from pyxlsnap.monitor.process import watch_in_a_copy
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.xen.callbacks import close_in_children
 
@@ -30,6 +32,22 @@ class SupervisorLink:
     def share_lock(self, uuid: str, fd: int) -> None:
         """Give the supervisor a domain's lock, too: it stays locked if the worker dies."""
         self._send({"lock": uuid}, fd)
+
+    def start_monitor(self, uuid: str) -> None:
+        """Have the supervisor start a watch of a domain; return when the watch has begun.
+
+        :raises OperationFailed: the watch could not be started; no process watches the domain.
+        """
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        with os.fdopen(reader, "rb") as pipe:
+            try:
+                self._channel.send({"watch": uuid}, writer)
+            except OSError:  # the supervisor was killed
+                launch.start_monitor(uuid)
+                return
+            finally:
+                os.close(writer)
+            launch.wait_until_ready(uuid, pipe)
 
     def answered(self) -> None:
         """Tell the supervisor that the caller has the result, so that no recovery is needed."""
@@ -81,6 +99,10 @@ def _wait_for(pid: int, channel: Channel) -> Death | None:
         while not answered and (message := _next(channel, process)):
             answered = "answered" in message
             locks += [message["lock"]] if "lock" in message else []
+            if "watch" in message:
+                writer = channel.fds.pop()
+                watch_in_a_copy(message["watch"], writer)
+                os.close(writer)
         if answered and not process.ended(within_s=_EXIT_S):
             os.kill(pid, signal.SIGKILL)  # it hangs while it closes libxl
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

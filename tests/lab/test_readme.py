@@ -1,7 +1,8 @@
-"""The way of a new user: all that the README says to type, in a dom0 without the package.
+"""The way of a new user: all that the README says to type.
 
 Nothing is copied here: what is run is what stands in the README's code blocks, with guests of the
-lab for those that it names.
+lab for those that it names. To install the package in a dom0 takes long under emulation:
+`make test` uses the package that the lab has, and installs natively (unit: test_packaging.py).
 """
 
 import re
@@ -23,7 +24,6 @@ from tests.readme import shell_lines, texts
 CLONE, WHEELS = "/tmp/clone", "/tmp/wheels"
 # (Optimizing is a quarter of what pip does under emulation.)
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS, "CFLAGS": "-O0"}
-PYTHON = "/opt/pyxlsnap/bin/python3"
 #: what the embedder of the README has of its own
 HOOKS = """\
 freeze, thaw, set_clock = [
@@ -66,15 +66,24 @@ def as_shown(dom0: Dom0, block: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("tidy")
+def test_the_commands_and_the_programs(lab: Lab) -> None:
+    use(lab, "python3")
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_the_way_of_a_new_user(spent_lab: Lab, tmp_path: Path) -> None:
-    (create, revert), (simple, concurrent, hooked) = texts("console"), texts("python")
-    dom0 = spent_lab.dom0
-    uninstall(dom0)
-    install(dom0, tmp_path)
-    check_installed(dom0)
+    uninstall(spent_lab.dom0)
+    install(spent_lab.dom0, tmp_path)
+    check_installed(spent_lab.dom0)
+    use(spent_lab, "/opt/pyxlsnap/bin/python3")
 
-    guest = spent_lab.guest("pvh")
+
+def use(lab: Lab, interpreter: str) -> None:
+    """Do all that the README shows, with guests of the lab."""
+    (create, revert), (simple, concurrent, hooked) = texts("console"), texts("python")
+    dom0, guest = lab.dom0, lab.guest("pvh")
     before = guest.assert_healthy()
     as_shown(dom0, of_ours(create, guest))
     later, mark = guest.wait_advance(6), guest.mark()
@@ -82,7 +91,7 @@ def test_the_way_of_a_new_user(spent_lab: Lab, tmp_path: Path) -> None:
     assert before.n < goes_back(guest, mark, later).n
 
     def python(block: str) -> list[str]:
-        return dom0.run([PYTHON, "-c", of_ours(block, guest)], timeout=SLOW).out.splitlines()
+        return dom0.run([interpreter, "-c", of_ours(block, guest)], timeout=SLOW).out.splitlines()
 
     old = guest.domid()
     assert any("domain now suspended" in line for line in python(simple))
@@ -92,7 +101,7 @@ def test_the_way_of_a_new_user(spent_lab: Lab, tmp_path: Path) -> None:
     told = f"{guest.name} {domid} {guest.uuid}"
     assert python(HOOKS + hooked) == [f"freeze {told}", f"thaw {told}"]
 
-    both = (guest, spent_lab.guest("hvm"))
+    both = (guest, lab.guest("hvm"))
     had = cfgfiles(both)
     python(concurrent)
     assert [len(now - then) for now, then in zip(cfgfiles(both), had, strict=True)] == [1, 1]

@@ -7,7 +7,6 @@ import ast
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 import subprocess
@@ -248,7 +247,7 @@ class TestSomebodyElse:
         target: str,
     ) -> None:
         guest = world.guest(world.image("xvda"))
-        monkeypatch.setattr(secrets, "token_hex", lambda _=0: "6767")
+        monkeypatch.setattr(os, "urandom", lambda _: bytes.fromhex("6767"))
         (shared / name).symlink_to(victim.with_name(target))
         error = self.failing(world, guest, shared, victim)
         assert f"cannot write in {shared}: File exists" in str(error)

@@ -7,7 +7,6 @@ was free when the journal was written.
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ class SnapshotFile:
         self.path = Path(request.path)
         #: whether the copy will be a reflink; if not, how many bytes will be copied
         self.reflink, self.to_copy = False, 0
-        self.token = secrets.token_hex(16)
+        self.token = os.urandom(16).hex()
         self._fd = -1
         self._made: tuple[int, int] | None = None
         self._began: float | None = None

@@ -6,7 +6,7 @@ removes what this operation made, and nothing else.
 """
 
 import logging
-import secrets
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -44,7 +44,7 @@ class LvmDisks:
         self._places = [place(disk, request, task.name) for disk, request in disks]
         self.vdevs = tuple(p.vdev for p in self._places)
         self._targets = {disk.vdev: disk.target for disk, _ in disks}
-        self._tokens = {vdev: secrets.token_hex(8) for vdev in self.vdevs}
+        self._tokens = {vdev: os.urandom(8).hex() for vdev in self.vdevs}
         self._begun = False
         self._sizes: dict[str, int] = {}
 

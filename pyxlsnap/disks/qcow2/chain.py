@@ -4,7 +4,6 @@ See :mod:`.external` for the order in which these things happen, and why.
 """
 
 import os
-import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,7 @@ class Chain:
         if not frozen.is_absolute():
             raise Refused(f"{disk.vdev}: the external path {request.path} must be absolute")
         active = Path(os.path.realpath(disk.target))
-        node = f"{NODE_PREFIX}-{disk.vdev}-{secrets.token_hex(4)}"
+        node = f"{NODE_PREFIX}-{disk.vdev}-{os.urandom(4).hex()}"
         return cls(disk, active, frozen, _fresh(active), node)
 
     # create
@@ -198,7 +197,7 @@ class Chain:
 
 def _fresh(active: Path) -> Path:
     """A name in a disk's directory that no file has ever had."""
-    return hidden_name(active, f".{secrets.token_hex(8)}.overlay")
+    return hidden_name(active, f".{os.urandom(8).hex()}.overlay")
 
 
 def _in_qemu(overlay: Path) -> bool:

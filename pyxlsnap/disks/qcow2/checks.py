@@ -4,7 +4,6 @@ They look, and change nothing. Each raises :class:`~pyxlsnap.Refused`.
 """
 
 import os
-import secrets
 from pathlib import Path
 
 from pyxlsnap.disks.failures import os_errors
@@ -67,7 +66,7 @@ def _refuse_other_backing_file(chain: Chain) -> None:
 
 def _refuse_no_link(chain: Chain) -> None:
     """Make a link, and remove it: bind mounts refuse one where nothing else tells."""
-    probe = hidden_name(chain.frozen, f".{secrets.token_hex(8)}.probe")
+    probe = hidden_name(chain.frozen, f".{os.urandom(8).hex()}.probe")
     try:
         os.link(chain.active, probe, follow_symlinks=False)
         probe.unlink()

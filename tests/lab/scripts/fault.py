@@ -45,7 +45,7 @@ def command_lines() -> Iterator[tuple[int, str]]:
 
 
 def victims(who: str, sequence: int, caller: int) -> list[int]:
-    workers = processes("pyxlsnap.worker")
+    workers = [sequence, parent(sequence)]
     return {
         "worker": [sequence],
         "caller": [caller],
@@ -53,6 +53,11 @@ def victims(who: str, sequence: int, caller: int) -> list[int]:
         "all": [caller, *workers],
         "helper": processes("libxl-save-helper"),
     }[who]
+
+
+def parent(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def strike(who: str, sequence: int, caller: int) -> None:

@@ -24,7 +24,7 @@ class Watcher:
     def __init__(self, here: Path) -> None:
         self.here = here
         self.site = write_site(
-            here, module="pyxlsnap.monitor", site="tests.unit.support.monitor_site"
+            here, before="pyxlsnap.monitor.__main__", site="tests.unit.support.monitor_site"
         )
 
     def set(self, scenario: Callable[[Watch], None]) -> None:

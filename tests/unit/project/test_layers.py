@@ -2,8 +2,10 @@
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
+import pyxlsnap
 from tests.unit.support.resources import PACKAGE, python
 
 
@@ -45,6 +47,20 @@ def test_importing_starts_no_thread_and_handles_no_signal() -> None:
     )
     run = python(code)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_each_public_name_is_found_where_a_type_checker_finds_it() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    homes = {
+        alias.name: str(node.module)
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert homes.keys() | {"__version__"} == set(pyxlsnap.__all__)
+    for name, home in homes.items():
+        assert getattr(pyxlsnap, name) is getattr(import_module(home), name), name
 
 
 def test_no_module_takes_the_name_of_a_public_function() -> None:

@@ -97,6 +97,7 @@ def install(here: str) -> None:
 
     pyxlsnap.xen.toolstack.Toolstack = toolstack  # type: ignore[misc, assignment]
     pyxlsnap.monitor.launch.start_monitor = lambda uuid: None
+    pyxlsnap.worker.supervisor.SupervisorLink.start_monitor = lambda self, uuid: None
 
 
 class Hosted:
@@ -104,7 +105,7 @@ class Hosted:
 
     def __init__(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.world = make_world(here / "world", monkeypatch)
-        self._site = write_site(here, module="pyxlsnap.worker", site=__name__)
+        self._site = write_site(here, before="pyxlsnap.worker.server", site=__name__)
 
     def run(self, *words: str, scene: Scene = plain) -> subprocess.CompletedProcess[str]:
         """Run ``pyxlsnap`` with these words; the world is then as it left it."""

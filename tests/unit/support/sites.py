@@ -7,21 +7,28 @@ import pytest
 
 _SITE = """
 import sys
-if {module!r} in sys.orig_argv:
-    from {site} import install
-    install({here!r})
+
+class Before:
+    def find_spec(self, name, path, target=None):
+        if name == {before!r}:
+            sys.meta_path.remove(self)
+            from {site} import install
+            install({here!r})
+        return None
+
+sys.meta_path.insert(0, Before())
 """
 
 
-def write_site(here: Path, *, module: str, site: str) -> Path:
-    """A directory with a ``sitecustomize`` for processes of a module of ours.
+def write_site(here: Path, *, before: str, site: str) -> Path:
+    """A directory with a ``sitecustomize`` for processes that load a module of ours.
 
-    :param module: the module that such a process runs.
+    :param before: the module.
     :param site: the module whose ``install`` is called with ``here`` before that.
     """
     directory = here / "site"
     directory.mkdir()
-    text = _SITE.format(module=module, site=site, here=str(here))
+    text = _SITE.format(before=before, site=site, here=str(here))
     (directory / "sitecustomize.py").write_text(text)
     return directory
 

@@ -23,7 +23,7 @@ class StandIn:
     def __init__(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.here = here
         site = "tests.unit.support.standin_site"
-        self._site = write_site(here, module="pyxlsnap.worker", site=site)
+        self._site = write_site(here, before="pyxlsnap.worker.server", site=site)
         import_from(self._site, monkeypatch)
         self.set()
 
@@ -35,6 +35,7 @@ class StandIn:
         close: Callable[[Call], None] = ordinary.nothing,
         monitor: Callable[[Call], None] = ordinary.nothing,
         revert: Callable[[Call], Reverted] = ordinary.reverted,
+        watch: Callable[[Call], None] = ordinary.nothing,
         feasibility: Callable[[Call], Feasibility] = ordinary.possible,
     ) -> None:
         """Set the scenario of each operation, and of the close of libxl: functions of modules."""
@@ -44,6 +45,7 @@ class StandIn:
             "close": close,
             "monitor": monitor,
             "revert": revert,
+            "watch": watch,
             "feasibility": feasibility,
         }
         names = {what: f"{do.__module__}:{do.__qualname__}" for what, do in scenarios.items()}

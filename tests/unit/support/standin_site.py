@@ -18,6 +18,7 @@ from typing import NoReturn, cast
 import pyxlsnap.create.feasibility
 import pyxlsnap.create.operation
 import pyxlsnap.monitor.actions
+import pyxlsnap.monitor.process
 import pyxlsnap.recovery.operation
 import pyxlsnap.revert.operation
 import pyxlsnap.xen.toolstack
@@ -82,6 +83,8 @@ class Call:
     share_lock: ShareLock = lambda _uuid, _fd: None
     before_suspend: Hook | None = None
     start_monitor: StartMonitor | None = None
+    #: the pipe of a watching process
+    writer: int = -1
     #: a recovery's
     lock: DomainLock | None = None
 
@@ -205,6 +208,10 @@ class _Operations:
             Call(here=self._here, domain=domain, on_event=on_event, cancel=cancel)
         )
 
+    def watch(self, uuid: str, writer: int) -> int:
+        self._scenarios["watch"](Call(here=self._here, domain=uuid, writer=writer))
+        return 0
+
     def preview(self, *_: object, **__: object) -> Plan:
         return PLAN
 
@@ -222,6 +229,7 @@ def _put_in_place(operations: _Operations) -> None:
         (pyxlsnap.revert.operation, "preview", operations.preview),
         (pyxlsnap.recovery.operation, "recover", operations.recover),
         (pyxlsnap.monitor.actions, "monitor", operations.monitor),
+        (pyxlsnap.monitor.process, "watch", operations.watch),
         (pyxlsnap.create.feasibility, "feasibility", operations.feasibility),
         (pyxlsnap.xen.toolstack, "Toolstack", operations.toolstack),
     ):

@@ -113,5 +113,14 @@ def watch(points: Points) -> None:
     run_qemu_img, images.qemu_img = images.qemu_img, qemu_img
 
 
-if "pyxlsnap.worker" in sys.orig_argv and "FAULT_POINT" in os.environ:
-    watch(Points())
+class BeforeTheWorker:
+    """Puts the points in place before a process loads what a worker does."""
+
+    def find_spec(self, name: str, _path: object, _target: object = None) -> None:
+        if name == "pyxlsnap.worker.server":
+            sys.meta_path.remove(self)
+            watch(Points())
+
+
+if "FAULT_POINT" in os.environ:
+    sys.meta_path.insert(0, BeforeTheWorker())

@@ -1,5 +1,6 @@
 """Workers that look at their own process, or make a noise."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -24,4 +25,24 @@ def has_sigchld_at_its_default(_: Call) -> Snapshot:
 def noisy(_: Call) -> Snapshot:
     os.write(1, b"noise")
     os.write(2, b"noise")
+    return SNAPSHOT
+
+
+def says_what_it_has(call: Call) -> Snapshot:
+    """Whether it is a copy of its caller, and what it has of its caller's."""
+    own, callers = (Path(f"/proc/{pid}/cmdline").read_bytes() for pid in ("self", caller()))
+    opened = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)]
+    call.say(
+        {
+            "copy": own == callers,
+            "session": os.getsid(0) == os.getppid(),
+            "cwd": str(Path.cwd()),
+            "files": [name for name in opened if name.startswith(str(call.here))],
+            "streams": [str(Path(f"/proc/self/fd/{fd}").readlink()) for fd in (0, 1)],
+            "SIGINT": handlers[0] == signal.SIG_IGN,
+            "SIGUSR1": handlers[1] == signal.SIG_DFL,
+            "root": [logging.getLogger().level, len(logging.getLogger().handlers)],
+        }
+    )
     return SNAPSHOT

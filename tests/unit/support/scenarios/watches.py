@@ -1,6 +1,13 @@
 """Watches of a domain in a worker."""
 
-from pyxlsnap.results import DomainEvent
+import os
+import signal
+from pathlib import Path
+from typing import NoReturn
+
+from pyxlsnap.monitor.launch import READY
+from pyxlsnap.results import DomainEvent, Snapshot
+from tests.unit.support.scenarios.ordinary import SNAPSHOT
 from tests.unit.support.standin_site import Call
 from tests.unit.support.values import UUID
 
@@ -16,3 +23,43 @@ def until_cancelled(call: Call) -> None:
     call.on_event(REBOOTED)
     call.wait_for_cancel()
     call.cancel.check()
+
+
+def started_under_the_lock(call: Call) -> Snapshot:
+    """A snapshot that starts a watching process."""
+    call.take_lock()
+    assert call.start_monitor
+    call.start_monitor(UUID)
+    return SNAPSHOT
+
+
+def started_without_a_supervisor(call: Call) -> Snapshot:
+    os.kill(os.getppid(), signal.SIGKILL)
+    call.wait_for("end")
+    return started_under_the_lock(call)
+
+
+def until_told(call: Call) -> None:
+    """In the watching process: say what it has, and watch until there is a file."""
+    fds = [int(link.name) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    handlers = map(signal.getsignal, (signal.SIGTERM, signal.SIGINT))
+    found = {
+        "command": Path("/proc/self/cmdline").read_text().split("\0")[:-1],
+        "session": os.getsid(0) == os.getpid(),
+        "parent": Path(f"/proc/{os.getppid()}/cmdline").read_text(),
+        "files": sorted(fds),
+        "handled": [handler for handler in handlers if callable(handler)],
+    }
+    call.say(found)
+    (call.here / "pid").write_text(str(os.getpid()))
+    os.write(call.writer, READY)
+    os.close(call.writer)
+    call.wait_for("end")
+
+
+def does_not_begin(call: Call) -> None:
+    os.write(call.writer, b"no such domain")
+
+
+def breaks(call: Call) -> NoReturn:
+    raise RuntimeError("a bug")

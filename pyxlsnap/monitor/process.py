@@ -1,0 +1,118 @@
+"""The process that watches one domain: its turn, its log and its signals."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+
+from pyxlsnap import paths
+from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.errors import Busy, PyxlsnapError
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.processes import forget_handlers, fresh_signals, python
+from pyxlsnap.monitor.actions import monitor
+from pyxlsnap.monitor.launch import READY
+from pyxlsnap.xen.process import show_command
+from pyxlsnap.xen.toolstack import Toolstack
+
+log = logging.getLogger("pyxlsnap.monitor")
+
+#: seconds to wait for the watch of another process to end
+_TURN_S = 10.0
+
+
+def watch_in_a_copy(uuid: str, writer: int) -> None:
+    """Call :func:`watch` in a copy of this process, which does not load Python again.
+
+    The copy is no child of this process, and has none of its descriptors but the streams. Call this
+    only in a process with one thread and no libxl context.
+    """
+    if not (pid := os.fork()):
+        if os.fork():
+            os._exit(0)
+        status = 1
+        try:
+            status = watch(uuid, _become_watcher(uuid, writer))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    os.waitpid(pid, 0)
+
+
+def _become_watcher(uuid: str, writer: int) -> int:
+    """Drop what belongs to the process that was copied; return the new number of ``writer``."""
+    os.setsid()
+    forget_handlers()
+    show_command(python("pyxlsnap.monitor", uuid))
+    os.dup2(writer, 3, inheritable=False)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    return 3
+
+
+def watch(uuid: str, writer: int) -> int:
+    """Watch a domain until it no longer exists, or until SIGTERM; return the exit status.
+
+    :param writer: a pipe. :data:`READY` is written to it when the watch has begun, else the error.
+    """
+    fresh_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    cancel = Cancel()
+    signal.signal(
+        signal.SIGTERM, lambda *_: threading.Thread(target=cancel.set, daemon=True).start()
+    )
+
+    def ready() -> None:
+        nonlocal writer
+        os.write(writer, READY)
+        os.close(writer)
+        writer = -1
+
+    try:
+        with Toolstack(operation="monitor", domain=uuid) as host:
+            name = host.find(uuid).name
+            if not _take_turn(uuid):
+                ready()  # another process of pyxlsnap watches the domain
+                return 0
+            _log_to(name)
+            log.info("watching %s (%s)", name, uuid)
+            monitor(host, uuid, on_ready=ready, cancel=cancel)
+    except Cancelled:
+        log.info("stopped by SIGTERM: no process watches %s now", uuid)
+    except Exception as e:
+        log.error("%s", e, exc_info=not isinstance(e, PyxlsnapError))
+        if writer >= 0:
+            os.write(writer, (str(e) or type(e).__name__).encode())
+        return 1
+    return 0
+
+
+def _take_turn(uuid: str) -> bool:
+    """Take the watch of a domain; false if another process of pyxlsnap keeps it.
+
+    A process whose domain was destroyed ends soon, so wait for a short time.
+    """
+    try:
+        DomainLock(uuid, domain=uuid, kind="watch", wait_s=_TURN_S)
+    except Busy:
+        return False
+    return True  # the lock is released when the process ends
+
+
+def _log_to(name: str) -> None:
+    """From now on write all output, also that of C libraries, to a log file, as xl does."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    try:
+        fd = os.open(paths.XEN_LOGS / f"pyxlsnap-{name.replace('/', '_')}.log", flags, 0o640)
+    except OSError:  # for example a full disk: watch without a log
+        fd = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("pyxlsnap.libxl").setLevel(logging.WARNING)

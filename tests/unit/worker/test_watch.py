@@ -1,0 +1,76 @@
+"""The watch of a domain that an operation starts: a copy of the supervisor."""
+
+import ast
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap import api
+from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.linux.locks import DomainLock
+from tests.unit.support.scenarios import watches
+from tests.unit.support.standin import StandIn
+from tests.unit.support.standin_site import Call
+from tests.unit.support.values import UUID
+from tests.unit.support.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+_SYS_RESOURCE = 24
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    except OSError:
+        return True
+
+
+def may_show_another_command() -> bool:
+    (line,) = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("CapEff:")
+    ]
+    return bool(int(line.split()[1], 16) >> _SYS_RESOURCE & 1)
+
+
+def test_it_goes_on_alone(worker: StandIn) -> None:
+    worker.set(watches.started_under_the_lock, watch=watches.until_told)
+    api.create_snapshot("vm1")
+    found = ast.literal_eval(worker.said())
+    assert "pyxlsnap" not in found.pop("parent")
+    shown = ["pyxlsnap.monitor", UUID] if may_show_another_command() else ["pyxlsnap.worker"]
+    assert found == {
+        "command": [sys.executable, "-P", "-m", *shown],
+        "session": True,
+        "files": [0, 1, 2, 3],
+        "handled": [],
+    }
+    DomainLock(UUID, domain="vm1", directory=worker.here / "run").release()
+    pid = int((worker.here / "pid").read_text())
+    assert not gone(pid)
+    (worker.here / "end").touch()
+    assert eventually(lambda: gone(pid))
+
+
+@pytest.mark.parametrize(
+    ("watch", "why"),
+    [
+        (watches.does_not_begin, "no such domain"),
+        (watches.breaks, "its process ended"),
+    ],
+)
+def test_one_that_does_not_begin(worker: StandIn, watch: Callable[[Call], None], why: str) -> None:
+    worker.set(watches.started_under_the_lock, watch=watch)
+    with pytest.raises(PyxlsnapError, match=f"the watch of {UUID} did not start: {why}"):
+        api.create_snapshot("vm1")
+
+
+def test_without_a_supervisor_it_is_a_process_of_its_own(worker: StandIn) -> None:
+    """Off Xen that one ends at once, and says why."""
+    worker.set(watches.started_without_a_supervisor)
+    (worker.here / "end").touch()
+    with pytest.raises(PyxlsnapError, match=f"the watch of {UUID} did not start: cannot talk"):
+        api.create_snapshot("vm1")
