@@ -41,6 +41,7 @@ def install_strategy(dom0: Dom0) -> None:
     dom0.write(f"{site}/btrfs_disks.py", module)
 
 
+@pytest.mark.soak
 def test_a_nightly_script(lab: Lab) -> None:
     guests = [lab.guest(kind) for kind in ("pv", "pvh")]
     push(lab.dom0, SOURCE, DEST)
@@ -58,6 +59,7 @@ def test_a_nightly_script(lab: Lab) -> None:
     goes_back(guests[1], mark, later)
 
 
+@pytest.mark.soak
 def test_hooks_that_quiesce_the_guest(lab: Lab) -> None:
     guest = lab.guest("pvh")
     guest.assert_healthy()

@@ -1,11 +1,12 @@
 """QMP to the guest's QEMU: qemu.qmp with blocking calls, each with a time limit."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
 
 from pyxlsnap import paths
 from pyxlsnap.errors import QmpError
@@ -21,6 +22,19 @@ def socket_path(domid: int) -> Path:
     return paths.QEMU_SOCKETS / f"qmp-libxenstat-{domid}"
 
 
+class _Client(QMPClient):
+    """A client that puts messages into words only if somebody reads them: that takes long."""
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return super()._cb_outbound(msg) if self._is_read() else msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return super()._cb_inbound(msg) if self._is_read() else msg
+
+    def _is_read(self) -> bool:
+        return self.logger.isEnabledFor(logging.DEBUG)
+
+
 class QmpConnection:
     """A connection to one QEMU, to be closed after use.
 
@@ -29,7 +43,7 @@ class QmpConnection:
 
     def __init__(self, path: Path, *, timeout_s: float = GREETING_S) -> None:
         self._path = path
-        self._client = QMPClient("pyxlsnap")
+        self._client = _Client("pyxlsnap")
         self._loop = asyncio.new_event_loop()
         try:
             self._run(self._client.connect(str(path)), "connect", timeout_s)

@@ -239,11 +239,8 @@ class Dom0:
 
     def push(self, source: Path, dest: str) -> None:
         """Copy a directory's contents into ``dest``."""
-        archive = io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            tar.add(source, arcname=".")
         script = 'mkdir -p "$0" && tar -C "$0" --no-same-owner -xf -'
-        self.run(["sh", "-c", script, dest], input=archive.getvalue())
+        self.run(["sh", "-c", script, dest], input=packed(source))
 
     def _connect(self, timeout: float) -> socket.socket:
         # QEMU's network accepts a connection before anyone listens in the dom0, and may drop one
@@ -266,6 +263,14 @@ class Dom0:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
+
+
+def packed(source: Path) -> bytes:
+    """A directory's contents as a tar archive."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.add(source, arcname=".")
+    return archive.getvalue()
 
 
 def _text(command: Argv) -> str:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from functools import cache as cache_in_process
 from pathlib import Path
 
 from . import cache
-from .dom0 import Dom0
+from .dom0 import Dom0, packed
 from .image import Image
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -20,33 +21,51 @@ REQUIREMENT = "qemu.qmp==0.0.6"  # pure Python, and not in Debian 12
 
 DEST, SITE = "/opt/pyxlsnap", "/opt/pyxlsnap-site"
 COMMAND, PATHS = "/usr/local/bin/pyxlsnap", "pyxlsnap-lab.pth"
+UNINSTALL = f"rm -rf {DEST} {SITE} {COMMAND} /usr/local/lib/python3*/*-packages/{PATHS}"
+ASK_PACKAGES = "import site; print(site.getsitepackages()[0])"
 LAUNCHER = '#!/bin/sh\nexec python3 -m pyxlsnap "$@"\n'
 
 
 def install(dom0: Dom0, image: Image, say: cache.Say, project: Path = PROJECT) -> None:
-    """Replace what is installed in the dom0 by the project's files as they are now."""
-    uninstall(dom0)
-    for name in SOURCES:
-        source = project / name
-        if source.is_dir():
-            push(dom0, source, f"{DEST}/{name}")
-        else:
-            dom0.write(f"{DEST}/{name}", source.read_bytes())
-    push(dom0, _site(say), SITE)
-    dom0.write(f"{packages(dom0)}/{PATHS}", f"{DEST}\n{SITE}\n")
-    dom0.write(COMMAND, LAUNCHER, 0o755)
+    """Replace what is installed in the dom0 by the project's files.
+
+    They are read once in a process, and unpacked by one command: a command takes long there.
+    """
+    ask = f'python3 -c "{ASK_PACKAGES}"'
+    unpack = f'{UNINSTALL} && tar -C / --no-same-owner -xf - && mv /{PATHS} "$({ask})"'
+    dom0.run(unpack, input=_archive(project, say))
     dom0.push(_extension(dom0, image, project, say), DEST)
+
+
+@cache_in_process
+def _archive(project: Path, say: cache.Say) -> bytes:
+    """The package and what it needs, but for the extension, in their places in the dom0."""
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        root.chmod(0o755)  # it is unpacked over /
+        for name in SOURCES:
+            source, dest = project / name, f"{DEST}/{name}"
+            if source.is_dir():
+                _compiled_copy(source, root, dest)
+            else:
+                shutil.copy(source, root / dest[1:])
+        _compiled_copy(_site(say), root, SITE)
+        (root / PATHS).write_text(f"{DEST}\n{SITE}\n")
+        command = root / COMMAND[1:]
+        command.parent.mkdir(parents=True)
+        command.write_text(LAUNCHER)
+        command.chmod(0o755)
+        return packed(root)
 
 
 def uninstall(dom0: Dom0) -> None:
     """Leave nothing of what ``install`` puts there."""
-    dom0.run(f"rm -rf {DEST} {SITE} {COMMAND} /usr/local/lib/python3*/*-packages/{PATHS}")
+    dom0.run(UNINSTALL)
 
 
 def packages(dom0: Dom0) -> str:
     """Where Python there looks for packages."""
-    code = "import site; print(site.getsitepackages()[0])"
-    return dom0.run(["python3", "-c", code]).out.strip()
+    return dom0.run(["python3", "-c", ASK_PACKAGES]).out.strip()
 
 
 def push(dom0: Dom0, source: Path, dest: str) -> None:
@@ -55,16 +74,20 @@ def push(dom0: Dom0, source: Path, dest: str) -> None:
     A Python of another release there does not look at what is compiled here.
     """
     with tempfile.TemporaryDirectory() as directory:
-        copy = Path(directory) / source.name
-        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", *COMPILED))
-        compileall.compile_dir(
-            copy,
-            quiet=1,
-            stripdir=copy,
-            prependdir=dest,
-            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-        )
-        dom0.push(copy, dest)
+        dom0.push(_compiled_copy(source, Path(directory), dest), dest)
+
+
+def _compiled_copy(source: Path, root: Path, dest: str) -> Path:
+    copy = root / dest[1:]
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", *COMPILED))
+    compileall.compile_dir(
+        copy,
+        quiet=1,
+        stripdir=copy,
+        prependdir=dest,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+    return copy
 
 
 def _extension(dom0: Dom0, image: Image, project: Path, say: cache.Say) -> Path:
