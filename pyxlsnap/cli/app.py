@@ -24,7 +24,7 @@ from pyxlsnap.errors import Interrupted, NeedsAttention, OperationFailed, Pyxlsn
 from pyxlsnap.results import Plan, Progress, Recovered, Reverted, Snapshot
 from pyxlsnap.serialize import error_to_plain
 from pyxlsnap.text import one_line
-from pyxlsnap.worker.start import allow_fork
+from pyxlsnap.worker.start import fork_allowed
 
 #: the version of the JSON documents on stdout
 JSON_VERSION = 1
@@ -94,8 +94,9 @@ class _Bar:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            tqdm.monitor_interval = 0  # no thread: a process with one thread can fork
-            self._bar = tqdm(unit="B", unit_scale=True, unit_divisor=1024)
+            # No thread of its own: a process with one thread can fork.
+            bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
+            self._bar = bar(unit="B", unit_scale=True, unit_divisor=1024)
         self._phase: tuple[str, int] = ("", 0)
 
     def __call__(self, progress: Progress) -> None:
@@ -200,8 +201,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     _open_missing_streams()
     if argv is None:  # the process is ours, and not that of a program that calls this function
-        allow_fork()
-    as_json = "--json" in (sys.argv[1:] if argv is None else argv)
+        with fork_allowed():
+            return _run(sys.argv[1:])
+    return _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    as_json = "--json" in argv
     command = ""
     signals = _Signals(cancel := Cancel())
     try:

@@ -42,6 +42,8 @@ class DiskStrategy(Protocol):
     An exception of any kind ends the operation; a create is then undone. The messages of
     :class:`~pyxlsnap.DiskError` and :class:`~pyxlsnap.Refused` are shown to the user as they are:
     say what happened, to which disk, and what to do.
+
+    The process may end without exit handlers: leave nothing to :mod:`atexit`.
     """
 
     #: the strategy's name, for plans and messages; a recovery or a revert finds the strategy by it.

@@ -35,13 +35,6 @@ def fresh_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def forget_handlers() -> None:
-    """Reset the signals that this process handles, in a copy of a process: it has its own to do."""
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
-
-
 def how_ended(status: int | None) -> str:
     """How a process ended, as text.
 

@@ -40,14 +40,15 @@ def start_monitor(uuid: str) -> None:
             timeout=_START_S,
         )
     except (OSError, subprocess.TimeoutExpired) as e:
-        raise _not_started(uuid, str(e)) from e
+        raise not_started(uuid, str(e)) from e
     if run.stdout != READY:  # the status is not used: the host may have reaped the child
-        raise _not_started(uuid, _last_line(run.stderr))
+        raise not_started(uuid, _last_line(run.stderr))
 
 
-def wait_until_ready(uuid: str, pipe: IO[bytes]) -> None:
+def begins(uuid: str, pipe: IO[bytes]) -> bool:
     """Wait until a process that was started otherwise says on a pipe that its watch has begun.
 
+    :returns: false if the process ended, or was not started, without a word.
     :raises OperationFailed: the watch has not begun in time, or never will.
     """
     said, end = b"", time.monotonic() + _START_S
@@ -56,9 +57,10 @@ def wait_until_ready(uuid: str, pipe: IO[bytes]) -> None:
             break
         said += more
     else:
-        raise _not_started(uuid, f"it has not begun within {_START_S:g} seconds")
-    if said != READY:
-        raise _not_started(uuid, _last_line(said))
+        raise not_started(uuid, f"it has not begun within {_START_S:g} seconds")
+    if said not in (READY, b""):
+        raise not_started(uuid, _last_line(said))
+    return said == READY
 
 
 def _last_line(said: bytes) -> str:
@@ -66,7 +68,8 @@ def _last_line(said: bytes) -> str:
     return lines[-1] if lines else "its process ended"
 
 
-def _not_started(uuid: str, why: str) -> OperationFailed:
+def not_started(uuid: str, why: str) -> OperationFailed:
+    """Make (not raise) the error for a watch that was not started."""
     return OperationFailed(f"the watch of {uuid} did not start: {why}", step="monitor")
 
 

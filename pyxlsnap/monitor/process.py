@@ -6,12 +6,14 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import Busy, PyxlsnapError
+from pyxlsnap.linux.fork import fork, leave, name_process, own_streams
 from pyxlsnap.linux.locks import DomainLock
-from pyxlsnap.linux.processes import forget_handlers, fresh_signals, python
+from pyxlsnap.linux.processes import fresh_signals, python
 from pyxlsnap.monitor.actions import monitor
 from pyxlsnap.monitor.launch import READY
 from pyxlsnap.xen.process import show_command
@@ -28,29 +30,27 @@ def watch_in_a_copy(uuid: str, writer: int) -> None:
 
     The copy is no child of this process, and has none of its descriptors but the streams. Call this
     only in a process with one thread and no libxl context.
+
+    :raises OSError: no process could be made.
     """
-    if not (pid := os.fork()):
-        if os.fork():
-            os._exit(0)
+    if not (pid := fork()):
         status = 1
         try:
-            status = watch(uuid, _become_watcher(uuid, writer))
+            status = 0 if fork() else _watch_alone(uuid, writer)
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stderr.flush()
-            os._exit(status)
+            leave(status)
     os.waitpid(pid, 0)
 
 
-def _become_watcher(uuid: str, writer: int) -> int:
-    """Drop what belongs to the process that was copied; return the new number of ``writer``."""
+def _watch_alone(uuid: str, writer: int) -> int:
+    """Drop what belongs to the process that was copied, and watch."""
     os.setsid()
-    forget_handlers()
+    own_streams(keep=writer)
+    name_process("xlsnap-monitor")
     show_command(python("pyxlsnap.monitor", uuid))
-    os.dup2(writer, 3, inheritable=False)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-    return 3
+    return watch(uuid, writer)
 
 
 def watch(uuid: str, writer: int) -> int:
@@ -85,7 +85,8 @@ def watch(uuid: str, writer: int) -> int:
     except Exception as e:
         log.error("%s", e, exc_info=not isinstance(e, PyxlsnapError))
         if writer >= 0:
-            os.write(writer, (str(e) or type(e).__name__).encode())
+            with suppress(OSError):  # who has started the watch has ended
+                os.write(writer, (str(e) or type(e).__name__).encode())
         return 1
     return 0
 

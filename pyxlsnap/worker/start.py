@@ -6,22 +6,30 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from pyxlsnap import paths
-from pyxlsnap.linux.processes import environment, forget_handlers, python
+from pyxlsnap.linux.fork import fork, leave, name_process, own_streams
+from pyxlsnap.linux.processes import environment, python
 
 _may_fork = False
 
 
-def allow_fork() -> None:
-    """Start workers as copies of this process from now on, as long as it has one thread.
+@contextmanager
+def fork_allowed() -> Iterator[None]:
+    """Start workers as copies of this process meanwhile, as long as it has one thread.
 
-    For the command line only: its process has no state and no descriptors that a worker must not
-    have, and a copy does not load Python again.
+    For the command line only: its process has no state that a worker must not have, and a copy does
+    not load Python again.
     """
     global _may_fork
     _may_fork = True
+    try:
+        yield
+    finally:
+        _may_fork = False
 
 
 def start_worker(connection: socket.socket, stderr: IO[bytes]) -> int:
@@ -47,34 +55,35 @@ def start_worker(connection: socket.socket, stderr: IO[bytes]) -> int:
 
 def _fork(connection: socket.socket, stderr: IO[bytes]) -> int:
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # the copy would write the same text again
-    if pid := os.fork():
+        with suppress(OSError, ValueError):  # nobody reads it, or its disk is full
+            stream.flush()  # the copy would write the same text again
+    if pid := fork():
         return pid
-    status = 1
+    status: object = 1
     try:
         _become_worker(connection.fileno(), stderr.fileno())
         from pyxlsnap.worker.server import main  # not in the caller: it loads libxl
+        from pyxlsnap.xen.process import show_command
 
+        show_command(python("pyxlsnap.worker"))
         main()
         status = 0
-    except SystemExit:  # the end of the worker below the supervisor
-        status = 0
+    except SystemExit as e:  # the end of the worker below the supervisor
+        status = e.code or 0
     except BaseException:
         traceback.print_exc()
     finally:
-        # Nothing of the caller's may run here: no exit handlers, no "finally" of its functions.
-        sys.stderr.flush()
-        os._exit(status)
+        leave(status if isinstance(status, int) else 1)
 
 
 def _become_worker(connection: int, stderr: int) -> None:
     """Drop what the worker must not have from the caller."""
     os.setsid()
-    forget_handlers()
     os.dup2(connection, 0)
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     os.dup2(stderr, 2)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    own_streams(keep=-1)
+    name_process("xlsnap-worker")  # not that of its caller: "killall" must not take both
     os.environ.update(environment())
     sys.path = [entry for entry in sys.path if entry]
     os.chdir("/")

@@ -38,16 +38,15 @@ class SupervisorLink:
 
         :raises OperationFailed: the watch could not be started; no process watches the domain.
         """
-        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+        except OSError as e:
+            raise launch.not_started(uuid, str(e)) from e
         with os.fdopen(reader, "rb") as pipe:
-            try:
-                self._channel.send({"watch": uuid}, writer)
-            except OSError:  # the supervisor was killed
+            self._send({"watch": uuid}, writer)
+            os.close(writer)
+            if not launch.begins(uuid, pipe):  # the supervisor was killed
                 launch.start_monitor(uuid)
-                return
-            finally:
-                os.close(writer)
-            launch.wait_until_ready(uuid, pipe)
 
     def answered(self) -> None:
         """Tell the supervisor that the caller has the result, so that no recovery is needed."""
@@ -100,9 +99,7 @@ def _wait_for(pid: int, channel: Channel) -> Death | None:
             answered = "answered" in message
             locks += [message["lock"]] if "lock" in message else []
             if "watch" in message:
-                writer = channel.fds.pop()
-                watch_in_a_copy(message["watch"], writer)
-                os.close(writer)
+                _start_watch(message["watch"], channel.fds.pop())
         if answered and not process.ended(within_s=_EXIT_S):
             os.kill(pid, signal.SIGKILL)  # it hangs while it closes libxl
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -110,6 +107,15 @@ def _wait_for(pid: int, channel: Channel) -> Death | None:
     for fd in channel.fds:
         unlock(fd)
     return None if answered else Death(how_ended(status), tuple(locks))
+
+
+def _start_watch(uuid: str, writer: int) -> None:
+    try:
+        watch_in_a_copy(uuid, writer)
+    except OSError as e:
+        os.write(writer, str(e).encode())
+    finally:
+        os.close(writer)
 
 
 def _next(channel: Channel, process: Process) -> dict[str, str] | None:

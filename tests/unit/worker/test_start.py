@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +14,12 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 # A process like that of the command line, but one that has what a worker must not have.
 PROGRAM = """
-import atexit, signal, sys, threading
+import atexit, os, resource, signal, sys, threading
 from pathlib import Path
 here = Path({here!r})
 mine = open(here / "mine", "w")
+os.dup2(mine.fileno(), 200)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 signal.signal(signal.SIGUSR1, lambda *_: None)
 def note(what):
     with open(here / "ended", "a") as file:
@@ -56,21 +59,21 @@ def run(worker: StandIn, *, first: str = "", arguments: str = "") -> tuple[str, 
 
 
 @pytest.mark.parametrize(
-    ("first", "arguments", "copy"),
+    ("first", "arguments", "name"),
     [
-        ("", "", True),
-        (A_THREAD, "", False),
-        ("", "['snapshot-create', 'vm1']", False),
+        ("", "", "xlsnap-worker"),
+        (A_THREAD, "", Path(sys.executable).name),
+        ("", "['snapshot-create', 'vm1']", Path(sys.executable).name),
     ],
     ids=["the command line", "with a thread", "called by a program"],
 )
 def test_it_has_nothing_of_its_callers(
-    worker: StandIn, first: str, arguments: str, copy: bool
+    worker: StandIn, first: str, arguments: str, name: str
 ) -> None:
     worker.set(apart.says_what_it_has)
     said, _ = run(worker, first=first, arguments=arguments)
     assert said.count("the end") == 1
-    assert ast.literal_eval(worker.said()) == {"copy": copy, **THE_WORKERS}
+    assert ast.literal_eval(worker.said()) == {"name": name, **THE_WORKERS}
     assert (worker.here / "ended").read_text() == "finally exit handler "
 
 
@@ -79,6 +82,22 @@ def test_it_writes_nothing_that_its_caller_has_not_yet_written(worker: StandIn) 
     said, _ = run(worker, first="print('once')")
     assert said.count("once") == 1
     assert "noise" not in said
+
+
+def test_it_starts_although_its_callers_stderr_is_full(worker: StandIn) -> None:
+    worker.set(apart.says_what_it_has)
+    run(worker, first="sys.stderr = open('/dev/full', 'w'); sys.stderr.write('not written')")
+    assert ast.literal_eval(worker.said())["name"] == "xlsnap-worker"
+
+
+def test_a_copy_ends_although_its_last_words_cannot_be_written() -> None:
+    code = (
+        "import sys; from pyxlsnap.linux.fork import leave\n"
+        "sys.stderr = open('/dev/full', 'w'); sys.stderr.write('not written')\n"
+        "try: leave(3)\nfinally: print('of the original')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "")
 
 
 def test_it_cannot_load_its_modules(worker: StandIn) -> None:

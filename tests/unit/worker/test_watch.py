@@ -1,6 +1,8 @@
 """The watch of a domain that an operation starts: a copy of the supervisor."""
 
 import ast
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap import api
-from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.errors import OperationFailed, PyxlsnapError
 from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.monitor import launch
+from pyxlsnap.worker import supervisor
 from tests.unit.support.scenarios import watches
 from tests.unit.support.standin import StandIn
 from tests.unit.support.standin_site import Call
@@ -45,7 +49,7 @@ def test_it_goes_on_alone(worker: StandIn) -> None:
     assert found == {
         "command": [sys.executable, "-P", "-m", *shown],
         "session": True,
-        "files": [0, 1, 2, 3],
+        "files": [0, 1, 2],
         "handled": [],
     }
     DomainLock(UUID, domain="vm1", directory=worker.here / "run").release()
@@ -59,13 +63,26 @@ def test_it_goes_on_alone(worker: StandIn) -> None:
     ("watch", "why"),
     [
         (watches.does_not_begin, "no such domain"),
-        (watches.breaks, "its process ended"),
+        (watches.breaks, "cannot talk to Xen"),  # then a process of its own is tried
     ],
 )
 def test_one_that_does_not_begin(worker: StandIn, watch: Callable[[Call], None], why: str) -> None:
     worker.set(watches.started_under_the_lock, watch=watch)
     with pytest.raises(PyxlsnapError, match=f"the watch of {UUID} did not start: {why}"):
         api.create_snapshot("vm1")
+
+
+def test_no_process_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor says so, and goes on."""
+
+    def fail(_uuid: str, _writer: int) -> None:
+        raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(supervisor, "watch_in_a_copy", fail)
+    reader, writer = os.pipe()
+    supervisor._start_watch(UUID, writer)
+    with os.fdopen(reader, "rb") as pipe, pytest.raises(OperationFailed, match="no more processes"):
+        launch.begins(UUID, pipe)
 
 
 def test_without_a_supervisor_it_is_a_process_of_its_own(worker: StandIn) -> None:

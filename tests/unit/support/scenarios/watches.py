@@ -47,7 +47,7 @@ def until_told(call: Call) -> None:
         "command": Path("/proc/self/cmdline").read_text().split("\0")[:-1],
         "session": os.getsid(0) == os.getpid(),
         "parent": Path(f"/proc/{os.getppid()}/cmdline").read_text(),
-        "files": sorted(fds),
+        "files": sorted(fd for fd in fds if fd != call.writer),
         "handled": [handler for handler in handlers if callable(handler)],
     }
     call.say(found)
