@@ -1,8 +1,8 @@
 """Memory files: a header in the format of ``xl save``, then libxl's stream of the guest's memory.
 
 :mod:`.header` writes and reads the header. :mod:`.stream` checks the stream behind the header, with
-the rules in :mod:`.records`. Both read the file through :mod:`.reader`, because the file may be
-truncated or damaged.
+the rules in :mod:`.records`, and :mod:`.pfns` counts the pages of the guest. All read the file
+through :mod:`.reader`, because the file may be truncated or damaged.
 """
 
 from pyxlsnap.memory.header import Header, read_header, write_header

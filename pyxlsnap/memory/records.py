@@ -12,6 +12,7 @@ from enum import IntEnum, StrEnum
 from typing import Final
 
 from pyxlsnap.errors import BadMemoryFile
+from pyxlsnap.memory.pfns import PfnSet
 from pyxlsnap.memory.reader import Reader
 
 
@@ -66,7 +67,7 @@ _PAIR: Final = struct.Struct("<2I")
 _PAGE: Final = 4096
 _PFN: Final = 8
 #: pfns read at a time, so that the memory used does not depend on the record
-_PFNS_AT_ONCE: Final = 1 << 16
+_PFNS_AT_ONCE: Final = 1 << 13
 
 # Bits 63-60 of a pfn entry are the page's type, bits 59-52 must be 0. So the highest byte alone
 # gives the type, and bytes.translate() can count the types at the speed of C.
@@ -127,6 +128,8 @@ class Image:
         self.version = version
         #: number of pages with data in the image
         self.pages = 0
+        #: the pages that a restore gives the guest
+        self.guest_pfns = PfnSet()
         self._rules = {**_RULES, **_RULES_OF[container]}
         self._seen: set[int] = set()
         self._width = 0
@@ -171,6 +174,7 @@ class Image:
         for first in range(0, count, _PFNS_AT_ONCE):
             pfns = record.reader.read(_PFN * min(count - first, _PFNS_AT_ONCE), "pfns")
             with_data += _count_with_data(record, pfns)
+            self.guest_pfns.add(pfns)
         expected = pages_at + with_data * _PAGE
         record.expect(record.length == expected, f"{record.length} bytes instead of {expected}")
         self.pages += with_data

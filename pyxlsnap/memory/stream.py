@@ -35,6 +35,7 @@ _IMAGE_VERSIONS: Final = (2, 3)
 _DOMAIN_HEADER: Final = struct.Struct("<IH2x2I")
 _CONTAINERS: Final = {1: Container.PV, 2: Container.HVM}
 _PAGE_SHIFT: Final = 12
+_PAGE_KB: Final = 4
 
 _RECORD: Final = struct.Struct("<2I")
 _CHECKPOINTS: Final = (Libxl.CHECKPOINT_END, Libxl.CHECKPOINT_STATE)
@@ -59,17 +60,25 @@ class StreamSummary:
     libxc_version: int
     #: number of pages (4 KiB each) in the stream; a live save writes some pages more than once
     pages: int
+    #: number of different pages that a restore of the stream gives the guest; they need not have
+    #: data in the stream
+    guest_pages: int
     #: the stream has the state of a QEMU: the guest is HVM, not PV or PVH
     has_emulator: bool
     #: offset of the first byte after the stream in bytes: the size of the file
     end_offset: int
+
+    @property
+    def memory_kb(self) -> int:
+        """Memory that the guest has after a restore of the stream, KiB."""
+        return self.guest_pages * _PAGE_KB
 
 
 def walk(f: BinaryIO, path: str, *, on_bytes: Callable[[int], None] | None = None) -> StreamSummary:
     """Check a libxl stream from the current position to the end of the file.
 
     The contents of pages are skipped and not read, so the check is fast even on a file of many GiB.
-    The memory used does not depend on the file.
+    The memory used is small: 0.2 MiB for 4 GiB of the guest's memory (see :class:`.pfns.PfnSet`).
 
     :param f: the file, seekable, at the first byte of the stream. Afterwards its position is the
         end of the file; after an error, any position.
@@ -102,6 +111,7 @@ class _Walk:
             xen_minor=self._xen[1],
             libxc_version=image.version,
             pages=image.pages,
+            guest_pages=len(image.guest_pfns),
             has_emulator=Libxl.EMULATOR_CONTEXT in self._seen,
             end_offset=self._reader.offset,
         )

@@ -50,6 +50,7 @@ def test_valid_streams_walk_with_the_right_counts(built: Built) -> None:
         xen_minor=built.xen[1],
         libxc_version=built.version,
         pages=built.pages,
+        guest_pages=built.guest_pages,
         has_emulator=built.has_emulator,
         end_offset=len(built.data),
     )
@@ -361,6 +362,14 @@ class TestPageData:
         types = [0xF] * 200_000 + [0]
         records = streams.hvm_records([streams.page_data(types)])
         assert walk_bytes(streams.stream(2, records)).pages == 1
+
+
+def test_the_memory_of_the_guest_is_what_a_restore_takes() -> None:
+    first = streams.page_data([0, 0, 0xF, 0xE, 0xD])  # 0xE is allocated, without data
+    again = streams.pages_at([(1, 0), (2, 0), (0, 0xF)])  # as the live rounds write them
+    summary = walk_bytes(streams.stream(2, streams.hvm_records([first, again])))
+    assert summary.guest_pages == 4
+    assert summary.memory_kb == 16
 
 
 def test_pages_are_not_read(tmp_path: Path) -> None:

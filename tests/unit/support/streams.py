@@ -12,6 +12,8 @@ LIBXL_END = struct.pack("<2I", 0, 0)
 LIBXC_CONTEXT = struct.pack("<2I", 1, 0)
 WITH_DATA = (0, 1, 2, 3, 4, 9, 0xA, 0xB, 0xC)
 WITHOUT_DATA = (0xD, 0xE, 0xF)
+#: types of pages that a restore does not give the guest
+WITHOUT_MEMORY = (0xD, 0xF)
 
 
 def record(kind: int, body: bytes = b"") -> bytes:
@@ -28,9 +30,18 @@ def domain_header(kind: int, *, page_shift: int = 12, xen: tuple[int, int] = (4,
 
 def page_data(types: Sequence[int], *, first: int = 0, fill: bytes = b"\xa5") -> bytes:
     """A PAGE_DATA record of pages of these types, with consecutive pfns."""
-    pfns = [kind << 60 | (first + i) for i, kind in enumerate(types)]
-    pages = fill * PAGE * sum(kind in WITH_DATA for kind in types)
-    return record(1, struct.pack(f"<2I{len(pfns)}Q", len(pfns), 0, *pfns) + pages)
+    return pages_at([(first + i, kind) for i, kind in enumerate(types)], fill=fill)
+
+
+def pages_at(pfns: Sequence[tuple[int, int]], *, fill: bytes = b"\xa5") -> bytes:
+    """A PAGE_DATA record of these pfns, each with its type."""
+    pages = fill * PAGE * sum(kind in WITH_DATA for _, kind in pfns)
+    return record(1, struct.pack("<2I", len(pfns), 0) + entries(pfns) + pages)
+
+
+def entries(pfns: Iterable[tuple[int, int]]) -> bytes:
+    """The entries of a PAGE_DATA record."""
+    return b"".join(struct.pack("<Q", kind << 60 | pfn) for pfn, kind in pfns)
 
 
 def vcpu(kind: int, size: int, vcpu_id: int = 0) -> bytes:
@@ -113,6 +124,7 @@ class Built:
     xen: tuple[int, int]
     version: int
     pages: int
+    guest_pages: int
     has_emulator: bool
 
 
@@ -123,8 +135,10 @@ _TYPES = st.lists(st.sampled_from(WITH_DATA + WITHOUT_DATA), min_size=1, max_siz
 def valid_streams(draw: st.DrawFn) -> Built:
     """PV and HVM, versions 2 and 3, live saves (pages sent again) and optional records."""
     batches = draw(st.lists(_TYPES, min_size=1, max_size=4))
-    pages = [page_data(types, first=draw(st.integers(0, 4000))) for types in batches]
+    placed = [list(enumerate(types, draw(st.integers(0, 12)))) for types in batches]
+    pages = [pages_at(batch) for batch in placed]
     count = sum(kind in WITH_DATA for types in batches for kind in types)
+    held = {pfn for batch in placed for pfn, kind in batch if kind not in WITHOUT_MEMORY}
     version = draw(st.sampled_from((2, 3)))
     xen = draw(st.tuples(st.integers(3, 5), st.integers(0, 99)))
     pv, qemu = draw(st.sampled_from([(True, False), (False, True), (False, False)]))
@@ -138,7 +152,7 @@ def valid_streams(draw: st.DrawFn) -> Built:
         records.insert(draw(st.integers(0, len(records) - 1)), optional)
     after = [emulator(2, b"k\0v\0")] * draw(st.integers(0, 1)) + [emulator(3)] if qemu else []
     data = stream(1 if pv else 2, records, version=version, xen=xen, after=after)
-    return Built(data, "pv" if pv else "hvm", xen, version, count, qemu)
+    return Built(data, "pv" if pv else "hvm", xen, version, count, len(held), qemu)
 
 
 def record_offsets(data: bytes) -> list[int]:
