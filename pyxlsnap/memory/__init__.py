@@ -1,7 +1,7 @@
 """Memory files: a header in the format of ``xl save``, then libxl's stream of the guest's memory.
 
 :mod:`.header` writes and reads the header. :mod:`.stream` checks the stream behind the header, with
-the rules in :mod:`.records`, and :mod:`.pfns` counts the pages of the guest. All read the file
+the rules in :mod:`.records`, and :mod:`.pfns` counts the pages of the guest. The file is read
 through :mod:`.reader`, because the file may be truncated or damaged.
 """
 
