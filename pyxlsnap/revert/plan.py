@@ -15,6 +15,7 @@ from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky, XenError
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import RevertEntry
 from pyxlsnap.linux.files import open_regular, refusing_os_errors
@@ -41,6 +42,8 @@ class RevertPlan:
     #: the domain to be destroyed; ``None`` if the domain is off
     guest: Guest | None = field(repr=False)
     config: DomainConfig = field(repr=False)
+    #: the same, with room for all memory that the domain held: see :mod:`..guest.held_memory`
+    restored: DomainConfig = field(repr=False)
     name: str
     memory_path: Path
     stream_offset: int
@@ -98,6 +101,8 @@ class _Saved:
     config: DomainConfig
     #: the release of Xen that saved the memory
     xen: tuple[int, int]
+    #: memory that the domain held, KiB
+    memory_kb: int
 
 
 @refusing_os_errors()
@@ -126,7 +131,8 @@ def make_plan(
     meta = saved.header.metadata
     snapshot = _snapshot_name(request, meta)
     chosen = _choose_disks(request, meta, config)
-    _refuse(host, config, guest, [d for d, _ in chosen])
+    restored = with_room(config, saved.memory_kb)
+    _refuse(host, restored, guest, [d for d, _ in chosen])
     risks = _risks(host, saved, config, guest, {d.vdev for d, _ in chosen})
     if risks and not (request.force or half_way):
         raise _risky(config.name, risks)
@@ -134,6 +140,7 @@ def make_plan(
         request=request,
         guest=guest,
         config=config,
+        restored=restored,
         name=snapshot,
         memory_path=saved.path,
         stream_offset=saved.header.stream_offset,
@@ -216,7 +223,8 @@ def _read_memory(request: RevertRequest, cancel: Cancel) -> _Saved:
         file.seek(header.stream_offset)
         summary = walk(file, str(path), on_bytes=lambda _: cancel.check())
         config = _saved_config(header)
-    return _Saved(path, header, config, (summary.xen_major, summary.xen_minor))
+    xen = (summary.xen_major, summary.xen_minor)
+    return _Saved(path, header, config, xen, summary.memory_kb)
 
 
 def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:

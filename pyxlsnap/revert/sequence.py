@@ -23,6 +23,7 @@ from pyxlsnap.errors import (
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.destroy import destroy
 from pyxlsnap.guest.dom0_memory import make_room
+from pyxlsnap.guest.held_memory import set_target_back
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
 from pyxlsnap.linux.files import open_regular
@@ -189,14 +190,17 @@ class Reversion:
             strategy.revert()
 
     def _make_room(self) -> None:
-        make_room(self._host, self._plan.config)
+        make_room(self._host, self._plan.restored)
 
     def _restore(self) -> None:
-        checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
+        plan = self._plan
+        checks.refuse_name_or_uuid_in_use(self._host, plan.config, None)
         self._restoring = True
-        with open_regular(self._plan.memory_path) as file:
-            os.lseek(file.fileno(), self._plan.stream_offset, os.SEEK_SET)
-            self._new = self._host.restore(self._plan.config, file.fileno())
+        with open_regular(plan.memory_path) as file:
+            os.lseek(file.fileno(), plan.stream_offset, os.SEEK_SET)
+            self._new = self._host.restore(plan.restored, file.fileno())
+        # Before the journal has the domain: a recovery would only unpause it then.
+        self._warnings += set_target_back(self._new, plan.config, plan.restored)
         self._say(restored_domid=self._new.domid)
 
     def _unpause(self) -> None:

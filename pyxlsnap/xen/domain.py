@@ -174,6 +174,17 @@ class Domain:
         with self._context.calling() as ctx:
             self._check(C.libxl_domain_unpause(ctx, self.domid, ffi.NULL), "libxl_domain_unpause")
 
+    def lower_memory_target(self, by_kb: int) -> None:
+        """Lower its memory target by this many KiB (``libxl_set_memory_target``), as xl does.
+
+        The domain keeps its memory until its balloon driver gives some back. It gets no more.
+
+        :raises XenError: libxl could not; the target is unchanged.
+        """
+        with self._context.calling() as ctx:
+            rc = C.libxl_set_memory_target(ctx, self.domid, -by_kb, 1, 1)
+            self._check(rc, "libxl_set_memory_target")
+
     def destroy(self) -> None:
         """``libxl_domain_destroy``. Its QEMU may outlive the call: see :meth:`device_model_pid`.
 

@@ -178,7 +178,9 @@ class Toolstack:
         generation ID gets a new one (``libxl_ms_vm_genid_generate``). On failure there is no new
         domain: if an abort leaves a half-made domain, it is destroyed here.
 
-        :param config: as stored in the memory file; its domid is ignored.
+        :param config: as stored in the memory file; its domid is ignored. The domain may have its
+            memory target and 1 MiB. For a stream with more, raise the target and lower it again
+            afterwards (:meth:`Domain.lower_memory_target`), as a revert does.
         :param fd: a regular file or pipe; on failure its position in the stream is undefined.
         :raises Aborted: :meth:`abort` was called.
         :raises XenError: libxl could not: the configuration, the stream, the memory, or a name

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ def xl_watching(name: str, log_name: str = "") -> Iterator[int]:
 class Watch:
     """A watch over a guest that is configured for something."""
 
-    def __init__(self, world: World, **actions: str) -> None:
+    def __init__(self, world: World, **actions: Any) -> None:
         self.world = world
         disk = world.image("xvda")
         config = config_of(disk, kernel=str(world.kernel), **actions)

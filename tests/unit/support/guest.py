@@ -38,10 +38,13 @@ def config_of(
     uuid: str = UUID,
     kind: str = "hvm",
     kernel: str = "",
+    target_kb: int = 1024,
     **more: object,
 ) -> DomainConfig:
     """A configuration as libxl writes it."""
-    text = config_json(*disks, name=name, uuid=uuid, kind=kind, kernel=kernel, **more)
+    text = config_json(
+        *disks, name=name, uuid=uuid, kind=kind, kernel=kernel, target_kb=target_kb, **more
+    )
     return DomainConfig.parse(text)
 
 
@@ -51,6 +54,7 @@ def config_json(
     uuid: str = UUID,
     kind: str = "hvm",
     kernel: str = "",
+    target_kb: int = 1024,
     **more: object,
 ) -> str:
     """The same as text, whatever is in it."""
@@ -58,6 +62,8 @@ def config_json(
         "c_info": {"type": kind, "name": name, "uuid": uuid, "driver_domain": "False"},
         "b_info": {
             "max_vcpus": 2,
+            "max_memkb": 64 * 1024,
+            "target_memkb": target_kb,
             "kernel": kernel,
             "nested_hvm": "False",
             "device_model_stubdomain": "False",
@@ -116,6 +122,11 @@ class FakeGuest:
 
     def __str__(self) -> str:
         return f"{self.name} (domid {self.domid})"
+
+    @property
+    def target_kb(self) -> int:
+        """Its memory target: libxl's configuration of a domain has the present one."""
+        return int(self.configuration.section("b_info").get("target_memkb", 32 * 1024))
 
     @property
     def runs(self) -> bool:
@@ -223,6 +234,13 @@ class FakeGuest:
         with self._world.doing("unpause"):
             self.paused = self.paused_twice
             self.has_run = True
+
+    def lower_memory_target(self, by_kb: int) -> None:
+        with self._world.doing("lower_memory_target"):
+            assert by_kb > 0
+            values = json.loads(self.configuration.json)
+            values["b_info"]["target_memkb"] -= by_kb
+            self.configuration = DomainConfig.parse(json.dumps(values))
 
     def destroy(self) -> None:
         with self._world.doing("destroy"):

@@ -79,7 +79,10 @@ class FakeHost:
         return self.free_kb
 
     def needed_memory_kb(self, config: DomainConfig) -> int:
-        return self.needed_kb
+        target_kb = config.section("b_info").get("target_memkb", 0)
+        if not isinstance(target_kb, int):
+            raise XenError("not a number", rc=-6, operation="libxl_domain_config_from_json")
+        return max(self.needed_kb, target_kb)
 
     def shrink_dom0(self, by_kb: int) -> None:
         """The target is another number than the memory: that comes down while it is waited for."""
@@ -115,8 +118,12 @@ class FakeHost:
             if any(g.name == config.name or g.uuid == config.uuid for g in self._there()):
                 raise XenError("name or uuid in use", rc=-3, operation="restore")
             with os.fdopen(os.dup(fd), "rb") as stream:
-                walk(stream, "restored")
+                held_kb = walk(stream, "restored").memory_kb
             guest = self.start(config)
+            if held_kb > guest.target_kb + 1024:
+                guest.exists = False
+                raise XenError("no room for its pages", rc=-3, operation="restore")
+            guest.memory_kb = held_kb
             guest.memory = self._world.memories.get(os.fstat(fd).st_ino, "")
             guest.paused, guest.has_run = True, False
         return guest

@@ -89,10 +89,18 @@ class World:
         return Disk(vdev, str(target), "qcow2", "qdisk")
 
     def guest(
-        self, *disks: Disk, name: str = "vm1", uuid: str = UUID, kind: str = "hvm"
+        self,
+        *disks: Disk,
+        name: str = "vm1",
+        uuid: str = UUID,
+        kind: str = "hvm",
+        target_kb: int = 1024,
     ) -> "FakeGuest":
         """Start a guest."""
-        config = config_of(*disks, name=name, uuid=uuid, kind=kind, kernel=str(self.kernel))
+        kernel = str(self.kernel)
+        config = config_of(
+            *disks, name=name, uuid=uuid, kind=kind, kernel=kernel, target_kb=target_kb
+        )
         return self.host.start(config)
 
     def strategies(

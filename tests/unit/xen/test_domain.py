@@ -1,14 +1,20 @@
 """How a domain is watched after its suspend, and waited for after its destruction."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Self
 
 import pytest
 
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, XenError
 from pyxlsnap.model import DomainInfo
+from pyxlsnap.results import OnProgress
+from pyxlsnap.xen import domain as domain_module
 from pyxlsnap.xen.context import Context
 from pyxlsnap.xen.domain import Domain
+from pyxlsnap.xen.ffi import check
 from tests.unit.support.values import UUID
 
 
@@ -105,3 +111,39 @@ def test_a_domain_on_its_own_has_another_context_for_as_long() -> None:
         assert (domain.domid, domain.uuid, domain.name) == (7, UUID, "vm1")
         assert (context.opened, context.closings) == ([("watch", "vm1")], 0)
     assert context.closings == 1
+
+
+class NoLibxl(Context):
+    """A context without libxl: an error has no log lines."""
+
+    def __init__(self) -> None: ...
+
+    @contextmanager
+    def calling(self, on_progress: OnProgress | None = None) -> Iterator[None]:
+        yield
+
+    def check(self, rc: int, operation: str, *, domain: str = "") -> None:
+        check(rc, operation, domain=domain, log=())
+
+
+class TestMemoryTarget:
+    def target(self, monkeypatch: pytest.MonkeyPatch, rc: int) -> list[tuple[object, ...]]:
+        asked: list[tuple[object, ...]] = []
+
+        def target(_: object, *arguments: object) -> int:
+            asked.append(arguments)
+            return rc
+
+        monkeypatch.setattr(domain_module, "C", SimpleNamespace(libxl_set_memory_target=target))
+        return asked
+
+    def test_is_lowered_relatively_and_enforced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = self.target(monkeypatch, 0)
+        Domain(NoLibxl(), 7, UUID, "vm1").lower_memory_target(4096)
+        assert asked == [(7, -4096, 1, 1)]
+
+    def test_a_refusal_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.target(monkeypatch, -6)
+        with pytest.raises(XenError, match="libxl_set_memory_target") as caught:
+            Domain(NoLibxl(), 7, UUID, "vm1").lower_memory_target(4096)
+        assert caught.value.rc == -6
