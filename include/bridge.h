@@ -144,6 +144,15 @@ static bool pyxlsnap_close_in_children(int fd)
     return true;
 }
 
+static bool pyxlsnap__set_arguments(const char *from, const char *to, bool end_first)
+{
+    int first = end_first ? PR_SET_MM_ARG_END : PR_SET_MM_ARG_START;
+    int second = end_first ? PR_SET_MM_ARG_START : PR_SET_MM_ARG_END;
+
+    return !prctl(PR_SET_MM, first, end_first ? to : from, 0, 0)
+           && !prctl(PR_SET_MM, second, end_first ? from : to, 0, 0);
+}
+
 /* Show other words as the command line of this process, as an exec would. The words, each with its
  * NUL, stay in memory. False if the kernel refuses: this needs CAP_SYS_RESOURCE. */
 static bool pyxlsnap_show_command(const char *words, size_t size)
@@ -153,9 +162,10 @@ static bool pyxlsnap_show_command(const char *words, size_t size)
     if (!copy)
         return false;
     memcpy(copy, words, size);
-    /* The start first: the heap is below the stack, and a start above the end is refused. */
-    return !prctl(PR_SET_MM, PR_SET_MM_ARG_START, copy, 0, 0)
-           && !prctl(PR_SET_MM, PR_SET_MM_ARG_END, copy + size, 0, 0);
+    /* The kernel refuses a start above the end: which of them goes first depends on where the words
+     * were, which is the stack or an earlier copy. */
+    return pyxlsnap__set_arguments(copy, copy + size, false)
+           || pyxlsnap__set_arguments(copy, copy + size, true);
 }
 
 static void pyxlsnap__close_private(void)
