@@ -448,6 +448,7 @@ class TestDisks:
         strategy.check_revert()
         strategy.revert()
         assert [plain_content(d, run_dir) for d in found] == [1] * len(found)
+        strategy.finish_revert(DOMID)
         for artefact in artefacts:  # what it says is to be pasted
             command = artefact.delete.rpartition("domain off: ")[2]
             run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

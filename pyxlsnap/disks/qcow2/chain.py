@@ -10,13 +10,13 @@ from pathlib import Path
 
 from pyxlsnap.disks.copy.content import copy_attributes, new_file
 from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.disks.qcow2.printed import way_to_delete
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX, image_chain, image_info, qemu_img
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import hidden_name, open_regular, sync_directory
 from pyxlsnap.linux.processes import holders, process_name
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
-from pyxlsnap.text import quote
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ class Chain:
             self.protect()
             raise DiskError(
                 f"{self.active} stands on {self.frozen} now, and is whole; to undo that: "
-                f"{self._way_to_delete()}",
+                f"{way_to_delete(self.disk, self.active, self.frozen)}",
                 vdev=self.disk.vdev,
             )
         return undone
@@ -128,7 +128,7 @@ class Chain:
             kind="disk snapshot",
             where=f"{self.frozen} ({self.disk.vdev}; {self.active} stands on it, {depth or '?'} "
             f"files deep: never just rm it)",
-            delete=self._way_to_delete(),
+            delete=way_to_delete(self.disk, self.active, self.frozen),
             vdev=self.disk.vdev,
             chain_depth=depth,
         )
@@ -178,14 +178,6 @@ class Chain:
     def _stands_on_frozen(self) -> bool:
         info = image_info(self.disk, str(self.active))
         return bool(info.get("full-backing-filename") == str(self.frozen))
-
-    def _way_to_delete(self) -> str:
-        """How a person takes the frozen file out of the chain."""
-        info = image_info(self.disk, str(self.frozen))
-        under, form = info.get("full-backing-filename", ""), info.get("backing-filename-format", "")
-        to = f"-b {quote(under)}" + (f" -F {quote(form)}" if form else "") if under else "-b ''"
-        active, frozen = quote(str(self.active)), quote(str(self.frozen))
-        return f"domain off: qemu-img rebase -f qcow2 {to} {active} && rm {frozen}"
 
     def _depth(self) -> int | None:
         """Files in the chain, the disk itself included; ``None``: qemu-img does not tell."""

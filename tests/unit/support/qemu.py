@@ -26,11 +26,11 @@ def write(disk: Disk, pattern: int) -> None:
     )
 
 
-def content(disk: Disk) -> int:
-    """The byte that the disk begins with."""
+def content(disk: Disk, at: int = 0) -> int:
+    """The byte that the disk begins with, or has at another place."""
     raw = Path(disk.target).with_suffix(".raw")
     qemu_img("convert", "-f", "qcow2", "-O", "raw", disk.target, str(raw))
-    return raw.read_bytes()[0]
+    return raw.read_bytes()[at]
 
 
 def tags(disk: Disk) -> list[str]:
@@ -77,10 +77,11 @@ class Qemu:
         """Wait until it has its images open: then it greets."""
         qmp.QmpConnection(self._own).close()
 
-    def write(self, vdev: str, pattern: int) -> None:
+    def write(self, vdev: str, pattern: int, at: int = 0) -> None:
         """What the guest would write."""
         connection = qmp.QmpConnection(self._own)
-        command = f'qemu-io -d /machine/peripheral/{vdev}/virtio-backend "write -P {pattern} 0 64k"'
+        device = f"/machine/peripheral/{vdev}/virtio-backend"
+        command = f'qemu-io -d {device} "write -P {pattern} {at} 64k"'
         said = connection.execute("human-monitor-command", {"command-line": command})
         connection.close()
         assert "rror" not in said, said

@@ -152,7 +152,7 @@ class TestCreate:
         assert (artefact.vdev, artefact.chain_depth) == ("xvda", 3)
         assert "never just rm it" in artefact.where
         case.qemu.close()
-        command = artefact.delete.removeprefix("domain off: ")
+        command = artefact.delete.rpartition("domain off: ")[2]
         subprocess.run(command, shell=True, check=True, capture_output=True)
         disk = case.disks[0]
         assert backing(disk.target) == str(case.frozen / "xvda.s1")
@@ -172,7 +172,7 @@ class TestCreate:
         assert "3 files deep" in artefact.where
         assert (artefact.vdev, artefact.chain_depth) == ("xvda", 3)
         case.qemu.close()
-        command = artefact.delete.removeprefix("domain off: ")
+        command = artefact.delete.rpartition("domain off: ")[2]
         subprocess.run(command, shell=True, check=True, capture_output=True)
         assert backing(case.disks[0].target) == str(base)
         assert content(case.disks[0]) == 7
