@@ -1,9 +1,10 @@
 """Whole-domain snapshots (memory and disks at one instant) for the Xen hypervisor.
 
 The high level runs each call in a worker process: :func:`create_snapshot`,
-:func:`revert_snapshot`, :func:`plan_create`, :func:`plan_revert`, :func:`can_snapshot`,
-:func:`recover`, :func:`monitor_domain`. The same calls are coroutine functions in
-:mod:`pyxlsnap.aio`. The low level uses libxl in this process: :class:`Toolstack`, :class:`Domain`.
+:func:`revert_snapshot`, :func:`delete_snapshot`, :func:`plan_create`, :func:`plan_revert`,
+:func:`can_snapshot`, :func:`recover`, :func:`monitor_domain`. The same calls are coroutine
+functions in :mod:`pyxlsnap.aio`. The low level uses libxl in this process: :class:`Toolstack`,
+:class:`Domain`.
 
 Only the names in ``pyxlsnap.__all__``, :mod:`pyxlsnap.aio` and :mod:`pyxlsnap.errors` are public.
 """
@@ -14,7 +15,8 @@ Only the names in ``pyxlsnap.__all__``, :mod:`pyxlsnap.aio` and :mod:`pyxlsnap.e
 #   api.py            the calls of the high level
 #   worker/           one worker process for each operation, and its connection to the caller
 #   recovery/         finishes or undoes an operation that was killed
-#   revert/, create/  the two operations: operation.py runs plan.py, then the steps of sequence.py
+#   revert/, create/, delete/    the operations: operation.py runs plan.py, then the steps of
+#                                sequence.py
 #   monitor/          acts on the reboot, power-off and crash of a guest
 #   guest/            checks of a guest and its host, before and during an operation
 #   disks/            the disk strategies, one folder or file for each kind of storage
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from pyxlsnap.api import (
         can_snapshot,
         create_snapshot,
+        delete_snapshot,
         monitor_domain,
         plan_create,
         plan_revert,
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
         start_monitor,
     )
     from pyxlsnap.cancel import Cancel
-    from pyxlsnap.disks.protocol import DiskKind, DiskStrategy, DiskTask
+    from pyxlsnap.disks.protocol import DeletingStrategy, DiskKind, DiskStrategy, DiskTask
     from pyxlsnap.errors import (
         Aborted,
         AlreadyExists,
@@ -77,6 +80,7 @@ if TYPE_CHECKING:
     )
     from pyxlsnap.results import (
         Artefact,
+        Deleted,
         DomainEvent,
         Feasibility,
         Plan,
@@ -93,6 +97,7 @@ if TYPE_CHECKING:
 __all__ = [  # noqa: RUF022
     "create_snapshot",
     "revert_snapshot",
+    "delete_snapshot",
     "plan_create",
     "plan_revert",
     "can_snapshot",
@@ -101,6 +106,7 @@ __all__ = [  # noqa: RUF022
     "monitor_domain",
     "Snapshot",
     "Reverted",
+    "Deleted",
     "Recovered",
     "Plan",
     "PlannedDisk",
@@ -122,6 +128,7 @@ __all__ = [  # noqa: RUF022
     "GuestKind",
     "DiskKind",
     "DiskStrategy",
+    "DeletingStrategy",
     "DiskTask",
     "__version__",
     "PyxlsnapError",

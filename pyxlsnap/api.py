@@ -17,12 +17,22 @@ from pyxlsnap.model import SnapshotConfig, check_uuid
 from pyxlsnap.monitor import launch
 from pyxlsnap.request import (
     CreateRequest,
+    DeleteRequest,
     FeasibilityRequest,
     MonitorRequest,
     RecoverRequest,
     RevertRequest,
 )
-from pyxlsnap.results import Feasibility, OnEvent, OnProgress, Plan, Recovered, Reverted, Snapshot
+from pyxlsnap.results import (
+    Deleted,
+    Feasibility,
+    OnEvent,
+    OnProgress,
+    Plan,
+    Recovered,
+    Reverted,
+    Snapshot,
+)
 from pyxlsnap.worker.call import run
 
 StrPath = str | os.PathLike[str]
@@ -207,12 +217,43 @@ def plan_revert(
     return run(request, Plan, cancel=cancel)
 
 
+def delete_snapshot(
+    cfgfile: StrPath,
+    *,
+    on_progress: OnProgress | None = None,
+    cancel: Cancel | None = None,
+) -> Deleted:
+    """Delete what one cfgfile names: the disk snapshots, the memory file, and the cfgfile itself.
+
+    The domain may run, be paused, or be off. Only parts that pyxlsnap made are deleted. What stands
+    on a disk snapshot (the disk, or a later disk snapshot) is first made independent of it, which
+    copies data: in a running domain by its QEMU, else by qemu-img. If a part cannot be deleted
+    safely in the present state of the domain, nothing is deleted. A part that is not there counts
+    as deleted.
+
+    If it fails after something was deleted, or is killed, :func:`recover` or another call with the
+    same ``cfgfile`` deletes the rest. The cfgfile is deleted first, so there is never a cfgfile of
+    a snapshot that is not whole.
+
+    :param cfgfile: the file that :func:`create_snapshot` wrote.
+    :param on_progress: as with :func:`create_snapshot`.
+    :param cancel: a token; setting it cancels the operation, until something is deleted.
+    :raises UsageError, Refused, XenError, DiskError: a check failed. Nothing was changed.
+    :raises OperationFailed, Interrupted: it failed, or was cancelled, before anything was deleted.
+        The snapshot is whole.
+    :raises NeedsAttention: it failed later. The error lists what is left. (If only the worker was
+        killed, a recovery finishes the delete, and the result has a warning.)
+    """
+    request = DeleteRequest(cfgfile=_absolute(cfgfile))
+    return run(request, Deleted, on_progress=on_progress, cancel=cancel)
+
+
 def recover(domain: str | None = None) -> Recovered:
     """Finish or undo the operations that were killed, on one domain or on all domains.
 
-    A create is rolled back. A revert that had begun to destroy the domain is finished; any other
-    revert had changed nothing. Call this when a daemon starts, and after a crash of the host. If no
-    operation was killed, nothing is done.
+    A create is rolled back. A revert that had begun to destroy the domain is finished, and so is a
+    delete that had deleted something; any other had changed nothing. Call this when a daemon
+    starts, and after a crash of the host. If no operation was killed, nothing is done.
 
     :param domain: name, domid or uuid. The domain may be off. ``None``: all domains; operations
         that are under way are left alone.

@@ -14,7 +14,7 @@ from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import NewFile, make_directory, sync_directory, temporary_name
 from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.request import CreateRequest, RevertRequest
+from pyxlsnap.request import CreateRequest, DeleteRequest, RevertRequest
 from pyxlsnap.serialize import Message, rebuild
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def boot_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """The fields that both entries have."""
+    """The fields that all entries have."""
 
     uuid: str
     #: the domain's name
@@ -91,9 +91,26 @@ class RevertEntry(_Entry):
     present_cfgfile: str = ""
 
 
-Entry = CreateEntry | RevertEntry
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteEntry(_Entry):
+    """A delete under way: all that another process needs to finish the delete.
 
-_CLASSES: dict[str, type[Entry]] = {cls.operation: cls for cls in (CreateEntry, RevertEntry)}
+    The cfgfile is the first part that is deleted, and the memory file the second. So the request
+    holds what the cfgfile said.
+    """
+
+    operation: ClassVar[str] = "delete"
+
+    request: DeleteRequest
+    #: a part of the snapshot may be deleted
+    begun: bool = False
+
+
+Entry = CreateEntry | RevertEntry | DeleteEntry
+
+_CLASSES: dict[str, type[Entry]] = {
+    cls.operation: cls for cls in (CreateEntry, RevertEntry, DeleteEntry)
+}
 
 
 def unfinished() -> list[str]:
@@ -179,12 +196,22 @@ class Journal:
     def unfinished_revert(self) -> RevertEntry | None:
         """The revert that was killed, if any: another revert may finish it.
 
-        :raises Refused: a create was killed; the domain needs a recovery first.
+        :raises Refused: another operation was killed; the domain needs a recovery first.
         """
         entry = self.read()
-        if isinstance(entry, CreateEntry):
+        if isinstance(entry, CreateEntry | DeleteEntry):
             raise _unfinished(entry)
         return entry
+
+    def unfinished_delete(self, cfgfile: str) -> DeleteEntry | None:
+        """The delete of the same snapshot that was killed or failed: another may finish it.
+
+        :raises Refused: another operation was killed; the domain needs a recovery first.
+        """
+        entry = self.read()
+        if entry is None or (isinstance(entry, DeleteEntry) and entry.cfgfile == cfgfile):
+            return entry
+        raise _unfinished(entry)
 
     def clear(self) -> None:
         """Remove the journal at the end of the operation."""
@@ -229,7 +256,8 @@ def _check_readable(data: bytes, entry: Entry) -> None:
 
 
 def _unfinished(entry: Entry) -> Refused:
+    how = "was killed or failed" if isinstance(entry, DeleteEntry) else "was killed"
     return Refused(
-        f"a {entry.operation} of {entry.domain} (snapshot {entry.name}) was killed: run "
+        f"a {entry.operation} of {entry.domain} (snapshot {entry.name}) {how}: run "
         f"`pyxlsnap snapshot-recover {entry.uuid}` first"
     )

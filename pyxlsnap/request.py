@@ -68,6 +68,20 @@ class RevertRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteRequest:
+    """Delete a snapshot: see :func:`pyxlsnap.delete_snapshot`."""
+
+    operation: ClassVar[str] = "delete"
+    #: the cfgfile and its memory file say which domain
+    domain: ClassVar[str | None] = None
+
+    #: absolute path
+    cfgfile: str
+    #: the content of the cfgfile; ``None`` before the cfgfile is read
+    config: SnapshotConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecoverRequest:
     """Finish or undo operations that were killed: see :func:`pyxlsnap.recover`."""
 
@@ -99,7 +113,14 @@ class FeasibilityRequest:
     domain: str
 
 
-Request = CreateRequest | RevertRequest | RecoverRequest | MonitorRequest | FeasibilityRequest
+Request = (
+    CreateRequest
+    | RevertRequest
+    | DeleteRequest
+    | RecoverRequest
+    | MonitorRequest
+    | FeasibilityRequest
+)
 
 _CLASSES: dict[str, type[Request]] = {cls.operation: cls for cls in get_args(Request)}
 
@@ -109,13 +130,15 @@ def changes_something(request: Request) -> bool:
     match request:
         case CreateRequest() | RevertRequest():
             return not request.dry_run
-        case RecoverRequest():
+        case DeleteRequest() | RecoverRequest():
             return True
     return False
 
 
 def in_words(request: Request) -> str:
     """The operation and its domain, as the subject of a message."""
+    if isinstance(request, DeleteRequest):
+        return f"the delete of {request.cfgfile}"
     noun = {"recover": "recovery", "feasibility": "feasibility check"}
     operation = noun.get(request.operation, request.operation)
     return f"the {operation} of {request.domain or 'every domain'}"

@@ -28,7 +28,7 @@ class Progress:
     """The progress of an operation.
 
     The phases of a create are "checking", "memory", "domain now suspended" and "resumed" (and
-    others that libxl names). The phases of a revert are "checking" and its steps.
+    others that libxl names). The phases of a revert or a delete are "checking" and its steps.
     """
 
     #: the phase: "checking", "memory", "resumed", or a step of a revert such as "disks"
@@ -178,6 +178,24 @@ class Reverted:
 
 
 @dataclass(frozen=True, slots=True)
+class Deleted:
+    """The result of a delete."""
+
+    #: the snapshot's name
+    name: str
+    #: the domain's name
+    domain: str
+    #: the domain's uuid, from the snapshot
+    uuid: str
+    #: the cfgfile that named the snapshot, and is deleted, too
+    cfgfile: str
+    #: what was deleted or changed, one line each; a part that was not there has no line
+    lines: tuple[str, ...]
+    #: warnings: what differs from the usual, one line each
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DomainEvent:
     """A domain shut down by itself, and the configured action was performed."""
 
@@ -209,3 +227,5 @@ class Recovered:
     rolled_back: bool
     #: the result of the revert that was finished; ``None`` if the operation was no revert
     reverted: Reverted | None = None
+    #: the result of the delete that was finished; ``None`` if the operation was no delete
+    deleted: Deleted | None = None

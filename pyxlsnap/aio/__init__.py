@@ -12,8 +12,8 @@ task is cancelled until then. There are two exceptions:
   tasks is cancelled, ``asyncio.gather`` does not wait for the others, and hides their errors: use a
   ``TaskGroup``.)
 - If the operation succeeds, its result is returned. This happens when the cancellation comes too
-  late. A revert cannot be cancelled after the domain was destroyed, and a recovery can never be
-  cancelled.
+  late. A revert cannot be cancelled after the domain was destroyed, a delete not after a part of
+  the snapshot was deleted, and a recovery never.
 
 In both cases the cancellation is delivered at the task's next ``await``. ``asyncio.timeout`` then
 treats the call as finished in time: there is no :class:`TimeoutError`.
@@ -29,12 +29,22 @@ from pyxlsnap.api import StrPath
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.model import SnapshotConfig
-from pyxlsnap.results import Feasibility, OnEvent, OnProgress, Plan, Recovered, Reverted, Snapshot
+from pyxlsnap.results import (
+    Deleted,
+    Feasibility,
+    OnEvent,
+    OnProgress,
+    Plan,
+    Recovered,
+    Reverted,
+    Snapshot,
+)
 
 __all__ = [
     "AsyncHooks",
     "can_snapshot",
     "create_snapshot",
+    "delete_snapshot",
     "monitor_domain",
     "plan_create",
     "plan_revert",
@@ -176,6 +186,24 @@ async def plan_revert(
             running=running,
             force=force,
             keep_current=keep_current,
+            cancel=call.cancel,
+        )
+    )
+
+
+async def delete_snapshot(
+    cfgfile: StrPath,
+    *,
+    on_progress: OnProgress | None = None,
+    cancel: Cancel | None = None,
+) -> Deleted:
+    """See :func:`pyxlsnap.delete_snapshot`."""
+    call = Call("delete", "", cancel)
+    return await call.run(
+        partial(
+            api.delete_snapshot,
+            cfgfile,
+            on_progress=call.in_loop(on_progress),
             cancel=call.cancel,
         )
     )

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
@@ -20,6 +21,10 @@ class DiskTask:
     asked: bool = True
     #: to be called often by slow work; lets the operation be cancelled, so pass on what it raises
     check: Callable[[], None] = lambda: None
+    #: a delete: the directories in which other disk snapshots of the domain are
+    looks_in: tuple[Path, ...] = ()
+    #: a delete: the vdevs of the disks that the domain has now
+    attached: frozenset[str] = frozenset()
 
 
 class DiskStrategy(Protocol):
@@ -160,6 +165,46 @@ class DiskStrategy(Protocol):
 
     def close(self) -> None:
         """Close connections and files. Calling it again does no harm."""
+
+
+@runtime_checkable
+class DeletingStrategy(DiskStrategy, Protocol):
+    """A strategy that can delete its disk snapshots, for :func:`pyxlsnap.delete_snapshot`.
+
+    A delete calls :meth:`check_delete`, :meth:`prepare_delete`, then :meth:`delete`, and
+    :meth:`~DiskStrategy.close`. Where a strategy of another package lacks these methods, the delete
+    is refused.
+    """
+
+    def check_delete(self, domid: int | None) -> None:
+        """Check that the disk snapshots can be deleted, and connect to what it needs.
+
+        Changes nothing. A disk snapshot that is not there counts as deleted.
+
+        :param domid: the domain, running or paused; ``None`` if it is off.
+        :raises Refused: a disk snapshot cannot be deleted safely, or was not made by pyxlsnap; the
+            message says what to do.
+        """
+
+    def prepare_delete(self) -> list[str]:
+        """Make everything independent of the disk snapshots, which stay whole. This may be slow.
+
+        Calls :attr:`DiskTask.check` often. If this is cut off, nothing is lost, and calling it
+        again (on a new object, after :meth:`check_delete`) does the rest.
+
+        :returns: what was changed, a line each.
+        :raises PyxlsnapError: it failed; the disk snapshots are whole.
+        """
+
+    def delete(self) -> list[str]:
+        """Delete the disk snapshots, and nothing else.
+
+        Calling it again does no harm. If one disk fails, go on with the others, and raise at the
+        end.
+
+        :returns: what was deleted, a line each.
+        :raises PyxlsnapError: something is left; the message says what.
+        """
 
 
 class DiskKind(Protocol):

@@ -1,16 +1,18 @@
 """Recovering operations that were killed, by their journals.
 
 An unfinished create is rolled back (:mod:`.undo_create`). An unfinished revert that had begun to
-destroy the domain is finished (:mod:`.finish_revert`).
+destroy the domain is finished (:mod:`.finish_revert`), and so is a delete that had begun to delete
+parts of the snapshot (:func:`pyxlsnap.delete.operation.finish`).
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from pyxlsnap.delete.operation import finish as finish_delete
 from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, Refused, UsageError
 from pyxlsnap.guest.protocols import Host, find_if_there
-from pyxlsnap.journal import CreateEntry, Entry, Journal, RevertEntry, unfinished
+from pyxlsnap.journal import CreateEntry, DeleteEntry, Entry, Journal, RevertEntry, unfinished
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import check_uuid
 from pyxlsnap.monitor.launch import keep_watched
@@ -24,7 +26,8 @@ from pyxlsnap.results import Recovered
 def recover(host: Host, request: RecoverRequest, callbacks: Callbacks) -> Recovered:
     """Recover operations that were killed, in this process.
 
-    A create is rolled back; a revert that had begun to destroy the domain is finished.
+    A create is rolled back; a revert that had begun to destroy the domain is finished, and so is a
+    delete that had deleted something.
 
     :raises DomainNotFound: there is no such domain, and no journal of one.
     :raises Busy: an operation on the requested domain is still under way.
@@ -66,6 +69,8 @@ def _way_to_finish(host: Host, entry: Entry) -> Callable[[], Recovered] | None:
     """The recovery to run under the lock; ``None``: :func:`redo`, which takes the lock."""
     if isinstance(entry, CreateEntry):
         return partial(undo_create, host, entry)
+    if isinstance(entry, DeleteEntry):
+        return partial(finish_delete, host, entry)
     guest = find_guest(host, entry)
     decided = decide_now(guest, entry)
     return None if decided is Decision.REDO else partial(carry_out, decided, guest, entry)

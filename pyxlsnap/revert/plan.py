@@ -4,21 +4,19 @@ All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
-from pyxlsnap.errors import BadMemoryFile, ConfigError, DomainNotFound, Refused, Risky, XenError
+from pyxlsnap.errors import ConfigError, DomainNotFound, Refused, Risky, XenError
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.saved import memory_path, reading, saved_config
 from pyxlsnap.journal import RevertEntry
-from pyxlsnap.linux.files import open_regular, refusing_os_errors
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
     Disk,
@@ -28,7 +26,6 @@ from pyxlsnap.model import (
     RunState,
     SnapshotConfig,
     check_name,
-    check_uuid,
 )
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
@@ -175,54 +172,22 @@ def saved_uuid(request: RevertRequest) -> str:
     :raises ConfigError, BadMemoryFile: as :func:`make_plan`.
     """
     path = _named_memory_path(request)
-    with _reading(path) as file:
-        return _saved_config(read_header(file, str(path))).uuid
-
-
-def _saved_config(header: Header) -> DomainConfig:
-    """:raises ValueError: the configuration, or its uuid (a part of file names), is not valid."""
-    config = DomainConfig.parse(header.config_json)
-    if config.uuid != check_uuid(config.uuid):
-        raise ValueError(f"its uuid is {config.uuid!r}")
-    return config
+    with reading(path) as file:
+        return saved_config(read_header(file, str(path))).uuid
 
 
 def _named_memory_path(request: RevertRequest) -> Path:
-    named = _config(request).memory_path
-    if not named:
-        raise ConfigError(
-            "names no memory file: use the cfgfile that snapshot-create wrote (its output names "
-            "it), or add memory_path",
-            file=request.cfgfile,
-            item="memory_path",
-        )
-    return Path(request.cfgfile).parent / named  # an absolute path stays as it is
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with open_regular(path) as file:
-            yield file
-    except BadMemoryFile as e:
-        what = e.message.removeprefix(f"{path}: ")
-        raise BadMemoryFile(
-            f"{what}; use another copy of the file, or another snapshot", path=str(path)
-        ) from e
-    except OSError as e:
-        raise BadMemoryFile(f"cannot be read: {e.strerror}", path=str(path)) from e
-    except ValueError as e:
-        raise BadMemoryFile(f"its domain configuration cannot be read: {e}", path=str(path)) from e
+    return memory_path(_config(request), request.cfgfile)
 
 
 def _read_memory(request: RevertRequest, cancel: Cancel) -> _Saved:
     """Read the memory file from its header to its END."""
     path = _named_memory_path(request)
-    with _reading(path) as file:
+    with reading(path) as file:
         header = read_header(file, str(path))
         file.seek(header.stream_offset)
         summary = walk(file, str(path), on_bytes=lambda _: cancel.check())
-        config = _saved_config(header)
+        config = saved_config(header)
     xen = (summary.xen_major, summary.xen_minor)
     return _Saved(path, header, config, xen, summary.memory_kb)
 

@@ -127,7 +127,7 @@ def _with_warnings(values: Any, failures: list[str]) -> Any:
 def _after(died: WorkerDied, worker: WorkerClient) -> Message:
     """Use the recovery of the dead worker's supervisor, or recover now.
 
-    :returns: the result of the revert, if the recovery finished a revert.
+    :returns: the result of the revert or delete, if the recovery finished one.
     :raises OperationFailed: the recovery rolled back: everything is as before.
     :raises NeedsAttention: the operation is complete, or the recovery failed.
     """
@@ -144,9 +144,11 @@ def _after(died: WorkerDied, worker: WorkerClient) -> Message:
             left=[str(e)],
             finish="; ".join(f"pyxlsnap snapshot-recover {uuid}" for uuid in worker.locked),
         ) from died
-    for reverted in (r.reverted for r in found if r.reverted):
-        warning = f"{died}; a recovery finished the revert"
-        return asdict(replace(reverted, warnings=(*reverted.warnings, warning)))
+    for result in (r.reverted or r.deleted for r in found):
+        if result:
+            operation = "revert" if isinstance(result, Reverted) else "delete"
+            warning = f"{died}; a recovery finished the {operation}"
+            return asdict(replace(result, warnings=(*result.warnings, warning)))
     if stands := [line for r in found if not r.rolled_back for line in r.lines]:
         what = f"{died}; {'; '.join(stands)}"
         raise NeedsAttention(what, step="worker", left=stands) from died

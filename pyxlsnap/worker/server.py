@@ -20,6 +20,7 @@ from functools import partial
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import operation as create
 from pyxlsnap.create.feasibility import feasibility
+from pyxlsnap.delete import operation as delete
 from pyxlsnap.errors import Interrupted, PyxlsnapError
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.linux.locks import RIVAL_S
@@ -30,6 +31,7 @@ from pyxlsnap.recovery import operation as recovery
 from pyxlsnap.request import (
     Callbacks,
     CreateRequest,
+    DeleteRequest,
     FeasibilityRequest,
     MonitorRequest,
     RecoverRequest,
@@ -39,7 +41,7 @@ from pyxlsnap.request import (
     in_words,
     request_from_plain,
 )
-from pyxlsnap.results import Feasibility, Plan, Recovered, Reverted, Snapshot
+from pyxlsnap.results import Deleted, Feasibility, Plan, Recovered, Reverted, Snapshot
 from pyxlsnap.revert import operation as revert
 from pyxlsnap.serialize import Message, error_to_plain
 from pyxlsnap.worker.channel import Channel
@@ -48,7 +50,7 @@ from pyxlsnap.worker.supervisor import Death, SupervisorLink, supervise
 from pyxlsnap.xen.callbacks import close_in_children
 from pyxlsnap.xen.toolstack import Toolstack
 
-Result = Snapshot | Reverted | Recovered | Plan | Feasibility | None
+Result = Snapshot | Reverted | Deleted | Recovered | Plan | Feasibility | None
 
 log = logging.getLogger("pyxlsnap.worker")
 
@@ -72,6 +74,8 @@ def _with_cfgfile(request: Request) -> Request:
             return create.read_cfgfile(request)
         case RevertRequest():
             return revert.read_cfgfile(request)
+        case DeleteRequest():
+            return delete.read_cfgfile(request)
     return request
 
 
@@ -106,6 +110,8 @@ def perform(host: Host, request: Request, callbacks: Callbacks, cancel: Cancel) 
             return revert.preview(host, request, callbacks, cancel)
         case RevertRequest():
             return revert.revert(host, request, callbacks, cancel)
+        case DeleteRequest():
+            return delete.delete(host, request, callbacks, cancel)
         case RecoverRequest():
             return recovery.recover(host, request, callbacks)
         case MonitorRequest():

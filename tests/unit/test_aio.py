@@ -23,7 +23,15 @@ from pyxlsnap import aio, api
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import AlreadyExists, Interrupted, NeedsAttention, OperationFailed
 from pyxlsnap.hooks import Moment
-from pyxlsnap.results import DomainEvent, OnProgress, Progress, Recovered, Reverted, Snapshot
+from pyxlsnap.results import (
+    Deleted,
+    DomainEvent,
+    OnProgress,
+    Progress,
+    Recovered,
+    Reverted,
+    Snapshot,
+)
 from tests.unit.support.scenarios import deaths, ordinary, several, watches
 from tests.unit.support.scenarios.hooks import asked_and_resumed
 from tests.unit.support.standin import StandIn
@@ -104,6 +112,12 @@ class TestResult:
         reverted = asyncio.run(call)
         assert (type(reverted), reverted.domid) == (Reverted, 9)
         assert worker.said() == repr([True, True, True, None])
+
+    def test_of_a_delete(self, worker: StandIn, cfgfile: Path) -> None:
+        worker.set()
+        deleted = asyncio.run(aio.delete_snapshot(cfgfile))
+        assert (type(deleted), deleted.lines) == (Deleted, ("removed /c",))
+        assert worker.said() == repr(str(cfgfile))
 
     def test_of_the_others(self, worker: StandIn, cfgfile: Path) -> None:
         worker.set()

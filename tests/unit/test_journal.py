@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from pyxlsnap import paths
 from pyxlsnap.errors import AlreadyExists, Refused
-from pyxlsnap.journal import VERSION, CreateEntry, Entry, Journal, RevertEntry
+from pyxlsnap.journal import VERSION, CreateEntry, DeleteEntry, Entry, Journal, RevertEntry
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
-from pyxlsnap.request import CreateRequest, RevertRequest
-from tests.unit.support.entries import create_entry, revert_entry
+from pyxlsnap.request import CreateRequest, DeleteRequest, RevertRequest
+from tests.unit.support.entries import create_entry, delete_entry, revert_entry
 from tests.unit.support.values import UUID
 
 _TEXT = st.text(st.characters(exclude_characters="\0"), max_size=30)
@@ -75,6 +75,13 @@ _REVERTS = st.builds(
     present_cfgfile=_TEXT,
 )
 
+_DELETES = st.builds(
+    DeleteEntry,
+    **_COMMON,
+    request=st.builds(DeleteRequest, cfgfile=_TEXT, config=st.none() | _CONFIGS),
+    begun=st.booleans(),
+)
+
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
@@ -83,7 +90,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
-@given(entry=_CREATES | _REVERTS)
+@given(entry=_CREATES | _REVERTS | _DELETES)
 def test_what_is_written_is_read(journal: Journal, entry: Entry) -> None:
     journal.write(entry)
     assert Journal(UUID).read() == entry
@@ -190,6 +197,18 @@ def test_a_revert_is_finished_by_another_one(journal: Journal) -> None:
     assert journal.unfinished_revert() == revert_entry(destroy_begun=True)
     with pytest.raises(Refused, match=f"snapshot-recover {UUID}"):
         journal.refuse_unfinished()
+
+
+def test_a_delete_is_finished_by_another_one_of_the_same_cfgfile(journal: Journal) -> None:
+    journal.write(delete_entry(begun=True))
+    assert journal.unfinished_delete("/m.cfg") == delete_entry(begun=True)
+    for refuse in (
+        journal.refuse_unfinished,
+        journal.unfinished_revert,
+        lambda: journal.unfinished_delete("/other.cfg"),
+    ):
+        with pytest.raises(Refused, match=f"was killed or failed: .*snapshot-recover {UUID}"):
+            refuse()
 
 
 def test_without_a_journal_nothing_is_in_the_way(journal: Journal) -> None:

@@ -13,6 +13,7 @@ from pyxlsnap.errors import UsageError
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.request import (
     CreateRequest,
+    DeleteRequest,
     FeasibilityRequest,
     MonitorRequest,
     RecoverRequest,
@@ -32,6 +33,7 @@ REQUESTS = st.one_of(
     st.builds(CreateRequest, max_downtime=st.none() | SECONDS),
     REVERTS,
     st.builds(RecoverRequest, wait_s=SECONDS),
+    st.from_type(DeleteRequest),
     st.from_type(MonitorRequest),
     st.from_type(FeasibilityRequest),
 )
@@ -47,7 +49,8 @@ def test_a_request_comes_back_as_it_was(request: Request) -> None:
     "plain",
     [
         {},
-        {"operation": "delete", "domain": "vm1"},
+        {"operation": "erase", "domain": "vm1"},
+        {"operation": "delete", "cfgfile": "/c", "domain": "vm1"},
         {"operation": "create"},
         {"operation": "create", "domain": 7},
         {"operation": "create", "domain": "vm1", "live": "yes"},
@@ -67,6 +70,7 @@ def test_only_what_is_carried_out_changes_something() -> None:
     assert not changes_something(CreateRequest(domain="vm1", dry_run=True))
     assert changes_something(RevertRequest(domain="vm1", cfgfile="/c"))
     assert not changes_something(RevertRequest(domain="vm1", cfgfile="/c", dry_run=True))
+    assert changes_something(DeleteRequest(cfgfile="/c"))
     assert changes_something(RecoverRequest())
     assert not changes_something(MonitorRequest(domain="vm1"))
     assert not changes_something(FeasibilityRequest(domain="vm1"))
@@ -87,8 +91,10 @@ def test_the_command_of_a_revert_says_the_same(request: RevertRequest) -> None:
 
 def test_every_request_says_what_operation_it_is() -> None:
     operations = [cls.operation for cls in get_args(Request)]
-    assert len(set(operations)) == len(operations) == 5
-    assert all("domain" in {f.name for f in fields(cls)} for cls in get_args(Request))
+    assert len(set(operations)) == len(operations) == 6
+    others = [cls for cls in get_args(Request) if cls is not DeleteRequest]
+    assert all("domain" in {f.name for f in fields(cls)} for cls in others)
+    assert DeleteRequest(cfgfile="/c").domain is None  # the cfgfile says it
 
 
 @pytest.mark.parametrize(
@@ -97,6 +103,7 @@ def test_every_request_says_what_operation_it_is() -> None:
         (CreateRequest(domain=5), "create: domain: 5 is not of type str"),  # type: ignore[arg-type]
         (CreateRequest(domain="vm1", live=None), "live: None"),  # type: ignore[arg-type]
         (RevertRequest(domain="vm1", cfgfile="/c", force="no"), "force: 'no'"),  # type: ignore[arg-type]
+        (DeleteRequest(cfgfile=5), "delete: cfgfile: 5"),  # type: ignore[arg-type]
         (RecoverRequest(domain=5), "recover: domain: 5"),  # type: ignore[arg-type]
         (
             CreateRequest(domain="vm1", config=SnapshotConfig(name=7)),  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ was free when the journal was written.
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pyxlsnap.disks.copy.content import (
@@ -19,7 +20,9 @@ from pyxlsnap.disks.copy.content import (
     set_attribute,
 )
 from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.disks.in_use import users
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.standing import standing_on
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import sync_directory
@@ -105,6 +108,49 @@ class SnapshotFile:
             os.unlink(self.path)
         return [f"removed {self.path}"]
 
+    def check_delete(self, directories: Iterable[Path]) -> bool:
+        """Check that the file can be deleted.
+
+        :param directories: where images may be that stand on it.
+        :returns: whether it is there.
+        :raises Refused: it was not made by pyxlsnap, or is in use.
+        """
+        with os_errors(self.disk, self.path, refuse=True):
+            if not os.path.lexists(self.path):
+                return False
+            if not self._is_marked():
+                raise Refused(
+                    f"{self.disk.vdev}: {self.path} is not marked as a copy that pyxlsnap made, "
+                    f"and was left as it is: `rm` it if it is one"
+                )
+            if found := users(self.path):
+                raise Refused(
+                    f"{self.disk.vdev}: {self.path} is in use by {', '.join(found)}: end that first"
+                )
+            if images := standing_on(self.path, [self.path.parent, *directories]):
+                raise Refused(
+                    f"{self.disk.vdev}: the image {images[0]} stands on {self.path}: rebase it "
+                    f"first (qemu-img rebase), or delete it"
+                )
+        return True
+
+    def delete(self) -> None:
+        """Delete the file."""
+        with os_errors(self.disk, self.path):
+            os.unlink(self.path)
+            sync_directory(self.path.parent)
+
+    def _is_marked(self) -> bool:
+        found = os.lstat(self.path)
+        if not stat.S_ISREG(found.st_mode):
+            return False
+        if self.target.exists() and os.path.samestat(found, self.target.stat()):
+            return False
+        try:
+            return bool(os.getxattr(self.path, MARK, follow_symlinks=False))
+        except OSError as e:
+            return e.errno == errno.ENOTSUP  # the filesystem has no attributes
+
     def close(self) -> None:
         """Close the file. Idempotent."""
         if self._fd >= 0:
@@ -173,6 +219,26 @@ class CopyStrategy:
             )
             for f in self._files
         ]
+
+    # delete
+
+    def check_delete(self, domid: int | None) -> None:
+        for file in self._files:
+            file.check_request()
+            file.check_delete(self._task.looks_in)
+
+    def prepare_delete(self) -> list[str]:
+        """Nothing to do: the disk does not depend on its copy."""
+        return []
+
+    def delete(self) -> list[str]:
+        return undo_each(partial(self._delete, file) for file in self._files)
+
+    def _delete(self, file: SnapshotFile) -> list[str]:
+        if not file.check_delete(self._task.looks_in):
+            return []
+        file.delete()
+        return [f"removed {file.path}"]
 
     def close(self) -> None:
         for file in self._files:

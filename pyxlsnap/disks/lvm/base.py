@@ -173,6 +173,53 @@ class LvmDisks:
             for at in self._places
         ]
 
+    # delete
+
+    def check_delete(self, domid: int | None) -> None:
+        for at in self._places:
+            with refusing_os_errors():
+                self._snapshot_to_delete(at)
+
+    def prepare_delete(self) -> list[str]:
+        """Nothing to do: LVM's other volumes do not depend on a snapshot."""
+        return []
+
+    def delete(self) -> list[str]:
+        return undo_each(partial(self._delete, at) for at in self._places)
+
+    def _delete(self, at: Place) -> list[str]:
+        snapshot = self._snapshot_to_delete(at)
+        if snapshot is None:
+            return []
+        remove(at, snapshot)
+        return [f"removed the volume {at.full(at.snapshot)}"]
+
+    def _snapshot_to_delete(self, at: Place) -> Volume | None:
+        """The snapshot, if it is there.
+
+        :raises DiskError: it is in use, or is not known as our snapshot of this disk.
+        """
+        snapshot = volumes(at.vdev, at.vg).get(at.snapshot)
+        if snapshot is None:
+            return None
+        name = at.full(at.snapshot)
+        if not {TAG, f"{OF_TAG}{at.lv}"} <= set(snapshot.tags):
+            raise DiskError(
+                f"{name} is not known as a snapshot of {at.full(at.lv)} that pyxlsnap took (see "
+                f"`lvs -o +tags {at.vg}`), and was left as it is: `lvremove {name}` if it is one",
+                vdev=at.vdev,
+            )
+        for wrong, why in (
+            (snapshot.open, "is in use"),
+            (snapshot.merging, "is being merged"),
+            ("thickorigin" in snapshot.role, "has snapshots of its own"),
+        ):
+            if wrong:
+                raise DiskError(
+                    f"{name} {why} (see `lvs -a {at.vg}`): end that first", vdev=at.vdev
+                )
+        return snapshot
+
     def taken(self, at: Place) -> str:
         """The space that the snapshot takes, in words."""
         raise NotImplementedError

@@ -18,6 +18,9 @@ from pyxlsnap.linux.processes import holders, process_name
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
+#: the end of an overlay's name, until its rename
+OVERLAY_SUFFIX = ".overlay"
+
 
 @dataclass(slots=True)
 class Chain:
@@ -189,7 +192,7 @@ class Chain:
 
 def _fresh(active: Path) -> Path:
     """A name in a disk's directory that no file has ever had."""
-    return hidden_name(active, f".{os.urandom(8).hex()}.overlay")
+    return hidden_name(active, f".{os.urandom(8).hex()}{OVERLAY_SUFFIX}")
 
 
 def _in_qemu(overlay: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.checks import refuse_kernel_users
+from pyxlsnap.disks.qcow2.deletion import Deletion
 from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
@@ -31,6 +32,7 @@ class Qcow2:
         self._inactive = task.inactive
         self.vdevs = tuple(d.vdev for d in self._disks)
         self._qemu = GuestQemu()
+        self._deletion = Deletion(disks, task, self._qemu)
         self._activate: tuple[tuple[str, dict[str, object]], ...] = ()
 
     # create
@@ -122,3 +124,14 @@ class Qcow2:
             vdevs = ", ".join(d.vdev for d in self._internal.disks)
             return [*left, f"the kept disk snapshots in {vdevs} (the disks before the revert): {e}"]
         return left + self._internal.finish_revert(self._qemu)
+
+    # delete
+
+    def check_delete(self, domid: int | None) -> None:
+        self._deletion.check(domid)
+
+    def prepare_delete(self) -> list[str]:
+        return self._deletion.free()
+
+    def delete(self) -> list[str]:
+        return self._deletion.delete()

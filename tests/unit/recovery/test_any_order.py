@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pyxlsnap import cfgfile
 from pyxlsnap.create.sequence import Creation
+from pyxlsnap.delete.sequence import Deletion
 from pyxlsnap.errors import (
     DiskError,
     GuestTimeout,
@@ -37,13 +38,14 @@ from tests.unit.support import operations
 from tests.unit.support.entries import killed_revert
 from tests.unit.support.faults import FailsAtStep, run_until
 from tests.unit.support.guest import FakeGuest
-from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.operations import plan_create, plan_delete, plan_revert
 from tests.unit.support.values import UUID
 from tests.unit.support.world import make_world
 
 VDEVS = ("xvda", "xvdb")
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
 REVERT = [name for name, _ in Reversion.__new__(Reversion).steps()]
+DELETE = [name for name, _ in Deletion.__new__(Deletion).steps()]
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "error": lambda: XenError("no", rc=-3, operation="some call"),
     "time-out": lambda: GuestTimeout("no answer", rc=-8, operation="some call"),
@@ -64,6 +66,7 @@ IN_REVERT = [
     *("destroy", "wait_gone", "restore", "unpause"),
     *(f"{w} {v}" for w in OF_DISKS_IN_REVERT for v in VDEVS),
 ]
+IN_DELETE = [f"{w} {v}" for w in ("free", "delete") for v in VDEVS]
 WHEN = st.booleans()
 
 
@@ -72,6 +75,10 @@ class FaultyCreation(FailsAtStep, Creation):
 
 
 class FaultyReversion(FailsAtStep, Reversion):
+    """Fails at one of its steps."""
+
+
+class FaultyDeletion(FailsAtStep, Deletion):
     """Fails at one of its steps."""
 
 
@@ -357,6 +364,67 @@ class AnyOrder(RuleBasedStateMachine):
         self.going_back_to = to if goes or not recovers else None
         if recovers and (entry.user_informed or (entry.restored_domid is not None and crash)):
             self.finish = lambda: self._ask_and_revert(to)
+
+    # Deleting
+
+    def _deleted(self, one: Taken, *, crash: bool = False) -> None:
+        """It was cut off: either it is whole, or what is left is deleted later."""
+        if one.cfg.exists():
+            assert one.memory.exists()
+            assert all((vdev, one.name) in self.world.storage.snapshots for vdev in VDEVS)
+        else:
+            self.taken.remove(one)
+        self._killed(self._recover, crash)
+
+    @precondition(lambda self: self.finish is None and self.taken)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self.taken))
+        operations.delete(self.world.host, one.cfg)
+        self.taken.remove(one)
+
+    @precondition(lambda self: self.finish is None and self.taken)
+    @rule(
+        data=st.data(),
+        step=st.sampled_from(DELETE),
+        when=st.sampled_from(["before", "after"]),
+        fault=st.sampled_from(sorted(FAULTS)),
+        again=st.booleans(),
+    )
+    def delete_with_a_fault_at_a_step(
+        self, data: st.DataObject, step: str, when: str, fault: str, again: bool
+    ) -> None:
+        one = data.draw(st.sampled_from(self.taken))
+        before = self.world.photo()
+        deletion = FaultyDeletion(plan_delete(self.world.host, one.cfg))
+        deletion.at, deletion.when, deletion.fault = step, when, self._raising(fault)
+        with pytest.raises(OperationFailed) as caught:
+            deletion.run()
+        if not isinstance(caught.value, NeedsAttention):
+            assert self.world.photo() == before
+            return
+        self._deleted(one)
+        if again:
+            self.finish = lambda: operations.delete(self.world.host, one.cfg)
+
+    @precondition(lambda self: self.finish is None and self.taken)
+    @rule(data=st.data(), step=st.sampled_from(DELETE), crash=st.booleans())
+    def delete_that_is_killed(self, data: st.DataObject, step: str, crash: bool) -> None:
+        one = data.draw(st.sampled_from(self.taken))
+        run_until(Deletion(plan_delete(self.world.host, one.cfg)).steps(), step)
+        self._deleted(one, crash=crash)
+
+    @precondition(lambda self: self.finish is None and self.taken)
+    @rule(data=st.data(), verb=st.sampled_from(IN_DELETE), after=WHEN, crash=st.booleans())
+    def delete_that_is_killed_in_a_step(
+        self, data: st.DataObject, verb: str, after: bool, crash: bool
+    ) -> None:
+        one = data.draw(st.sampled_from(self.taken))
+        self.world.fail(verb, Killed(), after=after)
+        with pytest.raises(Killed):
+            run_until(Deletion(plan_delete(self.world.host, one.cfg)).steps(), "")
+        self.world.faults.clear()
+        self._deleted(one, crash=crash)
 
     # Finishing
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pyxlsnap.journal import CreateEntry, Journal, RevertEntry
-from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.request import CreateRequest, RevertRequest
+from pyxlsnap.journal import CreateEntry, DeleteEntry, Journal, RevertEntry
+from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
+from pyxlsnap.request import CreateRequest, DeleteRequest, RevertRequest
 from tests.unit.support.values import UUID
 
 _COMMON: dict[str, Any] = {
@@ -34,6 +34,14 @@ def revert_entry(**more: Any) -> RevertEntry:
     """The entry of a revert; ``more`` goes in the place of what is usual."""
     request = RevertRequest(domain=UUID, cfgfile="/m.cfg")
     return RevertEntry(**{"request": request, "boot": "boot", **_COMMON, **more})
+
+
+def delete_entry(**more: Any) -> DeleteEntry:
+    """The entry of a delete; ``more`` goes in the place of what is usual."""
+    common = {key: value for key, value in _COMMON.items() if key != "domid"}
+    config = SnapshotConfig(name="snap", memory_path="/m.save", disks=(DiskRequest("xvda"),))
+    request = DeleteRequest(cfgfile="/m.cfg", config=config)
+    return DeleteEntry(**{"request": request, **common, **more})
 
 
 def killed_revert(uuid: str = UUID) -> RevertEntry:

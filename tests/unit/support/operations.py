@@ -9,17 +9,21 @@ from pyxlsnap.create import feasibility as create_feasibility
 from pyxlsnap.create import operation as create_operation
 from pyxlsnap.create import plan as create_plan
 from pyxlsnap.create.plan import CreatePlan
+from pyxlsnap.delete import operation as delete_operation
+from pyxlsnap.delete import plan as delete_plan
+from pyxlsnap.delete.plan import DeletePlan
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.recovery import operation as recovery_operation
 from pyxlsnap.request import (
     Callbacks,
     CreateRequest,
+    DeleteRequest,
     FeasibilityRequest,
     RecoverRequest,
     RevertRequest,
 )
-from pyxlsnap.results import Feasibility, Plan, Recovered, Reverted, Snapshot
+from pyxlsnap.results import Deleted, Feasibility, Plan, Recovered, Reverted, Snapshot
 from pyxlsnap.revert import operation as revert_operation
 from pyxlsnap.revert import plan as revert_plan
 from pyxlsnap.revert.plan import RevertPlan
@@ -112,6 +116,18 @@ def plan_revert(
 ) -> RevertPlan:
     """See :func:`pyxlsnap.revert.plan.make_plan`."""
     return revert_plan.make_plan(host, _revert_request(domain, config, cfgfile, **words), cancel)
+
+
+def delete(host: Host, cfgfile: Path, *, cancel: Cancel | None = None, **callbacks: Any) -> Deleted:
+    """See :func:`pyxlsnap.delete.operation.delete`."""
+    request = DeleteRequest(cfgfile=str(cfgfile))
+    return delete_operation.delete(host, request, Callbacks(**callbacks), cancel)
+
+
+def plan_delete(host: Host, cfgfile: Path) -> DeletePlan:
+    """See :func:`pyxlsnap.delete.plan.make_plan`."""
+    request = delete_operation.read_cfgfile(DeleteRequest(cfgfile=str(cfgfile)))
+    return delete_plan.make_plan(host, request, delete_plan.read_parts(request))
 
 
 def recover(host: Host, domain: str | None, *, wait_s: float = 0.0, **callbacks: Any) -> Recovered:

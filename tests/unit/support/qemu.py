@@ -26,11 +26,16 @@ def write(disk: Disk, pattern: int) -> None:
     )
 
 
-def content(disk: Disk, at: int = 0) -> int:
-    """The byte that the disk begins with, or has at another place."""
+def content(disk: Disk) -> int:
+    """The byte that the disk begins with."""
+    return whole(disk)[0]
+
+
+def whole(disk: Disk) -> bytes:
+    """All that is on the disk."""
     raw = Path(disk.target).with_suffix(".raw")
     qemu_img("convert", "-f", "qcow2", "-O", "raw", disk.target, str(raw))
-    return raw.read_bytes()[at]
+    return raw.read_bytes()
 
 
 def tags(disk: Disk) -> list[str]:

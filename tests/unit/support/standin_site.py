@@ -17,6 +17,7 @@ from typing import NoReturn, cast
 
 import pyxlsnap.create.feasibility
 import pyxlsnap.create.operation
+import pyxlsnap.delete.operation
 import pyxlsnap.monitor.actions
 import pyxlsnap.monitor.process
 import pyxlsnap.recovery.operation
@@ -30,6 +31,7 @@ from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.request import (
     Callbacks,
     CreateRequest,
+    DeleteRequest,
     FeasibilityRequest,
     RecoverRequest,
     RevertRequest,
@@ -37,6 +39,7 @@ from pyxlsnap.request import (
     StartMonitor,
 )
 from pyxlsnap.results import (
+    Deleted,
     Feasibility,
     OnEvent,
     OnProgress,
@@ -178,6 +181,19 @@ class _Operations:
         call = replace(self._call(request, callbacks), options=options, cancel=cancel)
         return cast(Reverted, self._scenarios["revert"](call))
 
+    def delete(
+        self, host: Host, request: DeleteRequest, callbacks: Callbacks, cancel: Cancel
+    ) -> Deleted:
+        """The cfgfile takes the place of the domain."""
+        call = Call(
+            here=self._here,
+            domain=request.cfgfile,
+            on_progress=callbacks.on_progress,
+            share_lock=callbacks.share_lock,
+            cancel=cancel,
+        )
+        return cast(Deleted, self._scenarios["delete"](call))
+
     def _call(self, request: CreateRequest | RevertRequest, callbacks: Callbacks) -> Call:
         asked = callbacks.before_suspend is not Callbacks().before_suspend
         return Call(
@@ -227,6 +243,7 @@ def _put_in_place(operations: _Operations) -> None:
         (pyxlsnap.create.operation, "preview", operations.preview),
         (pyxlsnap.revert.operation, "revert", operations.revert),
         (pyxlsnap.revert.operation, "preview", operations.preview),
+        (pyxlsnap.delete.operation, "delete", operations.delete),
         (pyxlsnap.recovery.operation, "recover", operations.recover),
         (pyxlsnap.monitor.actions, "monitor", operations.monitor),
         (pyxlsnap.monitor.process, "watch", operations.watch),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pyxlsnap.disks.protocol import DiskStrategy
+from pyxlsnap.disks.protocol import DeletingStrategy
 from pyxlsnap.errors import (
     AlreadyExists,
     DiskError,
@@ -106,6 +106,20 @@ class FakeStrategy:
                 self._storage.snapshots.pop((vdev, f"{self._name}.pre-revert"), None)
             return []
 
+    def check_delete(self, domid: int | None) -> None:
+        with self._world.doing("check_delete"):
+            pass
+
+    def prepare_delete(self) -> list[str]:
+        with self._world.doing(f"free {self.vdevs[0]}"):
+            return []
+
+    def delete(self) -> list[str]:
+        with self._world.doing(f"delete {self.vdevs[0]}"):
+            there = [(v, self._name) for v in self.vdevs]
+            gone = [key for key in there if self._storage.snapshots.pop(key, None) is not None]
+            return [f"deleted {name} of {vdev}" for vdev, name in gone]
+
     def _refuse_taken(self) -> None:
         for vdev in self.vdevs:
             if (vdev, self._name) in self._storage.snapshots:
@@ -117,5 +131,5 @@ class FakeStrategy:
 
 if TYPE_CHECKING:
 
-    def _strategy(fake: FakeStrategy) -> DiskStrategy:
+    def _strategy(fake: FakeStrategy) -> DeletingStrategy:
         return fake

@@ -11,6 +11,7 @@ import pytest
 
 import pyxlsnap.create.feasibility
 import pyxlsnap.create.plan
+import pyxlsnap.delete.plan
 import pyxlsnap.recovery.finish_revert
 import pyxlsnap.recovery.undo_create
 import pyxlsnap.revert.plan
@@ -126,6 +127,7 @@ PLACES = {
 }
 CHOOSERS = (
     pyxlsnap.create.plan,
+    pyxlsnap.delete.plan,
     pyxlsnap.revert.plan,
     pyxlsnap.recovery.undo_create,
     pyxlsnap.recovery.finish_revert,

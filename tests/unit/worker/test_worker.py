@@ -190,6 +190,26 @@ class TestTheWorkerDies:
         assert "was killed by signal 9" in said
         assert "finished" in said
 
+    def test_and_a_delete_is_finished_by_its_supervisor(
+        self, worker: StandIn, tmp_path: Path
+    ) -> None:
+        worker.set(delete=deaths.with_the_lock_by_itself, recover=deaths.finished_a_delete)
+        (tmp_path / "a.cfg").write_text("memory_path = '/m'\n")
+        deleted = api.delete_snapshot(tmp_path / "a.cfg")
+        assert deleted.lines == ("removed /c",)
+        (first, said) = deleted.warnings
+        assert first == "w"
+        assert "was killed by signal 9; a recovery finished the delete" in said
+
+    def test_and_a_delete_that_had_deleted_nothing_is_an_error(
+        self, worker: StandIn, tmp_path: Path
+    ) -> None:
+        worker.set(delete=deaths.with_the_lock_by_itself, recover=deaths.deleted_nothing)
+        (tmp_path / "a.cfg").write_text("memory_path = '/m'\n")
+        with pytest.raises(OperationFailed, match="everything is as before") as caught:
+            api.delete_snapshot(tmp_path / "a.cfg")
+        assert caught.value.undone == ("nothing was deleted",)
+
     def test_after_its_work_was_done_and_that_is_not_called_undone(self, worker: StandIn) -> None:
         worker.set(deaths.with_the_lock, recover=deaths.found_done)
         with pytest.raises(NeedsAttention, match="signal 9; recovered") as caught:

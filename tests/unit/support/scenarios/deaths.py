@@ -10,7 +10,7 @@ from typing import NoReturn
 from pyxlsnap.errors import NeedsAttention
 from pyxlsnap.results import Recovered, Snapshot
 from tests.unit.support.processes import caller
-from tests.unit.support.scenarios.ordinary import REVERTED, SNAPSHOT
+from tests.unit.support.scenarios.ordinary import DELETED, REVERTED, SNAPSHOT
 from tests.unit.support.standin_site import Call, die, sleep
 from tests.unit.support.values import UUID
 
@@ -101,6 +101,14 @@ def found_done(_: Call) -> Recovered:
 
 def finished_a_revert(_: Call) -> Recovered:
     return Recovered(("it is back",), rolled_back=False, reverted=REVERTED)
+
+
+def finished_a_delete(_: Call) -> Recovered:
+    return Recovered(("deleted",), rolled_back=False, deleted=DELETED)
+
+
+def deleted_nothing(_: Call) -> Recovered:
+    return Recovered(("nothing was deleted",), rolled_back=True)
 
 
 def recovery_needs_a_person(_: Call) -> NoReturn:

@@ -1,0 +1,59 @@
+"""qemu-img rebase: makes an image that nobody has open independent of its backing file."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pyxlsnap.errors import DiskError
+from pyxlsnap.linux.files import scratch_file
+from pyxlsnap.model import Disk
+from pyxlsnap.text import readable
+
+_POLL_S = 0.05
+_ENDING_S = 10.0
+
+
+def rebase(
+    disk: Disk, image: Path, under: str, form: str, *, check: Callable[[], None] = lambda: None
+) -> None:
+    """Let an image stand on another file; its content stays the same. May take long.
+
+    If this is cut off, the image stands on its old backing file or on the new one, with the same
+    content.
+
+    :param under: the new backing file; "" for none.
+    :param form: the format of ``under``.
+    :param check: called often; an exception from it ends the work.
+    :raises DiskError: it failed.
+    """
+    to = ["-b", under, *(["-F", form] if under else [])]
+    command = ["qemu-img", "rebase", "-q", "-f", "qcow2", *to, str(image)]
+    with scratch_file() as err:
+        try:
+            running = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err
+            )
+        except FileNotFoundError as e:
+            raise DiskError("qemu-img is missing: install qemu-utils", vdev=disk.vdev) from e
+        try:
+            while (status := running.poll()) is None:
+                check()
+                time.sleep(_POLL_S)
+        except BaseException:
+            _end(running)
+            raise
+        if status:
+            err.seek(0)
+            said = readable(err.read()).strip().splitlines()
+            why = said[-1] if said else f"status {status}"
+            raise DiskError(f"qemu-img rebase of {image} failed: {why}", vdev=disk.vdev)
+
+
+def _end(running: "subprocess.Popen[bytes]") -> None:
+    running.terminate()
+    try:
+        running.wait(_ENDING_S)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        running.wait()

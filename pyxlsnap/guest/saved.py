@@ -1,0 +1,58 @@
+"""What a cfgfile and its memory file say of a domain, for the operations that need a snapshot."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from pyxlsnap.errors import BadMemoryFile, ConfigError
+from pyxlsnap.linux.files import open_regular
+from pyxlsnap.memory import Header
+from pyxlsnap.model import DomainConfig, SnapshotConfig, check_uuid
+
+
+def memory_path(config: SnapshotConfig, cfgfile: str) -> Path:
+    """The memory file that a cfgfile names.
+
+    :raises ConfigError: the cfgfile names none.
+    """
+    if not config.memory_path:
+        raise ConfigError(
+            "names no memory file: use the cfgfile that snapshot-create wrote (its output names "
+            "it), or add memory_path",
+            file=cfgfile,
+            item="memory_path",
+        )
+    return Path(cfgfile).parent / config.memory_path  # an absolute path stays as it is
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a memory file for reading.
+
+    :raises BadMemoryFile: the file cannot be opened; or what the body raises of it as a
+        :class:`BadMemoryFile`, an :class:`OSError` or a :class:`ValueError`.
+    """
+    try:
+        with open_regular(path) as file:
+            yield file
+    except BadMemoryFile as e:
+        what = e.message.removeprefix(f"{path}: ")
+        raise BadMemoryFile(
+            f"{what}; use another copy of the file, or another snapshot", path=str(path)
+        ) from e
+    except OSError as e:
+        raise BadMemoryFile(f"cannot be read: {e.strerror}", path=str(path)) from e
+    except ValueError as e:
+        raise BadMemoryFile(f"its domain configuration cannot be read: {e}", path=str(path)) from e
+
+
+def saved_config(header: Header) -> DomainConfig:
+    """The configuration of the saved domain.
+
+    :raises ValueError: the configuration, or its uuid (a part of file names), is not valid.
+    """
+    config = DomainConfig.parse(header.config_json)
+    if config.uuid != check_uuid(config.uuid):
+        raise ValueError(f"its uuid is {config.uuid!r}")
+    return config
