@@ -1,8 +1,8 @@
 """A small daemon: live snapshots of several guests on a schedule, and its status on a unix socket.
 
-usage: daemon.py SOCKET SECONDS DOMAIN... Each connection to the socket gets one JSON document.
+usage: daemon.py SOCKET SECONDS KEEP DOMAIN... Each connection to the socket gets one JSON document.
 SIGTERM ends the daemon: running operations are rolled back first. Set ``KillMode=process`` in its
-unit. The daemon deletes nothing: you must watch the space for snapshots.
+unit. The daemon keeps the newest KEEP of its snapshots of each guest, also those of an earlier run.
 """
 
 import asyncio
@@ -11,9 +11,12 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 import pyxlsnap
 from pyxlsnap import aio
+
+PREFIX = "daemon-"
 
 
 @dataclass
@@ -39,9 +42,10 @@ class Guest:
 class Daemon:
     """Each guest has its own task; the tasks do not wait for each other."""
 
-    def __init__(self, domains: list[str], every_s: float) -> None:
+    def __init__(self, domains: list[str], every_s: float, keep: int) -> None:
         self._guests = [Guest(domain) for domain in domains]
         self._every_s = every_s
+        self._keep = max(1, keep)
 
     async def run(self, path: str) -> None:
         """Serve the status and take snapshots until the task is cancelled."""
@@ -77,11 +81,16 @@ class Daemon:
         found = await aio.can_snapshot(guest.domain)
         made = await aio.create_snapshot(
             guest.domain,
-            name=f"daemon-{datetime.now():%Y%m%d-%H%M%S}",
+            name=f"{PREFIX}{datetime.now():%Y%m%d-%H%M%S}",
             live=found.live,
             on_progress=guest.progress,
         )
-        guest.snapshots.append(made.cfgfile)
+        there = sorted(Path(made.cfgfile).parent.glob(f"{PREFIX}*.cfg"))  # in the order of time
+        guest.snapshots = list(map(str, there))
+        guest.doing = "deleting"
+        for cfgfile in there[: -self._keep]:
+            await aio.delete_snapshot(cfgfile)
+            guest.snapshots.remove(str(cfgfile))
 
     async def _tell(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         status = [vars(guest) for guest in self._guests]
@@ -92,8 +101,8 @@ class Daemon:
 
 async def main() -> None:
     """Run until SIGTERM."""
-    path, every_s, *domains = sys.argv[1:]
-    daemon = asyncio.create_task(Daemon(domains, float(every_s)).run(path))
+    path, every_s, keep, *domains = sys.argv[1:]
+    daemon = asyncio.create_task(Daemon(domains, float(every_s), int(keep)).run(path))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.cancel)
     try:
         await daemon

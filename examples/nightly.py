@@ -1,19 +1,22 @@
-"""Take a snapshot of each domain that is named, for cron or a timer.
+"""Take a snapshot of each domain that is named, and keep the newest ones; for cron or a timer.
 
-usage: nightly.py DOMAIN... The exit status is that of the worst failure. Set ``KillMode=process``
-in the unit that runs the script (see pyxlsnap's README). The script deletes nothing: the artefacts
-of a snapshot (``made.artefacts``) have the commands that delete it.
+usage: nightly.py KEEP DOMAIN... The exit status is that of the worst failure. Set
+``KillMode=process`` in the unit that runs the script (see pyxlsnap's README). Only snapshots of
+this script are deleted, and only after a new one was taken.
 """
 
 import sys
 from datetime import datetime
+from pathlib import Path
 
 import pyxlsnap
 
+PREFIX = "nightly-"
 
-def snapshot(domain: str) -> str:
-    """Take a snapshot, live if possible; returns the result as a line of text."""
-    name = f"nightly-{datetime.now():%Y%m%d-%H%M%S}"
+
+def snapshot(domain: str) -> pyxlsnap.Snapshot:
+    """Take a snapshot, live if possible."""
+    name = f"{PREFIX}{datetime.now():%Y%m%d-%H%M%S}"
     found = pyxlsnap.can_snapshot(domain)
     if not found.possible:
         raise pyxlsnap.Refused("; ".join(found.reasons))
@@ -21,7 +24,16 @@ def snapshot(domain: str) -> str:
     for warning in made.warnings:
         print(f"{domain}: warning: {warning}", file=sys.stderr)
     how = "live" if made.live else "stopped"
-    return f"{made.cfgfile} ({how}, suspended for {made.seconds_suspended:.2f} s)"
+    print(f"{domain}: {made.cfgfile} ({how}, suspended for {made.seconds_suspended:.2f} s)")
+    return made
+
+
+def rotate(domain: str, newest: pyxlsnap.Snapshot, keep: int) -> None:
+    """Delete the older snapshots of this script; the names are in the order of time."""
+    there = sorted(Path(newest.cfgfile).parent.glob(f"{PREFIX}*.cfg"))
+    for cfgfile in there[:-keep]:
+        pyxlsnap.delete_snapshot(cfgfile)
+        print(f"{domain}: deleted {cfgfile}")
 
 
 def report(about: str, error: pyxlsnap.PyxlsnapError) -> int:
@@ -34,14 +46,14 @@ def report(about: str, error: pyxlsnap.PyxlsnapError) -> int:
 
 def main() -> int:
     """Take the snapshots one after the other. If one fails, the others are still taken."""
-    status = 0
+    status, keep = 0, max(1, int(sys.argv[1]))
     try:
         pyxlsnap.recover()  # finish what a crash interrupted
     except pyxlsnap.PyxlsnapError as e:  # the other domains can be snapshotted
         status = report("recovery", e)
-    for domain in sys.argv[1:]:
+    for domain in sys.argv[2:]:
         try:
-            print(f"{domain}: {snapshot(domain)}")
+            rotate(domain, snapshot(domain), keep)
         except pyxlsnap.PyxlsnapError as e:
             status = max(status, report(domain, e))
     return status

@@ -197,6 +197,28 @@ class Subvolumes:
                     left.append(f"{e.filename}: {e.strerror}")
         return left
 
+    # delete
+
+    def check_delete(self, domid: int | None) -> None:
+        for volume in self._volumes:
+            if os.path.lexists(volume.snapshot) and not (volume.snapshot / TOKEN).is_file():
+                raise Refused(
+                    f"{', '.join(volume.disks)}: {volume.snapshot} was not made by this strategy, "
+                    f"or is incomplete: look at it"
+                )
+
+    def prepare_delete(self) -> list[str]:
+        """Nothing to do: the files of the guest do not depend on a snapshot."""
+        return []
+
+    def delete(self) -> list[str]:
+        self.check_delete(None)
+        there = [v for v in self._volumes if os.path.lexists(v.snapshot)]
+        for volume in there:
+            self._token = (volume.snapshot / TOKEN).read_text()
+            self._delete(volume)
+        return [f"deleted {volume.snapshot}" for volume in there]
+
     def _new(self, file: Path) -> Path:
         return file.with_name(f".{file.name}.{self._name}.new")
 

@@ -4,6 +4,7 @@ import json
 import time
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,14 @@ from tests.lab.harness.guests import STANDARD
 from tests.lab.harness.install import PROJECT, packages, push
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.mixed import attach, quicken_hotplug
-from tests.lab.harness.snapshots import SNAPSHOTS, check_reverted, create, goes_back, revert
+from tests.lab.harness.snapshots import (
+    SNAPSHOTS,
+    check_reverted,
+    create,
+    disk_snapshots,
+    goes_back,
+    revert,
+)
 from tests.lab.harness.storage import BTRFS
 
 SOURCE, DEST = PROJECT / "examples", "/opt/examples"
@@ -46,7 +54,7 @@ def test_a_nightly_script(lab: Lab) -> None:
     guests = [lab.guest(kind) for kind in ("pv", "pvh")]
     push(lab.dom0, SOURCE, DEST)
     done = lab.dom0.run(
-        ["python3", f"{DEST}/nightly.py", "pv", "nobody", "pvh"], check=False, timeout=480
+        ["python3", f"{DEST}/nightly.py", "1", "pv", "nobody", "pvh"], check=False, timeout=480
     )
     assert done.rc == 3, done
     pv, pvh = done.out.splitlines()
@@ -55,8 +63,22 @@ def test_a_nightly_script(lab: Lab) -> None:
     assert "nobody: there is no domain 'nobody'" in done.err
     guests[0].assert_healthy()
     later, mark = guests[1].assert_healthy(6), guests[1].mark()
-    revert(guests[1], pvh.split(": ")[1].split(" (")[0])
+    first = pvh.split(": ")[1].split(" (")[0]
+    revert(guests[1], first)
     goes_back(guests[1], mark, later)
+
+    # The next night's snapshot takes the place of the first one; the guest runs on.
+    before = guests[1].assert_healthy()
+    taken, deleted = run(lab.dom0, "nightly.py", "1", "pvh").splitlines()
+    assert deleted == f"pvh: deleted {first}"
+    second = taken.split(": ")[1].split(" (")[0]
+    files = lab.dom0.run(f"ls -A {SNAPSHOTS}/{guests[1].uuid}").out.split()
+    assert sorted(files) == sorted(
+        Path(second).with_suffix(suffix).name for suffix in (".cfg", ".save")
+    )
+    name = Path(second).stem
+    assert disk_snapshots(guests[1]) == {vdev: [name] for vdev in guests[1].disks}
+    assert guests[1].assert_healthy().n > before.n
 
 
 @pytest.mark.soak
@@ -122,7 +144,8 @@ def test_a_disk_strategy_of_its_own(spent_lab: Lab) -> None:
         "vm",
         "vm.mine",
     ]
-    lab.dom0.run(ours["delete"])
+    delete = f"import pyxlsnap; pyxlsnap.delete_snapshot({made['cfgfile']!r})"
+    lab.dom0.run(["python3", "-c", delete], timeout=480)
     assert "vm.mine" not in lab.dom0.run(["ls", BTRFS]).out
 
 
@@ -144,7 +167,7 @@ def until(dom0: Dom0, good: Callable[[list[dict[str, Any]]], bool]) -> list[dict
 def test_a_daemon(lab: Lab) -> None:
     guests = [lab.guest(kind) for kind in ("pvh", "pv")]
     push(lab.dom0, SOURCE, DEST)
-    command = f"exec python3 {DEST}/daemon.py /tmp/daemon 1 pvh pv"
+    command = f"exec python3 {DEST}/daemon.py /tmp/daemon 1 2 pvh pv"
     with lab.dom0.start(command) as daemon:
         lab.dom0.run("until [ -S /tmp/daemon ]; do sleep 0.1; done")
         told = until(lab.dom0, lambda told: all(guest["snapshots"] for guest in told))
