@@ -11,6 +11,7 @@ from pathlib import Path
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.qcow2 import stream
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.frozen import Frozen
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags, qemu_img
@@ -69,14 +70,20 @@ class Deletion:
         for disk in disks:
             if len(users(Path(disk.target))) > 1:
                 raise _in_use_elsewhere(disk)
+        vdevs = ", ".join(disk.vdev for disk in disks)
         try:
             self._qemu.connect(domid, disks)
+            job = stream.left(self._qemu)
         except QmpError as e:
-            vdevs = ", ".join(disk.vdev for disk in disks)
             raise Refused(
                 f"{vdevs}: cannot talk to the guest's QEMU ({e}): is another program (xentop?) "
                 f"connected to its QMP socket?"
             ) from e
+        if job:
+            raise Refused(
+                f"{vdevs}: the guest's QEMU still works for a delete that was killed (job {job}): "
+                f"run it again when the job has ended"
+            )
 
     def _refuse_twice(self, disk: Disk) -> None:
         found = self._tags(disk).count(self._name)

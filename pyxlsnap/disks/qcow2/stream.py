@@ -18,6 +18,7 @@ from typing import Any
 
 from pyxlsnap.disks.qcow2.chain import OVERLAY_SUFFIX
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX, GuestQemu, image_chain
+from pyxlsnap.disks.standing import stands_on
 from pyxlsnap.errors import DiskError, PyxlsnapError, Refused
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
@@ -32,6 +33,8 @@ class Place:
     """An image in the chain of a guest's QEMU, and the node below its backing file."""
 
     image: Path
+    #: the image's backing file
+    frozen: Path
     node: str
     #: the name by which QEMU would open the image again; ``None`` for the disk: it never does
     name: Path | None
@@ -57,7 +60,7 @@ def find(qemu: GuestQemu, disk: Disk, image: Path, frozen: Path) -> Place:
         raise _refused(disk, image, "the guest's QEMU has another chain of files open")
     base = nodes[at + 2]["node-name"] if at + 2 < len(nodes) else ""
     name = Path(_file_name(nodes[at]["file"])) if at else None
-    place = Place(image, nodes[at]["node-name"], name, base)
+    place = Place(image, frozen, nodes[at]["node-name"], name, base)
     there = name is None or os.path.lexists(name)
     if name and not (name.exists() and name.samefile(image) if there else place.is_overlay):
         raise _refused(disk, image, f"QEMU knows the file as {name}, which is another file now")
@@ -104,6 +107,11 @@ def _chain(qemu: GuestQemu, disk: Disk) -> list[dict[str, Any]]:
     return chain
 
 
+def left(qemu: GuestQemu) -> str:
+    """The id of a job that a process of ours has left in QEMU; "" if there is none."""
+    return next((id_ for id_ in _jobs(qemu) if id_.startswith(f"{NODE_PREFIX}-")), "")
+
+
 def run(
     qemu: GuestQemu,
     disk: Disk,
@@ -114,29 +122,33 @@ def run(
 ) -> None:
     """Let an image take over the data of its backing file, and stand on what is below that.
 
-    The guest runs on. If this is cut off, QEMU finishes the job by itself.
+    The guest runs on. If this is cut off, QEMU finishes the job by itself. A job that has ended
+    does not stay in QEMU to tell how it ended: while it does, QEMU 7.2 dies of
+    ``query-named-block-nodes``. The header of the image tells.
 
     :param under: the new backing file's name, for the image's header; "" for none.
     :param check: called often; an exception from it cancels the job.
     :raises DiskError: the job failed; the image stands on its backing file as before.
     """
     job = f"{NODE_PREFIX}-{os.urandom(4).hex()}"
-    arguments: dict[str, object] = {"job-id": job, "device": place.node, "auto-dismiss": False}
+    arguments: dict[str, object] = {"job-id": job, "device": place.node}
     if place.base:
         arguments |= {"base-node": place.base, "backing-file": under}
     with _named(place):
         qemu.execute("block-stream", arguments)
         try:
-            while not _concluded(qemu, job):
+            while job in _jobs(qemu):
                 check()
                 time.sleep(_POLL_S)
         except BaseException:
             _cancel(qemu, job)
             raise
-        error = _state(qemu, job).get("error")
-        qemu.execute("job-dismiss", {"id": job})
-    if error:
-        raise DiskError(f"QEMU could not complete {place.image}: {error}", vdev=disk.vdev)
+    if stands_on(place.image, place.frozen):
+        raise DiskError(
+            f"the guest's QEMU could not copy the data of {place.frozen} into {place.image}: see "
+            f"whether the filesystem is full, and what the log of the QEMU says",
+            vdev=disk.vdev,
+        )
 
 
 @contextmanager
@@ -153,13 +165,8 @@ def _named(place: Place) -> Iterator[None]:
         os.unlink(place.name)
 
 
-def _state(qemu: GuestQemu, job: str) -> dict[str, Any]:
-    found: dict[str, Any] = next((j for j in qemu.execute("query-jobs") if j["id"] == job), {})
-    return found
-
-
-def _concluded(qemu: GuestQemu, job: str) -> bool:
-    return bool(_state(qemu, job).get("status", "concluded") == "concluded")
+def _jobs(qemu: GuestQemu) -> list[str]:
+    return [str(job["id"]) for job in qemu.execute("query-jobs")]
 
 
 def _cancel(qemu: GuestQemu, job: str) -> None:
@@ -169,7 +176,6 @@ def _cancel(qemu: GuestQemu, job: str) -> None:
     except PyxlsnapError:
         pass  # it has just ended
     try:
-        until(lambda: _concluded(qemu, job), within_s=_ENDING_S, poll_s=_POLL_S)
-        qemu.execute("job-dismiss", {"id": job})
+        until(lambda: job not in _jobs(qemu), within_s=_ENDING_S, poll_s=_POLL_S)
     except PyxlsnapError:
-        pass  # QEMU has ended, or does not answer: the job is told of no more
+        pass  # QEMU has ended, or does not answer

@@ -6,18 +6,22 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pyxlsnap.cancel import Cancelled
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import stream
+from pyxlsnap.disks.qcow2.qemu import GuestQemu
+from pyxlsnap.disks.qcow2.qmp import QmpConnection
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.standing import backing_name
 from pyxlsnap.errors import DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.chains import Chains
 from tests.unit.support.qemu import DOMID, SIZE, Qemu, qemu_img, tags, write
+from tests.unit.support.waiting import eventually
 
 
 @pytest.fixture
@@ -295,16 +299,16 @@ class TestFrozenWhileRunning:
     ) -> None:
         strategy = taken.strategy("s1")
         strategy.check_delete(DOMID)
-        real = stream._concluded
-        calls: list[str] = []
+        real = stream._jobs
+        calls: list[object] = []
 
-        def first_cancelled(qemu: object, job: str) -> bool:
-            calls.append(job)
+        def first_cancelled(qemu: GuestQemu) -> list[str]:
+            calls.append(qemu)
             if len(calls) == 1:
                 raise Cancelled
-            return real(qemu, job)  # type: ignore[arg-type]
+            return real(qemu)
 
-        monkeypatch.setattr(stream, "_concluded", first_cancelled)
+        monkeypatch.setattr(stream, "_jobs", first_cancelled)
         with pytest.raises(Cancelled):
             strategy.prepare_delete()
         strategy.close()
@@ -372,10 +376,12 @@ class TestInside:
             qemu_img("check", "-q", disk.target)
 
     def test_an_image_that_somebody_else_has_open(self, made: list[Disk]) -> None:
-        with open(made[1].target, "rb") as file, _other_process(file.fileno()):
-            for domid in (None, DOMID):
-                with pytest.raises(Refused, match=r"xvdb: .* is in use by sleep"):
-                    self.strategy(made).check_delete(domid)
+        with (
+            open(made[1].target, "rb") as file,
+            _other_process(file.fileno()),
+            pytest.raises(Refused, match=r"xvdb: .* is in use by sleep"),
+        ):
+            self.strategy(made).check_delete(None)
         assert [tags(d) for d in made] == [["other", "snap"]] * 2
 
     def test_two_of_the_same_name(self, made: list[Disk]) -> None:
@@ -392,3 +398,43 @@ class TestInside:
             strategy.delete()
         qemu.close()
         assert [tags(d) for d in made] == [["other", "snap"]] * 2
+
+
+def test_a_job_that_fails_loses_nothing(taken: Chains, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a filesystem that is full by now: QEMU tells it in an event, which nobody waits for."""
+    execute = GuestQemu.execute
+
+    def failing(self: GuestQemu, command: str, arguments: dict[str, object] | None = None) -> Any:
+        return [] if command == "block-stream" else execute(self, command, arguments)
+
+    strategy = taken.strategy("s1")
+    strategy.check_delete(DOMID)
+    with monkeypatch.context() as patch:
+        patch.setattr(GuestQemu, "execute", failing)
+        with pytest.raises(DiskError, match="xvda: the guest's QEMU could not copy the data of"):
+            strategy.prepare_delete()
+    strategy.close()
+    taken.qemu.close()
+    taken.check(ALL)
+
+
+def test_a_job_that_a_killed_delete_has_left_is_waited_for_by_the_user(taken: Chains) -> None:
+    """QEMU finishes it by itself; until then it can do nothing else with the disk."""
+    own = QmpConnection(taken.qemu._own)
+    strategy = taken.strategy("s3")
+    strategy.check_delete(DOMID)
+    node = strategy._qemu.node("xvda")
+    strategy.close()
+    slow: dict[str, object] = {"job-id": "xlsnap-left", "device": node, "speed": 1}
+    own.execute("block-stream", slow)
+    strategy = taken.strategy("s1")
+    with pytest.raises(Refused, match=r"xvda, xvdb: the guest's QEMU still works .* was killed"):
+        strategy.check_delete(DOMID)
+    strategy.close()
+    own.execute("block-job-set-speed", {"device": "xlsnap-left", "speed": 0})
+    assert eventually(lambda: not own.execute("query-jobs"))
+    own.close()
+    for name in ("s1", "s2", "s3"):
+        delete(taken.strategy(name), DOMID)
+    taken.qemu.close()
+    taken.check({"": 4})
