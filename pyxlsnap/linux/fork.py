@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 
@@ -48,6 +47,8 @@ def own_streams(keep: int) -> None:
 def name_process(name: str) -> None:
     """Give this process a name of its own, as ``ps`` and ``killall`` know it."""
     try:
-        Path("/proc/self/comm").write_text(name)
+        comm = os.open("/proc/self/comm", os.O_WRONLY)
     except OSError:
-        pass  # only people look at the name
+        return  # only people look at the name
+    os.write(comm, name.encode())
+    os.close(comm)

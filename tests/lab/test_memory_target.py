@@ -1,7 +1,5 @@
 """Guests that hold more memory than their target: paused, and made smaller meanwhile."""
 
-import time
-
 import pytest
 
 from tests.lab.harness.guests import MEMORY_MIB, Guest
@@ -11,7 +9,6 @@ from tests.lab.harness.snapshots import create, goes_back, revert, run_script
 pytestmark = pytest.mark.usefixtures("tidy")
 
 SMALLER_MIB = MEMORY_MIB - 16
-WAIT_S = 120.0
 
 # A paused guest runs for a moment, to answer the suspend request, and may give back some memory
 # then. With --live its memory is in the file before that moment.
@@ -40,14 +37,6 @@ def held_kb(guest: Guest, memory_file: str) -> int:
     return int(done.out)
 
 
-def wait_smaller(guest: Guest) -> None:
-    """Its balloon driver has followed the target (which counts some pages less than Xen does)."""
-    end = time.monotonic() + WAIT_S
-    while (now := memory_mib(guest)) > SMALLER_MIB + 4:
-        assert time.monotonic() < end, f"{guest.name} still has {now} MiB"
-        time.sleep(1)
-
-
 @pytest.mark.parametrize(("kind", "words"), CELLS)
 def test_a_guest_that_holds_more_than_its_target(lab: Lab, kind: str, words: list[str]) -> None:
     guest = lab.guest(kind)
@@ -64,24 +53,18 @@ def test_a_guest_that_holds_more_than_its_target(lab: Lab, kind: str, words: lis
         assert held > (SMALLER_MIB + 1) * 1024
     after = guest.last()
 
-    for _ in range(2):  # the second time from a guest that has given back its memory
-        guest.unpause()
-        guest.assert_healthy()
-        wait_smaller(guest)
-        later, mark = guest.wait_advance(8), guest.mark()
-        result = revert(guest, snapshot["cfgfile"])
-        assert result["state"] == "paused"
-        assert not [warning for warning in result["warnings"] if "target" in warning]
-        # (An HVM guest's target is 1 MiB lower after each restore, also that of `xl restore`.)
-        assert 0 <= target - limit_kb(guest, "target") <= (1024 if kind == "hvm" else 0)
-        assert limit_kb(guest, "static-max") == maximum
-        assert abs(memory_mib(guest) * 1024 - held) <= 1024
-        guest.unpause()
-        assert before.n <= goes_back(guest, mark, later).n <= after.n + 3
-        wait_smaller(guest)
-        guest.assert_healthy()
-        guest.pause()
-
     guest.unpause()
+    guest.assert_healthy()
+    later, mark = guest.wait_advance(8), guest.mark()
+    result = revert(guest, snapshot["cfgfile"])
+    assert result["state"] == "paused"
+    assert not [warning for warning in result["warnings"] if "target" in warning]
+    # (An HVM guest's target is 1 MiB lower after each restore, also that of `xl restore`.)
+    assert 0 <= target - limit_kb(guest, "target") <= (1024 if kind == "hvm" else 0)
+    assert limit_kb(guest, "static-max") == maximum
+    assert abs(memory_mib(guest) * 1024 - held) <= 1024
+    guest.unpause()
+    assert before.n <= goes_back(guest, mark, later).n <= after.n + 3
+
     guest.dom0.run(["xl", "mem-set", guest.name, str(MEMORY_MIB)])
     guest.assert_healthy()

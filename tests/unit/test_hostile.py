@@ -565,8 +565,9 @@ class TestSource:
         assert runs == {
             "disks/lvm/commands.py",
             "disks/qcow2/qemu.py",
+            "disks/qcow2/rebase.py",
             "monitor/launch.py",
-            "worker/client.py",
+            "worker/start.py",
         }
 
     def test_no_text_is_sent_to_the_human_monitor(self) -> None:
@@ -576,7 +577,7 @@ class TestSource:
 
     def test_files_are_made_in_few_places_and_never_through_a_link(self) -> None:
         """With O_EXCL; locks and the log, which live on, at least with O_NOFOLLOW."""
-        living = {"linux/locks.py", "monitor/__main__.py"}
+        living = {"linux/locks.py", "monitor/process.py"}
         exclusive = {"linux/files.py", "disks/copy/content.py"}
         found = set()
         for module, source in _sources():

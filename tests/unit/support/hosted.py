@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import pyxlsnap.monitor.launch
+import pyxlsnap.worker.supervisor
 import pyxlsnap.xen.toolstack
 from pyxlsnap.model import DomainConfig
 from tests.unit.support.guest import FakeGuest
@@ -97,7 +98,8 @@ def install(here: str) -> None:
 
     pyxlsnap.xen.toolstack.Toolstack = toolstack  # type: ignore[misc, assignment]
     pyxlsnap.monitor.launch.start_monitor = lambda uuid: None
-    pyxlsnap.worker.supervisor.SupervisorLink.start_monitor = lambda self, uuid: None
+    link = pyxlsnap.worker.supervisor.SupervisorLink
+    link.start_monitor = lambda self, uuid: None  # type: ignore[method-assign]
 
 
 class Hosted:
