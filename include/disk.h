@@ -7,7 +7,5 @@ typedef struct {
 } libxl_device_disk;
 void libxl_device_disk_init(libxl_device_disk *p);
 void libxl_device_disk_dispose(libxl_device_disk *p);
-libxl_device_disk *libxl_device_disk_list(libxl_ctx *ctx, uint32_t domid, int *num);
-void libxl_device_disk_list_free(libxl_device_disk *list, int num);
 const char *libxl_disk_format_to_string(int format);
 const char *libxl_disk_backend_to_string(int backend);

@@ -6,6 +6,7 @@ The checks inside a running sequence (``notice_…``) raise
 """
 
 import os
+import stat
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -155,19 +156,30 @@ def libvirt_reason(guest: Guest) -> list[str]:
 
 
 def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> None:
-    """Refuse a disk that another domain has, too."""
-    ours = {os.path.realpath(d.target): d.vdev for d in disks}
+    """Refuse a disk that another domain has, too, under whatever name."""
+    ours = {_identity(d.target): d.vdev for d in disks}
     for info in host.domains():
         if info.domid == 0 or (guest and info.domid == guest.domid):
             continue
         try:
             other = host.find(str(info.domid))
-            shared = [t for t in other.disk_targets() if os.path.realpath(t) in ours]
+            shared = [t for t in other.disk_targets() if _identity(t) in ours]
         except DomainNotFound:
             continue  # it ended after the list was made
         if shared:
-            vdev = ours[os.path.realpath(shared[0])]
+            vdev = ours[_identity(shared[0])]
             raise Refused(f"{vdev}: domain {other.name} uses {shared[0]}, too: detach it there")
+
+
+def _identity(path: str) -> tuple[str | int, ...]:
+    """The same for all names of a file or block device; for a missing one, its real path."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return (os.path.realpath(path),)
+    if stat.S_ISBLK(status.st_mode):
+        return ("block device", status.st_rdev)
+    return (status.st_dev, status.st_ino)
 
 
 def refuse_held(guest: Guest | None, disks: Sequence[Disk]) -> None:

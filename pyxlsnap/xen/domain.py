@@ -10,7 +10,7 @@ from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
 from pyxlsnap.xen.context import Context
-from pyxlsnap.xen.ffi import C, c_string, domain_info, ffi, struct, take_string, text
+from pyxlsnap.xen.ffi import C, c_string, domain_info, ffi, struct, take_string
 
 #: a guest may suspend after its suspend has failed: seconds to watch it once no request stands
 SETTLE_S = 4.0
@@ -245,19 +245,6 @@ class Domain:
         except DomainNotFound:
             return True
 
-    def disk_targets(self) -> tuple[str, ...]:
-        """The host paths of its disks (``libxl_device_disk_list``)."""
-        with self._context.calling() as ctx:
-            count = ffi.new("int *")
-            found = C.libxl_device_disk_list(ctx, self.domid, count)
-            if found == ffi.NULL:
-                return ()
-            try:
-                targets = [text(found[i].pdev_path) for i in range(count[0])]
-            finally:
-                C.libxl_device_disk_list_free(found, count[0])
-        return tuple(t for t in targets if t)
-
     def abort(self) -> bool:
         """Abort the call under way, from another thread (as :meth:`Toolstack.abort`)."""
         return self._context.abort()
@@ -294,6 +281,25 @@ class Domain:
                 if state and state.isdigit():
                     states[f"{kind}/{device}"] = int(state)
         return states
+
+    def disk_targets(self) -> tuple[str, ...]:
+        """The host paths of its disks. Also for a suspended domain: nothing is asked of its QEMU.
+
+        (libxl_device_disk_list returns only what follows the first colon of a path.)
+        """
+        base = f"/libxl/{self.domid}/device"
+        disks = [
+            f"{base}/{kind}/{device}"
+            for kind in ("vbd", "virtio_disk")
+            for device in self._context.xenstore_list(f"{base}/{kind}")
+        ]
+        return tuple(filter(None, map(self._target, disks)))
+
+    def _target(self, disk: str) -> str:
+        params = self._context.xenstore_read(f"{disk}/params") or ""
+        # libxl writes the format before the path ("qcow2:/path") for QEMU, and for nothing else.
+        for_qemu = self._context.xenstore_read(f"{disk}/type") == "qdisk"
+        return params.partition(":")[2] if for_qemu else params
 
     def _check(self, rc: int, operation: str) -> None:
         self._context.check(rc, operation, domain=str(self))

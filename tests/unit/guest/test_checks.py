@@ -5,13 +5,14 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest import checks, dom0_memory
-from pyxlsnap.model import DomainConfig, RunState
+from pyxlsnap.model import Disk, DomainConfig, RunState
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.values import GIB_KB, OTHER_UUID, UUID
 from tests.unit.support.world import World
@@ -137,6 +138,40 @@ class TestShared:
         world.guest(replace(disk, target=str(link)), name="vm2", uuid=OTHER_UUID)
         says = refusal(lambda: checks.refuse_shared(world.host, guest, [disk]))
         assert says == f"xvda: domain vm2 uses {link}, too: detach it there"
+
+    def test_by_another_link_to_the_same_file(self, world: World, guest: FakeGuest) -> None:
+        (disk,) = guest.configuration.disks
+        link = world.root / "link.qcow2"
+        link.hardlink_to(disk.target)
+        world.guest(replace(disk, target=str(link)), name="vm2", uuid=OTHER_UUID)
+        says = refusal(lambda: checks.refuse_shared(world.host, guest, [disk]))
+        assert says == f"xvda: domain vm2 uses {link}, too: detach it there"
+
+    def test_by_another_node_of_the_same_device(
+        self, world: World, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nodes = {str(world.root / name): number for name, number in (("a", 1), ("b", 1), ("c", 2))}
+        real_stat = os.stat
+
+        def stat(path: Any, **options: Any) -> os.stat_result:
+            """Device nodes, for which a test would need rights."""
+            if str(path) not in nodes:
+                return real_stat(path, **options)
+            words = list(real_stat(world.root))
+            words[0], words[1] = 0o60660, list(nodes).index(str(path))  # st_mode, st_ino
+            return os.stat_result(words, {"st_rdev": nodes[str(path)]})
+
+        monkeypatch.setattr(os, "stat", stat)
+        a, b, c = (Disk(f"xvd{path[-1]}", path, "raw", "phy") for path in nodes)
+        world.guest(b, c, name="vm2", uuid=OTHER_UUID)
+        says = refusal(lambda: checks.refuse_shared(world.host, guest, [a]))
+        assert says == f"xvda: domain vm2 uses {b.target}, too: detach it there"
+
+    def test_a_disk_that_is_gone_is_known_by_its_name(self, world: World, guest: FakeGuest) -> None:
+        gone = Disk("xvdb", "/not/there:0", "raw", "phy")
+        world.guest(gone, name="vm2", uuid=OTHER_UUID)
+        says = refusal(lambda: checks.refuse_shared(world.host, guest, [gone]))
+        assert "domain vm2 uses /not/there:0, too" in says
 
     def test_a_domain_that_ends_meanwhile_is_no_obstacle(
         self, world: World, guest: FakeGuest

@@ -105,6 +105,52 @@ class Siblings(Context):
         self.closings += 1
 
 
+class Store(Context):
+    """A context without libxl, with a xenstore of these nodes."""
+
+    def __init__(self, nodes: dict[str, str]) -> None:
+        self._nodes = nodes
+
+    def xenstore_read(self, path: str) -> str | None:
+        return self._nodes.get(path)
+
+    def xenstore_list(self, path: str) -> list[str]:
+        below = [node.removeprefix(f"{path}/") for node in self._nodes if node.startswith(path)]
+        return list(dict.fromkeys(node.partition("/")[0] for node in below))
+
+
+class TestDiskTargets:
+    """The nodes are those that libxl writes (device_disk_add in libxl_disk.c)."""
+
+    def targets(self, *disks: tuple[str, str], kind: str = "vbd") -> tuple[str, ...]:
+        nodes: dict[str, str] = {}
+        for number, (backend, params) in enumerate(disks):
+            base = f"/libxl/7/device/{kind}/{51712 + 16 * number}"
+            nodes |= {f"{base}/params": params, f"{base}/type": backend}
+        return Domain(Store(nodes), 7, UUID, "vm1").disk_targets()
+
+    def test_a_domain_without_disks_has_none(self) -> None:
+        assert self.targets() == ()
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/dev/vg/lv",
+            "/dev/disk/by-path/ip-10.0.0.1:3260-iscsi-iqn.2001-04.com.example:a-lun-0",
+            "/srv/disk.raw:0",
+            ":",
+        ],
+    )
+    def test_a_path_with_a_colon_is_whole(self, path: str) -> None:
+        assert self.targets(("phy", path)) == (path,)
+        assert self.targets(("qdisk", f"qcow2:{path}")) == (path,)
+        assert self.targets(("standalone", path), kind="virtio_disk") == (path,)
+
+    def test_all_disks_but_empty_drives(self) -> None:
+        found = self.targets(("qdisk", "qcow2:/a"), ("qdisk", "aio:"), ("phy", "/b"))
+        assert found == ("/a", "/b")
+
+
 def test_a_domain_on_its_own_has_another_context_for_as_long() -> None:
     context = Siblings()
     with Domain(context, 7, UUID, "vm1").on_its_own() as domain:
