@@ -5,6 +5,7 @@ libxlutil reads the file: its syntax is that of xl.cfg. The keys are those of th
 
     name = "before-upgrade"
     description = "kernel 6.1"
+    memory = 1
     memory_path = "/var/lib/xen/snapshots/before-upgrade.save"
     disks = ['/srv/hda_snapshot.qcow2,qcow2,hda', ',,hdb']
 
@@ -24,13 +25,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from pyxlsnap import disk_item
 from pyxlsnap.errors import ConfigError, UsageError
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig, check_name
-from pyxlsnap.text import readable
+from pyxlsnap.text import readable, shortened
 from pyxlsnap.xen import xlcfg
 
-STRINGS: Final = ("name", "description", "memory_path")
+STRINGS: Final = ("name", "description", "memory", "memory_path")
 LISTS: Final = ("disks",)
+#: the strings that a config holds; "memory" says nothing, because the memory is always saved
+_HELD: Final = ("name", "description", "memory_path")
 
 #: bytes, enough for thousands of disks; libxlutil's time grows with the square of the size
 SIZE_LIMIT: Final = 1 << 18
@@ -47,30 +51,8 @@ _TOKEN: Final = re.compile(
     re.VERBOSE,
 )
 
-# A part of an item of `disks`: the rules of libxlu_disk_l.l, as far as pyxlsnap needs them.
-_DISK_PART: Final = re.compile(
-    r"""[ \t\n]*+(?:
-    (?P<key>format|vdev)=(?P<value>[^,]*),?
-    |target=(?P<target>.*)
-    |(?P<positional>[^=,]*),
-    |(?P<last>[^=,]+)\Z
-    )""",
-    re.VERBOSE,
-)
-#: words that libxlutil never reads as a path, format or device
-_WORDS: Final = frozenset(
-    ("cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted")
-)
-_POSITIONS: Final = ("target", "format", "vdev")
-#: characters of a disk's text shown in a message
-_SHORT: Final = 200
 #: bytes of a file shown in a message
 _NEAR: Final = 20
-#: for example xvda, hda1, sdb, d0p1, or a number
-_VDEV: Final = re.compile(r"[0-9A-Za-z]+")
-#: a path that xl's positional form reads only as a path
-_PLAIN_PATH: Final = re.compile(r"/[^,=]*")
-
 _NEW: Final = "<new config file>"
 _COMMENT: Final = """\
 # Written by pyxlsnap: a snapshot of a Xen domain. To go back to it:
@@ -110,6 +92,7 @@ def parse(data: bytes, *, file: str) -> SnapshotConfig:
     _check_tokens(data, file)
     _check_keys(data, file)
     values = xlcfg.parse_cfg(data, file=file, strings=STRINGS, lists=LISTS)
+    _check_memory(_string(values, "memory"), file)
     return SnapshotConfig(
         name=_name(values, file),
         description=_string(values, "description"),
@@ -128,11 +111,11 @@ def render(config: SnapshotConfig) -> str:
     _check_values(config)
     settings = [
         f"{key} = {_quote(value)}\n"
-        for key in STRINGS
+        for key in _HELD
         if (value := getattr(config, key))  # empty is the same as absent
     ]
     if config.disks is not None:
-        items = "".join(f"    {_quote(_spec(disk))},\n" for disk in config.disks)
+        items = "".join(f"    {_quote(disk_item.render(disk))},\n" for disk in config.disks)
         settings.append(f"disks = [\n{items}]\n")
     text = _COMMENT + "\n" + "".join(settings)
     _check_text(text, config)
@@ -201,7 +184,7 @@ def _check_keys(data: bytes, file: str) -> None:
 
             near = get_close_matches(key, STRINGS + LISTS, n=1)
             hint = f"; did you mean {near[0]}?" if near else f": there are {_known()}"
-            raise ConfigError(f"unknown key{hint}", file=file, item=_short(key))
+            raise ConfigError(f"unknown key{hint}", file=file, item=shortened(key))
         if key in seen and not adds:
             raise ConfigError("the key is set twice: remove one", file=file, item=key)
         seen.add(key)
@@ -209,6 +192,18 @@ def _check_keys(data: bytes, file: str) -> None:
 
 def _known() -> str:
     return f"{', '.join(STRINGS)} and {', '.join(LISTS)}"
+
+
+def _check_memory(value: str | None, file: str) -> None:
+    if value == "0":
+        raise ConfigError(
+            "a snapshot of the disks alone is not supported: remove the key, or shut the domain "
+            "down and take the disk snapshots yourself (qemu-img snapshot, lvcreate)",
+            file=file,
+            item="memory",
+        )
+    if value not in (None, "1"):
+        raise ConfigError(f"{shortened(value)!r} must be 1", file=file, item="memory")
 
 
 def _name(values: dict[str, str | list[str]], file: str) -> str | None:
@@ -238,9 +233,9 @@ def _disks(values: dict[str, str | list[str]], file: str) -> tuple[DiskRequest, 
 
 
 def _disk(spec: str, file: str) -> DiskRequest:
-    item = f"disk {_short(spec)!r}"
+    item = f"disk {shortened(spec)!r}"
     try:
-        request = _request(spec)
+        request = disk_item.parse(spec)
     except ValueError as e:
         raise ConfigError(str(e), file=file, item=item) from e
     # libxlutil returns raw for a missing format: only the text shows that there is none. Apart from
@@ -251,70 +246,6 @@ def _disk(spec: str, file: str) -> DiskRequest:
     return request
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _SHORT else text[:_SHORT] + "…"
-
-
-def _request(spec: str) -> DiskRequest:
-    """Read a disk specification in which only path, format and device are allowed.
-
-    :raises ValueError: the specification is wrong; the message says why.
-    """
-    parts = _disk_parts(spec)
-    path, form, vdev = (parts.get(key, "") for key in _POSITIONS)
-    if not vdev:
-        raise ValueError("there is no device: give path,format,device")
-    if not _VDEV.fullmatch(vdev):
-        raise ValueError(f"{vdev!r} is not a device such as xvda")
-    if path and not form:
-        raise ValueError("an external path without a format: give both, or none")
-    if form and not path:
-        raise ValueError(f"the format {form!r} without an external path: give both, or none")
-    if form == "empty":
-        raise ValueError("a snapshot cannot be stored in an empty drive: give another format")
-    return DiskRequest(vdev, path, form)
-
-
-def _disk_parts(spec: str) -> dict[str, str]:
-    parts: dict[str, str] = {}
-    at = 0
-    while spec[at:].strip(" \t\n"):
-        part = _DISK_PART.match(spec, at)
-        if part is None:
-            raise _unsupported(spec[at:].strip().partition(",")[0])
-        at = part.end()
-        key, value = _key_and_value(part, parts)
-        if key in parts:
-            raise ValueError(f"{key} occurs twice")
-        parts[key] = value
-    return parts
-
-
-def _key_and_value(part: re.Match[str], parts: dict[str, str]) -> tuple[str, str]:
-    if part["key"] is not None:
-        return part["key"], part["value"]
-    if part["target"] is not None:
-        return "target", part["target"].removesuffix(",")
-    value = part["last"] if part["positional"] is None else part["positional"]
-    free = [key for key in _POSITIONS if key not in parts]
-    if value in _WORDS or not free:
-        raise _unsupported(value)
-    return free[0], value
-
-
-def _unsupported(part: str) -> ValueError:
-    return ValueError(f"{_short(part)!r}: only path, format and device are allowed")
-
-
-def _spec(disk: DiskRequest) -> str:
-    # target= ends at a newline: only the positional form can hold a path with a newline.
-    if disk.internal or "\n" in disk.path or _PLAIN_PATH.fullmatch(disk.path):
-        return f"{disk.path},{disk.format},{disk.vdev}"
-    # The target is the rest of the text; xl drops one comma at the end.
-    comma = "," if disk.path.endswith(",") else ""
-    return f"format={disk.format},vdev={disk.vdev},target={disk.path}{comma}"
-
-
 def _quote(text: str) -> str:
     # These are the only usable escapes: libxlutil refuses \x.. and misreads octal escapes.
     for character, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n")):
@@ -323,7 +254,7 @@ def _quote(text: str) -> str:
 
 
 def _check_values(config: SnapshotConfig) -> None:
-    values = {key: getattr(config, key) or "" for key in STRINGS}
+    values = {key: getattr(config, key) or "" for key in _HELD}
     values |= {f"disk {d.vdev!r}": d.path + d.format + d.vdev for d in config.disks or ()}
     for item, value in values.items():
         if "\0" in value:
@@ -332,7 +263,7 @@ def _check_values(config: SnapshotConfig) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise ConfigError(
-                f"{_short(value)} is not UTF-8, but a cfgfile must be UTF-8: choose another",
+                f"{shortened(value)} is not UTF-8, but a cfgfile must be UTF-8: choose another",
                 file=_NEW,
                 item=item,
             ) from None

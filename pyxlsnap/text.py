@@ -8,6 +8,7 @@ from collections.abc import Iterable
 # and surrogates: bytes of a path that are not UTF-8, which a strict stream does not accept.
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_UTF8 = range(0xDC80, 0xDD00)
+_SHORT = 200  # characters
 
 
 def text_of(data: bytes) -> str:
@@ -31,6 +32,11 @@ def readable(data: bytes) -> str:
 def one_line(text: str) -> str:
     """The text in one line, with Python's escapes in the place of control characters."""
     return _HIDDEN.sub(lambda found: _escaped(found[0]), text)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a long text, as messages show it."""
+    return text if len(text) <= _SHORT else text[:_SHORT] + "…"
 
 
 def quote(word: str) -> str:

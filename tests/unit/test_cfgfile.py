@@ -67,6 +67,34 @@ class TestSpecification:
         assert parse(text) == SnapshotConfig()
 
 
+class TestMemory:
+    """The comment of the RFC's example mentions the key: the memory is in the snapshot, or not."""
+
+    @pytest.mark.parametrize("text", ["memory = 1\n", "memory='1';name=''", 'memory = ""\n'])
+    def test_with_memory_is_what_we_do(self, text: str) -> None:
+        assert parse(text) == SnapshotConfig()
+
+    @pytest.mark.parametrize("text", ["memory = 0\n", "name = 'a'\nmemory = '0'\n"])
+    def test_without_memory_is_refused_in_words_of_its_own(self, text: str) -> None:
+        error = refused(text)
+        assert error.item == "memory"
+        assert "a snapshot of the disks alone is not supported" in str(error)
+        assert "qemu-img snapshot" in str(error)
+
+    @pytest.mark.parametrize("value", ["2", "-1", "00", "01", "0x1", "on", "1 ", "x" * 1000])
+    def test_another_value(self, value: str) -> None:
+        error = refused(f"memory = '{value}'\n")
+        assert error.item == "memory"
+        assert "must be 1" in str(error)
+        assert len(str(error)) < 300
+
+    def test_a_list(self) -> None:
+        assert refused("memory = [ '1' ]\n").item == "memory"
+
+    def test_is_not_written(self) -> None:
+        assert "memory =" not in cfgfile.render(SnapshotConfig("n"))
+
+
 class TestKeys:
     def test_unknown_with_a_near_miss(self) -> None:
         error = refused("memory_pth = 'x'\n")
@@ -74,7 +102,7 @@ class TestKeys:
         assert "did you mean memory_path?" in str(error)
 
     def test_unknown_with_none(self) -> None:
-        assert "name, description, memory_path and disks" in str(refused("vcpus = 2\n"))
+        assert "name, description, memory, memory_path and disks" in str(refused("vcpus = 2\n"))
 
     @pytest.mark.parametrize(
         "text",
