@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pyxlsnap.disks.in_use import wait_until_unused
-from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags, qemu_img
+from pyxlsnap.disks.qcow2.features import refuse_unfit
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_info, image_tags, qemu_img, tags_of
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
@@ -15,6 +16,7 @@ from pyxlsnap.model import KEPT_SUFFIX, Disk
 from pyxlsnap.results import Artefact
 from pyxlsnap.text import quote
 
+_NEW_AND_KEPT = 2  # the snapshot, and the one that a revert to it keeps
 _DELETE = "blockdev-snapshot-delete-internal-sync"
 
 
@@ -30,8 +32,13 @@ class Internal:
     # create
 
     def check(self, qemu: GuestQemu) -> None:
-        """:raises AlreadyExists: a disk has a snapshot of that name."""
+        """Check that the images can hold the snapshots, and that a revert can apply them.
+
+        :raises AlreadyExists: a disk has a snapshot of that name.
+        :raises Refused: an image has a feature that prevents it.
+        """
         for disk in self.disks:
+            refuse_unfit(disk, qemu.image(disk.vdev), more=_NEW_AND_KEPT)
             if any(t.name == self._name for t in qemu.tags(disk.vdev)):
                 raise AlreadyExists(
                     f"{disk.vdev} has a disk snapshot {self._name!r} already: choose another name",
@@ -100,10 +107,12 @@ class Internal:
     # revert
 
     def check_revert(self) -> None:
-        """:raises Refused: a disk snapshot is not there, or more than one has the name."""
+        """:raises Refused: a disk snapshot is not there, is not the only one, or does not apply."""
         for disk in self.disks:
             with refusing_os_errors():
-                tags = [t for t in image_tags(disk) if t.name == self._name]
+                image = image_info(disk)
+            found = tags_of(image)
+            tags = [t for t in found if t.name == self._name]
             if not tags:
                 raise Refused(
                     f"{disk.vdev}: {disk.target} has no disk snapshot {self._name!r} "
@@ -114,6 +123,8 @@ class Internal:
                     f"{disk.vdev}: {disk.target} has {len(tags)} disk snapshots named "
                     f"{self._name!r}: delete all but the one to revert to"
                 )
+            kept = any(t.name == self._kept_name for t in found)
+            refuse_unfit(disk, image, more=0 if kept else 1)
 
     def revert(self) -> None:
         """Apply the snapshots; first keep the present state of each image inside, under a tag.

@@ -86,7 +86,7 @@ class GuestQemu:
 
     def tags(self, vdev: str) -> list[Tag]:
         """The snapshots in a disk's image."""
-        return _tags_of(self.image(vdev))
+        return tags_of(self.image(vdev))
 
     def _connected(self) -> qmp.QmpConnection:
         if self._connection is None:
@@ -130,7 +130,8 @@ def _same_file(a: str, b: str) -> bool:
         return False
 
 
-def _tags_of(image: dict[str, Any]) -> list[Tag]:
+def tags_of(image: dict[str, Any]) -> list[Tag]:
+    """The snapshots in an image, from QEMU's ImageInfo."""
     return [
         Tag(s["name"], s["date-sec"] + s["date-nsec"] / 1e9) for s in image.get("snapshots", [])
     ]
@@ -157,7 +158,7 @@ def image_chain(disk: Disk, path: str) -> list[dict[str, Any]]:
 
 def image_tags(disk: Disk) -> list[Tag]:
     """The snapshots in a disk's image, as the file has them."""
-    return _tags_of(image_info(disk))
+    return tags_of(image_info(disk))
 
 
 def qemu_img(disk: Disk, *arguments: str) -> str:
