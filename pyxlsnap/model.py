@@ -66,6 +66,8 @@ class DomainInfo:
     memory_kb: int
     #: the domain has run; false for a new domain that was never unpaused
     has_run: bool = True
+    #: processor time that the domain has used since its start or restore, in seconds
+    cpu_seconds: float = 0.0
 
     @property
     def lives(self) -> bool:
@@ -161,6 +163,11 @@ class DomainConfig:
         :raises ValueError: the configuration has another type.
         """
         return GuestKind(str(self.section("c_info").get("type", "pv")).lower())
+
+    @property
+    def vcpus(self) -> int:
+        """The number of virtual processors at most."""
+        return int(self.section("b_info").get("max_vcpus") or 1)
 
     @property
     def disks(self) -> tuple[Disk, ...]:

@@ -11,6 +11,7 @@ from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.errors import DomainNotFound, PyxlsnapError
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.files import refusing_os_errors
@@ -39,7 +40,7 @@ def feasibility(
         *_reason(lambda: checks.refuse_shared(host, guest, disks)),
         *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb)),
         *_disk_reasons(guest, disks, cancel),
-        *_reason(lambda: checks.wait_for_frontends(guest, check=cancel.check)),
+        *_reason(lambda: wait_until_steady(guest, vcpus=config.vcpus, check=cancel.check)),
     ]
     live_reasons = _reason(lambda: checks.refuse_live(host, config, guest))
     return Feasibility(guest.name, guest.uuid, tuple(reasons), tuple(live_reasons))

@@ -6,7 +6,7 @@ All checks that are possible beforehand are here: the guest runs, and nothing ha
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.files import refuse_existing, refusing_os_errors
 from pyxlsnap.model import (
@@ -47,6 +48,8 @@ class Examined:
     state: RunState
     #: the host paths of all disks of the domain
     targets: tuple[str, ...]
+    #: its paravirtual devices
+    devices: frozenset[str]
     #: the domain's memory, KiB
     memory_kb: int
 
@@ -75,6 +78,8 @@ class CreatePlan:
     #: disks that will not be in the snapshot, each with the reason
     left_out: dict[str, str]
     warnings: tuple[str, ...]
+    #: the xenbus state of each paravirtual device
+    frontends: dict[str, int] = field(default_factory=dict, repr=False)
     #: xl's process, which acts on the guest's shutdowns, will end when the guest is suspended
     loses_monitor: bool = False
 
@@ -190,8 +195,7 @@ def make_plan(
         warnings=tuple(warnings),
         loses_monitor=loses_monitor(host, guest),
     )
-    _connect(plan, cancel)
-    return plan
+    return replace(plan, frontends=_connect(plan, cancel))
 
 
 def _task(name: str, request: CreateRequest, examined: Examined, cancel: Cancel) -> DiskTask:
@@ -206,25 +210,34 @@ def _task(name: str, request: CreateRequest, examined: Examined, cancel: Cancel)
 def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     """:raises Refused: the domain cannot be snapshotted in its present state."""
     state = checks.run_state(guest)
+    devices = frozenset(guest.frontend_states())  # before the configuration that is saved
     config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
     if live:
         checks.refuse_live(host, config, guest)
-    return Examined(config, state, targets, guest.info().memory_kb)
+    return Examined(config, state, targets, devices, guest.info().memory_kb)
 
 
-def _connect(plan: CreatePlan, cancel: Cancel) -> None:
+def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:
     """Let the disk strategies connect, to QEMU for example; on failure close all connections.
 
+    :returns: the xenbus state of each device.
     :raises Refused: a disk, or a device of the guest, is not ready.
     """
+    examined = plan.examined
     try:
         for strategy in plan.strategies:
             strategy.check_create(plan.guest.domid)
-        checks.wait_for_frontends(plan.guest, check=cancel.check)
+        found = wait_until_steady(plan.guest, vcpus=examined.config.vcpus, check=cancel.check)
+        if changed := examined.devices ^ found.keys():
+            raise Refused(
+                f"devices of {plan.guest.name} were attached or detached meanwhile "
+                f"({', '.join(sorted(changed))}): try again"
+            )
     except BaseException:
         plan.close()
         raise
+    return found
 
 
 def generated_name(created: float) -> str:

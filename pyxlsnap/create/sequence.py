@@ -26,6 +26,7 @@ from pyxlsnap.errors import (
     PyxlsnapError,
 )
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.frontends import notice_devices
 from pyxlsnap.hooks import Moment
 from pyxlsnap.journal import CreateEntry, Journal
 from pyxlsnap.linux.files import is_full
@@ -143,10 +144,8 @@ class Creation:
             strategy.prepare()
 
     def _tell_before_suspend(self) -> None:
-        guest = self._guest
-        self._callbacks.before_suspend(
-            Moment(guest.name, guest.domid, guest.uuid, self._plan.metadata.state)
-        )
+        guest, state = self._guest, self._plan.metadata.state
+        self._callbacks.before_suspend(Moment(guest.name, guest.domid, guest.uuid, state))
 
     def _suspend(self) -> None:
         checks.notice_change(self._guest, paused=self._plan.paused)
@@ -161,6 +160,7 @@ class Creation:
 
     def _snapshot_disks(self) -> None:
         checks.notice_disks(self._guest, self._plan.examined.targets)
+        notice_devices(self._guest, self._plan.frontends)
         for strategy in self._plan.strategies:
             self._check_suspended()
             strategy.create()

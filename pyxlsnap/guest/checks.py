@@ -7,8 +7,7 @@ The checks inside a running sequence (``notice_…``) raise
 
 import os
 import stat
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pyxlsnap import paths
@@ -16,13 +15,10 @@ from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.processes import holders, process_text
-from pyxlsnap.linux.waiting import until
-from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState, XenbusState
+from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
+from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
 
-_FRONTENDS_S = 30.0
-_UNUSED_S = 5.0
-_POLL_S = 0.1
 _SLACK_KB = 64 * 1024
 
 # Keys of libxl's JSON that list devices whose state a memory file cannot hold.
@@ -64,6 +60,12 @@ def run_state(guest: Guest) -> RunState:
         raise Refused(
             f"{guest.name} has shut down ({info.shutdown_reason}): only a running or paused guest "
             f"can be snapshotted: start it again"
+        )
+    if not info.has_run:
+        raise Refused(
+            f"{guest.name} has not run since it was started or restored, so its drivers do not "
+            f"know their devices yet and its snapshot would not come back: run `xl unpause "
+            f"{quote(guest.name)}`, and take the snapshot some seconds later"
         )
     return RunState.PAUSED if info.paused else RunState.RUNNING
 
@@ -215,44 +217,6 @@ def refuse_full(directory: Path, memory_kb: int) -> None:
         raise Refused(
             f"{directory} has {free_kb // 1024} MiB free, and the memory file takes about "
             f"{need_kb // 1024} MiB: name another place with memory_path"
-        )
-
-
-def wait_for_frontends(
-    guest: Guest,
-    *,
-    timeout_s: float = _FRONTENDS_S,
-    unused_s: float = _UNUSED_S,
-    check: Callable[[], None] = lambda: None,
-) -> None:
-    """Wait until every disk and network frontend is connected.
-
-    A guest saved while a frontend is connecting (just after a restore) cannot be restored
-    (xen-lab.md, E8). A device never connects if the guest has no driver for it: after ``unused_s``
-    seconds in its first state a device counts as unused.
-
-    :param check: called before each further look; an exception from it ends the wait.
-    :raises Refused: a frontend is still connecting after ``timeout_s`` seconds.
-    """
-    unused_from = time.monotonic() + unused_s
-    moving: dict[str, int] = {}
-
-    def settled() -> bool:
-        nonlocal moving
-        if moving:
-            check()
-        states = guest.frontend_states()
-        fine = {XenbusState.CONNECTED}
-        if time.monotonic() >= unused_from:
-            fine.add(XenbusState.INITIALISING)
-        moving = {device: state for device, state in states.items() if state not in fine}
-        return not moving
-
-    if not until(settled, within_s=timeout_s, poll_s=_POLL_S):
-        raise Refused(
-            f"{guest.name}: {', '.join(moving)} is neither connected nor unused (xenbus state "
-            f"{', '.join(map(str, moving.values()))}), and a snapshot taken now could not be "
-            f"restored: try again when the guest has booted, or detach the device"
         )
 
 

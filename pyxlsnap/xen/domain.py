@@ -272,15 +272,21 @@ class Domain:
         return self._context.xenstore_read(path) == "suspend"
 
     def frontend_states(self) -> dict[str, int]:
-        """The xenbus state of each disk and network frontend, "vbd/51712" -> 4 for connected."""
+        """The xenbus state of each paravirtual device, "vbd/51712" -> 4 for connected.
+
+        0 for a device whose state is missing, or is no number: the guest writes it.
+        """
+        read = self._context.xenstore_read
         base = f"/local/domain/{self.domid}/device"
-        states = {}
-        for kind in ("vbd", "vif"):
-            for device in self._context.xenstore_list(f"{base}/{kind}"):
-                state = self._context.xenstore_read(f"{base}/{kind}/{device}/state")
-                if state and state.isdigit():
-                    states[f"{kind}/{device}"] = int(state)
-        return states
+        kinds = self._context.xenstore_list(base)
+        devices = [f"{k}/{d}" for k in kinds for d in self._context.xenstore_list(f"{base}/{k}")]
+        found = [(device, read(f"{base}/{device}/state")) for device in devices]
+        return {
+            device: int(state) if state and state.isascii() and state.isdigit() else 0
+            for device, state in found
+            # (device/suspend/event-channel, for one, is no device.)
+            if state is not None or read(f"{base}/{device}/backend") is not None
+        }
 
     def disk_targets(self) -> tuple[str, ...]:
         """The host paths of its disks. Also for a suspended domain: nothing is asked of its QEMU.

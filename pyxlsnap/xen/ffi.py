@@ -110,4 +110,5 @@ def domain_info(info: CData) -> DomainInfo:
         dying=info.dying,
         memory_kb=info.current_memkb,
         has_run=info.cpu_time > 0,
+        cpu_seconds=info.cpu_time / 1e9,
     )

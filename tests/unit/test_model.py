@@ -171,3 +171,8 @@ def test_a_disk_is_left_out_only_with_a_reason(disk: Disk, why: str) -> None:
 )
 def test_only_a_suspend_is_resumable(shutdown: bool, reason: str, suspended: bool) -> None:
     assert DomainInfo(1, "u", False, shutdown, reason, False, 1).suspended is suspended
+
+
+@pytest.mark.parametrize(("b_info", "vcpus"), [({}, 1), ({"max_vcpus": 8}, 8)])
+def test_the_processors_of_a_configuration(b_info: dict[str, int], vcpus: int) -> None:
+    assert DomainConfig.parse(json.dumps({"b_info": b_info})).vcpus == vcpus

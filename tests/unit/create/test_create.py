@@ -484,6 +484,7 @@ class TestSuccess:
         assert events[start : events.index("resume")] == [
             "suspend",
             "disk_targets",
+            "frontend_states",
             *("commit xvda", "create xvda"),
             *("commit xvdb", "create xvdb"),
         ]
@@ -686,6 +687,43 @@ def test_a_disk_that_comes_while_the_memory_is_saved_is_noticed(world: World) ->
     assert "disks of vm1 were attached or detached meanwhile: /dev/new" in str(case.fails())
     assert not [e for e in world.events if e.startswith("create")]
     case.assert_as_before()
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        ({"vbd/51712": 3, "vif/0": 4}, "vbd/51712 of vm1 went from xenbus state 4 to 3 meanwhile"),
+        ({"vbd/51712": 4, "vif/0": 1}, "vif/0 of vm1 went from xenbus state 4 to 1 meanwhile"),
+        ({"vbd/51712": 4, "vif/0": 4, "vkbd/0": 1}, "vkbd/0 of vm1 was attached meanwhile"),
+        ({"vbd/51712": 4}, "vif/0 of vm1 was detached meanwhile"),
+    ],
+)
+def test_a_device_that_is_not_steady_at_the_instant_is_noticed(
+    world: World, now: dict[str, int], says: str, live: bool
+) -> None:
+    """A guest that connects a device at that moment goes on, but could not be restored."""
+    case = Case(world, live=live)
+
+    def changes() -> None:
+        case.guest.frontends = [now]
+
+    case.guest.while_suspending = changes
+    error = case.fails()
+    assert says in str(error)
+    assert error.step == "disk snapshots"
+    assert not [e for e in world.events if e.startswith("create")]
+    assert case.guest.resumes == 1
+    case.assert_as_before()
+
+
+def test_a_device_plugged_in_after_the_configuration_was_fetched_is_noticed(world: World) -> None:
+    guest = world.guest(world.image("xvda"))
+    (before,) = guest.frontends
+    guest.frontends = [before, {**before, "vif/1": 4}]
+    with pytest.raises(Refused, match=r"attached or detached meanwhile \(vif/1\): try again"):
+        operations.create(world.host, "vm1", WANTED)
+    assert "suspend" not in world.events
 
 
 def test_a_guest_that_ended_is_noticed_before_disks_are_prepared(world: World) -> None:

@@ -56,6 +56,13 @@ def test_all_reasons_are_told(world: World) -> None:
     assert [r for r in found.reasons if "QEMU is gone" in r] == ["QEMU is gone"] * 2
 
 
+def test_one_that_has_not_run_since_its_restore(world: World) -> None:
+    guest = world.guest(world.image("xvda"))
+    guest.paused, guest.has_run = True, False
+    (why,) = feasibility(world.host, "vm1").reasons
+    assert "vm1 has not run since it was started or restored" in why
+
+
 @pytest.mark.parametrize("reason", ["poweroff", "suspend"])
 def test_one_that_does_not_run_has_that_reason_only(world: World, reason: str) -> None:
     world.guest(world.image("xvda")).shutdown_reason = reason

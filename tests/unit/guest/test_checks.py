@@ -57,6 +57,15 @@ class TestState:
         guest.shutdown_reason = reason
         assert f"shut down ({reason})" in refusal(lambda: checks.run_state(guest))
 
+    @pytest.mark.parametrize("paused", [True, False])
+    def test_one_that_has_not_run_since_its_start_or_restore(
+        self, guest: FakeGuest, paused: bool
+    ) -> None:
+        guest.has_run, guest.paused = False, paused
+        says = refusal(lambda: checks.run_state(guest))
+        assert says.startswith("vm1 has not run since it was started or restored, so")
+        assert says.endswith("run `xl unpause vm1`, and take the snapshot some seconds later")
+
     def test_paused(self, guest: FakeGuest) -> None:
         guest.paused = True
         assert checks.run_state(guest) is RunState.PAUSED
@@ -206,39 +215,6 @@ class TestSpace:
     def test_a_directory_that_cannot_be_written(self) -> None:
         says = refusal(lambda: checks.refuse_full(Path("/proc/sys"), 1))
         assert "/proc/sys" in says
-
-
-class TestFrontends:
-    def wait(self, guest: FakeGuest, *, timeout_s: float = 5, unused_s: float = 0.2) -> None:
-        checks.wait_for_frontends(guest, timeout_s=timeout_s, unused_s=unused_s)
-
-    def test_connected_ones_are_not_waited_for(self, guest: FakeGuest) -> None:
-        self.wait(guest, timeout_s=0, unused_s=1000)
-
-    def test_a_guest_without_any_is_fine(self, guest: FakeGuest) -> None:
-        guest.frontends = [{}]
-        self.wait(guest, timeout_s=0)
-
-    @pytest.mark.parametrize("state", [0, 1, 2, 3, 5, 6, 7, 8])
-    def test_one_on_its_way_is_waited_for(self, guest: FakeGuest, state: int) -> None:
-        guest.frontends = [{"vif/0": state}, {"vif/0": state}, {"vif/0": 4}]
-        self.wait(guest)
-        assert len(guest.frontends) == 1
-
-    def test_one_that_never_connects_is_unused(self, guest: FakeGuest) -> None:
-        guest.frontends = [{"vif/0": 1, "vbd/51712": 4}]
-        self.wait(guest)
-
-    def test_one_that_is_not_tried_long_enough_is_not_unused(self, guest: FakeGuest) -> None:
-        guest.frontends = [{"vif/0": 1}]
-        refusal(lambda: self.wait(guest, timeout_s=0, unused_s=10))
-
-    @pytest.mark.parametrize("state", [0, 2, 3, 5, 6, 8])
-    def test_the_time_is_limited(self, guest: FakeGuest, state: int) -> None:
-        guest.frontends = [{"vif/0": state, "vbd/51712": 4}]
-        says = refusal(lambda: self.wait(guest, timeout_s=0.1, unused_s=0))
-        assert "vm1: vif/0 is neither connected nor unused" in says
-        assert f"(xenbus state {state})" in says
 
 
 class TestDom0Memory:

@@ -101,6 +101,8 @@ class FakeGuest:
         self.paused = False
         self.paused_twice = False
         self.has_run = True
+        #: processor time that it has used
+        self.cpu_seconds = 1000.0
         self.requested = False
         self.shutdown_reason = ""
         self.memory_kb = 1024
@@ -153,6 +155,7 @@ class FakeGuest:
                 dying=self.dying,
                 memory_kb=self.memory_kb,
                 has_run=self.has_run,
+                cpu_seconds=self.cpu_seconds if self.has_run else 0.0,
             )
 
     def check_same(self, *, dying: bool = False) -> DomainInfo:
@@ -276,7 +279,8 @@ class FakeGuest:
         return self.stub_domain
 
     def frontend_states(self) -> dict[str, int]:
-        return self.frontends.pop(0) if len(self.frontends) > 1 else self.frontends[0]
+        with self._world.doing("frontend_states"):
+            return self.frontends.pop(0) if len(self.frontends) > 1 else self.frontends[0]
 
     def disk_targets(self) -> tuple[str, ...]:
         with self._world.doing("disk_targets"):

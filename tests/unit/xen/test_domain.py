@@ -119,6 +119,31 @@ class Store(Context):
         return list(dict.fromkeys(node.partition("/")[0] for node in below))
 
 
+class TestFrontends:
+    def states(self, **values: str) -> dict[str, int]:
+        nodes = {f"/local/domain/7/device/{k.replace('__', '/')}": v for k, v in values.items()}
+        return Domain(Store(nodes), 7, UUID, "vm1").frontend_states()
+
+    def test_a_domain_without_devices_has_none(self) -> None:
+        assert self.states() == {}
+
+    @pytest.mark.parametrize("kind", ["vbd", "vif", "vkbd", "vfb", "console", "9pfs", "vusb", "x"])
+    def test_every_kind_of_device(self, kind: str) -> None:
+        found = self.states(**{f"{kind}__3__state": "4", "vif__0__state": "1"})
+        assert found == {f"{kind}/3": 4, "vif/0": 1}
+
+    def test_what_is_no_device_is_left_out(self) -> None:
+        """libxl makes this node for the event channel of the suspend request."""
+        assert self.states(**{"suspend__event-channel": "5", "vif__0__state": "4"}) == {"vif/0": 4}
+
+    @pytest.mark.parametrize("state", ["", "x", "²", "-1", "4 ", "٤"])
+    def test_a_state_that_the_guest_has_spoilt_is_unknown(self, state: str) -> None:
+        assert self.states(vif__0__state=state) == {"vif/0": 0}
+
+    def test_a_state_that_the_guest_has_removed_is_unknown(self) -> None:
+        assert self.states(vif__0__backend="/local/domain/0/backend/vif/7/0") == {"vif/0": 0}
+
+
 class TestDiskTargets:
     """The nodes are those that libxl writes (device_disk_add in libxl_disk.c)."""
 
