@@ -1,0 +1,138 @@
+"""A guest in every state of life: no snapshot, and the guest unharmed; or one that comes back."""
+
+import time
+
+import pytest
+
+from tests.lab.harness.guests import FIRST_TICK, Guest
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.snapshots import create, forget, goes_back, pyxlsnap, revert
+
+SOAK = pytest.mark.soak
+KINDS = [pytest.param("pv", marks=SOAK), "pvh", pytest.param("hvm", marks=SOAK)]
+
+
+def states(guest: Guest) -> str:
+    """The xenbus state of each device, for the log."""
+    base = f"/local/domain/{guest.domid()}/device"
+    look = f"for d in $(xenstore-list -p {base} | grep -v suspend); do xenstore-ls -fp $d; done"
+    return guest.dom0.run(f"{look} | grep /state", check=False).out
+
+
+def assert_lives(guest: Guest, timeout: float = FIRST_TICK) -> None:
+    """It counts, or does once it has booted, and finds nothing wrong."""
+    tick = guest.wait_advance(3, timeout=timeout)
+    assert tick.ok, guest.bad_lines()[-20:]
+
+
+def comes_back_or_is_refused(guest: Guest, name: str, *words: str) -> int:
+    """Take a snapshot of a guest in whatever state; returns the exit status."""
+    paused = "p" in guest.state()
+    done = pyxlsnap(guest.dom0, "snapshot-create", guest.name, "--name", name, *words)
+    print(f"{guest.name} {name}: {done.rc} {done.err.strip()}\n{states(guest)}")
+    assert done.rc in (0, 1, 3), done
+    assert ("p" in guest.state()) == paused
+    if done.rc == 0:
+        made = f"/var/lib/xen/snapshots/{guest.uuid}/{name}.cfg"
+        revert(guest, made, "--running")
+    elif paused:
+        guest.unpause()
+    assert_lives(guest)
+    forget(guest, name)
+    return done.rc
+
+
+def refused(guest: Guest, *says: str) -> None:
+    done = pyxlsnap(guest.dom0, "snapshot-create", guest.name, "--name", "no")
+    assert done.rc == 3, done
+    (line,) = done.err.splitlines()
+    assert all(word in line for word in says), line
+
+
+@pytest.mark.usefixtures("tidy")
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_that_is_paused_since_its_restore(lab: Lab, kind: str) -> None:
+    """Its drivers believe themselves connected, and its devices are not."""
+    guest = lab.guest(kind)
+    guest.assert_healthy()
+    guest.pause()
+    paused = create(guest, "--name", "paused")
+    assert revert(guest, paused["cfgfile"])["state"] == "paused"
+    refused(guest, f"{kind} has not run since it was started or restored", f"xl unpause {kind}")
+    assert guest.state() == "--p---"
+
+    # The same, but for a moment in which it has run.
+    guest.dom0.run(f"xl unpause {kind}; sleep 0.05; xl pause {kind}")
+    comes_back_or_is_refused(guest, "moment")
+
+    # And once it has really run.
+    made = create(guest, "--name", "later")
+    later, mark = guest.wait_advance(8), guest.mark()
+    revert(guest, made["cfgfile"])
+    goes_back(guest, mark, later)
+
+
+@pytest.mark.usefixtures("tidy")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("words", [[], ["--live"]], ids=["stopped", "live"])
+def test_one_that_was_restored_just_now(lab: Lab, kind: str, words: list[str]) -> None:
+    if (kind, words) == ("pv", ["--live"]):
+        pytest.skip("Debian's Xen cannot log the dirty pages of a PV guest")
+    guest = lab.guest(kind)
+    guest.assert_healthy()
+    made = create(guest, "--name", "base")
+    for number in range(3):
+        revert(guest, made["cfgfile"])
+        comes_back_or_is_refused(guest, f"soon{number}", *words)
+
+
+@SOAK
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["pv", "pvh", "hvm", "tinyhvm"])
+def test_one_that_is_new_or_boots(spent_lab: Lab, kind: str) -> None:
+    """At growing times after its start: in its firmware, without drivers, and with."""
+    guest = Guest(spent_lab.dom0, "new", kind)
+    guest.create()
+    guest.destroy()
+    guest.dom0.run(["xl", "create", "-q", "-p", guest.config])
+    refused(guest, "new has not run since it was started or restored")
+    guest.unpause()
+    outcomes = []
+    for delay_s in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0):
+        time.sleep(delay_s)
+        outcomes.append(comes_back_or_is_refused(guest, f"after{delay_s:g}"))
+        guest.destroy()
+        guest.start()
+    time.sleep(1)
+    assert_lives(guest)
+    print(f"{kind}: {outcomes}")
+
+
+@pytest.mark.parametrize("kind", [pytest.param("pvh"), pytest.param("hvm", marks=SOAK)])
+def test_a_device_plugged_in_while_memory_is_saved(spent_lab: Lab, kind: str) -> None:
+    guest = spent_lab.guest(kind)
+    guest.assert_healthy()
+    image = "/lab/disk/plugged.qcow2"
+    guest.dom0.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "8M"])
+    spec = f"format=qcow2,vdev=xvdp,access=rw,target={image}"
+    with guest.dom0.start(f"sleep 4; xl block-attach {kind} '{spec}'") as plugging:
+        first = pyxlsnap(guest.dom0, "snapshot-create", kind, "--live", "--name", "during")
+        plugging.wait(120)
+    assert first.rc in (0, 1, 3), first
+    assert_lives(guest)
+    forget(guest)
+    made = create(guest, "--live", "--name", "with")
+    later, mark = guest.wait_advance(8), guest.mark()
+    revert(guest, made["cfgfile"])
+    goes_back(guest, mark, later)
+
+
+@SOAK
+@pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
+def test_a_device_that_the_guest_keeps_closing(spent_lab: Lab, kind: str) -> None:
+    """A disk in use that was detached: its frontend stays in state 5, and the guest uses it on."""
+    guest = spent_lab.guest(kind)
+    guest.assert_healthy()
+    guest.dom0.run(["xl", "block-detach", kind, "xvdb"], check=False, timeout=120)
+    time.sleep(2)
+    comes_back_or_is_refused(guest, "closing")
