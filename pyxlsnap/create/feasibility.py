@@ -11,6 +11,7 @@ from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.errors import DomainNotFound, PyxlsnapError
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.device_model import refuse_unsaved_devices
 from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal
@@ -37,6 +38,7 @@ def feasibility(
     reasons = [
         *_reason(Journal(guest.uuid).refuse_unfinished),
         *_reason(lambda: checks.refuse_config(config, guest)),
+        *_reason(lambda: refuse_unsaved_devices(guest, config)),
         *_reason(lambda: checks.refuse_shared(host, guest, disks)),
         *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb)),
         *_disk_reasons(guest, disks, cancel),

@@ -16,6 +16,7 @@ from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.device_model import refuse_unsaved_devices
 from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.files import refuse_existing, refusing_os_errors
@@ -213,6 +214,7 @@ def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     devices = frozenset(guest.frontend_states())  # before the configuration that is saved
     config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
+    refuse_unsaved_devices(guest, config)
     if live:
         checks.refuse_live(host, config, guest)
     return Examined(config, state, targets, devices, guest.info().memory_kb)

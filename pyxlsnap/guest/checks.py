@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
+from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.processes import holders, process_text
@@ -121,6 +122,7 @@ def refuse_config(config: DomainConfig, guest: Guest) -> None:
         found.append("vNUMA")
     if config.section("c_info").get("driver_domain") == "True":
         found.append("a driver domain's role")
+    found += not_saved(config, guest.name)
     if found:
         raise Refused(
             f"{guest.name} has {', '.join(found)}, which cannot be saved: remove it first"

@@ -128,6 +128,45 @@ def test_a_device_plugged_in_while_memory_is_saved(spent_lab: Lab, kind: str) ->
 
 
 @SOAK
+@pytest.mark.usefixtures("tidy")
+def test_a_usb_controller_that_was_added_later(lab: Lab) -> None:
+    guest = lab.guest("hvm")
+    guest.assert_healthy()
+    guest.dom0.run(["xl", "usbctrl-attach", "hvm", "type=devicemodel", "version=2"])
+    refused(guest, "an emulated USB controller", "xl usbctrl-detach hvm 0")
+    guest.dom0.run(["xl", "usbctrl-detach", "hvm", "0"])
+    made = create(guest, "--name", "without")
+    later, mark = guest.wait_advance(8), guest.mark()
+    revert(guest, made["cfgfile"])
+    goes_back(guest, mark, later)
+
+
+@SOAK
+def test_a_disk_that_only_qemu_knows(spent_lab: Lab) -> None:
+    guest = Guest(spent_lab.dom0, "more", "tinyhvm")
+    guest.create()
+    guest.destroy()
+    image = "/lab/disk/only-qemu.raw"
+    guest.dom0.run(["truncate", "-s", "1M", image])
+    drive = f"if=none,id=only,format=raw,file={image}"
+    config = guest.config_text()
+    assert '"-chardev"' in config
+    more = config.replace('"-chardev"', f'"-drive", "{drive}", "-chardev"')
+    guest.dom0.write(guest.config, more)
+    guest.start()
+    guest.wait_advance(3)
+    refused(guest, f"-drive {drive}", "device_model_args")
+    # The same, but added to the running QEMU.
+    guest.destroy()
+    guest.dom0.write(guest.config, config)
+    guest.start()
+    guest.wait_advance(3)
+    guest.qmp("human-monitor-command", **{"command-line": f"drive_add 0 {drive}"})
+    refused(guest, "none of the domain's", image)
+    assert_lives(guest)
+
+
+@SOAK
 @pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
 def test_a_device_that_the_guest_keeps_closing(spent_lab: Lab, kind: str) -> None:
     """A disk in use that was detached: its frontend stays in state 5, and the guest uses it on."""

@@ -48,14 +48,15 @@ class Qemu:
 
     def __init__(self, directory: Path, images: dict[str, str]) -> None:
         self._socket = directory / f"qmp-libxenstat-{DOMID}"
-        self._own = directory / "qmp-of-the-test"
+        #: the socket of a monitor for the test
+        self.own = directory / "qmp-of-the-test"
         self._images = images
         self.start()
 
     def start(self) -> None:
         """Start it (again) on the images as they are."""
         # Listening before QEMU starts, so that nobody has to wait for it.
-        with _listening(self._socket) as ours, _listening(self._own) as own:
+        with _listening(self._socket) as ours, _listening(self.own) as own:
             command = [
                 "qemu-system-x86_64",
                 *("-machine", "pc,accel=tcg", "-S", "-m", "16", "-nodefaults", "-display", "none"),
@@ -80,11 +81,11 @@ class Qemu:
 
     def has_opened(self) -> None:
         """Wait until it has its images open: then it greets."""
-        qmp.QmpConnection(self._own).close()
+        qmp.QmpConnection(self.own).close()
 
     def write(self, vdev: str, pattern: int, at: int = 0) -> None:
         """What the guest would write."""
-        connection = qmp.QmpConnection(self._own)
+        connection = qmp.QmpConnection(self.own)
         device = f"/machine/peripheral/{vdev}/virtio-backend"
         command = f'qemu-io -d {device} "write -P {pattern} {at} 64k"'
         said = connection.execute("human-monitor-command", {"command-line": command})
@@ -96,7 +97,7 @@ class Qemu:
         self._process.terminate()
         self._process.wait(20)
         self._socket.unlink(missing_ok=True)
-        self._own.unlink(missing_ok=True)
+        self.own.unlink(missing_ok=True)
 
 
 def _listening(path: Path) -> socket.socket:
