@@ -37,18 +37,18 @@ _USB_OF_THE_HOST = ("disk:", "host:")
 _ID = re.compile(r'(?:^|,)id=([^,]*)|"id": *"([^"]*)"')
 
 
-def not_saved(config: DomainConfig, name: str) -> list[str]:
+def not_saved(config: DomainConfig, name: str = "") -> list[str]:
     """The items of a configuration that QEMU serves, and that a snapshot would not hold.
 
-    :param name: the domain's name, for commands.
+    :param name: the domain's name, to say how an item is removed.
     """
     build = config.section("b_info")
-    found = [
-        f"an emulated USB controller (to remove it: xl usbctrl-detach {quote(name)} "
-        f"{controller.get('devid', 0)})"
-        for controller in config.devices("usbctrls")
-        if _is_emulated(config, controller)
-    ]
+    found = []
+    for controller in config.devices("usbctrls"):
+        if _is_emulated(config, controller):
+            command = f"xl usbctrl-detach {quote(name)} {controller.get('devid', 0)}"
+            way_out = f" (to remove it: {command})" if name else ""
+            found.append(f"an emulated USB controller{way_out}")
     for key in _ARGUMENTS:
         arguments = build.get(key, [])
         found += [

@@ -12,6 +12,7 @@ from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import ConfigError, DomainNotFound, Refused, Risky, XenError
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import memory_path, reading, saved_config
@@ -275,6 +276,10 @@ def _risks(
     if outside:
         reasons.append(
             f"disks are not in the snapshot and may have changed since: {', '.join(outside)}"
+        )
+    if items := not_saved(config):
+        reasons.append(
+            f"the saved domain has {', '.join(items)}, and a restore may fail or not match it"
         )
     if saved.xen != host.xen_version():
         made, now = ("{}.{}".format(*v) for v in (saved.xen, host.xen_version()))

@@ -1,6 +1,7 @@
 """Going back with a fault at every step: nothing changed, or the same command finishes it."""
 
 import errno
+import json
 import shlex
 import subprocess
 import threading
@@ -566,6 +567,16 @@ def libvirt(case: Case) -> str:
     return "managed by libvirt"
 
 
+def what_only_qemu_has(case: Case) -> str:
+    """As xl saves it, and earlier releases did."""
+    usbctrls = [{"type": "devicemodel", "devid": 0}]
+    case.save_memory(
+        config=json.dumps({**case.guest.configuration.values, "usbctrls": usbctrls}), ours=False
+    )
+    case.edit(f"name = '{NAME}'\nmemory_path = '{case.memory_path}'\n")
+    return "the saved domain has an emulated USB controller, and a restore may fail"
+
+
 RISKS: list[Callable[[Case], str]] = [
     another_uuid,
     a_disk_added,
@@ -574,6 +585,7 @@ RISKS: list[Callable[[Case], str]] = [
     a_disk_not_in_it,
     another_xen,
     libvirt,
+    what_only_qemu_has,
 ]
 
 
