@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pyxlsnap.errors import Aborted, DomainNotFound, GuestTimeout, XenError
-from pyxlsnap.xen.ffi import C, check
+from pyxlsnap.xen.ffi import C, check, domain_info, struct
 from tests.unit.support.resources import python
 
 
@@ -46,3 +46,14 @@ def test_without_a_log_the_code_has_to_do() -> None:
     with pytest.raises(XenError) as caught:
         check(C.ERROR_INVAL, "libxl_x")
     assert not str(caught.value).endswith(": ")
+
+
+@pytest.mark.parametrize(
+    ("ns", "has_run", "seconds"), [(0, False, 0.0), (1, True, 1e-9), (90_000_000_000, True, 90.0)]
+)
+def test_the_processor_time_of_a_domain(ns: int, has_run: bool, seconds: float) -> None:
+    with struct("libxl_dominfo") as info:
+        info.cpu_time = ns
+        found = domain_info(info)
+    assert found.has_run is has_run
+    assert found.cpu_seconds == pytest.approx(seconds)
