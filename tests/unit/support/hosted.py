@@ -99,7 +99,7 @@ def install(here: str) -> None:
     pyxlsnap.xen.toolstack.Toolstack = toolstack  # type: ignore[misc, assignment]
     pyxlsnap.monitor.launch.start_monitor = lambda uuid: None
     link = pyxlsnap.worker.supervisor.SupervisorLink
-    link.start_monitor = lambda self, uuid: None  # type: ignore[method-assign]
+    pytest.MonkeyPatch().setattr(link, "start_monitor", lambda self, uuid: None)
 
 
 class Hosted:

@@ -420,7 +420,7 @@ def test_a_job_that_fails_loses_nothing(taken: Chains, monkeypatch: pytest.Monke
 
 def test_a_job_that_a_killed_delete_has_left_is_waited_for_by_the_user(taken: Chains) -> None:
     """QEMU finishes it by itself; until then it can do nothing else with the disk."""
-    own = QmpConnection(taken.qemu._own)
+    own = QmpConnection(taken.qemu.own)
     strategy = taken.strategy("s3")
     strategy.check_delete(DOMID)
     node = strategy._qemu.node("xvda")
