@@ -157,6 +157,8 @@ def _refuse_added(name: str, devices: Iterable[Mapping[str, str]], words: list[s
         driver = device["type"].removeprefix("child<").removesuffix(">")
         if driver == device["type"] or device["name"] in known or driver.endswith("-cpu"):
             continue  # (libxl starts QEMU with the processors that the guest had)
+        if driver.startswith("xen-"):
+            continue  # QEMU makes these itself, for the backends that xenstore asks for
         raise Refused(
             f"a device was added to the running QEMU of {name} ({device['name']}, {driver}), and "
             f"a restored domain would not have the device: remove it (xl qemu-monitor-command "

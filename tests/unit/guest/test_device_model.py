@@ -9,7 +9,7 @@ import pytest
 from pyxlsnap.disks.qcow2.qmp import QmpConnection
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.device_model import not_saved, refuse_unsaved_devices
+from pyxlsnap.guest.device_model import _refuse_added, not_saved, refuse_unsaved_devices
 from pyxlsnap.model import Disk, DomainConfig, SnapshotConfig
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.operations import feasibility, plan_create
@@ -186,6 +186,13 @@ class TestQemu:
         says = refusal(case.check)
         assert "a device was added to the running QEMU of vm1 (xenusb-0, piix3-usb-uhci)" in says
         assert "xl qemu-monitor-command vm1 'device_del xenusb-0'" in says
+
+    def test_what_qemu_makes_itself_for_xenstore_comes_back(self) -> None:
+        """As the QEMU of each HVM guest on a Xen has it."""
+        made = {"name": "xen-vkbd-0", "type": "child<xen-backend>"}
+        _refuse_added("vm 1", [made], ["qemu-system-i386"])
+        with pytest.raises(Refused, match="added to the running QEMU"):
+            _refuse_added("vm 1", [{**made, "type": "child<usb-tablet>"}], ["qemu-system-i386"])
 
     def test_a_disk_with_a_path_of_qemus_own_cannot_be_compared(self, case: Case) -> None:
         case.guest.configuration = config_of(case.disks[0], Disk("xvdz", "rbd:pool/b", "raw"))
