@@ -38,6 +38,7 @@ def files(guest: Guest, snapshot: dict[str, Any]) -> str:
     return guest.dom0.run(there, check=False).out
 
 
+@pytest.mark.soak
 def test_an_internal_one_of_a_guest_that_runs_and_of_one_that_is_paused(lab: Lab) -> None:
     guest = lab.guest("pvh")
     first, second = create(guest, "--name", "first"), create(guest, "--name", "second")

@@ -72,6 +72,7 @@ def test_one_that_is_paused_since_its_restore(lab: Lab, kind: str) -> None:
     goes_back(guest, mark, later)
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("tidy")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("words", [[], ["--live"]], ids=["stopped", "live"])
