@@ -33,6 +33,8 @@ class Decision(Enum):
     COMPLETE = auto()
     #: a user or program has started the domain since: leave it alone
     LEAVE = auto()
+    #: a person must act: a domain that the journal does not know holds the name
+    ASK_HELD = auto()
     #: a person must decide: the domain was started, and its disks may be reverted only in part
     ASK_STARTED = auto()
     #: a person must decide: the domain was restored, and has ended since
@@ -41,13 +43,17 @@ class Decision(Enum):
     ASK_FAILED = auto()
 
 
-def decide(entry: RevertEntry, now: DomainInfo | None, *, same_boot: bool) -> Decision:
+def decide(
+    entry: RevertEntry, now: DomainInfo | None, *, same_boot: bool, held: bool = False
+) -> Decision:
     """Decide about a revert that was killed. The first row that fits decides:
 
     ============= ======== ======== ==================================== ===========
     destroy begun restored informed domain now                           decision
     ============= ======== ======== ==================================== ===========
     no                                                                   UNTOUCHED
+    yes           no       no       as in one of the next three rows,    ASK_HELD
+                                    and a stranger holds the name
     yes           no       no       off                                  REDO
     yes           no       no       the original, not running            REDO
     yes           no       no       another, dying or never run          REDO
@@ -65,15 +71,20 @@ def decide(entry: RevertEntry, now: DomainInfo | None, *, same_boot: bool) -> De
 
     :param now: the domain of the entry's uuid (or of the uuid that the revert replaces).
     :param same_boot: the host has not been rebooted since the entry was written.
+    :param held: a domain with a third uuid holds the domain's name: :func:`stranger`.
     """
     if not entry.destroy_begun:
         return Decision.UNTOUCHED
     is_original = now is not None and same_boot and now.domid == entry.domid
     if not entry.user_informed and entry.restored_domid is None:
         if now is None:
-            return Decision.REDO
-        if not now.lives if is_original else now.dying or not now.has_run:
-            return Decision.REDO
+            half_way = True
+        elif is_original:
+            half_way = not now.lives
+        else:
+            half_way = now.dying or not now.has_run
+        if half_way:
+            return Decision.ASK_HELD if held else Decision.REDO
     if now and same_boot and now.domid == entry.restored_domid:
         return Decision.COMPLETE
     if now and same_boot and now.lives:
@@ -83,16 +94,28 @@ def decide(entry: RevertEntry, now: DomainInfo | None, *, same_boot: bool) -> De
     return Decision.ASK_FAILED if entry.restored_domid is None else Decision.ASK_ENDED
 
 
-def decide_now(guest: Guest | None, entry: RevertEntry) -> Decision:
+def decide_now(host: Host, guest: Guest | None, entry: RevertEntry) -> Decision:
     """:func:`decide`, for the domain and the host as they are now.
 
     :param guest: what :func:`find_guest` found.
     """
     now = _info(guest) if entry.destroy_begun else None
-    return decide(entry, now, same_boot=entry.boot == boot_id())
+    held = entry.destroy_begun and stranger(host, entry) is not None
+    return decide(entry, now, same_boot=entry.boot == boot_id(), held=held)
 
 
-def carry_out(decided: Decision, guest: Guest | None, entry: RevertEntry) -> Recovered:
+def stranger(host: Host, entry: RevertEntry) -> Guest | None:
+    """The domain that holds the name, if the journal does not know the domain's uuid.
+
+    A user or program has started it since. It is not the domain that the revert was to destroy.
+    """
+    holder = find_if_there(host, entry.domain)
+    if holder is None or holder.name != entry.domain:  # (a name of digits is read as a domid)
+        return None
+    return None if holder.uuid in (entry.uuid, entry.replaced_uuid) else holder
+
+
+def carry_out(host: Host, decided: Decision, guest: Guest | None, entry: RevertEntry) -> Recovered:
     """Do what was decided. (:func:`redo` handles :attr:`Decision.REDO`.)
 
     :param guest: the domain for which it was decided.
@@ -105,6 +128,8 @@ def carry_out(decided: Decision, guest: Guest | None, entry: RevertEntry) -> Rec
             return _complete(guest, entry)
         case Decision.LEAVE if guest:
             return _leave(guest, entry)
+        case Decision.ASK_HELD if holder := stranger(host, entry):
+            raise _held(holder, entry)
         case Decision.ASK_STARTED:
             why = (
                 f"{guest} was started after its revert to {entry.name} was killed, and its "
@@ -122,6 +147,21 @@ def carry_out(decided: Decision, guest: Guest | None, entry: RevertEntry) -> Rec
         step="recover",
         left=[why],
         finish=revert_command(entry.request),
+    )
+
+
+def _held(holder: Guest, entry: RevertEntry) -> NeedsAttention:
+    why = (
+        f"{holder}, uuid {holder.uuid}, holds the name {entry.domain} and was started after the "
+        f"revert of {entry.domain} to {entry.name} was killed"
+    )
+    return NeedsAttention(
+        f"{why}: nothing was destroyed; rename or shut down that domain, then run the command "
+        f"again; or keep that domain and remove {Journal(entry.uuid).path}: its disks may be "
+        f"reverted only in part",
+        step="recover",
+        left=[why],
+        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
     )
 
 
@@ -177,14 +217,19 @@ def _drop_kept(guest: Guest, entry: RevertEntry) -> list[str]:
 def redo(host: Host, entry: RevertEntry, callbacks: Callbacks) -> Recovered:
     """Do the revert again, from its first step. Takes the domain's lock.
 
-    :raises NeedsAttention: the revert failed again; the journal stays.
+    :raises NeedsAttention: the revert failed again, or is not to be done any more; the journal
+        stays.
     """
     _wait_until_quiet(host, entry)
+
+    def recheck(guest: Guest | None) -> None:
+        _check_redo(host, guest, entry)
+
     request = replace(entry.request, keep_current=False, wait_s=RIVAL_S)
     if not entry.monitor:
         callbacks = replace(callbacks, start_monitor=None)
     try:
-        return _finished(revert(host, request, callbacks))
+        return _finished(revert(host, request, callbacks, recheck=recheck))
     except NeedsAttention:
         raise
     except PyxlsnapError as e:
@@ -195,6 +240,31 @@ def redo(host: Host, entry: RevertEntry, callbacks: Callbacks) -> Recovered:
             left=[f"{entry.domain} is off or incomplete, and its disks may be reverted already"],
             finish=revert_command(entry.request),
         ) from e
+
+
+def _check_redo(host: Host, guest: Guest | None, entry: RevertEntry) -> None:
+    """Decide again, when the locks are held and the domain to destroy is known.
+
+    :param guest: the domain that the revert would destroy.
+    :raises NeedsAttention: the revert is not to be done any more; nothing was changed.
+    """
+    if holder := stranger(host, entry):
+        raise _held(holder, entry)
+    known = guest is None or guest.uuid in (entry.uuid, entry.replaced_uuid)
+    unchanged = Journal(entry.uuid).read() == entry
+    if known and unchanged and decide_now(host, guest, entry) is Decision.REDO:
+        return
+    why = (
+        f"{guest} was started meanwhile, and was left alone"
+        if unchanged
+        else f"another process has worked on the revert of {entry.domain} meanwhile"
+    )
+    raise NeedsAttention(
+        f"{why}: run the command again",
+        step="recover",
+        left=[why],
+        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+    )
 
 
 def _wait_until_quiet(host: Host, entry: RevertEntry) -> None:

@@ -72,8 +72,8 @@ def _way_to_finish(host: Host, entry: Entry) -> Callable[[], Recovered] | None:
     if isinstance(entry, DeleteEntry):
         return partial(finish_delete, host, entry)
     guest = find_guest(host, entry)
-    decided = decide_now(guest, entry)
-    return None if decided is Decision.REDO else partial(carry_out, decided, guest, entry)
+    decided = decide_now(host, guest, entry)
+    return None if decided is Decision.REDO else partial(carry_out, host, decided, guest, entry)
 
 
 def _recover_every(recover_one: Callable[[str], Recovered]) -> Recovered:

@@ -1,6 +1,6 @@
 """Going back to a snapshot, in this process: the locks, the plan, and the run of the sequence."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import DomainNotFound, Interrupted
-from pyxlsnap.guest.protocols import Host
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.request import Callbacks, RevertRequest
@@ -19,10 +19,17 @@ from pyxlsnap.revert.sequence import Reversion
 
 
 def revert(
-    host: Host, request: RevertRequest, callbacks: Callbacks, cancel: Cancel | None = None
+    host: Host,
+    request: RevertRequest,
+    callbacks: Callbacks,
+    cancel: Cancel | None = None,
+    *,
+    recheck: Callable[[Guest | None], None] = lambda _: None,
 ) -> Reverted:
     """Revert a domain to a snapshot, in this process (see :mod:`pyxlsnap.create.operation`).
 
+    :param recheck: called with the domain to destroy (``None``: it is off) when the locks are held
+        and the plan is made. An error of it ends the revert before anything is changed.
     :raises UsageError, Refused, Risky: the request is wrong, not possible or not shown to be safe;
         nothing was changed.
     :raises OperationFailed, Interrupted: it ended before the domain was destroyed; nothing was
@@ -32,6 +39,7 @@ def revert(
     """
     cancel = cancel or Cancel()
     with _planned(host, request, callbacks, cancel) as plan:
+        recheck(plan.guest)
         kept = ""
         if request.keep_current:
             with closing(plan_present(host, plan, cancel)) as present:

@@ -234,7 +234,9 @@ class Reversion:
             return cls(f"{what}; nothing was changed", step=step)
         left = self._remove_half_made()
         if self._new is None:
-            left.append(f"{plan.config.name} is off, and its disks may be reverted already")
+            name = plan.config.name
+            disks = f"the disks of {name}" if left else f"{name} is off, and its disks"
+            left.append(f"{disks} may be reverted already")
         self._say(user_informed=True)
         return NeedsAttention(
             f"{what}; {'; '.join(left)}; the snapshot is intact: run the command again to finish",
@@ -255,7 +257,10 @@ class Reversion:
             return False
 
     def _remove_half_made(self) -> list[str]:
-        """Destroy the domain that a failed restore left: no other domain had its uuid before."""
+        """Destroy the domain that a failed restore left: no other domain had its uuid before.
+
+        A domain that has run was started by a user or program just before the restore.
+        """
         if not self._restoring:
             return []
         try:
@@ -267,6 +272,8 @@ class Reversion:
         if self._new is not None:
             return [f"{half} is restored, but a later step failed"]
         try:
+            if half.info().has_run:
+                return [f"{half} was started meanwhile, and was left alone"]
             destroy(half)
         except PyxlsnapError as e:
             return [f"{half} is incomplete and could not be removed ({e})"]

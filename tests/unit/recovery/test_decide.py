@@ -30,6 +30,7 @@ def decided(
     informed: bool = False,
     now: DomainInfo | None = None,
     same_boot: bool = True,
+    held: bool = False,
 ) -> Decision:
     entry = revert_entry(
         domid=ORIGINAL,
@@ -37,7 +38,7 @@ def decided(
         restored_domid=RESTORED if restored else None,
         user_informed=informed,
     )
-    return decide(entry, now, same_boot=same_boot)
+    return decide(entry, now, same_boot=same_boot, held=held)
 
 
 @pytest.mark.parametrize("flags", [RUNS, PAUSED, DYING, SHUT_DOWN])
@@ -100,6 +101,18 @@ def test_a_domain_that_was_back_and_ended_is_for_a_person(now: DomainInfo | None
 @pytest.mark.parametrize("now", [None, domain(ORIGINAL, **DYING), domain(OTHER, **PAUSED)])
 def test_a_failure_that_the_user_knows_of_is_for_a_person(now: DomainInfo | None) -> None:
     assert decided(informed=True, now=now) is Decision.ASK_FAILED
+
+
+@pytest.mark.parametrize("now", [None, domain(ORIGINAL, **DYING), domain(OTHER, **NEW)])
+def test_while_a_stranger_holds_the_name_nothing_is_reverted(now: DomainInfo | None) -> None:
+    assert decided(now=now) is Decision.REDO
+    assert decided(now=now, held=True) is Decision.ASK_HELD
+
+
+def test_a_stranger_changes_nothing_where_nothing_is_done_again() -> None:
+    assert decided(begun=False, held=True) is Decision.UNTOUCHED
+    assert decided(restored=True, now=domain(RESTORED), held=True) is Decision.COMPLETE
+    assert decided(informed=True, held=True) is Decision.ASK_FAILED
 
 
 def test_nothing_that_may_have_worked_since_is_reverted_again() -> None:

@@ -4,6 +4,7 @@ import errno
 import shlex
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from pyxlsnap.errors import (
     Risky,
     XenError,
 )
-from pyxlsnap.journal import Entry, Journal
+from pyxlsnap.journal import Entry, Journal, RevertEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.recovery import finish_revert, undo_create
@@ -41,6 +42,7 @@ from tests.unit.support.world import World
 
 CREATE = [name for name, _ in Creation.__new__(Creation).steps()]
 REVERT = [name for name, _ in Reversion.__new__(Reversion).steps()]
+THIRD_UUID = UUID.replace("8", "3")
 BROKEN = XenError("broken", rc=-3, operation="libxl_domain_resume")
 
 
@@ -521,6 +523,93 @@ class TestARevert:
         run_until(reversion.steps(), step)
         self.assert_is_back(world, recover(world))
         assert not other.exists
+
+    def replaced(self, world: World, step: str = "disks") -> tuple[FakeGuest, Path]:
+        """Kill a revert that replaces a domain with another uuid; returns that domain."""
+        killed = Killed(world, CREATE[-1])
+        Journal(UUID).clear()
+        killed.guest.exists = False
+        other = world.guest(*killed.guest.configuration.disks, name="vm1", uuid=OTHER_UUID)
+        cfg = killed.plan.cfgfile
+        plan = plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg, force=True)
+        run_until(Reversion(world.host, plan, Callbacks(start_monitor=watch)).steps(), step)
+        return other, cfg
+
+    @pytest.mark.parametrize("has_run", [True, False])
+    def test_a_domain_that_took_the_name_is_not_destroyed(
+        self, world: World, has_run: bool
+    ) -> None:
+        """The owner's config file has no uuid: each start of the domain gets a new one."""
+        other, _ = self.replaced(world)
+        third = world.guest(*other.configuration.disks, name="vm1", uuid=THIRD_UUID)
+        third.has_run = has_run
+        with pytest.raises(NeedsAttention, match="holds the name vm1") as caught:
+            recover(world)
+        said = str(caught.value)
+        assert f"{third}, uuid {THIRD_UUID}" in said
+        assert "rename or shut down" in said
+        assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+        assert third.exists
+        assert Journal(UUID).read() is not None
+        third.exists = False
+        self.assert_is_back(world, recover(world))
+
+    def test_a_domain_that_takes_the_name_later_is_not_destroyed(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The owner starts it while the recovery waits for what is still ending."""
+        other, _ = self.replaced(world)
+        started: list[FakeGuest] = []
+
+        def started_meanwhile(_host: object, _entry: object) -> None:
+            started.append(world.guest(*other.configuration.disks, uuid=THIRD_UUID))
+
+        monkeypatch.setattr(finish_revert, "_wait_until_quiet", started_meanwhile)
+        with pytest.raises(NeedsAttention, match="holds the name vm1"):
+            recover(world)
+        assert started[0].runs
+
+    @pytest.mark.parametrize("replaces", [True, False])
+    def test_a_domain_that_is_started_meanwhile_is_not_destroyed(
+        self, world: World, replaces: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It has a uuid that the journal knows."""
+        guest = self.replaced(world)[0] if replaces else self.killed(world, "disks")
+        started: list[FakeGuest] = []
+
+        def started_meanwhile(_host: object, _entry: object) -> None:
+            started.append(world.host.start(guest.configuration))
+
+        monkeypatch.setattr(finish_revert, "_wait_until_quiet", started_meanwhile)
+        with pytest.raises(NeedsAttention, match="was started meanwhile") as caught:
+            recover(world)
+        assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+        assert started[0].runs
+
+    def test_a_revert_that_another_recovery_has_finished_is_not_done_again(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The domain runs again, and may be at work already."""
+        self.killed(world, "disks")
+
+        def finished_meanwhile(_host: object, entry: RevertEntry) -> None:
+            cfg = Path(entry.cfgfile)
+            operations.revert(world.host, UUID, cfgfile.read(cfg), cfg)
+
+        monkeypatch.setattr(finish_revert, "_wait_until_quiet", finished_meanwhile)
+        with pytest.raises(NeedsAttention, match="meanwhile"):
+            recover(world)
+        assert world.events.count("restore") == 1
+        assert any(g.runs for g in world.host.guests)
+
+    def test_a_domid_is_not_taken_for_the_name_of_a_holder(self, world: World) -> None:
+        """The reverted domain is called "2", and domid 2 is another domain."""
+        self.killed(world, "disks")
+        other = world.guest(world.image("xvdz"), name="vm2", uuid=OTHER_UUID)
+        entry = killed_revert()
+        Journal(UUID).rewrite(replace(entry, domain=str(other.domid)))
+        assert recover(world).reverted
+        assert other.runs
 
     def test_it_waits_for_processes_that_are_still_ending(self, world: World) -> None:
         """A qemu-img that the dead worker had started has a disk open."""

@@ -33,7 +33,7 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.memory import read_header, write_header
 from pyxlsnap.memory.header import MAGIC
-from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
+from pyxlsnap.model import Disk, DiskRequest, DomainConfig, RunState, SnapshotConfig
 from pyxlsnap.request import Callbacks, RevertRequest
 from pyxlsnap.results import Progress, Reverted
 from pyxlsnap.revert.operation import revert
@@ -237,6 +237,25 @@ def test_a_cancel_is_heeded_only_before_the_destroy(case: Case, step: str) -> No
     else:
         reversion.run()
         case.assert_reverted()
+
+
+def test_a_domain_that_is_started_just_before_the_restore_is_not_removed(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the uuid that the restored domain was to have."""
+    started: list[FakeGuest] = []
+
+    def taken(config: DomainConfig, fd: int) -> FakeGuest:
+        started.append(case.world.host.start(config))
+        raise XenError("uuid in use", rc=-3, operation="restore")
+
+    monkeypatch.setattr(case.world.host, "restore", taken)
+    with pytest.raises(NeedsAttention) as caught:
+        case.run()
+    assert started[0].runs
+    line, disks = caught.value.left
+    assert line == f"{started[0]} was started meanwhile, and was left alone"
+    assert disks == "the disks of vm1 may be reverted already"
 
 
 def test_a_half_restored_domain_is_removed(case: Case) -> None:
