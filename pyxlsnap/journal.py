@@ -19,8 +19,10 @@ from pyxlsnap.serialize import Message, rebuild
 
 log = logging.getLogger(__name__)
 
-#: version of the format; a release reads only the journals of its own version
-VERSION = 1
+#: version of the format
+VERSION = 2
+#: the versions that this release reads: a version 1 lacks the fields that have a default since 2
+READABLE = (1, VERSION)
 
 
 def boot_id() -> str:
@@ -60,6 +62,8 @@ class CreateEntry(_Entry):
 
     request: CreateRequest
     domid: int
+    #: the boot of the host that ``domid`` belongs to; "" in an entry of version 1
+    boot: str = ""
     #: temporary files of the operation
     temporary: tuple[str, ...]
     #: directories that the operation makes, parents first
@@ -176,12 +180,12 @@ class Journal:
 
     def _values(self) -> Message:
         values: Message = json.loads(self.path.read_bytes())
-        if (version := values.pop("version", 0)) != VERSION:
+        if (version := values.pop("version", 0)) not in READABLE:
             other = "a newer" if version > VERSION else "an older"
             raise Refused(
                 f"the journal {self.path} was written by {other} release of pyxlsnap (version "
-                f"{version}; this release reads version {VERSION}), and was left as it is: run "
-                f"`pyxlsnap snapshot-recover {self.path.stem}` of that release"
+                f"{version}; this release reads versions {READABLE[0]} to {VERSION}), and was left "
+                f"as it is: run `pyxlsnap snapshot-recover {self.path.stem}` of that release"
             )
         return values
 

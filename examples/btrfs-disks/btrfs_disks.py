@@ -128,7 +128,7 @@ class Subvolumes:
         volume.snapshot.rmdir()
         return True
 
-    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+    def adopt_create(self, domid: int | None, *, began: float, state: Mapping[str, str]) -> None:
         self._token = state[f"{self.vdevs[0]} token"]
 
     def artefacts(self, domain: str) -> list[Artefact]:

@@ -8,16 +8,15 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TypeVar
 
 from pyxlsnap import cfgfile
-from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.create.failures import describe, is_interrupt
 from pyxlsnap.create.files import SnapshotFiles
 from pyxlsnap.create.paused import Unpauser
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.errors import (
-    Aborted,
     DomainNotFound,
     GuestTimeout,
     Interrupted,
@@ -28,8 +27,7 @@ from pyxlsnap.errors import (
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.frontends import notice_devices
 from pyxlsnap.hooks import Moment
-from pyxlsnap.journal import CreateEntry, Journal
-from pyxlsnap.linux.files import is_full
+from pyxlsnap.journal import CreateEntry, Journal, boot_id
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.request import Callbacks
@@ -40,10 +38,6 @@ from pyxlsnap.text import command
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-_WRITING = ("header", "suspend", "memory file", "cfgfile")
-# Only the cancel token aborts a call of libxl.
-_INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
 
 
 class Creation:
@@ -116,6 +110,7 @@ class Creation:
             request=plan.request,
             uuid=self._guest.uuid,
             domid=self._guest.domid,
+            boot=boot_id(),
             domain=self._guest.name,
             paused=plan.paused,
             monitor=plan.loses_monitor and self._callbacks.start_monitor is not None,
@@ -201,7 +196,7 @@ class Creation:
 
     def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
         """Undo: the guest first, then disks and files. Returns the error to raise."""
-        what = _describe(step, cause, self._guest.name, self._plan.memory_path)
+        what = describe(step, cause, self._guest.name, self._plan.memory_path)
         log.info("%s; undoing", what)  # the error says the same
         undone: list[str] = []
         left: list[str] = []
@@ -235,7 +230,7 @@ class Creation:
         if self._journal_is_ours:
             self._journal.clear()
         # (An abort may also show as another failure of libxl.)
-        interrupted = isinstance(cause, _INTERRUPTED) or self._cancel.is_set()
+        interrupted = is_interrupt(cause) or self._cancel.is_set()
         cls = Interrupted if interrupted else OperationFailed
         but = "".join(f", but {line}" for line in unwatched)
         return cls(f"{what}; everything is as before{but}", step=step, undone=undone)
@@ -337,14 +332,3 @@ def _in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:
         return do()
     except KeyboardInterrupt:
         return do()
-
-
-def _describe(step: str, cause: BaseException, domain: str, memory: Path) -> str:
-    if isinstance(cause, _INTERRUPTED):
-        return f"the snapshot of {domain} was interrupted ({step})"
-    said = str(cause) or type(cause).__name__
-    if isinstance(cause, OSError) and not isinstance(cause, PyxlsnapError):
-        said = f"{cause.filename or memory}: {cause.strerror or cause}"
-    if step in _WRITING and is_full(memory.parent):  # libxl does not always say so
-        said += f"; {memory.parent} is full: free space there, or set memory_path to another place"
-    return f"the snapshot of {domain} failed ({step}): {said}"

@@ -1,5 +1,6 @@
 """What the operating system says of a disk's files, as the error of that disk."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,3 +23,17 @@ def os_errors(disk: Disk, path: Path, *, refuse: bool = False) -> Iterator[None]
         if refuse:
             raise Refused(f"{disk.vdev}: {text}") from e
         raise DiskError(text, vdev=disk.vdev) from e
+
+
+def refuse_missing(disk: Disk, path: Path, what: str) -> None:
+    """Make sure that a recovery sees the storage of a disk, and does not take it for empty.
+
+    :param what: what may be left there, for the message.
+    :raises DiskError: there is no such file or directory.
+    """
+    if not os.path.lexists(path):
+        raise DiskError(
+            f"{path} is not there: mount its filesystem, then run the command again; {what} may be "
+            f"left there",
+            vdev=disk.vdev,
+        )

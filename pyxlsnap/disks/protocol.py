@@ -117,12 +117,14 @@ class DiskStrategy(Protocol):
         :raises PyxlsnapError: something is left; the message says what.
         """
 
-    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+    def adopt_create(self, domid: int | None, *, began: float, state: Mapping[str, str]) -> None:
         """Take over the snapshot that an object of a dead process began.
 
         Called on a new object in the place of :meth:`check_create`; :meth:`settle` and
         :meth:`undo_create` follow, even if this fails.
 
+        :param domid: the domain as it is now, which may have been started anew since; ``None``: it
+            does not exist. Its old domid may be another guest's by now.
         :param began: when the create began, seconds since the epoch.
         :param state: what the dead object's :meth:`state` returned, and those of the other
             strategies.

@@ -8,7 +8,7 @@ from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import BadMemoryFile, DomainNotFound, GuestTimeout, NeedsAttention
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
-from pyxlsnap.journal import CreateEntry, Journal
+from pyxlsnap.journal import CreateEntry, Journal, boot_id
 from pyxlsnap.linux.files import open_regular, remove_directories
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig
@@ -32,7 +32,7 @@ def undo_create(host: Host, entry: CreateEntry) -> Recovered:
         others were.
     """
     guest = find_if_there(host, entry.uuid)
-    adopted = _adopt(guest.domid if guest else entry.domid, entry)
+    adopted = _adopt(guest.domid if guest else None, entry)
     try:
         resumed = guest is not None and _resume(guest, entry, adopted)
         done = [f"resumed {guest.name}"] if guest and resumed else []
@@ -43,7 +43,9 @@ def undo_create(host: Host, entry: CreateEntry) -> Recovered:
         disks = _undo_disks(adopted)
     finally:
         close_all(strategy for strategy, _ in adopted)
-    files = _remove_files([*entry.temporary, *([entry.memory_path] if complete else [])])
+    files = _remove_files(
+        [*entry.temporary, *([entry.memory_path] if complete else [])], entry.directories
+    )
     done += disks.done + files.done + remove_directories([Path(d) for d in entry.directories])
     left = disks.left + files.left
     if disks.left and not guest:
@@ -59,7 +61,7 @@ def undo_create(host: Host, entry: CreateEntry) -> Recovered:
     return Recovered(tuple(done), rolled_back=True)
 
 
-def _adopt(domid: int, entry: CreateEntry) -> Adopted:
+def _adopt(domid: int | None, entry: CreateEntry) -> Adopted:
     """The disk strategies of the killed process, each with the error of its adoption, if any."""
     chosen = list(zip(entry.devices, entry.disks, strict=True))
     try:
@@ -74,7 +76,7 @@ def _adopt(domid: int, entry: CreateEntry) -> Adopted:
     return [(strategy, _hindrance(strategy, domid, entry)) for strategy in found]
 
 
-def _hindrance(strategy: DiskStrategy, domid: int, entry: CreateEntry) -> Exception | None:
+def _hindrance(strategy: DiskStrategy, domid: int | None, entry: CreateEntry) -> Exception | None:
     try:
         strategy.adopt_create(domid, began=entry.started, state=entry.disk_state)
         return None
@@ -92,14 +94,23 @@ def _undo_disks(adopted: Adopted) -> _Outcome:
     return outcome
 
 
-def _remove_files(names: Sequence[str]) -> _Outcome:
+def _remove_files(names: Sequence[str], made: Sequence[str]) -> _Outcome:
+    """Remove files.
+
+    :param made: directories that the create was to make. If another directory is missing, its
+        filesystem is not mounted.
+    """
     outcome = _Outcome([], [])
     for name in names:
         try:
             Path(name).unlink()
             outcome.done.append(f"removed {name}")
         except FileNotFoundError:
-            pass
+            parent = Path(name).parent
+            if str(parent) not in made and not parent.exists():
+                outcome.left.append(
+                    f"{parent} is not there: mount its filesystem; {name} may be left there"
+                )
         except OSError as e:
             outcome.left.append(f"{name}: {e.strerror}")
     return outcome
@@ -109,7 +120,7 @@ def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
     try:
         for strategy, _ in adopted:
             strategy.settle()
-        return guest.ensure_running(paused=entry.paused)
+        return _is_same_run(guest, entry) and guest.ensure_running(paused=entry.paused)
     except GuestTimeout as e:
         raise NeedsAttention(
             str(e),
@@ -128,6 +139,14 @@ def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
             left=left,
             finish=f"pyxlsnap snapshot-recover {entry.uuid}",
         ) from e
+
+
+def _is_same_run(guest: Guest, entry: CreateEntry) -> bool:
+    """Whether the domain has not been started anew since: else its state is not ours to change.
+
+    (An entry of version 1 has no boot.)
+    """
+    return guest.domid == entry.domid and entry.boot in ("", boot_id())
 
 
 def _is_ours(memory: Path, entry: CreateEntry) -> bool:

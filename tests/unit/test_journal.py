@@ -232,3 +232,20 @@ def test_what_a_recovery_could_not_read_is_not_written(journal: Journal, entry: 
     with pytest.raises(Refused, match="could not be read by a recovery"):
         journal.write(entry)
     assert journal.read() is None
+
+
+def of_version_1(entry: Entry, *new: str) -> bytes:
+    values = {"version": 1, "operation": entry.operation, **asdict(entry)}
+    return json.dumps({k: v for k, v in values.items() if k not in new}).encode()
+
+
+@pytest.mark.parametrize(
+    ("entry", "new"),
+    [(create_entry(), ("boot",)), (revert_entry(), ("disk_state",))],
+)
+def test_an_entry_of_version_1_is_read(
+    journal: Journal, entry: Entry, new: tuple[str, ...]
+) -> None:
+    journal.path.parent.mkdir()
+    journal.path.write_bytes(of_version_1(entry, *new))
+    assert journal.read() == entry

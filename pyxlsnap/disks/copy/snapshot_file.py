@@ -19,7 +19,7 @@ from pyxlsnap.disks.copy.content import (
     open_new,
     set_attribute,
 )
-from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.disks.failures import os_errors, refuse_missing
 from pyxlsnap.disks.in_use import users
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.standing import standing_on
@@ -151,6 +151,12 @@ class SnapshotFile:
         except OSError as e:
             return e.errno == errno.ENOTSUP  # the filesystem has no attributes
 
+    def _check_storage(self) -> None:
+        """:raises DiskError: the file may be on storage that is not there after a crash."""
+        if self._began is not None:
+            refuse_missing(self.disk, self.path.parent, self.path.name)
+            refuse_missing(self.disk, self.target, self.path.name)
+
     def close(self) -> None:
         """Close the file. Idempotent."""
         if self._fd >= 0:
@@ -161,6 +167,7 @@ class SnapshotFile:
         try:
             found = os.lstat(self.path)
         except FileNotFoundError:
+            self._check_storage()
             return False
         if self._made:
             return _identity(found) == self._made
@@ -205,7 +212,7 @@ class CopyStrategy:
     def undo_create(self) -> list[str]:
         return undo_each(file.undo for file in self._files)
 
-    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+    def adopt_create(self, domid: int | None, *, began: float, state: Mapping[str, str]) -> None:
         for file in self._files:
             file.adopt(state.get(f"{file.disk.vdev} token", ""), began)
 

@@ -158,7 +158,7 @@ class LvmDisks:
             )
         return undone
 
-    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+    def adopt_create(self, domid: int | None, *, began: float, state: Mapping[str, str]) -> None:
         self._tokens = {vdev: state[f"{vdev} token"] for vdev in self.vdevs}
         self._begun = True
 

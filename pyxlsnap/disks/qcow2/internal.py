@@ -6,9 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyxlsnap.disks.in_use import wait_until_unused
+from pyxlsnap.disks.failures import os_errors, refuse_missing
+from pyxlsnap.disks.in_use import users, wait_until_unused
 from pyxlsnap.disks.qcow2.features import refuse_unfit
-from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_info, image_tags, qemu_img, tags_of
+from pyxlsnap.disks.qcow2.qemu import (
+    GuestQemu,
+    Tag,
+    image_info,
+    image_tags,
+    qemu_img,
+    tags_of,
+)
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
@@ -28,6 +36,8 @@ class Internal:
         self._name = name
         #: when the snapshots were begun, seconds since the epoch; ``None``: nothing was made
         self.began: float | None = None
+        #: the domain of a create that is undone does not exist any more
+        self._gone = False
 
     # create
 
@@ -60,6 +70,13 @@ class Internal:
         """QEMU refused the transaction: a disk snapshot of our name is somebody else's."""
         self.began = None
 
+    def adopt(self, began: float, *, gone: bool) -> None:
+        """Take over the snapshots of a dead process.
+
+        :param gone: their domain does not exist any more, so there is no QEMU to ask.
+        """
+        self.began, self._gone = began, gone
+
     def undos(self, qemu: GuestQemu) -> list[Undo]:
         """The undo of each disk; to be called by :func:`~pyxlsnap.disks.undo.undo_each`."""
         return [partial(self._undo, qemu, disk) for disk in self.disks]
@@ -68,24 +85,48 @@ class Internal:
         """Delete the disk snapshot, if a transaction of ours made it.
 
         A transaction that failed was undone by QEMU itself. A disk snapshot of that name that is
-        older was made by somebody else, and stays.
+        older was made by somebody else, and stays. Without a QEMU that has the disk, qemu-img
+        looks and deletes, once nobody has the image open.
 
         :raises DiskError: the disk snapshot may be left.
         """
         if self.began is None:
             return []
+        if self._gone:
+            return self._undo_in_file(disk, self.began)
         try:
-            if not self._is_ours(qemu, disk.vdev, self.began):
+            if not self._is_ours(qemu.tags(disk.vdev), disk, self.began):
                 return []
             self._delete(qemu, disk.vdev, self._name)
         except QmpError as e:
+            if not e.refused and not _in_use(disk):  # QEMU has ended, or has this disk no more
+                return self._undo_in_file(disk, self.began)
             raise DiskError(
                 f"a disk snapshot {self._name!r} may be left: {e}", vdev=disk.vdev
             ) from e
-        return [f"deleted the disk snapshot {self._name!r} of {disk.vdev}"]
+        return [self._deleted(disk)]
 
-    def _is_ours(self, qemu: GuestQemu, vdev: str, began: float) -> bool:
-        return any(t.name == self._name and t.date >= began - 1 for t in qemu.tags(vdev))
+    def _undo_in_file(self, disk: Disk, began: float) -> list[str]:
+        refuse_missing(disk, Path(disk.target), f"a disk snapshot {self._name!r}")
+        wait_until_unused(disk, Path(disk.target))
+        if not self._is_ours(image_tags(disk), disk, began):
+            return []
+        qemu_img(disk, "snapshot", "-d", self._name, disk.target)
+        return [self._deleted(disk)]
+
+    def _is_ours(self, tags: Sequence[Tag], disk: Disk, began: float) -> bool:
+        named = [tag for tag in tags if tag.name == self._name]
+        ours = any(tag.date >= began - 1 for tag in named)
+        if ours and len(named) > 1:  # a name is all that can be told to QEMU and qemu-img
+            raise DiskError(
+                f"{disk.target} has {len(named)} disk snapshots named {self._name!r}: delete the "
+                f"newest, which was not completed (qemu-img snapshot -l shows the dates)",
+                vdev=disk.vdev,
+            )
+        return ours
+
+    def _deleted(self, disk: Disk) -> str:
+        return f"deleted the disk snapshot {self._name!r} of {disk.vdev}"
 
     def _delete(self, qemu: GuestQemu, vdev: str, name: str) -> None:
         qemu.execute(_DELETE, {"device": qemu.node(vdev), "name": name})
@@ -162,3 +203,10 @@ class Internal:
     @property
     def _kept_name(self) -> str:
         return self._name + KEPT_SUFFIX
+
+
+def _in_use(disk: Disk) -> bool:
+    target = Path(disk.target)
+    refuse_missing(disk, target, "a disk snapshot")
+    with os_errors(disk, target):
+        return bool(users(target))

@@ -4,14 +4,17 @@ The transaction is the commit point of the whole snapshot: QEMU does all of it, 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
+from pyxlsnap.disks.failures import refuse_missing
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.checks import refuse_kernel_users
 from pyxlsnap.disks.qcow2.deletion import Deletion
 from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
-from pyxlsnap.disks.undo import undo_each
+from pyxlsnap.disks.undo import Undo, undo_each
 from pyxlsnap.errors import QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
@@ -34,6 +37,7 @@ class Qcow2:
         self._qemu = GuestQemu()
         self._deletion = Deletion(disks, task, self._qemu)
         self._activate: tuple[tuple[str, dict[str, object]], ...] = ()
+        self._adopted = False
 
     # create
 
@@ -89,12 +93,25 @@ class Qcow2:
         self._external.settle()
 
     def undo_create(self) -> list[str]:
-        return undo_each([*self._internal.undos(self._qemu), *self._external.undos()])
+        external = zip(self._external.disks, self._external.undos(), strict=True)
+        return undo_each(
+            [
+                *self._internal.undos(self._qemu),
+                *(partial(self._undo_external, disk, undo) for disk, undo in external),
+            ]
+        )
 
-    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+    def _undo_external(self, disk: Disk, undo: Undo) -> Sequence[str]:
+        if self._adopted:
+            refuse_missing(disk, Path(disk.target), "files of the disk snapshot")
+        return undo()
+
+    def adopt_create(self, domid: int | None, *, began: float, state: Mapping[str, str]) -> None:
+        self._adopted = True
         self._external.adopt(state)
-        self._internal.began = began
-        self._qemu.connect(domid, self._disks)
+        self._internal.adopt(began, gone=domid is None)
+        if domid is not None:
+            self._qemu.connect(domid, self._disks)
 
     def artefacts(self, domain: str) -> list[Artefact]:
         return self._internal.artefacts(self._qemu, domain) + self._external.artefacts()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pyxlsnap import cfgfile
+from pyxlsnap.create import sequence as create_sequence
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.delete.sequence import Deletion
 from pyxlsnap.errors import (
@@ -30,7 +31,7 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.journal import Journal
 from pyxlsnap.model import DomainConfig, SnapshotConfig
-from pyxlsnap.recovery import finish_revert
+from pyxlsnap.recovery import finish_revert, undo_create
 from pyxlsnap.revert import sequence as revert_sequence
 from pyxlsnap.revert.plan import RevertPlan
 from pyxlsnap.revert.sequence import Reversion
@@ -117,7 +118,7 @@ class AnyOrder(RuleBasedStateMachine):
         #: the domains that ran when the host crashed
         self.crashed: list[DomainConfig] = []
         self.boots = 0
-        for module in (finish_revert, revert_sequence):
+        for module in (create_sequence, undo_create, finish_revert, revert_sequence):
             self._patches.setattr(module, "boot_id", lambda: f"boot {self.boots}")
 
     def teardown(self) -> None:

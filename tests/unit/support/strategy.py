@@ -76,7 +76,7 @@ class FakeStrategy:
             self._made.clear()
             return undone
 
-    def adopt_create(self, domid: int, *, began: float, state: Mapping[str, str]) -> None:
+    def adopt_create(self, domid: int | None, *, began: float, state: Mapping[str, str]) -> None:
         assert self.state().items() <= state.items()
         self._reached = False
         with self._world.doing(f"adopt {self.vdevs[0]}"):
