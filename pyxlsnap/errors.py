@@ -215,7 +215,10 @@ class WorkerDied(PyxlsnapError):
 
 
 class OperationFailed(PyxlsnapError):
-    """An operation failed after it had begun. It was undone: everything is as before."""
+    """An operation failed after it had begun. It was undone: everything is as before.
+
+    Except that a paused domain may have run for some seconds: the message says for how long.
+    """
 
     def __init__(
         self, message: str, *, step: str, undone: Sequence[str] = (), left: Sequence[str] = ()

@@ -64,6 +64,8 @@ class CreateEntry(_Entry):
     domid: int
     #: the boot of the host that ``domid`` belongs to; "" in an entry of version 1
     boot: str = ""
+    #: when a paused domain was unpaused to answer the suspend request, seconds since the epoch
+    unpaused_at: float | None = None
     #: temporary files of the operation
     temporary: tuple[str, ...]
     #: directories that the operation makes, parents first

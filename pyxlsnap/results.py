@@ -229,3 +229,6 @@ class Recovered:
     reverted: Reverted | None = None
     #: the result of the delete that was finished; ``None`` if the operation was no delete
     deleted: Deleted | None = None
+    #: seconds for which a paused domain ran at most, unpaused by the create that was rolled back; 0
+    #: if it did not run
+    seconds_unpaused: float = 0.0

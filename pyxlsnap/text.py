@@ -1,4 +1,4 @@
-"""Text that others chose (names, paths, output): from bytes, and fit to be shown; and sizes."""
+"""Text that others chose (names, paths, output), fit to be shown; sizes and times as text."""
 
 import re
 import shlex
@@ -55,6 +55,20 @@ def command(words: Iterable[str]) -> str:
 def mib(size: int) -> str:
     """A size in bytes as messages give it, rounded up."""
     return f"{-(-size >> 20)} MiB"
+
+
+def duration(seconds: float) -> str:
+    """A time as messages give it."""
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def paused_again(domain: str, seconds: float, most: str = "") -> str:
+    """How long a paused domain ran, as messages say it.
+
+    :param most: "at most ", if the seconds are a limit.
+    """
+    ran = f"it ran for {most}{duration(seconds)}"
+    return f"{domain} is paused again; {ran} to answer the suspend request"
 
 
 def _escaped(character: str) -> str:

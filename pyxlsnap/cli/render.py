@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pyxlsnap.model import RunState
 from pyxlsnap.results import Plan, Recovered, Reverted, Snapshot
-from pyxlsnap.text import command
+from pyxlsnap.text import command, paused_again
 
 Result = Snapshot | Reverted | Plan | Recovered
 
@@ -27,11 +27,7 @@ def _snapshot(snapshot: Snapshot) -> Iterator[str]:
         f"{snapshot.seconds_suspended:.2f} s)"
     )
     if snapshot.state is RunState.PAUSED:
-        ran = snapshot.seconds_unpaused * 1000
-        yield (
-            f"  {snapshot.domain} is paused, as before (it ran for {ran:.0f} ms to answer the "
-            "suspend request)"
-        )
+        yield f"  {paused_again(snapshot.domain, snapshot.seconds_unpaused)}"
     for artefact in snapshot.artefacts:
         yield f"  {artefact.kind}: {artefact.where}"
         yield f"    delete: {artefact.delete}"

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TypeVar
 
 from pyxlsnap import cfgfile
@@ -60,7 +61,8 @@ class Creation:
         self._resumed = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
-        self._seconds_unpaused = 0.0
+        #: used for a paused guest
+        self._unpauser = Unpauser(plan.guest, live=plan.live, note=self._note_unpause)
         self._seconds: dict[str, float] = {}
 
     def steps(self) -> list[Step]:
@@ -106,7 +108,7 @@ class Creation:
 
     def _write_journal(self) -> None:
         plan = self._plan
-        entry = CreateEntry(
+        self._entry = CreateEntry(
             request=plan.request,
             uuid=self._guest.uuid,
             domid=self._guest.domid,
@@ -125,7 +127,7 @@ class Creation:
             kinds=dict(plan.metadata.kinds),
             started=time.time(),
         )
-        self._journal.write(entry)
+        self._journal.write(self._entry)
         self._journal_is_ours = True
 
     def _write_header(self) -> None:
@@ -145,13 +147,15 @@ class Creation:
     def _suspend(self) -> None:
         checks.notice_change(self._guest, paused=self._plan.paused)
         fd = self._files.fileno()
-        live = self._plan.live
-        unpauser = Unpauser(self._guest, live=live) if self._plan.paused else None
-        with unpauser or nullcontext(), self._cancel.armed(self._guest.abort):
+        unpauser = self._unpauser if self._plan.paused else nullcontext()
+        with unpauser, self._cancel.armed(self._guest.abort):
             self._suspend_began = True
-            self._guest.suspend(fd, live=live, on_progress=self._suspending)
+            self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
         self._memory_complete = True
-        self._seconds_unpaused = unpauser.seconds if unpauser else 0.0
+
+    def _note_unpause(self) -> None:
+        self._entry = replace(self._entry, unpaused_at=time.time())
+        self._journal.rewrite(self._entry)
 
     def _snapshot_disks(self) -> None:
         checks.notice_disks(self._guest, self._plan.examined.targets)
@@ -201,6 +205,7 @@ class Creation:
         undone: list[str] = []
         left: list[str] = []
         unwatched: list[str] = []
+        ran = ""
         try:
             _in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
         except DomainNotFound as e:
@@ -208,8 +213,9 @@ class Creation:
         except GuestTimeout as e:  # the guest runs, but may yet suspend
             left.append(str(e))
         except BaseException as e:  # even after a bug: do not delete the guest's only copy
-            return self._keep_everything(step, what, e)
+            return self._keep_everything(step, f"{what}{self._unpauser.how_long()}", e)
         else:
+            ran = self._unpauser.how_long()
             self._tell_resumed()
             unwatched = self._keep_watched()
             if self._callbacks.start_monitor:  # the caller had asked for a watch
@@ -221,7 +227,7 @@ class Creation:
                 left.append(str(e) or type(e).__name__)
         if left:
             return NeedsAttention(
-                f"{what}; left: {'; '.join(left)}",
+                f"{what}{ran}; left: {'; '.join(left)}",
                 step=step,
                 undone=undone,
                 left=left,
@@ -233,7 +239,8 @@ class Creation:
         interrupted = is_interrupt(cause) or self._cancel.is_set()
         cls = Interrupted if interrupted else OperationFailed
         but = "".join(f", but {line}" for line in unwatched)
-        return cls(f"{what}; everything is as before{but}", step=step, undone=undone)
+        rest = ran or "; everything is as before"
+        return cls(f"{what}{rest}{but}", step=step, undone=undone)
 
     def _bring_guest_back(self, undone: list[str]) -> None:
         if not self._suspend_began or self._resumed:
@@ -309,7 +316,7 @@ class Creation:
             warnings=(*plan.warnings, *warnings, *unsaid),
             state=meta.state,
             seconds_suspended=self._seconds_suspended,
-            seconds_unpaused=self._seconds_unpaused,
+            seconds_unpaused=self._unpauser.seconds,
             seconds=self._seconds,
         )
 

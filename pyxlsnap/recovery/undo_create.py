@@ -1,5 +1,6 @@
 """Rolling back a create whose process was killed: the guest first, then disks and files."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from pyxlsnap.linux.files import open_regular, remove_directories
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig
 from pyxlsnap.results import Recovered
+from pyxlsnap.text import paused_again
 
 Adopted = Sequence[tuple[DiskStrategy, Exception | None]]
 
@@ -36,6 +38,9 @@ def undo_create(host: Host, entry: CreateEntry) -> Recovered:
     try:
         resumed = guest is not None and _resume(guest, entry, adopted)
         done = [f"resumed {guest.name}"] if guest and resumed else []
+        ran_s = _seconds_unpaused(guest, entry)
+        if ran_s:
+            done.append(paused_again(entry.domain, ran_s, "at most "))
         complete = _is_ours(Path(entry.memory_path), entry)
         if complete and Path(entry.cfgfile).exists():
             done.append(f"the snapshot {entry.name} is complete: see {entry.cfgfile}")
@@ -58,7 +63,7 @@ def undo_create(host: Host, entry: CreateEntry) -> Recovered:
             left=left,
             finish=f"check what is left, then run: rm {Journal(entry.uuid).path}",
         )
-    return Recovered(tuple(done), rolled_back=True)
+    return Recovered(tuple(done), rolled_back=True, seconds_unpaused=ran_s)
 
 
 def _adopt(domid: int | None, entry: CreateEntry) -> Adopted:
@@ -139,6 +144,13 @@ def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
             left=left,
             finish=f"pyxlsnap snapshot-recover {entry.uuid}",
         ) from e
+
+
+def _seconds_unpaused(guest: Guest | None, entry: CreateEntry) -> float:
+    """For how long a guest ran at most that its owner had paused."""
+    if guest is None or entry.unpaused_at is None or not _is_same_run(guest, entry):
+        return 0.0
+    return max(time.time() - entry.unpaused_at, 0.001)
 
 
 def _is_same_run(guest: Guest, entry: CreateEntry) -> bool:

@@ -157,7 +157,9 @@ def _after(died: WorkerDied, worker: WorkerClient) -> Message:
         what = f"{died}; it finished or rolled back, but died before reporting the result"
         left = "the unreported result: check whether the operation was done"
         raise NeedsAttention(what, step="worker", left=[left]) from died
-    what = f"{died}; everything is as before"
+    ran = any(r.seconds_unpaused for r in found)
+    rest = "it was rolled back: " + "; ".join(done) if ran else "everything is as before"
+    what = f"{died}; {rest}"
     raise OperationFailed(what, step="worker", undone=done) from died
 
 

@@ -12,7 +12,7 @@ from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
 from pyxlsnap.xen.callbacks import Bridge
 from pyxlsnap.xen.ffi import C, CData, c_string, check, domain_info, ffi, struct, take_string
-from pyxlsnap.xen.xenstore import Xenstore
+from pyxlsnap.xen.xenstore import Xenstore, empty_node
 
 # The device nodes through which libxenctrl reaches Xen.
 _DEVICES = ("dev/xen/privcmd", "proc/xen/privcmd")
@@ -164,6 +164,15 @@ class Context:
         with self._lock:
             self.check_usable()
             return self._xenstore.read(path)
+
+    def xenstore_empty(self, path: str, value: str) -> bool:
+        """Make a xenstore node empty if it has this value; false if it has another or none.
+
+        :raises XenError: xenstore cannot be reached or written to.
+        """
+        with self._lock:
+            self.check_usable()
+            return empty_node(path, value)
 
     def xenstore_list(self, path: str) -> list[str]:
         """The names below a xenstore node; empty if there is no such node.

@@ -132,16 +132,20 @@ class Domain:
         stands, and for ``settle_s`` seconds more after the request was removed: the guest removes
         it when it begins to suspend.
 
-        :param paused: the owner had paused the domain: pause it again before the resume.
+        :param paused: the owner had paused the domain: withdraw the request, and pause the domain
+            again at once; only if it has just taken the request, after up to ``settle_s`` seconds.
         :raises XenError: the domain is suspended and cannot be resumed.
         :raises GuestTimeout: it runs, and the request still stands: it may suspend at any time.
+            (Not with ``paused``.)
         :raises DomainNotFound: the domain no longer exists.
         """
+        if paused:
+            return self._ensure_paused(settle_s)
         start = quiet_since = time.monotonic()
         while True:
             info = self.check_same()
             if info.suspended:
-                self.resume(paused=paused)
+                self.resume()
                 return True
             now, requested = time.monotonic(), self.suspend_requested()
             if requested:
@@ -153,10 +157,31 @@ class Domain:
                     domain=str(self),
                 )
             if not requested and now - quiet_since >= settle_s:
-                if paused and not info.paused:
-                    self.pause()
                 return False
             time.sleep(_POLL_S)
+
+    def _ensure_paused(self, settle_s: float) -> bool:
+        """A paused guest answers no request. One that has taken its request is let suspend."""
+        self.check_same()
+        if not (self.withdraw_suspend() or self.check_same().paused):
+            until(lambda: self.check_same().suspended, within_s=settle_s, poll_s=_POLL_S)
+        info = self.check_same()
+        if not (info.suspended or info.paused):
+            self.pause()
+            info = self.check_same()
+        if info.suspended:
+            self.resume(paused=True)
+        return info.suspended
+
+    def withdraw_suspend(self) -> bool:
+        """Withdraw the suspend request in xenstore, as libxl does when its time is over.
+
+        :returns: whether it stood; the guest never suspends then. If not, there was no request, or
+            the guest has taken it and suspends soon.
+        :raises XenError: xenstore cannot be reached or written to.
+        """
+        path = f"/local/domain/{self.domid}/control/shutdown"
+        return self._context.xenstore_empty(path, "suspend")
 
     def pause(self) -> None:
         """``libxl_domain_pause``. Pauses are counted.

@@ -1,4 +1,4 @@
-"""xenstore: reading what libxl does not report, and watching for domains that shut down."""
+"""xenstore: what libxl does not report, a watch for domains that shut down, a request withdrawn."""
 
 import errno
 import os
@@ -53,6 +53,38 @@ class Xenstore:
         if self._xs == ffi.NULL:
             self._xs = _open(C.XS_OPEN_READONLY)
         return self._xs
+
+
+def empty_node(path: str, value: str) -> bool:
+    """Make a node empty if it has this value, in a transaction of a connection of its own.
+
+    :returns: whether it had the value.
+    :raises XenError: xenstore cannot be reached or written to; the node is unchanged.
+    """
+    xs = _open(0)
+    try:
+        while True:
+            transaction = C.xs_transaction_start(xs)
+            if not transaction:
+                raise _cannot_write("xs_transaction_start")
+            found = C.xs_read(xs, transaction, c_string(path), ffi.new("unsigned int *"))
+            if found == ffi.NULL or take_string(ffi.cast("char *", found)) != value:
+                C.xs_transaction_end(xs, transaction, True)
+                return False
+            if not C.xs_write(xs, transaction, c_string(path), b"", 0):
+                error = _cannot_write("xs_write")
+                C.xs_transaction_end(xs, transaction, True)
+                raise error
+            if C.xs_transaction_end(xs, transaction, False):
+                return True
+            if ffi.errno != errno.EAGAIN:  # another writer came first
+                raise _cannot_write("xs_transaction_end")
+    finally:
+        C.xs_close(xs)
+
+
+def _cannot_write(operation: str) -> XenError:
+    return XenError(f"cannot write to xenstore: {os.strerror(ffi.errno)}", operation=operation)
 
 
 class DomainWatch:

@@ -1,5 +1,6 @@
 """Guests that their owner has paused: still paused afterwards, and paused again by a revert."""
 
+import json
 import time
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from tests.lab.harness.external import take as take_external
 from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.snapshots import create, disk_snapshots, goes_back, revert
+from tests.lab.harness.snapshots import create, disk_snapshots, goes_back, revert, run_script
 
 pytestmark = pytest.mark.usefixtures("tidy")
 
@@ -66,3 +67,20 @@ def test_a_paused_guest(lab: Lab, kind: str, words: list[str], external: bool) -
     later, mark = guest.wait_advance(8), guest.mark()
     assert revert(guest, snapshot["cfgfile"], "--running")["state"] == "running"
     assert before < goes_back(guest, mark, later).n <= after + 1
+
+
+def test_an_aborted_suspend_leaves_no_request(lab: Lab) -> None:
+    """Else the guest would suspend by itself when its owner unpauses it."""
+    guest = lab.guest("pvh")
+    guest.assert_healthy()
+    guest.pause()
+    wait_quiet(guest)
+    done = run_script(lab.dom0, "request_withdrawn.py", guest.name)
+    assert done.rc == 0, done
+    found = json.loads(done.out)
+    assert (found["stood"], found["resumed"], found["stands"]) == (True, False, False)
+    assert found["seconds"] < 5
+    assert guest.state() == "--p---"
+    guest.unpause()
+    guest.assert_healthy(8)
+    assert guest.state()[3] == "-"  # not suspended

@@ -309,7 +309,7 @@ def test_of_a_paused_domain_it_is_said_how_long_it_ran(
     fake.answer = replace(SNAPSHOT, state=RunState.PAUSED, seconds_unpaused=0.0123)
     assert app.main(["snapshot-create", "vm1"]) == 0
     said = capsys.readouterr().out.splitlines()[1]
-    assert said == "  vm1 is paused, as before (it ran for 12 ms to answer the suspend request)"
+    assert said == "  vm1 is paused again; it ran for 12 ms to answer the suspend request"
 
 
 def test_commands_are_quoted_and_a_result_keeps_its_lines(

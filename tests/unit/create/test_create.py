@@ -1,6 +1,7 @@
 """Taking a snapshot with a fault at every step: the guest first, and nothing left behind."""
 
 import errno
+import re
 import shlex
 import stat
 import threading
@@ -22,6 +23,7 @@ from pyxlsnap.errors import (
     Aborted,
     AlreadyExists,
     Busy,
+    DiskError,
     DomainNotFound,
     Interrupted,
     NeedsAttention,
@@ -31,7 +33,7 @@ from pyxlsnap.errors import (
     Refused,
     XenError,
 )
-from pyxlsnap.journal import Journal
+from pyxlsnap.journal import CreateEntry, Journal
 from pyxlsnap.linux import files
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.memory import read_header, walk
@@ -111,6 +113,7 @@ class Case:
 
     def assert_as_before(self) -> None:
         self.guest.time_passes()
+        assert not self.guest.requested
         assert self.guest.paused == self.plan.paused
         assert self.guest.paused or self.guest.runs
         assert not self.guest.suspended
@@ -532,6 +535,102 @@ class TestAPausedGuest:
         monkeypatch.setattr(case.guest, "suspend_requested", lambda: time.monotonic() >= asked)
         case.run()
         assert time.monotonic() >= asked
+
+    def does_not_answer(self, world: World, monkeypatch: pytest.MonkeyPatch) -> Case:
+        monkeypatch.setattr(paused, "_ANSWER_S", 0.2)
+        case = Case(world, paused=True)
+        case.guest.answers = False
+        return case
+
+    def assert_paused_again(self, case: Case, error: OperationFailed) -> None:
+        """The text does not call that "as before"."""
+        assert "as before" not in str(error)
+        assert re.search(r"vm1 is paused again; it ran for [0-9.]+ m?s to answer", str(error))
+        case.assert_as_before()
+
+    def test_that_never_answers_is_paused_again_soon(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = self.does_not_answer(world, monkeypatch)
+        ran: list[float] = []
+        world.on_event = lambda e: ran.append(time.monotonic()) if "pause" in e else None
+        error = case.fails()
+        assert "vm1 did not answer the suspend request within 0.2 s" in str(error)
+        assert [e for e in world.events if "pause" in e] == ["unpause", "pause"]
+        assert ran[1] - ran[0] < 1
+        self.assert_paused_again(case, error)
+
+    def test_that_has_taken_the_request_is_given_time_to_suspend(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else it would suspend at the next unpause of its owner."""
+        case = self.does_not_answer(world, monkeypatch)
+        case.guest.suspends_late_s = 2
+
+        def taken(event: str) -> None:
+            if event == "unpause":
+                case.guest.requested = False
+
+        world.on_event = taken
+        self.assert_paused_again(case, case.fails())
+        assert case.guest.resumes == 1
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_is_paused_again_whatever_fails_while_it_runs(self, world: World, fault: str) -> None:
+        case = Case(world, paused=True)
+        case.guest.while_suspending = raising(FAULTS[fault])
+        with pytest.raises(OperationFailed) as caught:
+            case.run()
+        self.assert_paused_again(case, caught.value)
+
+    def test_is_paused_again_when_it_is_cancelled_while_it_runs(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = self.does_not_answer(world, monkeypatch)
+        monkeypatch.setattr(paused, "_ANSWER_S", 60)
+        threading.Timer(0.3, case.cancel.set).start()
+        self.assert_paused_again(case, case.fails(Interrupted))
+
+    def test_is_paused_again_even_if_its_disks_cannot_be_settled(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = self.does_not_answer(world, monkeypatch)
+        world.fail("settle xvda", DiskError("no", vdev="xvda"))
+        error = case.fails(NeedsAttention)
+        assert case.guest.paused
+        assert not case.guest.requested
+        assert "it ran for" in str(error)
+
+    def test_the_journal_says_when_it_was_unpaused(self, world: World) -> None:
+        case = Case(world, paused=True)
+        seen: list[float | None] = []
+
+        def look(event: str) -> None:
+            if event == "unpause":
+                entry = case.journal.read()
+                assert isinstance(entry, CreateEntry)
+                seen.append(entry.unpaused_at)
+
+        world.on_event = look
+        case.run()
+        (when,) = seen
+        assert when is not None
+        assert abs(time.time() - when) < 5
+
+    def test_is_not_unpaused_if_the_journal_cannot_say_so(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = Case(world, paused=True)
+
+        def full(_: Journal, entry: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Journal, "rewrite", full)
+        error = case.fails()
+        assert "No space left on device" in str(error)
+        assert str(error).endswith("everything is as before")
+        assert "unpause" not in world.events
+        case.assert_as_before()
 
     def test_whose_xen_cannot_be_talked_to_a_second_time(
         self, world: World, monkeypatch: pytest.MonkeyPatch

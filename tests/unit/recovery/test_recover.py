@@ -4,6 +4,7 @@ import errno
 import shlex
 import subprocess
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pyxlsnap.errors import (
     Risky,
     XenError,
 )
-from pyxlsnap.journal import Entry, Journal, RevertEntry
+from pyxlsnap.journal import CreateEntry, Entry, Journal, RevertEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.recovery import finish_revert, undo_create
@@ -106,6 +107,51 @@ def test_a_create_killed_after_its_last_step_stays(world: World) -> None:
     assert killed.plan.cfgfile.exists()
     assert len(world.storage.snapshots) == 2
     assert Journal(UUID).read() is None
+
+
+class TestAPausedGuest:
+    """Killed while it is unpaused to answer the suspend request, or just before."""
+
+    def killed(self, world: World, *, unpaused: bool) -> Killed:
+        killed = Killed(world, "header", paused=True)
+        killed.guest.requested = True
+        entry = Journal(UUID).read()
+        assert isinstance(entry, CreateEntry)
+        if unpaused:
+            killed.guest.paused = False
+            Journal(UUID).rewrite(replace(entry, unpaused_at=time.time() - 7))
+        return killed
+
+    def test_is_paused_again(self, world: World) -> None:
+        killed = self.killed(world, unpaused=True)
+        recovered = recover(world)
+        assert killed.guest.paused
+        assert not killed.guest.requested
+        assert "vm1 is paused again; it ran for at most 7" in recovered.lines[0]
+        assert 7 <= recovered.seconds_unpaused < 10
+
+    def test_that_had_answered_is_paused_again(self, world: World) -> None:
+        killed = self.killed(world, unpaused=True)
+        killed.guest.requested, killed.guest.suspended = False, True
+        recovered = recover(world)
+        assert recovered.lines[0] == "resumed vm1"
+        assert "vm1 is paused again" in recovered.lines[1]
+        assert killed.guest.paused
+
+    def test_that_has_yet_to_suspend_is_paused_again(self, world: World) -> None:
+        killed = self.killed(world, unpaused=True)
+        killed.guest.requested, killed.guest.suspends_late_s = False, 2
+        assert recover(world).lines[0] == "resumed vm1"
+        assert killed.guest.paused
+
+    def test_that_was_not_unpaused_yet_has_not_run(self, world: World) -> None:
+        """It would have suspended at the next unpause of its owner."""
+        killed = self.killed(world, unpaused=False)
+        recovered = recover(world)
+        assert not killed.guest.requested
+        assert killed.guest.paused
+        assert recovered.seconds_unpaused == 0
+        assert not [line for line in recovered.lines if "ran" in line]
 
 
 def test_a_suspend_that_comes_after_the_death_of_its_process_is_waited_for(world: World) -> None:

@@ -104,6 +104,8 @@ class FakeGuest:
         #: processor time that it has used
         self.cpu_seconds = 1000.0
         self.requested = False
+        #: it answers a suspend request when it runs
+        self.answers = True
         self.shutdown_reason = ""
         self.memory_kb = 1024
         #: what it holds in its memory
@@ -200,18 +202,22 @@ class FakeGuest:
             self.resumes += 1
 
     def _wait_unpaused(self) -> None:
-        """Do nothing with a request while the guest is paused."""
-        aborts, end = self.aborts, time.monotonic() + 5
+        """Do nothing with a request while the guest is paused. (An abort does not withdraw it.)"""
+        aborts, end = self.aborts, time.monotonic() + 60
         self.requested = True
-        while self.paused and self.aborts == aborts and time.monotonic() < end:
+        while (self.paused or not self.answers) and self.aborts == aborts:
             time.sleep(0.001)
-        self.requested = False
+            if time.monotonic() >= end:
+                raise GuestTimeout("no answer", rc=-8, operation="libxl_domain_suspend")
         if self.aborts != aborts:
             raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
+        self.requested = False
 
     def ensure_running(
         self, *, settle_s: float = SETTLE_S, request_s: float = REQUEST_S, paused: bool = False
     ) -> bool:
+        if paused:
+            return self._ensure_paused(settle_s)
         if self.suspends_late_s is not None:
             if self.suspends_late_s > max(settle_s, request_s):
                 raise GuestTimeout("may yet suspend", rc=-8, operation="libxl_domain_suspend")
@@ -219,8 +225,27 @@ class FakeGuest:
         if self.check_same().suspended:
             self.resume(paused=paused)
             return True
-        self.paused = paused
         return False
+
+    def _ensure_paused(self, settle_s: float) -> bool:
+        late_s = self.suspends_late_s
+        running = not (self.withdraw_suspend() or self.check_same().paused)
+        if running and late_s is not None and late_s <= settle_s:
+            self.time_passes()
+        if self.check_same().suspended:
+            self.paused = False
+            self.resume(paused=True)
+            return True
+        if not self.paused:
+            self.pause()
+        return False
+
+    def withdraw_suspend(self) -> bool:
+        with self._world.doing("withdraw"):
+            stood, self.requested = self.requested, False
+            if stood:
+                self.suspends_late_s = None
+            return stood
 
     @contextmanager
     def on_its_own(self) -> Iterator["FakeGuest"]:

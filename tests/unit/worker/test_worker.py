@@ -142,6 +142,12 @@ class TestTheWorkerDies:
         assert caught.value.undone == ("recovered",)
         assert worker.said("recovered") == UUID
 
+    def test_and_a_guest_that_ran_meanwhile_is_not_called_as_before(self, worker: StandIn) -> None:
+        worker.set(deaths.with_the_lock, recover=deaths.paused_again)
+        with pytest.raises(OperationFailed, match="rolled back: vm1 is paused again") as caught:
+            api.create_snapshot("vm1", on_progress=kill_by_progress)
+        assert "as before" not in str(caught.value)
+
     def test_while_it_closes_libxl_and_the_result_is_there_all_the_same(
         self, worker: StandIn
     ) -> None:

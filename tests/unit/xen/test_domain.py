@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Self
 
@@ -77,6 +78,73 @@ class TestEnsureRunning:
         with pytest.raises(DomainNotFound):
             domain.ensure_running(settle_s=5, request_s=5)
         assert domain.resumed == 0
+
+
+class Paused(Clockless):
+    """One that its owner had paused, with what was done to it."""
+
+    def __init__(self, *states: str, paused: bool, stands: bool = False) -> None:
+        super().__init__(*states)
+        self.is_paused, self.stands = paused, stands
+        self.done: list[str] = []
+
+    def info(self) -> DomainInfo:
+        return replace(super().info(), paused=self.is_paused)
+
+    def withdraw_suspend(self) -> bool:
+        self.done.append("withdraw")
+        return self.stands
+
+    def pause(self) -> None:
+        self.is_paused = True
+        self.done.append("pause")
+
+    def resume(self, *, paused: bool = False) -> None:
+        assert paused
+        self.done.append("resume")
+
+
+class TestEnsurePaused:
+    """What :meth:`Domain.ensure_running` does for a domain that its owner had paused."""
+
+    def test_a_request_is_withdrawn_and_the_domain_paused_at_once(self) -> None:
+        domain = Paused("", paused=False, stands=True)
+        start = time.monotonic()
+        assert not domain.ensure_running(paused=True)
+        assert domain.done == ["withdraw", "pause"]
+        assert time.monotonic() - start < 1
+
+    def test_one_that_is_paused_needs_no_waiting(self) -> None:
+        for stands in (True, False):
+            domain = Paused("", paused=True, stands=stands)
+            start = time.monotonic()
+            assert not domain.ensure_running(paused=True)
+            assert domain.done == ["withdraw"]
+            assert time.monotonic() - start < 1
+
+    def test_one_that_has_taken_the_request_is_waited_for(self) -> None:
+        domain = Paused("", "", "", "suspend", paused=False)
+        assert domain.ensure_running(settle_s=5, paused=True)
+        assert domain.done == ["withdraw", "resume"]
+
+    def test_one_that_does_not_suspend_is_paused_all_the_same(self) -> None:
+        domain = Paused("", paused=False)
+        start = time.monotonic()
+        assert not domain.ensure_running(settle_s=0.1, paused=True)
+        assert domain.done == ["withdraw", "pause"]
+        assert time.monotonic() - start < 2
+
+    @pytest.mark.parametrize("paused", [True, False])
+    def test_a_suspended_one_is_resumed(self, paused: bool) -> None:
+        domain = Paused("suspend", paused=paused)
+        assert domain.ensure_running(settle_s=0, request_s=0, paused=True)
+        assert domain.done == ["withdraw", "resume"]
+
+    def test_another_domain_of_that_domid_is_left_alone(self) -> None:
+        domain = Paused("another", paused=False)
+        with pytest.raises(DomainNotFound):
+            domain.ensure_running(paused=True)
+        assert domain.done == []
 
 
 class TestWaitGone:

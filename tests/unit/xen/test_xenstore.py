@@ -1,9 +1,14 @@
-"""xenstore where there is none."""
+"""xenstore where there is none, and one of a single node."""
+
+import errno
+from collections.abc import Iterator
 
 import pytest
 
 from pyxlsnap.errors import XenError
-from pyxlsnap.xen.xenstore import DomainWatch, Xenstore
+from pyxlsnap.xen import xenstore
+from pyxlsnap.xen.ffi import ffi, text
+from pyxlsnap.xen.xenstore import DomainWatch, Xenstore, empty_node
 from tests.unit.support.resources import Resources
 from tests.unit.support.waiting import on_xen
 
@@ -16,3 +21,83 @@ def test_no_xenstore_is_an_error_of_no_libxl_call_and_leaves_nothing() -> None:
             connect()
         assert (caught.value.rc, caught.value.operation) == (None, "xs_open")
     before.assert_unchanged()
+
+
+class Store:
+    """xenstored with one node, in the place of libxenstore's functions."""
+
+    def __init__(self, value: bytes | None, *, rivals: int = 0, fails: str = "") -> None:
+        self.value, self.written = value, value
+        #: how often another writer comes first; what it leaves is its answer
+        self.rivals = rivals
+        self.fails = fails
+        self.open = 0
+
+    def xs_open(self, flags: int) -> object:
+        assert flags == 0  # a read-only connection cannot write
+        self.open += 1
+        return ffi.cast("void *", 1)
+
+    def xs_close(self, xs: object) -> None:
+        self.open -= 1
+
+    def xs_transaction_start(self, xs: object) -> int:
+        return 0 if self.fails == "xs_transaction_start" else 7
+
+    def xs_read(self, xs: object, t: int, path: bytes, length: object) -> object:
+        assert t == 7
+        if self.value is None:
+            return ffi.NULL
+        self.given = ffi.new("char[]", self.value)
+        return self.given
+
+    def xs_write(self, xs: object, t: int, path: bytes, data: bytes, length: int) -> bool:
+        assert t == 7
+        self.written = bytes(data)[:length]
+        return self.fails != "xs_write"
+
+    def xs_transaction_end(self, xs: object, t: int, abort: bool) -> bool:
+        if abort or self.fails == "xs_transaction_end":
+            ffi.errno = errno.EIO
+            return abort
+        if self.rivals:
+            self.rivals -= 1
+            self.value = b""
+            ffi.errno = errno.EAGAIN
+            return False
+        self.value = self.written
+        return True
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    found = Store(b"suspend")
+    monkeypatch.setattr(xenstore, "C", found)
+    monkeypatch.setattr(xenstore, "take_string", text)
+    yield found
+    assert found.open == 0
+
+
+class TestEmpty:
+    """A node is emptied if it has a value."""
+
+    def test_one_that_has_it_is_emptied(self, store: Store) -> None:
+        assert empty_node("/control/shutdown", "suspend")
+        assert store.value == b""
+
+    @pytest.mark.parametrize("value", [None, b"", b"poweroff"])
+    def test_another_value_stays(self, store: Store, value: bytes | None) -> None:
+        store.value = value
+        assert not empty_node("/control/shutdown", "suspend")
+        assert store.value == value
+
+    def test_a_guest_that_answers_at_that_moment_comes_first(self, store: Store) -> None:
+        store.rivals = 1
+        assert not empty_node("/control/shutdown", "suspend")
+
+    @pytest.mark.parametrize("call", ["xs_transaction_start", "xs_write", "xs_transaction_end"])
+    def test_a_failure_is_named(self, store: Store, call: str) -> None:
+        store.fails = call
+        with pytest.raises(XenError, match="cannot write to xenstore") as caught:
+            empty_node("/control/shutdown", "suspend")
+        assert caught.value.operation == call

@@ -99,6 +99,10 @@ def found_done(_: Call) -> Recovered:
     return Recovered(("recovered",), rolled_back=False)
 
 
+def paused_again(_: Call) -> Recovered:
+    return Recovered(("vm1 is paused again",), rolled_back=True, seconds_unpaused=3.0)
+
+
 def finished_a_revert(_: Call) -> Recovered:
     return Recovered(("it is back",), rolled_back=False, reverted=REVERTED)
 
