@@ -7,7 +7,7 @@ removed at the end of the operation. If the operation is killed, the journal sta
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
 from pyxlsnap import paths
@@ -95,6 +95,8 @@ class RevertEntry(_Entry):
     user_informed: bool = False
     #: cfgfile of the snapshot that ``keep_current`` took first; else ""
     present_cfgfile: str = ""
+    #: the state of the disk strategies: what tells the disks that this revert keeps from others
+    disk_state: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

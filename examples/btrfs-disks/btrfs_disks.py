@@ -45,8 +45,13 @@ class Subvolumes:
                 )
         self.vdevs = tuple(disk.vdev for disk, _ in disks)
         self._name = task.name
-        self._token = secrets.token_hex(16)
+        killed = dict(task.finishes or {})
+        #: part of the names of temporary files; a run that finishes this one removes them
+        self._token = killed.get(f"{self.vdevs[0]} token") or secrets.token_hex(16)
         self._made: set[Path] = set()
+        #: the inode of each disk that a revert keeps, by its key in the state
+        self._noted: dict[str, str] = {}
+        self._of_killed = killed
         paths = {disk.vdev: Path(os.path.realpath(disk.target)) for disk, _ in disks}
         self._volumes = [
             Volume(
@@ -87,7 +92,7 @@ class Subvolumes:
         return 0.1 * len(self._volumes)
 
     def state(self) -> dict[str, str]:
-        return {f"{vdev} token": self._token for vdev in self.vdevs}
+        return {f"{vdev} token": self._token for vdev in self.vdevs} | self._noted
 
     def prepare(self) -> None:
         for volume in self._volumes:
@@ -152,7 +157,21 @@ class Subvolumes:
                     raise Refused(
                         f"{vdev}: {volume.snapshot} has no {file.name}: the snapshot is incomplete"
                     )
+                self._check_kept(vdev, file)
                 self._probe(volume, source, file)
+
+    def _check_kept(self, vdev: str, file: Path) -> None:
+        """Note which file will be kept.
+
+        :raises Refused: a file has the name that the run did not make that this revert finishes.
+        """
+        kept, key = self._kept(file), f"{vdev} kept"
+        inode = _inode(kept) or _inode(file)
+        if os.path.lexists(kept) and inode not in (self._noted.get(key), self._of_killed.get(key)):
+            raise Refused(
+                f"{vdev}: {kept} exists, and a revert would keep the disk there: move it away"
+            )
+        self._noted[key] = inode
 
     def _probe(self, volume: Volume, source: Path, file: Path) -> None:
         """Check that a revert can share blocks: files with different attributes cannot.
@@ -171,17 +190,19 @@ class Subvolumes:
 
     def revert(self) -> None:
         for volume in self._volumes:
-            for file in volume.disks.values():
-                self._put_back(volume, file)
+            for vdev, file in volume.disks.items():
+                self._put_back(volume, vdev, file)
 
-    def _put_back(self, volume: Volume, file: Path) -> None:
+    def _put_back(self, volume: Volume, vdev: str, file: Path) -> None:
         new, kept = self._new(file), self._kept(file)
         source = str(volume.snapshot / "disks" / file.name)
         _run(volume, "cp", "--reflink=always", "--preserve=all", source, str(new))
         try:
             _sync(new)
-            if not kept.exists():  # else an interrupted revert kept it
+            if not os.path.lexists(kept):  # else the interrupted revert kept it
                 os.link(file, kept)
+            if _inode(kept) != self._noted[f"{vdev} kept"]:
+                raise _error(volume, f"another program has changed {file} or {kept}: look at them")
             os.rename(new, file)
             _sync(volume.path)
         except OSError as e:
@@ -190,9 +211,12 @@ class Subvolumes:
     def finish_revert(self, domid: int) -> list[str]:
         left = []
         for volume in self._volumes:
-            for file in volume.disks.values():
+            for vdev, file in volume.disks.items():
+                kept = self._kept(file)
+                ours = (self._noted or self._of_killed).get(f"{vdev} kept")
                 try:
-                    self._kept(file).unlink(missing_ok=True)
+                    if _inode(kept) == ours:
+                        kept.unlink(missing_ok=True)
                 except OSError as e:
                     left.append(f"{e.filename}: {e.strerror}")
         return left
@@ -220,13 +244,18 @@ class Subvolumes:
         return [f"deleted {volume.snapshot}" for volume in there]
 
     def _new(self, file: Path) -> Path:
-        return file.with_name(f".{file.name}.{self._name}.new")
+        return file.with_name(f".{file.name}.{self._token}.new")
 
     def _kept(self, file: Path) -> Path:
         return file.with_name(f"{file.name}.{self._name}.pre-revert")
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def _inode(path: Path) -> str:
+    """ "" if there is no such file."""
+    return str(path.lstat().st_ino) if os.path.lexists(path) else ""
 
 
 def _mount(path: Path) -> tuple[Path, str]:

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pyxlsnap.disks.protocol import DiskStrategy
-from pyxlsnap.errors import Refused
-from pyxlsnap.linux.files import NAME_LIMIT
+from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.linux.files import NAME_LIMIT, sync_directory
 from pyxlsnap.model import KEPT_SUFFIX, Disk
 
 
@@ -30,15 +30,101 @@ def refuse_long_kept(disk: Disk, target: Path, name: str) -> None:
         )
 
 
-def remove_kept_files(files: Iterable[Path]) -> list[str]:
-    """Remove files that a revert kept; returns what could not be removed, a line each."""
-    left = []
-    for file in files:
+class KeptFiles:
+    """The files that a revert keeps: a second name of each disk's file.
+
+    Ours is what this revert made, or the run that it finishes. It is the file that was the disk:
+    its inode is noted before anything is changed, and journalled. (Without the device: its number
+    may be another after a reboot, and the second name is in the same directory.)
+    """
+
+    def __init__(self, task: DiskTask) -> None:
+        self._name = task.name
+        self._noted: dict[str, str] = {}
+        self._of_killed = dict(task.finishes or {})
+
+    def path(self, target: Path) -> Path:
+        """See :func:`kept_path`."""
+        return kept_path(target, self._name)
+
+    def check(self, disk: Disk, target: Path) -> None:
+        """Note which file will be kept. Changes nothing.
+
+        :raises Refused: the name is too long, or a file has it that is not ours.
+        :raises OSError: the disk's file is not there.
+        """
+        refuse_long_kept(disk, target, self._name)
+        kept, key = self.path(target), _key(disk)
+        found = _inode(kept)
+        if found is None:
+            self._noted[key] = str(target.stat().st_ino)
+            return
+        if found not in (self._noted.get(key), self._of_killed.get(key)):
+            raise Refused(
+                f"{disk.vdev}: {kept} exists, and a revert would keep the disk under this name: "
+                f"move that file away (an earlier revert may have kept the disk there), or remove "
+                f"it if nobody needs it"
+            )
+        self._noted[key] = found
+
+    def state(self) -> dict[str, str]:
+        """What the run needs that finishes this one."""
+        return dict(self._noted)
+
+    def keep(self, disk: Disk, target: Path) -> None:
+        """Give the disk's file its second name, durably.
+
+        :raises DiskError: the disk's file was replaced since :meth:`check`, or another file has
+            taken the name.
+        :raises OSError: the filesystem refuses it.
+        """
+        if _key(disk) not in self._noted:
+            self.check(disk, target)
+        kept, made = self.path(target), False
         try:
-            file.unlink(missing_ok=True)
-        except OSError as e:
-            left.append(f"{file} (the disk before the revert): {e.strerror}")
-    return left
+            os.link(target, kept, follow_symlinks=False)
+            made = True
+            sync_directory(kept.parent)
+        except FileExistsError:
+            pass
+        if _inode(kept) == self._noted[_key(disk)]:
+            return
+        if made:
+            kept.unlink()
+        what = f"{target} was replaced" if made else f"another program made {kept}"
+        way = "" if made else "move that file away, then "
+        raise DiskError(
+            f"{what} while the revert was prepared: {way}run the command again", vdev=disk.vdev
+        )
+
+    def remove(self, disks: Iterable[tuple[Disk, Path]]) -> list[str]:
+        """Remove the second names; returns what could not be removed, a line each.
+
+        :param disks: each disk, and where its path really leads to.
+        """
+        left = []
+        for disk, target in disks:
+            kept, ours = self.path(target), self._noted or self._of_killed
+            try:
+                found = _inode(kept)
+                if found is not None and found != ours.get(_key(disk)):
+                    left.append(f"{kept}: this revert did not make that file")
+                elif found is not None:
+                    kept.unlink()
+            except OSError as e:
+                left.append(f"{kept} (the disk before the revert): {e.strerror}")
+        return left
+
+
+def _key(disk: Disk) -> str:
+    return f"{disk.vdev} kept"
+
+
+def _inode(path: Path) -> str | None:
+    try:
+        return str(path.lstat().st_ino)
+    except FileNotFoundError:
+        return None
 
 
 def drop_kept(strategies: Sequence[DiskStrategy], domid: int) -> list[str]:

@@ -19,6 +19,9 @@ class DiskTask:
     inactive: bool = False
     #: the user named the disks; if false, every writable disk was chosen
     asked: bool = True
+    #: what :meth:`DiskStrategy.state` of a killed revert returned, which this revert finishes;
+    #: ``None``: this revert finishes none
+    finishes: Mapping[str, str] | None = None
     #: to be called often by slow work; lets the operation be cancelled, so pass on what it raises
     check: Callable[[], None] = lambda: None
     #: a delete: the directories in which other disk snapshots of the domain are
@@ -72,11 +75,13 @@ class DiskStrategy(Protocol):
         """How long :meth:`create` is expected to take, while the guest is suspended."""
 
     def state(self) -> dict[str, str]:
-        """What :meth:`adopt_create` of another process needs to know of this object.
+        """What an object of another process needs to know of this object.
 
-        Called after :meth:`check_create`, and written to the journal before anything is changed. So
-        it must hold whatever :meth:`prepare` and :meth:`create` will use to mark what they make
-        (tokens, names). Each key begins with a vdev: the keys of all strategies share one mapping.
+        Called after :meth:`check_create` or :meth:`check_revert`, and written to the journal before
+        anything is changed. So it must hold whatever tells what this object will make from what
+        others made (tokens, names, inodes): the disk snapshots, for :meth:`adopt_create`; the disks
+        that :meth:`revert` will keep, for :attr:`DiskTask.finishes`. Each key begins with a vdev:
+        the keys of all strategies share one mapping.
         """
 
     def prepare(self) -> None:
@@ -141,7 +146,9 @@ class DiskStrategy(Protocol):
     def check_revert(self) -> None:
         """Check that the disk snapshots are there and complete. Changes nothing.
 
-        Called again if the revert had to wait for something.
+        Called again if the revert had to wait for something. Where :meth:`revert` would keep a
+        disk, there must be nothing yet, but for what the run made that this revert finishes
+        (:attr:`DiskTask.finishes`).
 
         :raises Refused: they are not; the message says what to do.
         """
@@ -158,9 +165,10 @@ class DiskStrategy(Protocol):
         """
 
     def finish_revert(self, domid: int) -> list[str]:
-        """Remove the disks that :meth:`revert` kept. The domain is restored, as ``domid``.
+        """Remove the disks that :meth:`revert` kept, and nothing else.
 
-        A recovery calls this on a new object, without any other method before.
+        The domain is restored, as ``domid``. A recovery calls this on a new object, without any
+        other method before: :attr:`DiskTask.finishes` tells what the dead object kept.
 
         :returns: what could not be removed, a line each; that is no failure of the revert.
         """

@@ -208,7 +208,8 @@ def _complete(guest: Guest, entry: RevertEntry) -> Recovered:
 def _drop_kept(guest: Guest, entry: RevertEntry) -> list[str]:
     chosen = list(zip(entry.devices, entry.disks, strict=True))
     try:
-        found = strategies(chosen, DiskTask(entry.name), entry.kinds)
+        task = DiskTask(entry.name, finishes=entry.disk_state)
+        found = strategies(chosen, task, entry.kinds)
     except Exception as e:
         return [f"the kept state of the disks before the revert could not be removed: {e}"]
     return drop_kept(found, guest.domid)

@@ -4,6 +4,7 @@ All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import memory_path, reading, saved_config
-from pyxlsnap.journal import RevertEntry
+from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
@@ -134,6 +135,7 @@ def make_plan(
     risks = _risks(host, saved, config, guest, {d.vdev for d, _ in chosen})
     if risks and not (request.force or half_way):
         raise _risky(config.name, risks)
+    task = DiskTask(snapshot, finishes=_kept_by_killed(config.uuid, snapshot))
     plan = RevertPlan(
         request=request,
         guest=guest,
@@ -145,12 +147,22 @@ def make_plan(
         state=RunState.RUNNING if request.running or meta is None else meta.state,
         requests=tuple(r for _, r in chosen),
         devices=tuple(disk for disk, _ in chosen),
-        strategies=strategies(chosen, DiskTask(snapshot), meta.kinds if meta else {}),
+        strategies=strategies(chosen, task, meta.kinds if meta else {}),
         warnings=tuple(risks),
     )
     for strategy in plan.strategies:
         strategy.check_revert()
     return plan
+
+
+def _kept_by_killed(uuid: str, snapshot: str) -> Mapping[str, str] | None:
+    """What an interrupted revert to this snapshot noted of the disks that it keeps.
+
+    ``None``: there was none, so whatever has the names of kept disks is somebody else's.
+    """
+    killed = Journal(uuid).unfinished_revert()
+    begun = killed is not None and killed.destroy_begun and killed.name == snapshot
+    return killed.disk_state if killed and begun else None
 
 
 def _risky(domain: str, risks: list[str]) -> Risky:

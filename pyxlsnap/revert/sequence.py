@@ -28,7 +28,7 @@ from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
 from pyxlsnap.linux.files import open_regular
 from pyxlsnap.linux.processes import Process
-from pyxlsnap.model import DomainInfo, RunState
+from pyxlsnap.model import KEPT_SUFFIX, DomainInfo, RunState
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.monitor.xl import xl_monitor
 from pyxlsnap.request import Callbacks, revert_command
@@ -68,7 +68,7 @@ class Reversion:
         self._before: DomainInfo | None = None
         self._restoring = False
         self._new: Guest | None = None
-        self._warnings: list[str] = []
+        self._warnings = self._about_another_snapshot()
         self._seconds: dict[str, float] = {}
 
     def steps(self) -> list[Step]:
@@ -130,7 +130,18 @@ class Reversion:
             destroy_begun=self._finishing,
             replaced_uuid=self._replaced_uuid(),
             present_cfgfile=self._present_cfgfile,
+            disk_state={k: v for s in plan.strategies for k, v in s.state().items()},
         )
+
+    def _about_another_snapshot(self) -> list[str]:
+        """A warning, if the killed revert was one to another snapshot: this one drops its own."""
+        killed = self._killed
+        if killed is None or not killed.destroy_begun or killed.name == self._plan.name:
+            return []
+        return [
+            f"the interrupted revert to {killed.name} may have kept disks, under names that end in "
+            f".{killed.name}{KEPT_SUFFIX}: remove them when nobody needs them"
+        ]
 
     def _replaced_uuid(self) -> str:
         guest = self._plan.guest

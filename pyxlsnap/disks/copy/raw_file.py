@@ -5,6 +5,7 @@ the guest is suspended while the file is copied, and this is done only on reques
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyxlsnap.disks.copy.content import (
@@ -19,7 +20,8 @@ from pyxlsnap.disks.copy.content import (
 from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users, wait_until_drained, wait_until_unused
-from pyxlsnap.disks.kept import kept_path, refuse_long_kept, remove_kept_files
+from pyxlsnap.disks.kept import KeptFiles, refuse_long_kept
+from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import (
     NewFile,
@@ -41,6 +43,16 @@ class RawFile(CopyStrategy):
     """All raw files of an operation. See :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
 
     kind = "raw file"
+
+    def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
+        super().__init__(disks, task)
+        self._kept = KeptFiles(task)
+        # A name that no file has had before: a run that finishes this one removes what is there.
+        new = {f"{f.disk.vdev} copy": str(temporary_name(f.target)) for f in self._files}
+        self._temporaries = {k: (task.finishes or {}).get(k, name) for k, name in new.items()}
+
+    def state(self) -> dict[str, str]:
+        return super().state() | self._kept.state() | self._temporaries
 
     # create
 
@@ -112,7 +124,7 @@ class RawFile(CopyStrategy):
                     f"snapshot in the cfgfile"
                 )
             _, size = _how_to_copy(file.disk, snapshot, present.fileno(), self._temporary(file))
-            refuse_long_kept(file.disk, file.target, self._task.name)
+            self._kept.check(file.disk, file.target)
             probe = temporary_name(self._temporary(file))
             os.link(file.target, probe, follow_symlinks=False)
             probe.unlink()
@@ -120,8 +132,6 @@ class RawFile(CopyStrategy):
 
     def revert(self) -> None:
         """Put a copy of the snapshot in the place of the disk, which is kept under another name.
-
-        A kept file that is there already was kept by a revert that was interrupted, and stays.
 
         :raises DiskError: a disk is still in use; nothing was written then.
         """
@@ -132,12 +142,9 @@ class RawFile(CopyStrategy):
                 self._put_back(file)
 
     def _put_back(self, file: SnapshotFile) -> None:
-        kept, temporary = self._kept(file), self._temporary(file)
-        if not os.path.lexists(kept):
-            os.link(file.target, kept, follow_symlinks=False)
-            sync_directory(kept.parent)
-        # The name is always the same: a run that was killed leaves a big file, the next removes it.
-        temporary.unlink(missing_ok=True)
+        temporary = self._temporary(file)
+        self._kept.keep(file.disk, file.target)
+        temporary.unlink(missing_ok=True)  # a run that was killed leaves a big file
         try:
             _copy(file.path, temporary, like=file.target)
             os.rename(temporary, file.target)
@@ -146,13 +153,10 @@ class RawFile(CopyStrategy):
             temporary.unlink(missing_ok=True)
 
     def finish_revert(self, domid: int) -> list[str]:
-        return remove_kept_files(map(self._kept, self._files))
-
-    def _kept(self, file: SnapshotFile) -> Path:
-        return kept_path(file.target, self._task.name)
+        return self._kept.remove((file.disk, file.target) for file in self._files)
 
     def _temporary(self, file: SnapshotFile) -> Path:
-        return file.target.with_name(f".{self._kept(file).name}")
+        return Path(self._temporaries[f"{file.disk.vdev} copy"])
 
 
 def _check_request(file: SnapshotFile) -> None:

@@ -20,7 +20,7 @@ _PATH_S = 30.0
 _POLL_S = 0.2
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FIELDS = (
-    "lv_name,lv_size,lv_layout,lv_role,origin,pool_lv,lv_tags,lv_device_open,"
+    "lv_name,lv_uuid,lv_size,lv_layout,lv_role,origin,pool_lv,lv_tags,lv_device_open,"
     "lv_suspended,lv_merging,lv_snapshot_invalid,data_percent,metadata_percent,lv_health_status,"
     "lv_check_needed,lv_kernel_major,lv_kernel_minor"
 )
@@ -31,6 +31,8 @@ class Volume:
     """A logical volume, as ``lvs`` has it."""
 
     name: str
+    #: stays the same when the volume is renamed
+    uuid: str
     #: bytes; of a thick snapshot: the space that it may take
     size: int
     #: "linear", "thin", "pool", …
@@ -119,6 +121,7 @@ def _report(vdev: str, kind: str, command: str, *arguments: str) -> list[dict[st
 def _volume(row: dict[str, str]) -> Volume:
     return Volume(
         name=row["lv_name"],
+        uuid=row["lv_uuid"],
         size=int(row["lv_size"]),
         layout=_list(row["lv_layout"]),
         role=_list(row["lv_role"]),

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, remove, wait_until_closed
 from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, stays_valid
+from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.text import mib
 
 _FULL_PERCENT = 95.0
@@ -24,6 +26,15 @@ class LvmThin(LvmDisks):
     # Active only during a revert: so nothing writes to it, or finds its filesystems twice.
     options = ("-ky", "-an")
     seconds = 0.5  # 3 to 5 s where everything is emulated, most of it waiting for udev
+
+    def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
+        super().__init__(disks, task)
+        #: the uuid of each volume that is kept: it stays the same when the volume is renamed
+        self._noted: dict[str, str] = {}
+        self._of_killed = task.finishes
+
+    def state(self) -> dict[str, str]:
+        return super().state() | self._noted
 
     # create
 
@@ -56,22 +67,63 @@ class LvmThin(LvmDisks):
         for at in self._places:
             with refusing_os_errors():
                 found = volumes(at.vdev, at.vg)
-                _interrupted(at, found)
+                self._check_names(at, found)
             self._check_path(at)
             snapshot = _snapshot(at, found)
             check_pool(at, found, snapshot.pool)
 
+    def _check_names(self, at: Place, found: Mapping[str, Volume]) -> None:
+        """Note which volume will be kept.
+
+        :raises DiskError: a volume is in the way that was not made by the run that this revert
+            finishes.
+        """
+        key, disk, kept = f"{at.vdev} kept", found.get(at.lv), found.get(at.kept)
+        if kept is None:
+            self._noted[key] = disk.uuid if disk else ""
+        elif kept.uuid in (self._noted.get(key), (self._of_killed or {}).get(key)):
+            self._noted[key] = kept.uuid
+        else:
+            raise DiskError(
+                f"the volume {at.full(at.kept)} exists, and a revert would keep the disk under "
+                f"this name: rename it (an earlier revert may have kept the disk there), or remove "
+                f"it if nobody needs it",
+                vdev=at.vdev,
+            )
+        fresh, killed = found.get(at.fresh), self._of_killed is not None
+        if fresh and not (killed and fresh.origin == at.snapshot):
+            raise _in_the_way(at, fresh)
+        if kept and disk and disk.origin != at.snapshot:
+            raise _in_the_way(at, disk)
+
     def revert(self) -> None:
         for at in self._places:
             wait_until_closed(at)
+            self._check_names_again(at)
         for at in self._places:
             _swap(at)
+
+    def _check_names_again(self, at: Place) -> None:
+        """:raises DiskError: another program has changed the volumes since the check."""
+        key = f"{at.vdev} kept"
+        was = self._noted.get(key)
+        self._check_names(at, volumes(at.vdev, at.vg))
+        if was not in (None, self._noted[key]):
+            raise DiskError(
+                f"{at.full(at.lv)} was replaced while the revert was prepared: run the command "
+                f"again",
+                vdev=at.vdev,
+            )
 
     def finish_revert(self, domid: int) -> list[str]:
         left = []
         for at in self._places:
             try:
-                if kept := volumes(at.vdev, at.vg).get(at.kept):
+                kept = volumes(at.vdev, at.vg).get(at.kept)
+                ours = (self._noted or self._of_killed or {}).get(f"{at.vdev} kept")
+                if kept and kept.uuid != ours:
+                    left.append(f"the volume {at.full(at.kept)}: this revert did not make it")
+                elif kept:
                     remove(at, kept)
             except DiskError as e:
                 left.append(f"the volume {at.full(at.kept)} (the disk before the revert): {e}")
@@ -124,30 +176,24 @@ def _snapshot(at: Place, found: Mapping[str, Volume]) -> Volume:
     return snapshot
 
 
-def _interrupted(at: Place, found: Mapping[str, Volume]) -> Volume | None:
-    """The new volume that an interrupted revert has left, which was never in use; if there is one.
-
-    :raises DiskError: another volume has its name.
-    """
-    fresh = found.get(at.fresh)
-    if fresh and fresh.origin != at.snapshot:
-        raise DiskError(
-            f"the volume {at.full(at.fresh)} is in the way, and is not a snapshot of "
-            f"{at.full(at.snapshot)}: rename or remove it",
-            vdev=at.vdev,
-        )
-    return fresh
+def _in_the_way(at: Place, volume: Volume) -> DiskError:
+    return DiskError(
+        f"the volume {at.full(volume.name)} is in the way, and was not made from "
+        f"{at.full(at.snapshot)} by an interrupted revert to it: rename or remove it",
+        vdev=at.vdev,
+    )
 
 
 def _swap(at: Place) -> None:
     """Put a snapshot of the snapshot in the place of the disk, which is kept.
 
     If this is killed at any moment, either the disk still has its name, or the disk is kept and the
-    next run gives the name to a new volume. A kept volume that is there already was kept by a run
-    that was interrupted, and stays; a volume with the disk's name was then made by that run.
+    next run gives the name to a new volume. The names were checked: a kept volume that is there
+    already was kept by the run that this one finishes, and stays; a volume with the disk's name was
+    then made by that run.
     """
     found = volumes(at.vdev, at.vg)
-    if fresh := _interrupted(at, found):
+    if fresh := found.get(at.fresh):
         remove(at, fresh)
     disk, kept = found.get(at.lv), found.get(at.kept)
     # The owner's tags, without ours: the new volume is a disk, not a snapshot.

@@ -13,7 +13,7 @@ from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_info, image_tags
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import hidden_name, refuse_existing, refusing_os_errors
-from pyxlsnap.model import KEPT_SUFFIX, Disk
+from pyxlsnap.model import Disk
 
 
 def check_create(chain: Chain, qemu: GuestQemu, name: str) -> None:
@@ -77,7 +77,7 @@ def _refuse_no_link(chain: Chain) -> None:
         ) from e
 
 
-def check_revert(chain: Chain, name: str) -> None:
+def check_revert(chain: Chain) -> None:
     """:raises Refused: the frozen file is not there, or no image; or more would be lost."""
     vdev = chain.disk.vdev
     if not chain.frozen.is_file():
@@ -85,7 +85,6 @@ def check_revert(chain: Chain, name: str) -> None:
             f"{vdev}: there is no file {chain.frozen}, the disk snapshot: without it the disk "
             f"cannot be reverted"
         )
-    refuse_long_kept(chain.disk, chain.active, name)
     with refusing_os_errors():
         image_info(chain.disk, str(chain.frozen))
     if inside := _snapshots_inside(chain):
@@ -97,12 +96,15 @@ def check_revert(chain: Chain, name: str) -> None:
 
 
 def _snapshots_inside(chain: Chain) -> list[str]:
-    """The disk snapshots in the file that a revert replaces, without those that a revert kept."""
+    """The disk snapshots in the file that a revert replaces.
+
+    One that an interrupted revert kept counts, too: it may be the only copy of the disk.
+    """
     try:
         tags = image_tags(chain.disk)
     except DiskError:
         return []  # damaged, or not there: a good reason to go back
-    return [tag.name for tag in tags if not tag.name.endswith(KEPT_SUFFIX)]
+    return [tag.name for tag in tags]
 
 
 def refuse_kernel_users(disk: Disk) -> None:

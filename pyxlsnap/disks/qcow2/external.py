@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import wait_until_unused
-from pyxlsnap.disks.kept import kept_path, remove_kept_files
+from pyxlsnap.disks.kept import KeptFiles
+from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import checks
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
@@ -28,14 +30,16 @@ from pyxlsnap.results import Artefact
 class External:
     """The disks of an operation with external snapshots; a part of :mod:`.strategy`."""
 
-    def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], name: str) -> None:
+    def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
         self.disks = tuple(disk for disk, _ in disks)
-        self._name = name
+        self._name = task.name
+        self._kept = KeptFiles(task)
         self._chains = [Chain.of(disk, request) for disk, request in disks]
 
     def state(self) -> dict[str, str]:
-        """The overlays' names, which are new each time."""
-        return {f"{c.disk.vdev} overlay": str(c.overlay) for c in self._chains}
+        """The overlays' names, which are new each time; and the files that a revert keeps."""
+        overlays = {f"{c.disk.vdev} overlay": str(c.overlay) for c in self._chains}
+        return overlays | self._kept.state()
 
     def adopt(self, state: Mapping[str, str]) -> None:
         """Use the overlays' names of another process."""
@@ -105,7 +109,9 @@ class External:
     def check_revert(self) -> None:
         """:raises Refused: a frozen file is not there, or no image; or more would be lost."""
         for chain in self._chains:
-            checks.check_revert(chain, self._name)
+            checks.check_revert(chain)
+            with os_errors(chain.disk, chain.active, refuse=True):
+                self._kept.check(chain.disk, chain.active)
 
     def revert(self) -> None:
         """Put a new overlay of the frozen file in the place of each disk, which is kept.
@@ -115,11 +121,10 @@ class External:
         for chain in self._chains:
             wait_until_unused(chain.disk, Path(chain.disk.target))
         for chain in self._chains:
-            chain.put_back(self._kept(chain))
+            with os_errors(chain.disk, chain.active):
+                self._kept.keep(chain.disk, chain.active)
+            chain.put_back(self._kept.path(chain.active))
 
     def finish_revert(self) -> list[str]:
         """Remove the disks that were kept; returns what could not be removed, a line each."""
-        return remove_kept_files(map(self._kept, self._chains))
-
-    def _kept(self, chain: Chain) -> Path:
-        return kept_path(chain.active, self._name)
+        return self._kept.remove((chain.disk, chain.active) for chain in self._chains)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyxlsnap.disks.failures import os_errors, refuse_missing
 from pyxlsnap.disks.in_use import users, wait_until_unused
+from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.features import refuse_unfit
 from pyxlsnap.disks.qcow2.qemu import (
     GuestQemu,
@@ -31,9 +32,12 @@ _DELETE = "blockdev-snapshot-delete-internal-sync"
 class Internal:
     """The disks of an operation whose snapshots stay inside; a part of :mod:`.strategy`."""
 
-    def __init__(self, disks: Sequence[Disk], name: str) -> None:
+    def __init__(self, disks: Sequence[Disk], task: DiskTask) -> None:
         self.disks = tuple(disks)
-        self._name = name
+        self._name = task.name
+        #: by vdev and a word: the time after which a revert of ours has kept the disk
+        self._noted: dict[str, str] = {}
+        self._of_killed = dict(task.finishes or {})
         #: when the snapshots were begun, seconds since the epoch; ``None``: nothing was made
         self.began: float | None = None
         #: the domain of a create that is undone does not exist any more
@@ -166,23 +170,54 @@ class Internal:
                 )
             kept = any(t.name == self._kept_name for t in found)
             refuse_unfit(disk, image, more=0 if kept else 1)
+            with refusing_os_errors():
+                self._check_kept(disk)
+
+    def _check_kept(self, disk: Disk) -> None:
+        """Note when the disk will be kept.
+
+        :raises DiskError: a disk snapshot has the name already, and is not ours.
+        """
+        key = _key(disk)
+        there = self._kept_tags(image_tags(disk))
+        ours = self._noted.get(key) or self._of_killed.get(key)
+        if not there:
+            self._noted[key] = str(time.time())
+        elif ours and self._is_kept(there, ours):
+            self._noted[key] = ours
+        else:
+            raise DiskError(
+                f"{disk.target} has a disk snapshot {self._kept_name!r}, and a revert would keep "
+                f"the disk under this name (an earlier one may have kept the disk there): if "
+                f"nobody needs it, delete it while the domain is off: qemu-img snapshot -d "
+                f"{self._kept_name} {quote(disk.target)}",
+                vdev=disk.vdev,
+            )
+
+    def _kept_tags(self, tags: Sequence[Tag]) -> list[Tag]:
+        return [tag for tag in tags if tag.name == self._kept_name]
+
+    def _is_kept(self, there: Sequence[Tag], since: str) -> bool:
+        return len(there) == 1 and there[0].date >= float(since) - 1
+
+    def state(self) -> dict[str, str]:
+        """What the run needs that finishes this revert."""
+        return dict(self._noted)
 
     def revert(self) -> None:
         """Apply the snapshots; first keep the present state of each image inside, under a tag.
 
-        A tag of that name that is there already stays as it is. It may have been made by a revert
-        that was interrupted, and then holds the only copy of the previous state. Or
-        :meth:`finish_revert` once failed to delete it, and then the present state is not kept. The
-        two cannot be told apart, and it matters only if the restore fails. Only a revert uses such
-        names (:data:`~pyxlsnap.model.KEPT_SUFFIX`), so :meth:`finish_revert` deletes the tag in
-        both cases.
+        A tag of that name that is there already was made by the run that this revert finishes: it
+        stays as it is, for it holds the only copy of the previous state.
 
-        :raises DiskError: an image is still in use; nothing was written then.
+        :raises DiskError: an image is still in use, or has such a tag that is not ours; nothing was
+            written then.
         """
         for disk in self.disks:
             wait_until_unused(disk, Path(disk.target))
+            self._check_kept(disk)
         for disk in self.disks:
-            if self._kept_name not in [t.name for t in image_tags(disk)]:
+            if not self._kept_tags(image_tags(disk)):
                 qemu_img(disk, "snapshot", "-c", self._kept_name, disk.target)
             qemu_img(disk, "snapshot", "-a", self._name, disk.target)
 
@@ -191,8 +226,15 @@ class Internal:
         left = []
         for disk in self.disks:
             try:
-                if any(t.name == self._kept_name for t in qemu.tags(disk.vdev)):
+                there = self._kept_tags(qemu.tags(disk.vdev))
+                ours = (self._noted or self._of_killed).get(_key(disk))
+                if there and ours and self._is_kept(there, ours):
                     self._delete(qemu, disk.vdev, self._kept_name)
+                elif there:
+                    left.append(
+                        f"disk snapshot {self._kept_name!r} in {disk.target}: this revert did not "
+                        f"make it"
+                    )
             except QmpError as e:
                 left.append(
                     f"disk snapshot {self._kept_name!r} (the disk before the revert) in "
@@ -203,6 +245,10 @@ class Internal:
     @property
     def _kept_name(self) -> str:
         return self._name + KEPT_SUFFIX
+
+
+def _key(disk: Disk) -> str:
+    return f"{disk.vdev} kept"
 
 
 def _in_use(disk: Disk) -> bool:

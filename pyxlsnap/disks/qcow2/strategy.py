@@ -30,8 +30,8 @@ class Qcow2:
 
     def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
         self._disks = tuple(disk for disk, _ in disks)
-        self._internal = Internal([disk for disk, request in disks if request.internal], task.name)
-        self._external = External([(d, r) for d, r in disks if not r.internal], task.name)
+        self._internal = Internal([disk for disk, request in disks if request.internal], task)
+        self._external = External([(d, r) for d, r in disks if not r.internal], task)
         self._inactive = task.inactive
         self.vdevs = tuple(d.vdev for d in self._disks)
         self._qemu = GuestQemu()
@@ -69,7 +69,7 @@ class Qcow2:
         return _TRANSACTION_S
 
     def state(self) -> dict[str, str]:
-        return self._external.state()
+        return self._external.state() | self._internal.state()
 
     def prepare(self) -> None:
         self._external.prepare(self._qemu)

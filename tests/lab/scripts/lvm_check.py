@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,9 +67,17 @@ def path(lv: str) -> Path:
     return Path("/dev") / VG / lv
 
 
-def strategy(lv: str, name: str, *, to: str = "", target: str = "") -> DiskStrategy:
+def strategy(
+    lv: str,
+    name: str,
+    *,
+    to: str = "",
+    target: str = "",
+    finishes: Mapping[str, str] | None = None,
+) -> DiskStrategy:
     disk = Disk("xvda", target or str(path(lv)), "raw", "phy")
-    return KINDS[lv]([(disk, DiskRequest("xvda", path=to))], DiskTask(name))
+    task = DiskTask(name, finishes=finishes)
+    return KINDS[lv]([(disk, DiskRequest("xvda", path=to))], task)
 
 
 def write(lv: str, seed: str, *, at: int = 0, length: int = SIZE) -> None:
@@ -97,8 +105,8 @@ def create(lv: str, name: str) -> DiskStrategy:
     return one
 
 
-def revert(lv: str, name: str) -> None:
-    one = strategy(lv, name)
+def revert(lv: str, name: str, *, finishes: Mapping[str, str] | None = None) -> None:
+    one = strategy(lv, name, finishes=finishes)
     one.check_revert()
     with timed(f"{lv}: revert"):
         one.revert()
@@ -188,11 +196,13 @@ def check_killed(lv: str) -> None:
     create(lv, "killed")
     for turn in range(KILLS):
         write(lv, f"killed {turn}", at=MIB, length=5 * MIB)
-        in_child(strategy(lv, "killed").revert, seconds[f"{lv}: revert"] * (turn + 0.5) / KILLS)
+        one = strategy(lv, "killed")
+        one.check_revert()
+        in_child(one.revert, seconds[f"{lv}: revert"] * (turn + 0.5) / KILLS)
         print(f"killed revert {turn}: {sorted(found())}", file=sys.stderr)
         assert is_lvm(str(path(lv)))
         assert is_thin(str(path(lv))) == (lv == THIN)
-        revert(lv, "killed")
+        revert(lv, "killed", finishes=one.state())
         assert digest(lv) == state
     assert sorted(found()) == sorted([*before, f"{lv}-killed"])
     run("lvremove", "-f", f"{VG}/{lv}-killed")

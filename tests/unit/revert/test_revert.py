@@ -1030,3 +1030,51 @@ def test_a_cancel_before_the_first_step_does_not_forget_a_killed_revert(
     case.cancel = Cancel()
     case.run(UUID)
     case.assert_reverted()
+
+
+class TestWhatIsKept:
+    """What has the name of a kept disk is ours only if this run made it, or the one it finishes."""
+
+    KEPT = ("xvda", f"{NAME}.pre-revert")
+
+    def test_what_is_left_from_before_is_refused_beforehand(self, case: Case) -> None:
+        case.world.storage.snapshots[self.KEPT] = "the user's"
+        with pytest.raises(Refused, match=r"xvda has '.*\.pre-revert' already"):
+            operations.revert(case.world.host, "vm1", cfgfile.read(case.cfg), case.cfg)
+        assert case.guest.runs
+        assert case.world.storage.snapshots[self.KEPT] == "the user's"
+
+    def test_the_journal_tells_it(self, case: Case) -> None:
+        run_until(Reversion(case.world.host, case.plan()).steps(), "disks")
+        assert killed_revert().disk_state["xvda kept"] == ""
+        assert case.world.storage.snapshots[self.KEPT] == "since"
+        case.run(UUID)
+        case.assert_reverted()
+
+    def test_an_entry_of_version_1_tells_nothing(self, case: Case) -> None:
+        """What is there may be the present: it is for the user to move away."""
+        run_until(Reversion(case.world.host, case.plan()).steps(), "disks")
+        Journal(UUID).rewrite(replace(killed_revert(), disk_state={}))
+        with pytest.raises(Refused, match="already"):
+            case.run(UUID)
+        assert case.world.storage.snapshots[self.KEPT] == "since"
+
+    def test_what_an_interrupted_revert_to_another_snapshot_kept_is_named(self, case: Case) -> None:
+        run_until(Reversion(case.world.host, case.plan()).steps(), "disks")
+        Journal(UUID).rewrite(replace(killed_revert(), name="other"))
+        del case.world.storage.snapshots[self.KEPT]
+        del case.world.storage.snapshots["xvdb", f"{NAME}.pre-revert"]
+        warning = case.run(UUID).warnings[0]
+        assert "the interrupted revert to other may have kept disks" in warning
+        assert "end in .other.pre-revert" in warning
+
+    def test_a_recovery_removes_it_and_no_more(self, case: Case) -> None:
+        run_until(Reversion(case.world.host, case.plan()).steps(), "monitor")
+        kept = case.world.storage.snapshots.pop(("xvdb", f"{NAME}.pre-revert"))
+        entry = killed_revert()
+        state = {k: v for k, v in entry.disk_state.items() if k != "xvdb kept"}
+        Journal(UUID).rewrite(replace(entry, disk_state=state))
+        case.world.storage.snapshots["xvdb", f"{NAME}.pre-revert"] = kept
+        operations.recover(case.world.host, UUID)
+        assert self.KEPT not in case.world.storage.snapshots
+        assert ("xvdb", f"{NAME}.pre-revert") in case.world.storage.snapshots

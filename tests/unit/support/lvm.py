@@ -5,7 +5,7 @@ The real one is in the lab (tests/lab/scripts/lvm_check.py).
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class Lv:
 
         return {
             "lv_name": self.name,
+            "lv_uuid": f"uuid-{self.minor}",
             "lv_size": str(self.size),
             "lv_layout": self.layout,
             "lv_role": ",".join(roles),
@@ -220,7 +221,14 @@ def populate(fake: FakeLvm) -> None:
 
 
 def strategy(
-    fake: FakeLvm, kind: str, name: str = "snap", *, lvs: str = "ab", to: str = "", form: str = ""
+    fake: FakeLvm,
+    kind: str,
+    name: str = "snap",
+    *,
+    lvs: str = "ab",
+    to: str = "",
+    form: str = "",
+    finishes: Mapping[str, str] | None = None,
 ) -> DiskStrategy:
     """The strategy for the volumes of a kind, as xvda and xvdb."""
     disks = [
@@ -230,7 +238,7 @@ def strategy(
         )
         for x in lvs
     ]
-    made: DiskStrategy = KINDS[kind](disks, DiskTask(name))
+    made: DiskStrategy = KINDS[kind](disks, DiskTask(name, finishes=finishes))
     return made
 
 
@@ -244,8 +252,10 @@ def create(fake: FakeLvm, kind: str, name: str = "snap") -> DiskStrategy:
     return one
 
 
-def revert(fake: FakeLvm, kind: str, name: str = "snap") -> list[str]:
-    one = strategy(fake, kind, name)
+def revert(
+    fake: FakeLvm, kind: str, name: str = "snap", *, finishes: Mapping[str, str] | None = None
+) -> list[str]:
+    one = strategy(fake, kind, name, finishes=finishes)
     one.check_revert()
     one.revert()
     return one.finish_revert(2)

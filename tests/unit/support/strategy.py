@@ -20,11 +20,18 @@ class FakeStrategy:
 
     kind = "fake"
 
-    def __init__(self, world: "World", vdevs: tuple[str, ...], name: str) -> None:
+    def __init__(
+        self,
+        world: "World",
+        vdevs: tuple[str, ...],
+        name: str,
+        finishes: Mapping[str, str] | None = None,
+    ) -> None:
         self._world = world
         self._storage = world.storage
         self.vdevs = vdevs
         self._name = name
+        self._kept = {v for v in vdevs if f"{v} kept" in (finishes or {})}
         self._made: list[tuple[str, str]] = []
         self._reached = True
 
@@ -36,7 +43,8 @@ class FakeStrategy:
         return self._world.expected_seconds
 
     def state(self) -> dict[str, str]:
-        return {f"{vdev} fake": self._name for vdev in self.vdevs}
+        fake = {f"{vdev} fake": self._name for vdev in self.vdevs}
+        return fake | {f"{vdev} kept": "" for vdev in self._kept}
 
     def prepare(self) -> None:
         with self._world.doing(f"prepare {self.vdevs[0]}"):
@@ -92,18 +100,25 @@ class FakeStrategy:
             missing = [v for v in self.vdevs if (v, self._name) not in self._storage.snapshots]
             if missing:
                 raise Refused(f"{', '.join(missing)} has no disk snapshot {self._name!r}")
+            for vdev in self.vdevs:
+                if vdev not in self._kept and self._kept_key(vdev) in self._storage.snapshots:
+                    raise Refused(f"{vdev} has {self._kept_key(vdev)[1]!r} already")
+            self._kept = set(self.vdevs)
+
+    def _kept_key(self, vdev: str) -> tuple[str, str]:
+        return (vdev, f"{self._name}.pre-revert")
 
     def revert(self) -> None:
         with self._world.doing(f"revert {self.vdevs[0]}"):
             for vdev in self.vdevs:
-                kept = (vdev, f"{self._name}.pre-revert")
+                kept = self._kept_key(vdev)
                 self._storage.snapshots.setdefault(kept, self._storage.content[vdev])
                 self._storage.content[vdev] = self._storage.snapshots[vdev, self._name]
 
     def finish_revert(self, domid: int) -> list[str]:
         with self._world.doing(f"drop {self.vdevs[0]}"):
-            for vdev in self.vdevs:
-                self._storage.snapshots.pop((vdev, f"{self._name}.pre-revert"), None)
+            for vdev in self._kept:
+                self._storage.snapshots.pop(self._kept_key(vdev), None)
             return []
 
     def check_delete(self, domid: int | None) -> None:

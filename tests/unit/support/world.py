@@ -112,7 +112,9 @@ class World:
     ) -> tuple[DiskStrategy, ...]:
         """In the place of the registry's :func:`strategies`: one strategy for each disk."""
         assert set(recorded.values()) <= {FakeStrategy.kind}
-        return tuple(FakeStrategy(self, (disk.vdev,), task.name) for disk, _ in disks)
+        return tuple(
+            FakeStrategy(self, (disk.vdev,), task.name, task.finishes) for disk, _ in disks
+        )
 
 
 # What the package knows of the machine's directories, and what is chosen for a kind of storage.

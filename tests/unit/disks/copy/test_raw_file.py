@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,10 +55,16 @@ def make_disk(directory: Path, vdev: str = "xvda") -> Disk:
     return Disk(vdev, str(path), "raw", "phy")
 
 
-def made(disks: Sequence[Disk], *, asked: bool = True, path: str = "") -> RawFile:
+def made(
+    disks: Sequence[Disk],
+    *,
+    asked: bool = True,
+    path: str = "",
+    finishes: Mapping[str, str] | None = None,
+) -> RawFile:
     return RawFile(
         [(d, replace(default_request(d, NAME), **({"path": path} if path else {}))) for d in disks],
-        DiskTask(NAME, asked=asked),
+        DiskTask(NAME, asked=asked, finishes=finishes),
     )
 
 
@@ -438,15 +444,17 @@ def test_a_revert_cut_off_anywhere_is_run_again(
         directory = place / str(number)
         directory.mkdir()
         disks = changed(directory, 2)
+        first = made(disks)
+        first.check_revert()
         try:
             with fault.at(number):
-                made(disks).revert()
+                first.revert()
         except (Killed, DiskError):
             pass
         struck = fault.struck
         for disk in disks:
             assert Path(disk.target).read_bytes() in (OLD, NEW)
-        again = made(disks)
+        again = made(disks, finishes=first.state())
         again.check_revert()
         again.revert()
         for disk in disks:
@@ -521,11 +529,30 @@ def test_a_filesystem_without_links_is_refused_before_a_revert(
         made([disk]).check_revert()
 
 
-def test_what_cannot_be_dropped_is_said_and_is_no_failure(tmp_path: Path, used: None) -> None:
+@pytest.mark.parametrize("name", ["xvda.raw.snap.pre-revert", ".xvda.raw.snap.pre-revert"])
+def test_a_file_of_the_user_stays_whatever_its_name(tmp_path: Path, used: None, name: str) -> None:
     [disk] = changed(tmp_path)
-    (tmp_path / "xvda.raw.snap.pre-revert").mkdir()
+    mine = tmp_path / name
+    mine.write_text("mine")
+    strategy = made([disk])
+    if name.startswith("."):  # not the name of a kept disk
+        strategy.check_revert()
+        strategy.revert()
+        assert strategy.finish_revert(8) == []
+    else:
+        with pytest.raises(Refused, match=f"^xvda: {mine} exists, .*: move that file away"):
+            strategy.check_revert()
+        assert Path(disk.target).read_bytes() == NEW
+    assert mine.read_text() == "mine"
+
+
+def test_what_cannot_be_dropped_is_said_and_is_no_failure(
+    tmp_path: Path, used: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [disk] = changed(tmp_path)
     strategy = made([disk])
     strategy.revert()
+    monkeypatch.setattr(os, "unlink", unsupported(errno.EROFS))
     [left] = strategy.finish_revert(8)
     assert left.startswith(f"{tmp_path}/xvda.raw.snap.pre-revert (the disk before the revert): ")
 
@@ -544,7 +571,7 @@ def test_a_copy_of_a_disk_has_its_holes(tmp_path: Path, used: None) -> None:
 def test_the_token_is_new_each_time(tmp_path: Path) -> None:
     disk = make_disk(tmp_path)
     assert made([disk]).state() != made([disk]).state()
-    assert set(made([disk]).state()) == {"xvda token"}
+    assert set(made([disk]).state()) == {"xvda token", "xvda copy"}
     assert len(snapshot_file.SnapshotFile(disk, DiskRequest("xvda", "/a")).token) == 32
 
 

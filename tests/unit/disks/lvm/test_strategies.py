@@ -280,6 +280,58 @@ class TestRevert:
         with pytest.raises(DiskError, match="is in the way"):
             strategy(fake, "thin").revert()
 
+    def test_a_volume_that_was_kept_before_is_refused_and_the_present_one_stays(
+        self, fake: FakeLvm
+    ) -> None:
+        """An earlier revert kept it, or the user made it: it is not the present state."""
+        create(fake, "thin")
+        write(fake, "thin", content(7))
+        fake.add(f"thin-b.snap{KEPT_SUFFIX}", "thin,sparse", content(3))
+        before = len(fake.log)
+        one = strategy(fake, "thin")
+        with pytest.raises(Refused, match=rf"^xvdb: the volume {VG}/thin-b.snap.* rename it"):
+            one.check_revert()
+        with pytest.raises(DiskError, match=rf"^xvdb: the volume {VG}/thin-b.snap.* rename it"):
+            one.revert()
+        assert {command[0] for command in fake.log[before:]} == {"lvs"}
+        assert contents(fake, "thin") == [content(7)] * 2
+        (line,) = one.finish_revert(2)
+        assert line.endswith("this revert did not make it")
+        assert fake.path(f"thin-b.snap{KEPT_SUFFIX}").read_bytes() == content(3)
+
+    def test_a_disk_that_is_neither_old_nor_new_is_not_removed(self, fake: FakeLvm) -> None:
+        """After the kill its owner has put another volume in its place."""
+        create(fake, "thin")
+        killed = strategy(fake, "thin", lvs="a")
+        killed.check_revert()
+        killed.revert()
+        fake.lvs["thin-a"].origin = ""
+        again = strategy(fake, "thin", lvs="a", finishes=killed.state())
+        with pytest.raises(Refused, match=f"xvda: the volume {VG}/thin-a is in the way"):
+            again.check_revert()
+        with pytest.raises(DiskError, match="is in the way"):
+            again.revert()
+        assert "thin-a" in fake.lvs
+
+    def test_a_new_volume_of_a_killed_run_is_only_the_killed_ones(self, fake: FakeLvm) -> None:
+        create(fake, "thin")
+        fake.add(f"thin-a.snap.new{KEPT_SUFFIX}", "thin,sparse", origin="thin-a-snap")
+        with pytest.raises(Refused, match="is in the way"):
+            strategy(fake, "thin").check_revert()
+        strategy(fake, "thin", finishes={}).check_revert()
+
+    def test_a_disk_that_is_replaced_while_the_revert_is_prepared_is_noticed(
+        self, fake: FakeLvm
+    ) -> None:
+        create(fake, "thin")
+        one = strategy(fake, "thin")
+        one.check_revert()
+        del fake.lvs["thin-b"]
+        fake.add("thin-b", "thin,sparse", content(8))
+        with pytest.raises(DiskError, match=rf"xvdb: {VG}/thin-b was replaced .*again"):
+            one.revert()
+        assert contents(fake, "thin") == [content(1), content(8)]
+
     def test_a_path_that_udev_does_not_make_is_told(
         self, fake: FakeLvm, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -296,15 +348,18 @@ class TestRevert:
             create(fake, kind)
             volumes = sorted(fake.lvs)
             write(fake, kind, content(9))
+            first = strategy(fake, kind)
+            first.check_revert()
             with fault:
-                revert(fake, kind)
+                first.revert()
+                first.finish_revert(2)
             if kind == "thin":
                 self.nothing_is_lost(fake)
             assert all(commands.is_lvm(str(fake.path(f"{kind}-{x}"))) for x in "ab")
             assert all(
                 commands.is_thin(str(fake.path(f"{kind}-{x}"))) == (kind == "thin") for x in "ab"
             )
-            assert revert(fake, kind) == []
+            assert revert(fake, kind, finishes=first.state()) == []
             assert contents(fake, kind) == [content(1)] * 2
             assert sorted(fake.lvs) == volumes
             assert fake.lvs[f"{kind}-b"].tags == ["owner"]

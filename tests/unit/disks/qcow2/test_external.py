@@ -5,7 +5,7 @@ import os
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.qemu import DOMID, SIZE, VDEVS, Qemu, content, qemu_img, tags
 
 
-def external(disks: list[Disk], name: str, directory: Path) -> Qcow2:
+def external(
+    disks: list[Disk], name: str, directory: Path, *, finishes: Mapping[str, str] | None = None
+) -> Qcow2:
     paths = {d.vdev: str(directory / f"{d.vdev}.{name}") for d in disks}
     requests = [(d, DiskRequest(d.vdev, paths[d.vdev], "qcow2")) for d in disks]
-    return Qcow2(requests, DiskTask(name))
+    return Qcow2(requests, DiskTask(name, finishes=finishes))
 
 
 def backing(path: str | Path) -> str:
@@ -454,8 +456,33 @@ class TestRevert:
         with pytest.raises(Refused, match=r"xvda: .* taken since \(since\); .* delete them first"):
             taken.strategy("s2").check_revert()
         qemu_img("snapshot", "-d", "since", taken.disks[0].target)
-        qemu_img("snapshot", "-c", "s1.pre-revert", taken.disks[0].target)  # a revert's own
+        qemu_img("snapshot", "-c", "s1.pre-revert", taken.disks[0].target)
+        with pytest.raises(Refused, match=r"taken since \(s1\.pre-revert\)"):
+            taken.strategy("s2").check_revert()  # an interrupted revert's, or the user's
+        qemu_img("snapshot", "-d", "s1.pre-revert", taken.disks[0].target)
         taken.strategy("s2").check_revert()
+
+    def test_a_file_of_the_user_is_refused_beforehand_and_stays(self, taken: Case) -> None:
+        mine = Path(f"{taken.disks[1].target}.s1.pre-revert")
+        mine.write_text("mine")
+        with pytest.raises(Refused, match=f"^xvdb: {mine} exists, .*: move that file away"):
+            taken.strategy("s1").check_revert()
+        assert mine.read_text() == "mine"
+        assert [content(d) for d in taken.disks] == [4, 4]
+
+    def test_the_run_that_finishes_a_killed_one_knows_what_that_kept(self, taken: Case) -> None:
+        killed = taken.strategy("s1")
+        killed.check_revert()
+        killed.revert()
+        with pytest.raises(Refused, match="exists"):
+            taken.strategy("s1").check_revert()
+        again = external(taken.disks, "s1", taken.frozen, finishes=killed.state())
+        again.check_revert()
+        again.revert()
+        kept = [Path(f"{d.target}.s1.pre-revert") for d in taken.disks]
+        assert [content(Disk("x", str(p), "qcow2")) for p in kept] == [4, 4]
+        assert again.finish_revert(DOMID) == []
+        assert not taken.leftovers()
 
     def test_a_damaged_disk_can_be_reverted(self, taken: Case) -> None:
         Path(taken.disks[0].target).write_bytes(b"x")

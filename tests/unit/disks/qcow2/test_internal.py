@@ -5,7 +5,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,16 @@ from tests.unit.support.qemu import DOMID, VDEVS, Qemu, content, qemu_img, tags,
 from tests.unit.support.waiting import open_descriptors
 
 
-def internal(disks: list[Disk], name: str, *, inactive: bool = False) -> Qcow2:
+def internal(
+    disks: list[Disk],
+    name: str,
+    *,
+    inactive: bool = False,
+    finishes: Mapping[str, str] | None = None,
+) -> Qcow2:
     """The strategy for disks whose snapshots stay inside."""
-    return Qcow2([(d, DiskRequest(d.vdev)) for d in disks], DiskTask(name, inactive=inactive))
+    task = DiskTask(name, inactive=inactive, finishes=finishes)
+    return Qcow2([(d, DiskRequest(d.vdev)) for d in disks], task)
 
 
 @pytest.fixture
@@ -336,12 +343,35 @@ class TestRevert:
         assert taken[1].target not in line
         assert [tags(d) for d in taken] == [["snap", "snap.pre-revert"], ["snap"]]
 
-    def test_what_an_earlier_revert_left_does_not_stop_the_next(
-        self, run_dir: Path, taken: list[Disk], strategy: Qcow2
+    def test_a_tag_that_is_not_ours_is_refused_beforehand_and_stays(
+        self, run_dir: Path, taken: list[Disk]
     ) -> None:
-        strategy.revert()
+        """An earlier revert left it, or it is the user's: the present would not be kept."""
+        qemu_img("snapshot", "-c", "snap.pre-revert", taken[1].target)
+        old = {f"{d.vdev} kept": str(time.time() + 60) for d in taken}
+        for finishes in (None, {}, old):
+            strategy = internal(taken, "snap", finishes=finishes)
+            with pytest.raises(Refused, match=r"xvdb: .*'snap\.pre-revert'.* qemu-img snapshot -d"):
+                strategy.check_revert()
+            with pytest.raises(DiskError, match=r"xvdb: .*'snap\.pre-revert'"):
+                strategy.revert()
+        assert [content(d) for d in taken] == [2, 2]
+        qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})
+        (line,) = strategy.finish_revert(DOMID)
+        strategy.close()
+        qemu.close()
+        assert "this revert did not make it" in line
+        assert tags(taken[1]) == ["snap", "snap.pre-revert"]
+
+    def test_the_run_that_finishes_a_killed_one_knows_what_that_kept(
+        self, run_dir: Path, taken: list[Disk]
+    ) -> None:
+        killed = internal(taken, "snap")
+        killed.check_revert()
+        killed.revert()
         for disk in taken:
             write(disk, 3)
+        strategy = internal(taken, "snap", finishes=killed.state())
         strategy.check_revert()
         strategy.revert()
         assert [content(d) for d in taken] == [1, 1]
