@@ -76,15 +76,8 @@ def decide(
     if not entry.destroy_begun:
         return Decision.UNTOUCHED
     is_original = now is not None and same_boot and now.domid == entry.domid
-    if not entry.user_informed and entry.restored_domid is None:
-        if now is None:
-            half_way = True
-        elif is_original:
-            half_way = not now.lives
-        else:
-            half_way = now.dying or not now.has_run
-        if half_way:
-            return Decision.ASK_HELD if held else Decision.REDO
+    if not entry.user_informed and entry.restored_domid is None and _ends(now, is_original):
+        return Decision.ASK_HELD if held else Decision.REDO
     if now and same_boot and now.domid == entry.restored_domid:
         return Decision.COMPLETE
     if now and same_boot and now.lives:
@@ -92,6 +85,13 @@ def decide(
     if now and not entry.user_informed:
         return Decision.ASK_STARTED
     return Decision.ASK_FAILED if entry.restored_domid is None else Decision.ASK_ENDED
+
+
+def _ends(now: DomainInfo | None, is_original: bool) -> bool:
+    """Whether the domain is off, or is on its way from the destroy to the restore."""
+    if now is None:
+        return True
+    return not now.lives if is_original else now.dying or not now.has_run
 
 
 def decide_now(host: Host, guest: Guest | None, entry: RevertEntry) -> Decision:

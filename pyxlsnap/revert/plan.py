@@ -125,8 +125,7 @@ def make_plan(
     config = saved.config.with_name(half_way.domain) if half_way else saved.config
     guest = _current(host, request.domain, config)
     if guest:
-        checks.refuse_special(guest)
-        config = config.with_name(guest.name or config.name)  # (a dying domain has no name)
+        config = _as_named_now(guest, config)
     meta = saved.header.metadata
     snapshot = _snapshot_name(request, meta)
     chosen = _choose_disks(request, meta, config)
@@ -135,7 +134,6 @@ def make_plan(
     risks = _risks(host, saved, config, guest, {d.vdev for d, _ in chosen})
     if risks and not (request.force or half_way):
         raise _risky(config.name, risks)
-    task = DiskTask(snapshot, finishes=_kept_by_killed(config.uuid, snapshot))
     plan = RevertPlan(
         request=request,
         guest=guest,
@@ -147,12 +145,21 @@ def make_plan(
         state=RunState.RUNNING if request.running or meta is None else meta.state,
         requests=tuple(r for _, r in chosen),
         devices=tuple(disk for disk, _ in chosen),
-        strategies=strategies(chosen, task, meta.kinds if meta else {}),
+        strategies=strategies(chosen, _task(config, snapshot), meta.kinds if meta else {}),
         warnings=tuple(risks),
     )
     for strategy in plan.strategies:
         strategy.check_revert()
     return plan
+
+
+def _as_named_now(guest: Guest, config: DomainConfig) -> DomainConfig:
+    checks.refuse_special(guest)
+    return config.with_name(guest.name or config.name)  # (a dying domain has no name)
+
+
+def _task(config: DomainConfig, snapshot: str) -> DiskTask:
+    return DiskTask(snapshot, finishes=_kept_by_killed(config.uuid, snapshot))
 
 
 def _kept_by_killed(uuid: str, snapshot: str) -> Mapping[str, str] | None:
