@@ -25,7 +25,7 @@ class DiskTask:
     #: to be called often by slow work; lets the operation be cancelled, so pass on what it raises
     check: Callable[[], None] = lambda: None
     #: a delete: the directories in which other disk snapshots of the domain are
-    looks_in: tuple[Path, ...] = ()
+    looks_in: Sequence[Path] = ()
     #: a delete: the vdevs of the disks that the domain has now
     attached: frozenset[str] = frozenset()
 
@@ -51,7 +51,7 @@ class DiskStrategy(Protocol):
     :class:`~pyxlsnap.DiskError` and :class:`~pyxlsnap.Refused` are shown to the user as they are:
     say what happened, to which disk, and what to do.
 
-    The process may end without exit handlers: leave nothing to :mod:`atexit`.
+    The process may end without exit handlers: leave nothing to ``atexit``.
     """
 
     #: the strategy's name, for plans and messages; a recovery or a revert finds the strategy by it.
