@@ -1,6 +1,6 @@
 """Every feature of qcow2: a snapshot is refused before it is tried, or a revert to it works."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -55,10 +55,15 @@ class Case:
         self.qemu.start()
         return self
 
-    def strategy(self, name: str = "snap", frozen: Path | None = None) -> Qcow2:
+    def strategy(
+        self,
+        name: str = "snap",
+        frozen: Path | None = None,
+        finishes: Mapping[str, str] | None = None,
+    ) -> Qcow2:
         path, form = (str(frozen), "qcow2") if frozen else ("", "")
         request = DiskRequest(self.disk.vdev, path, form)
-        self.open.append(Qcow2([(self.disk, request)], DiskTask(name)))
+        self.open.append(Qcow2([(self.disk, request)], DiskTask(name, finishes=finishes)))
         return self.open[-1]
 
     def goes_back(self, frozen: Path | None = None) -> None:
@@ -149,8 +154,10 @@ class TestReferences:
     def test_the_one_that_an_interrupted_revert_kept_counts_once(self, case: Case) -> None:
         self.fill(case, 12)
         case.qemu.close()
+        killed = case.strategy("s1")
+        killed.check_revert()
         qemu_img("snapshot", "-c", "s1.pre-revert", case.disk.target)
-        reverting = case.strategy("s1")
+        reverting = case.strategy("s1", finishes=killed.state())
         reverting.check_revert()
         reverting.revert()
         assert len(tags(case.disk)) == 13
