@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pyxlsnap.linux.files import open_regular
 
@@ -71,11 +72,8 @@ def backing_name(image: Path) -> str:
     :raises OSError: the file cannot be read.
     """
     with open_regular(image) as file:
-        header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size:
-            return ""
-        magic, _, offset, length, _ = _HEADER.unpack(header)
-        if magic != _MAGIC or not offset or length > _NAME_LIMIT:
+        offset, length, _ = _read_header(file)
+        if not offset or length > _NAME_LIMIT:
             return ""
         file.seek(offset)
         return os.fsdecode(file.read(length))
@@ -87,8 +85,17 @@ def has_snapshots_inside(image: Path) -> bool:
     :raises OSError: the file cannot be read.
     """
     with open_regular(image) as file:
-        header = file.read(_HEADER.size)
+        _, _, snapshots = _read_header(file)
+    return snapshots > 0
+
+
+def _read_header(file: BinaryIO) -> tuple[int, int, int]:
+    """Offset and length of the backing file's name, and the number of snapshots inside.
+
+    All 0 for a file that is no qcow2 image.
+    """
+    header = file.read(_HEADER.size)
     if len(header) < _HEADER.size:
-        return False
-    magic, *_, snapshots = _HEADER.unpack(header)
-    return bool(magic == _MAGIC and snapshots)
+        return (0, 0, 0)
+    magic, _, offset, length, snapshots = _HEADER.unpack(header)
+    return (offset, length, snapshots) if magic == _MAGIC else (0, 0, 0)

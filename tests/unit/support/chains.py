@@ -13,6 +13,16 @@ from tests.unit.support.qemu import DOMID, Qemu, qemu_img, whole
 PLACE = 64 << 10
 
 
+def take(strategy: Qcow2) -> Qcow2:
+    """Take the disk snapshots of a strategy, from the checks to the end."""
+    strategy.check_create(DOMID)
+    strategy.prepare()
+    strategy.create()
+    strategy.finish_create()
+    strategy.close()
+    return strategy
+
+
 @dataclass
 class Chains:
     """Two disks in a QEMU, and a directory for what is frozen."""
@@ -37,13 +47,7 @@ class Chains:
             self.qemu.write(disk.vdev, pattern, pattern * PLACE)
 
     def take(self, name: str) -> Qcow2:
-        strategy = self.strategy(name)
-        strategy.check_create(DOMID)
-        strategy.prepare()
-        strategy.create()
-        strategy.finish_create()
-        strategy.close()
-        return strategy
+        return take(self.strategy(name))
 
     def revert(self, name: str) -> None:
         """With QEMU ended; the state before is not kept."""

@@ -18,6 +18,7 @@ from pyxlsnap.disks.qcow2.qmp import QmpConnection
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
+from tests.unit.support.chains import take
 from tests.unit.support.qemu import DOMID, SIZE, VDEVS, Qemu, content, qemu_img, tags
 
 
@@ -48,13 +49,7 @@ class Case:
         return self.open[-1]
 
     def take(self, name: str) -> Qcow2:
-        strategy = self.strategy(name)
-        strategy.check_create(DOMID)
-        strategy.prepare()
-        strategy.create()
-        strategy.finish_create()
-        strategy.close()
-        return strategy
+        return take(self.strategy(name))
 
     def write(self, pattern: int) -> None:
         """As the guest would: through QEMU."""
