@@ -10,7 +10,7 @@ from pathlib import Path
 from pyxlsnap import paths
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.errors import DiskError
-from pyxlsnap.linux.processes import holders, process_text
+from pyxlsnap.linux.processes import holders, process_name, process_text
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
 
@@ -36,6 +36,17 @@ def kernel_users(target: Path) -> list[str]:
     """
     found = _loops(target)
     return found + _users_of_device(target.stat().st_rdev) if target.is_block_device() else found
+
+
+def has_holder(path: Path) -> bool:
+    """Whether another process has a file open; false also if there is no such file.
+
+    A qemu-img does not count: one that a killed process has left may still be making the file.
+    """
+    try:
+        return any(process_name(pid) != "qemu-img" for pid in holders(path))
+    except OSError:
+        return False
 
 
 def wait_until_unused(disk: Disk, target: Path) -> None:

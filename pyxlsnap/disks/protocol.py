@@ -28,6 +28,10 @@ class DiskTask:
     looks_in: Sequence[Path] = ()
     #: a delete: the vdevs of the disks that the domain has now
     attached: frozenset[str] = frozenset()
+    #: to be called every few seconds by a :meth:`~DiskStrategy.settle` or
+    #: :meth:`~DiskStrategy.undo_create` that waits for another program, with what it waits for
+    #: ("QEMU to answer"): tells the user. It raises nothing
+    waiting: Callable[[str], None] = lambda _: None
 
 
 class DiskStrategy(Protocol):
@@ -107,7 +111,9 @@ class DiskStrategy(Protocol):
 
         Finish what would lose data if the guest ran on, or make sure that it cannot happen later.
         Called before each resume once something has failed, also if :meth:`create` was never
-        called. Calling it again does no harm.
+        called. Calling it again does no harm. If another program may still do what :meth:`create`
+        told it to do, wait until that is known, however long: the guest stays suspended, and the
+        user is told (:attr:`DiskTask.waiting`).
 
         :raises PyxlsnapError: the guest must not run yet: it would lose data. It stays suspended.
         """

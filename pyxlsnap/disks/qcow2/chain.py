@@ -14,7 +14,6 @@ from pyxlsnap.disks.qcow2.printed import way_to_delete
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX, image_chain, image_info, qemu_img
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import hidden_name, open_regular, sync_directory
-from pyxlsnap.linux.processes import holders, process_name
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -72,6 +71,14 @@ class Chain:
         # -u: do not open the file, the guest's QEMU has it. So qemu-img must be told the size.
         self._make_overlay(self.overlay, "-u", size=str(size))
 
+    def is_prepared(self) -> bool:
+        """Whether the disk has its overlay, complete, whatever the overlay's name is now."""
+        overlay = self.waiting_overlay or self.active
+        try:
+            return self._stands_on_frozen(overlay)
+        except DiskError:
+            return False
+
     def take_name(self) -> None:
         """Give the overlay the disk's name."""
         self._take_name(self.overlay)
@@ -81,48 +88,58 @@ class Chain:
         with os_errors(self.disk, self.frozen):
             self.frozen.chmod(stat.S_IMODE(self.frozen.stat().st_mode) & ~0o222)
 
-    def settle(self) -> list[str]:
-        """Give the overlay the disk's name if QEMU has switched to it, or else remove it.
+    @property
+    def waiting_overlay(self) -> Path | None:
+        """The overlay, under the name that it has now; ``None``: it has the disk's, or is gone."""
+        names = (self.overlay, self._withdrawn)
+        return next((name for name in names if os.path.lexists(name)), None)
 
-        The overlay is renamed before anybody looks: a QEMU that was too slow to answer may still
-        try to switch when the guest runs again. It looks for the overlay by the name that it was
-        told, and must not find it.
+    def withdraw(self) -> None:
+        """Take away the overlay's name: a QEMU that comes to open it later must not find it."""
+        with os_errors(self.disk, self.overlay):
+            if os.path.lexists(self.overlay):
+                os.rename(self.overlay, self._withdrawn)
+
+    def settle(self, *, switched: bool) -> list[str]:
+        """Give the overlay the disk's name if QEMU has switched to it, or else remove it.
 
         :returns: what was removed.
         """
-        withdrawn = self.overlay.with_name(f"{self.overlay.name}.withdrawn")
-        with os_errors(self.disk, self.overlay):
-            if self.overlay.exists():
-                os.rename(self.overlay, withdrawn)
-            if not withdrawn.exists():
-                return []
-            if _in_qemu(withdrawn):
-                self._take_name(withdrawn)
-                return []
-            withdrawn.unlink()
+        overlay = self.waiting_overlay
+        if overlay is None:
+            return []
+        if switched:
+            self._take_name(overlay)
+            return []
+        with os_errors(self.disk, overlay):
+            overlay.unlink()
         return [f"removed {self.overlay}"]
 
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """All names of files that a QEMU with this disk may have open."""
+        return (self.active, self.frozen, self.overlay, self._withdrawn)
+
     def undo(self) -> list[str]:
-        """Remove the overlay and the second name, if QEMU has not switched.
+        """Remove the second name, if QEMU has not switched. The overlay must be settled.
 
         :returns: what was removed.
         :raises DiskError: QEMU has switched; the disk is whole, on its chain, and stays so.
         """
         with os_errors(self.disk, self.frozen):
-            undone = self.settle()
-            if not self.frozen.exists():
-                return undone
+            if self.waiting_overlay or not self.frozen.exists():
+                return []
             if self.frozen.samefile(self.active):  # our second name of the disk, and nothing more
                 self.frozen.unlink()
-                return [*undone, f"removed {self.frozen}"]
-        if self._stands_on_frozen():
+                return [f"removed {self.frozen}"]
+        if self._stands_on_frozen(self.active):
             self.protect()
             raise DiskError(
                 f"{self.active} stands on {self.frozen} now, and is whole; to undo that: "
                 f"{way_to_delete(self.disk, self.active, self.frozen)}",
                 vdev=self.disk.vdev,
             )
-        return undone
+        return []
 
     def artefact(self) -> Artefact:
         """The frozen file, and how to delete it."""
@@ -156,6 +173,10 @@ class Chain:
 
     # for both
 
+    @property
+    def _withdrawn(self) -> Path:
+        return self.overlay.with_name(f"{self.overlay.name}.withdrawn")
+
     def _make_overlay(self, path: Path, *options: str, size: str = "") -> None:
         """Make an empty overlay of the frozen file, with the disk's owner, mode and attributes."""
         with (
@@ -178,8 +199,8 @@ class Chain:
                 vdev=self.disk.vdev,
             ) from e
 
-    def _stands_on_frozen(self) -> bool:
-        info = image_info(self.disk, str(self.active))
+    def _stands_on_frozen(self, image: Path) -> bool:
+        info = image_info(self.disk, str(image))
         return bool(info.get("full-backing-filename") == str(self.frozen))
 
     def _depth(self) -> int | None:
@@ -193,8 +214,3 @@ class Chain:
 def _fresh(active: Path) -> Path:
     """A name in a disk's directory that no file has ever had."""
     return hidden_name(active, f".{os.urandom(8).hex()}{OVERLAY_SUFFIX}")
-
-
-def _in_qemu(overlay: Path) -> bool:
-    """Whether a QEMU has switched to it (a qemu-img that was left may still be making it)."""
-    return any(process_name(pid) != "qemu-img" for pid in holders(overlay))

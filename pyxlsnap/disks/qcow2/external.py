@@ -9,9 +9,14 @@ corruption on a real Xen (xen-lab.md, E1), dictate the order and the names:
   that no file has had before, and only after that the overlay is renamed over the disk's path.
 - Between switch and rename a guest that runs would write to a file that its next boot does not
   find. So the guest must not be resumed in between: :meth:`External.settle` finishes the rename.
+
+A transaction that was not answered may be done yet, or undone yet: QEMU opens the overlays one
+after the other, and closes all of them again if one fails. So an overlay that QEMU has open proves
+nothing. :meth:`External.withdraw` first takes away the names of all overlays; when QEMU answers
+again, its block nodes tell for all disks together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +42,18 @@ class External:
         self._chains = [Chain.of(disk, request) for disk, request in disks]
 
     def state(self) -> dict[str, str]:
-        """The overlays' names, which are new each time; and the files that a revert keeps."""
+        """The names of the overlays and of their nodes, which are new each time; and the files that
+        a revert keeps.
+        """
         overlays = {f"{c.disk.vdev} overlay": str(c.overlay) for c in self._chains}
-        return overlays | self._kept.state()
+        nodes = {f"{c.disk.vdev} node": c.node for c in self._chains}
+        return overlays | nodes | self._kept.state()
 
     def adopt(self, state: Mapping[str, str]) -> None:
-        """Use the overlays' names of another process."""
+        """Use the names of another process."""
         for chain in self._chains:
             chain.overlay = Path(state[f"{chain.disk.vdev} overlay"])
+            chain.node = state[f"{chain.disk.vdev} node"]
 
     # create
 
@@ -87,14 +96,33 @@ class External:
         for chain in self._chains:
             chain.protect()
 
-    def settle(self) -> None:
-        """See :meth:`pyxlsnap.disks.protocol.DiskStrategy.settle`.
-
-        Whether QEMU has switched is seen from whether it has the overlay open. So this works when
-        QMP does not answer, and for a snapshot that another process began.
-        """
+    def withdraw(self) -> None:
+        """Take away the names of all overlays: from now on QEMU cannot begin to switch."""
         for chain in self._chains:
-            chain.settle()
+            chain.withdraw()
+
+    def settle(self, switched: Collection[str]) -> list[str]:
+        """Finish the rename of each disk that QEMU has switched; remove the other overlays.
+
+        :param switched: the vdevs of the disks that QEMU has switched, for certain.
+        :returns: what was removed, a line each.
+        """
+        chains = [(chain, chain.disk.vdev in switched) for chain in self._chains]
+        return [line for chain, done in chains for line in chain.settle(switched=done)]
+
+    def are_prepared(self) -> bool:
+        """Whether all overlays are complete: before that QEMU is not told to switch."""
+        return all(chain.is_prepared() for chain in self._chains)
+
+    def switched_in(self, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The vdevs of the disks whose overlays are in use in QEMU, by its block nodes."""
+        names = {node["node-name"] for node in nodes}
+        return [chain.disk.vdev for chain in self._chains if chain.node in names]
+
+    @property
+    def images(self) -> list[Path]:
+        """All names of files that a QEMU with these disks may have open."""
+        return [image for chain in self._chains for image in chain.images]
 
     def undos(self) -> list[Undo]:
         """The undo of each disk; to be called by :func:`~pyxlsnap.disks.undo.undo_each`."""

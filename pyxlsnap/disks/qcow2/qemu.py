@@ -6,7 +6,8 @@ image that any process has open.
 
 import json
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pyxlsnap.errors import DiskError, QmpError, Refused
 from pyxlsnap.model import Disk
 
 _QEMU_IMG_S = 600.0
+_ASK_EVERY_S = 1.0
+_CONNECT_S, _RECONNECT_S = 5.0, 0.1
 #: prefix of the nodes that we make, before the vdev: QEMU does not tell which disk a node is of
 NODE_PREFIX = "xlsnap"
 
@@ -33,6 +36,7 @@ class GuestQemu:
     """A connection to the QEMU of one guest, and the node of each disk in it."""
 
     def __init__(self) -> None:
+        self._domid = -1
         self._connection: qmp.QmpConnection | None = None
         self._nodes: dict[str, str] = {}
 
@@ -42,7 +46,11 @@ class GuestQemu:
         :raises QmpError: QEMU does not answer.
         :raises Refused: it does not have a disk, or has it twice; the other disks were found.
         """
+        self._domid = domid
         self._connection = qmp.QmpConnection(qmp.socket_path(domid))
+        self._find(disks)
+
+    def _find(self, disks: Sequence[Disk]) -> None:
         attached = [
             b["inserted"]["node-name"] for b in self.execute("query-block") if "inserted" in b
         ]
@@ -55,6 +63,39 @@ class GuestQemu:
                 wrong.append(str(e))
         if wrong:
             raise Refused("; ".join(wrong))
+
+    def ask_nodes(
+        self, disks: Sequence[Disk], *, waiting: Callable[[], None], gone: Callable[[], bool]
+    ) -> list[dict[str, Any]] | None:
+        """QEMU's block nodes, once it answers; until then ask, however long that takes.
+
+        :param disks: to be found, if that has not been done.
+        :param waiting: called every few seconds.
+        :param gone: whether no process has the disks' images open; asked if no QEMU listens.
+        :returns: ``None`` if the QEMU has ended.
+        """
+        while True:
+            try:
+                if self._connection is None:
+                    path = qmp.socket_path(self._domid)
+                    self._connection = qmp.QmpConnection(path, timeout_s=_CONNECT_S)
+                found: list[dict[str, Any]] = self._connection.ask(
+                    "query-named-block-nodes",
+                    {"flat": True},
+                    every_s=_ASK_EVERY_S,
+                    waiting=waiting,
+                )
+                if not self._nodes:
+                    self._find(disks)
+                return found
+            except Refused:
+                return found  # the undo of the disks that were not found says so
+            except QmpError as e:
+                self.close()
+                if qmp.nobody_listens(e) and gone():
+                    return None
+            waiting()
+            time.sleep(_RECONNECT_S)
 
     def close(self) -> None:
         """Disconnect. Idempotent."""

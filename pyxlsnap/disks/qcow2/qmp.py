@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
 
 from pyxlsnap import paths
 from pyxlsnap.errors import QmpError
@@ -65,6 +66,32 @@ class QmpConnection:
         """
         return self._run(self._client.execute(command, arguments), command, timeout_s)
 
+    def ask(
+        self,
+        command: str,
+        arguments: dict[str, object],
+        *,
+        every_s: float,
+        waiting: Callable[[], None],
+    ) -> Any:
+        """Run one command, and wait for its answer however long that takes.
+
+        QEMU does one command at a time: when it answers, it has done, or undone, all that it was
+        told before.
+
+        :param waiting: called every ``every_s`` seconds; an exception from it ends the wait.
+        :raises QmpError: QEMU refused it, or closed the connection.
+        """
+        task = self._loop.create_task(self._client.execute(command, arguments))
+        try:
+            with self._errors(command):
+                while not self._loop.run_until_complete(asyncio.wait({task}, timeout=every_s))[0]:
+                    waiting()
+                return task.result()
+        finally:
+            task.cancel()
+            self._loop.run_until_complete(asyncio.wait({task}))
+
     def version(self) -> tuple[int, int]:
         """QEMU's major and minor version."""
         qemu = self.execute("query-version")["qemu"]
@@ -87,12 +114,21 @@ class QmpConnection:
 
     def _run(self, coroutine: Coroutine[Any, Any, T], command: str, timeout_s: float) -> T:
         try:
-            return self._loop.run_until_complete(asyncio.wait_for(coroutine, timeout_s))
+            with self._errors(command):
+                return self._loop.run_until_complete(asyncio.wait_for(coroutine, timeout_s))
         except TimeoutError as e:
             raise QmpError(
                 f"QEMU did not answer {command} on {self._path} within {timeout_s:g} s",
                 command=command,
             ) from e
+
+    @contextmanager
+    def _errors(self, command: str) -> Iterator[None]:
+        """Turn the errors of qemu.qmp and of the socket into a :class:`QmpError`."""
+        try:
+            yield
+        except TimeoutError:  # an OSError, too
+            raise
         except ExecuteError as e:
             raise QmpError(f"QEMU refused {command}: {e}", command=command, refused=True) from e
         except EOFError as e:
@@ -102,3 +138,10 @@ class QmpConnection:
             ) from e
         except (QMPError, OSError) as e:
             raise QmpError(f"QMP socket {self._path}: {e}", command=command) from e
+
+
+def nobody_listens(error: QmpError) -> bool:
+    """Whether a connection failed because no process serves the socket: QEMU has ended."""
+    cause = error.__cause__
+    reason = cause.exc if isinstance(cause, ConnectError) else cause
+    return isinstance(reason, ConnectionRefusedError | FileNotFoundError)

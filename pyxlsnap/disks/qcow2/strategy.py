@@ -4,10 +4,12 @@ The transaction is the commit point of the whole snapshot: QEMU does all of it, 
 """
 
 from collections.abc import Mapping, Sequence
+from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
 from pyxlsnap.disks.failures import refuse_missing
+from pyxlsnap.disks.in_use import has_holder
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.checks import refuse_kernel_users
 from pyxlsnap.disks.qcow2.deletion import Deletion
@@ -15,12 +17,24 @@ from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
 from pyxlsnap.disks.undo import Undo, undo_each
-from pyxlsnap.errors import QmpError, Refused
+from pyxlsnap.errors import DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
 _SET_ACTIVE_SINCE = (10, 0)  # QEMU's blockdev-set-active
 _TRANSACTION_S = 0.2  # as measured; it does not grow with the disks
+
+
+class _Outcome(Enum):
+    """What QEMU did with the transaction of a create."""
+
+    #: nothing: it was not told yet, or refused
+    NOTHING = auto()
+    #: it was told, and has not answered
+    UNKNOWN = auto()
+    DONE = auto()
+    #: it was told, and has ended without an answer
+    ENDED = auto()
 
 
 class Qcow2:
@@ -33,6 +47,8 @@ class Qcow2:
         self._internal = Internal([disk for disk, request in disks if request.internal], task)
         self._external = External([(d, r) for d, r in disks if not r.internal], task)
         self._inactive = task.inactive
+        self._waiting = partial(task.waiting, "QEMU to answer")
+        self._outcome = _Outcome.NOTHING
         self.vdevs = tuple(d.vdev for d in self._disks)
         self._qemu = GuestQemu()
         self._deletion = Deletion(disks, task, self._qemu)
@@ -75,39 +91,86 @@ class Qcow2:
         self._external.prepare(self._qemu)
 
     def create(self) -> None:
-        for command, arguments in self._activate:
-            self._qemu.execute(command, arguments)
-        actions = self._internal.actions(self._qemu) + self._external.actions(self._qemu)
+        self._outcome = _Outcome.UNKNOWN
         try:
+            for command, arguments in self._activate:
+                self._qemu.execute(command, arguments)
+            actions = self._internal.actions(self._qemu) + self._external.actions(self._qemu)
             self._qemu.execute("transaction", {"actions": actions})
         except QmpError as e:
             if e.refused:
+                self._outcome = _Outcome.NOTHING
                 self._internal.refused()
             raise
+        self._outcome = _Outcome.DONE
         self._external.switched()
 
     def finish_create(self) -> None:
         self._external.protect()
 
     def settle(self) -> None:
-        self._external.settle()
+        if self._settle() is None:
+            # If it had switched, it may have written to an overlay; one without data does no harm.
+            self._external.settle(self.vdevs if self._external.are_prepared() else ())
+            raise DiskError(
+                "the guest's QEMU has ended, and without it the guest has no disks",
+                vdev=", ".join(self.vdevs),
+            )
+
+    def _settle(self) -> list[str] | None:
+        """Find out what QEMU did, and finish that; returns the overlays that were removed.
+
+        :returns: ``None`` if the QEMU ended before it told; nothing was finished then.
+        """
+        if self._outcome is _Outcome.ENDED:
+            return None
+        switched: Sequence[str] = self.vdevs if self._outcome is _Outcome.DONE else ()
+        if self._outcome is _Outcome.UNKNOWN:
+            self._external.withdraw()
+            nodes = self._qemu.ask_nodes(self._disks, waiting=self._waiting, gone=self._unheld)
+            if nodes is None:
+                self._outcome = _Outcome.ENDED
+                return None
+            switched = self._external.switched_in(nodes)
+        removed = self._external.settle(switched)
+        self._outcome = _Outcome.DONE if switched else _Outcome.NOTHING
+        return removed
+
+    def _unheld(self) -> bool:
+        """Whether no process has an image of the disks open."""
+        images = [*self._external.images, *(Path(d.target) for d in self._internal.disks)]
+        return not any(map(has_holder, images))
 
     def undo_create(self) -> list[str]:
         external = zip(self._external.disks, self._external.undos(), strict=True)
         return undo_each(
             [
+                self._undo_unsettled,
                 *self._internal.undos(self._qemu),
                 *(partial(self._undo_external, disk, undo) for disk, undo in external),
             ]
         )
 
+    def _undo_unsettled(self) -> list[str]:
+        """Settle what is not settled yet: a recovery whose domain is gone resumes nothing."""
+        for disk in self._external.disks:
+            self._check_storage(disk)
+        removed = self._settle()
+        # Without a domain the disks are those that it began with.
+        return self._external.settle(()) if removed is None else removed
+
     def _undo_external(self, disk: Disk, undo: Undo) -> Sequence[str]:
+        self._check_storage(disk)
+        return undo()
+
+    def _check_storage(self, disk: Disk) -> None:
+        """:raises DiskError: after a crash the storage of the disk is not there."""
         if self._adopted:
             refuse_missing(disk, Path(disk.target), "files of the disk snapshot")
-        return undo()
 
     def adopt_create(self, domid: int | None, *, began: float, state: Mapping[str, str]) -> None:
         self._adopted = True
+        self._outcome = _Outcome.UNKNOWN if domid is not None else _Outcome.ENDED
         self._external.adopt(state)
         self._internal.adopt(began, gone=domid is None)
         if domid is not None:

@@ -1,9 +1,12 @@
 """A real QEMU that has no machine, only disks and a monitor; and images for it."""
 
 import json
+import os
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.model import Disk
@@ -46,11 +49,17 @@ def tags(disk: Disk) -> list[str]:
 class Qemu:
     """A QEMU with disks as libxl gives them, its machine stopped: we write what a guest would."""
 
-    def __init__(self, directory: Path, images: dict[str, str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        images: dict[str, str],
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._socket = directory / f"qmp-libxenstat-{DOMID}"
         #: the socket of a monitor for the test
         self.own = directory / "qmp-of-the-test"
         self._images = images
+        self._environment = {**os.environ, **environment}
         self.start()
 
     def start(self) -> None:
@@ -72,7 +81,10 @@ class Qemu:
                 command += ["-blockdev", json.dumps(blockdev)]
                 command += ["-device", f"virtio-blk-pci,id={vdev},drive={vdev}-qcow2"]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=[ours.fileno(), own.fileno()]
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[ours.fileno(), own.fileno()],
+                env=self._environment,
             )
 
     @property
@@ -91,6 +103,11 @@ class Qemu:
         said = connection.execute("human-monitor-command", {"command-line": command})
         connection.close()
         assert "rror" not in said, said
+
+    def kill(self) -> None:
+        """End it as the kernel does when memory runs out; its sockets stay."""
+        self._process.kill()
+        self._process.wait(20)
 
     def close(self) -> None:
         """End it; it may be started again."""
