@@ -248,7 +248,12 @@ def delete_snapshot(
     return run(request, Deleted, on_progress=on_progress, cancel=cancel)
 
 
-def recover(domain: str | None = None) -> Recovered:
+def recover(
+    domain: str | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    cancel: Cancel | None = None,
+) -> Recovered:
     """Finish or undo the operations that were killed, on one domain or on all domains.
 
     A create is rolled back. A revert that had begun to destroy the domain is finished, and so is a
@@ -257,13 +262,18 @@ def recover(domain: str | None = None) -> Recovered:
 
     :param domain: name, domid or uuid. The domain may be off. ``None``: all domains; operations
         that are under way are left alone.
+    :param on_progress: called while the recovery has to wait, for a QEMU that does not answer: the
+        guest is suspended until then.
+    :param cancel: ends such a wait of this call, with :class:`NeedsAttention`. The recovery itself
+        cannot be cancelled: it goes on in its process.
     :raises DomainNotFound: there is no such domain, and no unfinished operation on it.
     :raises Busy: an operation on ``domain`` is under way. Nothing was changed.
     :raises NeedsAttention: an operation could not be finished or undone, or a person must decide.
         The error lists what is left, and has the commands to run. The journals of these operations
         stay.
     """
-    return run(RecoverRequest(domain=domain), Recovered)
+    request = RecoverRequest(domain=domain)
+    return run(request, Recovered, on_progress=on_progress, cancel=cancel)
 
 
 def start_monitor(uuid: str) -> None:

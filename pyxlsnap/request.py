@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, get_args
 
-from pyxlsnap.errors import UsageError
+from pyxlsnap.errors import PyxlsnapError, UsageError
 from pyxlsnap.hooks import Hook
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.results import OnEvent, OnProgress
@@ -193,6 +193,9 @@ class Callbacks:
     #: called by a monitor: a domain shut down, and the configured action was performed
     on_event: OnEvent = _ignore
     share_lock: ShareLock = _share_with_nobody
+    #: called if the operation is cancelled while it must wait: its caller gets this error at once,
+    #: and the operation goes on alone
+    leave: Callable[[PyxlsnapError], None] = _ignore
     #: called just before the suspend, when all is prepared; an exception ends the operation
     before_suspend: Hook = _ignore
     #: ``None``: start no monitor; the result then has a warning

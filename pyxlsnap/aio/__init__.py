@@ -13,7 +13,7 @@ task is cancelled until then. There are two exceptions:
   ``TaskGroup``.)
 - If the operation succeeds, its result is returned. This happens when the cancellation comes too
   late. A revert cannot be cancelled after the domain was destroyed, a delete not after a part of
-  the snapshot was deleted, and a recovery never.
+  the snapshot was deleted, and a recovery never, once it has begun.
 
 In both cases the cancellation is delivered at the task's next ``await``. ``asyncio.timeout`` then
 treats the call as finished in time: there is no :class:`TimeoutError`.
@@ -209,9 +209,17 @@ async def delete_snapshot(
     )
 
 
-async def recover(domain: str | None = None) -> Recovered:
+async def recover(
+    domain: str | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    cancel: Cancel | None = None,
+) -> Recovered:
     """See :func:`pyxlsnap.recover`."""
-    return await Call("recover", domain or "").run(partial(api.recover, domain))
+    call = Call("recover", domain or "", cancel)
+    return await call.run(
+        partial(api.recover, domain, on_progress=call.in_loop(on_progress), cancel=call.cancel)
+    )
 
 
 async def start_monitor(uuid: str) -> None:

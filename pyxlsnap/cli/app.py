@@ -74,8 +74,8 @@ def _revert(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Reve
     )
 
 
-def _recover(given: argparse.Namespace, _progress: "_Bar", _cancel: Cancel) -> Recovered:
-    return api.recover(given.domain)
+def _recover(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Recovered:
+    return api.recover(given.domain, on_progress=progress, cancel=cancel)
 
 
 #: the function that runs each command of the parser

@@ -14,6 +14,7 @@ from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create.plan import CreatePlan, make_plan
 from pyxlsnap.create.sequence import Creation
+from pyxlsnap.create.waiting import Waiting
 from pyxlsnap.errors import Interrupted
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.journal import Journal
@@ -85,7 +86,8 @@ def _planned(
         callbacks.share_lock(guest.uuid, lock.fd)
         callbacks.on_progress(Progress("checking"))
         Journal(guest.uuid).refuse_unfinished()
-        with closing(make_plan(host, guest, request, cancel)) as plan:
+        waiting = Waiting(guest.name, guest.uuid, callbacks, cancel)
+        with closing(make_plan(host, guest, request, cancel, waiting)) as plan:
             if request.max_downtime is not None:
                 plan.refuse_slow(request.max_downtime)
             yield plan

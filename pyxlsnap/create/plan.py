@@ -5,7 +5,7 @@ All checks that are possible beforehand are here: the guest runs, and nothing ha
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -152,14 +152,23 @@ class CreatePlan:
         close_all(self.strategies)
 
 
+def _ignore(_: str) -> None:
+    """The default of ``waiting``."""
+
+
 @refusing_os_errors()
 def make_plan(
-    host: Host, guest: Guest, request: CreateRequest, cancel: Cancel | None = None
+    host: Host,
+    guest: Guest,
+    request: CreateRequest,
+    cancel: Cancel | None = None,
+    waiting: Callable[[str], None] = _ignore,
 ) -> CreatePlan:
     """Plan a snapshot of a running guest. Changes nothing.
 
     :param request: defaults replace the values that its config leaves out.
     :param cancel: checked often by all slow work, also when the plan is run.
+    :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
     :raises UsageError: the name or a path cannot be used.
     :raises Refused: the guest, a disk or the host does not allow the snapshot.
     :raises Cancelled: ``cancel`` was set.
@@ -174,7 +183,8 @@ def make_plan(
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
     places = _choose_places(guest, wanted, name, [request for _, request in chosen])
     checks.refuse_full(places.memory.parent, examined.memory_kb)
-    found = strategies(chosen, _task(name, request, examined, cancel))
+    task = replace(_task(name, request, examined), check=cancel.check, waiting=waiting)
+    found = strategies(chosen, task)
     metadata = Metadata(
         name=name,
         description=wanted.description or "",
@@ -199,12 +209,11 @@ def make_plan(
     return replace(plan, frontends=_connect(plan, cancel))
 
 
-def _task(name: str, request: CreateRequest, examined: Examined, cancel: Cancel) -> DiskTask:
+def _task(name: str, request: CreateRequest, examined: Examined) -> DiskTask:
     return DiskTask(
         name,
         inactive=request.live and examined.config.kind is GuestKind.HVM,
         asked=request.config.disks is not None,
-        check=cancel.check,
     )
 
 

@@ -245,6 +245,7 @@ class Creation:
     def _bring_guest_back(self, undone: list[str]) -> None:
         if not self._suspend_began or self._resumed:
             return
+        self._guest.check_same()  # a domain that is gone needs no settling
         for strategy in self._plan.strategies:
             strategy.settle()
         if self._memory_complete:  # the guest is suspended, or was resumed already

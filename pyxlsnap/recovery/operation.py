@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.create.waiting import Waiting
 from pyxlsnap.delete.operation import finish as finish_delete
 from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, Refused, UsageError
 from pyxlsnap.guest.protocols import Host, find_if_there
@@ -23,27 +25,35 @@ from pyxlsnap.request import Callbacks, RecoverRequest
 from pyxlsnap.results import Recovered
 
 
-def recover(host: Host, request: RecoverRequest, callbacks: Callbacks) -> Recovered:
+def recover(
+    host: Host, request: RecoverRequest, callbacks: Callbacks, cancel: Cancel | None = None
+) -> Recovered:
     """Recover operations that were killed, in this process.
 
     A create is rolled back; a revert that had begun to destroy the domain is finished, and so is a
     delete that had deleted something.
 
+    :param cancel: ends only the wait of the caller, where the recovery itself must wait
+        (:attr:`Callbacks.leave`).
     :raises DomainNotFound: there is no such domain, and no journal of one.
     :raises Busy: an operation on the requested domain is still under way.
     :raises NeedsAttention: a person must decide or finish the work; the error lists what is left,
         for all domains together. The journals of these domains stay.
     """
 
+    token = cancel or Cancel()
+
     def recover_one(uuid: str) -> Recovered:
-        return _recover_one(host, uuid, callbacks, request.wait_s)
+        return _recover_one(host, uuid, callbacks, token, wait_s=request.wait_s)
 
     if request.domain is None:
         return _recover_every(recover_one)
     return recover_one(_uuid_of(host, request.domain))
 
 
-def _recover_one(host: Host, uuid: str, callbacks: Callbacks, wait_s: float) -> Recovered:
+def _recover_one(
+    host: Host, uuid: str, callbacks: Callbacks, cancel: Cancel, *, wait_s: float
+) -> Recovered:
     uuid = check_uuid(uuid)  # a file in the journals' directory may have any name
     lock = DomainLock(uuid, domain=uuid, wait_s=wait_s)
     try:
@@ -52,7 +62,8 @@ def _recover_one(host: Host, uuid: str, callbacks: Callbacks, wait_s: float) -> 
         entry = journal.read()
         if entry is None:
             return Recovered((), rolled_back=True)
-        if finish := _way_to_finish(host, entry):
+        waiting = Waiting(entry.domain, uuid, callbacks, cancel)
+        if finish := _way_to_finish(host, entry, waiting):
             try:
                 recovered = finish()
             finally:
@@ -65,10 +76,12 @@ def _recover_one(host: Host, uuid: str, callbacks: Callbacks, wait_s: float) -> 
     return redo(host, entry, callbacks)
 
 
-def _way_to_finish(host: Host, entry: Entry) -> Callable[[], Recovered] | None:
+def _way_to_finish(
+    host: Host, entry: Entry, waiting: Callable[[str], None]
+) -> Callable[[], Recovered] | None:
     """The recovery to run under the lock; ``None``: :func:`redo`, which takes the lock."""
     if isinstance(entry, CreateEntry):
-        return partial(undo_create, host, entry)
+        return partial(undo_create, host, entry, waiting)
     if isinstance(entry, DeleteEntry):
         return partial(finish_delete, host, entry)
     guest = find_guest(host, entry)

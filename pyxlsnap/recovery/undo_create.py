@@ -1,7 +1,7 @@
 """Rolling back a create whose process was killed: the guest first, then disks and files."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,15 +26,19 @@ class _Outcome(NamedTuple):
     left: list[str]
 
 
-def undo_create(host: Host, entry: CreateEntry) -> Recovered:
+def undo_create(
+    host: Host, entry: CreateEntry, waiting: Callable[[str], None] = lambda _: None
+) -> Recovered:
     """Roll a create back; if its snapshot is complete, keep the snapshot.
 
+    :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
     :raises NeedsAttention: the guest could not be resumed, or its disks could not be opened, and
         nothing was deleted; or some disk snapshots or files could not be removed, and the
         others were.
     """
     guest = find_if_there(host, entry.uuid)
-    adopted = _adopt(guest.domid if guest else None, entry)
+    task = DiskTask(entry.name, waiting=waiting)
+    adopted = _adopt(guest.domid if guest else None, entry, task)
     try:
         resumed = guest is not None and _resume(guest, entry, adopted)
         done = [f"resumed {guest.name}"] if guest and resumed else []
@@ -66,11 +70,11 @@ def undo_create(host: Host, entry: CreateEntry) -> Recovered:
     return Recovered(tuple(done), rolled_back=True, seconds_unpaused=ran_s)
 
 
-def _adopt(domid: int | None, entry: CreateEntry) -> Adopted:
+def _adopt(domid: int | None, entry: CreateEntry, task: DiskTask) -> Adopted:
     """The disk strategies of the killed process, each with the error of its adoption, if any."""
     chosen = list(zip(entry.devices, entry.disks, strict=True))
     try:
-        found = strategies(chosen, DiskTask(entry.name), entry.kinds)
+        found = strategies(chosen, task, entry.kinds)
     except Exception as e:  # without them it is unknown whether the guest may run
         raise NeedsAttention(
             f"{e}",

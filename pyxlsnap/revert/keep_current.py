@@ -7,6 +7,7 @@ from datetime import datetime
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.plan import CreatePlan, make_plan
 from pyxlsnap.create.sequence import Creation
+from pyxlsnap.create.waiting import Waiting
 from pyxlsnap.disks.lvm.commands import is_lvm
 from pyxlsnap.disks.registry import default_request
 from pyxlsnap.errors import OperationFailed, PyxlsnapError, Refused
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 _KEPT_NAME = 80  # characters of the old snapshot's name in the name of the new one
 
 
-def plan_present(host: Host, plan: RevertPlan, cancel: Cancel) -> CreatePlan:
+def plan_present(host: Host, plan: RevertPlan, callbacks: Callbacks, cancel: Cancel) -> CreatePlan:
     """Plan the snapshot of the domain that is to be destroyed.
 
     :raises Refused: there is no domain, or no snapshot of it is possible.
@@ -40,7 +41,8 @@ def plan_present(host: Host, plan: RevertPlan, cancel: Cancel) -> CreatePlan:
         disks=_disks(guest.config().disks, plan, name),
     )
     request = CreateRequest(domain=guest.uuid, config=config, monitor=plan.request.monitor)
-    return make_plan(host, guest, request, cancel)
+    waiting = Waiting(guest.name, guest.uuid, callbacks, cancel)
+    return make_plan(host, guest, request, cancel, waiting)
 
 
 def _disks(disks: tuple[Disk, ...], plan: RevertPlan, name: str) -> tuple[DiskRequest, ...]:

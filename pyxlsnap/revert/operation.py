@@ -42,7 +42,7 @@ def revert(
         recheck(plan.guest)
         kept = ""
         if request.keep_current:
-            with closing(plan_present(host, plan, cancel)) as present:
+            with closing(plan_present(host, plan, callbacks, cancel)) as present:
                 kept = take_present(present, plan, callbacks, cancel)
         return Reversion(host, plan, callbacks, cancel, present_cfgfile=kept).run()
 
@@ -57,7 +57,7 @@ def preview(
     cancel = cancel or Cancel()
     with _planned(host, request, callbacks, cancel) as plan:
         if request.keep_current:
-            plan_present(host, plan, cancel).close()
+            plan_present(host, plan, callbacks, cancel).close()
         return plan.summary()
 
 

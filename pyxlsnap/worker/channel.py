@@ -2,7 +2,8 @@
 
 The caller sends one request, and perhaps ``{"cancel": true}`` later. The worker sends any number of
 ``progress``, ``log`` and ``lock`` messages (``lock`` with a descriptor), then one ``result`` or
-``error``. If the worker is killed, its parent process sends ``died``, with what it has recovered.
+``error``; ``goes_on`` in it means that the operation continues without its caller. If the worker is
+killed, its parent process sends ``died``, with what it has recovered.
 The end of the stream means that the process on the other side has ended.
 """
 

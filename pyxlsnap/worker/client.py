@@ -45,6 +45,8 @@ class WorkerClient:
         self._failed: BaseException | None = None
         self._send_lock = threading.Lock()
         self._answered = False
+        #: the process has answered, and continues without its caller
+        self.goes_on = False
         #: uuids of the domains that the worker has locked (a dict, to keep the order)
         self.locked: dict[str, None] = {}
         #: the operation has begun, so that something may have changed
@@ -90,6 +92,7 @@ class WorkerClient:
         :raises WorkerDied: the worker ended without a result.
         """
         while message := self._next():
+            self.goes_on = "goes_on" in message
             if "died" in message:
                 self.recovery = message
                 self._answered = True
@@ -173,7 +176,12 @@ class WorkerClient:
         return readable(self._stderr.read())
 
     def release_locks(self) -> None:
-        """Release the locks of a dead worker: this process has the last copies of them."""
+        """Release the locks of a dead worker: this process has the last copies of them.
+
+        Not if its supervisor goes on: a copy of the supervisor's own lock is among them.
+        """
+        if self.goes_on:
+            return
         for fd in self._channel.fds:
             unlock(fd)
 
@@ -181,14 +189,21 @@ class WorkerClient:
         """Close everything, and wait for the end of the process.
 
         A process that has answered is killed if it does not end in time. A process that has not
-        answered is rolling back: it is never killed.
+        answered is rolling back: it is never killed. A process that has said that it goes on is
+        not waited for.
         """
         self._channel.close()
+        self._stderr.close()
+        if self.goes_on:
+            threading.Thread(target=self._end, name="pyxlsnap-reap", daemon=True).start()
+            return
         if self._answered and not self._process.ended(within_s=_EXIT_S):
             self._process.kill()
+        self._end()
+
+    def _end(self) -> None:
         self._reap()
         self._process.close()
-        self._stderr.close()
 
     def _reap(self) -> int | None:
         """Wait for the process to end.

@@ -74,6 +74,10 @@ class ClientLink:
         if self._supervisor:
             self._supervisor.answered()
 
+    def leave(self, message: Message) -> None:
+        """Send the caller a last message; the operation goes on, and its caller does not wait."""
+        self.send({**message, "goes_on": True})
+
     def listen(self, cancel: Cancel) -> None:
         """Receive from the caller; set the token when the caller cancels or ends."""
         while (message := self._channel.receive()) and not message.get("cancel"):

@@ -113,7 +113,7 @@ def perform(host: Host, request: Request, callbacks: Callbacks, cancel: Cancel) 
         case DeleteRequest():
             return delete.delete(host, request, callbacks, cancel)
         case RecoverRequest():
-            return recovery.recover(host, request, callbacks)
+            return recovery.recover(host, request, callbacks, cancel)
         case MonitorRequest():
             monitor(host, request.domain, on_event=callbacks.on_event, cancel=cancel)
             return None
@@ -124,14 +124,19 @@ def perform(host: Host, request: Request, callbacks: Callbacks, cancel: Cancel) 
 def recover_from(death: Death, client: ClientLink, *, watch: bool) -> None:
     """Recover from the death of the worker, and report the death and the recovery."""
     message: Message = {"died": death.how, "recovered": []}
+    cancel = Cancel()
+    threading.Thread(target=client.listen, args=(cancel,), daemon=True).start()
     callbacks = Callbacks(
-        share_lock=client.share_lock, start_monitor=launch.start_monitor if watch else None
+        on_progress=client.progress,
+        leave=lambda error: client.leave({**message, "error": error_to_plain(error)}),
+        share_lock=client.share_lock,
+        start_monitor=launch.start_monitor if watch else None,
     )
     for uuid in death.uuids:
         request = RecoverRequest(domain=uuid, wait_s=RIVAL_S)
         try:
             with Toolstack(operation=request.operation, domain=uuid) as host:
-                found = recovery.recover(host, request, callbacks)
+                found = recovery.recover(host, request, callbacks, cancel)
             message["recovered"].append(asdict(found))
         except Exception as e:
             message["error"] = _plain_error(e)
@@ -177,6 +182,7 @@ class _Worker:
         found = Callbacks(
             on_progress=client.progress,
             on_event=client.event,
+            leave=lambda error: client.leave({"error": error_to_plain(error)}),
             share_lock=client.share_lock,
             start_monitor=start if self.watch else None,
         )

@@ -130,10 +130,17 @@ def plan_delete(host: Host, cfgfile: Path) -> DeletePlan:
     return delete_plan.make_plan(host, request, delete_plan.read_parts(request))
 
 
-def recover(host: Host, domain: str | None, *, wait_s: float = 0.0, **callbacks: Any) -> Recovered:
+def recover(
+    host: Host,
+    domain: str | None,
+    *,
+    wait_s: float = 0.0,
+    cancel: Cancel | None = None,
+    **callbacks: Any,
+) -> Recovered:
     """See :func:`pyxlsnap.recovery.operation.recover`."""
     request = RecoverRequest(domain=domain, wait_s=wait_s)
-    return recovery_operation.recover(host, request, Callbacks(**callbacks))
+    return recovery_operation.recover(host, request, Callbacks(**callbacks), cancel)
 
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], Callbacks]:

@@ -24,6 +24,7 @@ import pyxlsnap.recovery.operation
 import pyxlsnap.revert.operation
 import pyxlsnap.xen.toolstack
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.hooks import Hook, Moment
 from pyxlsnap.linux.locks import DomainLock
@@ -86,6 +87,7 @@ class Call:
     share_lock: ShareLock = lambda _uuid, _fd: None
     before_suspend: Hook | None = None
     start_monitor: StartMonitor | None = None
+    leave: Callable[[PyxlsnapError], None] = lambda _: None
     #: the pipe of a watching process
     writer: int = -1
     #: a recovery's
@@ -204,13 +206,23 @@ class _Operations:
             share_lock=callbacks.share_lock,
             before_suspend=callbacks.before_suspend if asked else None,
             start_monitor=callbacks.start_monitor,
+            leave=callbacks.leave,
         )
 
-    def recover(self, host: Host, request: RecoverRequest, callbacks: Callbacks) -> Recovered:
+    def recover(
+        self, host: Host, request: RecoverRequest, callbacks: Callbacks, cancel: Cancel
+    ) -> Recovered:
         domain = str(request.domain)
         lock = DomainLock(UUID, domain="vm1", directory=self._here / "run")
         (self._here / "recovered").write_text(domain)
-        call = Call(here=self._here, domain=domain, share_lock=callbacks.share_lock, lock=lock)
+        call = Call(
+            here=self._here,
+            domain=domain,
+            share_lock=callbacks.share_lock,
+            lock=lock,
+            cancel=cancel,
+            leave=callbacks.leave,
+        )
         recovered = cast(Recovered, self._scenarios["recover"](call))
         lock.release()
         return recovered

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pyxlsnap.disks.protocol import DeletingStrategy
+from pyxlsnap.disks.protocol import DeletingStrategy, DiskTask
 from pyxlsnap.errors import (
     AlreadyExists,
     DiskError,
@@ -20,18 +20,13 @@ class FakeStrategy:
 
     kind = "fake"
 
-    def __init__(
-        self,
-        world: "World",
-        vdevs: tuple[str, ...],
-        name: str,
-        finishes: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, world: "World", vdevs: tuple[str, ...], task: DiskTask) -> None:
         self._world = world
         self._storage = world.storage
         self.vdevs = vdevs
-        self._name = name
-        self._kept = {v for v in vdevs if f"{v} kept" in (finishes or {})}
+        self._name = task.name
+        self._waiting = task.waiting
+        self._kept = {v for v in vdevs if f"{v} kept" in (task.finishes or {})}
         self._made: list[tuple[str, str]] = []
         self._reached = True
 
@@ -58,6 +53,7 @@ class FakeStrategy:
 
     def settle(self) -> None:
         with self._world.doing(f"settle {self.vdevs[0]}"):
+            self._world.in_settle(self._waiting)
             self._storage.unsettled -= set(self.vdevs)
 
     def create(self) -> None:

@@ -58,6 +58,8 @@ class World:
         self.memories: dict[int, str] = {}
         #: what each disk strategy says
         self.expected_seconds = 0.0
+        #: what each disk strategy does in its settle, with its task's ``waiting``
+        self.in_settle: Callable[[Callable[[str], None]], None] = lambda _: None
         self.directory = root / "snapshots"
         for name in ("run", "journals", "images", "dumps", "logs"):
             (root / name).mkdir(exist_ok=True)
@@ -112,9 +114,7 @@ class World:
     ) -> tuple[DiskStrategy, ...]:
         """In the place of the registry's :func:`strategies`: one strategy for each disk."""
         assert set(recorded.values()) <= {FakeStrategy.kind}
-        return tuple(
-            FakeStrategy(self, (disk.vdev,), task.name, task.finishes) for disk, _ in disks
-        )
+        return tuple(FakeStrategy(self, (disk.vdev,), task) for disk, _ in disks)
 
 
 # What the package knows of the machine's directories, and what is chosen for a kind of storage.

@@ -1,0 +1,63 @@
+"""What the user sees of a create, or its recovery, that must wait with the guest suspended."""
+
+import logging
+import time
+
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.errors import NeedsAttention
+from pyxlsnap.request import Callbacks
+from pyxlsnap.results import Progress
+
+log = logging.getLogger(__name__)
+
+_REPORT_EVERY_S = 5.0
+
+
+class Waiting:
+    """Called again and again while something is waited for; it raises nothing.
+
+    A cancel does not end the wait, because the guest may not run yet. It ends the wait of the
+    caller, which gets an error at once.
+    """
+
+    def __init__(self, domain: str, uuid: str, callbacks: Callbacks, cancel: Cancel) -> None:
+        self._domain = domain
+        self._uuid = uuid
+        self._callbacks = callbacks
+        self._cancel = cancel
+        self._next_report: float | None = None
+        self._left = False
+
+    def __call__(self, what: str) -> None:
+        """Report the wait every five seconds; let the caller go when it has cancelled.
+
+        :param what: what is waited for, such as "QEMU to answer".
+        """
+        now = time.monotonic()
+        if self._next_report is None:
+            log.warning(
+                "%s stays suspended, waiting for %s: see whether the storage of its disks is well",
+                self._domain,
+                what,
+            )
+        if self._next_report is None or now >= self._next_report:
+            self._next_report = now + _REPORT_EVERY_S
+            self._report(what)
+        if self._cancel.is_set() and not self._left:
+            self._left = True
+            self._callbacks.leave(self._error(what))
+
+    def _report(self, what: str) -> None:
+        try:
+            self._callbacks.on_progress(Progress(f"waiting for {what}"))
+        except Exception:
+            log.exception("the progress callback failed")
+
+    def _error(self, what: str) -> NeedsAttention:
+        return NeedsAttention(
+            f"{self._domain} stays suspended, waiting for {what}: a process goes on waiting, and "
+            f"then resumes {self._domain} and undoes the snapshot",
+            step="waiting",
+            left=[f"{self._domain} is suspended"],
+            finish=f"pyxlsnap snapshot-recover {self._uuid}",
+        )
