@@ -9,6 +9,7 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.plan import generated_name
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
+from pyxlsnap.disks.served import ServedDisks
 from pyxlsnap.errors import DomainNotFound, PyxlsnapError
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import refuse_unsaved_devices
@@ -77,6 +78,7 @@ def _check_create(guest: Guest, disks: list[Disk], cancel: Cancel) -> None:
     task = DiskTask(name, asked=False, check=cancel.check)
     found = strategies([(disk, default_request(disk, name)) for disk in disks], task)
     try:
+        ServedDisks.of(disks, guest.domid, guest.device_model_pid()).refuse_replaced()
         for strategy in found:
             strategy.check_create(guest.domid)
     finally:

@@ -14,6 +14,7 @@ from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
+from pyxlsnap.disks.served import ServedDisks
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import refuse_unsaved_devices
@@ -76,6 +77,8 @@ class CreatePlan:
     #: the disks in the snapshot, in the order of ``metadata.disks``
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
+    #: who serves these disks
+    served: ServedDisks
     #: disks that will not be in the snapshot, each with the reason
     left_out: dict[str, str]
     warnings: tuple[str, ...]
@@ -183,6 +186,7 @@ def make_plan(
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
     places = _choose_places(guest, wanted, name, [request for _, request in chosen])
     checks.refuse_full(places.memory.parent, examined.memory_kb)
+    served = ServedDisks.of([d for d, _ in chosen], guest.domid, guest.device_model_pid())
     task = replace(_task(name, request, examined), check=cancel.check, waiting=waiting)
     found = strategies(chosen, task)
     metadata = Metadata(
@@ -202,6 +206,7 @@ def make_plan(
         places=places,
         devices=tuple(disk for disk, _ in chosen),
         strategies=found,
+        served=served,
         left_out=left_out,
         warnings=tuple(warnings),
         loses_monitor=loses_monitor(host, guest),
@@ -237,6 +242,7 @@ def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:
     """
     examined = plan.examined
     try:
+        plan.served.refuse_replaced()
         for strategy in plan.strategies:
             strategy.check_create(plan.guest.domid)
         found = wait_until_steady(plan.guest, vcpus=examined.config.vcpus, check=cancel.check)

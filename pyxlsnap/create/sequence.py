@@ -162,6 +162,7 @@ class Creation:
         notice_devices(self._guest, self._plan.frontends)
         for strategy in self._plan.strategies:
             self._check_suspended()
+            self._plan.served.notice_replaced(strategy.vdevs)
             strategy.create()
         self._disks_done = True
 

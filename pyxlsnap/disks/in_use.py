@@ -117,10 +117,15 @@ def _queues(target: Path) -> list[Path]:
 def _loops(target: Path) -> list[str]:
     """The loop devices over a file, whatever name of the file they were given."""
     names = sorted((paths.SYS / "block").glob("loop*/loop/backing_file"))
-    return [n.parent.parent.name for n in names if _is_over(n, target)]
+    return [n.parent.parent.name for n in names if is_over(n, target)]
 
 
-def _is_over(backing: Path, target: Path) -> bool:
+def is_over(backing: Path, target: Path) -> bool:
+    """Whether a loop device is over a file.
+
+    :param backing: its ``loop/backing_file`` in /sys, where the kernel shows the present name of
+        the file that it has open; for a file without a name, that ends in " (deleted)".
+    """
     try:
         return Path(os.fsdecode(backing.read_bytes().removesuffix(b"\n"))).samefile(target)
     except OSError:

@@ -124,9 +124,35 @@ def holders(path: Path) -> list[int]:
 
     :raises OSError: the file does not exist.
     """
-    wanted, proc = _identity(path.stat()), str(paths.PROC)
+    wanted, proc = identity(path.stat()), str(paths.PROC)
     pids = [int(name) for name in _listed(proc) if name.isdigit()]
     return [pid for pid in pids if pid != os.getpid() and _has_open(f"{proc}/{pid}", wanted)]
+
+
+def identity(found: os.stat_result) -> tuple[int, int]:
+    """A value that is equal for two names of one file, and for two nodes of one block device."""
+    if stat.S_ISBLK(found.st_mode):
+        return (found.st_rdev, 0)  # no file has inode 0
+    return (found.st_dev, found.st_ino)
+
+
+def open_files(pid: int) -> dict[tuple[int, int], int]:
+    """The files that a process has open, by :func:`identity`: ``os.O_RDONLY`` or ``os.O_RDWR``.
+
+    Empty if the process has ended.
+    """
+    found: dict[tuple[int, int], int] = {}
+    process = paths.PROC / str(pid)
+    for number in _listed(f"{process}/fd"):
+        try:
+            info = (process / "fdinfo" / number).read_text()
+            key = identity((process / "fd" / number).stat())
+        except OSError:
+            continue  # closed meanwhile
+        flags = int(dict(line.split(":", 1) for line in info.splitlines())["flags"], 8)
+        mode = os.O_RDONLY if flags & os.O_ACCMODE == os.O_RDONLY else os.O_RDWR
+        found[key] = max(mode, found.get(key, mode))
+    return found
 
 
 def process_name(pid: int) -> str:
@@ -163,13 +189,6 @@ def _listed(directory: str) -> list[str]:
 
 def _leads_to(link: str, wanted: tuple[int, int]) -> bool:
     try:
-        return _identity(os.stat(link)) == wanted  # noqa: PTH116
+        return identity(os.stat(link)) == wanted  # noqa: PTH116
     except OSError:
         return False  # closed meanwhile, or on an unreachable server: not the wanted file
-
-
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    """A value that is equal for two names of one file, and for two nodes of one block device."""
-    if stat.S_ISBLK(found.st_mode):
-        return (found.st_rdev, 0)  # no file has inode 0
-    return (found.st_dev, found.st_ino)
