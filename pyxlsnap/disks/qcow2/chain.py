@@ -32,8 +32,8 @@ class Chain:
     frozen: Path
     #: the overlay's name until it is renamed over :attr:`active`; never used before
     overlay: Path
-    #: the overlay's node in QEMU
-    node: str
+    #: the overlay's node in QEMU; ``None``: it is not known
+    node: str | None
 
     @classmethod
     def of(cls, disk: Disk, request: DiskRequest) -> "Chain":

@@ -28,6 +28,7 @@ from pyxlsnap.disks.qcow2 import checks
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
 from pyxlsnap.disks.undo import Undo
+from pyxlsnap.errors import DiskError
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -46,14 +47,14 @@ class External:
         a revert keeps.
         """
         overlays = {f"{c.disk.vdev} overlay": str(c.overlay) for c in self._chains}
-        nodes = {f"{c.disk.vdev} node": c.node for c in self._chains}
+        nodes = {f"{c.disk.vdev} node": c.node for c in self._chains if c.node}
         return overlays | nodes | self._kept.state()
 
     def adopt(self, state: Mapping[str, str]) -> None:
-        """Use the names of another process."""
+        """Use the names of another process. (A journal of version 1 has no nodes.)"""
         for chain in self._chains:
             chain.overlay = Path(state[f"{chain.disk.vdev} overlay"])
-            chain.node = state[f"{chain.disk.vdev} node"]
+            chain.node = state.get(f"{chain.disk.vdev} node")
 
     # create
 
@@ -113,6 +114,21 @@ class External:
     def are_prepared(self) -> bool:
         """Whether all overlays are complete: before that QEMU is not told to switch."""
         return all(chain.is_prepared() for chain in self._chains)
+
+    def refuse_unknown(self) -> None:
+        """Make sure that :meth:`switched_in` can tell for each overlay that is not settled.
+
+        :raises DiskError: the name of an overlay's node is not known.
+        """
+        unknown = [c for c in self._chains if c.node is None and c.waiting_overlay]
+        if unknown:
+            overlays = ", ".join(str(c.waiting_overlay) for c in unknown)
+            raise DiskError(
+                f"an earlier release of pyxlsnap wrote the journal, so it is not known whether the "
+                f"guest's QEMU writes to {overlays}: run `pyxlsnap snapshot-recover` of that "
+                f"release",
+                vdev=", ".join(c.disk.vdev for c in unknown),
+            )
 
     def switched_in(self, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
         """The vdevs of the disks whose overlays are in use in QEMU, by its block nodes."""

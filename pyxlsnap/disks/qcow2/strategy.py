@@ -121,11 +121,13 @@ class Qcow2:
         """Find out what QEMU did, and finish that; returns the overlays that were removed.
 
         :returns: ``None`` if the QEMU ended before it told; nothing was finished then.
+        :raises DiskError: it cannot be found out, or not be finished.
         """
         if self._outcome is _Outcome.ENDED:
             return None
         switched: Sequence[str] = self.vdevs if self._outcome is _Outcome.DONE else ()
         if self._outcome is _Outcome.UNKNOWN:
+            self._external.refuse_unknown()
             self._external.withdraw()
             nodes = self._qemu.ask_nodes(self._disks, waiting=self._waiting, gone=self._unheld)
             if nodes is None:

@@ -274,6 +274,46 @@ class TestSettle:
         heir.adopt_create(DOMID, began=0.0, state=cut_off.state())
         return heir
 
+    def of_version_1(self, case: Case, dead: Qcow2, domid: int | None = DOMID) -> Qcow2:
+        """One that adopts from a journal of version 1, which has no nodes."""
+        dead.close()
+        state = {key: value for key, value in dead.state().items() if not key.endswith(" node")}
+        heir = case.strategy()
+        heir.adopt_create(domid, began=0.0, state=state)
+        return heir
+
+    def test_does_not_guess_if_the_journal_does_not_tell_the_node(
+        self, case: Case, cut_off: Qcow2
+    ) -> None:
+        files = case.files()
+        heir = self.of_version_1(case, cut_off)
+        for attempt in (heir.settle, heir.undo_create, heir.settle):
+            with pytest.raises(DiskError, match=r"^xvdb: an earlier release.*\.overlay: run"):
+                attempt()
+            assert case.files() == files
+        heir.close()
+        self.heir(case, cut_off).settle()
+        self.check(case)
+
+    def test_needs_no_node_of_an_overlay_that_has_the_disks_name(self, case: Case) -> None:
+        taken = case.take("snap")
+        self.of_version_1(case, taken).settle()
+        self.check(case)
+
+    def test_needs_no_node_if_nothing_was_prepared(self, case: Case) -> None:
+        files = case.files()
+        self.of_version_1(case, case.strategy()).settle()
+        assert case.files() == files
+
+    def test_needs_no_node_without_a_domain(self, case: Case) -> None:
+        files = case.files()
+        strategy = case.strategy()
+        strategy.check_create(DOMID)
+        strategy.prepare()
+        heir = self.of_version_1(case, strategy, None)
+        assert len(heir.undo_create()) == 4
+        assert case.files() == files
+
     def test_by_another_process_that_is_killed_as_well(
         self, case: Case, cut_off: Qcow2, monkeypatch: pytest.MonkeyPatch
     ) -> None:
