@@ -18,10 +18,22 @@ class Waiting:
 
     A cancel does not end the wait, because the guest may not run yet. It ends the wait of the
     caller, which gets an error at once.
+
+    :param suspended: the guest is suspended for certain; if false, it may be.
     """
 
-    def __init__(self, domain: str, uuid: str, callbacks: Callbacks, cancel: Cancel) -> None:
+    def __init__(
+        self,
+        domain: str,
+        uuid: str,
+        callbacks: Callbacks,
+        cancel: Cancel,
+        *,
+        suspended: bool = True,
+    ) -> None:
         self._domain = domain
+        self._stays = f"{domain} {'stays' if suspended else 'may be'} suspended"
+        self._is = f"{domain} {'is' if suspended else 'may be'} suspended"
         self._uuid = uuid
         self._callbacks = callbacks
         self._cancel = cancel
@@ -36,8 +48,8 @@ class Waiting:
         now = time.monotonic()
         if self._next_report is None:
             log.warning(
-                "%s stays suspended, waiting for %s: see whether the storage of its disks is well",
-                self._domain,
+                "%s, waiting for %s: see whether the storage of its disks is well",
+                self._stays,
                 what,
             )
         if self._next_report is None or now >= self._next_report:
@@ -55,9 +67,9 @@ class Waiting:
 
     def _error(self, what: str) -> NeedsAttention:
         return NeedsAttention(
-            f"{self._domain} stays suspended, waiting for {what}: a process goes on waiting, and "
+            f"{self._stays}, waiting for {what}: a process goes on waiting, and "
             f"then resumes {self._domain} and undoes the snapshot",
             step="waiting",
-            left=[f"{self._domain} is suspended"],
+            left=[self._is],
             finish=f"pyxlsnap snapshot-recover {self._uuid}",
         )

@@ -28,6 +28,9 @@ class DiskTask:
     looks_in: Sequence[Path] = ()
     #: a delete: the vdevs of the disks that the domain has now
     attached: frozenset[str] = frozenset()
+    #: a recovery: the domain was started anew since, and is not resumed: no program works for the
+    #: killed create any more
+    started_anew: bool = False
     #: to be called every few seconds by a :meth:`~DiskStrategy.settle` or
     #: :meth:`~DiskStrategy.undo_create` that waits for another program, with what it waits for
     #: ("QEMU to answer"): tells the user. It raises nothing
@@ -134,8 +137,9 @@ class DiskStrategy(Protocol):
         Called on a new object in the place of :meth:`check_create`; :meth:`settle` and
         :meth:`undo_create` follow, even if this fails.
 
-        :param domid: the domain as it is now, which may have been started anew since; ``None``: it
-            does not exist. Its old domid may be another guest's by now.
+        :param domid: the domain as it is now, which may have been started anew since
+            (:attr:`DiskTask.started_anew`); ``None``: it does not exist. Its old domid may be
+            another guest's by now.
         :param began: when the create began, seconds since the epoch.
         :param state: what the dead object's :meth:`state` returned, and those of the other
             strategies.

@@ -62,7 +62,7 @@ def _recover_one(
         entry = journal.read()
         if entry is None:
             return Recovered((), rolled_back=True)
-        waiting = Waiting(entry.domain, uuid, callbacks, cancel)
+        waiting = Waiting(entry.domain, uuid, callbacks, cancel, suspended=False)
         if finish := _way_to_finish(host, entry, waiting):
             try:
                 recovered = finish()

@@ -37,12 +37,13 @@ def undo_create(
         others were.
     """
     guest = find_if_there(host, entry.uuid)
-    task = DiskTask(entry.name, waiting=waiting)
+    anew = guest is not None and not _is_same_run(guest, entry)
+    ran_s = _pause_again(guest, entry) if guest and not anew else 0.0
+    task = DiskTask(entry.name, started_anew=anew, waiting=waiting)
     adopted = _adopt(guest.domid if guest else None, entry, task)
     try:
         resumed = guest is not None and _resume(guest, entry, adopted)
         done = [f"resumed {guest.name}"] if guest and resumed else []
-        ran_s = _seconds_unpaused(guest, entry)
         if ran_s:
             done.append(paused_again(entry.domain, ran_s, "at most "))
         complete = _is_ours(Path(entry.memory_path), entry)
@@ -125,6 +126,22 @@ def _remove_files(names: Sequence[str], made: Sequence[str]) -> _Outcome:
     return outcome
 
 
+def _pause_again(guest: Guest, entry: CreateEntry) -> float:
+    """Pause a guest again that its owner had paused, before its disks: they may take long.
+
+    :returns: for how long it ran at most, seconds.
+    """
+    if not entry.paused:
+        return 0.0
+    try:
+        guest.pause_again()
+    except DomainNotFound:
+        return 0.0  # the guest has just ended
+    except Exception as e:
+        raise _not_back(f"{guest} had been paused, and cannot be paused again ({e})", entry) from e
+    return max(time.time() - entry.unpaused_at, 0.001) if entry.unpaused_at is not None else 0.0
+
+
 def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
     try:
         for strategy, _ in adopted:
@@ -140,21 +157,18 @@ def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
     except DomainNotFound:
         return False  # the guest has just ended
     except Exception as e:
-        left = [f"{guest} is suspended and cannot be resumed ({e})"]
-        left += [f"its memory may be in {t}" for t in entry.temporary if Path(t).exists()]
-        raise NeedsAttention(
-            f"{'; '.join(left)}; nothing was deleted",
-            step="recover",
-            left=left,
-            finish=f"pyxlsnap snapshot-recover {entry.uuid}",
-        ) from e
+        raise _not_back(f"{guest} is suspended and cannot be resumed ({e})", entry) from e
 
 
-def _seconds_unpaused(guest: Guest | None, entry: CreateEntry) -> float:
-    """For how long a guest ran at most that its owner had paused."""
-    if guest is None or entry.unpaused_at is None or not _is_same_run(guest, entry):
-        return 0.0
-    return max(time.time() - entry.unpaused_at, 0.001)
+def _not_back(what: str, entry: CreateEntry) -> NeedsAttention:
+    """Make (not raise) the error for a guest that is not as it was; nothing was deleted."""
+    left = [what, *(f"its memory may be in {t}" for t in entry.temporary if Path(t).exists())]
+    return NeedsAttention(
+        f"{'; '.join(left)}; nothing was deleted",
+        step="recover",
+        left=left,
+        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+    )
 
 
 def _is_same_run(guest: Guest, entry: CreateEntry) -> bool:

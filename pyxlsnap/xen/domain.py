@@ -140,7 +140,9 @@ class Domain:
         :raises DomainNotFound: the domain no longer exists.
         """
         if paused:
-            return self._ensure_paused(settle_s)
+            if suspended := self.pause_again(settle_s=settle_s):
+                self.resume(paused=True)
+            return suspended
         start = quiet_since = time.monotonic()
         while True:
             info = self.check_same()
@@ -160,8 +162,16 @@ class Domain:
                 return False
             time.sleep(_POLL_S)
 
-    def _ensure_paused(self, settle_s: float) -> bool:
-        """A paused guest answers no request. One that has taken its request is let suspend."""
+    def pause_again(self, *, settle_s: float = SETTLE_S) -> bool:
+        """Withdraw the suspend request of a domain that its owner had paused, and pause it again.
+
+        A paused guest answers no request. One that has just taken its request is let suspend, for
+        up to ``settle_s`` seconds.
+
+        :returns: whether the domain is suspended; it is then left so.
+        :raises XenError: it could not be paused.
+        :raises DomainNotFound: the domain no longer exists.
+        """
         self.check_same()
         if not (self.withdraw_suspend() or self.check_same().paused):
             until(lambda: self.check_same().suspended, within_s=settle_s, poll_s=_POLL_S)
@@ -169,8 +179,6 @@ class Domain:
         if not (info.suspended or info.paused):
             self.pause()
             info = self.check_same()
-        if info.suspended:
-            self.resume(paused=True)
         return info.suspended
 
     def withdraw_suspend(self) -> bool:

@@ -47,6 +47,7 @@ class Qcow2:
         self._internal = Internal([disk for disk, request in disks if request.internal], task)
         self._external = External([(d, r) for d, r in disks if not r.internal], task)
         self._inactive = task.inactive
+        self._started_anew = task.started_anew
         self._waiting = partial(task.waiting, "QEMU to answer")
         self._outcome = _Outcome.NOTHING
         self.vdevs = tuple(d.vdev for d in self._disks)
@@ -109,6 +110,8 @@ class Qcow2:
         self._external.protect()
 
     def settle(self) -> None:
+        if self._started_anew:
+            return  # the guest has its disks already
         if self._settle() is None:
             # If it had switched, it may have written to an overlay; one without data does no harm.
             self._external.settle(self.vdevs if self._external.are_prepared() else ())
@@ -158,7 +161,7 @@ class Qcow2:
         for disk in self._external.disks:
             self._check_storage(disk)
         removed = self._settle()
-        # Without a domain the disks are those that it began with.
+        # Without that QEMU the disks are those that it began with.
         return self._external.settle(()) if removed is None else removed
 
     def _undo_external(self, disk: Disk, undo: Undo) -> Sequence[str]:
@@ -172,7 +175,8 @@ class Qcow2:
 
     def adopt_create(self, domid: int | None, *, began: float, state: Mapping[str, str]) -> None:
         self._adopted = True
-        self._outcome = _Outcome.UNKNOWN if domid is not None else _Outcome.ENDED
+        ended = domid is None or self._started_anew
+        self._outcome = _Outcome.ENDED if ended else _Outcome.UNKNOWN
         self._external.adopt(state)
         self._internal.adopt(began, gone=domid is None)
         if domid is not None:

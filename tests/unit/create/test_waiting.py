@@ -98,7 +98,10 @@ def test_a_recovery_does_the_same(world: World, told: list[str]) -> None:
         on_progress=lambda progress: told.append(progress.phase),
     )
     assert told == [WAITING]
-    assert [type(e) for e in left] == [NeedsAttention]
+    (error,) = left
+    assert isinstance(error, NeedsAttention)
+    assert error.left == ("vm1 may be suspended",)
+    assert str(error).startswith("vm1 may be suspended, waiting for QEMU to answer: ")
     assert world.host.guests[0].runs
 
 

@@ -233,10 +233,30 @@ def test_a_directory_that_the_create_had_yet_to_make_is_no_hindrance(
     assert recover(world).rolled_back
 
 
-def test_an_entry_that_names_no_boot_is_of_this_one(world: World, taken: list[Disk]) -> None:
+def test_an_entry_that_names_no_boot_is_of_this_one(
+    world: World, taken: list[Disk], run_dir: Path
+) -> None:
     """A release that wrote such entries was upgraded after the kill."""
     crashed(taken, boot="")
     guest = start(world, DOMID, taken)
     guest.suspended = True
-    assert f"{UUID}: resumed vm1" in recover(world).lines
+    qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})
+    qemu.has_opened()
+    try:
+        assert f"{UUID}: resumed vm1" in recover(world).lines
+    finally:
+        qemu.close()
     assert guest.runs
+
+
+def test_one_of_this_boot_whose_qemu_has_ended_is_not_resumed(
+    world: World, taken: list[Disk]
+) -> None:
+    """Without its QEMU it has no disks."""
+    crashed(taken, boot=boot_id())
+    guest = start(world, DOMID, taken)
+    guest.suspended = True
+    with pytest.raises(NeedsAttention, match=r"QEMU has ended.*nothing was deleted"):
+        recover(world)
+    assert guest.suspended
+    assert [tags(d) for d in taken] == [["snap"], ["snap"]]

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +143,31 @@ class TestAPausedGuest:
         killed = self.killed(world, unpaused=True)
         killed.guest.requested, killed.guest.suspends_late_s = False, 2
         assert recover(world).lines[0] == "resumed vm1"
+        assert killed.guest.paused
+
+    def test_is_paused_again_before_its_disks_are_waited_for(self, world: World) -> None:
+        """A QEMU may not answer for long. The guest does not run meanwhile, and that is no lie."""
+        killed = self.killed(world, unpaused=True)
+        paused: list[bool] = []
+
+        def waits(_: Callable[[str], None]) -> None:
+            paused.append(killed.guest.paused)
+            time.sleep(0.6)
+
+        world.in_settle = waits
+        recovered = recover(world)
+        assert paused == [True, True]
+        assert 7 <= recovered.seconds_unpaused < 8
+
+    def test_that_cannot_be_paused_again_keeps_everything(self, world: World) -> None:
+        killed = self.killed(world, unpaused=True)
+        at_death = world.photo()
+        world.fail("pause", XenError("no", rc=-3, operation="libxl_domain_pause"))
+        with pytest.raises(NeedsAttention, match=r"cannot be paused again .*nothing was deleted"):
+            recover(world)
+        assert world.photo() == at_death
+        world.faults.clear()
+        recover(world)
         assert killed.guest.paused
 
     def test_that_was_not_unpaused_yet_has_not_run(self, world: World) -> None:

@@ -228,13 +228,18 @@ class FakeGuest:
         return False
 
     def _ensure_paused(self, settle_s: float) -> bool:
+        suspended = self.pause_again(settle_s=settle_s)
+        if suspended:
+            self.paused = False
+            self.resume(paused=True)
+        return suspended
+
+    def pause_again(self, *, settle_s: float = SETTLE_S) -> bool:
         late_s = self.suspends_late_s
         running = not (self.withdraw_suspend() or self.check_same().paused)
         if running and late_s is not None and late_s <= settle_s:
             self.time_passes()
         if self.check_same().suspended:
-            self.paused = False
-            self.resume(paused=True)
             return True
         if not self.paused:
             self.pause()

@@ -140,6 +140,17 @@ class TestEnsurePaused:
         assert domain.ensure_running(settle_s=0, request_s=0, paused=True)
         assert domain.done == ["withdraw", "resume"]
 
+    def test_pausing_again_does_not_resume_a_suspended_one(self) -> None:
+        domain = Paused("suspend", paused=False)
+        assert domain.pause_again(settle_s=0)
+        assert domain.done == ["withdraw"]
+
+    def test_pausing_again_alone(self) -> None:
+        domain = Paused("", paused=False, stands=True)
+        assert not domain.pause_again()
+        assert not domain.pause_again()
+        assert domain.done == ["withdraw", "pause", "withdraw"]
+
     def test_another_domain_of_that_domid_is_left_alone(self) -> None:
         domain = Paused("another", paused=False)
         with pytest.raises(DomainNotFound):

@@ -20,11 +20,16 @@ from tests.unit.support.qemu import DOMID, SIZE, VDEVS, Qemu, content, qemu_img,
 
 
 def external(
-    disks: list[Disk], name: str, directory: Path, *, finishes: Mapping[str, str] | None = None
+    disks: list[Disk],
+    name: str,
+    directory: Path,
+    *,
+    finishes: Mapping[str, str] | None = None,
+    started_anew: bool = False,
 ) -> Qcow2:
     paths = {d.vdev: str(directory / f"{d.vdev}.{name}") for d in disks}
     requests = [(d, DiskRequest(d.vdev, paths[d.vdev], "qcow2")) for d in disks]
-    return Qcow2(requests, DiskTask(name, finishes=finishes))
+    return Qcow2(requests, DiskTask(name, finishes=finishes, started_anew=started_anew))
 
 
 def backing(path: str | Path) -> str:
@@ -41,9 +46,10 @@ class Case:
     frozen: Path
     open: list[Qcow2] = field(default_factory=list)
 
-    def strategy(self, name: str = "snap") -> Qcow2:
-        self.open.append(external(self.disks, name, self.frozen))
-        return self.open[-1]
+    def strategy(self, name: str = "snap", *, started_anew: bool = False) -> Qcow2:
+        found = external(self.disks, name, self.frozen, started_anew=started_anew)
+        self.open.append(found)
+        return found
 
     def take(self, name: str) -> Qcow2:
         return take(self.strategy(name))
@@ -342,6 +348,45 @@ class TestSettle:
         inodes = [Path(d.target).stat().st_ino for d in case.disks]
         strategy.settle()
         assert [Path(d.target).stat().st_ino for d in case.disks] == inodes
+
+
+class TestStartedAnew:
+    """The domain of a killed create was destroyed, and started anew by its owner."""
+
+    def test_nothing_is_put_in_the_place_of_its_disks(self, case: Case) -> None:
+        files = case.files()
+        dead = self.prepared(case)
+        case.qemu.close()
+        case.qemu.start()
+        heir = case.strategy(started_anew=True)
+        heir.adopt_create(DOMID, began=0.0, state=dead.state())
+        heir.settle()
+        case.write(7)
+        assert len(heir.undo_create()) == 4
+        assert case.files() == files
+        case.qemu.close()
+        assert [content(d) for d in case.disks] == [7, 7]
+
+    def test_nor_if_it_has_other_disks_now(self, case: Case) -> None:
+        """It has written since to what its old QEMU may have left."""
+        files = case.files()
+        dead = self.prepared(case)
+        case.qemu.close()
+        inodes = [Path(d.target).stat().st_ino for d in case.disks]
+        heir = case.strategy(started_anew=True)
+        with pytest.raises(QmpError):
+            heir.adopt_create(DOMID, began=0.0, state=dead.state())
+        heir.settle()
+        assert len(heir.undo_create()) == 4
+        assert case.files() == files
+        assert [Path(d.target).stat().st_ino for d in case.disks] == inodes
+
+    def prepared(self, case: Case) -> Qcow2:
+        strategy = case.strategy()
+        strategy.check_create(DOMID)
+        strategy.prepare()
+        strategy.close()
+        return strategy
 
 
 class TestRefused:
