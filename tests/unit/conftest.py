@@ -1,5 +1,6 @@
 """Fixtures: the small world of world.py, in a directory of its own."""
 
+import gc
 import logging
 import os
 import signal
@@ -61,6 +62,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
 @pytest.fixture
 def nothing_is_left() -> Iterator[None]:
     """The test leaves no child, no descriptor and no thread."""
+    gc.collect()  # What earlier tests left in a cycle would be collected, and closed, meanwhile.
     before = open_descriptors()
     threads = threading.active_count()
     yield

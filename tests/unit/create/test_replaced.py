@@ -24,7 +24,7 @@ def disks(world: World) -> Iterator[list[Disk]]:
     process = subprocess.Popen(["sleep", "1000"], pass_fds=fds)
     for fd in fds:
         os.close(fd)
-    world.guest(*disks).device_model = process.pid
+    world.guest(*disks, kind="pvh").device_model = process.pid
     yield disks
     process.kill()
     process.wait()
