@@ -20,8 +20,8 @@ export XEN
 ifeq ($(filter $(XEN),$(XENS)),)
 $(error XEN=$(XEN): the lab has $(XENS))
 endif
-# Unit tests at a time: each takes a core.
-JOBS ?= 2
+# Unit tests at a time: many of them wait.
+JOBS ?= 3
 # Machines of the lab at a time: each takes a core and 2 GiB.
 LABS ?= 2
 # How long each reader is fuzzed.

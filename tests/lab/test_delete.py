@@ -17,7 +17,8 @@ from tests.lab.harness.snapshots import (
     revert,
 )
 
-pytestmark = pytest.mark.usefixtures("tidy")
+# Minutes each. The unit tests delete with a real QEMU, too, and read everything back.
+pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("tidy")]
 
 DELETE = (
     "import dataclasses, json, sys, pyxlsnap\n"
@@ -38,7 +39,6 @@ def files(guest: Guest, snapshot: dict[str, Any]) -> str:
     return guest.dom0.run(there, check=False).out
 
 
-@pytest.mark.soak
 def test_an_internal_one_of_a_guest_that_runs_and_of_one_that_is_paused(lab: Lab) -> None:
     guest = lab.guest("pvh")
     first, second = create(guest, "--name", "first"), create(guest, "--name", "second")
@@ -80,7 +80,6 @@ def test_the_first_of_two_external_ones_while_the_guest_runs(lab: Lab) -> None:
     check_images(guest)
 
 
-@pytest.mark.soak
 def test_external_ones_while_the_guest_is_off(lab: Lab) -> None:
     """Also what stands on a frozen file beside the disk: the guest was reverted."""
     guest = lab.guest("pv")

@@ -26,7 +26,8 @@ from tests.lab.harness.storage import BTRFS
 
 SOURCE, DEST = PROJECT / "examples", "/opt/examples"
 
-pytestmark = pytest.mark.usefixtures("tidy")
+# Each takes two to three minutes; off Xen the unit tests run what they can of them.
+pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("tidy")]
 
 
 def run(dom0: Dom0, name: str, *words: str) -> str:
@@ -49,7 +50,6 @@ def install_strategy(dom0: Dom0) -> None:
     dom0.write(f"{site}/btrfs_disks.py", module)
 
 
-@pytest.mark.soak
 def test_a_nightly_script(lab: Lab) -> None:
     guests = [lab.guest(kind) for kind in ("pv", "pvh")]
     push(lab.dom0, SOURCE, DEST)
@@ -81,7 +81,6 @@ def test_a_nightly_script(lab: Lab) -> None:
     assert guests[1].assert_healthy().n > before.n
 
 
-@pytest.mark.soak
 def test_hooks_that_quiesce_the_guest(lab: Lab) -> None:
     guest = lab.guest("pvh")
     guest.assert_healthy()
@@ -108,7 +107,6 @@ def test_hooks_that_quiesce_the_guest(lab: Lab) -> None:
     assert all(set(t["state"]) <= set("rb-") for t in told), told
 
 
-@pytest.mark.long
 def test_a_disk_strategy_of_its_own(spent_lab: Lab) -> None:
     lab = spent_lab
     quicken_hotplug(lab.dom0)
@@ -163,7 +161,6 @@ def until(dom0: Dom0, good: Callable[[list[dict[str, Any]]], bool]) -> list[dict
     return told
 
 
-@pytest.mark.long
 def test_a_daemon(lab: Lab) -> None:
     guests = [lab.guest(kind) for kind in ("pvh", "pv")]
     push(lab.dom0, SOURCE, DEST)

@@ -63,6 +63,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.soak
 def test_refused_before_anything_is_touched(lab: Lab) -> None:
     guest = lab.guest("pv")
     lab.dom0.run("mkdir -p /tmp/snap && echo precious > /tmp/snap/there.save")

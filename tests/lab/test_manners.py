@@ -44,6 +44,7 @@ def test_libxl_in_a_hosts_own_process(lab: Lab) -> None:
     assert [tick.boot for tick in after] == [tick.boot for tick in before]
 
 
+@pytest.mark.soak
 def test_operations_for_a_host_that_ignores_and_blocks_signals(lab: Lab) -> None:
     guest = lab.guest("pv")
     guest.assert_healthy()

@@ -30,12 +30,13 @@ def wait_quiet(guest: Guest) -> int:
 
 
 CELLS = [
-    pytest.param("pv", [], False, marks=pytest.mark.soak, id="pv-stopped-internal"),
+    pytest.param("pv", [], False, id="pv-stopped-internal"),
     pytest.param("pvh", ["--live"], True, id="pvh-live-external"),
-    pytest.param("hvm", [], False, marks=pytest.mark.soak, id="hvm-stopped-internal"),
+    pytest.param("hvm", [], False, id="hvm-stopped-internal"),
 ]
 
 
+@pytest.mark.soak  # test_devices.py has a paused guest in `make test`
 @pytest.mark.parametrize(("kind", "words", "external"), CELLS)
 def test_a_paused_guest(lab: Lab, kind: str, words: list[str], external: bool) -> None:
     guest = lab.guest(kind)

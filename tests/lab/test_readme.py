@@ -65,10 +65,10 @@ def as_shown(dom0: Dom0, block: str) -> None:
         assert any(map(pattern.fullmatch, rest)), f"not said, or not then: {line}\n{said}"
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("tidy")
-def test_the_commands_and_the_programs(lab: Lab) -> None:
-    use(lab, "python3")
+def test_the_commands_and_a_program(lab: Lab) -> None:
+    commands(lab)
+    program(lab, "python3")
 
 
 @pytest.mark.soak
@@ -77,36 +77,51 @@ def test_the_way_of_a_new_user(spent_lab: Lab, tmp_path: Path) -> None:
     uninstall(spent_lab.dom0)
     install(spent_lab.dom0, tmp_path)
     check_installed(spent_lab.dom0)
-    use(spent_lab, "/opt/pyxlsnap/bin/python3")
+    interpreter = "/opt/pyxlsnap/bin/python3"
+    commands(spent_lab)
+    program(spent_lab, interpreter)
+    more_programs(spent_lab, interpreter)
 
 
-def use(lab: Lab, interpreter: str) -> None:
-    """Do all that the README shows, with guests of the lab."""
-    (create, revert), (simple, concurrent, hooked) = texts("console"), texts("python")
-    dom0, guest = lab.dom0, lab.guest("pvh")
+def commands(lab: Lab) -> None:
+    """Type the README's commands, for a guest of the lab."""
+    create, revert = texts("console")
+    guest = lab.guest("pvh")
     before = guest.assert_healthy()
-    as_shown(dom0, of_ours(create, guest))
+    as_shown(lab.dom0, of_ours(create, guest))
     later, mark = guest.wait_advance(6), guest.mark()
-    as_shown(dom0, of_ours(revert, guest))
+    as_shown(lab.dom0, of_ours(revert, guest))
     assert before.n < goes_back(guest, mark, later).n
 
-    def python(block: str) -> list[str]:
-        return dom0.run([interpreter, "-c", of_ours(block, guest)], timeout=SLOW).out.splitlines()
 
+def program(lab: Lab, interpreter: str) -> None:
+    """Run the README's first program."""
+    guest = lab.guest("pvh")
     old = guest.domid()
-    assert any("domain now suspended" in line for line in python(simple))
-    domid = guest.domid()
-    assert domid != old
+    said = python(guest, interpreter, texts("python")[0])
+    assert any("domain now suspended" in line for line in said)
+    assert guest.domid() != old
+    guest.assert_healthy()
 
-    told = f"{guest.name} {domid} {guest.uuid}"
-    assert python(HOOKS + hooked) == [f"freeze {told}", f"thaw {told}"]
+
+def more_programs(lab: Lab, interpreter: str) -> None:
+    _, concurrent, hooked = texts("python")
+    guest = lab.guest("pvh")
+    told = f"{guest.name} {guest.domid()} {guest.uuid}"
+    assert python(guest, interpreter, HOOKS + hooked) == [f"freeze {told}", f"thaw {told}"]
 
     both = (guest, lab.guest("hvm"))
     had = cfgfiles(both)
-    python(concurrent)
+    python(guest, interpreter, concurrent)
     assert [len(now - then) for now, then in zip(cfgfiles(both), had, strict=True)] == [1, 1]
     for each in both:
         each.assert_healthy()
+
+
+def python(guest: Guest, interpreter: str, block: str) -> list[str]:
+    """Run a program of the README's; what it printed."""
+    program = [interpreter, "-c", of_ours(block, guest)]
+    return guest.dom0.run(program, timeout=SLOW).out.splitlines()
 
 
 def cfgfiles(guests: Sequence[Guest]) -> list[set[str]]:

@@ -10,7 +10,7 @@ from tests.lab.harness.lab import Lab
 from tests.lab.harness.reverts import Taken, check_back, goes_on, take
 from tests.lab.harness.snapshots import Before, pyxlsnap, revert, run_script, unchanged
 
-pytestmark = pytest.mark.usefixtures("tidy")
+pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("tidy")]
 
 
 def refused(guest: Guest, code: int, says: str, *words: str) -> None:
@@ -24,7 +24,6 @@ def refused(guest: Guest, code: int, says: str, *words: str) -> None:
     unchanged(guest, before)
 
 
-@pytest.mark.soak
 def test_to_the_older_and_then_to_the_newer(lab: Lab) -> None:
     guest = lab.guest("pvh")
     older = take(guest, "--name", "older")
@@ -38,7 +37,6 @@ def test_to_the_older_and_then_to_the_newer(lab: Lab) -> None:
     check_back(guest, newer, mark)
 
 
-@pytest.mark.soak
 def test_twice_in_a_row(lab: Lab) -> None:
     guest = lab.guest("pvh")
     taken = take(guest, "--name", "again")
@@ -48,7 +46,6 @@ def test_twice_in_a_row(lab: Lab) -> None:
         check_back(guest, taken, mark)
 
 
-@pytest.mark.soak
 def test_a_domain_that_is_off(lab: Lab) -> None:
     guest = lab.guest("pvh")
     taken = take(guest, "--name", "off")
@@ -60,7 +57,6 @@ def test_a_domain_that_is_off(lab: Lab) -> None:
         check_back(guest, taken, mark)
 
 
-@pytest.mark.soak
 def test_a_domain_that_was_renamed(spent_lab: Lab) -> None:
     """By its present name or its uuid: it keeps that name. By the old one it is told."""
     guest = spent_lab.guest("pvh")
@@ -82,7 +78,6 @@ def test_a_domain_that_was_renamed(spent_lab: Lab) -> None:
         spent_lab.dom0.run(["truncate", "-s", "0", renamed.log])
 
 
-@pytest.mark.soak
 def test_a_name_that_another_domain_has(spent_lab: Lab) -> None:
     """Never taken from it, except by destroying it: if it is that which is named, and forced."""
     guest, other = spent_lab.guest("pvh"), spent_lab.guest("pv")
@@ -100,7 +95,6 @@ def test_a_name_that_another_domain_has(spent_lab: Lab) -> None:
     check_back(guest, taken, mark)
 
 
-@pytest.mark.soak
 def test_the_present_is_kept(spent_lab: Lab) -> None:
     """Its disks are frozen, too: in the files that the revert replaces they would be lost."""
     guest = spent_lab.guest("pvh")
@@ -162,12 +156,10 @@ def two_at_once(guest: Guest) -> tuple[Taken, str]:
     return taken, f"{disk}; {xen}"
 
 
-RISKS = [a_disk_added, a_disk_removed, a_disk_not_in_it, another_xen]
-CELLS = [pytest.param(r, id=r.__name__, marks=pytest.mark.soak) for r in RISKS]
-CELLS.append(pytest.param(two_at_once, id="two_at_once"))
+RISKS = [a_disk_added, a_disk_removed, a_disk_not_in_it, another_xen, two_at_once]
 
 
-@pytest.mark.parametrize("risk", CELLS)
+@pytest.mark.parametrize("risk", RISKS, ids=lambda risk: risk.__name__)
 def test_risky(spent_lab: Lab, risk: Callable[[Guest], tuple[Taken, str]]) -> None:
     guest = spent_lab.guest("pvh")
     taken, says = risk(guest)

@@ -9,7 +9,7 @@ import pytest
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.snapshots import check_reverted, run_script
 
-pytestmark = pytest.mark.usefixtures("tidy")
+pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("tidy")]
 
 
 def several(lab: Lab, *words: str) -> dict[str, Any]:
@@ -21,11 +21,7 @@ def several(lab: Lab, *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "names",
-    [("pv", "pvh"), pytest.param(("pv", "pvh", "hvm"), marks=pytest.mark.soak)],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("names", [("pv", "pvh"), ("pv", "pvh", "hvm")], ids=" ".join)
 def test_snapshots_and_reverts_at_once(
     lab: Lab, names: tuple[str, ...], figure: Callable[[str], None]
 ) -> None:

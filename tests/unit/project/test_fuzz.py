@@ -12,8 +12,8 @@ from pyxlsnap.memory import read_header, walk
 from tests.fuzz import inputs
 from tests.fuzz.targets import TARGETS, bounded
 
-#: the inputs of each target: some ten seconds on an idle core
-RUNS = {"cfgfile": 40_000, "memory": 30_000}
+#: the inputs of each target: some seconds on an idle core
+RUNS = {"cfgfile": 15_000, "memory": 6_000}
 #: Config files of 64 KiB take ten times as long as short ones, and reach no more of the code.
 LIMITS = {"cfgfile": ["-max_len=4096"], "memory": []}
 #: a run takes seconds; it hangs if it takes as long as this
