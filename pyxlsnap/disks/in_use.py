@@ -10,7 +10,8 @@ from pathlib import Path
 from pyxlsnap import paths
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.errors import DiskError
-from pyxlsnap.linux.processes import holders, process_name, process_text
+from pyxlsnap.linux.loop import loop_file
+from pyxlsnap.linux.processes import holders, identity, process_name, process_text
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
 
@@ -123,10 +124,13 @@ def _loops(target: Path) -> list[str]:
 def is_over(backing: Path, target: Path) -> bool:
     """Whether a loop device is over a file.
 
-    :param backing: its ``loop/backing_file`` in /sys, where the kernel shows the present name of
-        the file that it has open; for a file without a name, that ends in " (deleted)".
+    :param backing: its ``loop/backing_file`` in /sys. Its content, the name of the file, is used
+        where the device itself cannot be asked.
     """
+    node = paths.DEV / backing.parent.parent.resolve().name
     try:
+        if (found := loop_file(node)) is not None:
+            return found == identity(target.stat())
         return Path(os.fsdecode(backing.read_bytes().removesuffix(b"\n"))).samefile(target)
     except OSError:
         return False  # detached meanwhile, or over a file that has been deleted

@@ -36,6 +36,7 @@ def sys_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk) -> Pat
     (other / "backing_file").write_text("/none (deleted)\n")
     (tree / "block/loop8/inflight").write_text("       1        1\n")
     monkeypatch.setattr(paths, "SYS", tree)
+    monkeypatch.setattr(paths, "DEV", tmp_path / "dev")
     return tree
 
 

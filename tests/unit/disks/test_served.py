@@ -155,6 +155,17 @@ class TestBlkback:
             served.notice_replaced(["xvdb"])
         served.notice_replaced(["xvda"])
 
+    def test_the_file_is_put_back(self, files: list[Path]) -> None:
+        """The kernel goes on calling it deleted."""
+        served = self.of(files)
+        os.link(files[1], files[1].with_name("old"))
+        shutil.copy(files[1], files[1].with_name("backup"))
+        os.rename(files[1].with_name("backup"), files[1])
+        with pytest.raises(Refused):
+            served.refuse_replaced()
+        os.rename(files[1].with_name("old"), files[1])
+        served.refuse_replaced()
+
     def test_two_files_that_changed_places(self, files: list[Path]) -> None:
         served = self.of(files)
         os.rename(files[0], files[0].with_name("x"))
