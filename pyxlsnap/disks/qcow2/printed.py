@@ -21,9 +21,10 @@ _CHECKS = (
     """stop() { echo "stopped, nothing was changed: $1" >&2; exit 1; }""",
     """info() { qemu-img info -U -f qcow2 --output=json "$1" 2>/dev/null; }""",
     """on() { info "$1" | grep -qF "$b"; }""",
-    # (The list of processes is made before find starts, as find itself opens the file.)
+    # (The list of processes is made before find starts, as find itself opens the file. Without a
+    # depth, find would walk through each directory that a process has open.)
     "set -- /proc/[0-9]*/fd",
-    """find -L "$@" -samefile "$d" 2>/dev/null | grep -q . && stop "$d is in use\"""",
+    """find -L "$@" -maxdepth 1 -samefile "$d" 2>/dev/null | grep -q . && stop "$d is in use\"""",
     """on "$d" || stop "$d does not stand on $f\"""",
     """info "$d" | grep -q '"snapshots": \\[' && stop "$d has snapshots inside\"""",
 )

@@ -44,11 +44,11 @@ def test_it_goes_on_alone(worker: StandIn) -> None:
     worker.set(watches.started_under_the_lock, watch=watches.until_told)
     api.create_snapshot("vm1")
     found = ast.literal_eval(worker.said())
-    assert "pyxlsnap" not in found.pop("parent")
     shown = ["pyxlsnap.monitor", UUID] if may_show_another_command() else ["pyxlsnap.worker"]
     assert found == {
         "command": [sys.executable, "-P", "-m", *shown],
         "session": True,
+        "alone": True,
         "files": [0, 1, 2],
         "handled": [],
     }

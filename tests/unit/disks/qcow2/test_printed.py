@@ -1,5 +1,6 @@
 """The printed command that deletes a frozen file: it stops before it could damage anything."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,19 @@ class TestOfTheFirstOfTwo:
             assert shell(command).returncode == 0
         chains.check({"": 1})
         assert not list(chains.frozen.glob("*.s1"))
+
+    def test_a_directory_that_a_process_has_open_is_no_use_of_the_files_in_it(
+        self, chains: Chains, commands: list[str]
+    ) -> None:
+        chains.revert("s1")
+        for disk in chains.disks:
+            chains.frozen_file(disk, "s2").unlink()
+        fd = os.open(Path(chains.disks[0].target).parent, os.O_RDONLY)
+        try:
+            assert [shell(command).returncode for command in commands] == [0, 0]
+        finally:
+            os.close(fd)
+        chains.check({"": 1})
 
     def test_a_name_that_only_begins_like_it_is_another(
         self, chains: Chains, commands: list[str]

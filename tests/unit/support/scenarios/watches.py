@@ -10,6 +10,7 @@ from pyxlsnap.results import DomainEvent, Snapshot
 from tests.unit.support.scenarios.ordinary import SNAPSHOT
 from tests.unit.support.standin_site import Call
 from tests.unit.support.values import UUID
+from tests.unit.support.waiting import eventually
 
 REBOOTED = DomainEvent("vm1", UUID, 3, "reboot", "restart", 4)
 
@@ -46,7 +47,7 @@ def until_told(call: Call) -> None:
     found = {
         "command": Path("/proc/self/cmdline").read_text().split("\0")[:-1],
         "session": os.getsid(0) == os.getpid(),
-        "parent": Path(f"/proc/{os.getppid()}/cmdline").read_text(),
+        "alone": eventually(lambda: "pyxlsnap" not in _parent()),
         "files": sorted(fd for fd in fds if fd != call.writer),
         "handled": [handler for handler in handlers if callable(handler)],
     }
@@ -55,6 +56,14 @@ def until_told(call: Call) -> None:
     os.write(call.writer, READY)
     os.close(call.writer)
     call.wait_for("end")
+
+
+def _parent() -> str:
+    """The command line of the parent: the process that made this one ends at once."""
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_text()
+    except FileNotFoundError:
+        return "pyxlsnap"  # it has just ended: ask again
 
 
 def does_not_begin(call: Call) -> None:
