@@ -109,7 +109,8 @@ def test_one_that_is_new_or_boots(spent_lab: Lab, kind: str) -> None:
     print(f"{kind}: {outcomes}")
 
 
-@pytest.mark.parametrize("kind", [pytest.param("pvh"), pytest.param("hvm", marks=SOAK)])
+@SOAK
+@pytest.mark.parametrize("kind", ["pvh", "hvm"])
 def test_a_device_plugged_in_while_memory_is_saved(spent_lab: Lab, kind: str) -> None:
     guest = spent_lab.guest(kind)
     guest.assert_healthy()

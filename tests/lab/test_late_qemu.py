@@ -61,6 +61,7 @@ def test_a_stalled_qemu_keeps_the_guest_suspended_until_it_answers(
     assert guest.assert_healthy().n > tick.n
 
 
+@pytest.mark.soak
 def test_a_file_that_was_replaced_is_refused(spent_lab: Lab) -> None:
     """A qcow2 image that QEMU serves, and a raw file behind a loop device."""
     guest = spent_lab.guest("pvh")

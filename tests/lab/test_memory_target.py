@@ -6,7 +6,7 @@ from tests.lab.harness.guests import MEMORY_MIB, Guest
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.snapshots import create, goes_back, revert, run_script
 
-pytestmark = pytest.mark.usefixtures("tidy")
+pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("tidy")]
 
 SMALLER_MIB = MEMORY_MIB - 16
 
@@ -14,9 +14,9 @@ SMALLER_MIB = MEMORY_MIB - 16
 # then. With --live its memory is in the file before that moment.
 CELLS = [
     pytest.param("pvh", ["--live"], id="pvh-live"),
-    pytest.param("pvh", [], marks=pytest.mark.soak, id="pvh-stopped"),
-    pytest.param("pv", [], marks=pytest.mark.soak, id="pv-stopped"),
-    pytest.param("hvm", ["--live"], marks=pytest.mark.soak, id="hvm-live"),
+    pytest.param("pvh", [], id="pvh-stopped"),
+    pytest.param("pv", [], id="pv-stopped"),
+    pytest.param("hvm", ["--live"], id="hvm-live"),
 ]
 
 

@@ -66,9 +66,8 @@ def as_shown(dom0: Dom0, block: str) -> None:
 
 
 @pytest.mark.usefixtures("tidy")
-def test_the_commands_and_a_program(lab: Lab) -> None:
+def test_the_commands(lab: Lab) -> None:
     commands(lab)
-    program(lab, "python3")
 
 
 @pytest.mark.soak
@@ -79,8 +78,7 @@ def test_the_way_of_a_new_user(spent_lab: Lab, tmp_path: Path) -> None:
     check_installed(spent_lab.dom0)
     interpreter = "/opt/pyxlsnap/bin/python3"
     commands(spent_lab)
-    program(spent_lab, interpreter)
-    more_programs(spent_lab, interpreter)
+    programs(spent_lab, interpreter)
 
 
 def commands(lab: Lab) -> None:
@@ -94,19 +92,15 @@ def commands(lab: Lab) -> None:
     assert before.n < goes_back(guest, mark, later).n
 
 
-def program(lab: Lab, interpreter: str) -> None:
-    """Run the README's first program."""
+def programs(lab: Lab, interpreter: str) -> None:
+    """Run the README's programs, which use an embedder's hooks and a second guest, too."""
+    simple, concurrent, hooked = texts("python")
     guest = lab.guest("pvh")
     old = guest.domid()
-    said = python(guest, interpreter, texts("python")[0])
+    said = python(guest, interpreter, simple)
     assert any("domain now suspended" in line for line in said)
     assert guest.domid() != old
-    guest.assert_healthy()
 
-
-def more_programs(lab: Lab, interpreter: str) -> None:
-    _, concurrent, hooked = texts("python")
-    guest = lab.guest("pvh")
     told = f"{guest.name} {guest.domid()} {guest.uuid}"
     assert python(guest, interpreter, HOOKS + hooked) == [f"freeze {told}", f"thaw {told}"]
 
