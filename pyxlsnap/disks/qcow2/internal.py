@@ -10,6 +10,7 @@ from pyxlsnap.disks.failures import os_errors, refuse_missing
 from pyxlsnap.disks.in_use import users, wait_until_unused
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.features import refuse_unfit
+from pyxlsnap.disks.qcow2.left import is_left, note_left
 from pyxlsnap.disks.qcow2.qemu import (
     GuestQemu,
     Tag,
@@ -185,6 +186,8 @@ class Internal:
             self._noted[key] = str(time.time())
         elif ours and self._is_kept(there, ours):
             self._noted[key] = ours
+        elif is_left(disk, there):  # it is deleted before the disk is kept
+            self._noted[key] = str(time.time())
         else:
             raise DiskError(
                 f"{disk.target} has a disk snapshot {self._kept_name!r}, and a revert would keep "
@@ -217,6 +220,9 @@ class Internal:
             wait_until_unused(disk, Path(disk.target))
             self._check_kept(disk)
         for disk in self.disks:
+            kept = self._kept_tags(image_tags(disk))
+            if kept and is_left(disk, kept):
+                qemu_img(disk, "snapshot", "-d", self._kept_name, disk.target)
             if not self._kept_tags(image_tags(disk)):
                 qemu_img(disk, "snapshot", "-c", self._kept_name, disk.target)
             qemu_img(disk, "snapshot", "-a", self._name, disk.target)
@@ -241,6 +247,19 @@ class Internal:
                     f"{disk.target}: {e}"
                 )
         return left
+
+    def leave_kept(self) -> bool:
+        """Leave the kept states to the next revert of the disks.
+
+        :returns: whether the next revert will know them as ours.
+        """
+        noted = []
+        for disk in self.disks:
+            there = self._kept_tags(image_tags(disk))
+            ours = (self._noted or self._of_killed).get(_key(disk))
+            if there:
+                noted.append(bool(ours and self._is_kept(there, ours)) and note_left(disk, there))
+        return all(noted)
 
     @property
     def _kept_name(self) -> str:

@@ -208,7 +208,9 @@ class Qcow2:
             self._qemu.connect(domid, self._internal.disks)
         except (QmpError, Refused) as e:
             vdevs = ", ".join(d.vdev for d in self._internal.disks)
-            return [*left, f"the kept disk snapshots in {vdevs} (the disks before the revert): {e}"]
+            next_one = "; the next revert of these disks deletes them"
+            what = f"the kept disk snapshots in {vdevs} (the disks before the revert): {e}"
+            return [*left, what + next_one * self._internal.leave_kept()]
         return left + self._internal.finish_revert(self._qemu)
 
     # delete

@@ -305,6 +305,33 @@ class TestRevert:
         (line,) = strategy.finish_revert(DOMID)
         assert "the kept disk snapshots in xvda, xvdb (the disks before the revert)" in line
 
+    def test_the_next_revert_removes_what_could_not_be_removed(self, taken: list[Disk]) -> None:
+        """As after each revert of an HVM guest that stays paused: its QEMU has the disks twice."""
+        for number in (2, 3, 4):
+            for disk in taken:
+                write(disk, number)
+            strategy = internal(taken, "snap")
+            strategy.check_revert()
+            strategy.revert()
+            (line,) = strategy.finish_revert(DOMID)
+            assert line.endswith("; the next revert of these disks deletes them")
+            assert [content(d) for d in taken] == [1, 1]
+            assert [tags(d) for d in taken] == [["snap", "snap.pre-revert"]] * 2
+        qemu_img("snapshot", "-a", "snap.pre-revert", taken[0].target)
+        assert content(taken[0]) == 4  # that of the last revert
+
+    def test_another_tag_is_not_taken_for_one_that_was_left(
+        self, taken: list[Disk], strategy: Qcow2
+    ) -> None:
+        strategy.revert()
+        strategy.finish_revert(DOMID)
+        qemu_img("snapshot", "-d", "snap.pre-revert", taken[1].target)
+        time.sleep(1.1)  # (qemu-img dates tags by the second)
+        qemu_img("snapshot", "-c", "snap.pre-revert", taken[1].target)
+        again = internal(taken, "snap")
+        with pytest.raises(Refused, match=r"xvdb: .*'snap\.pre-revert'"):
+            again.check_revert()
+
     def test_each_disk_loses_what_was_kept_of_it(
         self, run_dir: Path, taken: list[Disk], strategy: Qcow2
     ) -> None:
