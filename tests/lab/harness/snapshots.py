@@ -118,5 +118,7 @@ def forget(guest: Guest, name: str = "") -> None:
             if name in ("", made["name"])
         ]
     )
-    files = f"{SNAPSHOTS}/*/{name}.* && find {SNAPSHOTS} -mindepth 1 -type d -empty -delete"
-    guest.dom0.run(f"rm -f {files}" if name else f"rm -rf {SNAPSHOTS} /tmp/snap")
+    # (There is no directory if all were refused.)
+    files = f"mkdir -p {SNAPSHOTS} && rm -f {SNAPSHOTS}/*/{name}.*"
+    one = f"{files} && find {SNAPSHOTS} -mindepth 1 -type d -empty -delete"
+    guest.dom0.run(one if name else f"rm -rf {SNAPSHOTS} /tmp/snap")
