@@ -223,7 +223,8 @@ class Internal:
             kept = self._kept_tags(image_tags(disk))
             if kept and is_left(disk, kept):
                 qemu_img(disk, "snapshot", "-d", self._kept_name, disk.target)
-            if not self._kept_tags(image_tags(disk)):
+                kept = []
+            if not kept:
                 qemu_img(disk, "snapshot", "-c", self._kept_name, disk.target)
             qemu_img(disk, "snapshot", "-a", self._name, disk.target)
 
@@ -233,8 +234,7 @@ class Internal:
         for disk in self.disks:
             try:
                 there = self._kept_tags(qemu.tags(disk.vdev))
-                ours = (self._noted or self._of_killed).get(_key(disk))
-                if there and ours and self._is_kept(there, ours):
+                if self._made_here(disk, there):
                     self._delete(qemu, disk.vdev, self._kept_name)
                 elif there:
                     left.append(
@@ -256,10 +256,14 @@ class Internal:
         noted = []
         for disk in self.disks:
             there = self._kept_tags(image_tags(disk))
-            ours = (self._noted or self._of_killed).get(_key(disk))
             if there:
-                noted.append(bool(ours and self._is_kept(there, ours)) and note_left(disk, there))
+                noted.append(self._made_here(disk, there) and note_left(disk, there))
         return all(noted)
+
+    def _made_here(self, disk: Disk, there: Sequence[Tag]) -> bool:
+        """Whether this revert, or the one that it finishes, has kept the disk in these tags."""
+        since = (self._noted or self._of_killed).get(_key(disk))
+        return bool(since and self._is_kept(there, since))
 
     @property
     def _kept_name(self) -> str:
