@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pyxlsnap import paths
-from pyxlsnap.errors import Refused
 from pyxlsnap.guest import checks, dom0_memory
 from pyxlsnap.model import Disk, DomainConfig, RunState
+from tests.unit.support.errors import refusal
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.values import GIB_KB, OTHER_UUID, UUID
 from tests.unit.support.world import World
@@ -21,13 +21,6 @@ from tests.unit.support.world import World
 @pytest.fixture
 def guest(world: World) -> FakeGuest:
     return world.guest(world.image("xvda"))
-
-
-def refusal(check: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as caught:
-        check()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 class TestState:
@@ -140,18 +133,13 @@ class TestShared:
         world.guest(world.image("xvdb"), name="vm2", uuid=OTHER_UUID)
         checks.refuse_shared(world.host, guest, guest.configuration.disks)
 
-    def test_by_another_name_of_the_same_file(self, world: World, guest: FakeGuest) -> None:
+    @pytest.mark.parametrize("link_to", [Path.symlink_to, Path.hardlink_to])
+    def test_by_another_name_of_the_same_file(
+        self, world: World, guest: FakeGuest, link_to: Callable[[Path, str], None]
+    ) -> None:
         (disk,) = guest.configuration.disks
         link = world.root / "link.qcow2"
-        link.symlink_to(disk.target)
-        world.guest(replace(disk, target=str(link)), name="vm2", uuid=OTHER_UUID)
-        says = refusal(lambda: checks.refuse_shared(world.host, guest, [disk]))
-        assert says == f"xvda: domain vm2 uses {link}, too: detach it there"
-
-    def test_by_another_link_to_the_same_file(self, world: World, guest: FakeGuest) -> None:
-        (disk,) = guest.configuration.disks
-        link = world.root / "link.qcow2"
-        link.hardlink_to(disk.target)
+        link_to(link, disk.target)
         world.guest(replace(disk, target=str(link)), name="vm2", uuid=OTHER_UUID)
         says = refusal(lambda: checks.refuse_shared(world.host, guest, [disk]))
         assert says == f"xvda: domain vm2 uses {link}, too: detach it there"

@@ -1,7 +1,6 @@
 """What QEMU has beside the domain's disks: named, and refused before anything is done."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,11 @@ from pyxlsnap.errors import Refused
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import _refuse_added, not_saved, refuse_unsaved_devices
 from pyxlsnap.model import Disk, DomainConfig, SnapshotConfig
+from tests.unit.support.errors import refusal
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.operations import feasibility, plan_create
 from tests.unit.support.qemu import DOMID, Qemu, qemu_img
 from tests.unit.support.world import World
-
-
-def refusal(check: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as caught:
-        check()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def with_build(**values: object) -> DomainConfig:

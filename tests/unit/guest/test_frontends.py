@@ -1,12 +1,12 @@
 """The guest's devices: steady before a snapshot, and still so at its instant."""
 
 import time
-from collections.abc import Callable
 
 import pytest
 
-from pyxlsnap.errors import OperationFailed, Refused
+from pyxlsnap.errors import OperationFailed
 from pyxlsnap.guest.frontends import notice_devices, wait_until_steady
+from tests.unit.support.errors import refusal
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.world import World
 
@@ -24,13 +24,6 @@ def wait(
     guest: FakeGuest, *, timeout_s: float = 5, steady_s: float = 0.3, vcpus: int = 2
 ) -> dict[str, int]:
     return wait_until_steady(guest, vcpus=vcpus, timeout_s=timeout_s, steady_s=steady_s)
-
-
-def refusal(check: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as caught:
-        check()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 class TestARunningGuest:

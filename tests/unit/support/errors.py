@@ -1,11 +1,13 @@
-"""Every class of errors, and errors of every class."""
+"""Every class of errors, errors of every class, and what a refusal says."""
 
 import inspect
+from collections.abc import Callable
 
+import pytest
 from hypothesis import strategies as st
 
 from pyxlsnap import errors
-from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.errors import PyxlsnapError, Refused
 
 CLASSES = [
     c
@@ -30,3 +32,11 @@ def any_error(draw: st.DrawFn) -> PyxlsnapError:
     cls = draw(st.sampled_from(CLASSES))
     parameters = list(inspect.signature(cls).parameters)[1:]
     return cls(draw(_TEXT), **{p: draw(_VALUES.get(p, _TEXT)) for p in parameters})
+
+
+def refusal(check: Callable[[], object]) -> str:
+    """The one line with which a check refuses."""
+    with pytest.raises(Refused) as caught:
+        check()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

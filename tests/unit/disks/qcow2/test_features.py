@@ -1,14 +1,14 @@
 """Every feature of qcow2: a snapshot is refused before it is tried, or a revert to it works."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
-from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk, DiskRequest
+from tests.unit.support.errors import refusal
 from tests.unit.support.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write
 
 _INCOMPATIBLE = 79  # offset in the header; 2 is "corrupt"
@@ -84,13 +84,6 @@ class Case:
         self.qemu.start()
         self.qemu.has_opened()
         assert reverting.finish_revert(DOMID) == []
-
-
-def refusal(check: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as caught:
-        check()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture
