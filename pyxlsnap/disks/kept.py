@@ -54,7 +54,7 @@ class KeptFiles:
         :raises OSError: the disk's file is not there.
         """
         refuse_long_kept(disk, target, self._name)
-        kept, key = self.path(target), _key(disk)
+        kept, key = self.path(target), kept_key(disk.vdev)
         found = _inode(kept)
         if found is None:
             self._noted[key] = str(target.stat().st_ino)
@@ -78,7 +78,7 @@ class KeptFiles:
             taken the name.
         :raises OSError: the filesystem refuses it.
         """
-        if _key(disk) not in self._noted:
+        if kept_key(disk.vdev) not in self._noted:
             self.check(disk, target)
         kept, made = self.path(target), False
         try:
@@ -87,7 +87,7 @@ class KeptFiles:
             sync_directory(kept.parent)
         except FileExistsError:
             pass
-        if _inode(kept) == self._noted[_key(disk)]:
+        if _inode(kept) == self._noted[kept_key(disk.vdev)]:
             return
         if made:
             kept.unlink()
@@ -107,7 +107,7 @@ class KeptFiles:
             kept, ours = self.path(target), self._noted or self._of_killed
             try:
                 found = _inode(kept)
-                if found is not None and found != ours.get(_key(disk)):
+                if found is not None and found != ours.get(kept_key(disk.vdev)):
                     left.append(f"{kept}: this revert did not make that file")
                 elif found is not None:
                     kept.unlink()
@@ -116,8 +116,9 @@ class KeptFiles:
         return left
 
 
-def _key(disk: Disk) -> str:
-    return f"{disk.vdev} kept"
+def kept_key(vdev: str) -> str:
+    """The key of what a strategy's state says of the disk that a revert keeps."""
+    return f"{vdev} kept"
 
 
 def _inode(path: Path) -> str | None:

@@ -7,6 +7,7 @@ of; a tag on the snapshot (:data:`~pyxlsnap.disks.lvm.base.OF_TAG`) does.
 
 from collections.abc import Mapping, Sequence
 
+from pyxlsnap.disks.kept import kept_key
 from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, remove, wait_until_closed
 from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, stays_valid
@@ -78,7 +79,7 @@ class LvmThin(LvmDisks):
         :raises DiskError: a volume is in the way that was not made by the run that this revert
             finishes.
         """
-        key, disk, kept = f"{at.vdev} kept", found.get(at.lv), found.get(at.kept)
+        key, disk, kept = kept_key(at.vdev), found.get(at.lv), found.get(at.kept)
         if kept is None:
             self._noted[key] = disk.uuid if disk else ""
         elif kept.uuid in (self._noted.get(key), (self._of_killed or {}).get(key)):
@@ -105,7 +106,7 @@ class LvmThin(LvmDisks):
 
     def _check_names_again(self, at: Place) -> None:
         """:raises DiskError: another program has changed the volumes since the check."""
-        key = f"{at.vdev} kept"
+        key = kept_key(at.vdev)
         was = self._noted.get(key)
         self._check_names(at, volumes(at.vdev, at.vg))
         if was not in (None, self._noted[key]):
@@ -120,7 +121,7 @@ class LvmThin(LvmDisks):
         for at in self._places:
             try:
                 kept = volumes(at.vdev, at.vg).get(at.kept)
-                ours = (self._noted or self._of_killed or {}).get(f"{at.vdev} kept")
+                ours = (self._noted or self._of_killed or {}).get(kept_key(at.vdev))
                 if kept and kept.uuid != ours:
                     left.append(f"the volume {at.full(at.kept)}: this revert did not make it")
                 elif kept:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyxlsnap.disks.failures import os_errors, refuse_missing
 from pyxlsnap.disks.in_use import users, wait_until_unused
+from pyxlsnap.disks.kept import kept_key
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.features import refuse_unfit
 from pyxlsnap.disks.qcow2.left import is_left, note_left
@@ -179,7 +180,7 @@ class Internal:
 
         :raises DiskError: a disk snapshot has the name already, and is not ours.
         """
-        key = _key(disk)
+        key = kept_key(disk.vdev)
         there = self._kept_tags(image_tags(disk))
         ours = self._noted.get(key) or self._of_killed.get(key)
         if not there:
@@ -262,16 +263,12 @@ class Internal:
 
     def _made_here(self, disk: Disk, there: Sequence[Tag]) -> bool:
         """Whether this revert, or the one that it finishes, has kept the disk in these tags."""
-        since = (self._noted or self._of_killed).get(_key(disk))
+        since = (self._noted or self._of_killed).get(kept_key(disk.vdev))
         return bool(since and self._is_kept(there, since))
 
     @property
     def _kept_name(self) -> str:
         return self._name + KEPT_SUFFIX
-
-
-def _key(disk: Disk) -> str:
-    return f"{disk.vdev} kept"
 
 
 def _in_use(disk: Disk) -> bool:
