@@ -39,7 +39,7 @@ class ServedDisks:
         :raises Refused: an image, or a backing file, cannot be read.
         """
         ours = [d for d in disks if d.target.startswith("/") and not d.script]
-        local = [d for d in ours if d.backend_domain in _LOCAL]
+        local = [d for d in ours if is_local(d)]
         files = tuple((d, _files(d) if device_model else (d.target,)) for d in local)
         return cls(domid, device_model, files)
 
@@ -73,6 +73,11 @@ class ServedDisks:
             if mode is None or (writable and file == disk.target and mode == os.O_RDONLY):
                 return _text(disk, file, process_text(self.device_model))
         return None
+
+
+def is_local(disk: Disk) -> bool:
+    """Whether dom0 serves a disk."""
+    return disk.backend_domain in _LOCAL
 
 
 def _text(disk: Disk, file: str, server: str) -> str:

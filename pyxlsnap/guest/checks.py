@@ -11,11 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.disks import rivals
 from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.linux.processes import holders, process_text
 from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
 from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
@@ -186,18 +186,10 @@ def _identity(path: str) -> tuple[str | int, ...]:
     return (status.st_dev, status.st_ino)
 
 
-def refuse_held(guest: Guest | None, disks: Sequence[Disk]) -> None:
-    """Refuse to revert a disk that a process other than the guest's own QEMU has open."""
-    own = guest.device_model_pid() if guest else None
-    for disk in disks:
-        if not os.path.exists(disk.target):
-            continue  # the disk's strategy decides about a missing disk
-        for pid in holders(Path(disk.target)):
-            if pid != own:
-                raise Refused(
-                    f"{disk.vdev}: {disk.target} is open in {process_text(pid)}: wait for this "
-                    f"process, or end it"
-                )
+def refuse_rivals(guest: Guest | None, disks: Sequence[Disk], reverted: Sequence[Disk]) -> None:
+    """Refuse to revert where somebody besides the guest uses a disk: see :mod:`..disks.rivals`."""
+    domid, device_model = (guest.domid, guest.device_model_pid()) if guest else (None, None)
+    rivals.refuse_rivals(disks, reverted, domid, device_model)
 
 
 def refuse_full(directory: Path, memory_kb: int) -> None:

@@ -182,7 +182,7 @@ def _refuse(host: Host, config: DomainConfig, guest: Guest | None, disks: list[D
     checks.refuse_name_or_uuid_in_use(host, config, guest)
     checks.refuse_shared(host, guest, [d for d in config.disks if not d.left_out])
     checks.refuse_missing_paths(config, besides={d.vdev for d in disks})
-    checks.refuse_held(guest, disks)
+    checks.refuse_rivals(guest, config.disks, disks)
     checks.refuse_memory(host, config, guest)
 
 

@@ -174,6 +174,7 @@ class Reversion:
         # If the domain ended meanwhile, another program may be starting it again.
         self._before = guest.check_same(dying=self._finishing)
         checks.notice_rename(guest)  # it would be restored under its old name
+        checks.refuse_rivals(guest, self._plan.config.disks, self._plan.devices)
         self._begin()
         self._destroying = True
         destroy(guest)

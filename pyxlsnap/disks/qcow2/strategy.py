@@ -11,7 +11,6 @@ from pathlib import Path
 from pyxlsnap.disks.failures import refuse_missing
 from pyxlsnap.disks.in_use import has_holder
 from pyxlsnap.disks.protocol import DiskTask
-from pyxlsnap.disks.qcow2.checks import refuse_kernel_users
 from pyxlsnap.disks.qcow2.deletion import Deletion
 from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
@@ -191,8 +190,6 @@ class Qcow2:
     # revert
 
     def check_revert(self) -> None:
-        for disk in self._disks:
-            refuse_kernel_users(disk)
         self._internal.check_revert()
         self._external.check_revert()
 

@@ -43,6 +43,7 @@ from tests.unit.support import operations, streams
 from tests.unit.support.entries import create_entry, killed_revert
 from tests.unit.support.faults import FailsAtStep, run_until
 from tests.unit.support.guest import FakeGuest, config_of
+from tests.unit.support.loop_files import looped
 from tests.unit.support.operations import plan_create, plan_revert
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World
@@ -481,13 +482,31 @@ def test_a_disk_that_another_program_has_open_is_refused(case: Case) -> None:
     image = case.world.root / "images" / "xvda.qcow2"
     with image.open() as file, subprocess.Popen(["sleep", "60"], stdin=file) as other:
         try:
-            with pytest.raises(Refused, match=rf"xvda: .* is open in sleep \(pid {other.pid}\)"):
+            with pytest.raises(Refused, match=rf"xvda: .* is in use by sleep \(pid {other.pid}\)"):
                 case.run()
             case.guest.device_model = other.pid
             case.plan()
         finally:
             other.kill()
     assert case.guest.runs
+
+
+def test_a_disk_that_the_kernel_has_is_refused(case: Case) -> None:
+    with looped(case.world.root / "images" / "xvda.qcow2") as device:
+        says = f"xvda: .* is in use by {device.name}, "
+        with pytest.raises(Refused, match=says):
+            case.run(force=True)
+    case.assert_nothing_changed()
+
+
+def test_a_user_who_comes_after_the_plan_is_noticed(case: Case) -> None:
+    plan = case.plan()
+    with looped(case.world.root / "images" / "xvdb.qcow2") as device:
+        says = f"xvdb: .* is in use by {device.name}, "
+        with pytest.raises(OperationFailed, match=says) as e:
+            Reversion(case.world.host, plan).run()
+    assert "nothing was changed" in str(e.value)
+    case.assert_nothing_changed()
 
 
 def test_a_missing_disk_snapshot_is_refused(case: Case) -> None:
