@@ -41,6 +41,8 @@ _LAST_PASS_S = 0.3
 _SAVED_KB_PER_S = 256 * 1024
 _RESUME_S = 0.1
 
+_MEMORY_SUFFIX = ".save"
+
 
 @dataclass(frozen=True, slots=True)
 class Examined:
@@ -187,7 +189,8 @@ def make_plan(
     places = _choose_places(guest, wanted, name, [request for _, request in chosen])
     checks.refuse_full(places.memory.parent, examined.memory_kb)
     served = ServedDisks.of([d for d, _ in chosen], guest.domid, guest.device_model_pid())
-    task = replace(_task(name, request, examined), check=cancel.check, waiting=waiting)
+    task = _task(name, request, examined)
+    task = replace(task, check=cancel.check, waiting=waiting, warn=warnings.append)
     found = strategies(chosen, task)
     metadata = Metadata(
         name=name,
@@ -211,7 +214,7 @@ def make_plan(
         warnings=tuple(warnings),
         loses_monitor=loses_monitor(host, guest),
     )
-    return replace(plan, frontends=_connect(plan, cancel))
+    return replace(plan, frontends=_connect(plan, cancel), warnings=tuple(warnings))
 
 
 def _task(name: str, request: CreateRequest, examined: Examined) -> DiskTask:
@@ -289,17 +292,26 @@ def _choose_places(
 ) -> Places:
     """:raises Refused, UsageError: a file cannot be made at its path."""
     memory = _memory_path(wanted, paths.SNAPSHOTS / guest.uuid, name)
-    cfg = memory.parent / f"{name}.cfg"
+    cfg = cfgfile_path(memory)
     refuse_existing(memory)
     if os.path.lexists(cfg):
         raise AlreadyExists(
-            f"{cfg} exists already, and the snapshot's cfgfile would have the same path: choose "
-            f"another name, or another directory for memory_path",
+            f"{cfg} exists already, and the snapshot's cfgfile, which is named after the memory "
+            f"file, would have the same path: choose another name, or another memory_path",
             where=str(cfg),
         )
+    refuse_existing(cfg)  # a name that is too long
     _refuse_same_place(requests, memory, cfg)
     complete = SnapshotConfig(name, wanted.description, str(memory), tuple(requests))
     return Places(memory, cfg, cfgfile.render(complete))
+
+
+def cfgfile_path(memory: Path) -> Path:
+    """The cfgfile of a snapshot: beside the memory file, with ``.cfg`` in the place of ``.save``.
+
+    So the snapshots of several domains can have one name, and be in one directory.
+    """
+    return memory.with_name(f"{memory.name.removesuffix(_MEMORY_SUFFIX)}.cfg")
 
 
 def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: Path) -> None:
@@ -318,7 +330,7 @@ def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: 
 
 
 def _memory_path(wanted: SnapshotConfig, directory: Path, name: str) -> Path:
-    path = Path(wanted.memory_path) if wanted.memory_path else directory / f"{name}.save"
+    path = Path(wanted.memory_path) if wanted.memory_path else directory / f"{name}{_MEMORY_SUFFIX}"
     if not path.is_absolute():
         path = Path.cwd() / path
     if wanted.memory_path and not path.parent.is_dir():

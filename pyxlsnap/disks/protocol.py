@@ -24,6 +24,8 @@ class DiskTask:
     finishes: Mapping[str, str] | None = None
     #: to be called often by slow work; lets the operation be cancelled, so pass on what it raises
     check: Callable[[], None] = lambda: None
+    #: a create's checks: to be called with a warning for the user, one line
+    warn: Callable[[str], None] = lambda _: None
     #: a delete: the directories in which other disk snapshots of the domain are
     looks_in: Sequence[Path] = ()
     #: a delete: the vdevs of the disks that the domain has now

@@ -1,7 +1,8 @@
 """Raw files, served by blkback over a loop device or by QEMU: the snapshot is a copy of the file.
 
 Where the filesystem can share blocks between files, the copy is a reflink, taken at once. Elsewhere
-the guest is suspended while the file is copied, and this is done only on request.
+the guest is suspended while the file is copied: without a request only if that takes less than a
+second.
 """
 
 import os
@@ -32,6 +33,8 @@ from pyxlsnap.linux.files import (
 )
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.text import mib
+
+_UNASKED_S = 1.0  # a copy that takes longer is made on request only
 
 
 def default_request(disk: Disk, name: str) -> DiskRequest:
@@ -64,8 +67,26 @@ class RawFile(CopyStrategy):
                 open_regular(file.target) as source,
             ):
                 self._check_copy(file, source.fileno())
+        self._check_unasked()
         wanted = [Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files]
         refuse_no_room([space for space in wanted if space.size])
+
+    def _check_unasked(self) -> None:
+        """Copy what nobody asked to be copied only if the guest hardly notices."""
+        copied = [file for file in self._files if file.to_copy and not self._task.asked]
+        seconds = sum(file.to_copy for file in copied) / BYTES_PER_S
+        for file in copied:
+            vdev, size = file.disk.vdev, mib(file.to_copy)
+            why = f"{vdev}: {file.target} is on a filesystem that cannot share blocks between files"
+            if seconds < _UNASKED_S:
+                self._task.warn(f"{why}: {size} are copied while the guest is suspended")
+                continue
+            raise Refused(
+                f"{why}, so the guest would be suspended for about {seconds:.1f} s while {size} "
+                f"are copied{' (and other disks)' if len(copied) > 1 else ''}: to accept that, "
+                f"name the disk with a path in a cfgfile ('{file.path},raw,{vdev}'); else leave "
+                f"the disk out, or convert it to qcow2"
+            )
 
     def _check_copy(self, file: SnapshotFile, source: int) -> None:
         vdev = file.disk.vdev
@@ -77,14 +98,6 @@ class RawFile(CopyStrategy):
                 f"the file replaced? Restart the guest, or leave {vdev} out"
             )
         file.reflink, file.to_copy = _how_to_copy(file.disk, source, source, file.path)
-        if file.to_copy and not self._task.asked:
-            raise Refused(
-                f"{vdev}: {file.target} is on a filesystem that cannot share blocks between files, "
-                f"so the guest would be suspended for about {file.to_copy / BYTES_PER_S:.0f} s "
-                f"while {mib(file.to_copy)} are copied: to accept that, name the disk with a path "
-                f"in a cfgfile ('{file.path},raw,{vdev}'); else leave the disk out, or convert it "
-                f"to qcow2"
-            )
 
     def prepare(self) -> None:
         for file in self._files:

@@ -129,12 +129,59 @@ def test_a_reflink_takes_no_time_and_a_copy_is_announced(
         assert artefact.delete == f"""rm '{directory}/it'"'"'s a snapshot'"""
 
 
-def test_nothing_said_is_a_reflink_or_nothing(xfs: Path, tmp_path: Path, used: None) -> None:
+def unasked(disks: Sequence[Disk]) -> tuple[RawFile, list[str]]:
+    """Nobody named the disks; what the strategy will say."""
+    said: list[str] = []
+    requests = [(disk, default_request(disk, NAME)) for disk in disks]
+    return RawFile(requests, DiskTask(NAME, asked=False, warn=said.append)), said
+
+
+def grow(disk: Disk, size: int) -> None:
+    with Path(disk.target).open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def test_nothing_said_is_a_reflink(xfs: Path, used: None) -> None:
     (xfs / "unasked").mkdir()
-    take(made([make_disk(xfs / "unasked")], asked=False))
-    with pytest.raises(Refused, match=r"^xvda: .*suspended for.*1 MiB.*\.raw\.snap,raw,xvda"):
-        made([make_disk(tmp_path)], asked=False).check_create(7)
-    assert listing(tmp_path) == {"xvda.raw"}
+    disk = make_disk(xfs / "unasked")
+    grow(disk, 200 << 20)
+    strategy, said = unasked([disk])
+    take(strategy)
+    assert said == []
+
+
+def test_nothing_said_is_a_copy_that_takes_no_time(tmp_path: Path, used: None) -> None:
+    disk = make_disk(tmp_path)
+    grow(disk, 7 << 20)
+    strategy, said = unasked([disk])
+    take(strategy)
+    assert 0 < strategy.expected_seconds() < 0.1
+    [line] = said
+    assert line.startswith(f"xvda: {disk.target} is on a filesystem that cannot share blocks")
+    assert line.endswith(": 7 MiB are copied while the guest is suspended")
+    assert snapshot(disk).read_bytes() == Path(disk.target).read_bytes()
+
+
+def test_what_was_asked_for_needs_no_word(tmp_path: Path, used: None) -> None:
+    said: list[str] = []
+    disk = make_disk(tmp_path)
+    RawFile([(disk, default_request(disk, NAME))], DiskTask(NAME, warn=said.append)).check_create(7)
+    assert said == []
+
+
+@pytest.mark.parametrize("sizes", [(200,), (60, 60)], ids=["one", "together"])
+def test_a_longer_copy_is_made_on_request_only(
+    tmp_path: Path, used: None, sizes: Sequence[int]
+) -> None:
+    disks = [make_disk(tmp_path, f"xvd{'ab'[i]}") for i in range(len(sizes))]
+    for disk, size in zip(disks, sizes, strict=True):
+        grow(disk, size << 20)
+    seconds = f"{sum(sizes) * (1 << 20) / content.BYTES_PER_S:.1f}"
+    strategy, _ = unasked(disks)
+    says = rf"^xvda: .*suspended for about {seconds} s.* {sizes[0]} MiB.*\.raw\.snap,raw,xvda"
+    with pytest.raises(Refused, match=says):
+        strategy.check_create(7)
+    assert listing(tmp_path) == {Path(disk.target).name for disk in disks}
 
 
 def test_a_disk_that_is_all_hole_is_copied_unasked(tmp_path: Path, used: None) -> None:
