@@ -143,9 +143,11 @@ class TestWhatTheCfgfileSays:
     def test_what_a_strategy_says_is_a_warning(
         self, world: World, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        choose_them = vars(plan_module)["strategies"]
+
         def warned(chosen: Any, task: DiskTask) -> Any:
             task.warn("xvda: it is copied")
-            return strategies(chosen, task)
+            return choose_them(chosen, task)
 
         monkeypatch.setattr(plan_module, "strategies", warned)
         plan = planned(world, guest)
