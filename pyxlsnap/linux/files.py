@@ -239,12 +239,14 @@ def remove_directories(made: list[Path]) -> list[str]:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
+def open_regular(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
     """Open a regular file for reading. A fifo or a device is refused and cannot block the call.
 
+    :param follow: follow a symbolic link.
     :raises OSError: the file cannot be opened, or is not a regular file.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))

@@ -55,13 +55,14 @@ class Chain:
     # create
 
     def prepare(self, size: int) -> None:
-        """Give the disk's file its second name, and make an overlay of that.
+        """Give the disk's file its second name, and make an overlay of that, both durably.
 
         :param size: the disk's, in bytes.
         :raises AlreadyExists: the second name has been taken meanwhile.
         """
         try:
             os.link(self.active, self.frozen, follow_symlinks=False)
+            sync_directory(self.frozen.parent)
         except FileExistsError as e:
             raise AlreadyExists(
                 f"{self.frozen} exists: choose another name", where=str(self.frozen)
@@ -85,8 +86,8 @@ class Chain:
 
     def protect(self) -> None:
         """Make the frozen file read-only: writing to it damages the disk."""
-        with os_errors(self.disk, self.frozen):
-            self.frozen.chmod(stat.S_IMODE(self.frozen.stat().st_mode) & ~0o222)
+        with os_errors(self.disk, self.frozen), open_regular(self.frozen, follow=False) as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~0o222)
 
     @property
     def waiting_overlay(self) -> Path | None:
@@ -178,16 +179,28 @@ class Chain:
         return self.overlay.with_name(f"{self.overlay.name}.withdrawn")
 
     def _make_overlay(self, path: Path, *options: str, size: str = "") -> None:
-        """Make an empty overlay of the frozen file, with the disk's owner, mode and attributes."""
+        """Make an empty overlay of the frozen file, with the disk's owner, mode and attributes.
+
+        qemu-img opens the new file by our descriptor. Its name may be in a directory of a user, who
+        could put a link to another file there.
+        """
         with (
             os_errors(self.disk, path),
             open_regular(self.active) as active,
             new_file(path) as overlay,
         ):
             copy_attributes(active.fileno(), overlay)
-        backing = ["-b", str(self.frozen), "-F", "qcow2"]
-        arguments = ["-q", "-f", "qcow2", *options, *backing, str(path), *([size] if size else [])]
-        qemu_img(self.disk, "create", *arguments)
+            backing = ["-b", str(self.frozen), "-F", "qcow2"]
+            here = [f"/proc/{os.getpid()}/fd/{overlay}", *([size] if size else [])]
+            qemu_img(self.disk, "create", "-q", "-f", "qcow2", *options, *backing, *here)
+            os.fsync(overlay)
+            if not os.path.samestat(os.lstat(path), os.fstat(overlay)):
+                raise DiskError(
+                    f"another process replaced {path} while it was made: see who can write in "
+                    f"{path.parent}",
+                    vdev=self.disk.vdev,
+                )
+            sync_directory(path.parent)
 
     def _take_name(self, overlay: Path) -> None:
         try:
