@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from pyxlsnap.errors import BadMemoryFile, ConfigError
 from pyxlsnap.linux.files import open_regular
+from pyxlsnap.linux.owners import who_can_change
 from pyxlsnap.memory import Header
 from pyxlsnap.model import DomainConfig, SnapshotConfig, check_uuid
 
@@ -24,6 +25,22 @@ def memory_path(config: SnapshotConfig, cfgfile: str) -> Path:
             item="memory_path",
         )
     return Path(cfgfile).parent / config.memory_path  # an absolute path stays as it is
+
+
+def changeable(path: Path) -> list[str]:
+    """A reason not to trust a memory file, if others than root can change it.
+
+    :raises OSError: the file is not there.
+    """
+    found = who_can_change(path)
+    return (
+        [
+            f"others than root can change the memory file {path} ({found}), and its configuration "
+            f"names programs and scripts that run as root"
+        ]
+        if found
+        else []
+    )
 
 
 @contextmanager

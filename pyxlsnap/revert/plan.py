@@ -16,7 +16,7 @@ from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.guest.saved import memory_path, reading, saved_config
+from pyxlsnap.guest.saved import changeable, memory_path, reading, saved_config
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.memory import Header, read_header, walk
@@ -290,7 +290,7 @@ def _risks(
     in_snapshot: set[str],
 ) -> list[str]:
     """The reasons why the revert cannot be shown to be safe."""
-    reasons = []
+    reasons = changeable(saved.path)
     outside = [d.vdev for d in config.disks if not d.left_out and d.vdev not in in_snapshot]
     if outside:
         reasons.append(

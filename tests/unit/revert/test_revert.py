@@ -3,6 +3,7 @@
 import errno
 import json
 import shlex
+import shutil
 import subprocess
 import threading
 import time
@@ -513,6 +514,21 @@ def test_a_missing_disk_snapshot_is_refused(case: Case) -> None:
     del case.world.storage.snapshots["xvdb", NAME]
     with pytest.raises(Refused, match="xvdb has no disk snapshot"):
         case.plan(force=True)
+
+
+def test_a_memory_file_that_others_can_change_is_risky(case: Case, public: Path) -> None:
+    """Root would run what its configuration names."""
+    reason = "others than root can change the memory file"
+    there = public / case.memory_path.name
+    shutil.copy(case.memory_path, there)
+    case.edit(f'memory_path="{there}"\n')
+    case.plan()
+    there.chmod(0o606)
+    with pytest.raises(Risky, match=rf"{reason} .*\.save is writable for everybody") as caught:
+        case.run()
+    assert caught.value.exit_code == 5
+    case.assert_nothing_changed()
+    assert any(reason in line for line in case.plan(force=True).warnings)
 
 
 def test_a_missing_kernel_is_refused(case: Case) -> None:

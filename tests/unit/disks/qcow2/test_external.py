@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,7 +154,7 @@ class TestCreate:
         """By a user, in a directory of the user's own."""
         victim = tmp_path / "victim"
         victim.write_text("of root")
-        run = vars(chain)["qemu_img"]
+        run: Callable[..., str] = vars(chain)["qemu_img"]
 
         def slow(disk: Disk, *arguments: str) -> str:
             if arguments[0] == "create":
