@@ -6,6 +6,7 @@ open file, so the kernel releases the lock when both processes have ended.
 
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
 
 # For the whole file.
 _WRITE_LOCK = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _UNLOCK = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
 
 
@@ -55,12 +57,7 @@ class DomainLock:
         directory = directory or paths.LOCKS
         make_directory(directory)
         path = directory / f"{uuid}.{kind}"
-        try:
-            self.fd = _open(path)
-        except OSError as e:
-            raise Refused(
-                f"cannot open the lock {path}: {e.strerror}: see what is there, and move it away"
-            ) from e
+        self.fd = _open(path)
         if not until(self._take, within_s=wait_s, poll_s=_POLL_S):
             os.close(self.fd)
             raise Busy(
@@ -94,6 +91,8 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock on a file that other programs lock, too; wait until it is free.
 
     An OFD lock and a lock of fcntl(2)'s older kind, such as xl's, exclude each other.
+
+    :raises Refused: the file cannot be created or opened, or is somebody else's.
     """
     fd = _open(path)
     try:
@@ -104,4 +103,35 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """Open the file of a lock, and make it if necessary.
+
+    Everybody may write in /run/lock. There another user may have made the file, and could hold the
+    lock for ever. (The kernel does not open such a file with O_CREAT: fs.protected_regular.)
+
+    :raises Refused: this cannot be done, or the file is somebody else's.
+    """
+    try:
+        try:
+            fd = os.open(path, _FLAGS)
+        except FileNotFoundError:
+            fd = _make(path)
+    except OSError as e:
+        raise _useless(path, e.strerror or str(e)) from e
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_uid in (0, os.geteuid()):
+        return fd
+    os.close(fd)
+    regular = stat.S_ISREG(found.st_mode)
+    why = f"the file belongs to the user {found.st_uid}" if regular else "this is no regular file"
+    raise _useless(path, why)
+
+
+def _make(path: Path) -> int:
+    try:
+        return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:  # another operation has just made it
+        return os.open(path, _FLAGS)
+
+
+def _useless(path: Path, why: str) -> Refused:
+    return Refused(f"cannot open the lock {path}: {why}: see what is there, and move it away")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.errors import Busy, Refused
-from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.locks import DomainLock, locked
+from tests.unit.support.loop_files import need_root
 from tests.unit.support.waiting import open_descriptors
 
 UUID = "8a1f0c3e-0000-4000-8000-00000000c0de"
@@ -114,6 +115,44 @@ class TestLock:
     def test_makes_its_directory_private(self, tmp_path: Path) -> None:
         lock(tmp_path / "a" / "b").release()
         assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+
+    def test_a_file_of_another_user_is_refused(self, public: Path) -> None:
+        """In a directory such as /run/lock: that user could hold the lock for ever."""
+        need_root("another owner")
+        public.chmod(0o1777)
+        path = public / f"{UUID}.lock"
+        path.touch(0o666)
+        os.chown(path, 12345, 12345)
+        says = f"cannot open the lock {path}: the file belongs to the user 12345: see what"
+        with pytest.raises(Refused, match=says):
+            lock(public)
+        with pytest.raises(Refused, match=says), locked(path):
+            pass
+
+    def test_what_cannot_be_a_lock_is_refused(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / f"{UUID}.lock")
+        before = open_descriptors()
+        with pytest.raises(Refused, match=r"cannot open the lock .*: this is no regular file"):
+            lock(tmp_path)
+        assert open_descriptors() == before
+
+    def test_two_that_make_it_at_once_exclude_each_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both found no file; the first one makes it just before the second one would."""
+        held, opened, first = [], os.open, True
+
+        def racing(path: Path, flags: int, mode: int = 0o777) -> int:
+            nonlocal first
+            if first and flags & os.O_EXCL:
+                first = False
+                held.append(lock(tmp_path))
+            return opened(path, flags, mode)
+
+        monkeypatch.setattr(os, "open", racing)
+        with pytest.raises(Busy):
+            lock(tmp_path)
+        held[0].release()
 
     def test_a_link_in_its_place_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").touch()
