@@ -187,10 +187,10 @@ def make_plan(
     chosen, left_out, warnings = _choose_disks(examined.config, wanted.disks, name)
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
     places = _choose_places(guest, wanted, name, [request for _, request in chosen])
-    checks.refuse_full(places.memory.parent, examined.memory_kb)
-    served = ServedDisks.of([d for d, _ in chosen], guest.domid, guest.device_model_pid())
     task = _task(name, request, examined)
     task = replace(task, check=cancel.check, waiting=waiting, warn=warnings.append)
+    checks.refuse_full(places.memory.parent, examined.memory_kb, task.room)
+    served = ServedDisks.of([d for d, _ in chosen], guest.domid, guest.device_model_pid())
     found = strategies(chosen, task)
     metadata = Metadata(
         name=name,

@@ -1,10 +1,11 @@
 """What a disk strategy is: the Protocols of a kind of storage, and what its objects are told."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from pyxlsnap.linux.room import Room
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -26,6 +27,8 @@ class DiskTask:
     check: Callable[[], None] = lambda: None
     #: a create's checks: to be called with a warning for the user, one line
     warn: Callable[[str], None] = lambda _: None
+    #: the space that all of the operation takes: claim what you will write, in the checks
+    room: Room = field(default_factory=Room)
     #: a delete: the directories in which other disk snapshots of the domain are
     looks_in: Sequence[Path] = ()
     #: a delete: the vdevs of the disks that the domain has now

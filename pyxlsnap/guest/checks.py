@@ -16,6 +16,7 @@ from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.linux.room import Room
 from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
 from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
@@ -192,8 +193,8 @@ def refuse_rivals(guest: Guest | None, disks: Sequence[Disk], reverted: Sequence
     rivals.refuse_rivals(disks, reverted, domid, device_model)
 
 
-def refuse_full(directory: Path, memory_kb: int) -> None:
-    """Refuse a directory without space for the memory file.
+def refuse_full(directory: Path, memory_kb: int, room: Room) -> None:
+    """Refuse a directory without space for the memory file, and claim that space.
 
     A live memory file holds some pages more than once; their number is not known beforehand.
     """
@@ -205,8 +206,8 @@ def refuse_full(directory: Path, memory_kb: int) -> None:
         read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
         why = "its filesystem is mounted read-only" if read_only else "permission denied"
         raise Refused(f"cannot write in {directory} ({why}): name another place with memory_path")
-    fs = os.statvfs(directory)
-    free_kb, need_kb = fs.f_bavail * fs.f_frsize // 1024, memory_kb + _SLACK_KB
+    need_kb = memory_kb + _SLACK_KB
+    free_kb = room.claim("memory file", directory, need_kb * 1024) // 1024
     if free_kb < need_kb:
         raise Refused(
             f"{directory} has {free_kb // 1024} MiB free, and the memory file takes about "

@@ -46,7 +46,8 @@ class BlockCopy(CopyStrategy):
                     file.to_copy = _size(device)
                     _read(device, 0, _buffer(), file.to_copy)  # it can be read
                 NewFile(file.path).discard()  # a file can be made there
-        refuse_no_room([Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files])
+        wanted = [Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files]
+        refuse_no_room(wanted, self._task.room)
 
     def _check_wanted(self, file: SnapshotFile) -> None:
         if not self._task.asked or not file.request.path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.errors import Refused
+from pyxlsnap.linux.room import Room
 from pyxlsnap.model import Disk
 from pyxlsnap.text import mib
 
@@ -64,20 +65,17 @@ class Space:
     directory: Path
 
 
-def refuse_no_room(wanted: Sequence[Space]) -> None:
-    """:raises Refused: a filesystem has no room for all copies that go there."""
-    taken: dict[int, int] = {}
+def refuse_no_room(wanted: Sequence[Space], room: Room) -> None:
+    """:raises Refused: a filesystem has no room for all that goes there."""
     for space in wanted:
         with os_errors(space.disk, space.directory, refuse=True):
-            fs, device = os.statvfs(space.directory), space.directory.stat().st_dev
-        free = fs.f_bavail * fs.f_frsize - taken.get(device, 0)
+            free = room.claim(f"copy of {space.disk.vdev}", space.directory, space.size)
         if free < space.size:
             raise Refused(
-                f"{space.disk.vdev}: {space.directory} has {max(free, 0) >> 20} MiB left for a "
+                f"{space.disk.vdev}: {space.directory} has {free >> 20} MiB left for a "
                 f"copy of {space.source}, which takes up to {mib(space.size)}: make room "
                 f"there, or name a path on another filesystem"
             )
-        taken[device] = taken.get(device, 0) + space.size
 
 
 # copies

@@ -3,6 +3,7 @@
 The plan of a revert is in test_revert.py.
 """
 
+import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -229,6 +230,24 @@ class TestRefused:
     def test_no_space(self, world: World, guest: FakeGuest) -> None:
         guest.memory_kb = 1 << 50
         assert "MiB free" in self.refusal(world, guest)
+
+    def test_space_for_the_memory_file_and_the_copies_together(
+        self, world: World, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each alone would fit."""
+        fs = os.statvfs(world.root)
+        free = fs.f_bavail * fs.f_frsize
+        choose_them = vars(plan_module)["strategies"]
+
+        def claiming(chosen: Any, task: DiskTask) -> Any:
+            left.append(task.room.claim("copy of xvda", world.root, free // 2))
+            return choose_them(chosen, task)
+
+        left: list[int] = []
+        guest.memory_kb = free // 1024 * 6 // 10
+        monkeypatch.setattr(plan_module, "strategies", claiming)
+        planned(world, guest)
+        assert left[0] < free // 2
 
     def test_live_on_pv_without_shadow_paging(self, world: World) -> None:
         guest = world.guest(kind="pv")

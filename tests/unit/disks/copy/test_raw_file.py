@@ -16,6 +16,7 @@ from pyxlsnap.disks.copy.raw_file import RawFile, default_request
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.text import mib
 from tests.unit.support.loop_files import looped, mounted, opened
 from tests.unit.support.system_calls import Fault, Killed, full_disk, unsupported
 from tests.unit.support.waiting import open_descriptors
@@ -158,7 +159,8 @@ def test_nothing_said_is_a_copy_that_takes_no_time(tmp_path: Path, used: None) -
     assert 0 < strategy.expected_seconds() < 0.1
     [line] = said
     assert line.startswith(f"xvda: {disk.target} is on a filesystem that cannot share blocks")
-    assert line.endswith(": 7 MiB are copied while the guest is suspended")
+    size = mib(Path(disk.target).stat().st_blocks * 512)
+    assert line.endswith(f": {size} are copied while the guest is suspended")
     assert snapshot(disk).read_bytes() == Path(disk.target).read_bytes()
 
 
@@ -176,9 +178,11 @@ def test_a_longer_copy_is_made_on_request_only(
     disks = [make_disk(tmp_path, f"xvd{'ab'[i]}") for i in range(len(sizes))]
     for disk, size in zip(disks, sizes, strict=True):
         grow(disk, size << 20)
-    seconds = f"{sum(sizes) * (1 << 20) / content.BYTES_PER_S:.1f}"
+    allocated = [Path(disk.target).stat().st_blocks * 512 for disk in disks]
+    seconds = f"{sum(allocated) / content.BYTES_PER_S:.1f}"
     strategy, _ = unasked(disks)
-    says = rf"^xvda: .*suspended for about {seconds} s.* {sizes[0]} MiB.*\.raw\.snap,raw,xvda"
+    size = mib(allocated[0])
+    says = rf"^xvda: .*suspended for about {seconds} s.* {size} are.*\.raw\.snap,raw,xvda"
     with pytest.raises(Refused, match=says):
         strategy.check_create(7)
     assert listing(tmp_path) == {Path(disk.target).name for disk in disks}
