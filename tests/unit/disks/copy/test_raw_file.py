@@ -181,8 +181,8 @@ def test_a_longer_copy_is_made_on_request_only(
     allocated = [Path(disk.target).stat().st_blocks * 512 for disk in disks]
     seconds = f"{sum(allocated) / content.BYTES_PER_S:.1f}"
     strategy, _ = unasked(disks)
-    size = mib(allocated[0])
-    says = rf"^xvda: .*suspended for about {seconds} s.* {size} are.*\.raw\.snap,raw,xvda"
+    first = mib(allocated[0])
+    says = rf"^xvda: .*suspended for about {seconds} s.* {first} are.*\.raw\.snap,raw,xvda"
     with pytest.raises(Refused, match=says):
         strategy.check_create(7)
     assert listing(tmp_path) == {Path(disk.target).name for disk in disks}
