@@ -43,7 +43,7 @@ def feasibility(
         *_reason(lambda: checks.refuse_config(config, guest)),
         *_reason(lambda: refuse_unsaved_devices(guest, config)),
         *_reason(lambda: checks.refuse_shared(host, guest, disks)),
-        *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb, Room())),
+        *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb, Room().claim)),
         *_disk_reasons(guest, disks, cancel),
         *_reason(lambda: wait_until_steady(guest, vcpus=config.vcpus, check=cancel.check)),
     ]
@@ -77,10 +77,10 @@ def _disk_reasons(guest: Guest, disks: list[Disk], cancel: Cancel) -> list[str]:
 @refusing_os_errors()
 def _check_create(guest: Guest, disks: list[Disk], cancel: Cancel) -> None:
     name = generated_name(time.time())
-    room = Room()
+    claim = Room().claim
     with suppress(Refused):  # too little for the memory file is a reason of its own
-        checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb, room)
-    task = DiskTask(name, asked=False, check=cancel.check, room=room)
+        checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb, claim)
+    task = DiskTask(name, asked=False, check=cancel.check, claim=claim)
     found = strategies([(disk, default_request(disk, name)) for disk in disks], task)
     try:
         ServedDisks.of(disks, guest.domid, guest.device_model_pid()).refuse_replaced()

@@ -189,7 +189,7 @@ def make_plan(
     places = _choose_places(guest, wanted, name, [request for _, request in chosen])
     task = _task(name, request, examined)
     task = replace(task, check=cancel.check, waiting=waiting, warn=warnings.append)
-    checks.refuse_full(places.memory.parent, examined.memory_kb, task.room)
+    checks.refuse_full(places.memory.parent, examined.memory_kb, task.claim)
     served = ServedDisks.of([d for d, _ in chosen], guest.domid, guest.device_model_pid())
     found = strategies(chosen, task)
     metadata = Metadata(

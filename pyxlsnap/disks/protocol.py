@@ -27,8 +27,9 @@ class DiskTask:
     check: Callable[[], None] = lambda: None
     #: a create's checks: to be called with a warning for the user, one line
     warn: Callable[[str], None] = lambda _: None
-    #: the space that all of the operation takes: claim what you will write, in the checks
-    room: Room = field(default_factory=Room)
+    #: to be called in the checks for what the operation will write to a filesystem: a name for it,
+    #: a directory there, and the bytes; returns the bytes that the rest of the operation leaves
+    claim: Callable[[str, Path, int], int] = field(default_factory=lambda: Room().claim)
     #: a delete: the directories in which other disk snapshots of the domain are
     looks_in: Sequence[Path] = ()
     #: a delete: the vdevs of the disks that the domain has now

@@ -16,7 +16,7 @@ from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.linux.room import Room
+from pyxlsnap.linux.room import Claim
 from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
 from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
@@ -193,7 +193,7 @@ def refuse_rivals(guest: Guest | None, disks: Sequence[Disk], reverted: Sequence
     rivals.refuse_rivals(disks, reverted, domid, device_model)
 
 
-def refuse_full(directory: Path, memory_kb: int, room: Room) -> None:
+def refuse_full(directory: Path, memory_kb: int, claim: Claim) -> None:
     """Refuse a directory without space for the memory file, and claim that space.
 
     A live memory file holds some pages more than once; their number is not known beforehand.
@@ -207,7 +207,7 @@ def refuse_full(directory: Path, memory_kb: int, room: Room) -> None:
         why = "its filesystem is mounted read-only" if read_only else "permission denied"
         raise Refused(f"cannot write in {directory} ({why}): name another place with memory_path")
     need_kb = memory_kb + _SLACK_KB
-    free_kb = room.claim("memory file", directory, need_kb * 1024) // 1024
+    free_kb = claim("memory file", directory, need_kb * 1024) // 1024
     if free_kb < need_kb:
         raise Refused(
             f"{directory} has {free_kb // 1024} MiB free, and the memory file takes about "

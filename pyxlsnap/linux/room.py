@@ -1,7 +1,11 @@
 """The space on filesystems that one operation will take."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+#: :meth:`Room.claim`
+Claim = Callable[[str, Path, int], int]
 
 
 class Room:

@@ -5,7 +5,7 @@ import pytest
 from tests.lab.harness import storage
 from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.mixed import attach, words
+from tests.lab.harness.mixed import attach, words, write_cfg
 from tests.lab.harness.reverts import check_back, goes_on, take
 from tests.lab.harness.snapshots import Before, pyxlsnap, revert, unchanged
 from tests.lab.harness.support import Cell
@@ -43,5 +43,20 @@ def test_a_disk_that_dom0_uses_is_not_reverted(spent_lab: Lab) -> None:
     assert_refused(guest, taken.cfgfile, "xvdf", plain, "sleep (pid ")
     run("sleep 60")
 
+    revert(guest, taken.cfgfile)
+    check_back(guest, taken, mark)
+
+
+@pytest.mark.timeout(900)
+def test_what_serves_a_disk_is_not_its_rival(spent_lab: Lab) -> None:
+    """The kernel names the thread of qemu-nbd that serves the device."""
+    guest = spent_lab.guest("pv")
+    image = "/lab/nbd.qcow2"
+    guest.dom0.run(f"modprobe nbd && qemu-img create -q -f qcow2 {image} {storage.SIZE}")
+    guest.dom0.run(f"qemu-nbd -c /dev/nbd0 {image}")
+    attach(guest, {"xvdg": "/dev/nbd0"})
+    cfg = write_cfg(guest, [",,xvda", ",,xvdb", "/lab/disk/nbd.copy,raw,xvdg"])
+    taken = take(guest, cfg, "--name", "nbd")
+    mark = goes_on(guest, taken)
     revert(guest, taken.cfgfile)
     check_back(guest, taken, mark)

@@ -47,7 +47,7 @@ class BlockCopy(CopyStrategy):
                     _read(device, 0, _buffer(), file.to_copy)  # it can be read
                 NewFile(file.path).discard()  # a file can be made there
         wanted = [Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files]
-        refuse_no_room(wanted, self._task.room)
+        refuse_no_room(wanted, self._task.claim)
 
     def _check_wanted(self, file: SnapshotFile) -> None:
         if not self._task.asked or not file.request.path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.errors import Refused
-from pyxlsnap.linux.room import Room
+from pyxlsnap.linux.room import Claim
 from pyxlsnap.model import Disk
 from pyxlsnap.text import mib
 
@@ -65,11 +65,11 @@ class Space:
     directory: Path
 
 
-def refuse_no_room(wanted: Sequence[Space], room: Room) -> None:
+def refuse_no_room(wanted: Sequence[Space], claim: Claim) -> None:
     """:raises Refused: a filesystem has no room for all that goes there."""
     for space in wanted:
         with os_errors(space.disk, space.directory, refuse=True):
-            free = room.claim(f"copy of {space.disk.vdev}", space.directory, space.size)
+            free = claim(f"copy of {space.disk.vdev}", space.directory, space.size)
         if free < space.size:
             raise Refused(
                 f"{space.disk.vdev}: {space.directory} has {free >> 20} MiB left for a "

@@ -69,7 +69,7 @@ class RawFile(CopyStrategy):
                 self._check_copy(file, source.fileno())
         self._check_unasked()
         wanted = [Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files]
-        refuse_no_room([space for space in wanted if space.size], self._task.room)
+        refuse_no_room([space for space in wanted if space.size], self._task.claim)
 
     def _check_unasked(self) -> None:
         """Copy what nobody asked to be copied only if the guest hardly notices."""
@@ -127,7 +127,7 @@ class RawFile(CopyStrategy):
                         f"complete copy of it there, or take another snapshot"
                     )
                 wanted.append(self._check_put_back(file, snapshot.fileno()))
-        refuse_no_room([space for space in wanted if space.size], self._task.room)
+        refuse_no_room([space for space in wanted if space.size], self._task.claim)
 
     def _check_put_back(self, file: SnapshotFile, snapshot: int) -> Space:
         with os_errors(file.disk, file.target, refuse=True), open_regular(file.target) as present:

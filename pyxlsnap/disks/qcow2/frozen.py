@@ -100,7 +100,7 @@ class Frozen:
         for directory in dict.fromkeys(image.parent for image in standing):
             need = size * sum(image.parent == directory for image in standing)
             what = f"data of {self._path} in {directory}"
-            if (left := self._task.room.claim(what, directory, need)) < need:
+            if (left := self._task.claim(what, directory, need)) < need:
                 raise Refused(
                     f"{self.disk.vdev}: what stands on {self._path} takes over its data, up to "
                     f"{mib(need)}, and {directory} has {left >> 20} MiB left: "

@@ -240,7 +240,7 @@ class TestRefused:
         choose_them = vars(plan_module)["strategies"]
 
         def claiming(chosen: Any, task: DiskTask) -> Any:
-            left.append(task.room.claim("copy of xvda", world.root, free // 2))
+            left.append(task.claim("copy of xvda", world.root, free // 2))
             return choose_them(chosen, task)
 
         left: list[int] = []

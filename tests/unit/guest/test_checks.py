@@ -201,20 +201,20 @@ class TestShared:
 
 class TestSpace:
     def test_is_looked_for_where_the_directory_will_be(self, tmp_path: Path) -> None:
-        checks.refuse_full(tmp_path / "not" / "yet", 1024, Room())
+        checks.refuse_full(tmp_path / "not" / "yet", 1024, Room().claim)
 
     def test_too_little(self, tmp_path: Path) -> None:
-        says = refusal(lambda: checks.refuse_full(tmp_path / "a", 1 << 50, Room()))
+        says = refusal(lambda: checks.refuse_full(tmp_path / "a", 1 << 50, Room().claim))
         assert says.startswith(f"{tmp_path} has ")
         assert says.endswith("name another place with memory_path")
 
     def test_the_memory_and_some_more_must_fit(self, tmp_path: Path) -> None:
         fs = os.statvfs(tmp_path)
         free_kb = fs.f_bavail * fs.f_frsize // 1024
-        refusal(lambda: checks.refuse_full(tmp_path, free_kb + 1024, Room()))
+        refusal(lambda: checks.refuse_full(tmp_path, free_kb + 1024, Room().claim))
 
     def test_a_directory_that_cannot_be_written(self) -> None:
-        says = refusal(lambda: checks.refuse_full(Path("/proc/sys"), 1, Room()))
+        says = refusal(lambda: checks.refuse_full(Path("/proc/sys"), 1, Room().claim))
         assert "/proc/sys" in says
 
 

@@ -255,10 +255,10 @@ def test_copies_to_one_filesystem_need_room_together(disk: Disk, tmp_path: Path)
     half = fs.f_bavail * fs.f_frsize * 6 // 10
     spaces = [Space(d, Path(d.target), half, tmp_path) for d in (disk, replace(disk, vdev="xvdb"))]
     for space in spaces:
-        refuse_no_room([space], Room())
+        refuse_no_room([space], Room().claim)
     with pytest.raises(Refused, match=r"MiB left") as caught:
-        refuse_no_room(spaces, Room())
+        refuse_no_room(spaces, Room().claim)
     assert all(text in str(caught.value) for text in ("xvdb", str(tmp_path), disk.target))
     room = Room()
     for _ in range(3):  # a check may be done again
-        refuse_no_room(spaces[:1], room)
+        refuse_no_room(spaces[:1], room.claim)
