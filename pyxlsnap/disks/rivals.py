@@ -5,6 +5,7 @@ of them. So all of them are looked for while the guest still runs.
 """
 
 import os
+import re
 import stat
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,13 +24,13 @@ from pyxlsnap.model import Disk
 _LOOKS_S, _POLL_S = 2.0, 0.05
 
 _WAYS = (
-    (" (pid ", "wait for this process, or end it"),
-    ("a mount on", "umount"),
-    ("swap", "swapoff"),
-    ("loop", "losetup -d"),
-    ("dm-", "dmsetup remove"),
-    ("md", "mdadm --stop"),
-    ("vbd-", "xl block-detach"),
+    (r"\(pid \d+\)", "wait for this process, or end it"),
+    (r"(^|[( ])a mount on ", "umount"),
+    (r"^swap( |$)", "swapoff"),
+    (r"^loop\d", "losetup -d"),
+    (r"(^|[( ])dm-\d", "dmsetup remove"),
+    (r"(^|[( ])md\d", "mdadm --stop"),
+    (r"(^|[( ])vbd-\d", "xl block-detach"),
 )
 
 
@@ -47,7 +48,7 @@ def refuse_rivals(
     guest, vdevs = Servers(domid, device_model), {disk.vdev for disk in reverted}
     for disk in disks:
         target = Path(disk.target)
-        if not is_local(disk) or not os.path.exists(target):
+        if not (is_local(disk) and disk.target.startswith("/") and os.path.exists(target)):
             continue  # the disk's strategy decides about a missing disk
         with os_errors(disk, target, refuse=True):
             if disk.vdev in vdevs:
@@ -65,7 +66,7 @@ def _refuse(disk: Disk, find: Callable[[], list[str]]) -> None:
         return not found
 
     if not until(unused, within_s=_LOOKS_S, poll_s=_POLL_S):
-        ways = [way for mark, way in _WAYS if any(mark in user for user in found)]
+        ways = [way for mark, way in _WAYS if any(re.search(mark, user) for user in found)]
         raise Refused(
             f"{disk.vdev}: {disk.target} is in use by {', '.join(found)}, and could not be put "
             f"back or given to the guest: end that first ({'; '.join(ways) or 'see lsblk'})"

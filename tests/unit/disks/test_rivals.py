@@ -130,6 +130,28 @@ class TestRawFile:
         check(disk)
         assert not answers
 
+    @pytest.mark.parametrize(
+        ("user", "ways"),
+        [
+            ("systemd-udevd (pid 7)", "wait for this process, or end it"),
+            ("swapoff (pid 7) (on loop3)", "wait for this process, or end it"),
+            ("loop3", "losetup -d"),
+            ("loop3 (a mount on /md0)", "umount; losetup -d"),
+            ("dm-3 (on loop3)", "dmsetup remove"),
+            ("loop3 (dm-3)", "losetup -d; dmsetup remove"),
+            ("md127", "mdadm --stop"),
+            ("swap", "swapoff"),
+            ("vbd-0-51712", "xl block-detach"),
+            ("bcache0", "see lsblk"),
+            ("dom0's kernel", "see lsblk"),
+        ],
+    )
+    def test_the_way_out_is_that_of_the_user(
+        self, disk: Disk, monkeypatch: pytest.MonkeyPatch, user: str, ways: str
+    ) -> None:
+        monkeypatch.setattr(rivals, "users", lambda *_: [user])
+        assert refusal(disk).endswith(f"end that first ({ways})")
+
     def test_a_write_protected_file(self, disk: Disk, served: Path) -> None:
         """libxl's hotplug script refuses such a file, though root could write to it."""
         Path(disk.target).chmod(0o444)
@@ -211,7 +233,9 @@ class TestNotReverted:
         with looped(Path(disk.target)), opened(Path(disk.target)):
             refuse_rivals([disk], [], DOMID, None)
 
-    @pytest.mark.parametrize("other", [{"backend_domain": "storage"}, {"target": "/none"}])
+    @pytest.mark.parametrize(
+        "other", [{"backend_domain": "storage"}, {"target": "/none"}, {"target": ""}]
+    )
     def test_what_is_not_here_is_not_looked_at(self, disk: Disk, other: dict[str, str]) -> None:
         there = replace(disk, **other)  # type: ignore[arg-type]
         refuse_rivals([there], [there], DOMID, None)
