@@ -20,6 +20,7 @@ from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import refuse_unsaved_devices
 from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.saved import changeable_place
 from pyxlsnap.linux.files import refuse_existing, refusing_os_errors
 from pyxlsnap.model import (
     Disk,
@@ -187,6 +188,7 @@ def make_plan(
     chosen, left_out, warnings = _choose_disks(examined.config, wanted.disks, name)
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
     places = _choose_places(guest, wanted, name, [request for _, request in chosen])
+    warnings += changeable_place(places.memory.parent)
     task = _task(name, request, examined)
     task = replace(task, check=cancel.check, waiting=waiting, warn=warnings.append)
     checks.refuse_full(places.memory.parent, examined.memory_kb, task.claim)

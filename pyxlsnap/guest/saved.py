@@ -43,6 +43,15 @@ def changeable(path: Path) -> list[str]:
     )
 
 
+def changeable_place(directory: Path) -> list[str]:
+    """A warning, if others than root could change a memory file in a directory (or a new one)."""
+    while not directory.exists():
+        directory = directory.parent
+    found = who_can_change(directory)
+    what = "others than root could change the memory file: a revert to it will be risky"
+    return [f"{what} ({found})"] if found else []
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
     """Open a memory file for reading.

@@ -141,6 +141,16 @@ class TestWhatTheCfgfileSays:
             f"{name}.nightly.{end}" for name in ("web1", "db1") for end in ("save", "cfg")
         }
 
+    def test_a_place_where_others_can_change_the_memory_file(
+        self, world: World, guest: FakeGuest, public: Path
+    ) -> None:
+        """A revert will say so, too; better before."""
+        wanted = SnapshotConfig("snap", memory_path=f"{public}/m.save")
+        assert planned(world, guest, wanted).warnings == ()
+        public.chmod(0o777)
+        [line] = planned(world, guest, wanted).warnings
+        assert line.endswith(f"will be risky ({public} is writable for everybody)")
+
     def test_what_a_strategy_says_is_a_warning(
         self, world: World, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
     ) -> None:
