@@ -7,7 +7,7 @@ The checks inside a running sequence (``notice_…``) raise
 
 import os
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyxlsnap import paths
@@ -229,28 +229,6 @@ def refuse_name_or_uuid_in_use(host: Host, config: DomainConfig, guest: Guest | 
                 f"another domain ({holder.name}, domid {holder.domid}) holds {key}, which the "
                 f"reverted domain needs: rename or destroy that other domain"
             )
-
-
-def refuse_missing_paths(config: DomainConfig, *, besides: Collection[str] = ()) -> None:
-    """Refuse if a host path in the saved configuration does not exist.
-
-    :param besides: disks that are reverted: their strategies check what they need.
-    """
-    build = config.section("b_info")
-    needed = [str(build.get(key) or "") for key in ("kernel", "ramdisk")]
-    needed += [
-        d.target
-        for d in config.disks
-        if d.format != "empty" and not d.script and d.vdev not in besides
-    ]
-    missing = [p for p in needed if p.startswith("/") and not os.path.exists(p)]
-    bridges = [str(n.get("bridge") or "") for n in config.devices("nics")]
-    network = f"{paths.SYS}/class/net"  # as text: a name that begins with / must stay below
-    missing += [f"bridge {b}" for b in bridges if b and not os.path.exists(f"{network}/{b}")]
-    if missing:
-        raise Refused(
-            f"the saved domain needs {', '.join(missing)}, which does not exist: create it first"
-        )
 
 
 def refuse_memory(host: Host, config: DomainConfig, guest: Guest | None) -> None:

@@ -15,6 +15,7 @@ from pyxlsnap.errors import ConfigError, DomainNotFound, Refused, Risky, XenErro
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.held_memory import with_room
+from pyxlsnap.guest.host_needs import examine_host
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import changeable, memory_path, reading, saved_config
 from pyxlsnap.journal import Journal, RevertEntry
@@ -131,7 +132,9 @@ def make_plan(
     chosen = _choose_disks(request, meta, config)
     restored = with_room(config, saved.memory_kb)
     _refuse(host, restored, guest, [d for d, _ in chosen])
-    risks = _risks(host, saved, config, guest, {d.vdev for d, _ in chosen})
+    vdevs = {d.vdev for d, _ in chosen}
+    needs = examine_host(host, config, guest, besides=vdevs)
+    risks = [*_risks(host, saved, config, guest, vdevs), *needs.risks]
     if risks and not (request.force or half_way):
         raise _risky(config.name, risks)
     plan = RevertPlan(
@@ -146,7 +149,7 @@ def make_plan(
         requests=tuple(r for _, r in chosen),
         devices=tuple(disk for disk, _ in chosen),
         strategies=strategies(chosen, _task(config, snapshot), meta.kinds if meta else {}),
-        warnings=tuple(risks),
+        warnings=(*risks, *needs.warnings),
     )
     for strategy in plan.strategies:
         strategy.check_revert()
@@ -181,7 +184,6 @@ def _refuse(host: Host, config: DomainConfig, guest: Guest | None, disks: list[D
     """:raises Refused: the host, or another domain, does not allow the revert."""
     checks.refuse_name_or_uuid_in_use(host, config, guest)
     checks.refuse_shared(host, guest, [d for d in config.disks if not d.left_out])
-    checks.refuse_missing_paths(config, besides={d.vdev for d in disks})
     checks.refuse_rivals(guest, config.disks, disks)
     checks.refuse_memory(host, config, guest)
 

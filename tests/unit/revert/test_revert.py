@@ -549,7 +549,7 @@ def test_a_missing_image_is_refused(case: Case) -> None:
 def test_a_missing_bridge_is_refused(case: Case, bridge: str) -> None:
     config = config_of(*case.guest.configuration.disks, nics=[{"bridge": bridge}])
     case.save_memory(config=config.json, ours=False)
-    with pytest.raises(Refused, match=f"bridge {bridge}"):
+    with pytest.raises(Refused, match=f"bridge {bridge[:100]}"):
         case.plan(force=True)
 
 

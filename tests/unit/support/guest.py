@@ -19,7 +19,7 @@ from pyxlsnap.model import Disk, DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress, Progress
 from pyxlsnap.xen.domain import REQUEST_S, SETTLE_S
 from tests.unit.support import streams
-from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.values import BRIDGE, OTHER_UUID, UUID
 
 if TYPE_CHECKING:
     from tests.unit.support.world import World
@@ -80,7 +80,7 @@ def config_json(
             }
             for d in disks
         ],
-        "nics": [{"devid": 0, "bridge": "lo"}],
+        "nics": [{"devid": 0, "bridge": BRIDGE}],
         **more,
     }
     return json.dumps(values)

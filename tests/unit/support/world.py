@@ -21,7 +21,7 @@ from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.host import FakeHost
 from tests.unit.support.strategy import FakeStrategy
-from tests.unit.support.values import UUID
+from tests.unit.support.values import BRIDGE, UUID
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class World:
         self.directory = root / "snapshots"
         for name in ("run", "journals", "images", "dumps", "logs"):
             (root / name).mkdir(exist_ok=True)
+        (root / "net" / BRIDGE / "bridge").mkdir(parents=True, exist_ok=True)
         self.kernel = root / "images" / "vmlinuz"
         self.kernel.touch()
 
@@ -126,6 +127,8 @@ PLACES = {
     "DUMPS": "dumps",
     "XEN_LOGS": "logs",
     "XL_LOCK": "run/xl.lock",
+    "NETWORK": "net",
+    "XEN_SCRIPTS": "scripts",
 }
 CHOOSERS = (
     pyxlsnap.create.plan,
