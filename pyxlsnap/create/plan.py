@@ -57,6 +57,8 @@ class Examined:
     devices: frozenset[str]
     #: the domain's memory, KiB
     memory_kb: int
+    #: versions of the programs that save the domain, by name
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,7 @@ def make_plan(
         created=created,
         state=examined.state,
         disks=tuple(request for _, request in chosen),
-        versions=checks.versions(host),
+        versions=examined.versions,
         kinds={vdev: strategy.kind for strategy in found for vdev in strategy.vdevs},
     )
     plan = CreatePlan(
@@ -233,10 +235,11 @@ def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     devices = frozenset(guest.frontend_states())  # before the configuration that is saved
     config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
-    refuse_unsaved_devices(guest, config)
+    qemu = refuse_unsaved_devices(guest, config)
     if live:
         checks.refuse_live(host, config, guest)
-    return Examined(config, state, targets, devices, guest.info().memory_kb)
+    versions = checks.versions(host) | ({"qemu": qemu} if qemu else {})
+    return Examined(config, state, targets, devices, guest.info().memory_kb, versions)
 
 
 def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:

@@ -11,25 +11,33 @@ from collections.abc import Collection, Iterator
 from pyxlsnap.guest.findings import Finding, Findings, refused, said
 from pyxlsnap.guest.networks import examine_nic, missing_script
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.qemu_version import examine_qemu
 from pyxlsnap.model import Disk, DomainConfig, GuestKind
 
 _DOM0 = ("", "0", "Domain-0")
 _BOOT_FILES = ("kernel", "ramdisk")
 _LOADED_AT_BOOT = ("bootloader",)
-_FIRMWARE = ("system_firmware", "smbios_firmware", "acpi_firmware")
+_FIRMWARE = ("firmware", "system_firmware", "smbios_firmware", "acpi_firmware")
 
 
 def examine_host(
-    host: Host, config: DomainConfig, guest: Guest | None, *, besides: Collection[str] = ()
+    host: Host,
+    config: DomainConfig,
+    guest: Guest | None,
+    *,
+    besides: Collection[str] = (),
+    qemu: str = "",
 ) -> Findings:
     """Find what would let a restore fail.
 
     :param guest: the domain that is destroyed before; ``None``: none.
     :param besides: disks that are reverted: their strategies check the files that they need.
+    :param qemu: the version of the QEMU that saved the guest; "" if it is not known.
     :raises Refused: the restore would fail.
     """
 
     def found() -> Iterator[Finding]:
+        yield from examine_qemu(host, config, qemu)
         yield from _boot_files(config)
         for disk in config.disks:
             yield from _disk(host, disk, reverted=disk.vdev in besides)

@@ -104,6 +104,12 @@ class _Saved:
     #: memory that the domain held, KiB
     memory_kb: int
 
+    @property
+    def qemu(self) -> str:
+        """The version of the QEMU that saved the domain; "" if the memory file has none."""
+        meta = self.header.metadata
+        return meta.versions.get("qemu", "") if meta else ""
+
 
 @refusing_os_errors()
 def make_plan(
@@ -133,7 +139,7 @@ def make_plan(
     restored = with_room(config, saved.memory_kb)
     _refuse(host, restored, guest, [d for d, _ in chosen])
     vdevs = {d.vdev for d, _ in chosen}
-    needs = examine_host(host, config, guest, besides=vdevs)
+    needs = examine_host(host, config, guest, besides=vdevs, qemu=saved.qemu)
     risks = [*_risks(host, saved, config, guest, vdevs), *needs.risks]
     if risks and not (request.force or half_way):
         raise _risky(config.name, risks)

@@ -11,6 +11,7 @@ from pyxlsnap import paths
 from pyxlsnap.errors import Aborted, ConfigError, DomainNotFound
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.xen.context import Context
+from pyxlsnap.xen.device_model import compiled_device_model
 from pyxlsnap.xen.domain import Domain
 from pyxlsnap.xen.ffi import C, c_string, ffi, struct, text
 from pyxlsnap.xen.xenstore import DomainWatch
@@ -111,6 +112,16 @@ class Toolstack:
         except (OSError, ConfigError):
             return "auto"
         return str(found.get("autoballoon", "")) or "auto"
+
+    def device_model(self) -> str:
+        """The path of the QEMU that libxl starts; "" if it is not known.
+
+        A domain may have another one (``device_model_override``).
+
+        :meta private:
+        """
+        self._context.check_usable()
+        return compiled_device_model()
 
     def shrink_dom0(self, by_kb: int) -> None:
         """Lower dom0's memory target by this many KiB (``libxl_set_memory_target``).

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import pyxlsnap.create.plan as create_plan
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.sequence import Creation
@@ -551,6 +552,49 @@ def test_a_missing_bridge_is_refused(case: Case, bridge: str) -> None:
     case.save_memory(config=config.json, ours=False)
     with pytest.raises(Refused, match=f"bridge {bridge[:100]}"):
         case.plan(force=True)
+
+
+class TestHost:
+    """What the host lacks is in the plan: test_host_needs.py and test_qemu_version.py have all."""
+
+    def saved_by(self, world: World, monkeypatch: pytest.MonkeyPatch, version: str) -> Case:
+        monkeypatch.setattr(create_plan, "refuse_unsaved_devices", lambda *_: version)
+        world.host.device_model_path = shutil.which("qemu-system-i386") or ""
+        return Case(world)
+
+    def test_an_older_qemu_is_risky(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        case = self.saved_by(world, monkeypatch, "999.0.0")
+        with pytest.raises(Risky, match=r"saved by QEMU 999\.0\.0"):
+            case.run()
+        case.assert_nothing_changed()
+        assert "999.0.0" in case.run(force=True).warnings[0]
+        case.assert_reverted()
+
+    def test_a_newer_qemu_is_fine(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        case = self.saved_by(world, monkeypatch, "0.9.0")
+        assert case.plan().warnings == ()
+
+    def test_a_missing_qemu_is_refused(self, case: Case) -> None:
+        case.world.host.device_model_path = "/nonexistent/qemu-system-i386"
+        with pytest.raises(Refused, match="install QEMU for Xen"):
+            case.plan(force=True)
+        case.assert_nothing_changed()
+
+    def test_a_snapshot_of_an_earlier_release_is_reverted_to(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = self.saved_by(world, monkeypatch, "")
+        (warning,) = case.plan().warnings
+        assert "does not tell which QEMU" in warning
+        case.run()
+        case.assert_reverted()
+
+    def test_a_kernel_that_only_a_reboot_needs_is_said(self, case: Case) -> None:
+        config = config_of(*case.guest.configuration.disks, kind="pvh", kernel="/nonexistent")
+        case.save_memory(config=config.json, ours=False)
+        case.edit(f'name="{NAME}"\nmemory_path="{case.memory_path}"\n')
+        (warning,) = case.plan().warnings
+        assert "cannot reboot" in warning
 
 
 def test_too_little_memory_is_refused(case: Case) -> None:

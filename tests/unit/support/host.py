@@ -46,6 +46,8 @@ class FakeHost:
         self.command_line = "dom0_mem=4G,max:4G"
         self.shadow_paging = True
         self.autoballoon_setting = "auto"
+        #: where libxl's QEMU is; "": nobody knows
+        self.device_model_path = ""
         self.free_kb = GIB_KB
         self.needed_kb = 1024
         self.shrunk_kb: list[int] = []
@@ -71,6 +73,9 @@ class FakeHost:
 
     def autoballoon(self) -> str:
         return self.autoballoon_setting
+
+    def device_model(self) -> str:
+        return self.device_model_path
 
     def has_shadow_paging(self) -> bool:
         return self.shadow_paging

@@ -126,6 +126,32 @@ def test_autoballoon_is_as_in_xl_conf(
     assert Unbound().autoballoon() == setting
 
 
+class TestDeviceModel:
+    def test_is_the_one_compiled_into_libxl(self) -> None:
+        assert Path(Unbound().device_model()).name.endswith("qemu-system-i386")
+
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            (b"x\0/usr/lib/xen/bin/qemu-system-i386\0y", "/usr/lib/xen/bin/qemu-system-i386"),
+            (b"x\0qemu-system-none\0y", "qemu-system-none"),
+            (b"x\0sh\0y", ""),
+            (b"\0/a/qemu-system-i386\0-\0/b/qemu-system-i386\0", ""),
+            (None, ""),
+        ],
+    )
+    def test_is_not_guessed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, found: str
+    ) -> None:
+        library = tmp_path / "libxenlight.so.4.17"
+        if content is not None:
+            library.write_bytes(content)
+        (tmp_path / "self").mkdir()
+        (tmp_path / "self/maps").write_text(f"7f00-7f01 r--p 00000000 08:01 12  {library}\n")
+        monkeypatch.setattr(paths, "PROC", tmp_path)
+        assert Unbound().device_model() == found
+
+
 def test_a_closed_toolstack_does_not_read_xl_conf() -> None:
     class Closed(NoContext):
         def check_usable(self) -> None:
