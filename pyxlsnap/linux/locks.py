@@ -8,8 +8,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from pyxlsnap import paths
@@ -22,6 +21,7 @@ from pyxlsnap.linux.waiting import until
 RIVAL_S = 10.0
 
 _POLL_S = 0.01
+_FILE_POLL_S = 0.1
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
 
@@ -67,11 +67,7 @@ class DomainLock:
             )
 
     def _take(self) -> bool:
-        try:
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _WRITE_LOCK)
-        except (BlockingIOError, PermissionError):  # fcntl(2): the lock is held
-            return False
-        return True
+        return _lock(self.fd)
 
     def release(self) -> None:
         """Release the lock. Idempotent."""
@@ -86,20 +82,71 @@ def unlock(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _UNLOCK)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock on a file that other programs lock, too; wait until it is free.
+class FileLock:
+    """A lock on a file that other programs lock, too; not taken yet.
 
     An OFD lock and a lock of fcntl(2)'s older kind, such as xl's, exclude each other.
 
     :raises Refused: the file cannot be created or opened, or is somebody else's.
     """
-    fd = _open(path)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._fd >= 0
+
+    def take(self, *, within_s: float, check: Callable[[], None] = lambda: None) -> bool:
+        """Take the lock, unless it is held already.
+
+        :param within_s: seconds to wait at most for another program that holds the lock.
+        :param check: called before each attempt; an exception from it ends the wait.
+        :returns: whether the lock is held now.
+        :raises OSError: the file cannot be opened.
+        """
+        if self.held:
+            return True
+        fd = _open(self.path)
+
+        def taken() -> bool:
+            check()
+            return _lock(fd)
+
+        try:
+            if until(taken, within_s=within_s, poll_s=_FILE_POLL_S):
+                self._fd, fd = fd, -1
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        return self.held
+
+    def holder(self) -> int | None:
+        """The pid of the process that holds the lock; ``None`` if none or if it is not known."""
+        fd = _open(self.path)
+        try:
+            answer = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _WRITE_LOCK))
+        finally:
+            os.close(fd)
+        kind, pid = answer[0], answer[4]
+        return pid if kind != fcntl.F_UNLCK and pid > 0 else None  # (an OFD lock has no pid)
+
+    def release(self) -> None:
+        """Release the lock. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            unlock(fd)
+            os.close(fd)
+
+
+def _lock(fd: int) -> bool:
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _WRITE_LOCK)
-        yield
-    finally:
-        os.close(fd)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WRITE_LOCK)
+    except (BlockingIOError, PermissionError):  # fcntl(2): the lock is held
+        return False
+    return True
 
 
 def _open(path: Path) -> int:

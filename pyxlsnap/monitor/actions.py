@@ -15,7 +15,7 @@ from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, Refused, XenError
 from pyxlsnap.guest.destroy import destroy
-from pyxlsnap.guest.dom0_memory import make_room
+from pyxlsnap.guest.dom0_memory import room_for
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import DomainConfig, DomainInfo
@@ -179,11 +179,8 @@ class ShutdownWatch:
         """
         for attempt in range(_ATTEMPTS):
             try:
-                make_room(self._host, config)
-            except Refused as e:  # like xl without autoballooning: libxl reports the error
-                log.warning("%s", e)
-            try:
-                return self._host.create(config)
+                with room_for(self._host, config):
+                    return self._host.create(config)
             except XenError as e:
                 if attempt == _ATTEMPTS - 1:
                     raise

@@ -18,11 +18,12 @@ from pyxlsnap.errors import (
     NeedsAttention,
     OperationFailed,
     PyxlsnapError,
+    Refused,
     XenError,
 )
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.destroy import destroy
-from pyxlsnap.guest.dom0_memory import make_room
+from pyxlsnap.guest.dom0_memory import Room
 from pyxlsnap.guest.held_memory import set_target_back
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
@@ -56,6 +57,7 @@ class Reversion:
         self._plan = plan
         self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
+        self._room = Room(host, plan.restored)
         self._journal = Journal(plan.config.uuid)
         #: an earlier run of this revert, which was killed
         self._killed = self._journal.unfinished_revert()
@@ -75,9 +77,9 @@ class Reversion:
         """The sequence."""
         return [
             ("journal", self._write_journal),
+            ("memory", self._make_room),
             ("destroy", self._destroy),
             ("disks", self._revert_disks),
-            ("memory", self._make_room),
             ("restore", self._restore),
             ("unpause", self._unpause),
             ("monitor", self._keep_watched),
@@ -87,7 +89,7 @@ class Reversion:
     def run(self) -> Reverted:
         """Do all steps.
 
-        :raises OperationFailed, Interrupted, NeedsAttention: as
+        :raises Refused, OperationFailed, Interrupted, NeedsAttention: as
             :func:`pyxlsnap.revert.operation.revert`.
         """
         step = ""
@@ -102,6 +104,8 @@ class Reversion:
                 self._seconds[step] = time.monotonic() - begun
         except BaseException as cause:
             raise self._failed(step, cause) from cause
+        finally:
+            self._room.release()
         self._journal.clear()
         return self._result()
 
@@ -154,6 +158,9 @@ class Reversion:
         """
         return self._plan.config.name if self._replaced_uuid() else self._plan.config.uuid
 
+    def _make_room(self) -> None:
+        self._room.prepare(self._plan.guest, self._cancel.check)
+
     def _destroy(self) -> None:
         name = self._plan.config.name
         with Process(xl_monitor(name)) as xl:
@@ -198,19 +205,19 @@ class Reversion:
         if not self._entry.destroy_begun:  # the domain was off
             self._begin()
         self._destroying = True
-        for strategy in self._plan.strategies:
-            strategy.revert()
-
-    def _make_room(self) -> None:
-        make_room(self._host, self._plan.restored)
+        with self._room.lent():
+            for strategy in self._plan.strategies:
+                strategy.revert()
 
     def _restore(self) -> None:
         plan = self._plan
         checks.refuse_name_or_uuid_in_use(self._host, plan.config, None)
+        self._warnings += self._room.confirm()
         self._restoring = True
         with open_regular(plan.memory_path) as file:
             os.lseek(file.fileno(), plan.stream_offset, os.SEEK_SET)
             self._new = self._host.restore(plan.restored, file.fileno())
+        self._room.release()
         # Before the journal has the domain: a recovery would only unpause it then.
         self._warnings += set_target_back(self._new, plan.config, plan.restored)
         self._say(restored_domid=self._new.domid)
@@ -242,6 +249,9 @@ class Reversion:
             what += f" (the snapshot of the present state stays: {self._present_cfgfile})"
         if not self._finishing and (not self._destroying or self._untouched()):
             self._journal.clear()
+            self._room.give_back()
+            if type(cause) is Refused and not self._present_cfgfile:
+                return Refused(f"{what}; nothing was changed")
             cls = Interrupted if interrupted else OperationFailed
             return cls(f"{what}; nothing was changed", step=step)
         left = self._remove_half_made()

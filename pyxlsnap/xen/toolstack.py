@@ -6,6 +6,7 @@ A :class:`Toolstack` is cheap (some 10 ms): use one for each thread and each lon
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.errors import Aborted, ConfigError, DomainNotFound
@@ -105,13 +106,24 @@ class Toolstack:
 
         :meta private:
         """
+        return self._xl_conf("autoballoon") or "auto"
+
+    def xl_lock(self) -> Path:
+        """The file that xl locks while it starts a domain: ``lockfile`` of xl.conf(5).
+
+        :meta private:
+        """
+        return Path(self._xl_conf("lockfile") or paths.XL_LOCK)
+
+    def _xl_conf(self, key: str) -> str:
+        """A setting of xl.conf(5); "" if it is not set, or the file is not readable."""
         self._context.check_usable()
         file = paths.XL_CONF
         try:
-            found = parse_cfg(file.read_bytes(), file=str(file), strings=["autoballoon"], lists=[])
+            found = parse_cfg(file.read_bytes(), file=str(file), strings=[key], lists=[])
         except (OSError, ConfigError):
-            return "auto"
-        return str(found.get("autoballoon", "")) or "auto"
+            return ""
+        return str(found.get(key, ""))
 
     def device_model(self) -> str:
         """The path of the QEMU that libxl starts; "" if it is not known.
@@ -125,6 +137,8 @@ class Toolstack:
 
     def shrink_dom0(self, by_kb: int) -> None:
         """Lower dom0's memory target by this many KiB (``libxl_set_memory_target``).
+
+        A negative number raises it.
 
         Its memory follows gradually: see :meth:`wait_for_dom0`.
 

@@ -566,6 +566,8 @@ class TestSource:
             "disks/lvm/commands.py",
             "disks/qcow2/qemu.py",
             "disks/qcow2/rebase.py",
+            "guest/networks.py",
+            "guest/qemu_version.py",
             "monitor/launch.py",
             "worker/start.py",
         }

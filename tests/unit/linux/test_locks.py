@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.errors import Busy, Refused
-from pyxlsnap.linux.locks import DomainLock, locked
+from pyxlsnap.linux.locks import DomainLock, FileLock
 from tests.unit.support.loop_files import need_root
 from tests.unit.support.waiting import open_descriptors
 
@@ -18,7 +18,7 @@ TRY = """
 import sys
 from pathlib import Path
 from pyxlsnap.errors import Busy
-from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.locks import DomainLock, FileLock
 from tests.unit.support.waiting import open_descriptors
 try:
     DomainLock(sys.argv[1], domain="vm1", directory=Path(sys.argv[2]))
@@ -159,3 +159,57 @@ class TestLock:
         (tmp_path / f"{UUID}.lock").symlink_to(tmp_path / "elsewhere")
         with pytest.raises(Refused, match="cannot open the lock"):
             lock(tmp_path)
+
+
+class TestFileLock:
+    """A lock that it shares with programs such as xl, which use fcntl(2)'s older kind."""
+
+    XL = f"import fcntl; {HOLD}".replace(
+        "sys;", "sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX);"
+    )
+
+    def xl(self, path: Path) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", self.XL, str(path)]
+        found = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert found.stdout
+        found.stdout.readline()
+        return found
+
+    def test_excludes_the_other_kind(self, tmp_path: Path) -> None:
+        lock = FileLock(tmp_path / "xl")
+        with self.xl(lock.path) as xl:
+            assert not lock.take(within_s=0)
+            assert not lock.held
+            assert lock.holder() == xl.pid
+            xl.communicate()
+        assert lock.take(within_s=0)
+        assert lock.held
+        lock.release()
+
+    def test_has_no_known_holder_if_free_or_of_this_kind(self, tmp_path: Path) -> None:
+        lock, other = FileLock(tmp_path / "xl"), FileLock(tmp_path / "xl")
+        assert other.holder() is None
+        assert lock.take(within_s=0)
+        assert lock.take(within_s=0)  # it has it
+        assert not other.take(within_s=0)
+        assert other.holder() is None
+        lock.release()
+        lock.release()
+        assert other.take(within_s=0)
+        other.release()
+
+    def test_a_wait_can_be_ended(self, tmp_path: Path, nothing_is_left: None) -> None:
+        lock, other = FileLock(tmp_path / "xl"), FileLock(tmp_path / "xl")
+        assert lock.take(within_s=0)
+        calls: list[int] = []
+
+        def check() -> None:
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            other.take(within_s=60, check=check)
+        lock.release()
+        assert other.take(within_s=0)
+        other.release()

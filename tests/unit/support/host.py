@@ -3,8 +3,10 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyxlsnap import paths
 from pyxlsnap.errors import (
     DomainNotFound,
     XenError,
@@ -73,6 +75,9 @@ class FakeHost:
 
     def autoballoon(self) -> str:
         return self.autoballoon_setting
+
+    def xl_lock(self) -> Path:
+        return paths.XL_LOCK
 
     def device_model(self) -> str:
         return self.device_model_path
