@@ -76,9 +76,11 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 def saved_config(header: Header) -> DomainConfig:
     """The configuration of the saved domain.
 
-    :raises ValueError: the configuration, or its uuid (a part of file names), is not valid.
+    :raises ValueError: the configuration, its kind of guest, or its uuid (a part of file names), is
+        not valid.
     """
     config = DomainConfig.parse(header.config_json)
-    if config.uuid != check_uuid(config.uuid):
-        raise ValueError(f"its uuid is {config.uuid!r}")
-    return config
+    # (The property kind raises its own error.)
+    if config.kind and config.uuid == check_uuid(config.uuid):
+        return config
+    raise ValueError(f"its uuid is {config.uuid!r}")

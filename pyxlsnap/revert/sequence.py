@@ -254,7 +254,7 @@ class Reversion:
                 return Refused(f"{what}; nothing was changed")
             cls = Interrupted if interrupted else OperationFailed
             return cls(f"{what}; nothing was changed", step=step)
-        left = self._remove_half_made()
+        left = self._left()
         if self._new is None:
             name = plan.config.name
             disks = f"the disks of {name}" if left else f"{name} is off, and its disks"
@@ -278,28 +278,23 @@ class Reversion:
         except PyxlsnapError:
             return False
 
-    def _remove_half_made(self) -> list[str]:
-        """Destroy the domain that a failed restore left: no other domain had its uuid before.
+    def _left(self) -> list[str]:
+        """The domain that is there after a failed restore, or after a later failure.
 
-        A domain that has run was started by a user or program just before the restore.
+        The host has removed what a failed restore left. So a domain with its uuid was started by a
+        user or program just before the restore.
         """
         if not self._restoring:
             return []
         try:
-            half = self._host.find(self._plan.config.uuid)
+            found = self._host.find(self._plan.config.uuid)
         except DomainNotFound:
             return []
         except PyxlsnapError as e:
             return [str(e)]
         if self._new is not None:
-            return [f"{half} is restored, but a later step failed"]
-        try:
-            if half.info().has_run:
-                return [f"{half} was started meanwhile, and was left alone"]
-            destroy(half)
-        except PyxlsnapError as e:
-            return [f"{half} is incomplete and could not be removed ({e})"]
-        return []
+            return [f"{found} is restored, but a later step failed"]
+        return [f"{found} was started meanwhile, and was left alone"]
 
     def _result(self) -> Reverted:
         assert self._new

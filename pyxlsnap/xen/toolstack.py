@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyxlsnap import paths
-from pyxlsnap.errors import Aborted, ConfigError, DomainNotFound
+from pyxlsnap.errors import ConfigError, DomainNotFound, PyxlsnapError, XenError
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.xen.context import Context
 from pyxlsnap.xen.device_model import compiled_device_model
 from pyxlsnap.xen.domain import Domain
-from pyxlsnap.xen.ffi import C, c_string, ffi, struct, text
+from pyxlsnap.xen.ffi import C, CData, c_string, ffi, struct, text
 from pyxlsnap.xen.xenstore import DomainWatch
 from pyxlsnap.xen.xlcfg import parse_cfg
 
@@ -201,7 +201,7 @@ class Toolstack:
 
         ``libxl_domain_create_restore``. The domain is left paused: unpause it. A domain with a VM
         generation ID gets a new one (``libxl_ms_vm_genid_generate``). On failure there is no new
-        domain: if an abort leaves a half-made domain, it is destroyed here.
+        domain: if libxl leaves a half-made domain, it is destroyed here.
 
         :param config: as stored in the memory file; its domid is ignored. The domain may have its
             memory target and 1 MiB. For a stream with more, raise the target and lower it again
@@ -226,13 +226,9 @@ class Toolstack:
             rc = C.libxl_domain_create_restore(
                 ctx, parsed, domid, fd, -1, params, ffi.NULL, ffi.NULL
             )
-            try:
+            with self._removing(domid, config):
                 context.check(rc, "libxl_domain_create_restore", domain=config.name)
-            except Aborted:
-                if domid[0] != _NO_DOMID:
-                    C.libxl_domain_destroy(ctx, domid[0], ffi.NULL)
-                raise
-        return self.find(str(int(domid[0])))
+                return self.find(str(int(domid[0])))
 
     def create(self, config: DomainConfig) -> Domain:
         """Make a new domain that boots (``libxl_domain_create_new``). It is left paused.
@@ -242,8 +238,36 @@ class Toolstack:
         with self._context.calling() as ctx, self._context.parsed(config) as parsed:
             domid = ffi.new("uint32_t *", _NO_DOMID)
             rc = C.libxl_domain_create_new(ctx, parsed, domid, ffi.NULL, ffi.NULL)
-            self._context.check(rc, "libxl_domain_create_new", domain=config.name)
-        return self.find(str(int(domid[0])))
+            with self._removing(domid, config):
+                self._context.check(rc, "libxl_domain_create_new", domain=config.name)
+                return self.find(str(int(domid[0])))
+
+    @contextmanager
+    def _removing(self, domid: CData, config: DomainConfig) -> Iterator[None]:
+        """Remove the new domain if the body fails: libxl removes it itself only after some errors.
+
+        Only the domid tells this domain from others: another program may have started a domain with
+        the same uuid.
+        """
+        try:
+            yield
+        except PyxlsnapError as e:
+            try:
+                self._remove_new(int(domid[0]), config.uuid)
+            except XenError as again:
+                raise XenError(
+                    f"{e}; the incomplete domain {int(domid[0])} could not be removed ({again}): "
+                    f"destroy it (xl destroy {int(domid[0])})",
+                    domain=config.name,
+                ) from e
+            raise
+
+    def _remove_new(self, domid: int, uuid: str) -> None:
+        for found in self.domains():
+            if (found.domid, found.uuid, found.has_run) == (domid, uuid.lower(), False):
+                with self._context.calling() as ctx:
+                    rc = C.libxl_domain_destroy(ctx, domid, ffi.NULL)
+                    self._context.check(rc, "libxl_domain_destroy", domain=uuid)
 
     @contextmanager
     def watching(self) -> Iterator[DomainWatch]:

@@ -124,6 +124,15 @@ class FakeHost:
             raise DomainNotFound.among(domain, [g.name for g in self._there()])
 
     def restore(self, config: DomainConfig, fd: int) -> FakeGuest:
+        before = list(self.guests)
+        try:
+            return self._restored(config, fd)
+        except BaseException:  # the real one removes what it has made
+            for guest in self.guests:
+                guest.exists &= guest in before
+            raise
+
+    def _restored(self, config: DomainConfig, fd: int) -> FakeGuest:
         with self._world.doing("restore"):
             if any(g.name == config.name or g.uuid == config.uuid for g in self._there()):
                 raise XenError("name or uuid in use", rc=-3, operation="restore")
