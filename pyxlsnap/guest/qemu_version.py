@@ -17,7 +17,7 @@ from pyxlsnap.guest.protocols import Host
 from pyxlsnap.model import Disk, DomainConfig, GuestKind
 from pyxlsnap.text import one_line, readable, shortened
 
-_START_S = 10.0
+_START_S = 30.0
 _VERSION = re.compile(r"([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
 # The status of a shell or loader that cannot start a program, or lacks a library of it.
 _NOT_STARTED = (126, 127)
