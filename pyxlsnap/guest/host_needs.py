@@ -12,7 +12,9 @@ from pyxlsnap.guest.findings import Finding, Findings, refused, said
 from pyxlsnap.guest.networks import examine_nic, missing_script
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.qemu_version import examine_qemu
+from pyxlsnap.guest.vnc import examine_vnc
 from pyxlsnap.model import Disk, DomainConfig, GuestKind
+from pyxlsnap.text import one_line, shortened
 
 _DOM0 = ("", "0", "Domain-0")
 _BOOT_FILES = ("kernel", "ramdisk")
@@ -39,6 +41,8 @@ def examine_host(
     def found() -> Iterator[Finding]:
         yield from examine_qemu(host, config, qemu)
         yield from _boot_files(config)
+        yield from _cpupool(host, config)
+        yield from examine_vnc(config, guest)
         for disk in config.disks:
             yield from _disk(host, disk, reverted=disk.vdev in besides)
         for nic in config.devices("nics"):
@@ -71,6 +75,15 @@ def _boot_files(config: DomainConfig) -> Iterator[Finding]:
                     f"{path} ({key}) does not exist: the restored domain runs without it, but "
                     f"cannot reboot until the file is back"
                 )
+
+
+def _cpupool(host: Host, config: DomainConfig) -> Iterator[Finding]:
+    pool = str(config.section("c_info").get("pool_name") or "")
+    if pool and not host.has_cpupool(pool):
+        yield refused(
+            f"the domain needs the CPU pool {one_line(shortened(pool))}, which does not exist: "
+            f"create the pool (xl cpupool-create)"
+        )
 
 
 def _disk(host: Host, disk: Disk, *, reverted: bool) -> Iterator[Finding]:

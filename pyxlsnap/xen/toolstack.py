@@ -21,6 +21,7 @@ from pyxlsnap.xen.xlcfg import parse_cfg
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _STREAM_V2 = 2  # libxl's own default is 1, the legacy format
 _NO_DOMID = 0xFFFFFFFF
+_NO_POOL = 0xFFFFFFFF
 
 
 class Toolstack:
@@ -134,6 +135,14 @@ class Toolstack:
         """
         self._context.check_usable()
         return compiled_device_model()
+
+    def has_cpupool(self, pool: str) -> bool:
+        """Whether there is a CPU pool of this name or number (``libxl_cpupoolid_is_valid``)."""
+        with self._context.calling() as ctx:
+            found = ffi.new("uint32_t *", _NO_POOL)
+            name = c_string(pool)
+            C.libxl_cpupool_qualifier_to_cpupoolid(ctx, name, found, ffi.NULL)
+            return bool(C.libxl_cpupoolid_is_valid(ctx, found[0]))
 
     def shrink_dom0(self, by_kb: int) -> None:
         """Lower dom0's memory target by this many KiB (``libxl_set_memory_target``).

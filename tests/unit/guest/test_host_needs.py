@@ -90,6 +90,20 @@ class TestDisks:
         assert examine(world, disks=[{**disk, "script": str(script)}]) == Findings((), ())
 
 
+def test_a_cpu_pool_that_is_gone_is_refused(world: World) -> None:
+    info = {**config_of(kind="pvh").section("c_info"), "pool_name": "fast"}
+    with pytest.raises(Refused, match="CPU pool fast"):
+        examine(world, c_info=info)
+    world.host.cpupools.add("fast")
+    assert examine(world, c_info=info) == Findings((), ())
+
+
+def test_a_vnc_display_that_is_gone_is_refused(world: World) -> None:
+    vnc = {"listen": "192.0.2.7", "findunused": "False"}
+    with pytest.raises(Refused, match="VNC display"):
+        examine(world, vfbs=[{"vnc": vnc}])
+
+
 def test_the_same_of_two_devices_is_said_once(world: World) -> None:
     with pytest.raises(Refused) as caught:
         examine(world, nics=[{"bridge": "nosuch"}] * 2)

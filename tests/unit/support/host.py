@@ -47,6 +47,7 @@ class FakeHost:
         self.version = (4, 17)
         self.command_line = "dom0_mem=4G,max:4G"
         self.shadow_paging = True
+        self.cpupools = {"Pool-0"}
         self.autoballoon_setting = "auto"
         #: where libxl's QEMU is; "": nobody knows
         self.device_model_path = ""
@@ -81,6 +82,9 @@ class FakeHost:
 
     def device_model(self) -> str:
         return self.device_model_path
+
+    def has_cpupool(self, pool: str) -> bool:
+        return pool in self.cpupools
 
     def has_shadow_paging(self) -> bool:
         return self.shadow_paging

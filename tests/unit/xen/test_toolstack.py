@@ -14,7 +14,7 @@ from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
 from pyxlsnap.xen import toolstack
 from pyxlsnap.xen.context import Context
-from pyxlsnap.xen.ffi import C, struct
+from pyxlsnap.xen.ffi import C, ffi, struct
 from pyxlsnap.xen.toolstack import Toolstack
 from tests.unit.support.guest import config_of
 from tests.unit.support.values import OTHER_UUID, UUID
@@ -125,6 +125,27 @@ def test_autoballoon_is_as_in_xl_conf(
     if content is not None:
         paths.XL_CONF.write_text(content + "\n")
     assert Unbound().autoballoon() == setting
+
+
+@pytest.mark.parametrize(("pool", "there"), [("fast", True), ("slow", False)])
+def test_a_cpu_pool_is_looked_up_as_libxl_does(
+    monkeypatch: pytest.MonkeyPatch, pool: str, there: bool
+) -> None:
+    def look_up(_: object, name: Any, found: Any, __: object) -> int:
+        if ffi.string(name) != b"fast":
+            return -5
+        found[0] = 3
+        return 0
+
+    functions = SimpleNamespace(
+        libxl_cpupool_qualifier_to_cpupoolid=look_up,
+        libxl_cpupoolid_is_valid=lambda _, number: int(number in (0, 3)),
+    )
+    monkeypatch.setattr(toolstack, "C", functions)
+    assert Unbound().has_cpupool(pool) is there
+    monkeypatch.undo()
+    assert callable(C.libxl_cpupool_qualifier_to_cpupoolid)
+    assert callable(C.libxl_cpupoolid_is_valid)
 
 
 class Made(Context):
