@@ -132,10 +132,18 @@ class Room:
             warnings.append(
                 f"the disks took more than {LONG_S:g} s, and xl could start other domains meanwhile"
             )
-            if not self.lock(within_s=LOCK_S):  # the memory counts, and the domain is off
-                log.warning("%s: going on without xl's lock", self._config.name)
+            self._lock_again()
         self.make()
         return warnings
+
+    def _lock_again(self) -> None:
+        """Take the lock if possible. The domain is off: what counts is the memory."""
+        try:
+            why = "" if self.lock(within_s=LOCK_S) else "another program holds it"
+        except Refused as e:
+            why = str(e)
+        if why:
+            log.warning("%s: going on without xl's lock: %s", self._config.name, why)
 
     def give_back(self) -> None:
         """Give dom0 back what :meth:`make` has taken: the domain will not be started."""

@@ -248,6 +248,20 @@ class TestSlowDisks:
         case.run()
         lock.release()
 
+    def test_and_a_lock_that_cannot_be_opened_since_do_not_leave_the_guest_off(
+        self, case: Case
+    ) -> None:
+        def replaced(event: str) -> None:
+            if event == "revert xvda":
+                time.sleep(0.3)
+                paths.XL_LOCK.unlink()
+                paths.XL_LOCK.mkdir()
+            if event == "destroy":
+                case.host.free_kb += case.guest.memory_kb
+
+        case.world.on_event = replaced
+        case.run()
+
     def test_with_too_little_memory_afterwards_can_be_finished(self, case: Case) -> None:
         self.slow(case, case.host, 50 * MIB_KB)
         case.host.dom0_holds_kb = 1948 * MIB_KB
