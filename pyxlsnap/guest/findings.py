@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from pyxlsnap.errors import Refused
+from pyxlsnap.text import one_line
 
 
 class Grade(Enum):
@@ -55,14 +56,14 @@ class Findings:
 
 def refused(text: str) -> Finding:
     """A finding that lets the restore fail."""
-    return Finding(Grade.REFUSED, text)
+    return Finding(Grade.REFUSED, one_line(text))
 
 
 def risky(text: str) -> Finding:
     """A finding that may let the restore fail."""
-    return Finding(Grade.RISKY, text)
+    return Finding(Grade.RISKY, one_line(text))
 
 
 def said(text: str) -> Finding:
     """A finding that the user should know."""
-    return Finding(Grade.SAID, text)
+    return Finding(Grade.SAID, one_line(text))

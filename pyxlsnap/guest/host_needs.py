@@ -14,7 +14,7 @@ from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.qemu_version import examine_qemu
 from pyxlsnap.guest.vnc import examine_vnc
 from pyxlsnap.model import Disk, DomainConfig, GuestKind
-from pyxlsnap.text import one_line, shortened
+from pyxlsnap.text import shortened
 
 _DOM0 = ("", "0", "Domain-0")
 _BOOT_FILES = ("kernel", "ramdisk")
@@ -81,7 +81,7 @@ def _cpupool(host: Host, config: DomainConfig) -> Iterator[Finding]:
     pool = str(config.section("c_info").get("pool_name") or "")
     if pool and not host.has_cpupool(pool):
         yield refused(
-            f"the domain needs the CPU pool {one_line(shortened(pool))}, which does not exist: "
+            f"the domain needs the CPU pool {shortened(pool)}, which does not exist: "
             f"create the pool (xl cpupool-create)"
         )
 

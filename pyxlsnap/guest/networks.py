@@ -18,7 +18,7 @@ from typing import Any
 
 from pyxlsnap import paths
 from pyxlsnap.guest.findings import Finding, refused, risky
-from pyxlsnap.text import one_line, quote, readable, shortened
+from pyxlsnap.text import quote, readable, shortened
 
 Nic = Mapping[str, Any]
 
@@ -62,8 +62,8 @@ def missing_script(script: str) -> Finding | None:
     if not script.startswith("/") and not os.path.exists(path.parent):
         return None
     text = (
-        f"the script {_shown(str(path))}, which libxl would start, is missing or not executable: "
-        f"put the script back"
+        f"the script {shortened(str(path))}, which libxl would start, is missing or not "
+        f"executable: put the script back"
     )
     return refused(text) if script.startswith("/") else risky(text)
 
@@ -79,7 +79,7 @@ def _linux_bridge(nic: Nic) -> Iterator[Finding]:
         return  # the script takes the first one of the host
     if not _exists(bridge):
         yield refused(
-            f"the domain needs bridge {_shown(_bridge(nic))}, which does not exist: create the "
+            f"the domain needs bridge {shortened(_bridge(nic))}, which does not exist: create the "
             f"bridge"
         )
     elif not _exists(bridge, "bridge"):
@@ -91,7 +91,7 @@ def _open_vswitch(nic: Nic) -> Iterator[Finding]:
     bridge = _bridge(nic)
     found = _VLANS.fullmatch(bridge)
     if not found:
-        yield refused(f"vif-openvswitch cannot read bridge={_shown(bridge)}: it fits no bridge")
+        yield refused(f"vif-openvswitch cannot read bridge={shortened(bridge)}: it fits no bridge")
         return
     tool = shutil.which("ovs-vsctl", path=f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}")
     if tool is None:
@@ -115,10 +115,10 @@ def _ask_open_vswitch(tool: str, bridge: str) -> str:
         return ""
     if status == _NO_BRIDGE:
         return (
-            f"Open vSwitch has no bridge {_shown(bridge)}, which the domain needs: create the "
+            f"Open vSwitch has no bridge {shortened(bridge)}, which the domain needs: create the "
             f"bridge (ovs-vsctl add-br {quote(bridge)})"
         )
-    return f"ovs-vsctl failed ({_shown(said.strip())}): start Open vSwitch"
+    return f"ovs-vsctl failed ({shortened(said.strip())}): start Open vSwitch"
 
 
 def _routed(nic: Nic) -> Iterator[Finding]:
@@ -126,8 +126,8 @@ def _routed(nic: Nic) -> Iterator[Finding]:
     gateway = str(nic.get("gatewaydev") or _GATEWAY)
     if not _exists(gateway):
         yield refused(
-            f"vif-route needs the network interface {_shown(gateway)} (gatewaydev), which does not "
-            f"exist: create the interface"
+            f"vif-route needs the network interface {shortened(gateway)} (gatewaydev), which does "
+            f"not exist: create the interface"
         )
     elif not _has_ipv4(gateway):
         yield risky(f"{gateway} has no IPv4 address, and vif-route may fail without one")
@@ -151,8 +151,8 @@ def _by_unknown_script(nic: Nic, script: str) -> Iterator[Finding]:
     bridge = str(nic.get("bridge") or "")
     if bridge and not _exists(bridge) and not _exists(re.split("[.:]", bridge)[0]):
         yield risky(
-            f"no network interface is called {_shown(bridge)}, the domain's bridge, and the script "
-            f"{_shown(script)} may need it"
+            f"no network interface is called {shortened(bridge)}, the domain's bridge, and the "
+            f"script {shortened(script)} may need it"
         )
 
 
@@ -192,7 +192,3 @@ def _has_ipv4(interface: str) -> bool:
         except OSError:
             return False
     return True
-
-
-def _shown(text: str) -> str:
-    return one_line(shortened(text))

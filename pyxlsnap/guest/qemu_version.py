@@ -15,7 +15,7 @@ from pathlib import Path
 from pyxlsnap.guest.findings import Finding, refused, risky, said
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.model import Disk, DomainConfig, GuestKind
-from pyxlsnap.text import one_line, readable, shortened
+from pyxlsnap.text import readable, shortened
 
 _START_S = 30.0
 _VERSION = re.compile(r"([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
@@ -37,7 +37,7 @@ def examine_qemu(host: Host, config: DomainConfig, recorded: str) -> Iterator[Fi
     if not (os.access(path, os.X_OK) and Path(path).is_file()):
         way_out = "put the file back (device_model_override)" if chosen else "install QEMU for Xen"
         yield refused(
-            f"the device model {_shown(path)}, which libxl would start, is missing or not "
+            f"the device model {shortened(path)}, which libxl would start, is missing or not "
             f"executable: {way_out}"
         )
     elif config.kind is GuestKind.HVM:
@@ -72,8 +72,8 @@ def _compare(path: str, recorded: str) -> Iterator[Finding]:
     now = _version(present)
     if now is None:
         yield said(
-            f"the version of the device model {_shown(path)} is not known: make sure that it is not"
-            f" older than the QEMU that saved the guest ({recorded or 'not known, too'})"
+            f"the version of the device model {shortened(path)} is not known: make sure that it is "
+            f"not older than the QEMU that saved the guest ({shortened(recorded) or 'not known'})"
         )
     elif saved is None:
         yield said(
@@ -82,8 +82,8 @@ def _compare(path: str, recorded: str) -> Iterator[Finding]:
         )
     elif now < saved:
         yield risky(
-            f"the guest was saved by QEMU {_shown(recorded)}, and this host has the older QEMU "
-            f"{present} ({_shown(path)}), which may not load the guest's devices"
+            f"the guest was saved by QEMU {shortened(recorded)}, and this host has the older QEMU "
+            f"{present} ({shortened(path)}), which may not load the guest's devices"
         )
 
 
@@ -111,7 +111,7 @@ def _ask(path: str) -> str:
 
     :raises _StartError: it does not start, or does not end.
     """
-    what = f"the device model {_shown(path)}"
+    what = f"the device model {shortened(path)}"
     try:
         run = subprocess.run(
             [path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_START_S
@@ -128,7 +128,7 @@ def _ask(path: str) -> str:
         found = _VERSION.search(readable(run.stdout))
         return found[0] if found else ""
     lines = readable(run.stderr).strip().splitlines() or [f"status {run.returncode}"]
-    text = f"{what} cannot be started ({_shown(lines[-1])}): install it anew"
+    text = f"{what} cannot be started ({shortened(lines[-1])}): install it anew"
     certain = run.returncode in _NOT_STARTED or run.returncode < 0
     raise _StartError(refused(text) if certain else risky(text))
 
@@ -136,7 +136,3 @@ def _ask(path: str) -> str:
 def _version(text: str) -> Version | None:
     found = _VERSION.fullmatch(text)
     return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
-
-
-def _shown(text: str) -> str:
-    return one_line(shortened(text))

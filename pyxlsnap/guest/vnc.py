@@ -12,7 +12,7 @@ from typing import Any
 from pyxlsnap.guest.findings import Finding, refused
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.model import DomainConfig, GuestKind
-from pyxlsnap.text import one_line, shortened
+from pyxlsnap.text import shortened
 
 _FIRST_PORT = 5900
 _LAST_DISPLAY = 65535 - _FIRST_PORT
@@ -35,7 +35,7 @@ def examine_vnc(config: DomainConfig, guest: Guest | None) -> Iterator[Finding]:
         error = _try(address, _FIRST_PORT + display)
         if error in _CERTAIN and not (own and error == errno.EADDRINUSE):
             yield refused(
-                f"the domain's VNC display {one_line(shortened(address))}:{display} cannot be used "
+                f"the domain's VNC display {shortened(address)}:{display} cannot be used "
                 f"({os.strerror(error)}): free that port, or give this host that address"
             )
 
