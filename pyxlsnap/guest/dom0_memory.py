@@ -66,13 +66,7 @@ class Room:
 
         :raises Refused: the lock's file cannot be opened.
         """
-        try:
-            return not self._shrinks or self._lock.take(within_s=within_s, check=check)
-        except OSError as e:
-            raise Refused(
-                f"cannot open xl's lock {self._lock.path}: {e.strerror}: see what is there, and "
-                f"move it away"
-            ) from e
+        return not self._shrinks or self._lock.take(within_s=within_s, check=check)
 
     def make(self, *, coming_kb: int = 0) -> None:
         """Make sure that Xen has the memory. Shrink dom0 if necessary and if xl would.

@@ -86,8 +86,6 @@ class FileLock:
     """A lock on a file that other programs lock, too; not taken yet.
 
     An OFD lock and a lock of fcntl(2)'s older kind, such as xl's, exclude each other.
-
-    :raises Refused: the file cannot be created or opened, or is somebody else's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -105,7 +103,7 @@ class FileLock:
         :param within_s: seconds to wait at most for another program that holds the lock.
         :param check: called before each attempt; an exception from it ends the wait.
         :returns: whether the lock is held now.
-        :raises OSError: the file cannot be opened.
+        :raises Refused: the file cannot be created or opened, or is somebody else's.
         """
         if self.held:
             return True
