@@ -496,7 +496,7 @@ def test_a_user_who_comes_after_the_plan_is_noticed(case: Case) -> None:
     plan = case.plan()
     with looped(case.world.root / "images" / "xvdb.qcow2") as device:
         says = f"xvdb: .* is in use by {device.name}, "
-        with pytest.raises(OperationFailed, match=says) as e:
+        with pytest.raises(Refused, match=says) as e:
             Reversion(case.world.host, plan).run()
     assert "nothing was changed" in str(e.value)
     case.assert_nothing_changed()
