@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         DiskError,
         DomainNotFound,
         ForkedError,
+        GuestEnded,
         GuestTimeout,
         Interrupted,
         NeedsAttention,
@@ -151,6 +152,7 @@ __all__ = [  # noqa: RUF022
     "WorkerDied",
     "OperationFailed",
     "Interrupted",
+    "GuestEnded",
     "NeedsAttention",
 ]
 

@@ -9,14 +9,19 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.create.ended import Window, guest_ended, how_ended, noticing_end, undo_disks
+from pyxlsnap.create.entry import entry_of
 from pyxlsnap.create.failures import describe, is_interrupt
 from pyxlsnap.create.files import SnapshotFiles
 from pyxlsnap.create.paused import Unpauser
 from pyxlsnap.create.plan import CreatePlan
+from pyxlsnap.create.report import snapshot_of
+from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.errors import (
     DomainNotFound,
     GuestTimeout,
@@ -28,12 +33,12 @@ from pyxlsnap.errors import (
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.frontends import notice_devices
 from pyxlsnap.hooks import Moment
-from pyxlsnap.journal import CreateEntry, Journal, boot_id
+from pyxlsnap.journal import Journal
+from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.request import Callbacks
-from pyxlsnap.results import Artefact, Progress, Snapshot, Step
-from pyxlsnap.serialize import checked
+from pyxlsnap.results import Progress, Snapshot, Step
 from pyxlsnap.text import command
 
 log = logging.getLogger(__name__)
@@ -42,10 +47,17 @@ _T = TypeVar("_T")
 
 
 class Creation:
-    """One run of a :class:`~pyxlsnap.create.plan.CreatePlan`."""
+    """One run of a :class:`~pyxlsnap.create.plan.CreatePlan`.
+
+    :param lock: the domain's lock, for this create alone; see :class:`Window`.
+    """
 
     def __init__(
-        self, plan: CreatePlan, callbacks: Callbacks | None = None, cancel: Cancel | None = None
+        self,
+        plan: CreatePlan,
+        callbacks: Callbacks | None = None,
+        cancel: Cancel | None = None,
+        lock: DomainLock | None = None,
     ) -> None:
         self._plan = plan
         self._guest = plan.guest
@@ -61,6 +73,8 @@ class Creation:
         self._resumed = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
+        self._window = Window(plan.guest, lock)
+        self._unwatched: list[str] | None = None
         #: used for a paused guest
         self._unpauser = Unpauser(plan.guest, live=plan.live, note=self._note_unpause)
         self._seconds: dict[str, float] = {}
@@ -75,6 +89,7 @@ class Creation:
             ("suspend", self._suspend),
             ("disk snapshots", self._snapshot_disks),
             ("resume", self._resume),
+            ("watch", self._watch),
             ("finish disks", self._finish_disks),
             ("memory file", self._publish_memory),
             ("cfgfile", self._write_cfgfile),
@@ -96,9 +111,13 @@ class Creation:
                 self._seconds[step] = time.monotonic() - begun
         except BaseException as cause:
             raise self._undo(step, cause) from cause
-        warnings = self._keep_watched()
         self._journal.clear()
-        return self._result(warnings)
+        return replace(
+            snapshot_of(self._plan, self._keep_watched()),
+            seconds_suspended=self._seconds_suspended,
+            seconds_unpaused=self._unpauser.seconds,
+            seconds=self._seconds,
+        )
 
     def _suspending(self, progress: Progress) -> None:
         """Pass progress on, and note the time when libxl reports that the guest is suspended."""
@@ -107,26 +126,8 @@ class Creation:
         self._callbacks.on_progress(progress)
 
     def _write_journal(self) -> None:
-        plan = self._plan
-        self._entry = CreateEntry(
-            request=plan.request,
-            uuid=self._guest.uuid,
-            domid=self._guest.domid,
-            boot=boot_id(),
-            domain=self._guest.name,
-            paused=plan.paused,
-            monitor=plan.loses_monitor and self._callbacks.start_monitor is not None,
-            name=plan.metadata.name,
-            temporary=(str(self._files.temporary), str(self._files.temporary_cfgfile)),
-            directories=tuple(map(str, self._files.directories)),
-            memory_path=str(plan.memory_path),
-            cfgfile=str(plan.cfgfile),
-            disks=plan.metadata.disks,
-            devices=plan.devices,
-            disk_state={k: v for s in plan.strategies for k, v in s.state().items()},
-            kinds=dict(plan.metadata.kinds),
-            started=time.time(),
-        )
+        watched = self._callbacks.start_monitor is not None
+        self._entry = entry_of(self._plan, self._files, watched=watched)
         self._journal.write(self._entry)
         self._journal_is_ours = True
 
@@ -137,7 +138,7 @@ class Creation:
     def _prepare_disks(self) -> None:
         checks.notice_change(self._guest, paused=self._plan.paused)
         for strategy in self._plan.strategies:
-            self._cleanups.append(strategy.undo_create)
+            self._cleanups.append(partial(self._undo_disks, strategy))
             strategy.prepare()
 
     def _tell_before_suspend(self) -> None:
@@ -145,10 +146,12 @@ class Creation:
         self._callbacks.before_suspend(Moment(guest.name, guest.domid, guest.uuid, state))
 
     def _suspend(self) -> None:
+        self._window.begin()
         checks.notice_change(self._guest, paused=self._plan.paused)
         fd = self._files.fileno()
         unpauser = self._unpauser if self._plan.paused else nullcontext()
-        with unpauser, self._cancel.armed(self._guest.abort):
+        end = noticing_end(self._guest)
+        with unpauser, end, self._cancel.armed(self._guest.abort):
             self._suspend_began = True
             self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
         self._memory_complete = True
@@ -172,6 +175,7 @@ class Creation:
         if self._suspended_at:
             self._seconds_suspended = time.monotonic() - self._suspended_at
         self._resumed = True
+        self._window.end()
         self._callbacks.on_progress(Progress("resumed"))
 
     def _check_suspended(self) -> None:
@@ -179,6 +183,9 @@ class Creation:
         if not self._guest.check_same().suspended:
             what = f"another program has resumed {self._guest.name}: memory and disks do not match"
             raise OperationFailed(what, step="suspended")
+
+    def _watch(self) -> None:
+        self._keep_watched()
 
     def _finish_disks(self) -> None:
         for strategy in self._plan.strategies:
@@ -192,10 +199,13 @@ class Creation:
         self._files.publish_cfgfile(self._plan.places.cfgfile_text)
 
     def _keep_watched(self) -> list[str]:
-        """Start a watch if xl's process ended at the suspend; returns warnings."""
+        """Start a watch, once, if xl's process ended at the suspend; returns warnings."""
         if not (self._plan.loses_monitor and self._suspend_began):
             return []
-        return keep_watched(self._callbacks.start_monitor, self._guest.name, self._guest.uuid)
+        if self._unwatched is None:
+            start = self._callbacks.start_monitor
+            self._unwatched = keep_watched(start, self._guest.name, self._guest.uuid)
+        return self._unwatched
 
     # When something fails
 
@@ -207,18 +217,17 @@ class Creation:
         left: list[str] = []
         unwatched: list[str] = []
         ran = ""
+        ended: str | None = None
         try:
-            _in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
-        except DomainNotFound as e:
-            left.append(f"{e}: another program has destroyed the domain")
+            ended = _in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
         except GuestTimeout as e:  # the guest runs, but may yet suspend
             left.append(str(e))
         except BaseException as e:  # even after a bug: do not delete the guest's only copy
             return self._keep_everything(step, f"{what}{self._unpauser.how_long()}", e)
         else:
-            ran = self._unpauser.how_long()
-            self._tell_resumed()
-            unwatched = self._keep_watched()
+            self._window.end()
+            ran = self._unpauser.how_long() if ended is None else ""
+            unwatched = self._after_resume() if ended is None else []
             if self._callbacks.start_monitor:  # the caller had asked for a watch
                 left += unwatched
         for cleanup in reversed(self._cleanups):
@@ -236,6 +245,8 @@ class Creation:
             )
         if self._journal_is_ours:
             self._journal.clear()
+        if ended is not None and not self._cancel.is_set():
+            return guest_ended(self._guest.name, ended, step, undone)
         # (An abort may also show as another failure of libxl.)
         interrupted = is_interrupt(cause) or self._cancel.is_set()
         cls = Interrupted if interrupted else OperationFailed
@@ -243,10 +254,22 @@ class Creation:
         rest = ran or "; everything is as before"
         return cls(f"{what}{rest}{but}", step=step, undone=undone)
 
-    def _bring_guest_back(self, undone: list[str]) -> None:
-        if not self._suspend_began or self._resumed:
-            return
-        self._guest.check_same()  # a domain that is gone needs no settling
+    def _bring_guest_back(self, undone: list[str]) -> str | None:
+        """Let the guest run, before anything is removed.
+
+        :returns: why the guest has ended by itself (:func:`how_ended`); ``None``: it runs.
+        """
+        if self._resumed:
+            return None
+        try:
+            # (A guest that has ended needs no settling.)
+            if self._suspend_began and how_ended(self._guest) is None:
+                self._ensure_running(undone)
+            return how_ended(self._guest)
+        except DomainNotFound:
+            return ""
+
+    def _ensure_running(self, undone: list[str]) -> None:
         for strategy in self._plan.strategies:
             strategy.settle()
         if self._memory_complete:  # the guest is suspended, or was resumed already
@@ -257,6 +280,20 @@ class Creation:
             resumed = self._guest.ensure_running(paused=self._plan.paused)
         if resumed:
             undone.append(f"resumed {self._guest.name}")
+
+    def _undo_disks(self, strategy: DiskStrategy) -> list[str]:
+        if not self._resumed:
+            return strategy.undo_create()
+        self._window.begin()  # else a monitor starts the guest again meanwhile, on its disks
+        try:
+            return undo_disks(self._plan, strategy, self._entry)
+        finally:
+            self._window.end()
+
+    def _after_resume(self) -> list[str]:
+        """What follows a resume at once; returns warnings."""
+        self._tell_resumed()
+        return self._keep_watched()
 
     def _tell_resumed(self) -> None:
         """Report that the guest runs: a caller need not wait for the rest of the undo."""
@@ -297,42 +334,6 @@ class Creation:
         without = SnapshotConfig(meta.name, meta.description, str(plan.memory_path), disks=())
         self._files.publish_cfgfile(cfgfile.render(without))
         return command([*words, "--force"])
-
-    def _result(self, warnings: list[str]) -> Snapshot:
-        plan, meta = self._plan, self._plan.metadata
-        files = [
-            Artefact(kind, str(path), command(["rm", str(path)]))
-            for kind, path in (("memory file", plan.memory_path), ("cfgfile", plan.cfgfile))
-        ]
-        disks, unsaid = self._disk_artefacts()
-        return Snapshot(
-            name=meta.name,
-            domain=self._guest.name,
-            domid=self._guest.domid,
-            uuid=self._guest.uuid,
-            live=plan.live,
-            memory_path=str(plan.memory_path),
-            cfgfile=str(plan.cfgfile),
-            artefacts=(*files, *disks),
-            left_out=plan.left_out,
-            warnings=(*plan.warnings, *warnings, *unsaid),
-            state=meta.state,
-            seconds_suspended=self._seconds_suspended,
-            seconds_unpaused=self._unpauser.seconds,
-            seconds=self._seconds,
-        )
-
-    def _disk_artefacts(self) -> tuple[list[Artefact], list[str]]:
-        """The disk snapshots made, and warnings of strategies that cannot name theirs."""
-        found: list[Artefact] = []
-        unsaid: list[str] = []
-        for strategy in self._plan.strategies:
-            try:
-                found += [checked(Artefact, a) for a in strategy.artefacts(self._guest.name)]
-            except Exception as e:
-                vdevs = ", ".join(strategy.vdevs)
-                unsaid.append(f"{vdevs}: {strategy.kind} cannot name its disk snapshots: {e}")
-        return found, unsaid
 
 
 def _in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:

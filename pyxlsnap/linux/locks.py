@@ -24,12 +24,19 @@ _POLL_S = 0.01
 _FILE_POLL_S = 0.1
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
-
-
-# For the whole file.
-_WRITE_LOCK = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-_UNLOCK = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
+
+
+def _flock(kind: int, start: int = 0, length: int = 0) -> bytes:
+    """A lock on a part of a file; by default on the whole file."""
+    return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+
+
+_WRITE_LOCK, _UNLOCK = _flock(fcntl.F_WRLCK), _flock(fcntl.F_UNLCK)
+_WHOLE = (0, 0)
+#: the part of an operation's lock that is the right to act on a guest that has shut down by itself:
+#: an operation can leave it to the domain's monitor (:meth:`DomainLock.open_to_monitor`)
+MONITOR = (1, 1)
 
 
 class DomainLock:
@@ -38,6 +45,7 @@ class DomainLock:
     :param wait_s: seconds to wait for another process that holds the lock.
     :param kind: which lock of the domain: ``lock`` is the right to run an operation, ``watch`` the
         right to watch the domain. It is the suffix of the file's name.
+    :param part: the first byte to lock, and how many; by default all of the file.
     :raises Busy: another process holds the lock.
     :raises Refused: the lock's file or directory cannot be created or opened.
     """
@@ -53,7 +61,9 @@ class DomainLock:
         wait_s: float = 0.0,
         directory: Path | None = None,
         kind: str = "lock",
+        part: tuple[int, int] = _WHOLE,
     ) -> None:
+        self._lock = _flock(fcntl.F_WRLCK, *part)
         directory = directory or paths.LOCKS
         make_directory(directory)
         path = directory / f"{uuid}.{kind}"
@@ -67,7 +77,16 @@ class DomainLock:
             )
 
     def _take(self) -> bool:
-        return _lock(self.fd)
+        return _take(self.fd, self._lock)
+
+    def open_to_monitor(self) -> None:
+        """Let the domain's monitor act while this operation goes on. Idempotent."""
+        if self.fd >= 0:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, *MONITOR))
+
+    def close_to_monitor(self) -> bool:
+        """Keep the domain's monitor from acting; false if the monitor is acting now."""
+        return _take(self.fd, _flock(fcntl.F_WRLCK, *MONITOR))
 
     def release(self) -> None:
         """Release the lock. Idempotent."""
@@ -75,6 +94,14 @@ class DomainLock:
             unlock(self.fd)
             os.close(self.fd)
             self.fd = -1
+
+
+def _take(fd: int, lock: bytes) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+    except (BlockingIOError, PermissionError):  # fcntl(2): the lock is held
+        return False
+    return True
 
 
 def unlock(fd: int) -> None:
@@ -111,7 +138,7 @@ class FileLock:
 
         def taken() -> bool:
             check()
-            return _lock(fd)
+            return _take(fd, _WRITE_LOCK)
 
         try:
             if until(taken, within_s=within_s, poll_s=_FILE_POLL_S):
@@ -137,14 +164,6 @@ class FileLock:
         if fd >= 0:
             unlock(fd)
             os.close(fd)
-
-
-def _lock(fd: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WRITE_LOCK)
-    except (BlockingIOError, PermissionError):  # fcntl(2): the lock is held
-        return False
-    return True
 
 
 def _open(path: Path) -> int:

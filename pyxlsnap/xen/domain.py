@@ -71,6 +71,14 @@ class Domain:
         """Its name now, while :attr:`name` is from the look-up; "" if it no longer exists."""
         return self._context.name_of(self.domid)
 
+    def present_domid(self) -> int | None:
+        """The domid that its uuid has now: another if it was started anew; ``None`` if it is off.
+
+        :raises XenError: libxl could not list the domains.
+        """
+        there = [d.domid for d in self._context.domains() if d.uuid == self.uuid and not d.dying]
+        return there[0] if there else None
+
     def config(self) -> DomainConfig:
         """Its configuration as of now (``libxl_retrieve_domain_configuration``).
 
@@ -149,6 +157,8 @@ class Domain:
             if info.suspended:
                 self.resume()
                 return True
+            if info.shutdown:
+                return False  # by itself: it takes no request any more
             now, requested = time.monotonic(), self.suspend_requested()
             if requested:
                 quiet_since = now
@@ -166,7 +176,7 @@ class Domain:
         """Withdraw the suspend request of a domain that its owner had paused, and pause it again.
 
         A paused guest answers no request. One that has just taken its request is let suspend, for
-        up to ``settle_s`` seconds.
+        up to ``settle_s`` seconds. One that has shut down by itself is left alone.
 
         :returns: whether the domain is suspended; it is then left so.
         :raises XenError: it could not be paused.
@@ -174,9 +184,9 @@ class Domain:
         """
         self.check_same()
         if not (self.withdraw_suspend() or self.check_same().paused):
-            until(lambda: self.check_same().suspended, within_s=settle_s, poll_s=_POLL_S)
+            until(lambda: self.check_same().shutdown, within_s=settle_s, poll_s=_POLL_S)
         info = self.check_same()
-        if not (info.suspended or info.paused):
+        if not (info.shutdown or info.paused):
             self.pause()
             info = self.check_same()
         return info.suspended

@@ -246,22 +246,6 @@ def test_a_file_of_that_name_made_meanwhile_stays(world: World, which: str) -> N
     assert not world.storage.snapshots
 
 
-@pytest.mark.parametrize("verb", ["suspend", "create xvda", "create xvdb"])
-def test_a_guest_destroyed_by_another_program_needs_a_person(world: World, verb: str) -> None:
-    case = Case(world)
-
-    def destroyed(event: str) -> None:
-        if event == verb:
-            case.guest.exists = False
-
-    world.on_event = destroyed
-    error = case.fails(NeedsAttention)
-    assert "destroyed" in error.left[0]
-    assert not case.memory_path.exists()
-    assert isinstance(error, NeedsAttention)
-    assert shlex.split(error.finish) == ["pyxlsnap", "snapshot-recover", UUID]
-
-
 @pytest.mark.parametrize("step", ["disk snapshots", "resume", "memory file", "cfgfile"])
 @pytest.mark.parametrize(
     "error",
@@ -740,10 +724,6 @@ def _suspended(guest: FakeGuest) -> None:
     guest.suspended = True
 
 
-def _powered_off(guest: FakeGuest) -> None:
-    guest.shutdown_reason = "poweroff"
-
-
 def _renamed(guest: FakeGuest) -> None:
     guest.present = "vm9"
 
@@ -751,7 +731,6 @@ def _renamed(guest: FakeGuest) -> None:
 INTERFERENCE = [
     (_paused, "another program has paused vm1 meanwhile"),
     (_suspended, "vm1 has shut down meanwhile (suspend)"),
-    (_powered_off, "vm1 has shut down meanwhile (poweroff)"),
     (_renamed, "vm1 was renamed to vm9 meanwhile"),
 ]
 

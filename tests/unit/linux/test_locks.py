@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.errors import Busy, Refused
-from pyxlsnap.linux.locks import DomainLock, FileLock
+from pyxlsnap.linux.locks import MONITOR, DomainLock, FileLock
 from tests.unit.support.loop_files import need_root
 from tests.unit.support.waiting import open_descriptors
 
@@ -30,6 +30,10 @@ HOLD = "import sys; print('ready', flush=True); sys.stdin.read()"
 
 def lock(directory: Path) -> DomainLock:
     return DomainLock(UUID, domain="vm1", directory=directory)
+
+
+def monitor_lock(directory: Path) -> DomainLock:
+    return DomainLock(UUID, domain="vm1", directory=directory, part=MONITOR)
 
 
 def free_for_another_process(directory: Path) -> bool:
@@ -111,6 +115,31 @@ class TestLock:
         other = DomainLock(UUID.replace("c0de", "beef"), domain="vm2", directory=tmp_path)
         other.release()
         held.release()
+
+    def test_a_part_can_be_left_to_the_monitor(self, tmp_path: Path) -> None:
+        held = lock(tmp_path)
+        with pytest.raises(Busy):
+            monitor_lock(tmp_path)
+        held.open_to_monitor()
+        monitor = monitor_lock(tmp_path)
+        assert not held.close_to_monitor()
+        with pytest.raises(Busy):
+            lock(tmp_path)
+        monitor.release()
+        assert held.close_to_monitor()
+        with pytest.raises(Busy):
+            monitor_lock(tmp_path)
+        held.open_to_monitor()
+        held.release()
+        held.open_to_monitor()
+        lock(tmp_path).release()
+
+    def test_a_monitor_that_acts_excludes_an_operation(self, tmp_path: Path) -> None:
+        monitor = monitor_lock(tmp_path)
+        with pytest.raises(Busy):
+            lock(tmp_path)
+        monitor.release()
+        lock(tmp_path).release()
 
     def test_makes_its_directory_private(self, tmp_path: Path) -> None:
         lock(tmp_path / "a" / "b").release()

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import pytest
 
+import pyxlsnap.create.ended
 import pyxlsnap.create.feasibility
 import pyxlsnap.create.plan
 import pyxlsnap.delete.plan
@@ -131,6 +132,7 @@ PLACES = {
     "XEN_SCRIPTS": "scripts",
 }
 CHOOSERS = (
+    pyxlsnap.create.ended,
     pyxlsnap.create.plan,
     pyxlsnap.delete.plan,
     pyxlsnap.revert.plan,

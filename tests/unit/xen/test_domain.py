@@ -32,7 +32,8 @@ class Clockless(Domain):
         if state == "gone":
             raise DomainNotFound("gone", domain="vm1")
         uuid = "another" if state == "another" else UUID
-        return DomainInfo(7, uuid, False, state == "suspend", state, state == "dying", 1)
+        shutdown = state in ("suspend", "poweroff", "reboot")
+        return DomainInfo(7, uuid, False, shutdown, state, state == "dying", 1)
 
     def resume(self, *, paused: bool = False) -> None:
         self.resumed += 1
@@ -50,6 +51,13 @@ class TestEnsureRunning:
     def test_a_running_domain_is_left_alone(self) -> None:
         domain = Clockless("")
         assert not domain.ensure_running(settle_s=0, request_s=0)
+        assert domain.resumed == 0
+
+    def test_one_that_has_shut_down_by_itself_is_not_waited_for(self) -> None:
+        domain = Clockless("", "poweroff", requested=(True,) * 1000)
+        start = time.monotonic()
+        assert not domain.ensure_running(settle_s=5, request_s=60)
+        assert time.monotonic() - start < 2
         assert domain.resumed == 0
 
     def test_one_that_suspends_while_it_settles_is_resumed(self) -> None:
@@ -132,6 +140,13 @@ class TestEnsurePaused:
         start = time.monotonic()
         assert not domain.ensure_running(settle_s=0.1, paused=True)
         assert domain.done == ["withdraw", "pause"]
+        assert time.monotonic() - start < 2
+
+    def test_one_that_shuts_down_by_itself_is_not_paused(self) -> None:
+        domain = Paused("", "", "reboot", paused=False)
+        start = time.monotonic()
+        assert not domain.ensure_running(settle_s=5, paused=True)
+        assert domain.done == ["withdraw"]
         assert time.monotonic() - start < 2
 
     @pytest.mark.parametrize("paused", [True, False])

@@ -1,0 +1,181 @@
+"""A guest that reboots, powers off or crashes by itself while its snapshot is taken.
+
+xl's process, which acts on that, knows of no snapshot: it destroys the domain at once, and may
+start it again under another domid. The monitor of pyxlsnap waits only while the guest may be
+suspended. So a create must end soon, and find its guest's disks in another QEMU.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pyxlsnap.create.plan import CreatePlan
+from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.registry import close_all, strategies
+from pyxlsnap.disks.undo import undo_each
+from pyxlsnap.errors import DomainNotFound, GuestEnded, OperationFailed, PyxlsnapError, XenError
+from pyxlsnap.guest.protocols import Guest
+from pyxlsnap.journal import CreateEntry
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.waiting import until
+from pyxlsnap.monitor.xl import xl_monitor
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.05
+# A monitor that has seen the guest's end acts for some seconds.
+_ACTING_S, _ACTING_POLL_S = 60.0, 0.1
+
+_WORDS = {
+    "poweroff": "powered off by itself",
+    "reboot": "rebooted by itself",
+    "crash": "crashed",
+    "watchdog": "was stopped by its watchdog",
+    "soft_reset": "reset itself",
+}
+
+
+def how_ended(guest: Guest) -> str | None:
+    """Why a guest has ended by itself, as in :attr:`DomainInfo.shutdown_reason`.
+
+    :returns: ``None``: it has not, and runs or is suspended (or Xen does not tell); "": its domain
+        is gone.
+    """
+    try:
+        info = guest.check_same()
+    except DomainNotFound:
+        return ""
+    except XenError:
+        return None
+    return info.shutdown_reason if info.shutdown and not info.suspended else None
+
+
+def guest_ended(name: str, reason: str, step: str, undone: list[str]) -> GuestEnded:
+    """Make (not raise) the error for a guest that ended before its snapshot was complete."""
+    how = _WORDS.get(reason, f"shut down by itself ({reason})") if reason else "was destroyed"
+    meanwhile = "" if reason else ", after it had shut down by itself, or by another program"
+    return GuestEnded(
+        f"{name} {how} while its snapshot was taken ({step}){meanwhile}; there is no snapshot, and "
+        f"nothing is left of it",
+        reason=reason,
+        step=step,
+        undone=undone,
+    )
+
+
+@contextmanager
+def noticing_end(guest: Guest) -> Iterator[None]:
+    """Abort the call of libxl that runs inside, if the guest ends by itself meanwhile.
+
+    libxl waits up to a minute for a guest that will never answer its suspend request.
+    """
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(guest, over), name="pyxlsnap-end", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
+
+
+def _watch(guest: Guest, over: threading.Event) -> None:
+    try:
+        with guest.on_its_own() as own:
+            while not over.wait(_POLL_S):
+                if how_ended(own) is not None:
+                    break
+        while not over.wait(_POLL_S) and not guest.abort():
+            pass
+    except PyxlsnapError as e:  # libxl's own limits hold
+        log.warning("it is not noticed if %s ends by itself: %s", guest, e)
+
+
+class Window:
+    """The time in which the guest may be suspended, and its monitor may not act.
+
+    :param lock: the lock of the operation; ``None``: this create is a part of an operation that
+        keeps the monitor away for all its time.
+    """
+
+    def __init__(self, guest: Guest, lock: DomainLock | None) -> None:
+        self._guest = guest
+        self._lock = lock
+
+    def begin(self) -> None:
+        """Keep the monitor of pyxlsnap away; wait if it looks, or acts, just now.
+
+        :raises OperationFailed: it is still acting after a minute.
+        """
+        if self._lock is None:
+            return
+        if not until(self._lock.close_to_monitor, within_s=_ACTING_S, poll_s=_ACTING_POLL_S):
+            raise OperationFailed(
+                f"{self._guest.name} has shut down, and its monitor is still acting on that",
+                step="check",
+            )
+
+    def end(self) -> None:
+        """The guest runs, or has ended: its monitor may act. Idempotent."""
+        if self._lock:
+            self._lock.open_to_monitor()
+
+
+def undo_disks(plan: CreatePlan, strategy: DiskStrategy, entry: CreateEntry) -> list[str]:
+    """Undo disk snapshots after the resume; the guest may have ended since, and begun anew.
+
+    :raises PyxlsnapError: something is left; or the guest is just being started again.
+    """
+    guest = plan.guest
+    if not until(lambda: _is_steady(guest), within_s=_ACTING_S, poll_s=_ACTING_POLL_S):
+        raise OperationFailed(
+            f"xl may start {guest.name} again at any time, so its disk snapshots "
+            f"({', '.join(strategy.vdevs)}) were not deleted",
+            step="undo",
+        )
+    domid = guest.present_domid()
+    if domid == guest.domid:
+        return strategy.undo_create()
+    chosen = [
+        (disk, request)
+        for disk, request in zip(entry.devices, entry.disks, strict=True)
+        if disk.vdev in strategy.vdevs
+    ]
+    found = strategies(chosen, DiskTask(entry.name, started_anew=domid is not None), entry.kinds)
+    try:
+        return undo_each([_adopting(one, domid, entry) for one in found])
+    finally:
+        close_all(found)
+
+
+def _adopting(
+    strategy: DiskStrategy, domid: int | None, entry: CreateEntry
+) -> Callable[[], list[str]]:
+    def undo() -> list[str]:
+        strategy.adopt_create(domid, began=entry.started, state=entry.disk_state)
+        return strategy.undo_create()
+
+    return undo
+
+
+def _is_steady(guest: Guest) -> bool:
+    """Whether nobody is about to start the guest again, which opens its disks."""
+    domid = guest.present_domid()
+    if domid is not None and (domid != guest.domid or how_ended(guest) is None):
+        return True
+    return xl_monitor(guest.name) is None
+
+
+def plan_unless_ended(guest: Guest, make: Callable[[], CreatePlan]) -> CreatePlan:
+    """Make a plan. If that fails because the guest ends meanwhile, say this.
+
+    :raises GuestEnded: the guest was there at first, and has ended.
+    """
+    was_there = how_ended(guest) is None
+    try:
+        return make()
+    except PyxlsnapError as e:
+        if was_there and (reason := how_ended(guest)) is not None:
+            raise guest_ended(guest.name, reason, "plan", []) from e
+        raise

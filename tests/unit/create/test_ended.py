@@ -1,0 +1,365 @@
+"""A guest that reboots, powers off or crashes by itself at any step of a create."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pyxlsnap.create import ended as module
+from pyxlsnap.create.sequence import Creation
+from pyxlsnap.errors import (
+    Aborted,
+    Busy,
+    GuestEnded,
+    Interrupted,
+    NeedsAttention,
+    OperationFailed,
+    QmpError,
+    Refused,
+    XenError,
+)
+from pyxlsnap.journal import Journal
+from pyxlsnap.linux.locks import MONITOR, DomainLock
+from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.request import Callbacks
+from tests.unit.support import operations
+from tests.unit.support.faults import FailsAtStep
+from tests.unit.support.guest import FakeGuest
+from tests.unit.support.operations import plan_create
+from tests.unit.support.values import UUID
+from tests.unit.support.world import World
+
+STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
+BEFORE_SUSPEND = STEPS[: STEPS.index("suspend")]
+AFTER_RESUME = STEPS[STEPS.index("resume") + 1 :]
+WANTED = SnapshotConfig(name="snap")
+
+
+class Faulty(FailsAtStep, Creation):
+    """A create during which something happens at one of its steps."""
+
+
+class Case:
+    """A guest with a disk, and what becomes of it by itself."""
+
+    def __init__(self, world: World, *, live: bool = False) -> None:
+        self.world = world
+        self.guest: FakeGuest = world.guest(world.image("xvda"))
+        self.before = world.photo()
+        self.plan = plan_create(world.host, self.guest, WANTED, live=live)
+
+    def shuts_down(self) -> None:
+        """Nobody watches it."""
+        self.guest.shutdown_reason = "poweroff"
+
+    def is_destroyed(self) -> None:
+        """Its action is "destroy", and somebody watches it."""
+        self.guest.shutdown_reason, self.guest.exists = "poweroff", False
+
+    def is_started_anew(self) -> None:
+        """Its action is "restart"."""
+        self.is_destroyed()
+        self.world.host.start(self.guest.configuration)
+
+    def creation(self, step: str, happens: Callable[[], None]) -> Faulty:
+        creation = Faulty(self.plan)
+        creation.at, creation.when, creation.fault = step, "before", happens
+        return creation
+
+    def assert_nothing_left(self) -> None:
+        assert self.world.photo() == self.before
+        assert Journal(UUID).read() is None
+
+
+ENDS = [Case.shuts_down, Case.is_destroyed, Case.is_started_anew]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("step", [*BEFORE_SUSPEND, "suspend"])
+def test_an_end_before_the_suspend_is_an_outcome_of_its_own(
+    world: World, step: str, end: Callable[[Case], None]
+) -> None:
+    case = Case(world)
+    with pytest.raises(GuestEnded) as caught:
+        case.creation(step, lambda: end(case)).run()
+    assert caught.value.exit_code == 1
+    assert caught.value.reason == ("poweroff" if end is Case.shuts_down else "")
+    said = "powered off by itself" if end is Case.shuts_down else "was destroyed"
+    assert f"vm1 {said} while its snapshot was taken" in str(caught.value)
+    assert "as before" not in str(caught.value)
+    assert caught.value.left == ()
+    case.assert_nothing_left()
+    assert case.guest.resumes == 0
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("step", AFTER_RESUME)
+def test_an_end_after_the_resume_does_not_harm_the_snapshot(
+    world: World, step: str, end: Callable[[Case], None]
+) -> None:
+    case = Case(world)
+    made = case.creation(step, lambda: end(case)).run()
+    assert made.name == "snap"
+    assert case.plan.memory_path.exists()
+    assert Journal(UUID).read() is None
+
+
+@pytest.mark.parametrize("verb", ["suspend", "create xvda"])
+def test_a_suspended_guest_that_is_destroyed_leaves_nothing(world: World, verb: str) -> None:
+    case = Case(world)
+
+    def destroyed(event: str) -> None:
+        if event == verb:
+            case.guest.exists = False
+
+    world.on_event = destroyed
+    with pytest.raises(GuestEnded, match=r"vm1 was destroyed .* or by another program"):
+        Creation(case.plan).run()
+    case.assert_nothing_left()
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("end", ENDS)
+def test_libxl_is_not_left_waiting_for_its_answer(
+    world: World, live: bool, end: Callable[[Case], None]
+) -> None:
+    """libxl waits for a minute for a guest that has powered off while it is asked to suspend."""
+    case = Case(world, live=live)
+
+    def hangs() -> None:
+        end(case)
+        begun = time.monotonic()
+        while not case.guest.aborts:
+            assert time.monotonic() - begun < 2, "nobody ends it"
+            time.sleep(0.01)
+        raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
+
+    case.guest.while_suspending = hangs
+    with pytest.raises(GuestEnded):
+        Creation(case.plan).run()
+    case.assert_nothing_left()
+
+
+def test_a_call_that_is_not_there_yet_is_aborted_when_it_is(world: World) -> None:
+    case = Case(world)
+    case.guest.shutdown_reason = "crash"
+    answers = [False, False, True]
+    aborted: list[bool] = []
+
+    def abort() -> bool:
+        aborted.append(answers[len(aborted)])
+        return aborted[-1]
+
+    with pytest.MonkeyPatch.context() as patched, module.noticing_end(case.guest):
+        patched.setattr(case.guest, "abort", abort)
+        end = time.monotonic() + 5
+        while aborted != answers:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_a_guest_that_lives_is_left_alone(world: World) -> None:
+    case = Case(world)
+    with module.noticing_end(case.guest):
+        time.sleep(3 * 0.05)
+        case.guest.suspended = True
+        time.sleep(3 * 0.05)
+        world.fail("info", XenError("no", rc=-3, operation="libxl_domain_info"))
+        time.sleep(3 * 0.05)
+    assert case.guest.aborts == 0
+
+
+def test_a_cancel_is_still_an_interrupt(world: World) -> None:
+    case = Case(world)
+    creation = case.creation("before suspend", lambda: None)
+
+    def both() -> None:
+        case.shuts_down()
+        creation._cancel.set()
+
+    creation.fault = both
+    with pytest.raises(Interrupted):
+        creation.run()
+    case.assert_nothing_left()
+
+
+def test_a_create_that_fails_after_a_reboot_finds_the_disks_again(world: World) -> None:
+    """They are in another QEMU by now."""
+    case = Case(world)
+
+    def reboots_and_fails() -> None:
+        case.is_started_anew()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OperationFailed, match="everything is as before"):
+        case.creation("memory file", reboots_and_fails).run()
+    assert "adopt xvda" in world.events
+    case.assert_nothing_left()
+
+
+def test_a_disk_snapshot_that_cannot_be_deleted_then_is_left(world: World) -> None:
+    case = Case(world)
+
+    def reboots_and_fails() -> None:
+        case.is_started_anew()
+        world.fail("undo xvda", QmpError("no", command="x"))
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(NeedsAttention, match="left: no"):
+        case.creation("memory file", reboots_and_fails).run()
+    assert Journal(UUID).read() is not None
+
+
+def test_an_undo_does_not_touch_disks_that_xl_is_about_to_open(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """xl waits for two seconds between the destroy and the start."""
+    case = Case(world)
+    watching = [True] * 5
+    monkeypatch.setattr(module, "xl_monitor", lambda _: watching.pop() if watching else None)
+
+    def reboots_and_fails() -> None:
+        case.is_destroyed()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OperationFailed):
+        case.creation("memory file", reboots_and_fails).run()
+    assert not watching
+    case.assert_nothing_left()
+
+    monkeypatch.setattr(module, "_ACTING_S", 0.2)
+    monkeypatch.setattr(module, "xl_monitor", lambda _: 1)
+    other = Case(world)
+
+    def crashes_and_fails() -> None:
+        other.is_destroyed()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(NeedsAttention, match="xl may start vm1 again at any time"):
+        other.creation("memory file", crashes_and_fails).run()
+
+
+# The monitor's right to act
+
+
+def _monitor_may_act() -> bool:
+    try:
+        DomainLock(UUID, domain="vm1", part=MONITOR).release()
+    except Busy:
+        return False
+    return True
+
+
+def test_the_monitor_is_kept_away_only_while_the_guest_may_be_suspended(world: World) -> None:
+    world.guest(world.image("xvda"))
+    may: dict[str, bool] = {}
+
+    def note(event: str) -> None:
+        may[event] = _monitor_may_act()
+        with pytest.raises(Busy):  # no other operation may begin in all this time
+            DomainLock(UUID, domain="vm1")
+
+    def begin(_uuid: str, _lock: int) -> None:
+        world.on_event = note
+
+    operations.create(world.host, "vm1", WANTED, share_lock=begin)
+    kept_away = {event for event, acts in may.items() if not acts}
+    assert kept_away >= {"suspend", "create xvda"}
+    assert may["check_create"]
+    assert may["prepare xvda"]
+    assert may["finish xvda"]
+    assert _monitor_may_act()
+
+
+def test_the_monitor_may_act_when_a_failed_create_has_resumed_the_guest(world: World) -> None:
+    world.guest(world.image("xvda"))
+    may: dict[str, bool] = {}
+    world.on_event = lambda event: may.update({event: _monitor_may_act()})
+    world.fail("create xvda", XenError("no", rc=-3, operation="x"))
+    with pytest.raises(OperationFailed):
+        operations.create(world.host, "vm1", WANTED)
+    assert not may["resume"]
+    assert may["undo xvda"]
+
+
+def test_a_monitor_that_acts_is_waited_for(world: World) -> None:
+    case = Case(world)
+    lock = DomainLock(UUID, domain="vm1")
+    lock.open_to_monitor()
+    monitor = DomainLock(UUID, domain="vm1", part=MONITOR)
+
+    def acts() -> None:
+        case.is_started_anew()
+        monitor.release()
+
+    timer = threading.Timer(0.3, acts)
+    timer.start()
+    with pytest.raises(GuestEnded):
+        Creation(case.plan, Callbacks(), None, lock).run()
+    timer.join()
+    lock.release()
+    assert "suspend" not in world.events
+    case.assert_nothing_left()
+
+
+def test_a_monitor_that_acts_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ACTING_S", 0.2)
+    case = Case(world)
+    lock = DomainLock(UUID, domain="vm1")
+    lock.open_to_monitor()
+    monitor = DomainLock(UUID, domain="vm1", part=MONITOR)
+    with pytest.raises(OperationFailed, match="its monitor is still acting"):
+        Creation(case.plan, Callbacks(), None, lock).run()
+    monitor.release()
+    lock.release()
+    case.assert_nothing_left()
+
+
+# The plan
+
+
+@pytest.mark.parametrize("verb", ["config", "check_create", "frontend_states"])
+def test_an_end_while_it_is_planned(world: World, verb: str) -> None:
+    case = Case(world)
+    world.events.clear()
+
+    def ends(event: str) -> None:
+        if event == verb:
+            case.is_destroyed()
+
+    world.on_event = ends
+    world.fail(verb, Refused("its QEMU does not answer"), after=True)
+    with pytest.raises(GuestEnded, match=r"\(plan\)"):
+        operations.create(world.host, UUID, WANTED)
+    case.assert_nothing_left()
+
+
+def test_a_guest_that_had_ended_before_is_refused(world: World) -> None:
+    case = Case(world)
+    case.shuts_down()
+    with pytest.raises(Refused, match="has shut down"):
+        operations.create(world.host, "vm1", WANTED)
+
+
+def test_a_refusal_of_a_guest_that_lives_stays_one(world: World) -> None:
+    world.guest(world.image("xvda"))
+    world.fail("check_create", Refused("no"))
+    with pytest.raises(Refused, match="no"):
+        operations.create(world.host, "vm1", WANTED)
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("reboot", "vm1 rebooted by itself"),
+        ("crash", "vm1 crashed while"),
+        ("watchdog", "vm1 was stopped by its watchdog"),
+        ("soft_reset", "vm1 reset itself"),
+        ("unknown_9", "vm1 shut down by itself (unknown_9)"),
+    ],
+)
+def test_its_reason_is_said(reason: str, says: str) -> None:
+    error = module.guest_ended("vm1", reason, "suspend", [])
+    assert says in str(error)
+    assert (error.reason, error.step) == (reason, "suspend")
