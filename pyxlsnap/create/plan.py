@@ -32,7 +32,7 @@ from pyxlsnap.model import (
     SnapshotConfig,
     check_name,
 )
-from pyxlsnap.monitor.launch import loses_monitor
+from pyxlsnap.monitor.launch import loses_monitor, notice_foreground
 from pyxlsnap.request import CreateRequest
 from pyxlsnap.results import Plan, PlannedDisk
 
@@ -215,7 +215,7 @@ def make_plan(
         strategies=found,
         served=served,
         left_out=left_out,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *notice_foreground(host, guest)),
         loses_monitor=loses_monitor(host, guest),
     )
     return replace(plan, frontends=_connect(plan, cancel), warnings=tuple(warnings))

@@ -24,7 +24,7 @@ from pyxlsnap.results import DomainEvent, OnEvent
 
 log = logging.getLogger(__name__)
 
-_LOCK_POLL_S = 0.2
+_LOCK_POLL_S = 0.05
 #: attempts to create a domain, and the seconds between two attempts
 _ATTEMPTS = 3
 _AGAIN_S = 2.0
@@ -120,6 +120,7 @@ class ShutdownWatch:
 
         A create leaves this to the monitor, but for the time in which the guest may be suspended.
         """
+        begun = time.monotonic()
         while True:
             try:
                 lock = DomainLock(self._guest.uuid, domain=self._guest.name, part=MONITOR)
@@ -128,6 +129,7 @@ class ShutdownWatch:
                 self._cancel.check()
                 self._guest.check_same()  # a revert holds the lock until its domain is watched
                 time.sleep(_LOCK_POLL_S)
+        log.info("%s: waited %.2f s for others", self._guest, time.monotonic() - begun)
         try:
             yield
         finally:

@@ -30,6 +30,7 @@ from pyxlsnap.model import (
     SnapshotConfig,
     check_name,
 )
+from pyxlsnap.monitor.xl import about_foreground
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
 
@@ -155,7 +156,11 @@ def make_plan(
         requests=tuple(r for _, r in chosen),
         devices=tuple(disk for disk, _ in chosen),
         strategies=strategies(chosen, _task(config, snapshot), meta.kinds if meta else {}),
-        warnings=(*risks, *needs.warnings),
+        warnings=(
+            *risks,
+            *needs.warnings,
+            *about_foreground(config.name, when="when the domain is destroyed"),
+        ),
     )
     for strategy in plan.strategies:
         strategy.check_revert()
