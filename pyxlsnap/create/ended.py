@@ -48,7 +48,9 @@ def how_ended(guest: Guest) -> str | None:
         return ""
     except XenError:
         return None
-    return info.shutdown_reason if info.shutdown and not info.suspended else None
+    if info.suspended or not info.shutdown:
+        return None
+    return info.shutdown_reason or "unknown"  # a guest may give Xen any number
 
 
 def guest_ended(name: str, reason: str, step: str, undone: list[str]) -> GuestEnded:
@@ -142,7 +144,8 @@ def undo_disks(plan: CreatePlan, strategy: DiskStrategy, entry: CreateEntry) -> 
         for disk, request in zip(entry.devices, entry.disks, strict=True)
         if disk.vdev in strategy.vdevs
     ]
-    found = strategies(chosen, DiskTask(entry.name, started_anew=domid is not None), entry.kinds)
+    task = DiskTask(entry.name, started_anew=domid is not None)
+    found = strategies(chosen, task, entry.kinds, trusted=True)
     try:
         return undo_each([_adopting(one, domid, entry) for one in found])
     finally:

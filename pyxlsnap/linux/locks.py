@@ -166,6 +166,18 @@ class FileLock:
             os.close(fd)
 
 
+_when_opened: list[Callable[[int], None]] = []
+
+
+def when_opened(do: Callable[[int], None]) -> None:
+    """Call ``do`` with the descriptor of every lock that this process opens from now on.
+
+    For a library that makes children which never call exec: such a child must close the descriptor,
+    or the lock stays as long as the child lives.
+    """
+    _when_opened.append(do)
+
+
 def _open(path: Path) -> int:
     """Open the file of a lock, and make it if necessary.
 
@@ -183,6 +195,8 @@ def _open(path: Path) -> int:
         raise _useless(path, e.strerror or str(e)) from e
     found = os.fstat(fd)
     if stat.S_ISREG(found.st_mode) and found.st_uid in (0, os.geteuid()):
+        for do in _when_opened:
+            do(fd)
         return fd
     os.close(fd)
     regular = stat.S_ISREG(found.st_mode)

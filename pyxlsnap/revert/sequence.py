@@ -26,10 +26,11 @@ from pyxlsnap.guest.destroy import destroy
 from pyxlsnap.guest.dom0_memory import Room
 from pyxlsnap.guest.held_memory import set_target_back
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.untouched import BeforeDestroy
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
 from pyxlsnap.linux.files import open_regular
 from pyxlsnap.linux.processes import Process
-from pyxlsnap.model import KEPT_SUFFIX, DomainInfo, RunState
+from pyxlsnap.model import KEPT_SUFFIX, RunState
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.monitor.xl import xl_monitor
 from pyxlsnap.request import Callbacks, revert_command
@@ -67,7 +68,7 @@ class Reversion:
         self._present_cfgfile = present_cfgfile or kept
         self._entry = self._killed or self._first_entry()
         self._destroying = False
-        self._before: DomainInfo | None = None
+        self._before: BeforeDestroy | None = None
         self._restoring = False
         self._new: Guest | None = None
         self._warnings = self._about_another_snapshot()
@@ -106,6 +107,8 @@ class Reversion:
             raise self._failed(step, cause) from cause
         finally:
             self._room.release()
+            if self._before:
+                self._before.close()
         self._journal.clear()
         return self._result()
 
@@ -179,7 +182,7 @@ class Reversion:
 
     def _destroy_guest(self, guest: Guest) -> None:
         # If the domain ended meanwhile, another program may be starting it again.
-        self._before = guest.check_same(dying=self._finishing)
+        self._before = BeforeDestroy(guest, dying=self._finishing)
         checks.notice_rename(guest)  # it would be restored under its old name
         checks.refuse_rivals(guest, self._plan.config.disks, self._plan.devices)
         self._begin()
@@ -247,7 +250,7 @@ class Reversion:
         )
         if self._present_cfgfile:
             what += f" (the snapshot of the present state stays: {self._present_cfgfile})"
-        if not self._finishing and (not self._destroying or self._untouched()):
+        if not self._finishing and (not self._destroying or self._is_untouched()):
             self._journal.clear()
             self._room.give_back()
             if type(cause) is Refused and not self._present_cfgfile:
@@ -267,16 +270,9 @@ class Reversion:
             finish=revert_command(self._entry.request),
         )
 
-    def _untouched(self) -> bool:
-        """Whether the destroy has not yet changed the domain.
-
-        libxl pauses the domain first, then ends its QEMU, its devices, and at last the domain.
-        """
-        guest = self._plan.guest
-        try:
-            return guest is not None and _run_flags(guest.check_same()) == _run_flags(self._before)
-        except PyxlsnapError:
-            return False
+    def _is_untouched(self) -> bool:
+        """Whether the destroy has not yet changed the domain."""
+        return self._before is not None and self._before.is_unchanged()
 
     def _left(self) -> list[str]:
         """The domain that is there after a failed restore, or after a later failure.
@@ -310,7 +306,3 @@ class Reversion:
             warnings=(*plan.warnings, *self._warnings),
             seconds=self._seconds,
         )
-
-
-def _run_flags(info: DomainInfo | None) -> tuple[bool, bool] | None:
-    return (info.paused, info.shutdown) if info else None

@@ -1,5 +1,6 @@
 """One domain: its state, its configuration, and the verbs of libxl on it."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ SETTLE_S = 4.0
 #: seconds to watch it at the most while the request stands in xenstore
 REQUEST_S = 90.0
 _POLL_S = 0.02
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class Domain:
@@ -303,7 +305,7 @@ class Domain:
     def device_model_pid(self) -> int | None:
         """The pid of its QEMU, which serves its qcow2 disks; ``None`` if it has no QEMU."""
         pid = self._context.xenstore_read(f"/local/domain/{self.domid}/image/device-model-pid")
-        return int(pid) if pid and pid.isdigit() else None
+        return _number(pid or "")
 
     def is_stub_domain(self) -> bool:
         """Whether it runs the device model of another domain (the node "target" names that)."""
@@ -325,7 +327,7 @@ class Domain:
         devices = [f"{k}/{d}" for k in kinds for d in self._context.xenstore_list(f"{base}/{k}")]
         found = [(device, read(f"{base}/{device}/state")) for device in devices]
         return {
-            device: int(state) if state and state.isascii() and state.isdigit() else 0
+            device: _number(state or "") or 0
             for device, state in found
             # (device/suspend/event-channel, for one, is no device.)
             if state is not None or read(f"{base}/{device}/backend") is not None
@@ -352,3 +354,11 @@ class Domain:
 
     def _check(self, rc: int, operation: str) -> None:
         self._context.check(rc, operation, domain=str(self))
+
+
+def _number(text: str) -> int | None:
+    """A number in xenstore, also where the guest writes it; ``None`` for any other text.
+
+    (int() also reads "²", "+4" and " 4", and raises an error for very many digits.)
+    """
+    return int(text) if _NUMBER.fullmatch(text) else None

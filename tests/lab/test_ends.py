@@ -104,7 +104,7 @@ def test_a_create_that_is_cancelled_when_its_guest_has_rebooted(spent_lab: Lab, 
     guest = spent_lab.guest(kind)
     guest.assert_healthy()
     watched_by(guest, "ours")
-    cancel = "pkill -TERM -of 'pyxlsnap --json snapshot-create'; sleep 2"
+    cancel = "pkill -TERM -of '[p]yxlsnap --json snapshot-create'; sleep 2"
     anew = f"while xl domid {guest.name} | grep -qx $d || ! xl domid {guest.name}; do sleep 0.2"
     command = ["pyxlsnap", "--json", "snapshot-create", guest.name, "--name", CUT]
     meanwhile = f"{ends(guest, REBOOT)}; {anew}; done >/dev/null 2>&1; sleep 5; {cancel}"

@@ -180,6 +180,12 @@ def is_volume(number: tuple[int, int]) -> bool:
     return _sysfs(number, "uuid").startswith("LVM-")
 
 
+def is_suspended(vg: str, lv: str) -> bool:
+    """Whether the device of a volume is suspended, without a command of LVM."""
+    number = device_number(str(device_path(vg, lv)))
+    return number is not None and _sysfs(number, "suspended") == "1"
+
+
 def _sysfs(number: tuple[int, int], key: str) -> str:
     """An attribute of a device-mapper device; "" for another device."""
     return attribute(sys_directory(os.makedev(*number)) / "dm" / key)

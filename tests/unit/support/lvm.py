@@ -125,12 +125,13 @@ class FakeLvm:
         for name in self._linked.keys() - wanted.keys():
             self.path(name).unlink()
         for name, data in wanted.items():
+            dm = self.block / f"253:{data.name}" / "dm"
+            (dm / "suspended").write_text(f"{int(self.lvs[name].suspended)}\n")
             if self._linked.get(name) == data:
                 continue
             self.path(name).unlink(missing_ok=True)
             self.path(name).symlink_to(data)
-            dm = self.block / f"253:{data.name}" / "dm" / "name"
-            dm.write_text(names.mapped_name(VG, name) + "\n")
+            (dm / "name").write_text(names.mapped_name(VG, name) + "\n")
         self._linked = wanted
 
     # the commands

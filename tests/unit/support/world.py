@@ -113,6 +113,8 @@ class World:
         disks: Sequence[tuple[Disk, DiskRequest]],
         task: DiskTask,
         recorded: Mapping[str, str] = MappingProxyType({}),
+        *,
+        trusted: bool = False,
     ) -> tuple[DiskStrategy, ...]:
         """In the place of the registry's :func:`strategies`: one strategy for each disk."""
         assert set(recorded.values()) <= {FakeStrategy.kind}

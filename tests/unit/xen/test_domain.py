@@ -230,12 +230,21 @@ class TestFrontends:
         """libxl makes this node for the event channel of the suspend request."""
         assert self.states(**{"suspend__event-channel": "5", "vif__0__state": "4"}) == {"vif/0": 4}
 
-    @pytest.mark.parametrize("state", ["", "x", "²", "-1", "4 ", "٤"])
+    @pytest.mark.parametrize("state", ["", "x", "²", "-1", "4 ", "٤", "9" * 5000])
     def test_a_state_that_the_guest_has_spoilt_is_unknown(self, state: str) -> None:
         assert self.states(vif__0__state=state) == {"vif/0": 0}
 
     def test_a_state_that_the_guest_has_removed_is_unknown(self) -> None:
         assert self.states(vif__0__backend="/local/domain/0/backend/vif/7/0") == {"vif/0": 0}
+
+
+@pytest.mark.parametrize(
+    ("said", "pid"), [("714", 714), ("²", None), ("", None), ("-1", None), ("9" * 5000, None)]
+)
+def test_the_pid_of_the_device_model(said: str, pid: int | None) -> None:
+    node = "/local/domain/7/image/device-model-pid"
+    assert Domain(Store({node: said}), 7, UUID, "vm1").device_model_pid() == pid
+    assert Domain(Store({}), 7, UUID, "vm1").device_model_pid() is None
 
 
 class TestDiskTargets:

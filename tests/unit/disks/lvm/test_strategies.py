@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyxlsnap.disks.lvm import commands
 from pyxlsnap.disks.lvm.thick import copy_differences, needed
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.registry import strategies
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
 from tests.unit.support.lvm import (
@@ -108,6 +109,18 @@ class TestCreate:
         one.settle()
         assert not fake.lvs[f"{kind}-b"].suspended
         assert one.undo_create() == []
+
+    def test_lvm_is_not_asked_before_the_guest_is_resumed(self, fake: FakeLvm, kind: str) -> None:
+        """Its commands may take minutes: a recovery must not wait for them."""
+        one = create(fake, kind)
+        disks = [(Disk("xvda", str(fake.path(f"{kind}-a")), "raw"), DiskRequest("xvda"))]
+        fake.log.clear()
+        kinds = {"xvda": one.kind}
+        (other,) = strategies(disks, DiskTask("snap"), kinds, trusted=True)
+        other.adopt_create(1, began=0.0, state=one.state())
+        other.settle()
+        assert fake.log == []
+        assert other.undo_create() == [f"removed the volume {VG}/{kind}-a-snap"]
 
     def test_artefacts_say_what_they_take_and_how_to_delete_them(
         self, fake: FakeLvm, kind: str
