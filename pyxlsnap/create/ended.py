@@ -53,13 +53,17 @@ def how_ended(guest: Guest) -> str | None:
     return info.shutdown_reason or "unknown"  # a guest may give Xen any number
 
 
-def guest_ended(name: str, reason: str, step: str, undone: list[str]) -> GuestEnded:
-    """Make (not raise) the error for a guest that ended before its snapshot was complete."""
+def describe_end(name: str, reason: str, step: str) -> str:
+    """What happened to the guest, as the beginning of a message."""
     how = _WORDS.get(reason, f"shut down by itself ({reason})") if reason else "was destroyed"
     meanwhile = "" if reason else ", after it had shut down by itself, or by another program"
+    return f"{name} {how} while its snapshot was taken ({step}){meanwhile}"
+
+
+def guest_ended(name: str, reason: str, step: str, undone: list[str]) -> GuestEnded:
+    """Make (not raise) the error for a guest that ended before its snapshot was complete."""
     return GuestEnded(
-        f"{name} {how} while its snapshot was taken ({step}){meanwhile}; there is no snapshot, and "
-        f"nothing is left of it",
+        f"{describe_end(name, reason, step)}; there is no snapshot, and nothing is left of it",
         reason=reason,
         step=step,
         undone=undone,
@@ -70,7 +74,8 @@ def guest_ended(name: str, reason: str, step: str, undone: list[str]) -> GuestEn
 def noticing_end(guest: Guest) -> Iterator[None]:
     """Abort the call of libxl that runs inside, if the guest ends by itself meanwhile.
 
-    libxl waits up to a minute for a guest that will never answer its suspend request.
+    libxl waits up to a minute for a guest that will never answer its suspend request. A suspended
+    guest cannot end by itself, so the watch ends at the suspend: the window need not wait for it.
     """
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(guest, over), name="pyxlsnap-end", daemon=True)
@@ -85,13 +90,29 @@ def noticing_end(guest: Guest) -> Iterator[None]:
 def _watch(guest: Guest, over: threading.Event) -> None:
     try:
         with guest.on_its_own() as own:
-            while not over.wait(_POLL_S):
-                if how_ended(own) is not None:
-                    break
+            if not _ends(own, over):
+                return
         while not over.wait(_POLL_S) and not guest.abort():
             pass
     except PyxlsnapError as e:  # libxl's own limits hold
         log.warning("it is not noticed if %s ends by itself: %s", guest, e)
+
+
+def _ends(guest: Guest, over: threading.Event) -> bool:
+    """Whether a guest ends by itself before it is suspended, and before ``over`` is set."""
+    while not over.wait(_POLL_S):
+        if how_ended(guest) is not None:
+            return True
+        if _is_suspended(guest):
+            return False
+    return False
+
+
+def _is_suspended(guest: Guest) -> bool:
+    try:
+        return guest.info().suspended
+    except (DomainNotFound, XenError):
+        return False  # the next look tells
 
 
 class Window:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.create.ended import Window, guest_ended, how_ended, noticing_end, undo_disks
+from pyxlsnap.create import ended as the_end
 from pyxlsnap.create.entry import entry_of
 from pyxlsnap.create.failures import describe, is_interrupt
 from pyxlsnap.create.files import SnapshotFiles
@@ -73,7 +73,7 @@ class Creation:
         self._resumed = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
-        self._window = Window(plan.guest, lock)
+        self._window = the_end.Window(plan.guest, lock)
         self._unwatched: list[str] | None = None
         #: used for a paused guest
         self._unpauser = Unpauser(plan.guest, live=plan.live, note=self._note_unpause)
@@ -150,7 +150,7 @@ class Creation:
         checks.notice_change(self._guest, paused=self._plan.paused)
         fd = self._files.fileno()
         unpauser = self._unpauser if self._plan.paused else nullcontext()
-        end = noticing_end(self._guest)
+        end = the_end.noticing_end(self._guest)
         with unpauser, end, self._cancel.armed(self._guest.abort):
             self._suspend_began = True
             self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
@@ -226,15 +226,15 @@ class Creation:
             return self._keep_everything(step, f"{what}{self._unpauser.how_long()}", e)
         else:
             self._window.end()
-            ran = self._unpauser.how_long() if ended is None else ""
-            unwatched = self._after_resume() if ended is None else []
+            if ended is None:
+                ran = self._unpauser.how_long()
+                self._tell_resumed()
+                unwatched = self._keep_watched()
             if self._callbacks.start_monitor:  # the caller had asked for a watch
                 left += unwatched
-        for cleanup in reversed(self._cleanups):
-            try:
-                undone += _in_spite_of_ctrl_c(cleanup)
-            except BaseException as e:  # the next cleanup must still be done
-                left.append(str(e) or type(e).__name__)
+        if ended is not None and not self._cancel.is_set():
+            what = the_end.describe_end(self._guest.name, ended, step)
+        self._clean_up(undone, left)
         if left:
             return NeedsAttention(
                 f"{what}{ran}; left: {'; '.join(left)}",
@@ -246,13 +246,20 @@ class Creation:
         if self._journal_is_ours:
             self._journal.clear()
         if ended is not None and not self._cancel.is_set():
-            return guest_ended(self._guest.name, ended, step, undone)
+            return the_end.guest_ended(self._guest.name, ended, step, undone)
         # (An abort may also show as another failure of libxl.)
         interrupted = is_interrupt(cause) or self._cancel.is_set()
         cls = Interrupted if interrupted else OperationFailed
         but = "".join(f", but {line}" for line in unwatched)
         rest = ran or "; everything is as before"
         return cls(f"{what}{rest}{but}", step=step, undone=undone)
+
+    def _clean_up(self, undone: list[str], left: list[str]) -> None:
+        for cleanup in reversed(self._cleanups):
+            try:
+                undone += _in_spite_of_ctrl_c(cleanup)
+            except BaseException as e:  # the next cleanup must still be done
+                left.append(str(e) or type(e).__name__)
 
     def _bring_guest_back(self, undone: list[str]) -> str | None:
         """Let the guest run, before anything is removed.
@@ -263,9 +270,9 @@ class Creation:
             return None
         try:
             # (A guest that has ended needs no settling.)
-            if self._suspend_began and how_ended(self._guest) is None:
+            if self._suspend_began and the_end.how_ended(self._guest) is None:
                 self._ensure_running(undone)
-            return how_ended(self._guest)
+            return the_end.how_ended(self._guest)
         except DomainNotFound:
             return ""
 
@@ -286,14 +293,9 @@ class Creation:
             return strategy.undo_create()
         self._window.begin()  # else a monitor starts the guest again meanwhile, on its disks
         try:
-            return undo_disks(self._plan, strategy, self._entry)
+            return the_end.undo_disks(self._plan, strategy, self._entry)
         finally:
             self._window.end()
-
-    def _after_resume(self) -> list[str]:
-        """What follows a resume at once; returns warnings."""
-        self._tell_resumed()
-        return self._keep_watched()
 
     def _tell_resumed(self) -> None:
         """Report that the guest runs: a caller need not wait for the rest of the undo."""

@@ -211,6 +211,19 @@ def test_a_disk_snapshot_that_cannot_be_deleted_then_is_left(world: World) -> No
     assert Journal(UUID).read() is not None
 
 
+def test_what_is_left_of_it_is_said_with_what_the_guest_did(world: World) -> None:
+    case = Case(world)
+    world.fail("undo xvda", QmpError("no", command="x"))
+
+    def aborted() -> None:
+        case.shuts_down()
+        raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
+
+    case.guest.while_suspending = aborted
+    with pytest.raises(NeedsAttention, match=r"vm1 powered off by itself .*\(suspend\); left: no"):
+        Creation(case.plan).run()
+
+
 def test_an_undo_does_not_touch_disks_that_xl_is_about_to_open(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
