@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap.linux.locks import DomainLock, locked
+from pyxlsnap.linux.locks import DomainLock, FileLock
 from pyxlsnap.results import Progress
 from pyxlsnap.xen.callbacks import Bridge, close_in_children
 from pyxlsnap.xen.ffi import C, ffi
@@ -285,21 +285,16 @@ def test_a_child_that_stays_has_no_lock(tmp_path: Path) -> None:
     """A monitor starts a domain with its lock held, and the domain's QEMU must not keep it."""
     with running() as r:
         lock = DomainLock(UUID, domain="vm1", directory=tmp_path)
-        with locked(tmp_path / "xl"):
-            pid = C.pyxlsnap_bridge_test_fork(r.c, -1)
+        xl = FileLock(tmp_path / "xl")
+        assert xl.take(within_s=0)
+        pid = C.pyxlsnap_bridge_test_fork(r.c, -1)
         os.close(lock.fd)  # without an unlock, as if this process had died
+        xl.release()
         try:
             DomainLock(UUID, domain="vm1", directory=tmp_path, wait_s=10).release()
-            taken = threading.Thread(target=_take, args=(tmp_path / "xl",), daemon=True)
-            taken.start()
-            taken.join(10)
-            assert not taken.is_alive()
+            assert xl.take(within_s=10)
+            xl.release()
             assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # it is still there
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-
-
-def _take(path: Path) -> None:
-    with locked(path):
-        pass
