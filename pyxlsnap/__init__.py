@@ -44,7 +44,13 @@ if TYPE_CHECKING:
         start_monitor,
     )
     from pyxlsnap.cancel import Cancel
-    from pyxlsnap.disks.protocol import DeletingStrategy, DiskKind, DiskStrategy, DiskTask
+    from pyxlsnap.disks.protocol import (
+        AdvisingStrategy,
+        DeletingStrategy,
+        DiskKind,
+        DiskStrategy,
+        DiskTask,
+    )
     from pyxlsnap.errors import (
         Aborted,
         AlreadyExists,
@@ -129,6 +135,7 @@ __all__ = [  # noqa: RUF022
     "GuestKind",
     "DiskKind",
     "DiskStrategy",
+    "AdvisingStrategy",
     "DeletingStrategy",
     "DiskTask",
     "__version__",

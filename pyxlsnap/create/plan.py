@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.disks.advice import quicker, slow_disks
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.disks.served import ServedDisks
@@ -43,6 +44,10 @@ _SAVED_KB_PER_S = 256 * 1024
 _RESUME_S = 0.1
 
 _MEMORY_SUFFIX = ".save"
+
+
+def _ignore(_: str) -> None:
+    """The default of ``waiting``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,7 @@ class CreatePlan:
             way_out = "take a live snapshot (--live)"
         elif disks and slowest > _LAST_PASS_S:
             way_out = f"most of this time is for {', '.join(disks.vdevs)} ({disks.kind})"
+            way_out += f"; {way}" if (way := quicker(disks)) else ""
         else:
             way_out = "no shorter time is possible: allow more"
         raise Refused(
@@ -158,10 +164,6 @@ class CreatePlan:
     def close(self) -> None:
         """Close the connections of the disk strategies."""
         close_all(self.strategies)
-
-
-def _ignore(_: str) -> None:
-    """The default of ``waiting``."""
 
 
 @refusing_os_errors()
@@ -215,10 +217,12 @@ def make_plan(
         strategies=found,
         served=served,
         left_out=left_out,
-        warnings=(*warnings, *notice_foreground(host, guest)),
+        warnings=(),
         loses_monitor=loses_monitor(host, guest),
     )
-    return replace(plan, frontends=_connect(plan, cancel), warnings=tuple(warnings))
+    frontends = _connect(plan, cancel)  # (the checks of disks may add to ``warnings``)
+    told = (*warnings, *notice_foreground(host, guest), *slow_disks(found))
+    return replace(plan, frontends=frontends, warnings=told)
 
 
 def _task(name: str, request: CreateRequest, examined: Examined) -> DiskTask:

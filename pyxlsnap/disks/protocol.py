@@ -37,8 +37,9 @@ class DiskTask:
     #: a recovery: the domain was started anew since, and is not resumed: no program works for the
     #: killed create any more
     started_anew: bool = False
-    #: to be called every few seconds by a :meth:`~DiskStrategy.settle` or
-    #: :meth:`~DiskStrategy.undo_create` that waits for another program, with what it waits for
+    #: to be called every few seconds by a :meth:`~DiskStrategy.settle`,
+    #: :meth:`~DiskStrategy.undo_create`, :meth:`~DiskStrategy.revert` or
+    #: :meth:`~DiskStrategy.finish_revert` that waits for another program, with what it waits for
     #: ("QEMU to answer"): tells the user. It raises nothing
     waiting: Callable[[str], None] = lambda _: None
 
@@ -191,6 +192,18 @@ class DiskStrategy(Protocol):
 
     def close(self) -> None:
         """Close connections and files. Calling it again does no harm."""
+
+
+@runtime_checkable
+class AdvisingStrategy(Protocol):
+    """A strategy that knows a quicker way to take disk snapshots than the requested one."""
+
+    def quicker(self) -> str:
+        """The quicker way, for a message: "an external snapshot is quicker (…)"; "" if none.
+
+        Called after :meth:`~DiskStrategy.check_create`, if :meth:`~DiskStrategy.expected_seconds`
+        says that the guest will be suspended for long.
+        """
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
+from pyxlsnap.text import readable
 
 #: longest file name in bytes, on the usual filesystems of a dom0
 NAME_LIMIT = 255
@@ -266,3 +267,9 @@ def is_full(directory: Path) -> bool:
 def scratch_file() -> BinaryIO:
     """An unnamed file in memory: it can take a program's output when all disks are full."""
     return os.fdopen(os.memfd_create("pyxlsnap"), "w+b")
+
+
+def scratch_text(file: BinaryIO) -> str:
+    """What a program wrote into a :func:`scratch_file`."""
+    file.seek(0)
+    return readable(file.read())

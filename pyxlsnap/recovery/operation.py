@@ -63,7 +63,7 @@ def _recover_one(
         if entry is None:
             return Recovered((), rolled_back=True)
         waiting = Waiting(entry.domain, uuid, callbacks, cancel, suspended=False)
-        if finish := _way_to_finish(host, entry, waiting):
+        if finish := _way_to_finish(host, entry, waiting, callbacks):
             try:
                 recovered = finish()
             finally:
@@ -77,7 +77,7 @@ def _recover_one(
 
 
 def _way_to_finish(
-    host: Host, entry: Entry, waiting: Callable[[str], None]
+    host: Host, entry: Entry, waiting: Callable[[str], None], callbacks: Callbacks
 ) -> Callable[[], Recovered] | None:
     """The recovery to run under the lock; ``None``: :func:`redo`, which takes the lock."""
     if isinstance(entry, CreateEntry):
@@ -86,7 +86,9 @@ def _way_to_finish(
         return partial(finish_delete, host, entry)
     guest = find_guest(host, entry)
     decided = decide_now(host, guest, entry)
-    return None if decided is Decision.REDO else partial(carry_out, host, decided, guest, entry)
+    if decided is Decision.REDO:
+        return None
+    return partial(carry_out, host, decided, guest, entry, callbacks)
 
 
 def _recover_every(recover_one: Callable[[str], Recovered]) -> Recovered:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.create.waiting import Reports
 from pyxlsnap.errors import DomainNotFound, Interrupted
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal, RevertEntry
@@ -88,7 +89,9 @@ def _planned(
                 if entry and _is_half_way(host, request, entry):
                     half_way = entry
             callbacks.on_progress(Progress("checking"))
-            with closing(make_plan(host, request, cancel, half_way=half_way)) as plan:
+            tell = Reports(callbacks)
+            made = make_plan(host, request, cancel, half_way=half_way, waiting=tell)
+            with closing(made) as plan:
                 yield plan
         except Cancelled:
             what = f"reverting {request.domain} was interrupted"

@@ -4,7 +4,7 @@ All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,11 +119,13 @@ def make_plan(
     cancel: Cancel | None = None,
     *,
     half_way: RevertEntry | None = None,
+    waiting: Callable[[str], None] = lambda _: None,
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
 
     :param half_way: the same revert, which was killed after the domain was destroyed. The killed
         run decided about the risks, and its entry has the domain's last name.
+    :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
     :raises ConfigError, BadMemoryFile: the cfgfile names no memory file, or a damaged one.
     :raises Refused: the revert cannot be done.
     :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
@@ -155,7 +157,9 @@ def make_plan(
         state=RunState.RUNNING if request.running or meta is None else meta.state,
         requests=tuple(r for _, r in chosen),
         devices=tuple(disk for disk, _ in chosen),
-        strategies=strategies(chosen, _task(config, snapshot), meta.kinds if meta else {}),
+        strategies=strategies(
+            chosen, _task(config, snapshot, waiting), meta.kinds if meta else {}
+        ),
         warnings=(
             *risks,
             *needs.warnings,
@@ -172,8 +176,9 @@ def _as_named_now(guest: Guest, config: DomainConfig) -> DomainConfig:
     return config.with_name(guest.name or config.name)  # (a dying domain has no name)
 
 
-def _task(config: DomainConfig, snapshot: str) -> DiskTask:
-    return DiskTask(snapshot, finishes=_kept_by_killed(config.uuid, snapshot))
+def _task(config: DomainConfig, snapshot: str, waiting: Callable[[str], None]) -> DiskTask:
+    finishes = _kept_by_killed(config.uuid, snapshot)
+    return DiskTask(snapshot, finishes=finishes, waiting=waiting)
 
 
 def _kept_by_killed(uuid: str, snapshot: str) -> Mapping[str, str] | None:

@@ -20,6 +20,7 @@ from pyxlsnap.text import mib
 # linux/fs.h; the same on every architecture that Xen runs on
 _FICLONE = 0x40049409
 _FICLONERANGE = 0x4020940D
+_FIEMAP = 0xC020660B
 _GETFLAGS = 0x80086601
 _SETFLAGS = 0x40086602
 _NOCOW = 0x00800000
@@ -32,6 +33,8 @@ _RANGE = 64 << 20
 _CHUNK = 4 << 20
 #: the slowest copying that was measured, on a busy machine
 BYTES_PER_S = 100e6
+#: what a reflink takes for each extent of the file, as measured on xfs: 150,000 took 4.8 s
+_EXTENT_S = 32e-6
 #: attribute of a snapshot's file: the token of the object that made it
 MARK = "user.pyxlsnap"
 
@@ -93,6 +96,16 @@ def can_reflink(source: int, new: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def reflink_seconds(source: int) -> float:
+    """How long a reflink of a file takes: that grows with the number of its extents."""
+    whole = struct.pack("=QQIIII", 0, 2**64 - 1, 0, 0, 0, 0)  # no room for extents: only count
+    try:
+        found = fcntl.ioctl(source, _FIEMAP, whole)
+    except OSError:
+        return 0.0  # this filesystem does not tell
+    return float(struct.unpack_from("=I", found, 20)[0] * _EXTENT_S)
 
 
 def copy_file(

@@ -6,7 +6,8 @@ second.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pyxlsnap.disks.copy.content import (
@@ -16,6 +17,7 @@ from pyxlsnap.disks.copy.content import (
     copy_attributes,
     copy_file,
     new_file,
+    reflink_seconds,
     refuse_no_room,
 )
 from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
@@ -98,6 +100,7 @@ class RawFile(CopyStrategy):
                 f"the file replaced? Restart the guest, or leave {vdev} out"
             )
         file.reflink, file.to_copy = _how_to_copy(file.disk, source, source, file.path)
+        file.reflink_s = reflink_seconds(source) if file.reflink else 0.0
 
     def prepare(self) -> None:
         for file in self._files:
@@ -159,7 +162,8 @@ class RawFile(CopyStrategy):
         self._kept.keep(file.disk, file.target)
         temporary.unlink(missing_ok=True)  # a run that was killed leaves a big file
         try:
-            _copy(file.path, temporary, like=file.target)
+            tell = partial(self._task.waiting, f"the copy back to {file.disk.vdev}")
+            _copy(file.path, temporary, like=file.target, check=tell)
             os.rename(temporary, file.target)
             sync_directory(file.target.parent)
         finally:
@@ -193,7 +197,7 @@ def _how_to_copy(disk: Disk, source: int, like: int, path: Path) -> tuple[bool, 
     return False, os.fstat(source).st_blocks * 512
 
 
-def _copy(path: Path, new: Path, *, like: Path) -> None:
+def _copy(path: Path, new: Path, *, like: Path, check: Callable[[], None]) -> None:
     """Copy a file, durably, and give it the owner, mode and attributes of another."""
     with (
         open_regular(path) as source,
@@ -201,5 +205,6 @@ def _copy(path: Path, new: Path, *, like: Path) -> None:
         new_file(new) as copy,
     ):
         copy_attributes(attributes.fileno(), copy)
-        copy_file(source.fileno(), copy, reflink=can_reflink(source.fileno(), copy))
+        shared = can_reflink(source.fileno(), copy)
+        copy_file(source.fileno(), copy, reflink=shared, check=check)
         os.fsync(copy)

@@ -41,6 +41,8 @@ class SnapshotFile:
         self.path = Path(request.path)
         #: whether the copy will be a reflink; if not, how many bytes will be copied
         self.reflink, self.to_copy = False, 0
+        #: how long a reflink takes, seconds
+        self.reflink_s = 0.0
         self.token = os.urandom(16).hex()
         self._fd = -1
         self._made: tuple[int, int] | None = None
@@ -197,7 +199,8 @@ class CopyStrategy:
         self.vdevs = tuple(f.disk.vdev for f in self._files)
 
     def expected_seconds(self) -> float:
-        return sum(f.to_copy for f in self._files) / BYTES_PER_S
+        reflinks_s = sum(f.reflink_s for f in self._files)
+        return reflinks_s + sum(f.to_copy for f in self._files) / BYTES_PER_S
 
     def state(self) -> dict[str, str]:
         return {f"{f.disk.vdev} token": f.token for f in self._files}

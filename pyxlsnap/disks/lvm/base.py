@@ -46,6 +46,7 @@ class LvmDisks:
         self.vdevs = tuple(p.vdev for p in self._places)
         self._targets = {disk.vdev: disk.target for disk, _ in disks}
         self._tokens = {vdev: os.urandom(8).hex() for vdev in self.vdevs}
+        self._waiting = task.waiting
         self._begun = False
         self._sizes: dict[str, int] = {}
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from pyxlsnap.disks.lvm.names import device_number, device_path, is_volume, names_of
 from pyxlsnap.errors import DiskError
-from pyxlsnap.linux.files import scratch_file
+from pyxlsnap.linux.files import scratch_file, scratch_text
 from pyxlsnap.linux.waiting import until
-from pyxlsnap.text import readable
 
 _COMMAND_S = 120.0  # LVM waits for a lock that another LVM command holds
 _STOPPING_S = 10.0
@@ -214,9 +213,4 @@ def execute(command: list[str], timeout_s: float) -> tuple[int, str, str]:
             except subprocess.TimeoutExpired:
                 pass
             raise
-        return status, _content(out), _content(err)
-
-
-def _content(file: Any) -> str:
-    file.seek(0)
-    return readable(bytes(file.read()))
+        return status, scratch_text(out), scratch_text(err)

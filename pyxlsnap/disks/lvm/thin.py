@@ -124,6 +124,7 @@ class LvmThin(LvmDisks):
                 if kept and kept.uuid != ours:
                     left.append(f"the volume {at.full(at.kept)}: this revert did not make it")
                 elif kept:
+                    self._waiting(f"lvremove of what was kept of {at.vdev}")
                     remove(at, kept)
             except DiskError as e:
                 left.append(f"the volume {at.full(at.kept)} (the disk before the revert): {e}")

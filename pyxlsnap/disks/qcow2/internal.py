@@ -10,14 +10,16 @@ from pyxlsnap.disks.failures import os_errors, refuse_missing
 from pyxlsnap.disks.in_use import users, wait_until_unused
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.features import refuse_unfit
-from pyxlsnap.disks.qcow2.qemu import (
-    GuestQemu,
-    Tag,
-    image_info,
-    image_tags,
-    qemu_img,
-    tags_of,
+from pyxlsnap.disks.qcow2.inside import (
+    TakesLong,
+    delete_served,
+    in_file,
+    is_left,
+    note_left,
+    work_in,
 )
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, Tag, image_info, image_tags, tags_of
+from pyxlsnap.disks.qcow2.tables import Work
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
@@ -26,7 +28,6 @@ from pyxlsnap.results import Artefact
 from pyxlsnap.text import quote
 
 _NEW_AND_KEPT = 2  # the snapshot, and the one that a revert to it keeps
-_DELETE = "blockdev-snapshot-delete-internal-sync"
 
 
 class Internal:
@@ -35,6 +36,9 @@ class Internal:
     def __init__(self, disks: Sequence[Disk], task: DiskTask) -> None:
         self.disks = tuple(disks)
         self._name = task.name
+        self._waiting = task.waiting
+        #: the work of each disk snapshot, by vdev
+        self._work: dict[str, Work] = {}
         #: by vdev and a word: the time after which a revert of ours has kept the disk
         self._noted: dict[str, str] = {}
         self._of_killed = dict(task.finishes or {})
@@ -58,6 +62,11 @@ class Internal:
                     f"{disk.vdev} has a disk snapshot {self._name!r} already: choose another name",
                     where=disk.vdev,
                 )
+            self._work[disk.vdev] = work_in(disk, refuse=True)
+
+    def expected_seconds(self) -> float:
+        """How long QEMU will work on the disk snapshots."""
+        return sum(work.seconds() for work in self._work.values())
 
     def actions(self, qemu: GuestQemu) -> list[dict[str, Any]]:
         """The actions of a QMP transaction."""
@@ -101,7 +110,7 @@ class Internal:
         try:
             if not self._is_ours(qemu.tags(disk.vdev), disk, self.began):
                 return []
-            self._delete(qemu, disk.vdev, self._name)
+            delete_served(qemu, disk, self._name)
         except QmpError as e:
             if not e.refused and not _in_use(disk):  # QEMU has ended, or has this disk no more
                 return self._undo_in_file(disk, self.began)
@@ -115,7 +124,7 @@ class Internal:
         wait_until_unused(disk, Path(disk.target))
         if not self._is_ours(image_tags(disk), disk, began):
             return []
-        qemu_img(disk, "snapshot", "-d", self._name, disk.target)
+        in_file(disk, "-d", self._name, self._waiting)
         return [self._deleted(disk)]
 
     def _is_ours(self, tags: Sequence[Tag], disk: Disk, began: float) -> bool:
@@ -131,9 +140,6 @@ class Internal:
 
     def _deleted(self, disk: Disk) -> str:
         return f"deleted the disk snapshot {self._name!r} of {disk.vdev}"
-
-    def _delete(self, qemu: GuestQemu, vdev: str, name: str) -> None:
-        qemu.execute(_DELETE, {"device": qemu.node(vdev), "name": name})
 
     def artefacts(self, qemu: GuestQemu, domain: str) -> list[Artefact]:
         """The disk snapshots, and how to delete each."""
@@ -185,6 +191,8 @@ class Internal:
             self._noted[key] = str(time.time())
         elif ours and self._is_kept(there, ours):
             self._noted[key] = ours
+        elif is_left(disk, there):  # it will be deleted first
+            self._noted[key] = str(time.time())
         else:
             raise DiskError(
                 f"{disk.target} has a disk snapshot {self._kept_name!r}, and a revert would keep "
@@ -217,9 +225,19 @@ class Internal:
             wait_until_unused(disk, Path(disk.target))
             self._check_kept(disk)
         for disk in self.disks:
+            self._drop_left(disk)
             if not self._kept_tags(image_tags(disk)):
-                qemu_img(disk, "snapshot", "-c", self._kept_name, disk.target)
-            qemu_img(disk, "snapshot", "-a", self._name, disk.target)
+                in_file(disk, "-c", self._kept_name, self._waiting)
+            in_file(disk, "-a", self._name, self._waiting)
+
+    def _drop_left(self, disk: Disk) -> None:
+        """Delete what an earlier revert has kept, and left because a delete would have taken long.
+
+        It is of no use: that revert has succeeded.
+        """
+        for tag in image_tags(disk):
+            if is_left(disk, [tag]):
+                in_file(disk, "-d", tag.name, self._waiting)
 
     def finish_revert(self, qemu: GuestQemu) -> list[str]:
         """Delete the kept states; returns what could not be deleted, a line each."""
@@ -229,13 +247,17 @@ class Internal:
                 there = self._kept_tags(qemu.tags(disk.vdev))
                 ours = (self._noted or self._of_killed).get(_key(disk))
                 if there and ours and self._is_kept(there, ours):
-                    self._delete(qemu, disk.vdev, self._kept_name)
+                    self._waiting(f"QEMU to delete what was kept of {disk.vdev}")
+                    delete_served(qemu, disk, self._kept_name)
                 elif there:
                     left.append(
                         f"disk snapshot {self._kept_name!r} in {disk.target}: this revert did not "
                         f"make it"
                     )
-            except QmpError as e:
+            except TakesLong as e:
+                again = ", or revert this disk again" * note_left(disk, there)
+                left.append(f"{e}{again} (this is the disk before the revert)")
+            except (QmpError, DiskError) as e:
                 left.append(
                     f"disk snapshot {self._kept_name!r} (the disk before the revert) in "
                     f"{disk.target}: {e}"

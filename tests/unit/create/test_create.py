@@ -44,6 +44,7 @@ from tests.unit.support.entries import revert_entry
 from tests.unit.support.faults import FailsAtStep
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import UUID
 from tests.unit.support.world import World
 
@@ -886,6 +887,21 @@ class TestADryRun:
         world.expected_seconds = 3.0
         slower = self.preview(world, live=True).seconds_suspended
         assert slower == pytest.approx(0.4 + 2 * 3.0)
+
+    def test_slow_disks_are_announced_with_a_quicker_way(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Case(world)
+        world.expected_seconds = 3.0
+        assert self.preview(world).warnings == ()
+        monkeypatch.setattr(FakeStrategy, "quicker", lambda _: "walk", raising=False)
+        warning, _ = self.preview(world).warnings
+        assert warning.startswith("xvda: the disk snapshots are expected to take 3 s")
+        assert warning.endswith(": walk")
+        with pytest.raises(Refused, match=r"most of this time is for xvda \(fake\); walk$"):
+            operations.create(world.host, "vm1", WANTED, live=True, max_downtime=1)
+        world.expected_seconds = 0.1
+        assert self.preview(world).warnings == ()
 
     @pytest.mark.parametrize(
         ("live", "disk_seconds", "allowed", "way_out"),

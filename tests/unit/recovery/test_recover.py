@@ -30,7 +30,7 @@ from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.recovery import finish_revert, undo_create
 from pyxlsnap.request import Callbacks, revert_command
-from pyxlsnap.results import Recovered, Reverted
+from pyxlsnap.results import Progress, Recovered, Reverted
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations
 from tests.unit.support.entries import killed_revert
@@ -633,7 +633,7 @@ class TestARevert:
         other, _ = self.replaced(world)
         started: list[FakeGuest] = []
 
-        def started_meanwhile(_host: object, _entry: object) -> None:
+        def started_meanwhile(_host: object, _entry: object, _waiting: object) -> None:
             started.append(world.guest(*other.configuration.disks, uuid=THIRD_UUID))
 
         monkeypatch.setattr(finish_revert, "_wait_until_quiet", started_meanwhile)
@@ -649,7 +649,7 @@ class TestARevert:
         guest = self.replaced(world)[0] if replaces else self.killed(world, "disks")
         started: list[FakeGuest] = []
 
-        def started_meanwhile(_host: object, _entry: object) -> None:
+        def started_meanwhile(_host: object, _entry: object, _waiting: object) -> None:
             started.append(world.host.start(guest.configuration))
 
         monkeypatch.setattr(finish_revert, "_wait_until_quiet", started_meanwhile)
@@ -664,7 +664,7 @@ class TestARevert:
         """The domain runs again, and may be at work already."""
         self.killed(world, "disks")
 
-        def finished_meanwhile(_host: object, entry: RevertEntry) -> None:
+        def finished_meanwhile(_host: object, entry: RevertEntry, _waiting: object) -> None:
             cfg = Path(entry.cfgfile)
             operations.revert(world.host, UUID, cfgfile.read(cfg), cfg)
 
@@ -741,6 +741,30 @@ class TestARevert:
         (guest,) = world.host.guests
         setattr(guest, state, "destroy" if state == "shutdown_reason" else True)
         self.assert_is_back(world, recover(world))
+
+    def test_a_qemu_img_that_still_works_is_waited_for(
+        self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may work for longer than anything else that the dead process has left."""
+        monkeypatch.setattr(finish_revert, "_QUIET_S", 0.2)
+        guest = self.killed(world, "destroy")
+        tool = tmp_path / "qemu-img"
+        tool.symlink_to("/usr/bin/sleep")
+        with Path(guest.configuration.disks[0].target).open("rb") as image:
+            working = subprocess.Popen([tool, "600"], stdin=image)
+        told: list[str] = []
+
+        def on_progress(progress: Progress) -> None:
+            told.append(progress.phase)
+            if progress.phase == "waiting for qemu-img to finish its work":
+                working.kill()
+                working.wait()
+
+        recovered = operations.recover(
+            world.host, UUID, on_progress=on_progress, start_monitor=watch
+        )
+        self.assert_is_back(world, recovered)
+        assert "waiting for qemu-img to finish its work" in told
 
     def test_a_domain_that_was_started_since_is_left_alone(self, world: World) -> None:
         guest = self.killed(world, "disks")

@@ -328,11 +328,11 @@ class TestRevert:
         execute = qmp.QmpConnection.execute
 
         def not_of_the_first(
-            connection: qmp.QmpConnection, command: str, arguments: Any = None
+            connection: qmp.QmpConnection, command: str, arguments: Any = None, **words: Any
         ) -> Any:
             if arguments and arguments.get("device") == "xvda-qcow2":
                 raise QmpError("no", command=command, refused=True)
-            return execute(connection, command, arguments)
+            return execute(connection, command, arguments, **words)
 
         monkeypatch.setattr(qmp.QmpConnection, "execute", not_of_the_first)
         qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})
