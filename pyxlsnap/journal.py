@@ -72,6 +72,10 @@ class CreateEntry(_Entry):
     directories: tuple[str, ...]
     #: the state of the disk strategies (:meth:`pyxlsnap.DiskStrategy.state`)
     disk_state: dict[str, str]
+    #: the guest could not be resumed, and its memory was kept: the cfgfile for a revert; else ""
+    way_back: str = ""
+    #: the disk snapshots belong to that memory; if false, the disks are as they were
+    has_disks: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,15 +205,25 @@ class Journal:
         if entry := self.read():
             raise _unfinished(entry)
 
-    def unfinished_revert(self) -> RevertEntry | None:
+    def unfinished_revert(self, cfgfile: str = "") -> RevertEntry | None:
         """The revert that was killed, if any: another revert may finish it.
 
+        :param cfgfile: that of the other revert.
         :raises Refused: another operation was killed; the domain needs a recovery first.
         """
         entry = self.read()
+        if self.left_suspended(cfgfile):
+            return None
         if isinstance(entry, CreateEntry | DeleteEntry):
             raise _unfinished(entry)
         return entry
+
+    def left_suspended(self, cfgfile: str) -> CreateEntry | None:
+        """The create that left its guest suspended, if a revert to this cfgfile is the way back."""
+        entry = self.read()
+        if isinstance(entry, CreateEntry) and entry.way_back and _is_same(entry.way_back, cfgfile):
+            return entry
+        return None
 
     def unfinished_delete(self, cfgfile: str) -> DeleteEntry | None:
         """The delete of the same snapshot that was killed or failed: another may finish it.
@@ -230,6 +244,10 @@ class Journal:
             pass
         except OSError as e:  # not an error: a recovery finds nothing to do
             log.warning("the journal %s could not be removed: %s", self.path, e.strerror)
+
+
+def _is_same(a: str, b: str) -> bool:
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def _encoded(entry: Entry) -> bytes:

@@ -96,6 +96,8 @@ class CreatePlan:
     frontends: dict[str, int] = field(default_factory=dict, repr=False)
     #: xl's process, which acts on the guest's shutdowns, will end when the guest is suspended
     loses_monitor: bool = False
+    #: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`
+    waiting: Callable[[str], None] = field(default=_ignore, repr=False)
 
     @property
     def live(self) -> bool:
@@ -219,6 +221,7 @@ def make_plan(
         left_out=left_out,
         warnings=(),
         loses_monitor=loses_monitor(host, guest),
+        waiting=waiting,
     )
     frontends = _connect(plan, cancel)  # (the checks of disks may add to ``warnings``)
     told = (*warnings, *notice_foreground(host, guest), *slow_disks(found))

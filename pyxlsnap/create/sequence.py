@@ -10,13 +10,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import ended as the_end
 from pyxlsnap.create.entry import entry_of
-from pyxlsnap.create.failures import describe, is_interrupt
+from pyxlsnap.create.failures import describe, in_spite_of_ctrl_c, is_interrupt
 from pyxlsnap.create.files import SnapshotFiles
 from pyxlsnap.create.paused import Unpauser
 from pyxlsnap.create.plan import CreatePlan
@@ -32,6 +31,7 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.frontends import notice_devices
+from pyxlsnap.guest.resume import patiently
 from pyxlsnap.hooks import Moment
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.locks import DomainLock
@@ -42,8 +42,6 @@ from pyxlsnap.results import Progress, Snapshot, Step
 from pyxlsnap.text import command
 
 log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 
 class Creation:
@@ -171,7 +169,8 @@ class Creation:
 
     def _resume(self) -> None:
         self._check_suspended()
-        self._guest.resume(paused=self._plan.paused)
+        resume = partial(self._guest.resume, paused=self._plan.paused)
+        patiently(self._guest, resume, self._plan.waiting)
         if self._suspended_at:
             self._seconds_suspended = time.monotonic() - self._suspended_at
         self._resumed = True
@@ -219,7 +218,7 @@ class Creation:
         ran = ""
         ended: str | None = None
         try:
-            ended = _in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
+            ended = in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
         except GuestTimeout as e:  # the guest runs, but may yet suspend
             left.append(str(e))
         except BaseException as e:  # even after a bug: do not delete the guest's only copy
@@ -257,7 +256,7 @@ class Creation:
     def _clean_up(self, undone: list[str], left: list[str]) -> None:
         for cleanup in reversed(self._cleanups):
             try:
-                undone += _in_spite_of_ctrl_c(cleanup)
+                undone += in_spite_of_ctrl_c(cleanup)
             except BaseException as e:  # the next cleanup must still be done
                 left.append(str(e) or type(e).__name__)
 
@@ -279,13 +278,11 @@ class Creation:
     def _ensure_running(self, undone: list[str]) -> None:
         for strategy in self._plan.strategies:
             strategy.settle()
+        ensure = partial(self._guest.ensure_running, paused=self._plan.paused)
         if self._memory_complete:  # the guest is suspended, or was resumed already
-            resumed = self._guest.ensure_running(
-                settle_s=0.0, request_s=0.0, paused=self._plan.paused
-            )
-        else:  # the guest may yet suspend
-            resumed = self._guest.ensure_running(paused=self._plan.paused)
-        if resumed:
+            ensure = partial(ensure, settle_s=0.0, request_s=0.0)
+        waiting, known = self._plan.waiting, self._memory_complete
+        if patiently(self._guest, ensure, waiting, at_once=known):
             undone.append(f"resumed {self._guest.name}")
 
     def _undo_disks(self, strategy: DiskStrategy) -> list[str]:
@@ -308,7 +305,8 @@ class Creation:
         """The guest cannot be resumed: memory file and disks are its only copy.
 
         If the disk snapshots were not taken, the disks still match the memory while the guest stays
-        suspended. The cfgfile then names no disks, and the revert does not change them.
+        suspended. The cfgfile then names no disks, and the revert does not change them. The journal
+        stays: a recovery tries again to resume the guest, and a revert to this cfgfile ends it.
         """
         left = [
             f"{self._guest} is suspended and cannot be resumed ({error or type(error).__name__})"
@@ -318,12 +316,19 @@ class Creation:
             try:
                 self._files.publish_memory()
                 finish = self._write_way_back()
-                self._journal.clear()
+                self._entry = replace(
+                    self._entry, way_back=str(self._plan.cfgfile), has_disks=self._disks_done
+                )
+                self._journal.rewrite(self._entry)
             except (PyxlsnapError, OSError) as e:
                 left.append(f"its memory is in {self._files.memory} ({e})")
         self._files.close()
         return NeedsAttention(
-            f"{what}; {'; '.join(left)}; nothing was deleted", step=step, left=left, finish=finish
+            f"{what}; {'; '.join(left)}; nothing was deleted; `pyxlsnap snapshot-recover "
+            f"{self._guest.uuid}` tries again to resume the guest",
+            step=step,
+            left=left,
+            finish=finish,
         )
 
     def _write_way_back(self) -> str:
@@ -336,11 +341,3 @@ class Creation:
         without = SnapshotConfig(meta.name, meta.description, str(plan.memory_path), disks=())
         self._files.publish_cfgfile(cfgfile.render(without))
         return command([*words, "--force"])
-
-
-def _in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:
-    """Run a part of the undo; if Ctrl-C interrupts it, run it again."""
-    try:
-        return do()
-    except KeyboardInterrupt:
-        return do()

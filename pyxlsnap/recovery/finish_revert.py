@@ -13,6 +13,7 @@ from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import strategies
 from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
 from pyxlsnap.linux.locks import RIVAL_S
 from pyxlsnap.linux.processes import holders, process_name
@@ -199,7 +200,7 @@ def _info(guest: Guest | None) -> DomainInfo | None:
 def _complete(guest: Guest, entry: RevertEntry, waiting: Callable[[str], None]) -> Recovered:
     """Do the steps after the restore."""
     if not guest.info().has_run and not entry.paused:  # else the user has paused it
-        guest.unpause()
+        patiently(guest, guest.unpause, waiting)
     return _finished(
         Reverted(
             name=entry.name,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import BadMemoryFile, DomainNotFound, GuestTimeout, NeedsAttention
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import CreateEntry, Journal, boot_id
 from pyxlsnap.linux.files import open_regular, remove_directories
 from pyxlsnap.memory import read_header
@@ -42,20 +44,24 @@ def undo_create(
     task = DiskTask(entry.name, started_anew=anew, waiting=waiting)
     adopted = _adopt(guest.domid if guest else None, entry, task)
     try:
-        resumed = guest is not None and _resume(guest, entry, adopted)
+        resumed = guest is not None and _resume(guest, entry, adopted, waiting)
         done = [f"resumed {guest.name}"] if guest and resumed else []
         if ran_s:
             done.append(paused_again(entry.domain, ran_s, "at most "))
         complete = _is_ours(Path(entry.memory_path), entry)
-        if complete and Path(entry.cfgfile).exists():
+        whole = complete and Path(entry.cfgfile).exists()
+        if whole and entry.has_disks:
             done.append(f"the snapshot {entry.name} is complete: see {entry.cfgfile}")
             return Recovered(tuple(done), rolled_back=False)
         disks = _undo_disks(adopted)
     finally:
         close_all(strategy for strategy, _ in adopted)
-    files = _remove_files(
-        [*entry.temporary, *([entry.memory_path] if complete else [])], entry.directories
-    )
+    keep = whole and not resumed
+    if keep:  # the guest's only copy, or of no use by now: nobody knows
+        done.append(f"the memory of {entry.domain} stays: see {entry.cfgfile}")
+    published = [entry.memory_path, *([entry.way_back] if entry.way_back else [])]
+    ours = published if complete and not keep else []
+    files = _remove_files([*entry.temporary, *ours], entry.directories)
     done += disks.done + files.done + remove_directories([Path(d) for d in entry.directories])
     left = disks.left + files.left
     if disks.left and not guest:
@@ -68,7 +74,7 @@ def undo_create(
             left=left,
             finish=f"check what is left, then run: rm {Journal(entry.uuid).path}",
         )
-    return Recovered(tuple(done), rolled_back=True, seconds_unpaused=ran_s)
+    return Recovered(tuple(done), rolled_back=not keep, seconds_unpaused=ran_s)
 
 
 def _adopt(domid: int | None, entry: CreateEntry, task: DiskTask) -> Adopted:
@@ -142,11 +148,16 @@ def _pause_again(guest: Guest, entry: CreateEntry) -> float:
     return max(time.time() - entry.unpaused_at, 0.001) if entry.unpaused_at is not None else 0.0
 
 
-def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
+def _resume(
+    guest: Guest, entry: CreateEntry, adopted: Adopted, waiting: Callable[[str], None]
+) -> bool:
     try:
         for strategy, _ in adopted:
             strategy.settle()
-        return _is_same_run(guest, entry) and guest.ensure_running(paused=entry.paused)
+        if not _is_same_run(guest, entry):
+            return False
+        ensure = partial(guest.ensure_running, paused=entry.paused)
+        return patiently(guest, ensure, waiting, at_once=False)
     except GuestTimeout as e:
         raise NeedsAttention(
             str(e),

@@ -85,7 +85,7 @@ def _planned(
                 lock = DomainLock(uuid, domain=request.domain, wait_s=request.wait_s)
                 locks.callback(lock.release)
                 callbacks.share_lock(uuid, lock.fd)
-                entry = Journal(uuid).unfinished_revert()  # this revert finishes it
+                entry = Journal(uuid).unfinished_revert(request.cfgfile)  # this revert finishes it
                 if entry and _is_half_way(host, request, entry):
                     half_way = entry
             callbacks.on_progress(Progress("checking"))

@@ -55,6 +55,8 @@ class RevertPlan:
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
     warnings: tuple[str, ...]
+    #: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`
+    waiting: Callable[[str], None] = field(repr=False)
 
     @property
     def cfgfile(self) -> Path:
@@ -158,13 +160,14 @@ def make_plan(
         requests=tuple(r for _, r in chosen),
         devices=tuple(disk for disk, _ in chosen),
         strategies=strategies(
-            chosen, _task(config, snapshot, waiting), meta.kinds if meta else {}
+            chosen, _task(config, snapshot, request.cfgfile, waiting), meta.kinds if meta else {}
         ),
         warnings=(
             *risks,
             *needs.warnings,
             *about_foreground(config.name, when="when the domain is destroyed"),
         ),
+        waiting=waiting,
     )
     for strategy in plan.strategies:
         strategy.check_revert()
@@ -176,17 +179,19 @@ def _as_named_now(guest: Guest, config: DomainConfig) -> DomainConfig:
     return config.with_name(guest.name or config.name)  # (a dying domain has no name)
 
 
-def _task(config: DomainConfig, snapshot: str, waiting: Callable[[str], None]) -> DiskTask:
-    finishes = _kept_by_killed(config.uuid, snapshot)
+def _task(
+    config: DomainConfig, snapshot: str, cfgfile: str, waiting: Callable[[str], None]
+) -> DiskTask:
+    finishes = _kept_by_killed(config.uuid, snapshot, cfgfile)
     return DiskTask(snapshot, finishes=finishes, waiting=waiting)
 
 
-def _kept_by_killed(uuid: str, snapshot: str) -> Mapping[str, str] | None:
+def _kept_by_killed(uuid: str, snapshot: str, cfgfile: str) -> Mapping[str, str] | None:
     """What an interrupted revert to this snapshot noted of the disks that it keeps.
 
     ``None``: there was none, so whatever has the names of kept disks is somebody else's.
     """
-    killed = Journal(uuid).unfinished_revert()
+    killed = Journal(uuid).unfinished_revert(cfgfile)
     begun = killed is not None and killed.destroy_begun and killed.name == snapshot
     return killed.disk_state if killed and begun else None
 

@@ -26,6 +26,7 @@ from pyxlsnap.guest.destroy import destroy
 from pyxlsnap.guest.dom0_memory import Room
 from pyxlsnap.guest.held_memory import set_target_back
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.resume import patiently
 from pyxlsnap.guest.untouched import BeforeDestroy
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
 from pyxlsnap.linux.files import open_regular
@@ -61,7 +62,10 @@ class Reversion:
         self._room = Room(host, plan.restored)
         self._journal = Journal(plan.config.uuid)
         #: an earlier run of this revert, which was killed
-        self._killed = self._journal.unfinished_revert()
+        cfgfile = plan.request.cfgfile
+        self._killed = self._journal.unfinished_revert(cfgfile)
+        #: a create that left the guest suspended: its journal stays until the destroy
+        self._suspended = self._journal.left_suspended(cfgfile)
         #: the earlier run had begun to destroy the domain
         self._finishing = self._killed is not None and self._killed.destroy_begun
         kept = self._killed.present_cfgfile if self._killed else ""
@@ -114,6 +118,8 @@ class Reversion:
 
     def _write_journal(self) -> None:
         self._entry = self._first_entry()
+        if self._suspended:
+            return
         (self._journal.rewrite if self._killed else self._journal.write)(self._entry)
 
     def _first_entry(self) -> RevertEntry:
@@ -228,7 +234,7 @@ class Reversion:
     def _unpause(self) -> None:
         assert self._new
         if self._plan.state is RunState.RUNNING:
-            self._new.unpause()
+            patiently(self._new, self._new.unpause, self._plan.waiting)
 
     def _keep_watched(self) -> None:
         assert self._new
@@ -251,7 +257,7 @@ class Reversion:
         if self._present_cfgfile:
             what += f" (the snapshot of the present state stays: {self._present_cfgfile})"
         if not self._finishing and (not self._destroying or self._is_untouched()):
-            self._journal.clear()
+            self._clear_journal()
             self._room.give_back()
             if type(cause) is Refused and not self._present_cfgfile:
                 return Refused(f"{what}; nothing was changed")
@@ -269,6 +275,13 @@ class Reversion:
             left=left,
             finish=revert_command(self._entry.request),
         )
+
+    def _clear_journal(self) -> None:
+        """Remove the journal of this revert, which has changed nothing."""
+        if self._suspended:
+            self._journal.rewrite(self._suspended)
+        else:
+            self._journal.clear()
 
     def _is_untouched(self) -> bool:
         """Whether the destroy has not yet changed the domain."""

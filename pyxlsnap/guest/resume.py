@@ -1,0 +1,85 @@
+"""Letting a guest run again, however long its QEMU needs until it answers.
+
+libxl has the QEMU of an HVM guest continue before it resumes or unpauses the guest, and gives up
+after a minute. A QEMU answers nothing while it works inside an image, or waits for storage.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+from pyxlsnap.errors import XenError
+from pyxlsnap.guest.protocols import Guest
+from pyxlsnap.linux.processes import Process
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_TIMED_OUT = -9  # libxl's ERROR_TIMEDOUT: nothing was done to the guest
+_AGAIN_S = 1.0
+_TELL_EVERY_S = 5.0
+
+
+def patiently(
+    guest: Guest,
+    do: Callable[[], _T],
+    waiting: Callable[[str], None],
+    *,
+    at_once: bool = True,
+) -> _T:
+    """Call what resumes or unpauses a guest, until its QEMU has answered or ended.
+
+    :param waiting: called every few seconds, on another thread, with what is waited for; it raises
+        nothing.
+    :param at_once: ``do`` does nothing else; if false, it may wait for something else first, and
+        ``waiting`` is called only after its first failure.
+    :returns: the result of ``do``.
+    :raises PyxlsnapError: of ``do``: QEMU has answered, or has ended.
+    """
+    if not at_once:
+        try:
+            return do()
+        except XenError as e:
+            _notice_answer(guest, e)
+    with _telling(partial(waiting, "QEMU to answer")):
+        while True:
+            try:
+                return do()
+            except XenError as e:
+                _notice_answer(guest, e)
+            time.sleep(_AGAIN_S)
+
+
+def _notice_answer(guest: Guest, error: XenError) -> None:
+    """:raises XenError: the same one, unless the guest's QEMU lives and did not answer."""
+    if error.rc != _TIMED_OUT or not _lives(guest):
+        raise error
+    log.info("%s; trying again", error)
+
+
+def _lives(guest: Guest) -> bool:
+    """Whether the guest has a QEMU that has not ended."""
+    with Process(guest.device_model_pid()) as qemu:
+        return not qemu.ended(within_s=0)
+
+
+@contextmanager
+def _telling(tell: Callable[[], None]) -> Iterator[None]:
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(_TELL_EVERY_S):
+            tell()
+
+    thread = threading.Thread(target=run, name="pyxlsnap-waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
