@@ -236,7 +236,7 @@ class Internal:
         It is of no use: that revert has succeeded.
         """
         for tag in image_tags(disk):
-            if is_left(disk, [tag]):
+            if tag.name.endswith(KEPT_SUFFIX) and is_left(disk, [tag]):
                 in_file(disk, "-d", tag.name, self._waiting)
 
     def finish_revert(self, qemu: GuestQemu) -> list[str]:
