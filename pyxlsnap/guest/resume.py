@@ -21,6 +21,11 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _TIMED_OUT = -9  # libxl's ERROR_TIMEDOUT: nothing was done to the guest
+#: libxl's errors for the answers of QEMU (ERROR_UNKNOWN_QMP_ERROR to ERROR_QEMU_API)
+_ANSWERS = range(-32, -26)
+#: what libxl logs if it did not come to resume the guest: after its third try, for one, a QEMU that
+#: stands still takes no more connections, and that is an ERROR_FAIL
+_QEMU_FAILED = "Failed to resume device model"
 _AGAIN_S = 1.0
 _TELL_EVERY_S = 5.0
 
@@ -57,7 +62,8 @@ def patiently(
 
 def _notice_answer(guest: Guest, error: XenError) -> None:
     """:raises XenError: the same one, unless the guest's QEMU lives and did not answer."""
-    if error.rc != _TIMED_OUT or not _lives(guest):
+    answered = error.rc in _ANSWERS or not any(_QEMU_FAILED in line for line in error.log)
+    if (answered and error.rc != _TIMED_OUT) or not _lives(guest):
         raise error
     log.info("%s; trying again", error)
 

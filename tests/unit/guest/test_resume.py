@@ -21,8 +21,12 @@ from tests.unit.support.guest import FakeGuest
 from tests.unit.support.values import UUID
 from tests.unit.support.world import World
 
-NO_ANSWER = XenError("no answer", rc=-9, operation="libxl_domain_resume")
-REFUSED = XenError("broken", rc=-28, operation="libxl_domain_resume")
+RESUME = "libxl_domain_resume"
+LOG = ("libxl: Domain 1:Failed to resume device model: rc=-3",)
+NO_ANSWER = XenError("no answer", rc=-9, operation=RESUME)
+NO_CONNECTION = XenError("no answer", rc=-3, operation=RESUME, log=LOG)
+REFUSED = XenError("broken", rc=-28, operation=RESUME, log=LOG)
+FAILED = XenError("broken", rc=-3, operation=RESUME, log=("xc_domain_resume failed",))
 
 
 @pytest.fixture
@@ -74,7 +78,12 @@ def test_a_late_answer_is_waited_for(
     world: World, guest: FakeGuest, naps: list[Callable[[], None]]
 ) -> None:
     world.fail("resume", NO_ANSWER)
-    naps += [lambda: None, lambda: None, answers(world)]
+    naps += [
+        lambda: None,
+        lambda: world.fail("resume", NO_CONNECTION),
+        lambda: None,
+        answers(world),
+    ]
     made = create(world)
     assert guest.runs
     assert not naps
@@ -128,7 +137,7 @@ def test_the_undo_waits_too(world: World, guest: FakeGuest, naps: list[Callable[
     assert guest.runs
 
 
-@pytest.mark.parametrize("how", ["ended", "answered"])
+@pytest.mark.parametrize("how", ["ended", "answered", "failed"])
 def test_it_ends_when_qemu_has_ended_or_answered(
     world: World,
     guest: FakeGuest,
@@ -143,7 +152,7 @@ def test_it_ends_when_qemu_has_ended_or_answered(
         qemu.wait()
 
     def answer() -> None:
-        world.fail("resume", REFUSED)
+        world.fail("resume", REFUSED if how == "answered" else FAILED)
 
     naps += [lambda: None, end if how == "ended" else answer]
     with pytest.raises(NeedsAttention, match="nothing was deleted") as caught:
