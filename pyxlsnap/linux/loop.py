@@ -5,13 +5,13 @@ import os
 import struct
 from pathlib import Path
 
-# linux/loop.h: struct loop_info64 begins with lo_device and lo_inode.
+# linux/loop.h: struct loop_info64 begins with lo_device, lo_inode and lo_rdevice.
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO64_SIZE = 232
 
 
 def loop_file(device: Path) -> tuple[int, int] | None:
-    """The device and inode numbers of the file that a loop device has open, as in ``os.stat``.
+    """The file or block device that a loop device has open: its :func:`.processes.identity`.
 
     The name in ``loop/backing_file`` in /sys is no proof: the kernel shows " (deleted)" there once
     another file has been renamed over the file, and keeps that when the file has its name again.
@@ -27,7 +27,11 @@ def loop_file(device: Path) -> tuple[int, int] | None:
             os.close(fd)
     except OSError:
         return None
-    number, inode = struct.unpack_from("QQ", info)
-    # (huge_encode_dev: 12 bits of the major, and the minor around them)
+    number, inode, block_device = struct.unpack_from("QQQ", info)
+    return (_decoded(block_device), 0) if block_device else (_decoded(number), inode)
+
+
+def _decoded(number: int) -> int:
+    """A device number. (huge_encode_dev: 12 bits of the major, and the minor around them.)"""
     major, minor = (number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00)
-    return os.makedev(major, minor), inode
+    return os.makedev(major, minor)
