@@ -1,0 +1,41 @@
+"""What other processes may hold, and the limits of ours."""
+
+from tests.rehearsal.condition import Condition
+
+# A process that has the lock of the domain, as another operation has. (Its parent goes on when it
+# has the lock.)
+_LOCKS = """
+import fcntl, os, struct, sys, time
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.fcntl(fd, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+if pid := os.fork():
+    print(pid, flush=True)
+    os._exit(0)
+os.close(1)
+time.sleep(1000)
+"""
+
+CONDITIONS = (
+    Condition(
+        name="another operation at work",
+        do=(f"python3 -c '{_LOCKS}' {{lock}} >{{spare}}",),
+        status=3,
+        says="another snapshot operation on",
+        undo=("kill $(cat {spare})",),
+        lab=True,
+    ),
+    Condition(
+        name="an image open in another process",
+        do=("sleep 1000 <{internal} >/dev/null 2>&1 & echo $! >{spare}",),
+        status=3,
+        says="{internal} is open in sleep",
+        undo=("kill $(cat {spare})",),
+        lab=True,
+    ),
+    Condition(
+        name="a frozen file open in another process",
+        do=("sleep 1000 <{frozen} >/dev/null 2>&1 & echo $! >{spare}",),
+        status=0,
+        undo=("kill $(cat {spare})",),
+    ),
+)
