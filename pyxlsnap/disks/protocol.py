@@ -161,11 +161,13 @@ class DiskStrategy(Protocol):
     # revert
 
     def check_revert(self) -> None:
-        """Check that the disk snapshots are there and complete. Changes nothing.
+        """Check that the disk snapshots are there and complete, and that :meth:`revert` will work.
 
-        Called again if the revert had to wait for something. Where :meth:`revert` would keep a
-        disk, there must be nothing yet, but for what the run made that this revert finishes
-        (:attr:`DiskTask.finishes`).
+        Whatever :meth:`revert` will do is tried on something that does no harm, or checked: what it
+        finds out later costs the user the guest. Leaves everything as it was. Called once more just
+        before the domain is destroyed: what takes long need not be tried again. Where
+        :meth:`revert` would keep a disk, there must be nothing yet, but for what the run made that
+        this revert finishes (:attr:`DiskTask.finishes`).
 
         :raises Refused: they are not; the message says what to do.
         """

@@ -1,5 +1,6 @@
 """What a cfgfile and its memory file say of a domain, for the operations that need a snapshot."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,3 +85,9 @@ def saved_config(header: Header) -> DomainConfig:
     if config.kind and config.uuid == check_uuid(config.uuid):
         return config
     raise ValueError(f"its uuid is {config.uuid!r}")
+
+
+def file_version(file: BinaryIO) -> tuple[int, ...]:
+    """A value that changes when the file is changed, or is another one."""
+    found = os.fstat(file.fileno())
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

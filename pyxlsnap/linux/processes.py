@@ -6,6 +6,7 @@ import signal
 import stat
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap import paths
@@ -149,10 +150,49 @@ def open_files(pid: int) -> dict[tuple[int, int], int]:
             key = identity((process / "fd" / number).stat())
         except OSError:
             continue  # closed meanwhile
-        flags = int(dict(line.split(":", 1) for line in info.splitlines())["flags"], 8)
-        mode = os.O_RDONLY if flags & os.O_ACCMODE == os.O_RDONLY else os.O_RDWR
+        mode = os.O_RDONLY if _flags(info) & os.O_ACCMODE == os.O_RDONLY else os.O_RDWR
         found[key] = max(mode, found.get(key, mode))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that a process has open."""
+
+    #: the descriptor
+    number: int
+    #: the name under which it was opened, as far as that is still its name; ends in " (deleted)"
+    #: if it is not
+    name: str
+    #: it has some name
+    has_name: bool
+    writable: bool
+
+
+def links_of(pid: int) -> list[OpenFile]:
+    """What a process has open that has, or had, a path.
+
+    Empty if the process has ended.
+    """
+    found = []
+    process = paths.PROC / str(pid)
+    for number in _listed(f"{process}/fd"):
+        try:
+            name = os.readlink(process / "fd" / number)  # noqa: PTH115
+            if not name.startswith("/"):
+                continue
+            info = (process / "fdinfo" / number).read_text()
+            has_name = (process / "fd" / number).stat().st_nlink > 0
+        except OSError:
+            continue  # closed meanwhile
+        writable = _flags(info) & os.O_ACCMODE != os.O_RDONLY
+        found.append(OpenFile(int(number), name, has_name, writable))
+    return found
+
+
+def _flags(info: str) -> int:
+    """The flags with which a file is open, from its ``fdinfo``."""
+    return int(dict(line.split(":", 1) for line in info.splitlines())["flags"], 8)
 
 
 def process_name(pid: int) -> str:

@@ -17,9 +17,16 @@ from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.host_needs import examine_host
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.guest.saved import changeable, memory_path, reading, saved_config
+from pyxlsnap.guest.saved import (
+    changeable,
+    file_version,
+    memory_path,
+    reading,
+    saved_config,
+)
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.limits import refuse_limits
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
     Disk,
@@ -33,6 +40,7 @@ from pyxlsnap.model import (
 from pyxlsnap.monitor.xl import about_foreground
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
+from pyxlsnap.revert.disk_files import refuse_lost, replaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +55,8 @@ class RevertPlan:
     restored: DomainConfig = field(repr=False)
     name: str
     memory_path: Path
+    #: the memory file as it was when it was read
+    memory_version: tuple[int, ...]
     stream_offset: int
     state: RunState
     #: the disk snapshots
@@ -100,6 +110,7 @@ class _Saved:
     """The content of the memory file, without the memory."""
 
     path: Path
+    version: tuple[int, ...]
     header: Header
     config: DomainConfig
     #: the release of Xen that saved the memory
@@ -133,6 +144,7 @@ def make_plan(
     :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
     :raises Cancelled: ``cancel`` was set.
     """
+    refuse_limits()
     saved = _read_memory(request, cancel or Cancel())
     config = saved.config.with_name(half_way.domain) if half_way else saved.config
     guest = _current(host, request.domain, config)
@@ -143,11 +155,10 @@ def make_plan(
     chosen = _choose_disks(request, meta, config)
     restored = with_room(config, saved.memory_kb)
     _refuse(host, restored, guest, [d for d, _ in chosen])
+    refuse_lost(guest, chosen)
     vdevs = {d.vdev for d, _ in chosen}
     needs = examine_host(host, config, guest, besides=vdevs, qemu=saved.qemu)
-    risks = [*_risks(host, saved, config, guest, vdevs), *needs.risks]
-    if risks and not (request.force or half_way):
-        raise _risky(config.name, risks)
+    risks = [*_risks(host, saved, config, guest, vdevs), *needs.risks, *replaced(guest, chosen)]
     plan = RevertPlan(
         request=request,
         guest=guest,
@@ -155,6 +166,7 @@ def make_plan(
         restored=restored,
         name=snapshot,
         memory_path=saved.path,
+        memory_version=saved.version,
         stream_offset=saved.header.stream_offset,
         state=RunState.RUNNING if request.running or meta is None else meta.state,
         requests=tuple(r for _, r in chosen),
@@ -169,8 +181,15 @@ def make_plan(
         ),
         waiting=waiting,
     )
-    for strategy in plan.strategies:
-        strategy.check_revert()
+    try:
+        for strategy in plan.strategies:
+            strategy.check_revert()
+        # After all that --force cannot help with.
+        if risks and not (request.force or half_way):
+            raise _risky(config.name, risks)
+    except BaseException:
+        plan.close()
+        raise
     return plan
 
 
@@ -227,12 +246,13 @@ def _read_memory(request: RevertRequest, cancel: Cancel) -> _Saved:
     """Read the memory file from its header to its END."""
     path = _named_memory_path(request)
     with reading(path) as file:
+        version = file_version(file)
         header = read_header(file, str(path))
         file.seek(header.stream_offset)
         summary = walk(file, str(path), on_bytes=lambda _: cancel.check())
         config = saved_config(header)
     xen = (summary.xen_major, summary.xen_minor)
-    return _Saved(path, header, config, xen, summary.memory_kb)
+    return _Saved(path, version, header, config, xen, summary.memory_kb)
 
 
 def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:

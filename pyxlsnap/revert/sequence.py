@@ -5,10 +5,10 @@ a revert that was interrupted.
 """
 
 import logging
-import os
 import time
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, BinaryIO
 
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.disks.kept import drop_kept
@@ -29,13 +29,13 @@ from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.guest.untouched import BeforeDestroy
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
-from pyxlsnap.linux.files import open_regular
 from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import KEPT_SUFFIX, RunState
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.monitor.xl import xl_monitor
 from pyxlsnap.request import Callbacks, revert_command
 from pyxlsnap.results import Progress, Reverted, Step
+from pyxlsnap.revert.last_look import look_again, open_memory
 from pyxlsnap.revert.plan import RevertPlan
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ class Reversion:
         self._destroying = False
         self._before: BeforeDestroy | None = None
         self._restoring = False
+        self._open = ExitStack()
+        self._memory: BinaryIO | None = None
         self._new: Guest | None = None
         self._warnings = self._about_another_snapshot()
         self._seconds: dict[str, float] = {}
@@ -81,6 +83,7 @@ class Reversion:
     def steps(self) -> list[Step]:
         """The sequence."""
         return [
+            ("check again", self._check_again),
             ("journal", self._write_journal),
             ("memory", self._make_room),
             ("destroy", self._destroy),
@@ -113,6 +116,7 @@ class Reversion:
             self._room.release()
             if self._before:
                 self._before.close()
+            self._open.close()
         self._journal.clear()
         return self._result()
 
@@ -121,6 +125,10 @@ class Reversion:
         if self._suspended:
             return
         (self._journal.rewrite if self._killed else self._journal.write)(self._entry)
+
+    def _check_again(self) -> None:
+        look_again(self._plan)
+        self._memory = self._open.enter_context(open_memory(self._plan))
 
     def _first_entry(self) -> RevertEntry:
         plan = self._plan
@@ -223,9 +231,8 @@ class Reversion:
         checks.refuse_name_or_uuid_in_use(self._host, plan.config, None)
         self._warnings += self._room.confirm()
         self._restoring = True
-        with open_regular(plan.memory_path) as file:
-            os.lseek(file.fileno(), plan.stream_offset, os.SEEK_SET)
-            self._new = self._host.restore(plan.restored, file.fileno())
+        assert self._memory
+        self._new = self._host.restore(plan.restored, self._memory.fileno())
         self._room.release()
         # Before the journal has the domain: a recovery would only unpause it then.
         self._warnings += set_target_back(self._new, plan.config, plan.restored)

@@ -24,7 +24,7 @@ log = logging.getLogger("pyxlsnap")
 
 _EXIT_S = 20.0  # includes the supervisor's wait for the worker
 _STDERR_BYTES = 4096
-_HARMLESS = ("checking", "journal")
+_HARMLESS = ("checking", "journal", "check again")
 
 
 class WorkerClient:

@@ -42,6 +42,7 @@ def test_condition(lab: Lab, stages: _Stages, condition: Condition) -> None:
     guest, names = stage.guest, stage.names
     guest.wait_tick(stage.taken.after.n + 2)
     mark = guest.mark()
+    stage.begin()
     stage.do(condition.do, names)
     before = stage.photo()
     done = stage.revert(condition, names)
@@ -55,6 +56,6 @@ def test_condition(lab: Lab, stages: _Stages, condition: Condition) -> None:
         assert stage.revert(condition, names, "--force").rc == 0
     stage.do(condition.undo, names)
     if condition.status == 3 and not condition.final:
-        again = stage.revert(condition, names)
+        again = stage.revert(condition, names, *condition.undone)
         assert again.rc == 0, again
     stage.check_back(mark)

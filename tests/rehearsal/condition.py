@@ -32,7 +32,7 @@ class Condition:
     ``{spare}``
         a file that is not there, for whatever must be remembered until the undo
 
-    A command that begins with ``xl`` or ``lv`` stands alone: off Xen a stand-in does it.
+    A command that begins with ``xl`` stands alone: off Xen a stand-in does it.
     """
 
     name: str
@@ -44,6 +44,8 @@ class Condition:
     says: str = ""
     #: the commands that take it back: then the same revert works
     undo: tuple[str, ...] = ()
+    #: options of the revert that is run after the undo
+    undone: tuple[str, ...] = ()
     #: where they are not enough, or there is no way back: the revert is not run once more
     final: bool = False
     #: the domain, as the revert is told it
@@ -56,6 +58,8 @@ class Condition:
     lab: bool = False
     #: it takes what only the unit tests' machine has: a filesystem that can be filled, for example
     off_xen_only: bool = False
+    #: it takes what only the lab has: real LVM
+    xen_only: bool = False
 
     def __str__(self) -> str:
         return self.name

@@ -11,9 +11,15 @@ fcntl.fcntl(fd, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
 if pid := os.fork():
     print(pid, flush=True)
     os._exit(0)
-os.close(1)
+os.closerange(0, 3)
 time.sleep(1000)
 """
+
+
+def _limited(what: str, option: str, value: int) -> Condition:
+    """A limit of the shell that starts the revert; root may raise it again."""
+    return Condition(name=f"a limit for {what}", before=f"ulimit -S{option} {value}", status=0)
+
 
 CONDITIONS = (
     Condition(
@@ -23,6 +29,11 @@ CONDITIONS = (
         says="another snapshot operation on",
         undo=("kill $(cat {spare})",),
         lab=True,
+    ),
+    Condition(
+        name="a lock file that nobody holds",
+        do=("touch {lock}",),
+        status=0,
     ),
     Condition(
         name="an image open in another process",
@@ -38,4 +49,8 @@ CONDITIONS = (
         status=0,
         undo=("kill $(cat {spare})",),
     ),
+    _limited("open files", "n", 24),
+    _limited("the size of files", "f", 64),
+    _limited("processor time", "t", 1),
+    _limited("memory", "v", 400_000),
 )

@@ -9,7 +9,6 @@ CONDITIONS = (
         status=3,
         says="there is no file {frozen}",
         undo=("mv {spare} {frozen}",),
-        lab=True,
     ),
     Condition(
         name="another image in the place of the frozen file",
@@ -31,7 +30,6 @@ CONDITIONS = (
         status=3,
         says="the disk snapshot {raw_copy} is empty",
         undo=("cp -p {spare} {raw_copy}",),
-        lab=True,
     ),
     Condition(
         name="the copy of a block device truncated",

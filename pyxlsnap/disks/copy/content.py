@@ -5,7 +5,6 @@ import fcntl
 import os
 import stat
 import struct
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.errors import Refused
+from pyxlsnap.linux.changeable import file_flags
 from pyxlsnap.linux.room import Claim
 from pyxlsnap.model import Disk
 from pyxlsnap.text import mib
@@ -21,7 +21,6 @@ from pyxlsnap.text import mib
 _FICLONE = 0x40049409
 _FICLONERANGE = 0x4020940D
 _FIEMAP = 0xC020660B
-_GETFLAGS = 0x80086601
 _SETFLAGS = 0x40086602
 _NOCOW = 0x00800000
 
@@ -196,11 +195,7 @@ def _copy_nocow(source: int, new: int) -> None:
     It is no error if the flag cannot be set: only reflinks need it, and they are tried out.
     """
     try:
-        if _flags(source) & _NOCOW:
-            fcntl.ioctl(new, _SETFLAGS, struct.pack("=I4x", _flags(new) | _NOCOW))
+        if file_flags(source) & _NOCOW:
+            fcntl.ioctl(new, _SETFLAGS, struct.pack("=I4x", file_flags(new) | _NOCOW))
     except OSError:
         pass
-
-
-def _flags(fd: int) -> int:
-    return int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, bytes(8))[:4], sys.byteorder)

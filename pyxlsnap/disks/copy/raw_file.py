@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from pyxlsnap.disks.changeable import refuse_unchangeable
 from pyxlsnap.disks.copy.content import (
     BYTES_PER_S,
     Space,
@@ -139,7 +140,11 @@ class RawFile(CopyStrategy):
                     f"{file.disk.vdev}: {file.path} is the disk, not a snapshot of it: name the "
                     f"snapshot in the cfgfile"
                 )
-            _, size = _how_to_copy(file.disk, snapshot, present.fileno(), self._temporary(file))
+            refuse_unchangeable(file.disk, file.target, write=False)
+            refuse_unchangeable(file.disk, file.target.parent)
+            _, size = _how_to_copy(
+                file.disk, snapshot, present.fileno(), self._temporary(file), whole=True
+            )
             self._kept.check(file.disk, file.target)
             probe = temporary_name(self._temporary(file))
             os.link(file.target, probe, follow_symlinks=False)
@@ -185,14 +190,19 @@ def _check_request(file: SnapshotFile) -> None:
     file.check_request()
 
 
-def _how_to_copy(disk: Disk, source: int, like: int, path: Path) -> tuple[bool, int]:
+def _how_to_copy(
+    disk: Disk, source: int, like: int, path: Path, *, whole: bool = False
+) -> tuple[bool, int]:
     """Try with a file beside ``path`` whether a reflink works; if not, how many bytes to copy.
 
+    :param whole: try it with the whole file: with a part there may be room, and then no more.
     :raises Refused: a file cannot be made there.
     """
     with NewFile(path) as probe, os_errors(disk, probe.temporary, refuse=True):
         copy_attributes(like, probe.fileno())
         if can_reflink(source, probe.fileno()):
+            if whole:
+                copy_file(source, probe.fileno(), reflink=True)
             return True, 0
     return False, os.fstat(source).st_blocks * 512
 

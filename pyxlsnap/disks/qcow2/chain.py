@@ -172,6 +172,24 @@ class Chain:
             finally:
                 overlay.unlink(missing_ok=True)
 
+    def rehearse(self) -> None:
+        """Do what :meth:`put_back` does, to another name of the disk, and remove that.
+
+        :raises DiskError: it fails.
+        """
+        overlay, second = _fresh(self.active), _fresh(self.active)
+        with os_errors(self.disk, self.active):
+            try:
+                os.link(self.active, second, follow_symlinks=False)
+                self._make_overlay(overlay)
+                with open_regular(overlay) as made:
+                    os.fsync(made.fileno())  # until then there may seem to be room
+                os.rename(overlay, second)
+                sync_directory(self.active.parent)
+            finally:
+                overlay.unlink(missing_ok=True)
+                second.unlink(missing_ok=True)
+
     # for both
 
     @property

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 from pyxlsnap.disks.kept import refuse_long_kept
+from pyxlsnap.disks.qcow2.backing import refuse_broken
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_info, image_tags
 from pyxlsnap.errors import DiskError, Refused
-from pyxlsnap.linux.files import hidden_name, refuse_existing, refusing_os_errors
+from pyxlsnap.linux.files import hidden_name, refuse_existing
 
 
 def check_create(chain: Chain, qemu: GuestQemu, name: str) -> None:
@@ -82,8 +83,7 @@ def check_revert(chain: Chain) -> None:
             f"{vdev}: there is no file {chain.frozen}, the disk snapshot: without it the disk "
             f"cannot be reverted"
         )
-    with refusing_os_errors():
-        image_info(chain.disk, str(chain.frozen))
+    refuse_broken(chain.disk, chain.frozen)
     if inside := _snapshots_inside(chain):
         raise Refused(
             f"{vdev}: {chain.active} has disk snapshots inside that were taken since "

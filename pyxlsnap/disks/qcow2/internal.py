@@ -1,14 +1,17 @@
 """qcow2 with the snapshot inside the image: made by the guest's QEMU, put back by qemu-img."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pyxlsnap.disks.changeable import refuse_full, refuse_unchangeable
 from pyxlsnap.disks.failures import os_errors, refuse_missing
 from pyxlsnap.disks.in_use import users, wait_until_unused
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.qcow2.backing import refuse_broken
 from pyxlsnap.disks.qcow2.features import refuse_unfit
 from pyxlsnap.disks.qcow2.inside import (
     TakesLong,
@@ -20,6 +23,7 @@ from pyxlsnap.disks.qcow2.inside import (
 )
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, Tag, image_info, image_tags, tags_of
 from pyxlsnap.disks.qcow2.tables import Work
+from pyxlsnap.disks.qcow2.trial import SLACK, refuse_inapplicable
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
@@ -42,6 +46,8 @@ class Internal:
         #: by vdev and a word: the time after which a revert of ours has kept the disk
         self._noted: dict[str, str] = {}
         self._of_killed = dict(task.finishes or {})
+        #: by vdev: the bytes that a revert writes, as tried
+        self._needed: dict[str, int] = {}
         #: when the snapshots were begun, seconds since the epoch; ``None``: nothing was made
         self.began: float | None = None
         #: the domain of a create that is undone does not exist any more
@@ -178,6 +184,19 @@ class Internal:
             refuse_unfit(disk, image, more=0 if kept else 1)
             with refusing_os_errors():
                 self._check_kept(disk)
+            self._check_file(disk, image, kept=kept)
+
+    def _check_file(self, disk: Disk, image: Mapping[str, Any], *, kept: bool) -> None:
+        """:raises Refused: the file cannot be changed as the revert will change it."""
+        path = Path(os.path.realpath(disk.target))
+        refuse_broken(disk, path)
+        refuse_unchangeable(disk, path)
+        if disk.vdev not in self._needed:  # the trial may take long: once is enough
+            steps = ["-a", self._name] if kept else ["-c", self._kept_name, "-a", self._name]
+            size, cluster = image["virtual-size"], image["cluster-size"]
+            self._needed[disk.vdev] = refuse_inapplicable(disk, size, cluster, steps)
+        if path.is_file():
+            refuse_full(disk, path.parent, self._needed[disk.vdev] + SLACK)
 
     def _check_kept(self, disk: Disk) -> None:
         """Note when the disk will be kept.

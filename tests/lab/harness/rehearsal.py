@@ -11,12 +11,10 @@ from .external import take as take_external
 from .lab import Lab
 from .mixed import AROUND, attach, more, quicken_hotplug
 from .reverts import Taken, check_back
-from .snapshots import Before, create, pyxlsnap
+from .snapshots import Before, create, pyxlsnap, revert
 
 NAME = "snap"
 _FROZEN = "/lab/frozen"
-#: commands that change only what a guest has, and are not for the dom0's shell alone
-_LOCKS = "/run/pyxlsnap"
 
 
 class Stage:
@@ -31,6 +29,8 @@ class Stage:
             take_external(self.guest, name)
         self._fixed = self._names()
         self.taken = self._take()
+        # QEMU knows the new overlays by names that are gone, until it is started again.
+        revert(self.guest, self.taken.cfgfile)
 
     def _names(self) -> dict[str, str]:
         guest = self.guest
@@ -56,7 +56,7 @@ class Stage:
             "domain": guest.name,
             "uuid": guest.uuid,
             "other": "pv",
-            "lock": f"{_LOCKS}/{guest.uuid}.lock",
+            "lock": f"/run/pyxlsnap/{guest.uuid}.lock",
         }
 
     def _take(self) -> Taken:
@@ -82,7 +82,11 @@ class Stage:
         """The names for a condition's commands, as they are now."""
         pid = "xenstore-read /local/domain/$(xl domid pvh)/image/device-model-pid"
         found = self._dom0.run(pid, check=False).out.strip()
-        return self._fixed | {"pid": found, "spare": "/lab/disk/spare"}
+        return self._fixed | {"pid": found, "spare": "/lab/disk/spare", "dir": "/lab/disk"}
+
+    def begin(self) -> None:
+        """Remove what the condition before has left to remember things by."""
+        self._dom0.run("rm -rf /lab/disk/spare")
 
     def do(self, commands: tuple[str, ...], names: Mapping[str, str]) -> None:
         """Do the commands of a condition."""
@@ -100,11 +104,11 @@ class Stage:
 
     def photo(self) -> tuple[Before | None, str]:
         """All that a refusal must leave as it is."""
-        listing = (
-            f"find {AROUND} {_FROZEN} -printf '%p %i %m\\n'; lvs -a --noheadings {storage.GROUP}"
-        )
-        before = Before.of(self.guest) if self.guest.exists() else None
-        return before, self._dom0.run(listing).out
+        there = self._dom0.run(f"xl vm-list | grep {self.guest.uuid}", check=False).rc == 0
+        files = f"find {AROUND} {_FROZEN} -printf '%p %i %m\\n'"
+        volumes = f"lvs -a --noheadings -o lv_name,lv_tags {storage.GROUP}"
+        listing = self._dom0.run(f"{files}; {volumes}").out
+        return Before.of(self.guest) if there else None, listing
 
     def check_back(self, mark: int) -> None:
         """The guest and its disks have gone to the snapshot, and nothing is left."""

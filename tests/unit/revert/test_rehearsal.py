@@ -34,7 +34,7 @@ def test_the_list_is_long_enough() -> None:
     assert all(c.says or c.status == 0 for c in CONDITIONS)
 
 
-@pytest.mark.parametrize("condition", CONDITIONS, ids=str)
+@pytest.mark.parametrize("condition", [c for c in CONDITIONS if not c.xen_only], ids=str)
 def test_condition(stage: Stage, condition: Condition) -> None:
     stage.do(condition.do)
     before = stage.photo()
@@ -52,6 +52,7 @@ def test_condition(stage: Stage, condition: Condition) -> None:
     finally:
         stage.do(condition.undo)
     if condition.status == 3 and not condition.final:
-        assert stage.revert(condition).returncode == 0
+        again = stage.revert(condition, *condition.undone)
+        assert again.returncode == 0, again
     if condition.status in (0, 5) or not condition.final:
         stage.check_back()

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -319,10 +320,14 @@ def test_the_order_is_that_of_the_design(case: Case) -> None:
 
 
 @pytest.fixture
-def qemu() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        yield process
-        process.kill()
+def qemu(case: Case) -> Iterator[subprocess.Popen[bytes]]:
+    """What has the guest's disks open."""
+    with ExitStack() as files:
+        disks = case.guest.configuration.disks
+        fds = [files.enter_context(open(d.target, "r+b")).fileno() for d in disks]
+        with subprocess.Popen(["sleep", "60"], pass_fds=fds) as process:
+            yield process
+            process.kill()
 
 
 def test_the_disks_wait_for_the_end_of_qemu(case: Case, qemu: subprocess.Popen[bytes]) -> None:
@@ -478,7 +483,8 @@ def test_a_disk_that_another_program_has_open_is_refused(case: Case) -> None:
             with pytest.raises(Refused, match=rf"xvda: .* is in use by sleep \(pid {other.pid}\)"):
                 case.run()
             case.guest.device_model = other.pid
-            case.plan()
+            with pytest.raises(Risky, match=r"xvdb: .* is not the file that sleep"):
+                case.plan()
         finally:
             other.kill()
     assert case.guest.runs

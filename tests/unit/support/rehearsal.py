@@ -17,7 +17,7 @@ from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.hosted import Hosted
 from tests.unit.support.loop_files import looped
 from tests.unit.support.qemu import SIZE, qemu_img, whole, write
-from tests.unit.support.rig import Rig, on_real_storage
+from tests.unit.support.rig import SYS, Rig, on_real_storage
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import CHOOSERS
 
@@ -43,7 +43,9 @@ class Stage:
         for module in CHOOSERS:
             monkeypatch.setattr(module, "strategies", registry.strategies)
         monkeypatch.setattr(paths, "QEMU_SOCKETS", here)
+        monkeypatch.setattr(paths, "SYS", here / SYS)
         self.names: dict[str, str] = {"spare": str(place / "spare"), "name": NAME}
+        self.names.update(dir=str(place), filler=str(place / "filler"))
         disks = [*self._images(), self._raw(), self._block()]
         rig = Rig(here, disks)
         guest = self.world.guest(*disks)

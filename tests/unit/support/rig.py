@@ -5,14 +5,18 @@ libxl would start and end them; here the events of the fake host do (:func:`on_r
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from pyxlsnap import paths
 from pyxlsnap.disks import in_use, registry
+from pyxlsnap.disks.served import _device_id
 from pyxlsnap.errors import QmpError, XenError
 from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import Disk
@@ -20,6 +24,8 @@ from tests.unit.support.qemu import Qemu
 from tests.unit.support.values import UUID
 from tests.unit.support.world import CHOOSERS, World
 
+#: what the package sees of /sys
+SYS = "sys"
 _STATE, _EVENTS = "rig.json", "events"
 _PATIENCE_S = 2.0
 
@@ -92,11 +98,29 @@ class Rig:
             for disk in self.disks:
                 if disk.format == "raw" and not Path(disk.target).is_block_device():
                     self.loops[disk.vdev] = _losetup("--find", "--show", disk.target)
+                self._have_backend(disk, Path(self.loops.get(disk.vdev, disk.target)))
         except (QmpError, OSError, subprocess.CalledProcessError) as e:
             why = (self.here / "qemu.log").read_text()
             raise XenError(f"a disk could not be attached: {e}: {why}", operation="restore") from e
         finally:
             self._save()
+
+    def _have_backend(self, disk: Disk, device: Path) -> None:
+        """Let blkback have a block device, as far as /sys tells."""
+        if not self._backends.exists():
+            self._backends.mkdir(parents=True)
+            for name in ("block", "class", "dev"):
+                (self.here / SYS / name).symlink_to(f"/sys/{name}")
+        if device.is_block_device():
+            number = device.stat().st_rdev
+            backend = self._backends / f"vbd-{self.domid}-{_device_id(disk.vdev)}"
+            backend.mkdir()
+            text = f"{os.major(number):x}:{os.minor(number):x}\n"
+            (backend / "physical_device").write_text(text)
+
+    @property
+    def _backends(self) -> Path:
+        return self.here / SYS / "bus/xen-backend/devices"
 
     def stop(self) -> None:
         """End what serves the disks."""
@@ -106,6 +130,8 @@ class Rig:
                 assert qemu.ended(within_s=20)
         for device in self.loops.values():
             _losetup("--detach", device)
+        for backend in self._backends.iterdir():
+            shutil.rmtree(backend)
         self.pid, self.loops = 0, {}
         for name in (f"qmp-libxenstat-{self.domid}", "qmp-of-the-test"):
             (self.here / name).unlink(missing_ok=True)
@@ -132,9 +158,10 @@ def on_real_storage(world: World) -> None:
     """A scene of :mod:`.hosted`: the disks are real, and the package handles them itself."""
     here = world.root.parent
     rig = Rig.load(here)
+    patch = pytest.MonkeyPatch()
     for module in CHOOSERS:
-        module.strategies = registry.strategies
-    paths.QEMU_SOCKETS = here
+        patch.setattr(module, "strategies", registry.strategies)
+    paths.QEMU_SOCKETS, paths.SYS = here, here / SYS
     in_use._UNUSED_S = _PATIENCE_S
     for guest in world.host.guests:
         if guest.exists and guest.uuid == UUID:

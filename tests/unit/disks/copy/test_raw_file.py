@@ -579,7 +579,7 @@ def test_a_revert_needs_room_for_a_copy(
     real = os.statvfs(tmp_path)
 
     class Full:
-        f_bavail, f_frsize = 1, real.f_frsize
+        f_bavail, f_frsize, f_flag = 1, real.f_frsize, 0
 
     monkeypatch.setattr(os, "statvfs", lambda _: Full)
     with pytest.raises(Refused, match=rf"^xvda: {tmp_path} has 0 MiB left .*{disk.target}\.snap"):
