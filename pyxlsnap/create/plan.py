@@ -242,6 +242,7 @@ def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     devices = frozenset(guest.frontend_states())  # before the configuration that is saved
     config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
+    checks.refuse_silent(config.disks)
     qemu = refuse_unsaved_devices(guest, config)
     if live:
         checks.refuse_live(host, config, guest)

@@ -4,7 +4,6 @@ A revert waits for such users after the domain is destroyed, and libxl's hotplug
 of them. So all of them are looked for while the guest still runs.
 """
 
-import os
 import re
 import stat
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from pyxlsnap.disks.in_use import Servers, loops_over, users
 from pyxlsnap.disks.served import is_local
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.block_devices import mounts
+from pyxlsnap.linux.stalled import exists_within
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
 
@@ -48,7 +48,7 @@ def refuse_rivals(
     guest, vdevs = Servers(domid, device_model), {disk.vdev for disk in reverted}
     for disk in disks:
         target = Path(disk.target)
-        if not (is_local(disk) and disk.target.startswith("/") and os.path.exists(target)):
+        if not (is_local(disk) and disk.target.startswith("/") and exists_within(target)):
             continue  # the disk's strategy decides about a missing disk
         with os_errors(disk, target, refuse=True):
             if disk.vdev in vdevs:

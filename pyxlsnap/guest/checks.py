@@ -17,6 +17,7 @@ from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.room import Claim
+from pyxlsnap.linux.stalled import stat_within
 from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
 from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
@@ -176,10 +177,27 @@ def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> Non
             raise Refused(f"{vdev}: domain {other.name} uses {shared[0]}, too: detach it there")
 
 
+def refuse_silent(disks: Sequence[Disk]) -> None:
+    """Refuse a disk whose server (NFS, for example) does not answer: the next look would hang."""
+    for disk in disks:
+        if disk.target.startswith("/"):
+            try:
+                stat_within(disk.target)
+            except TimeoutError as e:
+                raise Refused(
+                    f"{disk.vdev}: {disk.target}: {e.strerror}: see whether its server runs, and "
+                    f"whether the mount is well"
+                ) from e
+            except OSError:
+                pass  # who needs the disk says so
+
+
 def _identity(path: str) -> tuple[str | int, ...]:
     """The same for all names of a file or block device; for a missing one, its real path."""
     try:
-        status = Path(path).stat()
+        status = stat_within(path)
+    except TimeoutError:
+        return (path,)
     except OSError:
         return (os.path.realpath(path),)
     if stat.S_ISBLK(status.st_mode):

@@ -5,7 +5,6 @@ tools/libs/light of Xen): no boot loader, no firmware, and no kernel but the one
 an HVM guest. The guest's next reboot needs all of them.
 """
 
-import os
 from collections.abc import Collection, Iterator
 
 from pyxlsnap.guest.findings import Finding, Findings, refused, said
@@ -13,6 +12,7 @@ from pyxlsnap.guest.networks import examine_nic, missing_script
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.qemu_version import examine_qemu
 from pyxlsnap.guest.vnc import examine_vnc
+from pyxlsnap.linux.stalled import exists_within
 from pyxlsnap.model import Disk, DomainConfig, GuestKind
 from pyxlsnap.text import shortened
 
@@ -98,7 +98,7 @@ def _disk(host: Host, disk: Disk, *, reverted: bool) -> Iterator[Finding]:
 
 def _is_missing(path: str) -> bool:
     # (What is no path is for libxl or QEMU to look up.)
-    return path.startswith("/") and not os.path.exists(path)
+    return path.startswith("/") and not exists_within(path)
 
 
 def _missing_file(path: str) -> Finding:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.linux.stalled import Mounts, mount_of, served_mounts, stat_within
 from pyxlsnap.text import readable
 
 
@@ -121,13 +122,15 @@ class Process:
 def holders(path: Path) -> list[int]:
     """The pids of the other processes that have a file open, under any name.
 
-    Processes that this process may not inspect are missing; root sees all. Takes about 10 ms.
+    Processes that this process may not inspect are missing; root sees all. Takes about 10 ms. What
+    they have open on another server, which may not answer, is not looked at.
 
-    :raises OSError: the file does not exist.
+    :raises OSError: the file does not exist, or its server does not answer.
     """
-    wanted, proc = identity(path.stat()), str(paths.PROC)
+    wanted, proc = stat_within(path), str(paths.PROC)
     pids = [int(name) for name in _listed(proc) if name.isdigit()]
-    return [pid for pid in pids if pid != os.getpid() and _has_open(f"{proc}/{pid}", wanted)]
+    look = _Look(identity(wanted), wanted.st_dev)
+    return [pid for pid in pids if pid != os.getpid() and look.has_open(f"{proc}/{pid}")]
 
 
 def identity(found: os.stat_result) -> tuple[int, int]:
@@ -147,7 +150,7 @@ def open_files(pid: int) -> dict[tuple[int, int], int]:
     for number in _listed(f"{process}/fd"):
         try:
             info = (process / "fdinfo" / number).read_text()
-            key = identity((process / "fd" / number).stat())
+            key = identity(stat_within(process / "fd" / number))
         except OSError:
             continue  # closed meanwhile
         mode = os.O_RDONLY if _flags(info) & os.O_ACCMODE == os.O_RDONLY else os.O_RDWR
@@ -182,7 +185,7 @@ def links_of(pid: int) -> list[OpenFile]:
             if not name.startswith("/"):
                 continue
             info = (process / "fdinfo" / number).read_text()
-            has_name = (process / "fd" / number).stat().st_nlink > 0
+            has_name = stat_within(process / "fd" / number).st_nlink > 0
         except OSError:
             continue  # closed meanwhile
         writable = _flags(info) & os.O_ACCMODE != os.O_RDONLY
@@ -211,13 +214,37 @@ def process_text(pid: int) -> str:
 # (Strings and not paths: there are thousands of descriptors, and paths take twice as long.)
 
 
-def _has_open(process: str, wanted: tuple[int, int]) -> bool:
-    """Whether any thread has the file open. The main thread may have ended before the others."""
-    for thread in _listed(f"{process}/task"):
-        directory = f"{process}/task/{thread}/fd"
-        if links := _listed(directory):
-            return any(_leads_to(f"{directory}/{link}", wanted) for link in links)
-    return False
+class _Look:
+    """A look at what processes have open, for one file."""
+
+    def __init__(self, wanted: tuple[int, int], device: int) -> None:
+        self._wanted = wanted
+        self._device = device
+        #: by mount namespace
+        self._mounts: dict[str, Mounts] = {}
+
+    def has_open(self, process: str) -> bool:
+        """Whether any thread has the file open. The main one may have ended before the others."""
+        for thread in _listed(f"{process}/task"):
+            here = f"{process}/task/{thread}"
+            if links := _listed(f"{here}/fd"):
+                served = self._served(here)
+                near = (n for n in links if not served or self._is_near(served, here, n))
+                return any(_leads_to(f"{here}/fd/{link}", self._wanted) for link in near)
+        return False
+
+    def _is_near(self, served: Mounts, process: str, link: str) -> bool:
+        """Whether a file is local, or on the server of the file that is looked for."""
+        return served.get(mount_of(process, link), self._device) == self._device
+
+    def _served(self, process: str) -> Mounts:
+        try:
+            namespace = os.readlink(f"{process}/ns/mnt")  # noqa: PTH115
+        except OSError:
+            return {}
+        if namespace not in self._mounts:
+            self._mounts[namespace] = served_mounts(process)
+        return self._mounts[namespace]
 
 
 def _listed(directory: str) -> list[str]:

@@ -223,6 +223,7 @@ def _risky(domain: str, risks: list[str]) -> Risky:
 def _refuse(host: Host, config: DomainConfig, guest: Guest | None, disks: list[Disk]) -> None:
     """:raises Refused: the host, or another domain, does not allow the revert."""
     checks.refuse_name_or_uuid_in_use(host, config, guest)
+    checks.refuse_silent(config.disks)
     checks.refuse_shared(host, guest, [d for d in config.disks if not d.left_out])
     checks.refuse_rivals(guest, config.disks, disks)
     checks.refuse_memory(host, config, guest)

@@ -1,0 +1,81 @@
+"""Files whose server may not answer: a stat on a dead NFS mount may never return.
+
+Such a file is of no use to us, but a process may have it open, or another guest may have it as a
+disk. Whoever only compares files must not wait for it.
+"""
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+_ANSWER_S = 5.0
+_SERVED = ("nfs", "cifs", "smb3", "ceph", "fuse", "9p", "afs", "virtiofs", "lustre", "glusterfs")
+
+#: mounts by their number (``mnt_id``), each with its device as ``st_dev`` has it
+Mounts = dict[int, int]
+
+
+def stat_within(path: str | Path, *, within_s: float | None = None) -> os.stat_result:
+    """Like :func:`os.stat`, with a limit.
+
+    :raises OSError: as :func:`os.stat`; ``TimeoutError`` if there is no answer within this time.
+    """
+    found: list[os.stat_result | OSError] = []
+
+    def look() -> None:
+        try:
+            found.append(os.stat(path))  # noqa: PTH116
+        except (OSError, ValueError) as e:
+            found.append(e if isinstance(e, OSError) else OSError(errno.EINVAL, str(e), str(path)))
+
+    # It stays if it hangs, and ends with the process.
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    limit_s = _ANSWER_S if within_s is None else within_s
+    thread.join(limit_s)
+    if not found:
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {limit_s:g} s", str(path))
+    if isinstance(found[0], OSError):
+        raise found[0]
+    return found[0]
+
+
+def exists_within(path: str | Path) -> bool:
+    """Like :func:`os.path.exists`; false if there is no answer."""
+    try:
+        stat_within(path)
+    except OSError:
+        return False
+    return True
+
+
+def served_mounts(process: str) -> Mounts:
+    """The mounts, as a process sees them, whose files a server has.
+
+    :param process: its directory in /proc.
+    """
+    found = {}
+    for line in _text(f"{process}/mountinfo").splitlines():
+        number, _, device, *_ = line.split(" ", 3)
+        kind = line.partition(" - ")[2].partition(" ")[0]
+        if kind.startswith(_SERVED):
+            major, minor = map(int, device.split(":"))
+            found[int(number)] = os.makedev(major, minor)
+    return found
+
+
+def mount_of(process: str, descriptor: str) -> int:
+    """The number of the mount that an open file is on; -1 if it is not known."""
+    for line in _text(f"{process}/fdinfo/{descriptor}").splitlines():
+        key, _, value = line.partition(":")
+        if key == "mnt_id":
+            return int(value)
+    return -1
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="surrogateescape")
+    except OSError:
+        return ""  # the process has ended, or we may not inspect it

@@ -1,0 +1,84 @@
+"""A server that does not answer: nothing that only compares files waits for it."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap.errors import Refused
+from pyxlsnap.guest import checks
+from pyxlsnap.linux import stalled
+from pyxlsnap.linux.processes import holders, links_of, open_files
+from pyxlsnap.linux.stalled import exists_within, served_mounts, stat_within
+from pyxlsnap.model import Disk
+from tests.unit.support.dead_server import dead_server
+from tests.unit.support.values import OTHER_UUID
+from tests.unit.support.world import World
+
+
+@pytest.fixture
+def dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A dead mount, and a process that has its directory open, and then a file of ours."""
+    monkeypatch.setattr(stalled, "_ANSWER_S", 0.2)
+    with dead_server(tmp_path / "dead") as directory:
+        yield Path(f"/proc/self/fd/{directory}")
+
+
+@pytest.fixture
+def user(dead: Path, tmp_path: Path) -> Iterator[int]:
+    directory = int(dead.name)
+    (tmp_path / "image").touch()
+    file = os.open(tmp_path / "image", os.O_RDWR)
+    with subprocess.Popen(["sleep", "60"], pass_fds=[directory, file]) as process:
+        os.close(file)
+        yield process.pid
+        process.kill()
+
+
+def test_it_really_does_not_answer(dead: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError, match="no answer within"):
+        stat_within(dead, within_s=0.3)
+    assert 0.3 <= time.monotonic() - begun < 5
+
+
+def test_who_has_a_file_open_is_found_beside_it(user: int, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    assert holders(tmp_path / "image") == [user]
+    assert time.monotonic() - begun < 5
+
+
+def test_what_a_process_has_open_is_found_beside_it(user: int, tmp_path: Path) -> None:
+    found = (tmp_path / "image").stat()
+    begun = time.monotonic()
+    assert (found.st_dev, found.st_ino) in open_files(user)
+    assert str(tmp_path / "image") in [link.name for link in links_of(user)]
+    assert time.monotonic() - begun < 5
+
+
+def test_the_mount_is_known_as_one_of_a_server(dead: Path, tmp_path: Path) -> None:
+    assert served_mounts("/proc/self")
+    assert tmp_path.stat().st_dev not in served_mounts("/proc/self").values()
+
+
+def test_a_disk_there_is_refused_and_that_of_another_guest_is_passed_over(
+    dead: Path, tmp_path: Path, world: World
+) -> None:
+    silent = Disk("xvdb", str(tmp_path / "dead"), "raw", "phy")
+    with pytest.raises(Refused, match=r"^xvdb: .*/dead: no answer within 0.2 s: see whether"):
+        checks.refuse_silent([silent])
+    guest = world.guest(world.image("xvda"))
+    world.guest(silent, name="vm2", uuid=OTHER_UUID)
+    checks.refuse_shared(world.host, guest, guest.configuration.disks)
+
+
+def test_other_files_are_as_ever(tmp_path: Path) -> None:
+    assert stat_within(tmp_path) == tmp_path.stat()
+    assert exists_within(tmp_path)
+    assert not exists_within(tmp_path / "none")
+    assert not exists_within("a\0b")
+    with pytest.raises(FileNotFoundError):
+        stat_within(tmp_path / "none")
