@@ -18,6 +18,8 @@ from pyxlsnap.text import readable
 #: longest file name in bytes, on the usual filesystems of a dom0
 NAME_LIMIT = 255
 _HIDDEN_LIMIT = NAME_LIMIT - 15  # a caller may append a suffix
+#: what link(2) says where the filesystem has no hard links, or no more for this file
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 #: a filesystem with less free space than this, in bytes, counts as full
 _NO_ROOM = 1 << 16
 #: mode of a directory that only pyxlsnap uses
@@ -135,7 +137,7 @@ def _rename_new(old: Path, new: Path) -> None:
             f"{new} exists: it was left as it is; choose another name", where=str(new)
         ) from None
     except OSError as e:
-        if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if e.errno not in NO_LINKS:
             raise
         refuse_existing(new)  # no hard links here: check just before the rename
         os.rename(old, new)

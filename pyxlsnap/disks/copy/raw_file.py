@@ -134,21 +134,20 @@ class RawFile(CopyStrategy):
         refuse_no_room([space for space in wanted if space.size], self._task.claim)
 
     def _check_put_back(self, file: SnapshotFile, snapshot: int) -> Space:
-        with os_errors(file.disk, file.target, refuse=True), open_regular(file.target) as present:
+        with os_errors(file.disk, file.target, refuse=True):
+            there = self._kept.present(file.disk, file.target)
+        with os_errors(file.disk, there, refuse=True), open_regular(there) as present:
             if os.path.sameopenfile(present.fileno(), snapshot):
                 raise Refused(
                     f"{file.disk.vdev}: {file.path} is the disk, not a snapshot of it: name the "
                     f"snapshot in the cfgfile"
                 )
-            refuse_unchangeable(file.disk, file.target, write=False)
+            refuse_unchangeable(file.disk, there, write=False)
             refuse_unchangeable(file.disk, file.target.parent)
             _, size = _how_to_copy(
                 file.disk, snapshot, present.fileno(), self._temporary(file), whole=True
             )
             self._kept.check(file.disk, file.target)
-            probe = temporary_name(self._temporary(file))
-            os.link(file.target, probe, follow_symlinks=False)
-            probe.unlink()
         return Space(file.disk, file.path, size, file.target.parent)
 
     def revert(self) -> None:
@@ -157,7 +156,8 @@ class RawFile(CopyStrategy):
         :raises DiskError: a disk is still in use; nothing was written then.
         """
         for file in self._files:
-            wait_until_unused(file.disk, file.target)
+            with os_errors(file.disk, file.target):
+                wait_until_unused(file.disk, self._kept.present(file.disk, file.target))
         for file in self._files:
             with os_errors(file.disk, file.target):
                 self._put_back(file)
@@ -168,7 +168,7 @@ class RawFile(CopyStrategy):
         temporary.unlink(missing_ok=True)  # a run that was killed leaves a big file
         try:
             tell = partial(self._task.waiting, f"the copy back to {file.disk.vdev}")
-            _copy(file.path, temporary, like=file.target, check=tell)
+            _copy(file.path, temporary, like=self._kept.path(file.target), check=tell)
             os.rename(temporary, file.target)
             sync_directory(file.target.parent)
         finally:
