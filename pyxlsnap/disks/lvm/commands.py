@@ -21,7 +21,7 @@ _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FIELDS = (
     "lv_name,lv_uuid,lv_size,lv_layout,lv_role,origin,pool_lv,lv_tags,lv_device_open,"
     "lv_suspended,lv_merging,lv_snapshot_invalid,data_percent,metadata_percent,lv_health_status,"
-    "lv_check_needed,lv_kernel_major,lv_kernel_minor"
+    "lv_check_needed,lv_permissions,lv_kernel_major,lv_kernel_minor"
 )
 
 
@@ -52,6 +52,8 @@ class Volume:
     metadata_percent: float | None
     #: the problem that a pool has; "" if none
     trouble: str
+    #: `lvchange -pr`, or a read-only device
+    read_only: bool
     #: device number, (-1, -1) while it is inactive
     device: tuple[int, int]
 
@@ -134,6 +136,7 @@ def _volume(row: dict[str, str]) -> Volume:
         data_percent=_percent(row["data_percent"]),
         metadata_percent=_percent(row["metadata_percent"]),
         trouble=row["lv_health_status"] or ("needs a check" * (row["lv_check_needed"] == "1")),
+        read_only=row["lv_permissions"].startswith("read-only"),
         device=(int(row["lv_kernel_major"]), int(row["lv_kernel_minor"])),
     )
 

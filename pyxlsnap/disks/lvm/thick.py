@@ -91,6 +91,11 @@ def _check(at: Place, found: Mapping[str, Volume]) -> None:
     disk, snapshot = found.get(at.lv), found.get(at.snapshot)
     if disk is None:
         raise DiskError(f"there is no volume {at.full(at.lv)}", vdev=at.vdev)
+    if disk.read_only:
+        raise DiskError(
+            f"{at.full(at.lv)} is read-only: `lvchange -prw {at.full(at.lv)}` it first",
+            vdev=at.vdev,
+        )
     if snapshot is None:
         raise DiskError(
             f"there is no volume {at.full(at.snapshot)}, the disk snapshot", vdev=at.vdev

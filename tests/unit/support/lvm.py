@@ -44,6 +44,7 @@ class Lv:
     open: bool = False
     suspended: bool = False
     merging: bool = False
+    read_only: bool = False
     invalid: bool = False
     data: str = ""
     metadata: str = ""
@@ -77,6 +78,7 @@ class Lv:
             "metadata_percent": self.metadata,
             "lv_health_status": self.health,
             "lv_check_needed": "-1",
+            "lv_permissions": "read-only" if self.read_only else "writeable",
             "lv_kernel_major": "253" if self.active else "-1",
             "lv_kernel_minor": str(self.minor) if self.active else "-1",
         }

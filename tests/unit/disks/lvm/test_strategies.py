@@ -285,6 +285,12 @@ class TestRevert:
         with pytest.raises(DiskError, match="invalid"):
             strategy(fake, "thick").revert()
 
+    def test_a_thick_volume_that_is_read_only_is_refused(self, fake: FakeLvm) -> None:
+        create(fake, "thick")
+        fake.lvs["thick-a"].read_only = True
+        with pytest.raises(Refused, match=f"xvda: {VG}/thick-a is read-only: `lvchange -prw"):
+            strategy(fake, "thick").check_revert()
+
     def test_a_strangers_volume_under_our_name_is_left_alone(self, fake: FakeLvm) -> None:
         create(fake, "thin")
         fake.add(f"thin-a.snap.new{KEPT_SUFFIX}", "linear")
