@@ -46,10 +46,6 @@ _RESUME_S = 0.1
 _MEMORY_SUFFIX = ".save"
 
 
-def _ignore(_: str) -> None:
-    """The default of ``waiting``."""
-
-
 @dataclass(frozen=True, slots=True)
 class Examined:
     """A domain that can be snapshotted."""
@@ -97,7 +93,7 @@ class CreatePlan:
     #: xl's process, which acts on the guest's shutdowns, will end when the guest is suspended
     loses_monitor: bool = False
     #: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`
-    waiting: Callable[[str], None] = field(default=_ignore, repr=False)
+    waiting: Callable[[str], None] = field(default=lambda _: None, repr=False)
 
     @property
     def live(self) -> bool:
@@ -174,7 +170,7 @@ def make_plan(
     guest: Guest,
     request: CreateRequest,
     cancel: Cancel | None = None,
-    waiting: Callable[[str], None] = _ignore,
+    waiting: Callable[[str], None] = lambda _: None,
 ) -> CreatePlan:
     """Plan a snapshot of a running guest. Changes nothing.
 

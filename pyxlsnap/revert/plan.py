@@ -3,7 +3,6 @@
 All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,19 +10,12 @@ from pathlib import Path
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
-from pyxlsnap.errors import ConfigError, DomainNotFound, Refused, Risky, XenError
+from pyxlsnap.errors import ConfigError, DomainNotFound, Refused, Risky
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.host_needs import examine_host
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.guest.saved import (
-    changeable,
-    file_version,
-    memory_path,
-    reading,
-    saved_config,
-)
+from pyxlsnap.guest.saved import file_version, memory_path, reading, saved_config
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.limits import refuse_limits
@@ -41,6 +33,7 @@ from pyxlsnap.monitor.xl import about_foreground
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
 from pyxlsnap.revert.disk_files import refuse_lost, replaced
+from pyxlsnap.revert.risks import find_risks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +151,8 @@ def make_plan(
     refuse_lost(guest, chosen)
     vdevs = {d.vdev for d, _ in chosen}
     needs = examine_host(host, config, guest, besides=vdevs, qemu=saved.qemu)
-    risks = [*_risks(host, saved, config, guest, vdevs), *needs.risks, *replaced(guest, chosen)]
+    risks = find_risks(host, config, guest, vdevs, memory=saved.path, xen=saved.xen)
+    risks += [*needs.risks, *replaced(guest, chosen)]
     plan = RevertPlan(
         request=request,
         guest=guest,
@@ -324,47 +318,3 @@ def _config(request: RevertRequest) -> SnapshotConfig:
     """The content of the cfgfile."""
     assert request.config
     return request.config
-
-
-def _risks(
-    host: Host,
-    saved: _Saved,
-    config: DomainConfig,
-    guest: Guest | None,
-    in_snapshot: set[str],
-) -> list[str]:
-    """The reasons why the revert cannot be shown to be safe."""
-    reasons = changeable(saved.path)
-    outside = [d.vdev for d in config.disks if not d.left_out and d.vdev not in in_snapshot]
-    if outside:
-        reasons.append(
-            f"disks are not in the snapshot and may have changed since: {', '.join(outside)}"
-        )
-    if items := not_saved(config):
-        reasons.append(
-            f"the saved domain has {', '.join(items)}, and a restore may fail or not match it"
-        )
-    if saved.xen != host.xen_version():
-        made, now = ("{}.{}".format(*v) for v in (saved.xen, host.xen_version()))
-        reasons.append(f"the memory was saved on Xen {made}, and this host runs Xen {now}")
-    if guest is None:
-        return reasons
-    if guest.uuid != config.uuid:
-        reasons.append(f"{guest.name} has another uuid than the snapshot ({config.uuid})")
-    if guest.info().suspended:
-        return reasons  # a snapshot could not resume it: its QEMU is stopped and would not answer
-    return reasons + _changes(config, guest) + checks.libvirt_reason(guest)
-
-
-def _changes(config: DomainConfig, guest: Guest) -> list[str]:
-    """A reason, if disks were added, removed or changed since the snapshot."""
-    try:
-        present = guest.config()
-    except (XenError, Refused) as e:  # after a crash of its QEMU, for example: a revert helps
-        return [f"the present configuration of {guest.name} cannot be read ({e})"]
-    now, then = (
-        {(d.vdev, os.path.realpath(d.target)) for d in c.disks if not d.left_out}
-        for c in (present, config)
-    )
-    changed = sorted({vdev for vdev, _ in now ^ then})
-    return [f"disks were added, removed or changed since: {', '.join(changed)}"] if changed else []

@@ -1,6 +1,5 @@
 """One domain: its state, its configuration, and the verbs of libxl on it."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pyxlsnap.errors import DomainNotFound, GuestTimeout, Refused, XenError
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
+from pyxlsnap.xen import nodes
 from pyxlsnap.xen.context import Context
 from pyxlsnap.xen.ffi import C, c_string, domain_info, ffi, struct, take_string
 
@@ -18,7 +18,6 @@ SETTLE_S = 4.0
 #: seconds to watch it at the most while the request stands in xenstore
 REQUEST_S = 90.0
 _POLL_S = 0.02
-_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class Domain:
@@ -305,7 +304,7 @@ class Domain:
     def device_model_pid(self) -> int | None:
         """The pid of its QEMU, which serves its qcow2 disks; ``None`` if it has no QEMU."""
         pid = self._context.xenstore_read(f"/local/domain/{self.domid}/image/device-model-pid")
-        return _number(pid or "")
+        return nodes.number(pid or "")
 
     def is_stub_domain(self) -> bool:
         """Whether it runs the device model of another domain (the node "target" names that)."""
@@ -321,44 +320,14 @@ class Domain:
 
         0 for a device whose state is missing, or is no number: the guest writes it.
         """
-        read = self._context.xenstore_read
-        base = f"/local/domain/{self.domid}/device"
-        kinds = self._context.xenstore_list(base)
-        devices = [f"{k}/{d}" for k in kinds for d in self._context.xenstore_list(f"{base}/{k}")]
-        found = [(device, read(f"{base}/{device}/state")) for device in devices]
-        return {
-            device: _number(state or "") or 0
-            for device, state in found
-            # (device/suspend/event-channel, for one, is no device.)
-            if state is not None or read(f"{base}/{device}/backend") is not None
-        }
+        return nodes.frontend_states(self._context, self.domid)
 
     def disk_targets(self) -> tuple[str, ...]:
         """The host paths of its disks. Also for a suspended domain: nothing is asked of its QEMU.
 
         (libxl_device_disk_list returns only what follows the first colon of a path.)
         """
-        base = f"/libxl/{self.domid}/device"
-        disks = [
-            f"{base}/{kind}/{device}"
-            for kind in ("vbd", "virtio_disk")
-            for device in self._context.xenstore_list(f"{base}/{kind}")
-        ]
-        return tuple(filter(None, map(self._target, disks)))
-
-    def _target(self, disk: str) -> str:
-        params = self._context.xenstore_read(f"{disk}/params") or ""
-        # libxl writes the format before the path ("qcow2:/path") for QEMU, and for nothing else.
-        for_qemu = self._context.xenstore_read(f"{disk}/type") == "qdisk"
-        return params.partition(":")[2] if for_qemu else params
+        return nodes.disk_targets(self._context, self.domid)
 
     def _check(self, rc: int, operation: str) -> None:
         self._context.check(rc, operation, domain=str(self))
-
-
-def _number(text: str) -> int | None:
-    """A number in xenstore, also where the guest writes it; ``None`` for any other text.
-
-    (int() also reads "²", "+4" and " 4", and raises an error for very many digits.)
-    """
-    return int(text) if _NUMBER.fullmatch(text) else None
