@@ -197,7 +197,7 @@ def test_without_its_strategies_the_guest_is_left_as_it_is(
     plan = plan_create(world.host, other, SnapshotConfig(name="b"))
     run_until(Creation(plan).steps(), "disk snapshots")
 
-    def strategies(disks: object, task: DiskTask, recorded: object) -> object:
+    def strategies(disks: object, task: DiskTask, recorded: object, *, trusted: bool) -> object:
         assert recorded
         if task.name == "snap":
             raise error
