@@ -37,7 +37,9 @@ def stages(_lab: Lab) -> Iterator[_Stages]:
 
 
 @pytest.mark.parametrize("condition", CELLS)
-def test_condition(lab: Lab, stages: _Stages, condition: Condition) -> None:
+def test_condition(
+    lab: Lab, stages: _Stages, condition: Condition, request: pytest.FixtureRequest
+) -> None:
     stage = stages.get(lab)
     guest, names = stage.guest, stage.names
     guest.wait_tick(stage.taken.after.n + 2)
@@ -55,6 +57,12 @@ def test_condition(lab: Lab, stages: _Stages, condition: Condition) -> None:
     if condition.status == 5:
         assert stage.revert(condition, names, "--force").rc == 0
     stage.do(condition.undo, names)
+    # What only moved away and back leaves a guest that goes on. Off Xen, all are reverted again.
+    soak = request.node.get_closest_marker("soak") is not None
+    goes_on = condition.status == 3 and before[0] and not (condition.undone or soak)
+    if goes_on:
+        guest.assert_healthy()
+        return
     if condition.status == 3 and not condition.final:
         again = stage.revert(condition, names, *condition.undone)
         assert again.rc == 0, again
