@@ -206,7 +206,7 @@ def _open(path: Path) -> int:
 
 def _make(path: Path) -> int:
     try:
-        return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:  # another operation has just made it
         return os.open(path, _FLAGS)
 

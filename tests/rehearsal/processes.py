@@ -39,7 +39,7 @@ CONDITIONS = (
         name="an image open in another process",
         do=("sleep 1000 <{internal} >/dev/null 2>&1 & echo $! >{spare}",),
         status=3,
-        says="{internal} is open in sleep",
+        says="{internal} is in use by sleep",
         undo=("kill $(cat {spare})",),
         lab=True,
     ),

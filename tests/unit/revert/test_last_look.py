@@ -9,7 +9,7 @@ import pytest
 
 from pyxlsnap import cfgfile
 from pyxlsnap.create.sequence import Creation
-from pyxlsnap.errors import OperationFailed, Refused
+from pyxlsnap.errors import OperationFailed, PyxlsnapError, Refused
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.results import Step
 from pyxlsnap.revert.sequence import Reversion
@@ -30,10 +30,10 @@ class Case:
         plan = plan_revert(world.host, "vm1", cfgfile.read(made.cfgfile), made.cfgfile)
         self.reversion = Reversion(world.host, plan)
 
-    def is_refused(self, says: str) -> None:
-        with pytest.raises(OperationFailed, match=says) as caught:
+    def is_refused(self, says: str, cls: type[PyxlsnapError] = OperationFailed) -> None:
+        with pytest.raises(cls, match=says) as caught:
             self.reversion.run()
-        assert caught.value.exit_code == 1
+        assert type(caught.value) is cls
         assert str(caught.value).endswith("nothing was changed")
         assert self.guest.runs
         assert "destroy" not in self.world.events
@@ -77,7 +77,7 @@ def test_the_memory_file_is_gone(case: Case) -> None:
 
 def test_the_disk_snapshot_is_gone(case: Case) -> None:
     del case.world.storage.snapshots["xvda", "snap"]
-    case.is_refused("xvda has no disk snapshot 'snap'")
+    case.is_refused("xvda has no disk snapshot 'snap'", Refused)
 
 
 def test_a_memory_file_that_loses_its_name_later_is_restored_all_the_same(case: Case) -> None:
@@ -102,4 +102,4 @@ def test_a_disk_that_is_lost(case: Case, monkeypatch: pytest.MonkeyPatch) -> Non
         raise Refused("xvda: /x was deleted")
 
     monkeypatch.setattr("pyxlsnap.revert.last_look.refuse_lost", lost)
-    case.is_refused("xvda: /x was deleted")
+    case.is_refused("xvda: /x was deleted", Refused)

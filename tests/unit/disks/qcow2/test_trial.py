@@ -9,7 +9,7 @@ import pytest
 
 from pyxlsnap.disks.qcow2 import trial
 from pyxlsnap.disks.qcow2.trial import refuse_inapplicable
-from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk
 from tests.unit.support.loop_files import looped
 from tests.unit.support.qemu import SIZE, Qemu, qemu_img, tags
@@ -74,7 +74,7 @@ def test_a_failure_that_is_not_repeated_does_not_count(
     def first_fails(disk: Disk, tags: list[str]) -> int:
         calls.append(1)
         if len(calls) < 3:
-            raise DiskError("of two moments", vdev=disk.vdev)
+            raise subprocess.CalledProcessError(1, "qemu-img", stderr="of two moments")
         return real(disk, tags)
 
     monkeypatch.setattr(trial, "_written", first_fails)
