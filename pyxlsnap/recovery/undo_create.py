@@ -1,22 +1,25 @@
 """Rolling back a create whose process was killed: the guest first, then disks and files."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
-from pyxlsnap.errors import BadMemoryFile, DomainNotFound, GuestTimeout, NeedsAttention
+from pyxlsnap.errors import DomainNotFound, GuestTimeout, NeedsAttention
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import CreateEntry, Journal, boot_id
-from pyxlsnap.linux.files import open_regular, remove_directories
-from pyxlsnap.memory import read_header
-from pyxlsnap.model import DomainConfig
+from pyxlsnap.linux.files import remove_directories
+from pyxlsnap.recovery import kept
 from pyxlsnap.results import Recovered
 from pyxlsnap.text import paused_again
+
+log = logging.getLogger(__name__)
 
 Adopted = Sequence[tuple[DiskStrategy, Exception | None]]
 
@@ -34,9 +37,9 @@ def undo_create(
     """Roll a create back; if its snapshot is complete, keep the snapshot.
 
     :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
-    :raises NeedsAttention: the guest could not be resumed, or its disks could not be opened, and
-        nothing was deleted; or some disk snapshots or files could not be removed, and the
-        others were.
+    :raises NeedsAttention: the guest could not be resumed, or its disks could not be opened, or
+        its only copy is out of reach, and nothing was deleted; or some disk snapshots or files
+        could not be removed, and the others were.
     """
     guest = find_if_there(host, entry.uuid)
     anew = guest is not None and not _is_same_run(guest, entry)
@@ -48,33 +51,54 @@ def undo_create(
         done = [f"resumed {guest.name}"] if guest and resumed else []
         if ran_s:
             done.append(paused_again(entry.domain, ran_s, "at most "))
-        complete = _is_ours(Path(entry.memory_path), entry)
-        whole = complete and Path(entry.cfgfile).exists()
+        if resumed:
+            entry = _without_way_back(entry)
+        memory_is_ours = not kept.why_unreadable(entry)
+        whole = memory_is_ours and Path(entry.cfgfile).exists()
+        if entry.way_back and not whole:
+            raise kept.out_of_reach(entry)
         if whole and entry.has_disks:
             done.append(f"the snapshot {entry.name} is complete: see {entry.cfgfile}")
             return Recovered(tuple(done), rolled_back=False)
         disks = _undo_disks(adopted)
     finally:
         close_all(strategy for strategy, _ in adopted)
-    keep = whole and not resumed
-    if keep:  # the guest's only copy, or of no use by now: nobody knows
+    keep = whole and bool(entry.way_back)  # the guest's only copy, or of no use: nobody knows
+    if keep:
         done.append(f"the memory of {entry.domain} stays: see {entry.cfgfile}")
-    published = [entry.memory_path, *([entry.way_back] if entry.way_back else [])]
-    ours = published if complete and not keep else []
+    published = [*[entry.cfgfile] * (not entry.has_disks), entry.memory_path]
+    ours = published if memory_is_ours and not keep else []
     files = _remove_files([*entry.temporary, *ours], entry.directories)
     done += disks.done + files.done + remove_directories([Path(d) for d in entry.directories])
     left = disks.left + files.left
     if disks.left and not guest:
         left.insert(0, f"{entry.domain} ended, and a disk snapshot {entry.name} may be left")
     if left:
-        raise NeedsAttention(
-            "; ".join(left),
-            step="recover",
-            undone=done,
-            left=left,
-            finish=f"check what is left, then run: rm {Journal(entry.uuid).path}",
-        )
+        raise _left_over(entry, done, left)
     return Recovered(tuple(done), rolled_back=not keep, seconds_unpaused=ran_s)
+
+
+def _left_over(entry: CreateEntry, done: Sequence[str], left: Sequence[str]) -> NeedsAttention:
+    """Make (not raise) the error for what could not be removed."""
+    return NeedsAttention(
+        "; ".join(left),
+        step="recover",
+        undone=done,
+        left=left,
+        finish=f"check what is left, then run: rm {Journal(entry.uuid).path}",
+    )
+
+
+def _without_way_back(entry: CreateEntry) -> CreateEntry:
+    """Note that the guest runs again: what was kept is not its only copy any more."""
+    if not entry.way_back:
+        return entry
+    entry = replace(entry, way_back="")
+    try:
+        Journal(entry.uuid).rewrite(entry)
+    except OSError as e:  # another recovery deletes less then
+        log.warning("%s: %s", Journal(entry.uuid).path, e.strerror)
+    return entry
 
 
 def _adopt(domid: int | None, entry: CreateEntry, task: DiskTask) -> Adopted:
@@ -188,15 +212,3 @@ def _is_same_run(guest: Guest, entry: CreateEntry) -> bool:
     (An entry of version 1 has no boot.)
     """
     return guest.domid == entry.domid and entry.boot in ("", boot_id())
-
-
-def _is_ours(memory: Path, entry: CreateEntry) -> bool:
-    """Whether a memory file belongs to the entry's snapshot: another may have its name by now."""
-    try:
-        with open_regular(memory) as file:
-            header = read_header(file, str(memory))
-        uuid = DomainConfig.parse(header.config_json).uuid
-    except (OSError, BadMemoryFile, ValueError):
-        return False
-    name = header.metadata and header.metadata.name
-    return (name, uuid) == (entry.name, entry.uuid)

@@ -246,6 +246,62 @@ class TestJournalOfASuspendedGuest:
         assert Path(entry.way_back).exists()
         assert Path(entry.memory_path).exists()
 
+    @pytest.mark.parametrize("gone", ["memory_path", "way_back", "directory"])
+    @pytest.mark.parametrize("disks", [True, False])
+    def test_a_recovery_that_cannot_read_the_only_copy_deletes_nothing(
+        self,
+        world: World,
+        guest: FakeGuest,
+        request: pytest.FixtureRequest,
+        disks: bool,
+        gone: str,
+    ) -> None:
+        """Its filesystem is not mounted after a reboot, or somebody has moved a file."""
+        request.getfixturevalue("left" if disks else "left_early")
+        entry = self.entry()
+        world.faults.clear()
+        guest.destroy()
+        there = Path(entry.way_back)
+        path = there.parent if gone == "directory" else Path(getattr(entry, gone))
+        path.rename(world.root / "moved")
+        before = world.photo()
+        with pytest.raises(NeedsAttention, match="nothing was deleted") as caught:
+            operations.recover(world.host, UUID)
+        missing = entry.memory_path if gone == "directory" else str(path)
+        assert missing in str(caught.value)
+        assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+        assert world.photo() == before
+        assert self.entry() == entry
+        (world.root / "moved").rename(path)
+        recovered = operations.recover(world.host, UUID)
+        assert not recovered.rolled_back
+        assert there.exists()
+        assert Path(entry.memory_path).exists()
+
+    def test_another_memory_file_in_its_place_is_not_taken_for_it(
+        self, world: World, guest: FakeGuest, left: NeedsAttention
+    ) -> None:
+        world.faults.clear()
+        guest.destroy()
+        Path(self.entry().memory_path).write_bytes(b"somebody else's")
+        with pytest.raises(NeedsAttention, match="nothing was deleted"):
+            operations.recover(world.host, UUID)
+        assert world.storage.snapshots
+
+    def test_once_the_guest_was_resumed_another_recovery_may_remove(
+        self, world: World, guest: FakeGuest, left_early: NeedsAttention
+    ) -> None:
+        entry = self.entry()
+        world.faults.clear()
+        world.fail("undo xvda", FAILED)
+        with pytest.raises(NeedsAttention):
+            operations.recover(world.host, UUID)
+        assert guest.runs
+        world.faults.clear()
+        assert operations.recover(world.host, UUID).rolled_back
+        assert not Path(entry.cfgfile).exists()
+        assert not Path(entry.memory_path).exists()
+
     def test_a_recovery_waits_for_qemu(
         self,
         world: World,
