@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
@@ -19,13 +20,15 @@ from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.journal import CreateEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.linux.waiting import until
-from pyxlsnap.monitor.xl import xl_monitor
+from pyxlsnap.monitor.steady import is_steady, may_start
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 # A monitor that has seen the guest's end acts for some seconds.
 _ACTING_S, _ACTING_POLL_S = 60.0, 0.1
+# How often an undo begins, if the guest ends during the undo.
+_ATTEMPTS = 3
 
 _WORDS = {
     "poweroff": "powered off by itself",
@@ -146,26 +149,52 @@ class Window:
 
 
 def undo_disks(plan: CreatePlan, strategy: DiskStrategy, entry: CreateEntry) -> list[str]:
-    """Undo disk snapshots after the resume; the guest may have ended since, and begun anew.
+    """Undo disk snapshots after the suspend; the guest may end meanwhile, and begin anew.
 
     :raises PyxlsnapError: something is left; or the guest is just being started again.
     """
     guest = plan.guest
-    if not until(lambda: _is_steady(guest), within_s=_ACTING_S, poll_s=_ACTING_POLL_S):
-        raise OperationFailed(
-            f"xl may start {guest.name} again at any time, so its disk snapshots "
-            f"({', '.join(strategy.vdevs)}) were not deleted",
-            step="undo",
-        )
-    domid = guest.present_domid()
-    if domid == guest.domid:
-        return strategy.undo_create()
+    for attempt in range(_ATTEMPTS):
+        domid = _wait_until_steady(guest, strategy)
+        try:
+            if domid == guest.domid:
+                return strategy.undo_create()
+            return _undo_anew(guest, strategy, entry, domid)
+        except PyxlsnapError as e:
+            now = guest.present_info()
+            same = is_steady(guest) and domid == (now.domid if now else None)
+            if same or attempt == _ATTEMPTS - 1:
+                raise
+            log.info("%s; trying again, because the guest has ended", e)
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+def _wait_until_steady(guest: Guest, strategy: DiskStrategy) -> int | None:
+    """Wait while the guest is being started again; returns the domid that it has now.
+
+    :raises OperationFailed: xl may start it at any time.
+    """
+    steady = until(lambda: is_steady(guest), within_s=_ACTING_S, poll_s=_ACTING_POLL_S)
+    now = guest.present_info()
+    if steady or (now and now.domid != guest.domid):  # one that its owner keeps paused
+        return now.domid if now else None
+    raise OperationFailed(
+        f"xl may start {guest.name} again at any time, so its disk snapshots "
+        f"({', '.join(strategy.vdevs)}) were not deleted",
+        step="undo",
+    )
+
+
+def _undo_anew(
+    guest: Guest, strategy: DiskStrategy, entry: CreateEntry, domid: int | None
+) -> list[str]:
+    """Undo with new strategies: the disks are in another QEMU, or in none."""
     chosen = [
         (disk, request)
         for disk, request in zip(entry.devices, entry.disks, strict=True)
         if disk.vdev in strategy.vdevs
     ]
-    task = DiskTask(entry.name, started_anew=domid is not None)
+    task = DiskTask(entry.name, started_anew=domid is not None, may_start=partial(may_start, guest))
     found = strategies(chosen, task, entry.kinds, trusted=True)
     try:
         return undo_each([_adopting(one, domid, entry) for one in found])
@@ -181,14 +210,6 @@ def _adopting(
         return strategy.undo_create()
 
     return undo
-
-
-def _is_steady(guest: Guest) -> bool:
-    """Whether nobody is about to start the guest again, which opens its disks."""
-    domid = guest.present_domid()
-    if domid is not None and (domid != guest.domid or how_ended(guest) is None):
-        return True
-    return xl_monitor(guest.name) is None
 
 
 def plan_unless_ended(guest: Guest, make: Callable[[], CreatePlan]) -> CreatePlan:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
@@ -34,6 +35,7 @@ from pyxlsnap.model import (
     check_name,
 )
 from pyxlsnap.monitor.launch import loses_monitor, notice_foreground
+from pyxlsnap.monitor.steady import may_start
 from pyxlsnap.request import CreateRequest
 from pyxlsnap.results import Plan, PlannedDisk
 
@@ -191,7 +193,7 @@ def make_plan(
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
     places = _choose_places(guest, wanted, name, [request for _, request in chosen])
     warnings += changeable_place(places.memory.parent)
-    task = _task(name, request, examined)
+    task = _task(name, guest, request, examined)
     task = replace(task, check=cancel.check, waiting=waiting, warn=warnings.append)
     checks.refuse_full(places.memory.parent, examined.memory_kb, task.claim)
     served = ServedDisks.of([d for d, _ in chosen], guest.domid, guest.device_model_pid())
@@ -224,11 +226,12 @@ def make_plan(
     return replace(plan, frontends=frontends, warnings=told)
 
 
-def _task(name: str, request: CreateRequest, examined: Examined) -> DiskTask:
+def _task(name: str, guest: Guest, request: CreateRequest, examined: Examined) -> DiskTask:
     return DiskTask(
         name,
         inactive=request.live and examined.config.kind is GuestKind.HVM,
         asked=request.config.disks is not None,
+        may_start=partial(may_start, guest),
     )
 
 

@@ -286,7 +286,7 @@ class Creation:
             undone.append(f"resumed {self._guest.name}")
 
     def _undo_disks(self, strategy: DiskStrategy) -> list[str]:
-        if not self._resumed:
+        if not self._suspend_began:
             return strategy.undo_create()
         self._window.begin()  # else a monitor starts the guest again meanwhile, on its disks
         try:

@@ -37,6 +37,9 @@ class DiskTask:
     #: a recovery: the domain was started anew since, and is not resumed: no program works for the
     #: killed create any more
     started_anew: bool = False
+    #: an undo: whether the domain may be started again at any moment, which opens its disks. Then
+    #: change no image that nobody has open, but fail
+    may_start: Callable[[], bool] = lambda: False
     #: to be called every few seconds by a :meth:`~DiskStrategy.settle`,
     #: :meth:`~DiskStrategy.undo_create`, :meth:`~DiskStrategy.revert` or
     #: :meth:`~DiskStrategy.finish_revert` that waits for another program, with what it waits for

@@ -15,11 +15,16 @@ from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import CreateEntry, Journal, boot_id
 from pyxlsnap.linux.files import remove_directories
+from pyxlsnap.linux.waiting import until
+from pyxlsnap.monitor.steady import is_steady_on
 from pyxlsnap.recovery import kept
 from pyxlsnap.results import Recovered
 from pyxlsnap.text import paused_again
 
 log = logging.getLogger(__name__)
+
+# A guest that has rebooted is started again within seconds.
+_STARTING_S, _STARTING_POLL_S = 60.0, 0.1
 
 Adopted = Sequence[tuple[DiskStrategy, Exception | None]]
 
@@ -41,10 +46,11 @@ def undo_create(
         its only copy is out of reach, and nothing was deleted; or some disk snapshots or files
         could not be removed, and the others were.
     """
+    may_start = _wait_until_started(host, entry)
     guest = find_if_there(host, entry.uuid)
     anew = guest is not None and not _is_same_run(guest, entry)
     ran_s = _pause_again(guest, entry) if guest and not anew else 0.0
-    task = DiskTask(entry.name, started_anew=anew, waiting=waiting)
+    task = DiskTask(entry.name, started_anew=anew, may_start=may_start, waiting=waiting)
     adopted = _adopt(guest.domid if guest else None, entry, task)
     try:
         resumed = guest is not None and _resume(guest, entry, adopted, waiting)
@@ -76,6 +82,16 @@ def undo_create(
     if left:
         raise _left_over(entry, done, left)
     return Recovered(tuple(done), rolled_back=not keep, seconds_unpaused=ran_s)
+
+
+def _wait_until_started(host: Host, entry: CreateEntry) -> Callable[[], bool]:
+    """Wait while xl starts a guest that has ended; returns whether xl may still do that."""
+
+    def may_start() -> bool:
+        return not is_steady_on(host, entry.uuid, name=entry.domain, domid=entry.domid)
+
+    until(lambda: not may_start(), within_s=_STARTING_S, poll_s=_STARTING_POLL_S)
+    return may_start
 
 
 def _left_over(entry: CreateEntry, done: Sequence[str], left: Sequence[str]) -> NeedsAttention:

@@ -72,12 +72,12 @@ class Domain:
         """Its name now, while :attr:`name` is from the look-up; "" if it no longer exists."""
         return self._context.name_of(self.domid)
 
-    def present_domid(self) -> int | None:
-        """The domid that its uuid has now: another if it was started anew; ``None`` if it is off.
+    def present_info(self) -> DomainInfo | None:
+        """The domain that has its uuid now: another if it was started anew; ``None`` if it is off.
 
         :raises XenError: libxl could not list the domains.
         """
-        there = [d.domid for d in self._context.domains() if d.uuid == self.uuid and not d.dying]
+        there = [d for d in self._context.domains() if d.uuid == self.uuid and not d.dying]
         return there[0] if there else None
 
     def config(self) -> DomainConfig:

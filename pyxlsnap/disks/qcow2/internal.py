@@ -41,6 +41,7 @@ class Internal:
         self.disks = tuple(disks)
         self._name = task.name
         self._waiting = task.waiting
+        self._may_start = task.may_start
         #: the work of each disk snapshot, by vdev
         self._work: dict[str, Work] = {}
         #: by vdev and a word: the time after which a revert of ours has kept the disk
@@ -130,6 +131,12 @@ class Internal:
         wait_until_unused(disk, Path(disk.target))
         if not self._is_ours(image_tags(disk), disk, began):
             return []
+        if self._may_start():
+            raise DiskError(
+                f"a disk snapshot {self._name!r} may be left: the guest is just being started "
+                f"again",
+                vdev=disk.vdev,
+            )
         in_file(disk, "-d", self._name, self._waiting)
         return [self._deleted(disk)]
 

@@ -22,11 +22,14 @@ from pyxlsnap.errors import (
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.locks import MONITOR, DomainLock
 from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.monitor import steady
 from pyxlsnap.request import Callbacks
+from pyxlsnap.results import Progress
 from tests.unit.support import operations
 from tests.unit.support.faults import FailsAtStep
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create
+from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import UUID
 from tests.unit.support.world import World
 
@@ -230,7 +233,7 @@ def test_an_undo_does_not_touch_disks_that_xl_is_about_to_open(
     """xl waits for two seconds between the destroy and the start."""
     case = Case(world)
     watching = [True] * 5
-    monkeypatch.setattr(module, "xl_monitor", lambda _: watching.pop() if watching else None)
+    monkeypatch.setattr(steady, "xl_monitor", lambda _: watching.pop() if watching else None)
 
     def reboots_and_fails() -> None:
         case.is_destroyed()
@@ -242,7 +245,7 @@ def test_an_undo_does_not_touch_disks_that_xl_is_about_to_open(
     case.assert_nothing_left()
 
     monkeypatch.setattr(module, "_ACTING_S", 0.2)
-    monkeypatch.setattr(module, "xl_monitor", lambda _: 1)
+    monkeypatch.setattr(steady, "xl_monitor", lambda _: 1)
     other = Case(world)
 
     def crashes_and_fails() -> None:
@@ -251,6 +254,103 @@ def test_an_undo_does_not_touch_disks_that_xl_is_about_to_open(
 
     with pytest.raises(NeedsAttention, match="xl may start vm1 again at any time"):
         other.creation("memory file", crashes_and_fails).run()
+
+
+def test_an_undo_that_has_resumed_the_guest_waits_for_xl_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest reboots as soon as it runs."""
+    case = Case(world)
+    watching = [True] * 5
+    monkeypatch.setattr(steady, "xl_monitor", lambda _: watching.pop() if watching else None)
+
+    def on_event(event: str) -> None:
+        if event == "resume":
+            case.is_destroyed()
+
+    world.on_event = on_event
+    world.fail("create xvda", XenError("no", rc=-3, operation="x"), after=True)
+    with pytest.raises(OperationFailed):
+        Creation(case.plan).run()
+    assert not watching
+    assert "adopt xvda" in world.events
+    case.assert_nothing_left()
+
+
+def test_an_undo_during_which_the_guest_reboots_is_done_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its QEMU has ended, and the next one opens the disks."""
+    case = Case(world)
+    watching = [True] * 5
+    monkeypatch.setattr(steady, "xl_monitor", lambda _: watching.pop() if watching else None)
+
+    def on_event(event: str) -> None:
+        if event == "settle xvda":
+            world.fail("undo xvda", QmpError("EOF", command="x"))
+            world.on_event = lambda _: None
+
+    def ends() -> None:
+        case.is_destroyed()
+        world.faults.pop(("undo xvda", "before"))
+
+    world.on_event = on_event
+    world.fail("create xvda", XenError("no", rc=-3, operation="x"), after=True)
+    undo = FakeStrategy.undo_create
+
+    def undo_create(strategy: FakeStrategy) -> list[str]:
+        try:
+            return undo(strategy)
+        except QmpError:
+            ends()
+            raise
+
+    monkeypatch.setattr(FakeStrategy, "undo_create", undo_create)
+    with pytest.raises(OperationFailed):
+        Creation(case.plan).run()
+    assert not watching
+    assert "adopt xvda" in world.events
+    case.assert_nothing_left()
+
+
+def test_a_domain_that_is_being_built_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its QEMU does not listen yet."""
+    case = Case(world)
+    monkeypatch.setattr(steady, "xl_monitor", lambda _: 1)
+
+    def rebooting() -> None:
+        case.is_started_anew()
+        new = world.host.guests[-1]
+        new.has_run = False
+        threading.Timer(0.5, lambda: setattr(new, "has_run", True)).start()
+        raise OSError(28, "No space left on device")
+
+    def on_event(event: str) -> None:
+        assert event != "adopt xvda" or world.host.guests[-1].has_run
+
+    world.on_event = on_event
+    with pytest.raises(OperationFailed, match="everything is as before"):
+        case.creation("memory file", rebooting).run()
+    case.assert_nothing_left()
+
+
+def test_a_domain_that_its_owner_keeps_paused_is_not_waited_for_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ACTING_S", 0.2)
+    case = Case(world)
+
+    def started_paused() -> None:
+        case.is_started_anew()
+        world.host.guests[-1].has_run = False
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OperationFailed, match="everything is as before"):
+        case.creation("memory file", started_paused).run()
+    assert "adopt xvda" in world.events
+    case.assert_nothing_left()
 
 
 # The monitor's right to act
@@ -285,15 +385,28 @@ def test_the_monitor_is_kept_away_only_while_the_guest_may_be_suspended(world: W
     assert _monitor_may_act()
 
 
-def test_the_monitor_may_act_when_a_failed_create_has_resumed_the_guest(world: World) -> None:
+@pytest.mark.parametrize("step", ["create xvda", "finish xvda"])
+def test_the_monitor_may_act_between_the_resume_and_the_undo_of_the_disks(
+    world: World, step: str
+) -> None:
+    """Whoever has resumed the guest. A monitor that acts would open the disks meanwhile."""
     world.guest(world.image("xvda"))
     may: dict[str, bool] = {}
     world.on_event = lambda event: may.update({event: _monitor_may_act()})
-    world.fail("create xvda", XenError("no", rc=-3, operation="x"))
+    told: list[bool] = []
+
+    def on_progress(progress: Progress) -> None:
+        if progress.phase == "resumed":
+            told.append(_monitor_may_act())
+
+    world.fail(step, XenError("no", rc=-3, operation="x"))
     with pytest.raises(OperationFailed):
-        operations.create(world.host, "vm1", WANTED)
+        operations.create(world.host, "vm1", WANTED, on_progress=on_progress)
     assert not may["resume"]
-    assert may["undo xvda"]
+    assert not may["undo xvda"]
+    assert all(told)
+    assert told
+    assert _monitor_may_act()
 
 
 def test_a_monitor_that_acts_is_waited_for(world: World) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,7 @@ from pyxlsnap.errors import (
 from pyxlsnap.journal import CreateEntry, Entry, Journal, RevertEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import RunState, SnapshotConfig
+from pyxlsnap.monitor import steady
 from pyxlsnap.recovery import finish_revert, undo_create
 from pyxlsnap.request import Callbacks, revert_command
 from pyxlsnap.results import Progress, Recovered, Reverted
@@ -308,6 +310,52 @@ def test_the_disks_of_an_ended_guest_are_rolled_back_where_possible(world: World
     world.faults.clear()
     killed.recover()
     assert not world.storage.snapshots
+
+
+def test_a_guest_that_xl_is_starting_again_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its two QEMUs nobody has the disks open."""
+    killed = Killed(world, "resume")
+    killed.guest.exists = False
+    looks: list[str] = []
+
+    def xl_monitor(name: str) -> int:
+        looks.append(name)
+        if len(looks) == 3:
+            world.host.start(killed.guest.configuration)
+        return 1
+
+    monkeypatch.setattr(steady, "xl_monitor", xl_monitor)
+    tasks: list[DiskTask] = []
+
+    def strategies(disks: Any, task: DiskTask, recorded: Any, *, trusted: bool) -> Any:
+        tasks.append(task)
+        assert not task.may_start()
+        return world.strategies(disks, task, recorded, trusted=trusted)
+
+    monkeypatch.setattr(undo_create, "strategies", strategies)
+    assert "deleted snap of xvda" in killed.recover()
+    assert looks == ["vm1"] * 3
+    assert [task.started_anew for task in tasks] == [True]
+
+
+def test_an_xl_that_stays_is_not_waited_for_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undo_create, "_STARTING_S", 0.2)
+    monkeypatch.setattr(steady, "xl_monitor", lambda _: 1)
+    killed = Killed(world, "resume")
+    killed.guest.exists = False
+    assert "deleted snap of xvda" in killed.recover()  # (none of these needs an image)
+
+
+def test_a_suspended_guest_does_not_wait_for_xl(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steady, "xl_monitor", lambda _: pytest.fail("nothing to wait for"))
+    killed = Killed(world, "disk snapshots")
+    assert killed.recover()[0] == "resumed vm1"
 
 
 def test_disks_that_cannot_be_reached_are_named_and_the_rest_is_done(world: World) -> None:

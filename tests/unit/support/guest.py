@@ -169,9 +169,9 @@ class FakeGuest:
     def present_name(self) -> str:
         return self.present or self.name
 
-    def present_domid(self) -> int | None:
+    def present_info(self) -> DomainInfo | None:
         there = [g for g in self._world.host.guests if g.exists and g.uuid == self.uuid]
-        return there[0].domid if there else None
+        return there[0].info() if there else None
 
     def config(self) -> DomainConfig:
         with self._world.doing("config"):
