@@ -14,7 +14,7 @@ from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import NewFile, make_directory, sync_directory, temporary_name
 from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.request import CreateRequest, DeleteRequest, RevertRequest
+from pyxlsnap.request import CreateRequest, DeleteRequest, RevertRequest, revert_command
 from pyxlsnap.serialize import Message, rebuild
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,12 @@ Entry = CreateEntry | RevertEntry | DeleteEntry
 _CLASSES: dict[str, type[Entry]] = {
     cls.operation: cls for cls in (CreateEntry, RevertEntry, DeleteEntry)
 }
+
+
+def way_back_command(entry: CreateEntry) -> str:
+    """The command that restores a guest from its :attr:`~CreateEntry.way_back`."""
+    force = not entry.has_disks
+    return revert_command(RevertRequest(domain=entry.uuid, cfgfile=entry.way_back, force=force))
 
 
 def unfinished() -> list[str]:
@@ -282,8 +288,7 @@ def _check_readable(data: bytes, entry: Entry) -> None:
 
 
 def _unfinished(entry: Entry) -> Refused:
-    how = "was killed or failed" if isinstance(entry, DeleteEntry) else "was killed"
     return Refused(
-        f"a {entry.operation} of {entry.domain} (snapshot {entry.name}) {how}: run "
+        f"a {entry.operation} of {entry.domain} (snapshot {entry.name}) was killed or failed: run "
         f"`pyxlsnap snapshot-recover {entry.uuid}` first"
     )

@@ -31,6 +31,11 @@ def why_unreadable(entry: CreateEntry) -> str:
     return f"{path} does not hold the snapshot {entry.name} of {entry.domain}"
 
 
+def is_whole(entry: CreateEntry) -> bool:
+    """Whether memory file and cfgfile are in their places."""
+    return Path(entry.cfgfile).exists() and not why_unreadable(entry)
+
+
 def out_of_reach(entry: CreateEntry) -> NeedsAttention:
     """Make (not raise) the error for a way back that cannot be read; nothing was deleted."""
     why = why_unreadable(entry) or f"{entry.cfgfile}: there is no such file"

@@ -13,7 +13,7 @@ from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, NeedsAttention
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
-from pyxlsnap.journal import CreateEntry, Journal, boot_id
+from pyxlsnap.journal import CreateEntry, Journal, boot_id, way_back_command
 from pyxlsnap.linux.files import remove_directories
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.monitor.steady import is_steady_on
@@ -59,8 +59,7 @@ def undo_create(
             done.append(paused_again(entry.domain, ran_s, "at most "))
         if resumed:
             entry = _without_way_back(entry)
-        memory_is_ours = not kept.why_unreadable(entry)
-        whole = memory_is_ours and Path(entry.cfgfile).exists()
+        whole = kept.is_whole(entry)
         if entry.way_back and not whole:
             raise kept.out_of_reach(entry)
         if whole and entry.has_disks:
@@ -73,7 +72,7 @@ def undo_create(
     if keep:
         done.append(f"the memory of {entry.domain} stays: see {entry.cfgfile}")
     published = [*[entry.cfgfile] * (not entry.has_disks), entry.memory_path]
-    ours = published if memory_is_ours and not keep else []
+    ours = published if not (keep or kept.why_unreadable(entry)) else []
     files = _remove_files([*entry.temporary, *ours], entry.directories)
     done += disks.done + files.done + remove_directories([Path(d) for d in entry.directories])
     left = disks.left + files.left
@@ -214,11 +213,12 @@ def _resume(
 def _not_back(what: str, entry: CreateEntry) -> NeedsAttention:
     """Make (not raise) the error for a guest that is not as it was; nothing was deleted."""
     left = [what, *(f"its memory may be in {t}" for t in entry.temporary if Path(t).exists())]
+    said, finish = "", f"pyxlsnap snapshot-recover {entry.uuid}"
+    if entry.way_back and kept.is_whole(entry):
+        finish = way_back_command(entry)
+        said = f"; `{finish}` restores {entry.domain} from what was kept"
     return NeedsAttention(
-        f"{'; '.join(left)}; nothing was deleted",
-        step="recover",
-        left=left,
-        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+        f"{'; '.join(left)}; nothing was deleted{said}", step="recover", left=left, finish=finish
     )
 
 

@@ -225,6 +225,24 @@ class TestJournalOfASuspendedGuest:
         assert set(world.storage.snapshots) == {("xvda", "snap"), ("xvdb", "snap")}
         assert Journal(UUID).read() is None
 
+    @pytest.mark.parametrize("disks", [True, False])
+    def test_a_recovery_that_cannot_resume_it_names_the_way_back(
+        self, world: World, guest: FakeGuest, request: pytest.FixtureRequest, disks: bool
+    ) -> None:
+        request.getfixturevalue("left" if disks else "left_early")
+        entry = self.entry()
+        with pytest.raises(NeedsAttention, match="nothing was deleted") as caught:
+            operations.recover(world.host, UUID)
+        force = "" if disks else " --force"
+        command = f"pyxlsnap snapshot-revert {UUID} {entry.way_back}{force}"
+        assert caught.value.finish == command
+        assert f"`{command}` restores vm1" in str(caught.value)
+        assert "killed" not in str(caught.value)
+        Path(entry.way_back).rename(world.root / "moved")
+        with pytest.raises(NeedsAttention, match="nothing was deleted") as caught:
+            operations.recover(world.host, UUID)
+        assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+
     def test_a_recovery_without_disk_snapshots_removes_the_way_back(
         self, world: World, guest: FakeGuest, left_early: NeedsAttention
     ) -> None:
@@ -337,5 +355,6 @@ class TestJournalOfASuspendedGuest:
     def test_another_create_is_refused(
         self, world: World, guest: FakeGuest, left: NeedsAttention
     ) -> None:
-        with pytest.raises(PyxlsnapError, match=f"run `pyxlsnap snapshot-recover {UUID}` first"):
+        said = f"failed: .*run `pyxlsnap snapshot-recover {UUID}` first"
+        with pytest.raises(PyxlsnapError, match=said):
             create(world)
