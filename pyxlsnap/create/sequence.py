@@ -11,9 +11,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
-from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import ended as the_end
+from pyxlsnap.create import way_back
 from pyxlsnap.create.entry import entry_of
 from pyxlsnap.create.failures import describe, in_spite_of_ctrl_c, is_interrupt
 from pyxlsnap.create.files import SnapshotFiles
@@ -33,13 +33,11 @@ from pyxlsnap.guest import checks
 from pyxlsnap.guest.frontends import notice_devices
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.hooks import Moment
-from pyxlsnap.journal import Journal
+from pyxlsnap.journal import Journal, way_back_command
 from pyxlsnap.linux.locks import DomainLock
-from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.request import Callbacks
 from pyxlsnap.results import Progress, Snapshot, Step
-from pyxlsnap.text import command
 
 log = logging.getLogger(__name__)
 
@@ -304,22 +302,20 @@ class Creation:
     def _keep_everything(self, step: str, what: str, error: BaseException) -> PyxlsnapError:
         """The guest cannot be resumed: memory file and disks are its only copy.
 
-        If the disk snapshots were not taken, the disks still match the memory while the guest stays
-        suspended. The cfgfile then names no disks, and the revert does not change them. The journal
-        stays: a recovery tries again to resume the guest, and a revert to this cfgfile ends it.
+        The journal stays: a recovery tries again to resume the guest, and a revert to the cfgfile
+        that is written here ends it.
         """
         left = [
             f"{self._guest} is suspended and cannot be resumed ({error or type(error).__name__})"
         ]
         finish = f"pyxlsnap snapshot-recover {self._guest.uuid}"
         if self._memory_complete:
+            entry = replace(
+                self._entry, way_back=str(self._plan.cfgfile), has_disks=self._disks_done
+            )
             try:
-                self._files.publish_memory()
-                finish = self._write_way_back()
-                self._entry = replace(
-                    self._entry, way_back=str(self._plan.cfgfile), has_disks=self._disks_done
-                )
-                self._journal.rewrite(self._entry)
+                left += way_back.keep(self._plan, self._files, entry)
+                finish = way_back_command(entry)
             except (PyxlsnapError, OSError) as e:
                 left.append(f"its memory is in {self._files.memory} ({e})")
         self._files.close()
@@ -330,14 +326,3 @@ class Creation:
             left=left,
             finish=finish,
         )
-
-    def _write_way_back(self) -> str:
-        """Write the cfgfile; returns the command that restores the domain from the two files."""
-        plan, meta = self._plan, self._plan.metadata
-        words = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
-        if self._disks_done:
-            self._files.publish_cfgfile(plan.places.cfgfile_text)
-            return command(words)
-        without = SnapshotConfig(meta.name, meta.description, str(plan.memory_path), disks=())
-        self._files.publish_cfgfile(cfgfile.render(without))
-        return command([*words, "--force"])

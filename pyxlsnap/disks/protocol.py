@@ -58,7 +58,9 @@ class DiskStrategy(Protocol):
       :meth:`create` (the guest is suspended), :meth:`finish_create`, :meth:`artefacts`;
     - a create that fails: :meth:`settle`, then the guest is resumed, then :meth:`undo_create`;
     - a recovery after the worker of a create was killed: :meth:`adopt_create`, :meth:`settle`, then
-      the guest is resumed, then :meth:`undo_create`;
+      the guest is resumed, then :meth:`undo_create`, or :meth:`finish_create` if the snapshot is
+      complete;
+    - a create whose guest cannot be resumed: :meth:`finish_create`, for the snapshot is kept;
     - a revert: :meth:`check_revert`, :meth:`revert` (the domain is destroyed), then the domain is
       restored, then :meth:`finish_revert`.
 
@@ -114,7 +116,10 @@ class DiskStrategy(Protocol):
         """
 
     def finish_create(self) -> None:
-        """Make durable what was made, and do what else could wait. The guest runs again.
+        """Make durable what was made, and do what else could wait.
+
+        The guest runs again, or cannot be resumed. Calling it again does no harm, also on an object
+        that has adopted the snapshot.
 
         :raises PyxlsnapError: the snapshot cannot be relied on; :meth:`undo_create` will be called.
         """

@@ -36,6 +36,13 @@ def is_whole(entry: CreateEntry) -> bool:
     return Path(entry.cfgfile).exists() and not why_unreadable(entry)
 
 
+def published(entry: CreateEntry) -> list[str]:
+    """The files of a snapshot that is not complete, the cfgfile first."""
+    if why_unreadable(entry):
+        return []
+    return [*[entry.cfgfile] * (not entry.has_disks), entry.memory_path]
+
+
 def out_of_reach(entry: CreateEntry) -> NeedsAttention:
     """Make (not raise) the error for a way back that cannot be read; nothing was deleted."""
     why = why_unreadable(entry) or f"{entry.cfgfile}: there is no such file"

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from pyxlsnap.create.way_back import finish
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, NeedsAttention
@@ -64,15 +65,15 @@ def undo_create(
             raise kept.out_of_reach(entry)
         if whole and entry.has_disks:
             done.append(f"the snapshot {entry.name} is complete: see {entry.cfgfile}")
-            return Recovered(tuple(done), rolled_back=False)
+            unfinished = finish(strategy for strategy, _ in adopted)
+            return Recovered((*done, *unfinished), rolled_back=False)
         disks = _undo_disks(adopted)
     finally:
         close_all(strategy for strategy, _ in adopted)
     keep = whole and bool(entry.way_back)  # the guest's only copy, or of no use: nobody knows
     if keep:
         done.append(f"the memory of {entry.domain} stays: see {entry.cfgfile}")
-    published = [*[entry.cfgfile] * (not entry.has_disks), entry.memory_path]
-    ours = published if not (keep or kept.why_unreadable(entry)) else []
+    ours = [] if keep else kept.published(entry)
     files = _remove_files([*entry.temporary, *ours], entry.directories)
     done += disks.done + files.done + remove_directories([Path(d) for d in entry.directories])
     left = disks.left + files.left

@@ -92,10 +92,18 @@ class SnapshotFile:
     def finish(self) -> None:
         """Make the file read-only, and durable. Slow if the file is big."""
         with os_errors(self.disk, self.path):
+            if self._fd < 0 and self._began is not None:
+                self._reopen()
             os.fchmod(self.fd, stat.S_IMODE(os.fstat(self.fd).st_mode) & ~0o222)
             os.fsync(self.fd)
             sync_directory(self.path.parent)
         self.close()
+
+    def _reopen(self) -> None:
+        """:raises DiskError: what is there is not the file that a dead process has made."""
+        if not self._is_ours():
+            raise DiskError(f"{self.path} is not the copy that was made", vdev=self.disk.vdev)
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def adopt(self, token: str, began: float) -> None:
         """Take over the file of a dead process's object."""

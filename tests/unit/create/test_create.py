@@ -350,6 +350,76 @@ class TestTheGuestCannotBeResumed:
         assert case.memory_path.exists()
         assert f"its memory is in {case.memory_path} " in error.left[1]
 
+    def test_the_disk_snapshots_are_finished(self, world: World) -> None:
+        """A copy is not durable before, and a frozen file can be written."""
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        there: list[bool] = []
+
+        def on_event(event: str) -> None:
+            if event.startswith("finish"):
+                there.append(case.plan.cfgfile.exists())
+
+        world.on_event = on_event
+        case.fails(NeedsAttention)
+        assert there == [False, False]
+
+    def test_disk_snapshots_that_were_not_taken_are_not_finished(self, world: World) -> None:
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        case.fails_at("suspend", "after", raising(FAULTS["bug"]), NeedsAttention)
+        assert not [e for e in world.events if e.startswith("finish")]
+
+    @pytest.mark.parametrize("error", [DiskError("no room", vdev="xvda"), RuntimeError("a bug")])
+    def test_one_that_cannot_be_finished_is_named(self, world: World, error: Exception) -> None:
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        world.fail("finish xvda", error)
+        failed = case.fails(NeedsAttention)
+        assert "finish xvdb" in world.events
+        assert str(error) in str(failed)
+        assert case.plan.cfgfile.exists()
+
+    @pytest.mark.parametrize("method", ["publish_memory", "publish_cfgfile"])
+    def test_the_journal_knows_before_the_files_are_there(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, method: str
+    ) -> None:
+        """If the process is killed between, a recovery would take them for a whole snapshot."""
+        case = Case(world)
+
+        class Killed(BaseException):
+            pass
+
+        def killed(*_: object) -> None:
+            raise Killed
+
+        monkeypatch.setattr(snapshot_files.SnapshotFiles, method, killed)
+        world.fail("create xvda", FAULTS["xen"]())
+        world.fail("resume", self.ERROR)
+        with pytest.raises(Killed):
+            case.run()
+        entry = case.journal.read()
+        assert isinstance(entry, CreateEntry)
+        assert (entry.way_back, entry.has_disks) == (str(case.plan.cfgfile), False)
+
+    def test_without_the_journal_nothing_is_published(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = Case(world)
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Journal, "rewrite", full)
+        world.fail("resume", self.ERROR)
+        failed = case.fails(NeedsAttention)
+        assert isinstance(failed, NeedsAttention)
+        (temporary,) = case.memory_path.parent.glob(".snap.save.*")
+        assert str(temporary) in str(failed)
+        assert not case.memory_path.exists()
+        assert not case.plan.cfgfile.exists()
+        assert failed.finish == f"pyxlsnap snapshot-recover {UUID}"
+
     def test_half_a_memory_file_is_not_published(self, world: World) -> None:
         case = Case(world)
         world.fail("resume", self.ERROR)

@@ -10,7 +10,7 @@ import pytest
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.errors import NeedsAttention, OperationFailed, PyxlsnapError, XenError
+from pyxlsnap.errors import DiskError, NeedsAttention, OperationFailed, PyxlsnapError, XenError
 from pyxlsnap.guest import resume
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import CreateEntry, Journal
@@ -219,9 +219,11 @@ class TestJournalOfASuspendedGuest:
             operations.recover(world.host, UUID)
         way_back = self.entry().way_back
         world.faults.clear()
+        world.events.clear()
         recovered = operations.recover(world.host, UUID)
         assert recovered.lines == ("resumed vm1", f"the snapshot snap is complete: see {way_back}")
         assert guest.runs
+        assert {"finish xvda", "finish xvdb"} <= set(world.events)
         assert set(world.storage.snapshots) == {("xvda", "snap"), ("xvdb", "snap")}
         assert Journal(UUID).read() is None
 
@@ -263,6 +265,16 @@ class TestJournalOfASuspendedGuest:
         assert f"the memory of vm1 stays: see {entry.way_back}" in recovered.lines
         assert Path(entry.way_back).exists()
         assert Path(entry.memory_path).exists()
+
+    def test_a_recovery_says_what_it_could_not_finish(
+        self, world: World, guest: FakeGuest, left: NeedsAttention
+    ) -> None:
+        world.faults.clear()
+        world.fail("finish xvda", DiskError("not durable", vdev="xvda"))
+        recovered = operations.recover(world.host, UUID)
+        assert recovered.lines[1].startswith("the snapshot snap is complete")
+        assert "xvda: not durable" in recovered.lines[2]
+        assert set(world.storage.snapshots) == {("xvda", "snap"), ("xvdb", "snap")}
 
     @pytest.mark.parametrize("gone", ["memory_path", "way_back", "directory"])
     @pytest.mark.parametrize("disks", [True, False])

@@ -353,6 +353,30 @@ def test_what_a_loop_device_was_given_is_in_the_snapshot(place: Path) -> None:
         assert snapshot(disk).read_bytes()[4096:4104] == b"just now"
 
 
+def test_another_process_can_finish_it(
+    place: Path, used: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = make_disk(place)
+    strategy = made([disk])
+    strategy.check_create(7)
+    strategy.prepare()
+    strategy.create()
+    strategy.close()
+    heir = made([disk])
+    heir.adopt_create(None, began=0.0, state=strategy.state())
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    for _ in range(2):
+        heir.finish_create()
+        assert snapshot(disk).stat().st_ino in synced
+    assert stat.S_IMODE(snapshot(disk).stat().st_mode) == 0o440
+    snapshot(disk).rename(place / "moved")
+    snapshot(disk).write_bytes(b"somebody else's")
+    with pytest.raises(DiskError, match="is not the copy"):
+        heir.finish_create()
+    heir.close()
+
+
 def test_create_without_prepare_is_an_error(tmp_path: Path, used: None) -> None:
     with pytest.raises(DiskError, match="not prepared"):
         made([make_disk(tmp_path)]).create()
