@@ -285,10 +285,14 @@ class Reversion:
 
     def _clear_journal(self) -> None:
         """Remove the journal of this revert, which has changed nothing."""
-        if self._suspended:
-            self._journal.rewrite(self._suspended)
-        else:
+        if not self._suspended:
             self._journal.clear()
+            return
+        try:
+            if self._journal.read() != self._suspended:
+                self._journal.rewrite(self._suspended)
+        except (Refused, OSError) as e:
+            log.warning("the journal %s is that of this revert: %s", self._journal.path, e)
 
     def _is_untouched(self) -> bool:
         """Whether the destroy has not yet changed the domain."""

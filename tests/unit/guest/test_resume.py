@@ -12,8 +12,9 @@ from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import DiskError, NeedsAttention, OperationFailed, PyxlsnapError, XenError
 from pyxlsnap.guest import resume
+from pyxlsnap.guest.dom0_memory import Room
 from pyxlsnap.guest.resume import patiently
-from pyxlsnap.journal import CreateEntry, Journal
+from pyxlsnap.journal import CreateEntry, Entry, Journal
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.results import Snapshot
 from tests.unit.support import operations
@@ -362,6 +363,36 @@ class TestJournalOfASuspendedGuest:
         with pytest.raises(OperationFailed, match="nothing was changed"):
             revert(world, entry)
         assert self.entry() == entry
+        assert guest.suspended
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_a_revert_whose_journal_cannot_be_written_leaves_it(
+        self,
+        world: World,
+        guest: FakeGuest,
+        left: NeedsAttention,
+        monkeypatch: pytest.MonkeyPatch,
+        begun: bool,
+    ) -> None:
+        """The filesystem of the journals is full: from the first try, or from the second."""
+        entry = self.entry()
+        world.faults.clear()
+        world.fail("destroy", REFUSED)
+        rewrite, given_back = Journal.rewrite, list[bool]()
+        allowed = [True] * begun
+
+        def full(journal: Journal, entry: Entry) -> None:
+            if not allowed:
+                raise OSError(28, "No space left on device")
+            rewrite(journal, entry)
+            allowed.pop()
+
+        monkeypatch.setattr(Journal, "rewrite", full)
+        monkeypatch.setattr(Room, "give_back", lambda _: given_back.append(True))
+        with pytest.raises(OperationFailed, match="nothing was changed"):
+            revert(world, entry)
+        assert given_back
+        assert begun or self.entry() == entry
         assert guest.suspended
 
     def test_another_create_is_refused(
