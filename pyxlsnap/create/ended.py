@@ -129,14 +129,21 @@ class Window:
         self._guest = guest
         self._lock = lock
 
-    def begin(self) -> None:
+    def begin(self, check: Callable[[], None] = lambda: None) -> None:
         """Keep the monitor of pyxlsnap away; wait if it looks, or acts, just now.
 
+        :param check: called again and again meanwhile; an exception from it ends the wait.
         :raises OperationFailed: it is still acting after a minute.
         """
         if self._lock is None:
             return
-        if not until(self._lock.close_to_monitor, within_s=_ACTING_S, poll_s=_ACTING_POLL_S):
+        lock = self._lock
+
+        def closed() -> bool:
+            check()
+            return lock.close_to_monitor()
+
+        if not until(closed, within_s=_ACTING_S, poll_s=_ACTING_POLL_S):
             raise OperationFailed(
                 f"{self._guest.name} has shut down, and its monitor is still acting on that",
                 step="check",

@@ -142,7 +142,7 @@ class Creation:
         self._callbacks.before_suspend(Moment(guest.name, guest.domid, guest.uuid, state))
 
     def _suspend(self) -> None:
-        self._window.begin()
+        self._window.begin(self._cancel.check)
         checks.notice_change(self._guest, paused=self._plan.paused)
         fd = self._files.fileno()
         unpauser = self._unpauser if self._plan.paused else nullcontext()

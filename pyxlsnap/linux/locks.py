@@ -37,6 +37,9 @@ _WHOLE = (0, 0)
 #: the part of an operation's lock that is the right to act on a guest that has shut down by itself:
 #: an operation can leave it to the domain's monitor (:meth:`DomainLock.open_to_monitor`)
 MONITOR = (1, 1)
+#: a part of each operation's lock that a monitor never takes: who has this part can wait until the
+#: monitor has acted (:meth:`DomainLock.close_to_monitor`), and no operation begins meanwhile
+OPERATION = (0, 1)
 
 
 class DomainLock:

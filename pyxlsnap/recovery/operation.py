@@ -15,7 +15,8 @@ from pyxlsnap.delete.operation import finish as finish_delete
 from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, Refused, UsageError
 from pyxlsnap.guest.protocols import Host, find_if_there
 from pyxlsnap.journal import CreateEntry, DeleteEntry, Entry, Journal, RevertEntry, unfinished
-from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.locks import OPERATION, DomainLock
+from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import check_uuid
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.monitor.xl import xl_monitor
@@ -23,6 +24,9 @@ from pyxlsnap.recovery.finish_revert import Decision, carry_out, decide_now, fin
 from pyxlsnap.recovery.undo_create import undo_create
 from pyxlsnap.request import Callbacks, RecoverRequest
 from pyxlsnap.results import Recovered
+
+# A monitor that acts may dump the guest's core, or wait for memory.
+_MONITOR_S, _MONITOR_POLL_S = 300.0, 0.1
 
 
 def recover(
@@ -55,8 +59,14 @@ def _recover_one(
     host: Host, uuid: str, callbacks: Callbacks, cancel: Cancel, *, wait_s: float
 ) -> Recovered:
     uuid = check_uuid(uuid)  # a file in the journals' directory may have any name
-    lock = DomainLock(uuid, domain=uuid, wait_s=wait_s)
+    lock = DomainLock(uuid, domain=uuid, wait_s=wait_s, part=OPERATION)
     try:
+        if not until(lock.close_to_monitor, within_s=_MONITOR_S, poll_s=_MONITOR_POLL_S):
+            raise Busy(
+                f"the guest of {uuid} has shut down, and its monitor is still acting on that: "
+                f"wait until it has ended",
+                domain=uuid,
+            )
         callbacks.share_lock(uuid, lock.fd)
         journal = Journal(uuid)
         entry = journal.read()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import ended as module
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.errors import (
@@ -426,6 +427,24 @@ def test_a_monitor_that_acts_is_waited_for(world: World) -> None:
     timer.join()
     lock.release()
     assert "suspend" not in world.events
+    case.assert_nothing_left()
+
+
+def test_a_cancel_ends_the_wait_for_a_monitor_that_acts(world: World) -> None:
+    case = Case(world)
+    cancel = Cancel()
+    lock = DomainLock(UUID, domain="vm1")
+    lock.open_to_monitor()
+    monitor = DomainLock(UUID, domain="vm1", part=MONITOR)
+    timer = threading.Timer(0.3, cancel.set)
+    timer.start()
+    begun = time.monotonic()
+    with pytest.raises(Interrupted):
+        Creation(case.plan, Callbacks(), cancel, lock).run()
+    assert time.monotonic() - begun < 30
+    timer.join()
+    monitor.release()
+    lock.release()
     case.assert_nothing_left()
 
 

@@ -27,10 +27,11 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.journal import CreateEntry, Entry, Journal, RevertEntry
-from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.locks import MONITOR, OPERATION, DomainLock
 from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.monitor import steady
 from pyxlsnap.recovery import finish_revert, undo_create
+from pyxlsnap.recovery import operation as recovery
 from pyxlsnap.request import Callbacks, revert_command
 from pyxlsnap.results import Progress, Recovered, Reverted
 from pyxlsnap.revert.sequence import Reversion
@@ -263,6 +264,24 @@ def test_an_operation_under_way_is_busy(world: World) -> None:
     assert killed.guest.suspended
     lock.release()
     killed.recover()
+    killed.assert_as_before()
+
+
+def test_a_monitor_that_acts_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create had left the right to act to it: it may destroy the guest, or dump its core."""
+    killed = Killed(world, "resume")
+    monitor = DomainLock(UUID, domain="vm1", part=MONITOR)
+    monkeypatch.setattr(recovery, "_MONITOR_S", 0.1)
+    with pytest.raises(Busy):
+        killed.recover()
+    DomainLock(
+        UUID, domain="vm1", part=OPERATION
+    ).release()  # a failed recovery leaves nothing locked
+    monkeypatch.setattr(recovery, "_MONITOR_S", 10)
+    timer = threading.Timer(0.3, monitor.release)
+    timer.start()
+    killed.recover()
+    timer.join()
     killed.assert_as_before()
 
 
