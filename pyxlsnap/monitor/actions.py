@@ -127,13 +127,20 @@ class ShutdownWatch:
                 break
             except Busy:
                 self._cancel.check()
-                self._guest.check_same()  # a revert holds the lock until its domain is watched
+                self._notice_end()  # a revert holds the lock until its domain is watched
                 time.sleep(_LOCK_POLL_S)
         log.info("%s: waited %.2f s for others", self._guest, time.monotonic() - begun)
         try:
             yield
         finally:
             lock.release()
+
+    def _notice_end(self) -> None:
+        """:raises DomainNotFound: the domain is gone."""
+        try:
+            self._guest.check_same()
+        except XenError as e:  # the next look tells
+            log.debug("%s: %s", self._guest, e)
 
     def _act(self, reason: str) -> bool:
         """Perform the configured action; false if there is no domain to watch any more."""

@@ -233,6 +233,33 @@ def test_it_leaves_when_its_domain_is_gone_while_it_waits(world: World) -> None:
     lock.release()
 
 
+def test_a_failure_of_libxl_does_not_end_its_wait(world: World) -> None:
+    watch = Watch(world, on_poweroff="destroy")
+    lock = DomainLock(UUID, domain="vm1")
+    looks = 0
+
+    def on_event(event: str) -> None:
+        nonlocal looks
+        looks += event == "info"
+        if looks == 1:
+            world.fail("info", XenError("no", rc=-3, operation="libxl_domain_info"))
+
+    def well_again() -> None:
+        world.on_event = lambda _: None
+        world.faults.clear()
+        lock.release()
+
+    def shuts_down() -> None:
+        watch.shuts_down("poweroff")
+        world.on_event = on_event
+
+    timer = threading.Timer(0.3, well_again)
+    timer.start()
+    watch.run(shuts_down)
+    timer.join()
+    assert watch.summary() == [(1, "poweroff", "destroy", None)]
+
+
 def test_it_acts_while_a_create_goes_on_that_may_not_suspend_the_guest(world: World) -> None:
     watch = Watch(world, on_reboot="restart")
     lock = DomainLock(UUID, domain="vm1")
