@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from pyxlsnap.create.plan import CreatePlan
@@ -73,15 +74,26 @@ def guest_ended(name: str, reason: str, step: str, undone: list[str]) -> GuestEn
     )
 
 
+@dataclass(slots=True)
+class Noticed:
+    """The end of a guest for which a call of libxl was aborted."""
+
+    #: see :func:`how_ended`; ``None``: the guest has not ended. It may run again by now: a soft
+    #: reset leaves it its domid
+    reason: str | None = None
+
+
 @contextmanager
-def noticing_end(guest: Guest) -> Iterator[None]:
+def noticing_end(guest: Guest, noticed: Noticed) -> Iterator[None]:
     """Abort the call of libxl that runs inside, if the guest ends by itself meanwhile.
 
     libxl waits up to a minute for a guest that will never answer its suspend request. A suspended
     guest cannot end by itself, so the watch ends at the suspend: the window need not wait for it.
     """
     over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(guest, over), name="pyxlsnap-end", daemon=True)
+    watch = threading.Thread(
+        target=_watch, args=(guest, over, noticed), name="pyxlsnap-end", daemon=True
+    )
     watch.start()
     try:
         yield
@@ -90,25 +102,26 @@ def noticing_end(guest: Guest) -> Iterator[None]:
         watch.join()
 
 
-def _watch(guest: Guest, over: threading.Event) -> None:
+def _watch(guest: Guest, over: threading.Event, noticed: Noticed) -> None:
     try:
         with guest.on_its_own() as own:
-            if not _ends(own, over):
-                return
+            noticed.reason = _end(own, over)
+        if noticed.reason is None:
+            return
         while not over.wait(_POLL_S) and not guest.abort():
             pass
     except PyxlsnapError as e:  # libxl's own limits hold
         log.warning("it is not noticed if %s ends by itself: %s", guest, e)
 
 
-def _ends(guest: Guest, over: threading.Event) -> bool:
-    """Whether a guest ends by itself before it is suspended, and before ``over`` is set."""
+def _end(guest: Guest, over: threading.Event) -> str | None:
+    """Why a guest ends by itself before it is suspended, and before ``over`` is set."""
     while not over.wait(_POLL_S):
-        if how_ended(guest) is not None:
-            return True
+        if (reason := how_ended(guest)) is not None:
+            return reason
         if _is_suspended(guest):
-            return False
-    return False
+            return None
+    return None
 
 
 def _is_suspended(guest: Guest) -> bool:

@@ -4,28 +4,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pyxlsnap.cancel import Cancelled
+from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.errors import Aborted, PyxlsnapError
 from pyxlsnap.linux.files import is_full
 
 _T = TypeVar("_T")
 
 _WRITING = ("header", "suspend", "memory file", "cfgfile")
-# Only the cancel token aborts a call of libxl.
-_INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
 
 
-def is_interrupt(cause: BaseException) -> bool:
-    """Whether the create was interrupted, and did not fail."""
-    return isinstance(cause, _INTERRUPTED)
+def is_interrupt(cause: BaseException, cancel: Cancel) -> bool:
+    """Whether the create was interrupted, and did not fail.
+
+    A call of libxl is aborted by the cancel token, and when the guest has ended by itself.
+    """
+    aborted = isinstance(cause, Aborted) and cancel.is_set()
+    return aborted or isinstance(cause, (Cancelled, KeyboardInterrupt))
 
 
-def describe(step: str, cause: BaseException, domain: str, memory: Path) -> str:
+def describe(
+    step: str, cause: BaseException, domain: str, memory: Path, *, interrupted: bool
+) -> str:
     """What happened, at which step, and why.
 
+    :param interrupted: see :func:`is_interrupt`.
     :param memory: the memory file: if its filesystem is full, the text says so.
     """
-    if is_interrupt(cause):
+    if interrupted:
         return f"the snapshot of {domain} was interrupted ({step})"
     said = str(cause) or type(cause).__name__
     if isinstance(cause, OSError) and not isinstance(cause, PyxlsnapError):

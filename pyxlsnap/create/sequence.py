@@ -69,6 +69,7 @@ class Creation:
         self._resumed = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
+        self._noticed = the_end.Noticed()
         self._window = the_end.Window(plan.guest, lock)
         self._unwatched: list[str] | None = None
         #: used for a paused guest
@@ -146,7 +147,7 @@ class Creation:
         checks.notice_change(self._guest, paused=self._plan.paused)
         fd = self._files.fileno()
         unpauser = self._unpauser if self._plan.paused else nullcontext()
-        end = the_end.noticing_end(self._guest)
+        end = the_end.noticing_end(self._guest, self._noticed)
         with unpauser, end, self._cancel.armed(self._guest.abort):
             self._suspend_began = True
             self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
@@ -208,7 +209,9 @@ class Creation:
 
     def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
         """Undo: the guest first, then disks and files. Returns the error to raise."""
-        what = describe(step, cause, self._guest.name, self._plan.memory_path)
+        interrupted = is_interrupt(cause, self._cancel)
+        memory = self._plan.memory_path
+        what = describe(step, cause, self._guest.name, memory, interrupted=interrupted)
         log.info("%s; undoing", what)  # the error says the same
         undone: list[str] = []
         left: list[str] = []
@@ -222,15 +225,13 @@ class Creation:
         except BaseException as e:  # even after a bug: do not delete the guest's only copy
             return self._keep_everything(step, f"{what}{self._unpauser.how_long()}", e)
         else:
-            self._window.end()
-            if ended is None:
-                ran = self._unpauser.how_long()
-                self._tell_resumed()
-                unwatched = self._keep_watched()
+            unwatched = self._when_back(ended)
+            ran = self._unpauser.how_long() if ended is None else ""
             if self._callbacks.start_monitor:  # the caller had asked for a watch
                 left += unwatched
-        if ended is not None and not self._cancel.is_set():
-            what = the_end.describe_end(self._guest.name, ended, step)
+        reason = self._why_ended(step, ended)
+        if reason is not None:
+            what = the_end.describe_end(self._guest.name, reason, step)
         self._clean_up(undone, left)
         if left:
             return NeedsAttention(
@@ -242,14 +243,31 @@ class Creation:
             )
         if self._journal_is_ours:
             self._journal.clear()
-        if ended is not None and not self._cancel.is_set():
-            return the_end.guest_ended(self._guest.name, ended, step, undone)
+        if reason is not None:
+            return the_end.guest_ended(self._guest.name, reason, step, undone)
         # (An abort may also show as another failure of libxl.)
-        interrupted = is_interrupt(cause) or self._cancel.is_set()
-        cls = Interrupted if interrupted else OperationFailed
+        cls = Interrupted if interrupted or self._cancel.is_set() else OperationFailed
         but = "".join(f", but {line}" for line in unwatched)
         rest = ran or "; everything is as before"
         return cls(f"{what}{rest}{but}", step=step, undone=undone)
+
+    def _when_back(self, ended: str | None) -> list[str]:
+        """The guest runs, or has ended: tell this, and have it watched; returns warnings."""
+        self._window.end()
+        if ended is not None:
+            return []
+        self._tell_resumed()
+        return self._keep_watched()
+
+    def _why_ended(self, step: str, ended: str | None) -> str | None:
+        """Why the create has failed, if that is because the guest has ended by itself.
+
+        :param ended: why the guest does not run now; ``None``: it does.
+        """
+        if self._cancel.is_set():
+            return None
+        noticed = self._noticed.reason if step == "suspend" else None
+        return ended or (ended if noticed is None else noticed)
 
     def _clean_up(self, undone: list[str], left: list[str]) -> None:
         for cleanup in reversed(self._cleanups):

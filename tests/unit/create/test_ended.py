@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -145,9 +146,81 @@ def test_libxl_is_not_left_waiting_for_its_answer(
     case.assert_nothing_left()
 
 
+def _until_aborted(guest: FakeGuest) -> None:
+    begun = time.monotonic()
+    while not guest.aborts:
+        assert time.monotonic() - begun < 5, "nobody ends it"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [Aborted, XenError])
+def test_a_guest_that_xl_resets_meanwhile_has_ended(world: World, error: type[XenError]) -> None:
+    """It runs again under the same domid when libxl has ended the suspend."""
+    case = Case(world)
+
+    def resets() -> None:
+        case.guest.shutdown_reason = "soft_reset"
+        _until_aborted(case.guest)
+        case.guest.shutdown_reason = ""
+        raise error("aborted", rc=-22, operation="libxl_domain_suspend")
+
+    case.guest.while_suspending = resets
+    with pytest.raises(GuestEnded, match=r"vm1 reset itself while .*nothing is left") as caught:
+        Creation(case.plan).run()
+    assert caught.value.reason == "soft_reset"
+    assert case.guest.runs
+    case.assert_nothing_left()
+
+
+def test_the_reason_is_said_of_a_guest_that_is_destroyed_then(world: World) -> None:
+    case = Case(world)
+
+    def reboots() -> None:
+        case.guest.shutdown_reason = "reboot"
+        _until_aborted(case.guest)
+        case.is_started_anew()
+        raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
+
+    case.guest.while_suspending = reboots
+    with pytest.raises(GuestEnded, match="vm1 rebooted by itself") as caught:
+        Creation(case.plan).run()
+    assert caught.value.reason == "reboot"
+    case.assert_nothing_left()
+
+
+def test_an_abort_that_nobody_wanted_is_no_interrupt(world: World) -> None:
+    case = Case(world)
+    world.fail("suspend", Aborted("aborted", rc=-22, operation="libxl_domain_suspend"))
+    with pytest.raises(OperationFailed, match=r"failed \(suspend\): aborted") as caught:
+        Creation(case.plan).run()
+    assert type(caught.value) is OperationFailed
+    case.assert_nothing_left()
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_guest_that_ends_at_the_resume_of_the_undo_is_watched(
+    world: World, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    """Before Xen 4.20 xl's process has left at the suspend."""
+    case = Case(world)
+    started: list[str] = []
+    plan = replace(case.plan, loses_monitor=True)
+
+    def on_event(event: str) -> None:
+        if event == "resume":
+            case.guest.shutdown_reason, case.guest.exists = "reboot", exists
+
+    world.on_event = on_event
+    world.fail("create xvda", XenError("no", rc=-3, operation="x"))
+    with pytest.raises(GuestEnded):
+        Creation(plan, Callbacks(start_monitor=started.append)).run()
+    assert started == [UUID] * exists
+    case.assert_nothing_left()
+
+
 def test_a_call_that_is_not_there_yet_is_aborted_when_it_is(world: World) -> None:
     case = Case(world)
-    case.guest.shutdown_reason = "crash"
+    case.guest.shutdown_reason, noticed = "crash", module.Noticed()
     answers = [False, False, True]
     aborted: list[bool] = []
 
@@ -155,7 +228,7 @@ def test_a_call_that_is_not_there_yet_is_aborted_when_it_is(world: World) -> Non
         aborted.append(answers[len(aborted)])
         return aborted[-1]
 
-    with pytest.MonkeyPatch.context() as patched, module.noticing_end(case.guest):
+    with pytest.MonkeyPatch.context() as patched, module.noticing_end(case.guest, noticed):
         patched.setattr(case.guest, "abort", abort)
         end = time.monotonic() + 5
         while aborted != answers:
@@ -165,7 +238,7 @@ def test_a_call_that_is_not_there_yet_is_aborted_when_it_is(world: World) -> Non
 
 def test_a_guest_that_lives_is_left_alone(world: World) -> None:
     case = Case(world)
-    with module.noticing_end(case.guest):
+    with module.noticing_end(case.guest, module.Noticed()):
         time.sleep(3 * 0.05)
         case.guest.suspended = True
         time.sleep(3 * 0.05)
