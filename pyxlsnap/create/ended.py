@@ -64,10 +64,10 @@ def describe_end(name: str, reason: str, step: str) -> str:
     return f"{name} {how} while its snapshot was taken ({step}){meanwhile}"
 
 
-def guest_ended(name: str, reason: str, step: str, undone: list[str]) -> GuestEnded:
+def guest_ended(name: str, reason: str, step: str, undone: list[str], but: str = "") -> GuestEnded:
     """Make (not raise) the error for a guest that ended before its snapshot was complete."""
     return GuestEnded(
-        f"{describe_end(name, reason, step)}; there is no snapshot, and nothing is left of it",
+        f"{describe_end(name, reason, step)}; there is no snapshot, and nothing is left of it{but}",
         reason=reason,
         step=step,
         undone=undone,

@@ -66,7 +66,7 @@ class Creation:
         self._suspend_began = False
         self._memory_complete = False
         self._disks_done = False
-        self._resumed = False
+        self._resumed = self._resumed_by_undo = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
         self._noticed = the_end.Noticed()
@@ -243,21 +243,22 @@ class Creation:
             )
         if self._journal_is_ours:
             self._journal.clear()
+        but = "".join(f", but {line}" for line in unwatched)
         if reason is not None:
-            return the_end.guest_ended(self._guest.name, reason, step, undone)
+            return the_end.guest_ended(self._guest.name, reason, step, undone, but)
         # (An abort may also show as another failure of libxl.)
         cls = Interrupted if interrupted or self._cancel.is_set() else OperationFailed
-        but = "".join(f", but {line}" for line in unwatched)
         rest = ran or "; everything is as before"
         return cls(f"{what}{rest}{but}", step=step, undone=undone)
 
     def _when_back(self, ended: str | None) -> list[str]:
         """The guest runs, or has ended: tell this, and have it watched; returns warnings."""
         self._window.end()
-        if ended is not None:
-            return []
-        self._tell_resumed()
-        return self._keep_watched()
+        if ended is None:
+            self._tell_resumed()
+        # xl's process has seen a suspend, and ended; one that has seen the guest's end acts.
+        there = ended is None or (ended and self._resumed_by_undo)
+        return self._keep_watched() if there else []
 
     def _why_ended(self, step: str, ended: str | None) -> str | None:
         """Why the create has failed, if that is because the guest has ended by itself.
@@ -300,6 +301,7 @@ class Creation:
         waiting, known = self._plan.waiting, self._memory_complete
         if patiently(self._guest, ensure, waiting, at_once=known):
             undone.append(f"resumed {self._guest.name}")
+            self._resumed_by_undo = True
 
     def _undo_disks(self, strategy: DiskStrategy) -> list[str]:
         if not self._suspend_began:

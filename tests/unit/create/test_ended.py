@@ -218,6 +218,19 @@ def test_a_guest_that_ends_at_the_resume_of_the_undo_is_watched(
     case.assert_nothing_left()
 
 
+def test_it_is_said_that_nobody_watches_it(world: World) -> None:
+    case = Case(world)
+
+    def on_event(event: str) -> None:
+        if event == "resume":
+            case.shuts_down()
+
+    world.on_event = on_event
+    world.fail("create xvda", XenError("no", rc=-3, operation="x"))
+    with pytest.raises(GuestEnded, match="nothing is left of it, but no process watches vm1 now"):
+        Creation(replace(case.plan, loses_monitor=True)).run()
+
+
 def test_a_call_that_is_not_there_yet_is_aborted_when_it_is(world: World) -> None:
     case = Case(world)
     case.guest.shutdown_reason, noticed = "crash", module.Noticed()
