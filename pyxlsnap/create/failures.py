@@ -1,10 +1,11 @@
 """The failure of a create, in words; and its undo, when Ctrl-C is pressed again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import Aborted, PyxlsnapError
 from pyxlsnap.linux.files import is_full
 
@@ -46,3 +47,23 @@ def in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:
         return do()
     except KeyboardInterrupt:
         return do()
+
+
+def clean_up(
+    cleanups: Iterable[Callable[[], list[str]]], undone: list[str], left: list[str]
+) -> list[LeftOver]:
+    """Do all of them, also if some fail.
+
+    :param undone: gets what they have undone, a line each.
+    :param left: gets what is left, and can be undone later, a line each.
+    :returns: what else is left: a recovery could do no more.
+    """
+    leftovers = []
+    for cleanup in cleanups:
+        try:
+            undone += in_spite_of_ctrl_c(cleanup)
+        except LeftOver as e:
+            leftovers.append(e)
+        except BaseException as e:  # the next cleanup must still be done
+            left.append(str(e) or type(e).__name__)
+    return leftovers

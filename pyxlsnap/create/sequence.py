@@ -15,7 +15,7 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import ended as the_end
 from pyxlsnap.create import way_back
 from pyxlsnap.create.entry import entry_of
-from pyxlsnap.create.failures import describe, in_spite_of_ctrl_c, is_interrupt
+from pyxlsnap.create.failures import clean_up, describe, in_spite_of_ctrl_c, is_interrupt
 from pyxlsnap.create.files import SnapshotFiles
 from pyxlsnap.create.paused import Unpauser
 from pyxlsnap.create.plan import CreatePlan
@@ -60,6 +60,7 @@ class Creation:
         self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
         self._journal = Journal(plan.guest.uuid)
+        self._recover = f"pyxlsnap snapshot-recover {plan.guest.uuid}"
         self._files = SnapshotFiles(plan)
         self._cleanups: list[Callable[[], list[str]]] = []
         self._journal_is_ours = False
@@ -232,17 +233,14 @@ class Creation:
         reason = self._why_ended(step, ended)
         if reason is not None:
             what = the_end.describe_end(self._guest.name, reason, step)
-        self._clean_up(undone, left)
-        if left:
-            return NeedsAttention(
-                f"{what}{ran}; left: {'; '.join(left)}",
-                step=step,
-                undone=undone,
-                left=left,
-                finish=f"pyxlsnap snapshot-recover {self._guest.uuid}",
-            )
-        if self._journal_is_ours:
+        leftovers = clean_up(reversed(self._cleanups), undone, left)
+        finish = self._recover if left else "; ".join(e.finish for e in leftovers)
+        if self._journal_is_ours and not left:
             self._journal.clear()
+        left += map(str, leftovers)
+        if left:
+            said = f"{what}{ran}; left: {'; '.join(left)}"
+            return NeedsAttention(said, step=step, undone=undone, left=left, finish=finish)
         but = "".join(f", but {line}" for line in unwatched)
         if reason is not None:
             return the_end.guest_ended(self._guest.name, reason, step, undone, but)
@@ -269,13 +267,6 @@ class Creation:
             return None
         noticed = self._noticed.reason if step == "suspend" else None
         return ended or (ended if noticed is None else noticed)
-
-    def _clean_up(self, undone: list[str], left: list[str]) -> None:
-        for cleanup in reversed(self._cleanups):
-            try:
-                undone += in_spite_of_ctrl_c(cleanup)
-            except BaseException as e:  # the next cleanup must still be done
-                left.append(str(e) or type(e).__name__)
 
     def _bring_guest_back(self, undone: list[str]) -> str | None:
         """Let the guest run, before anything is removed.
@@ -328,7 +319,7 @@ class Creation:
         left = [
             f"{self._guest} is suspended and cannot be resumed ({error or type(error).__name__})"
         ]
-        finish = f"pyxlsnap snapshot-recover {self._guest.uuid}"
+        finish = self._recover
         if self._memory_complete:
             entry = replace(
                 self._entry, way_back=str(self._plan.cfgfile), has_disks=self._disks_done
@@ -340,8 +331,8 @@ class Creation:
                 left.append(f"its memory is in {self._files.memory} ({e})")
         self._files.close()
         return NeedsAttention(
-            f"{what}; {'; '.join(left)}; nothing was deleted; `pyxlsnap snapshot-recover "
-            f"{self._guest.uuid}` tries again to resume the guest",
+            f"{what}; {'; '.join(left)}; nothing was deleted; `{self._recover}` tries again to "
+            f"resume the guest",
             step=step,
             left=left,
             finish=finish,

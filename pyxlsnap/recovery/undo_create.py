@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pyxlsnap.create.way_back import finish
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, NeedsAttention
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
@@ -35,6 +36,8 @@ class _Outcome(NamedTuple):
 
     done: list[str]
     left: list[str]
+    #: things left that another recovery cannot delete either
+    leftovers: list[str]
 
 
 def undo_create(
@@ -56,8 +59,7 @@ def undo_create(
     try:
         resumed = guest is not None and _resume(guest, entry, adopted, waiting)
         done = [f"resumed {guest.name}"] if guest and resumed else []
-        if ran_s:
-            done.append(paused_again(entry.domain, ran_s, "at most "))
+        done += [paused_again(entry.domain, ran_s, "at most ")] if ran_s else []
         if resumed:
             entry = _without_way_back(entry)
         whole = kept.is_whole(entry)
@@ -70,8 +72,7 @@ def undo_create(
         disks = _undo_disks(adopted)
     finally:
         close_all(strategy for strategy, _ in adopted)
-    keep = whole and bool(entry.way_back)  # the guest's only copy, or of no use: nobody knows
-    if keep:
+    if keep := whole and bool(entry.way_back):  # its only copy, or of no use: nobody knows
         done.append(f"the memory of {entry.domain} stays: see {entry.cfgfile}")
     ours = [] if keep else kept.published(entry)
     files = _remove_files([*entry.temporary, *ours], entry.directories)
@@ -80,8 +81,10 @@ def undo_create(
     if disks.left and not guest:
         left.insert(0, f"{entry.domain} ended, and a disk snapshot {entry.name} may be left")
     if left:
-        raise _left_over(entry, done, left)
-    return Recovered(tuple(done), rolled_back=not keep, seconds_unpaused=ran_s)
+        raise _left_over(entry, done, [*left, *disks.leftovers])
+    done += disks.leftovers
+    as_before = not (keep or disks.leftovers)
+    return Recovered(tuple(done), rolled_back=as_before, seconds_unpaused=ran_s)
 
 
 def _wait_until_started(host: Host, entry: CreateEntry) -> Callable[[], bool]:
@@ -141,10 +144,12 @@ def _hindrance(strategy: DiskStrategy, domid: int | None, entry: CreateEntry) ->
 
 
 def _undo_disks(adopted: Adopted) -> _Outcome:
-    outcome = _Outcome([], [])
+    outcome = _Outcome([], [], [])
     for strategy, hindrance in adopted:
         try:
             outcome.done.extend(strategy.undo_create())
+        except LeftOver as e:
+            outcome.leftovers.append(str(e))
         except Exception as e:
             outcome.left.append(str(hindrance or e) or type(e).__name__)
     return outcome
@@ -156,7 +161,7 @@ def _remove_files(names: Sequence[str], made: Sequence[str]) -> _Outcome:
     :param made: directories that the create was to make. If another directory is missing, its
         filesystem is not mounted.
     """
-    outcome = _Outcome([], [])
+    outcome = _Outcome([], [], [])
     for name in names:
         try:
             Path(name).unlink()

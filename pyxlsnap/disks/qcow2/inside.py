@@ -15,7 +15,7 @@ from pathlib import Path
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, Tag, qemu_img
 from pyxlsnap.disks.qcow2.tables import Work, work_of
-from pyxlsnap.errors import DiskError
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.model import Disk
 from pyxlsnap.text import command
 
@@ -38,7 +38,7 @@ def work_in(disk: Disk, *, of: str = "", refuse: bool = False) -> Work:
         return work_of(Path(disk.target), of)
 
 
-class TakesLong(DiskError):
+class TakesLong(LeftOver):
     """To delete a disk snapshot now would stop the guest for long; nothing was deleted."""
 
 
@@ -62,11 +62,12 @@ def notice_long_delete(disk: Disk, name: str) -> float:
     """
     expected_s = work_in(disk, of=name).seconds(delete=True)
     if expected_s > _STOPS_S:
-        words = ["qemu-img", "snapshot", "-d", name, *_with_cache(disk)]
+        finish = command(["qemu-img", "snapshot", "-d", name, *_with_cache(disk)])
         raise TakesLong(
             f"to delete the disk snapshot {name!r} now would stop the guest's disks for about "
-            f"{expected_s:.0f} s: delete it while the domain is off: {command(words)}",
+            f"{expected_s:.0f} s: delete it while the domain is off: {finish}",
             vdev=disk.vdev,
+            finish=finish,
         )
     return expected_s
 

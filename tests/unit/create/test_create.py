@@ -19,6 +19,7 @@ from pyxlsnap.create import files as snapshot_files
 from pyxlsnap.create import paused
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import (
     Aborted,
     AlreadyExists,
@@ -271,6 +272,31 @@ def test_a_failed_cleanup_is_listed_and_the_rest_is_undone(
     entry = case.journal.read()
     assert entry is not None
     assert entry.name == "snap"
+
+
+def test_what_only_a_person_can_delete_does_not_keep_the_journal(world: World) -> None:
+    """A recovery could do no more, and the next create may begin."""
+    case = Case(world)
+    world.fail("undo xvda", LeftOver("a tag is left", vdev="xvda", finish="qemu-img snapshot -d"))
+    failed = case.fails_at("disk snapshots", "after", raising(FAULTS["bug"]), NeedsAttention)
+    assert isinstance(failed, NeedsAttention)
+    assert failed.left == ("xvda: a tag is left",)
+    assert failed.finish == "qemu-img snapshot -d"
+    assert case.journal.read() is None
+    assert case.guest.runs
+    case.world.faults.clear()
+    plan_create(world.host, case.guest, SnapshotConfig(name="next"))
+
+
+def test_it_is_said_beside_what_a_recovery_can_do(world: World) -> None:
+    case = Case(world)
+    world.fail("undo xvda", LeftOver("a tag is left", vdev="xvda", finish="qemu-img snapshot -d"))
+    world.fail("undo xvdb", DiskError("no", vdev="xvdb"))
+    failed = case.fails_at("disk snapshots", "after", raising(FAULTS["bug"]), NeedsAttention)
+    assert isinstance(failed, NeedsAttention)
+    assert set(failed.left) == {"xvda: a tag is left", "xvdb: no"}
+    assert failed.finish == f"pyxlsnap snapshot-recover {UUID}"
+    assert case.journal.read() is not None
 
 
 class TestTheGuestCannotBeResumed:

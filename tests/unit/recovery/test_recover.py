@@ -16,6 +16,7 @@ from pyxlsnap import cfgfile
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import (
     Busy,
     DiskError,
@@ -235,6 +236,16 @@ def test_a_bug_in_a_strategy_does_not_keep_the_guest_suspended(world: World, ver
     assert killed.guest.runs
     assert "resumed vm1" in caught.value.undone
     assert "deleted snap of xvdb" in caught.value.undone
+
+
+def test_what_only_a_person_can_delete_does_not_keep_the_journal(world: World) -> None:
+    killed = Killed(world, "disk snapshots")
+    world.fail("undo xvda", LeftOver("a tag is left", vdev="xvda", finish="qemu-img snapshot -d"))
+    recovered = recover(world)
+    assert "xvda: a tag is left" in recovered.lines
+    assert not recovered.rolled_back
+    assert killed.guest.runs
+    assert Journal(UUID).read() is None
 
 
 def test_disk_snapshots_of_others_stay(world: World) -> None:

@@ -15,6 +15,7 @@ from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import inside, qemu, qmp, tables
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.qcow2.tables import work_of
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.processes import process_name
 from pyxlsnap.model import Disk, DiskRequest
@@ -73,6 +74,8 @@ class TestGuest:
         with pytest.raises(DiskError, match="while the domain is off: ") as caught:
             strategy.undo_create()
         assert "would stop the guest's disks for about" in str(caught.value)
+        assert isinstance(caught.value, LeftOver)
+        assert caught.value.finish == str(caught.value).partition("off: ")[2]
         strategy.close()
         guest.close()
         assert tags(disk) == ["snap"]
