@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap.disks import plugins
-from pyxlsnap.disks.qcow2.backing import chain_files
-from pyxlsnap.disks.served import ServedDisks
+from pyxlsnap.disks.qcow2.backing import chain_files, refuse_broken
+from pyxlsnap.disks.served import ServedDisks, is_local
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.linux.files import refusing_os_errors
@@ -25,17 +25,18 @@ _DELETED = " (deleted)"
 Chosen = Sequence[tuple[Disk, DiskRequest]]
 
 
-def refuse_lost(guest: Guest | None, chosen: Chosen) -> None:
+def refuse_lost(guest: Guest | None, chosen: Chosen, stay: Sequence[Disk] = ()) -> None:
     """Refuse if a file is not at its place, and the guest's QEMU still has it.
 
-    A file that nobody has is for the disk's strategy to name.
+    A file that nobody has is for others to name: the disk's strategy, :func:`refuse_unopenable`.
 
+    :param stay: the other disks of the domain, which are not put back.
     :raises Refused: the message says where the file is, or how to save it.
     """
     pid = guest.device_model_pid() if guest else None
     if guest is None or pid is None:
         return
-    found_files = list(_files(chosen))
+    found_files = [*_files(chosen), *_files_of(stay)]
     others = {*guest.disk_targets(), *(str(path) for _, files in found_files for path in files)}
     server = _Server(guest.name, pid, frozenset(others))
     for disk, files in found_files:
@@ -47,12 +48,28 @@ def refuse_lost(guest: Guest | None, chosen: Chosen) -> None:
                 raise Refused(f"{disk.vdev}: {path}{which} {found}")
 
 
-def replaced(guest: Guest | None, chosen: Chosen) -> list[str]:
-    """A reason for each disk whose path leads to another file than the guest has."""
+def refuse_unopenable(stay: Sequence[Disk]) -> None:
+    """Open the images of disks that are not put back, with all that they stand on.
+
+    A disk that is not there itself is for :mod:`pyxlsnap.guest.host_needs` to name.
+
+    :raises Refused: a restored guest's QEMU could not open one.
+    """
+    for disk, (active, *_) in _files_of(stay):
+        if disk.format == "qcow2" and active.exists():
+            refuse_broken(disk, active)
+
+
+def replaced(guest: Guest | None, chosen: Chosen, stay: Sequence[Disk] = ()) -> list[str]:
+    """A reason for each disk whose path leads to another file than the guest has.
+
+    :param stay: the other disks; the present content of one that is only read does not matter.
+    """
     pid = guest.device_model_pid() if guest else None
     if guest is None or (pid and not open_files(pid)):
         return []  # (a revert helps after a crash of the guest's QEMU)
-    files = tuple((disk, tuple(map(str, found))) for disk, found in _files(chosen))
+    of_disks = [*_files(chosen), *_files_of([disk for disk in stay if not disk.left_out])]
+    files = tuple((disk, tuple(map(str, found))) for disk, found in of_disks)
     there = tuple((d, (d.target, *f[1:])) for d, f in files)
     found = ServedDisks(guest.domid, pid, there).replaced()
     return [
@@ -64,21 +81,30 @@ def replaced(guest: Guest | None, chosen: Chosen) -> list[str]:
 
 def _files(chosen: Chosen) -> Iterator[tuple[Disk, list[Path]]]:
     """Each disk with its own file, and those that it stands on before and after the revert."""
-    for disk, request in chosen:
-        if not disk.target.startswith("/") or disk.script or plugins.find(disk):
+    requests = {disk.vdev: request for disk, request in chosen}
+    for disk, present in _files_of([disk for disk, _ in chosen]):
+        active, request = present[0], requests[disk.vdev]
+        if disk.format != "qcow2" or request.internal:
+            yield disk, present
+        elif (frozen := Path(request.path)) in present:
+            yield disk, [active, *present[present.index(frozen) :]]
+        else:  # what the disk stands on now does not matter
+            yield disk, [active]
+
+
+def _files_of(disks: Sequence[Disk]) -> Iterator[tuple[Disk, list[Path]]]:
+    """Each disk that dom0 serves from a path, with its own file and those that it stands on."""
+    for disk in disks:
+        if not disk.target.startswith("/") or disk.script or not is_local(disk):
+            continue
+        if not disk.left_out and plugins.find(disk):
             continue
         active = Path(os.path.realpath(disk.target))
         if disk.format != "qcow2":
             yield disk, [active]
             continue
         with refusing_os_errors():
-            present = chain_files(active) if active.is_file() else [active]
-        if request.internal:
-            yield disk, present
-        elif (frozen := Path(request.path)) in present:
-            yield disk, [active, *present[present.index(frozen) :]]
-        else:  # what the disk stands on now does not matter
-            yield disk, [active]
+            yield disk, chain_files(active) if active.is_file() else [active]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,28 @@
 """The last look before the destroy: what the plan has found may have changed since.
 
 The plan may be minutes old: a snapshot of the present state was taken, or memory was waited for.
+So this comes after all that waits.
 """
 
 import os
 from typing import BinaryIO
 
-from pyxlsnap.errors import DiskError, OperationFailed
+from pyxlsnap.errors import OperationFailed
 from pyxlsnap.guest.saved import file_version
 from pyxlsnap.linux.files import open_regular
-from pyxlsnap.revert.disk_files import refuse_lost, replaced
 from pyxlsnap.revert.plan import RevertPlan
 
 
 def look_again(plan: RevertPlan) -> None:
-    """Check once more what the revert needs of the disks.
+    """Check once more what the revert needs of the disks and of the host.
 
-    :raises Refused, DiskError: something has changed since the plan was made.
+    :raises Refused, PyxlsnapError: something has changed since the plan was made.
     """
-    chosen = list(zip(plan.devices, plan.requests, strict=True))
-    refuse_lost(plan.guest, chosen)
+    found = plan.examination.look()
     for strategy in plan.strategies:
         strategy.check_revert()
-    if new := [line for line in replaced(plan.guest, chosen) if line not in plan.warnings]:
-        raise DiskError(new[0].partition(": ")[2], vdev=new[0].partition(": ")[0])
+    if new := [risk for risk in found.risks if risk not in plan.warnings]:
+        raise OperationFailed("; ".join(new), step="check again")
 
 
 def open_memory(plan: RevertPlan) -> BinaryIO:

@@ -13,7 +13,6 @@ from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import ConfigError, DomainNotFound, Refused, Risky
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.held_memory import with_room
-from pyxlsnap.guest.host_needs import examine_host
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import file_version, memory_path, reading, saved_config
 from pyxlsnap.journal import Journal, RevertEntry
@@ -32,7 +31,7 @@ from pyxlsnap.model import (
 from pyxlsnap.monitor.xl import about_foreground
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
-from pyxlsnap.revert.disk_files import refuse_lost, replaced
+from pyxlsnap.revert.examination import Examination
 from pyxlsnap.revert.risks import find_risks
 
 
@@ -46,6 +45,8 @@ class RevertPlan:
     config: DomainConfig = field(repr=False)
     #: the same, with room for all memory that the domain held: see :mod:`..guest.held_memory`
     restored: DomainConfig = field(repr=False)
+    #: for the last look
+    examination: Examination = field(repr=False)
     name: str
     memory_path: Path
     #: the memory file as it was when it was read
@@ -147,17 +148,18 @@ def make_plan(
     snapshot = _snapshot_name(request, meta)
     chosen = _choose_disks(request, meta, config)
     restored = with_room(config, saved.memory_kb)
-    _refuse(host, restored, guest, [d for d, _ in chosen])
-    refuse_lost(guest, chosen)
+    examination = Examination(host, config, guest, chosen, saved.qemu)
+    found = examination.look()
+    checks.refuse_memory(host, restored, guest)
     vdevs = {d.vdev for d, _ in chosen}
-    needs = examine_host(host, config, guest, besides=vdevs, qemu=saved.qemu)
     risks = find_risks(host, config, guest, vdevs, memory=saved.path, xen=saved.xen)
-    risks += [*needs.risks, *replaced(guest, chosen)]
+    risks += found.risks
     plan = RevertPlan(
         request=request,
         guest=guest,
         config=config,
         restored=restored,
+        examination=examination,
         name=snapshot,
         memory_path=saved.path,
         memory_version=saved.version,
@@ -170,7 +172,7 @@ def make_plan(
         ),
         warnings=(
             *risks,
-            *needs.warnings,
+            *found.warnings,
             *about_foreground(config.name, when="when the domain is destroyed"),
         ),
         waiting=waiting,
@@ -212,15 +214,6 @@ def _kept_by_killed(uuid: str, snapshot: str, cfgfile: str) -> Mapping[str, str]
 def _risky(domain: str, risks: list[str]) -> Risky:
     what = f"reverting {domain} is risky: {'; '.join(risks)}; to revert anyway, add --force"
     return Risky(what, reasons=risks)
-
-
-def _refuse(host: Host, config: DomainConfig, guest: Guest | None, disks: list[Disk]) -> None:
-    """:raises Refused: the host, or another domain, does not allow the revert."""
-    checks.refuse_name_or_uuid_in_use(host, config, guest)
-    checks.refuse_silent(config.disks)
-    checks.refuse_shared(host, guest, [d for d in config.disks if not d.left_out])
-    checks.refuse_rivals(guest, config.disks, disks)
-    checks.refuse_memory(host, config, guest)
 
 
 def saved_uuid(request: RevertRequest) -> str:

@@ -83,9 +83,9 @@ class Reversion:
     def steps(self) -> list[Step]:
         """The sequence."""
         return [
+            ("memory", self._make_room),
             ("check again", self._check_again),
             ("journal", self._write_journal),
-            ("memory", self._make_room),
             ("destroy", self._destroy),
             ("disks", self._revert_disks),
             ("restore", self._restore),
@@ -198,7 +198,6 @@ class Reversion:
         # If the domain ended meanwhile, another program may be starting it again.
         self._before = BeforeDestroy(guest, dying=self._finishing)
         checks.notice_rename(guest)  # it would be restored under its old name
-        checks.refuse_rivals(guest, self._plan.config.disks, self._plan.devices)
         self._begin()
         self._destroying = True
         destroy(guest)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap import cfgfile
 from pyxlsnap.errors import Refused
-from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.revert.disk_files import refuse_lost, replaced
+from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
+from pyxlsnap.revert.disk_files import refuse_lost, refuse_unopenable, replaced
 from tests.unit.support.guest import FakeGuest
+from tests.unit.support.operations import create, plan_revert
+from tests.unit.support.qemu import qemu_img
 from tests.unit.support.world import World
 
 CHOSEN = list[tuple[Disk, DiskRequest]]
@@ -95,3 +98,62 @@ def test_without_a_qemu_nothing_is_said(guest: FakeGuest, chosen: CHOSEN, pid: i
     assert replaced(guest, chosen) == []
     refuse_lost(None, chosen)
     assert replaced(None, chosen) == []
+
+
+class TestDisksThatStay:
+    """They are not put back, but the restored guest's QEMU must open them."""
+
+    @pytest.fixture(params=[True, False], ids=["writable", "read-only"])
+    def stays(self, world: World, request: pytest.FixtureRequest) -> Disk:
+        top, base = world.root / "top.qcow2", world.root / "base.qcow2"
+        qemu_img("create", "-q", "-f", "qcow2", str(base), "1M")
+        qemu_img("create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(top))
+        return Disk("xvdc", str(top), "qcow2", "qdisk", readwrite=request.param)
+
+    @pytest.fixture
+    def served(self, world: World, stays: Disk) -> Iterator[FakeGuest]:
+        guest = world.guest(world.image("xvda"), stays, kind="pvh")
+        with ExitStack() as files:
+            paths = (stays.target, str(world.root / "base.qcow2"))
+            fds = [files.enter_context(open(path, "rb")).fileno() for path in paths]
+            with subprocess.Popen(["sleep", "60"], pass_fds=fds) as process:
+                guest.device_model = process.pid
+                yield guest
+                process.kill()
+
+    def test_all_is_well(self, served: FakeGuest, stays: Disk) -> None:
+        refuse_lost(served, [], [stays])
+        refuse_unopenable([stays])
+        assert replaced(served, [], [stays]) == []
+
+    def test_a_backing_file_that_is_deleted_can_be_saved(
+        self, served: FakeGuest, stays: Disk, world: World
+    ) -> None:
+        base = world.root / "base.qcow2"
+        base.unlink()
+        with pytest.raises(Refused, match=rf"^xvdc: {base}, on which .* was deleted") as caught:
+            refuse_lost(served, [], [stays])
+        subprocess.run(["sh", "-c", str(caught.value).split("`")[1]], check=True)
+        refuse_lost(served, [], [stays])
+        refuse_unopenable([stays])
+        # (What is only read need not be the same.)
+        assert bool(replaced(served, [], [stays])) is stays.readwrite
+
+    def test_a_backing_file_that_nobody_has(self, stays: Disk, world: World) -> None:
+        (world.root / "base.qcow2").unlink()
+        with pytest.raises(Refused, match=r"^xvdc: .*there is no such file"):
+            refuse_unopenable([stays])
+
+    @pytest.mark.parametrize("off", [True, False])
+    def test_a_plan_looks_at_them(
+        self, served: FakeGuest, stays: Disk, world: World, off: bool
+    ) -> None:
+        wanted = SnapshotConfig(name="snap", disks=(DiskRequest("xvda"),))
+        pid, served.device_model = served.device_model, None  # (the world has no real images)
+        cfg = Path(create(world.host, "vm1", wanted).cfgfile)
+        served.device_model = pid
+        os.rename(world.root / "base.qcow2", world.root / "moved.qcow2")
+        if off:
+            served.destroy()
+        with pytest.raises(Refused, match=r"^xvdc: .*base\.qcow2, and there is no such file"):
+            plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg, force=True)
