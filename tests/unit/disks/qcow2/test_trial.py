@@ -1,5 +1,6 @@
 """A revert inside an image, tried on an overlay: on real images, and under a QEMU that writes."""
 
+import os
 import subprocess
 import threading
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pyxlsnap.disks.qcow2 import trial
 from pyxlsnap.disks.qcow2.trial import refuse_inapplicable
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk
-from tests.unit.support.loop_files import looped
+from tests.unit.support.loop_files import looped, mounted
 from tests.unit.support.qemu import SIZE, Qemu, qemu_img, tags
 from tests.unit.support.waiting import open_descriptors
 
@@ -71,11 +72,11 @@ def test_a_failure_that_is_not_repeated_does_not_count(
 ) -> None:
     real, calls = trial._written, []
 
-    def first_fails(disk: Disk, tags: list[str]) -> int:
+    def first_fails(disk: Disk, cluster: int, tags: list[str]) -> int:
         calls.append(1)
         if len(calls) < 3:
             raise subprocess.CalledProcessError(1, "qemu-img", stderr="of two moments")
-        return real(disk, tags)
+        return real(disk, cluster, tags)
 
     monkeypatch.setattr(trial, "_written", first_fails)
     assert run(disk) > 0
@@ -94,10 +95,61 @@ def test_a_trial_that_takes_too_long_is_none(disk: Disk, monkeypatch: pytest.Mon
 
 
 def test_an_image_on_a_block_device(disk: Disk) -> None:
-    with looped(Path(disk.target)) as device:
+    path = Path(disk.target)
+    os.truncate(path, path.stat().st_size + (1 << 20))
+    with looped(path) as device:
         assert run(replace(disk, target=str(device))) > 0
         with pytest.raises(Refused):
             run(replace(disk, target=str(device)), ["-a", "none"])
+
+
+def test_a_block_device_that_is_full(disk: Disk) -> None:
+    with looped(Path(disk.target)) as device:
+        full = replace(disk, target=str(device))
+        with pytest.raises(Refused, match=f"^xvda: {device} has no room .*lvextend"):
+            run(full)
+        done = subprocess.run(["qemu-img", "snapshot", "-c", "kept", full.target])
+        assert done.returncode
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+@pytest.mark.parametrize(("size", "cluster"), [(64 << 30, 65536), (256 << 20, 4096)])
+def test_what_is_written_over_takes_no_space(
+    tmp_path: Path, kind: str, size: int, cluster: int
+) -> None:
+    with mounted(kind, tmp_path) as where:
+        image = Disk("xvda", str(where / "image"), "qcow2")
+        options = f"cluster_size={cluster},preallocation=metadata"
+        qemu_img("create", "-q", "-f", "qcow2", "-o", options, image.target, str(size))
+        for step in (("-c", "snap"), ("-c", "kept"), ("-a", "snap"), ("-d", "kept")):
+            qemu_img("snapshot", *step, image.target)
+        told = refuse_inapplicable(image, size, cluster, STEPS)
+        os.sync()
+        before = Path(image.target).stat().st_blocks * 512
+        for step in (("-c", "kept"), ("-a", "snap")):
+            qemu_img("snapshot", *step, image.target)
+        os.sync()
+        grown = Path(image.target).stat().st_blocks * 512 - before
+        assert grown <= told <= grown + (1 << 20)
+
+
+def test_blocks_that_are_shared_take_space(tmp_path: Path) -> None:
+    with mounted("xfs", tmp_path) as where:
+        image = Disk("xvda", str(where / "image"), "qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", image.target, str(SIZE))
+        qemu_img("snapshot", "-c", "snap", image.target)
+        alone = run(image)
+        subprocess.run(["cp", "--reflink=always", image.target, where / "copy"], check=True)
+        assert run(image) > alone
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_name_that_is_not_utf_8(disk: Disk, is_link: bool) -> None:
+    name = os.fsdecode(os.fsencode(disk.target) + b"\xff")
+    os.rename(disk.target, name)
+    if is_link:
+        Path(disk.target).symlink_to(name)
+    assert run(disk if is_link else replace(disk, target=name)) > 0
 
 
 def test_a_guest_may_write_meanwhile(disk: Disk, disks: list[Disk], run_dir: Path) -> None:
