@@ -170,6 +170,10 @@ class OpenFile:
     #: it has some name
     has_name: bool
     writable: bool
+    #: see :func:`identity`
+    key: tuple[int, int]
+    #: a regular file
+    is_file: bool
 
 
 def links_of(pid: int) -> list[OpenFile]:
@@ -185,11 +189,12 @@ def links_of(pid: int) -> list[OpenFile]:
             if not name.startswith("/"):
                 continue
             info = (process / "fdinfo" / number).read_text()
-            has_name = stat_within(process / "fd" / number).st_nlink > 0
+            there = stat_within(process / "fd" / number)
         except OSError:
             continue  # closed meanwhile
         writable = _flags(info) & os.O_ACCMODE != os.O_RDONLY
-        found.append(OpenFile(int(number), name, has_name, writable))
+        is_file, has_name = stat.S_ISREG(there.st_mode), there.st_nlink > 0
+        found.append(OpenFile(int(number), name, has_name, writable, identity(there), is_file))
     return found
 
 

@@ -6,17 +6,20 @@ the snapshot belongs to.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyxlsnap import paths
 from pyxlsnap.disks import plugins
 from pyxlsnap.disks.qcow2.backing import chain_files, refuse_broken
 from pyxlsnap.disks.served import ServedDisks, is_local
+from pyxlsnap.disks.standing import backing_name
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.linux.files import refusing_os_errors
-from pyxlsnap.linux.processes import OpenFile, links_of, open_files, process_text
+from pyxlsnap.linux.processes import OpenFile, identity, links_of, open_files, process_text
+from pyxlsnap.linux.stalled import stat_within
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.text import quote
 
@@ -37,11 +40,13 @@ def refuse_lost(guest: Guest | None, chosen: Chosen, stay: Sequence[Disk] = ()) 
     if guest is None or pid is None:
         return
     found_files = [*_files(chosen), *_files_of(stay)]
-    others = {*guest.disk_targets(), *(str(path) for _, files in found_files for path in files)}
-    server = _Server(guest.name, pid, frozenset(others))
+    everything = {path for _, files in found_files for path in files}
+    missing = [path for path in everything if not path.exists()]
+    known = _identities([*map(Path, guest.disk_targets()), *everything])
+    server = _Server(guest.name, pid, known, tuple(path.name for path in missing))
     for disk, files in found_files:
         for path in files:
-            if path.exists():
+            if path not in missing:
                 continue
             if found := _where(server, files, files.index(path)):
                 which = "" if path == files[0] else f", on which {disk.target} stands,"
@@ -72,11 +77,40 @@ def replaced(guest: Guest | None, chosen: Chosen, stay: Sequence[Disk] = ()) -> 
     files = tuple((disk, tuple(map(str, found))) for disk, found in of_disks)
     there = tuple((d, (d.target, *f[1:])) for d, f in files)
     found = ServedDisks(guest.domid, pid, there).replaced()
-    return [
+    reasons = [
         f"{disk.vdev}: {file} is not the file that {server} has open for the guest: another file "
         f"was put in its place, to which the disk snapshot need not belong"
         for disk, file, server in found
     ]
+    return reasons or _left_out(guest, pid, [disk for disk, _ in chosen] + list(stay))
+
+
+def _left_out(guest: Guest, pid: int | None, disks: Sequence[Disk]) -> list[str]:
+    """A reason for each image that QEMU has open in a chain, and to which no disk leads any more.
+
+    A layer is left out if a deeper one of the same chain was put in its place.
+    """
+    chains = [files for _, files in _files_of(disks)]
+    if pid is None or any(_is_cut(files[-1]) for files in chains):
+        return []
+    with refusing_os_errors():
+        attached = [path for t in guest.disk_targets() for path in _chain_of(t)]
+    known = _identities([*attached, *(path for files in chains for path in files)])
+    return [
+        f"{process_text(pid)} has the image {stray} open for the guest, and none of the disks "
+        f"leads to this image any more: another file was put in the place of one that they stand on"
+        for stray in _strays(pid, known)
+    ]
+
+
+def _chain_of(target: str) -> list[Path]:
+    active = Path(os.path.realpath(target))
+    return chain_files(active) if active.is_file() else [active]
+
+
+def _is_cut(last: Path) -> bool:
+    """Whether a chain goes on below its last known file: it has a name that only QEMU reads."""
+    return not last.exists() or (last.is_file() and bool(backing_name(last)))
 
 
 def _files(chosen: Chosen) -> Iterator[tuple[Disk, list[Path]]]:
@@ -104,7 +138,7 @@ def _files_of(disks: Sequence[Disk]) -> Iterator[tuple[Disk, list[Path]]]:
             yield disk, [active]
             continue
         with refusing_os_errors():
-            yield disk, chain_files(active) if active.is_file() else [active]
+            yield disk, _chain_of(disk.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +147,10 @@ class _Server:
 
     domain: str
     pid: int
-    #: the paths of the files that it should have open
-    known: frozenset[str]
+    #: the files that it should have open and that are at their places, by :func:`identity`
+    known: frozenset[tuple[int, int]]
+    #: the names, without directories, of those that are not
+    missing: tuple[str, ...]
 
     def __str__(self) -> str:
         return process_text(self.pid)
@@ -131,10 +167,46 @@ def _where(server: _Server, files: Sequence[Path], number: int) -> str | None:
     for link in links:
         if link.name in deleted and not link.has_name:
             return _how_to_save(server, path, link)
-    elsewhere = [link.name for link in links if link.name not in server.known]
-    if moved := [name for name in elsewhere if Path(name).name == path.name]:
-        return f"was moved to {moved[0]}: move it back"
-    return None
+    moved = _moved(server, links, path.name)
+    return f"was moved to {moved}: move it back" if moved else None
+
+
+def _moved(server: _Server, links: Sequence[OpenFile], name: str) -> str:
+    """Where the missing file of that name is now; "" if that is not certain.
+
+    All files of a chain may have one name, and what stands below the missing one is not known. So a
+    file is named only if none of the unknown images that QEMU has open stands on such a name.
+    """
+    unknown = [link for link in links if link.is_file and link.key not in server.known]
+    same = [link.name for link in unknown if link.has_name and Path(link.name).name == name]
+    below = {Path(_backing_name(server.pid, link)).name for link in unknown}
+    is_certain = len(same) == 1 and server.missing.count(name) == 1 and name not in below
+    return same[0] if is_certain else ""
+
+
+def _strays(pid: int, known: frozenset[tuple[int, int]]) -> list[str]:
+    """The images with a backing file that QEMU has open besides the known files, by their names."""
+    links = [link for link in links_of(pid) if link.is_file and link.key not in known]
+    return list(dict.fromkeys(link.name for link in links if _backing_name(pid, link)))
+
+
+def _backing_name(pid: int, link: OpenFile) -> str:
+    """The name of the backing file of an image that a process has open; "" if it has none."""
+    try:
+        return backing_name(paths.PROC / f"{pid}/fd/{link.number}")
+    except OSError:
+        return ""
+
+
+def _identities(files: Iterable[Path]) -> frozenset[tuple[int, int]]:
+    """The files that are there."""
+    found = set()
+    for path in files:
+        try:
+            found.add(identity(stat_within(path)))
+        except OSError:
+            continue
+    return frozenset(found)
 
 
 def _how_to_save(server: _Server, path: Path, link: OpenFile) -> str:

@@ -157,3 +157,63 @@ class TestDisksThatStay:
             served.destroy()
         with pytest.raises(Refused, match=r"^xvdc: .*base\.qcow2, and there is no such file"):
             plan_revert(world.host, "vm1", cfgfile.read(cfg), cfg, force=True)
+
+
+class TestChainWhoseFilesHaveOneName:
+    @pytest.fixture
+    def chain(self, world: World) -> list[Path]:
+        """From the active file down."""
+        paths = [world.root / d / "disk.qcow2" for d in ("vm", "mid", "base")]
+        below: list[str] = []
+        for path in reversed(paths):
+            path.parent.mkdir()
+            qemu_img("create", "-q", "-f", "qcow2", *below, str(path), "1M")
+            below = ["-F", "qcow2", "-b", str(path)]
+        return paths
+
+    @pytest.fixture
+    def disk(self, chain: list[Path]) -> Disk:
+        return Disk("xvda", str(chain[0]), "qcow2", "qdisk")
+
+    @pytest.fixture
+    def served(self, world: World, chain: list[Path], disk: Disk) -> Iterator[FakeGuest]:
+        guest = world.guest(disk)
+        with ExitStack() as files:
+            fds = [files.enter_context(path.open("rb")).fileno() for path in chain]
+            with subprocess.Popen(["sleep", "60"], pass_fds=fds) as process:
+                guest.device_model = process.pid
+                yield guest
+                process.kill()
+
+    def test_a_deeper_layer_is_not_taken_for_the_one_that_was_renamed(
+        self, served: FakeGuest, chain: list[Path], disk: Disk
+    ) -> None:
+        chosen = [(disk, DiskRequest("xvda"))]
+        assert replaced(served, chosen) == []
+        os.rename(chain[1], chain[1].with_name("disk-old.qcow2"))
+        refuse_lost(served, chosen)  # (the strategy says which file is missing)
+        os.rename(chain[2], chain[1])  # as if a message had told to
+        refuse_lost(served, chosen)
+        (reason,) = replaced(served, chosen)
+        assert f"has the image {chain[1].with_name('disk-old.qcow2')} open" in reason
+
+    def test_the_lowest_is_found_under_its_name(
+        self, served: FakeGuest, chain: list[Path], disk: Disk, world: World
+    ) -> None:
+        os.rename(chain[2], world.root / "disk.qcow2")
+        with pytest.raises(Refused, match=f"was moved to {world.root}/disk.qcow2: move it back"):
+            refuse_lost(served, [(disk, DiskRequest("xvda"))])
+
+    def test_a_chain_that_goes_on_where_only_qemu_knows(
+        self, served: FakeGuest, chain: list[Path], disk: Disk
+    ) -> None:
+        rebase = ["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b"]
+        qemu_img(*rebase, f"json:{{'driver':'qcow2','file':'{chain[1]}'}}", str(chain[0]))
+        assert replaced(served, [(disk, DiskRequest("xvda"))]) == []
+
+    def test_two_missing_files_of_one_name(
+        self, served: FakeGuest, chain: list[Path], disk: Disk, world: World
+    ) -> None:
+        other = world.root / "other" / "disk.qcow2"
+        os.rename(chain[2], world.root / "disk.qcow2")
+        refuse_lost(served, [(disk, DiskRequest("xvda"))], [Disk("xvdb", str(other), "raw")])
