@@ -4,7 +4,8 @@ A domain's QEMU or blkback takes a moment to end after the domain is gone, and m
 """
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pyxlsnap.linux.block_devices import (
 )
 from pyxlsnap.linux.loop import loop_file
 from pyxlsnap.linux.processes import holders, identity, process_name, process_text
+from pyxlsnap.linux.stalled import exists_within
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
 
@@ -76,6 +78,30 @@ def has_holder(path: Path) -> bool:
         return any(process_name(pid) != "qemu-img" for pid in holders(path))
     except OSError:
         return False
+
+
+def wait_for_qemu_img(
+    disks: Sequence[Disk],
+    waiting: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Wait until no qemu-img has a disk's file open. One that is ended may leave a damaged image.
+
+    :param waiting: told every few seconds what is waited for, if anything.
+    :param check: called often; an exception from it ends the wait.
+    """
+    targets = [Path(disk.target) for disk in disks if exists_within(disk.target)]
+    while any(map(_has_qemu_img, targets)):
+        check()
+        waiting("qemu-img to finish its work")
+        time.sleep(_UNUSED_POLL_S)
+
+
+def _has_qemu_img(path: Path) -> bool:
+    try:
+        return "qemu-img" in map(process_name, holders(path))
+    except OSError:
+        return False  # who needs the disk says so
 
 
 def wait_until_unused(disk: Disk, target: Path) -> None:

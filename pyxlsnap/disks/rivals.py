@@ -23,8 +23,10 @@ from pyxlsnap.model import Disk
 # A program that looks at each block device (udev, blkid) has it open for a moment.
 _LOOKS_S, _POLL_S = 2.0, 0.05
 
+_QEMU_IMG = r"^qemu-img \(pid \d+\)"
 _WAYS = (
-    (r"\(pid \d+\)", "wait for this process, or end it"),
+    (_QEMU_IMG, "wait until qemu-img has finished: one that is killed may leave a damaged image"),
+    (r"^(?!qemu-img ).*\(pid \d+\)", "wait for this process, or end it"),
     (r"(^|[( ])a mount on ", "umount"),
     (r"^swap( |$)", "swapoff"),
     (r"^loop\d", "losetup -d"),
@@ -66,10 +68,11 @@ def _refuse(disk: Disk, find: Callable[[], list[str]]) -> None:
         return not found
 
     if not until(unused, within_s=_LOOKS_S, poll_s=_POLL_S):
+        ends = "end that first" if any(not re.match(_QEMU_IMG, u) for u in found) else "wait first"
         ways = [way for mark, way in _WAYS if any(re.search(mark, user) for user in found)]
         raise Refused(
             f"{disk.vdev}: {disk.target} is in use by {', '.join(found)}, and could not be put "
-            f"back or given to the guest: end that first ({'; '.join(ways) or 'see lsblk'})"
+            f"back or given to the guest: {ends} ({'; '.join(ways) or 'see lsblk'})"
         )
 
 

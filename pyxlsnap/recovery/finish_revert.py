@@ -1,13 +1,13 @@
 """Recovering a revert whose process was killed: finish it, or ask a person to decide."""
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
 from pathlib import Path
 
 from pyxlsnap.create.waiting import Reports
+from pyxlsnap.disks.in_use import wait_for_qemu_img
 from pyxlsnap.disks.kept import drop_kept
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import strategies
@@ -16,7 +16,7 @@ from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
 from pyxlsnap.linux.locks import RIVAL_S
-from pyxlsnap.linux.processes import holders, process_name
+from pyxlsnap.linux.processes import holders
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import DomainInfo, RunState
 from pyxlsnap.request import Callbacks, revert_command
@@ -284,9 +284,7 @@ def _wait_until_quiet(host: Host, entry: RevertEntry, waiting: Callable[[str], N
     A qemu-img does its work to the end, however long that takes.
     """
     until(lambda: _is_quiet(host, entry), within_s=_QUIET_S, poll_s=_QUIET_POLL_S)
-    while "qemu-img" in map(process_name, _holders(entry)):
-        waiting("qemu-img to finish its work")
-        time.sleep(_QUIET_POLL_S)
+    wait_for_qemu_img(entry.devices, waiting)
 
 
 def _is_quiet(host: Host, entry: RevertEntry) -> bool:

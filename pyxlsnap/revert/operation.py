@@ -8,6 +8,7 @@ from pathlib import Path
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create.waiting import Reports
+from pyxlsnap.disks.in_use import wait_for_qemu_img
 from pyxlsnap.errors import DomainNotFound, Interrupted
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal, RevertEntry
@@ -90,6 +91,8 @@ def _planned(
                     half_way = entry
             callbacks.on_progress(Progress("checking"))
             tell = Reports(callbacks)
+            if half_way:  # the killed process may have left a qemu-img that still works
+                wait_for_qemu_img(half_way.devices, tell, cancel.check)
             made = make_plan(host, request, cancel, half_way=half_way, waiting=tell)
             with closing(made) as plan:
                 yield plan

@@ -1,6 +1,7 @@
 """Who else uses a disk is known before a revert destroys the guest: on real loops and mounts."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -239,3 +240,18 @@ class TestNotReverted:
     def test_what_is_not_here_is_not_looked_at(self, disk: Disk, other: dict[str, str]) -> None:
         there = replace(disk, **other)  # type: ignore[arg-type]
         refuse_rivals([there], [there], DOMID, None)
+
+
+def test_nobody_is_told_to_end_a_qemu_img(disk: Disk, tmp_path: Path) -> None:
+    tool = tmp_path / "qemu-img"
+    tool.symlink_to("/usr/bin/sleep")
+    with (
+        open(disk.target, "rb") as file,
+        subprocess.Popen([str(tool), "60"], stdin=file, executable=str(tool)) as process,
+    ):
+        says = refusal(disk)
+        process.kill()
+    assert f"in use by qemu-img (pid {process.pid})" in says
+    assert "end it" not in says
+    assert "end that" not in says
+    assert "wait first (wait until qemu-img has finished" in says

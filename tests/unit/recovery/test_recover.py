@@ -15,6 +15,7 @@ import pytest
 from pyxlsnap import cfgfile
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
+from pyxlsnap.disks import rivals
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import (
@@ -820,10 +821,12 @@ class TestARevert:
         setattr(guest, state, "destroy" if state == "shutdown_reason" else True)
         self.assert_is_back(world, recover(world))
 
+    @pytest.mark.parametrize("by_revert", [True, False])
     def test_a_qemu_img_that_still_works_is_waited_for(
-        self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_revert: bool
     ) -> None:
         """It may work for longer than anything else that the dead process has left."""
+        monkeypatch.setattr(rivals, "_LOOKS_S", 0.2)
         monkeypatch.setattr(finish_revert, "_QUIET_S", 0.2)
         guest = self.killed(world, "destroy")
         tool = tmp_path / "qemu-img"
@@ -838,10 +841,15 @@ class TestARevert:
                 working.kill()
                 working.wait()
 
-        recovered = operations.recover(
-            world.host, UUID, on_progress=on_progress, start_monitor=watch
-        )
-        self.assert_is_back(world, recovered)
+        if by_revert:
+            cfg = Path(shlex.split(revert_command(killed_revert().request))[3])
+            config = cfgfile.read(cfg)
+            operations.revert(world.host, UUID, config, cfg, on_progress=on_progress)
+        else:
+            recovered = operations.recover(
+                world.host, UUID, on_progress=on_progress, start_monitor=watch
+            )
+            self.assert_is_back(world, recovered)
         assert "waiting for qemu-img to finish its work" in told
 
     def test_a_domain_that_was_started_since_is_left_alone(self, world: World) -> None:
