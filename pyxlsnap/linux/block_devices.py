@@ -110,24 +110,38 @@ def _mounts() -> Iterator[tuple[str, str, bool]]:
     """Each mount: the number of its device, where it is, and whether it is writable."""
     for view in _VIEWS:
         try:
-            lines = (paths.PROC / view / "mountinfo").read_bytes().splitlines()
+            lines = (paths.PROC / view / "mountinfo").read_bytes().split(b"\n")
         except OSError:
             continue
-        for fields, _, more in (line.partition(b" - ") for line in lines):
-            _, _, number, _, where, options, *_ = fields.split(b" ")
-            _, source, super_options = more.split(b" ", 2)
-            writable = b"ro" not in options.split(b",") + super_options.split(b",")
-            yield number.decode(), _unescaped(where), writable
-            if source.startswith(b"/dev/"):  # btrfs has numbers of its own
-                yield _number_of(_unescaped(source)), _unescaped(where), writable
+        for line in lines:
+            try:
+                number, where, source, options = _parsed(line)
+            except ValueError:
+                continue  # it is no line of a mount
+            writable = b"ro" not in options
+            yield number, where, writable
+            if source.startswith("/dev/"):  # btrfs has numbers of its own
+                yield _number_of(source), where, writable
+
+
+def _parsed(line: bytes) -> tuple[str, str, str, list[bytes]]:
+    """A line of mountinfo: the device's number, where it is mounted, the source, the options.
+
+    :raises ValueError: it is none.
+    """
+    fields, _, more = line.partition(b" - ")
+    _, _, number, _, where, options, *_ = fields.split(b" ")
+    _, source, super_options = more.split(b" ", 2)
+    every = options.split(b",") + super_options.split(b",")
+    return number.decode(), _unescaped(where), _unescaped(source), every
 
 
 def _swaps() -> list[str]:
     try:
-        lines = (paths.PROC / "swaps").read_bytes().splitlines()[1:]
+        lines = (paths.PROC / "swaps").read_bytes().split(b"\n")[1:]
     except OSError:
         return []
-    return [_unescaped(line.split()[0]) for line in lines]
+    return [_unescaped(re.split(rb"[ \t]", line)[0]) for line in lines if line]
 
 
 def _unescaped(name: bytes) -> str:

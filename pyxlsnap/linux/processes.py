@@ -1,6 +1,7 @@
 """Processes: start a Python process, wait for the end of a process, find the holders of a file."""
 
 import os
+import re
 import select
 import signal
 import stat
@@ -12,6 +13,8 @@ from pathlib import Path
 from pyxlsnap import paths
 from pyxlsnap.linux.stalled import Mounts, mount_of, served_mounts, stat_within
 from pyxlsnap.text import readable
+
+_FLAGS = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -149,7 +152,7 @@ def open_files(pid: int) -> dict[tuple[int, int], int]:
     process = paths.PROC / str(pid)
     for number in _listed(f"{process}/fd"):
         try:
-            info = (process / "fdinfo" / number).read_text()
+            info = (process / "fdinfo" / number).read_text(errors="replace")
             key = identity(stat_within(process / "fd" / number))
         except OSError:
             continue  # closed meanwhile
@@ -188,7 +191,7 @@ def links_of(pid: int) -> list[OpenFile]:
             name = os.readlink(process / "fd" / number)  # noqa: PTH115
             if not name.startswith("/"):
                 continue
-            info = (process / "fdinfo" / number).read_text()
+            info = (process / "fdinfo" / number).read_text(errors="replace")
             there = stat_within(process / "fd" / number)
         except OSError:
             continue  # closed meanwhile
@@ -199,8 +202,9 @@ def links_of(pid: int) -> list[OpenFile]:
 
 
 def _flags(info: str) -> int:
-    """The flags with which a file is open, from its ``fdinfo``."""
-    return int(dict(line.split(":", 1) for line in info.splitlines())["flags"], 8)
+    """The flags with which a file is open, from its ``fdinfo``; 0 if it does not tell."""
+    found = _FLAGS.search(info)  # (that of an io_uring has lines of other forms)
+    return int(found[1], 8) if found else 0
 
 
 def process_name(pid: int) -> str:

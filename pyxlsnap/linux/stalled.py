@@ -10,7 +10,10 @@ import threading
 from pathlib import Path
 
 _ANSWER_S = 5.0
-_SERVED = ("nfs", "cifs", "smb3", "ceph", "fuse", "9p", "afs", "virtiofs", "lustre", "glusterfs")
+_SERVED = (
+    *(b"nfs", b"cifs", b"smb3", b"ceph", b"fuse", b"9p", b"afs"),
+    *(b"virtiofs", b"lustre", b"glusterfs"),
+)
 
 #: mounts by their number (``mnt_id``), each with its device as ``st_dev`` has it
 Mounts = dict[int, int]
@@ -56,26 +59,30 @@ def served_mounts(process: str) -> Mounts:
     :param process: its directory in /proc.
     """
     found = {}
-    for line in _text(f"{process}/mountinfo").splitlines():
-        number, _, device, *_ = line.split(" ", 3)
-        kind = line.partition(" - ")[2].partition(" ")[0]
-        if kind.startswith(_SERVED):
-            major, minor = map(int, device.split(":"))
-            found[int(number)] = os.makedev(major, minor)
+    for line in _lines(f"{process}/mountinfo"):
+        fields, _, more = line.partition(b" - ")
+        try:
+            number, _, device, *_ = fields.split(b" ", 3)
+            major, minor = map(int, device.split(b":"))
+            if more.startswith(_SERVED):
+                found[int(number)] = os.makedev(major, minor)
+        except ValueError:
+            continue  # it is no line of a mount
     return found
 
 
 def mount_of(process: str, descriptor: str) -> int:
     """The number of the mount that an open file is on; -1 if it is not known."""
-    for line in _text(f"{process}/fdinfo/{descriptor}").splitlines():
-        key, _, value = line.partition(":")
-        if key == "mnt_id":
+    for line in _lines(f"{process}/fdinfo/{descriptor}"):
+        key, _, value = line.partition(b":")
+        if key == b"mnt_id" and value.strip().isdigit():
             return int(value)
     return -1
 
 
-def _text(path: str) -> str:
+def _lines(path: str) -> list[bytes]:
+    """The lines of a file in /proc. Names in it may have the other ends of lines that Python knows."""
     try:
-        return Path(path).read_text(errors="surrogateescape")
+        return Path(path).read_bytes().split(b"\n")
     except OSError:
-        return ""  # the process has ended, or we may not inspect it
+        return []  # the process has ended, or we may not inspect it

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest import checks
 from pyxlsnap.linux import stalled
+from pyxlsnap.linux.block_devices import mounts
 from pyxlsnap.linux.processes import holders, links_of, open_files
 from pyxlsnap.linux.stalled import exists_within, served_mounts, stat_within
 from pyxlsnap.model import Disk
@@ -82,3 +84,38 @@ def test_other_files_are_as_ever(tmp_path: Path) -> None:
     assert not exists_within("a\0b")
     with pytest.raises(FileNotFoundError):
         stat_within(tmp_path / "none")
+
+
+# Whoever may mount with FUSE chooses the name; the kernel escapes blanks, newlines and backslashes.
+@pytest.mark.parametrize("end", [b"\r", b"\x0b", b"\x85", "\u2028".encode(), b"\xff"])
+def test_a_mount_whose_name_has_what_python_takes_for_the_end_of_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    odd = b"50 1 0:51 / /home/a%sb rw,nosuid - fuse.sshfs x rw\n" % end
+    last = b"51 1 0:52 / /net rw - nfs4 server:/x rw\n"
+    (tmp_path / "mountinfo").write_bytes(odd + b"no mount\n" + last)
+    assert served_mounts(str(tmp_path)) == {50: os.makedev(0, 51), 51: os.makedev(0, 52)}
+    monkeypatch.setattr(paths, "PROC", tmp_path / "proc")
+    for view in ("self", "1"):
+        (tmp_path / "proc" / view).mkdir(parents=True)
+        (tmp_path / "proc" / view / "mountinfo").write_bytes(odd + b"no mount\n" + last)
+    assert mounts(os.makedev(0, 52), writable=True) == ["/net"]
+    assert mounts(os.makedev(0, 51), writable=True) == [os.fsdecode(b"/home/a%sb" % end)]
+
+
+@pytest.mark.parametrize(
+    "info",
+    ["pos:\t0\nflags:\t02000002\nUserFiles:\t1\n    0: x\n  no colon\n", "no colon\nflags:\t02\n"],
+)
+def test_the_fdinfo_of_an_io_uring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: str
+) -> None:
+    process = tmp_path / "7"
+    for name in ("fd", "fdinfo"):
+        (process / name).mkdir(parents=True)
+    (tmp_path / "image").touch()
+    (process / "fd" / "3").symlink_to(tmp_path / "image")
+    (process / "fdinfo" / "3").write_text(info)
+    monkeypatch.setattr(paths, "PROC", tmp_path)
+    assert list(open_files(7).values()) == [os.O_RDWR]
+    assert [link.writable for link in links_of(7)] == [True]
