@@ -81,7 +81,7 @@ def mount_of(process: str, descriptor: str) -> int:
 
 
 def _lines(path: str) -> list[bytes]:
-    """The lines of a file in /proc. Names in it may have the other ends of lines that Python knows."""
+    """The lines of a file in /proc. Names in it may have other ends of lines."""
     try:
         return Path(path).read_bytes().split(b"\n")
     except OSError:

@@ -58,6 +58,8 @@ def _serve(server: int) -> None:
             request = os.read(server, 1 << 17)
         except OSError:
             return
+        if not request:
+            return
         _, opcode, unique, *_ = _IN.unpack_from(request)
         if opcode == _GETATTR:
             continue
