@@ -148,6 +148,8 @@ class RawFile(CopyStrategy):
                 file.disk, snapshot, present.fileno(), self._temporary(file), whole=True
             )
             self._kept.check(file.disk, file.target)
+        # A run that was killed may have left half a copy, which goes before the new one is made.
+        size = max(0, size - _blocks(self._temporary(file)))
         return Space(file.disk, file.path, size, file.target.parent)
 
     def revert(self) -> None:
@@ -205,6 +207,14 @@ def _how_to_copy(
                 copy_file(source, probe.fileno(), reflink=True)
             return True, 0
     return False, os.fstat(source).st_blocks * 512
+
+
+def _blocks(path: Path) -> int:
+    """The space that a file takes, bytes; 0 if there is none."""
+    try:
+        return path.lstat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 def _copy(path: Path, new: Path, *, like: Path, check: Callable[[], None]) -> None:

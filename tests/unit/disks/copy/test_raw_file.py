@@ -610,6 +610,28 @@ def test_a_revert_needs_room_for_a_copy(
         made([disk]).check_revert()
 
 
+def test_half_a_copy_of_a_killed_revert_is_room_for_the_next(
+    tmp_path: Path, used: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [disk] = changed(tmp_path)
+    killed = made([disk])
+    killed.check_revert()
+    half = Path(killed.state()["xvda copy"])
+    half.write_bytes(OLD[: len(OLD) // 2])
+    os.sync()
+    need = snapshot(disk).stat().st_blocks * 512
+    taken = half.stat().st_blocks * 512
+    assert 0 < taken < need
+
+    class Nearly:
+        f_bavail, f_frsize, f_flag = need - taken, 1, 0
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Nearly)
+    made([disk], finishes=killed.state()).check_revert()
+    with pytest.raises(Refused, match="left for a copy"):
+        made([disk]).check_revert()
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
 def test_a_revert_needs_no_links(
     place: Path, used: None, monkeypatch: pytest.MonkeyPatch, number: int
