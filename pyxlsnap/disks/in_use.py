@@ -22,7 +22,7 @@ from pyxlsnap.linux.block_devices import (
 )
 from pyxlsnap.linux.loop import loop_file
 from pyxlsnap.linux.processes import holders, identity, process_name, process_text
-from pyxlsnap.linux.stalled import exists_within
+from pyxlsnap.linux.stalled import exists_within, stat_within
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
 
@@ -179,13 +179,15 @@ def is_over(backing: Path, target: Path) -> bool:
     """Whether a loop device is over a file.
 
     :param backing: its ``loop/backing_file`` in /sys. Its content, the name of the file, is used
-        where the device itself cannot be asked.
+        where the device itself cannot be asked. A device over a file whose server does not answer
+        is over no file of ours: that was asked before.
     """
     node = paths.DEV / backing.parent.parent.resolve().name
     try:
         if (found := loop_file(node)) is not None:
             return found == identity(target.stat())
-        return Path(os.fsdecode(backing.read_bytes().removesuffix(b"\n"))).samefile(target)
+        name = os.fsdecode(backing.read_bytes().removesuffix(b"\n"))
+        return identity(stat_within(name)) == identity(target.stat())
     except OSError:
         return False  # detached meanwhile, or over a file that has been deleted
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.disks import rivals
+from pyxlsnap.disks.qcow2.backing import chain_files
 from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.room import Claim
 from pyxlsnap.linux.stalled import stat_within
-from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
+from pyxlsnap.model import Disk, DiskRequest, DomainConfig, GuestKind, RunState
 from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
 
@@ -177,19 +178,30 @@ def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> Non
             raise Refused(f"{vdev}: domain {other.name} uses {shared[0]}, too: detach it there")
 
 
-def refuse_silent(disks: Sequence[Disk]) -> None:
-    """Refuse a disk whose server (NFS, for example) does not answer: the next look would hang."""
-    for disk in disks:
-        if disk.target.startswith("/"):
-            try:
-                stat_within(disk.target)
-            except TimeoutError as e:
-                raise Refused(
-                    f"{disk.vdev}: {disk.target}: {e.strerror}: see whether its server runs, and "
-                    f"whether the mount is well"
-                ) from e
-            except OSError:
-                pass  # who needs the disk says so
+def refuse_silent(disks: Sequence[Disk], snapshots: Sequence[DiskRequest] = ()) -> None:
+    """Refuse a disk whose server (NFS, for example) does not answer: the next look would hang.
+
+    The server of any file that an image stands on counts, too.
+
+    :param snapshots: the disk snapshots that will be put back.
+    """
+    formats = {disk.vdev: disk.format for disk in disks}
+    files = [(disk.vdev, disk.target) for disk in disks]
+    files += [(request.vdev, request.path) for request in snapshots]
+    for vdev, path in files:
+        if not path.startswith("/"):
+            continue
+        try:
+            stat_within(path)
+            if formats.get(vdev) == "qcow2":
+                chain_files(Path(os.path.realpath(path)))
+        except TimeoutError as e:
+            raise Refused(
+                f"{vdev}: {e.filename}: {e.strerror}: see whether its server runs, and whether the "
+                f"mount is well"
+            ) from e
+        except OSError:
+            pass  # who needs the file says so
 
 
 def _identity(path: str) -> tuple[str | int, ...]:

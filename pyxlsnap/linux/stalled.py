@@ -7,8 +7,11 @@ disk. Whoever only compares files must not wait for it.
 import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+_T = TypeVar("_T")
 _ANSWER_S = 5.0
 _SERVED = (
     *(b"nfs", b"cifs", b"smb3", b"ceph", b"fuse", b"9p", b"afs"),
@@ -24,24 +27,33 @@ def stat_within(path: str | Path, *, within_s: float | None = None) -> os.stat_r
 
     :raises OSError: as :func:`os.stat`; ``TimeoutError`` if there is no answer within this time.
     """
-    found: list[os.stat_result | OSError] = []
-
-    def look() -> None:
-        try:
-            found.append(os.stat(path))  # noqa: PTH116
-        except (OSError, ValueError) as e:
-            found.append(e if isinstance(e, OSError) else OSError(errno.EINVAL, str(e), str(path)))
-
-    # It stays if it hangs, and ends with the process.
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
     limit_s = _ANSWER_S if within_s is None else within_s
-    thread.join(limit_s)
-    if not found:
+    found = answer_within(lambda: _stat(path), within_s=limit_s)
+    if found is None:
         raise TimeoutError(errno.ETIMEDOUT, f"no answer within {limit_s:g} s", str(path))
-    if isinstance(found[0], OSError):
-        raise found[0]
-    return found[0]
+    if isinstance(found, OSError):
+        raise found
+    return found
+
+
+def _stat(path: str | Path) -> os.stat_result | OSError:
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError) as e:
+        return e if isinstance(e, OSError) else OSError(errno.EINVAL, str(e), str(path))
+
+
+def answer_within(ask: Callable[[], _T], *, within_s: float | None = None) -> _T | None:
+    """Call what may never return, on another thread; ``None``: it has not within this time.
+
+    :param ask: it raises nothing.
+    """
+    found: list[_T] = []
+    # It stays if it hangs, and ends with the process.
+    thread = threading.Thread(target=lambda: found.append(ask()), daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S if within_s is None else within_s)
+    return found[0] if found else None
 
 
 def exists_within(path: str | Path) -> bool:

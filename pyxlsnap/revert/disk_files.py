@@ -104,6 +104,12 @@ def _left_out(guest: Guest, pid: int | None, disks: Sequence[Disk]) -> list[str]
 
 
 def _chain_of(target: str) -> list[Path]:
+    try:
+        stat_within(target)
+    except TimeoutError:
+        return [Path(target)]  # a disk that was attached since; for others this was asked before
+    except OSError:
+        pass
     active = Path(os.path.realpath(target))
     return chain_files(active) if active.is_file() else [active]
 

@@ -34,7 +34,7 @@ class Examination:
         """
         config, guest, disks = self.config, self.guest, [disk for disk, _ in self.chosen]
         checks.refuse_name_or_uuid_in_use(self.host, config, guest)
-        checks.refuse_silent(config.disks)
+        checks.refuse_silent(config.disks, [request for _, request in self.chosen])
         checks.refuse_shared(self.host, guest, [d for d in config.disks if not d.left_out])
         checks.refuse_rivals(guest, config.disks, disks)
         vdevs = {disk.vdev for disk in disks}

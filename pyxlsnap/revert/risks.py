@@ -9,6 +9,7 @@ from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import changeable
+from pyxlsnap.linux.stalled import exists_within
 from pyxlsnap.model import DomainConfig
 
 
@@ -57,8 +58,12 @@ def _changes(config: DomainConfig, guest: Guest) -> list[str]:
     except (XenError, Refused) as e:  # after a crash of its QEMU, for example: a revert helps
         return [f"the present configuration of {guest.name} cannot be read ({e})"]
     now, then = (
-        {(d.vdev, os.path.realpath(d.target)) for d in c.disks if not d.left_out}
-        for c in (present, config)
+        {(d.vdev, _place(d.target)) for d in c.disks if not d.left_out} for c in (present, config)
     )
     changed = sorted({vdev for vdev, _ in now ^ then})
     return [f"disks were added, removed or changed since: {', '.join(changed)}"] if changed else []
+
+
+def _place(target: str) -> str:
+    """The real path of a disk; as it is if its server does not answer, or if it is not there."""
+    return os.path.realpath(target) if exists_within(target) else target

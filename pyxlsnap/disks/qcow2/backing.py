@@ -4,6 +4,7 @@
 """
 
 import os
+import stat
 from pathlib import Path
 
 from pyxlsnap.disks.failures import os_errors
@@ -11,6 +12,7 @@ from pyxlsnap.disks.qcow2.qemu import image_chain
 from pyxlsnap.disks.standing import backing_name
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.stalled import stat_within
 from pyxlsnap.model import Disk
 
 
@@ -19,12 +21,12 @@ def chain_files(image: Path) -> list[Path]:
 
     A backing file with a name that only QEMU understands (``json:``, ``nbd:``) ends the list.
 
-    :raises OSError: a file cannot be read.
+    :raises OSError: a file cannot be read, or its server does not answer.
     """
     found: list[Path] = []
     while image not in found:
         found.append(image)
-        if not image.is_file():
+        if not _is_file(image):
             break
         name = backing_name(image)
         if not name or ":" in name.partition("/")[0]:
@@ -32,6 +34,16 @@ def chain_files(image: Path) -> list[Path]:
         # QEMU looks beside the file that a link leads to.
         image = Path(os.path.normpath(image.resolve().parent / name))
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """:raises TimeoutError: the server of the file does not answer."""
+    try:
+        return stat.S_ISREG(stat_within(path).st_mode)
+    except TimeoutError:
+        raise
+    except OSError:
+        return False
 
 
 def refuse_broken(disk: Disk, image: Path) -> None:

@@ -1,7 +1,9 @@
 """A server that does not answer: nothing that only compares files waits for it."""
 
+import fcntl
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +11,18 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap import paths
+from pyxlsnap.disks import in_use
+from pyxlsnap.disks.qcow2.backing import refuse_broken
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest import checks
-from pyxlsnap.linux import stalled
+from pyxlsnap.linux import loop, stalled
 from pyxlsnap.linux.block_devices import mounts
 from pyxlsnap.linux.processes import holders, links_of, open_files
 from pyxlsnap.linux.stalled import exists_within, served_mounts, stat_within
-from pyxlsnap.model import Disk
+from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.dead_server import dead_server
+from tests.unit.support.loop_files import wait_for
+from tests.unit.support.qemu import qemu_img
 from tests.unit.support.values import OTHER_UUID
 from tests.unit.support.world import World
 
@@ -75,6 +81,48 @@ def test_a_disk_there_is_refused_and_that_of_another_guest_is_passed_over(
     guest = world.guest(world.image("xvda"))
     world.guest(silent, name="vm2", uuid=OTHER_UUID)
     checks.refuse_shared(world.host, guest, guest.configuration.disks)
+
+
+@pytest.mark.parametrize("as_snapshot", [True, False])
+def test_what_an_image_stands_on_is_there(dead: Path, tmp_path: Path, as_snapshot: bool) -> None:
+    image, silent = tmp_path / "image.qcow2", str(tmp_path / "dead")
+    options = ["-u", "-F", "qcow2", "-b", silent]
+    qemu_img("create", "-q", "-f", "qcow2", *options, str(image), "1M")
+    disk = Disk("xvda", str(image), "qcow2", "qdisk")
+    other = Disk("xvda", str(tmp_path / "image"), "qcow2", "qdisk")
+    snapshots = [DiskRequest("xvda", str(image), "qcow2")] if as_snapshot else []
+    begun = time.monotonic()
+    with pytest.raises(Refused, match=f"^xvda: {silent}: no answer within"):
+        checks.refuse_silent([other if as_snapshot else disk], snapshots)
+    with pytest.raises(Refused, match="no answer within"):
+        refuse_broken(disk, image)
+    with pytest.raises(Refused, match="no answer within"):
+        checks.refuse_silent([], [DiskRequest("xvda", silent, "raw")])
+    assert time.monotonic() - begun < 5
+
+
+def test_a_loop_device_over_a_file_there_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(No real one can be made over a server that answers nothing.)"""
+    monkeypatch.setattr(stalled, "_ANSWER_S", 0.3)
+    answers = threading.Event()
+    device, file = tmp_path / "loop7", tmp_path / "file"
+    device.touch()
+    file.touch()
+    backing = tmp_path / "sys/loop7/loop/backing_file"
+    backing.parent.mkdir(parents=True)
+    backing.write_text(f"{file}\n")
+    monkeypatch.setattr(paths, "DEV", tmp_path)
+    monkeypatch.setattr(fcntl, "ioctl", lambda *_: answers.wait())
+    begun = time.monotonic()
+    for _ in range(20):
+        assert not in_use.is_over(backing, file)
+    assert time.monotonic() - begun < 3
+    answers.set()
+    wait_for(lambda: loop._unanswered[device].is_set())
+    monkeypatch.undo()
+    assert loop.loop_file(device) is None  # a regular file
 
 
 def test_other_files_are_as_ever(tmp_path: Path) -> None:
