@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import select
 import struct
 import subprocess
 import threading
@@ -29,36 +30,27 @@ def dead_server(where: Path) -> Iterator[int]:
     if libc.mount(b"dead", os.fsencode(where), b"fuse", 0, options.encode()):
         os.close(server)
         pytest.skip(f"no mount: {os.strerror(ctypes.get_errno())}")
-    threading.Thread(target=_serve, args=(server,), daemon=True).start()
+    stop = os.eventfd(0)
+    thread = threading.Thread(target=_serve, args=(server, stop), daemon=True)
+    thread.start()
     directory = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield directory
     finally:
-        # (umount waits for nobody then.)
-        for connection in Path("/sys/fs/fuse/connections").glob("*/abort"):
-            if connection.parent.name == str(_minor(where)):
-                connection.write_text("1")
+        os.eventfd_write(stop, 1)
+        thread.join()  # else it would read from whatever gets the number of its descriptor
+        os.close(server)  # that ends all requests, so that umount waits for nobody
+        os.close(stop)
         os.close(directory)
         subprocess.run(["umount", "--lazy", str(where)], check=True)
-        os.close(server)
 
 
-def _minor(where: Path) -> int:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        words = line.split()
-        if words[4] == str(where):
-            return int(words[2].partition(":")[2])
-    raise AssertionError(where)
-
-
-def _serve(server: int) -> None:
+def _serve(server: int, stop: int) -> None:
     """Answer as far as to the open of the directory; then be silent."""
-    while True:
+    while server in select.select([server, stop], [], [])[0]:
         try:
             request = os.read(server, 1 << 17)
         except OSError:
-            return
-        if not request:
             return
         _, opcode, unique, *_ = _IN.unpack_from(request)
         if opcode == _GETATTR:
