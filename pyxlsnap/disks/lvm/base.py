@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from pyxlsnap.disks.in_use import users, wait_until_no_users
-from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes
+from pyxlsnap.disks.lvm.commands import Volume, lvm, refuse_unchangeable_group, volumes
 from pyxlsnap.disks.lvm.names import Place, device_path, is_suspended, place
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.undo import undo_each
@@ -56,6 +56,8 @@ class LvmDisks:
         with refusing_os_errors():
             origins = [(p, self._check_origin(p, volumes(p.vdev, p.vg))) for p in self._places]
             self._check_twice()
+            for vg, vdev in {at.vg: at.vdev for at, _ in origins}.items():
+                refuse_unchangeable_group(vdev, vg)
             self.check_room(origins)
         self._sizes = {p.vdev: origin.size for p, origin in origins}
 

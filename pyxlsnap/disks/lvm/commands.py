@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyxlsnap.disks.lvm.names import device_number, device_path, is_volume, names_of
-from pyxlsnap.errors import DiskError
+from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import scratch_file, scratch_text
 from pyxlsnap.linux.waiting import until
 
@@ -107,6 +107,22 @@ def free_space(vdev: str, vg: str) -> tuple[int, int]:
     """The free bytes of a group, and the size of its extents."""
     (row,) = _report(vdev, "vg", "vgs", "-o", "vg_free,vg_extent_size", vg)
     return int(row["vg_free"]), int(row["vg_extent_size"])
+
+
+def refuse_unchangeable_group(vdev: str, vg: str) -> None:
+    """:raises Refused: LVM would make, rename or remove no volume of the group."""
+    (row,) = _report(vdev, "vg", "vgs", "-o", "vg_attr,vg_missing_pv_count", vg)
+    missing, attributes = int(row["vg_missing_pv_count"]), row["vg_attr"]
+    if missing:
+        raise Refused(
+            f"{vdev}: {missing} of the physical volumes of {vg} are missing, and LVM changes "
+            f"nothing in such a group: bring the devices back (`pvs`), or `vgreduce "
+            f"--removemissing {vg}`"
+        )
+    if attributes.startswith("r"):
+        raise Refused(f"{vdev}: the volume group {vg} is read-only, and LVM changes nothing in it")
+    if attributes[2:3] == "x":
+        raise Refused(f"{vdev}: the volume group {vg} is exported: `vgimport {vg}` it first")
 
 
 def _report(vdev: str, kind: str, command: str, *arguments: str) -> list[dict[str, str]]:

@@ -104,6 +104,12 @@ def _check(at: Place, found: Mapping[str, Volume]) -> None:
         raise DiskError(
             f"{at.full(at.snapshot)} is not a snapshot of {at.full(at.lv)}", vdev=at.vdev
         )
+    if partial := [v.name for v in (disk, snapshot) if v.trouble == "partial"]:
+        raise DiskError(
+            f"{at.full(partial[0])} is partial, as a physical volume is missing: bring the device "
+            f"back (see `lvs -a -o +devices {at.vg}`)",
+            vdev=at.vdev,
+        )
     if disk.merging or snapshot.merging:
         raise DiskError(f"{at.full(at.snapshot)} is being merged", vdev=at.vdev)
     if snapshot.invalid or (snapshot.data_percent or 0.0) >= 100.0:

@@ -8,7 +8,13 @@ of; a tag on the snapshot (:data:`~pyxlsnap.disks.lvm.base.OF_TAG`) does.
 from collections.abc import Mapping, Sequence
 
 from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, remove, wait_until_closed
-from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes, wait_for_path
+from pyxlsnap.disks.lvm.commands import (
+    Volume,
+    lvm,
+    refuse_unchangeable_group,
+    volumes,
+    wait_for_path,
+)
 from pyxlsnap.disks.lvm.names import Place, stays_valid
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.errors import DiskError, Refused
@@ -68,6 +74,7 @@ class LvmThin(LvmDisks):
             with refusing_os_errors():
                 found = volumes(at.vdev, at.vg)
                 self._check_names(at, found)
+                refuse_unchangeable_group(at.vdev, at.vg)
             self._check_path(at)
             snapshot = _snapshot(at, found)
             check_pool(at, found, snapshot.pool)

@@ -91,6 +91,7 @@ class FakeLvm:
         self.root, self.dev, self.block = root, root / "dev", root / "sys/dev/block"
         self.lvs: dict[str, Lv] = {}
         self.free = 100 * MIB
+        self.attr, self.missing = "wz--n-", 0
         self.log: list[list[str]] = []
         #: called with each command before and after it takes effect
         self.hook: Callable[[str, list[str]], None] = lambda when, command: None
@@ -155,7 +156,8 @@ class FakeLvm:
         return {"lv": [lv.row(lvs) for lv in lvs]}
 
     def _vgs(self, words: list[str]) -> dict[str, list[dict[str, str]]]:
-        return {"vg": [{"vg_free": str(self.free), "vg_extent_size": str(EXTENT)}]}
+        row = {"vg_free": str(self.free), "vg_extent_size": str(EXTENT)}
+        return {"vg": [row | {"vg_attr": self.attr, "vg_missing_pv_count": str(self.missing)}]}
 
     def _lvcreate(self, words: list[str]) -> str | None:
         name, origin = words[words.index("-n") + 1], self.lvs[words[-1].removeprefix(f"{VG}/")]

@@ -291,6 +291,33 @@ class TestRevert:
         with pytest.raises(Refused, match=f"xvda: {VG}/thick-a is read-only: `lvchange -prw"):
             strategy(fake, "thick").check_revert()
 
+    @pytest.mark.parametrize(
+        ("attr", "missing", "says"),
+        [
+            ("wz-pn-", 1, "1 of the physical volumes of .* are missing"),
+            ("rz--n-", 0, "is read-only"),
+            ("wzx-n-", 0, "vgimport"),
+        ],
+    )
+    def test_a_group_that_lvm_does_not_change_is_refused(
+        self, fake: FakeLvm, attr: str, missing: int, says: str
+    ) -> None:
+        create(fake, "thin")
+        fake.attr, fake.missing = attr, missing
+        with pytest.raises(Refused, match=f"^xvda: .*{says}"):
+            strategy(fake, "thin").check_revert()
+        for kind in KINDS:
+            with pytest.raises(Refused, match=f"^xvd[ab]: .*{says}"):
+                strategy(fake, kind, "other").check_create(1)
+
+    def test_a_thick_volume_with_a_part_missing_is_refused(self, fake: FakeLvm) -> None:
+        create(fake, "thick")
+        fake.missing = 1  # of another volume's: nothing is made or renamed
+        strategy(fake, "thick").check_revert()
+        fake.lvs["thick-b-snap"].health = "partial"
+        with pytest.raises(Refused, match=f"^xvdb: {VG}/thick-b-snap is partial"):
+            strategy(fake, "thick").check_revert()
+
     def test_a_strangers_volume_under_our_name_is_left_alone(self, fake: FakeLvm) -> None:
         create(fake, "thin")
         fake.add(f"thin-a.snap.new{KEPT_SUFFIX}", "linear")
