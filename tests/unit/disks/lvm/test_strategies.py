@@ -339,7 +339,7 @@ class TestRevert:
             one.check_revert()
         with pytest.raises(DiskError, match=rf"^xvdb: the volume {VG}/thin-b.snap.* rename it"):
             one.revert()
-        assert {command[0] for command in fake.log[before:]} == {"lvs"}
+        assert {command[0] for command in fake.log[before:]} == {"lvs", "vgs"}
         assert contents(fake, "thin") == [content(7)] * 2
         (line,) = one.finish_revert(2)
         assert line.endswith("this revert did not make it")
