@@ -1,5 +1,6 @@
 """Processes: start a Python process, wait for the end of a process, find the holders of a file."""
 
+import math
 import os
 import re
 import select
@@ -205,6 +206,16 @@ def _flags(info: str) -> int:
     """The flags with which a file is open, from its ``fdinfo``; 0 if it does not tell."""
     found = _FLAGS.search(info)  # (that of an io_uring has lines of other forms)
     return int(found[1], 8) if found else 0
+
+
+def started(pid: int) -> float:
+    """When a process was started, seconds since the epoch; infinite if that is not known."""
+    try:
+        fields = (paths.PROC / f"{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        clock = (paths.PROC / "stat").read_bytes().partition(b"\nbtime ")[2].split()
+        return int(clock[0]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return math.inf
 
 
 def process_name(pid: int) -> str:

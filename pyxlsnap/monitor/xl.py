@@ -14,7 +14,7 @@ from pathlib import Path
 from pyxlsnap import paths
 from pyxlsnap.errors import BadMemoryFile
 from pyxlsnap.linux.files import open_regular
-from pyxlsnap.linux.processes import process_name
+from pyxlsnap.linux.processes import process_name, started
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig
 from pyxlsnap.text import command, readable
@@ -28,6 +28,8 @@ _SETTING = re.compile(r"\s*\w+\s*=")
 # The commands that leave a process which watches, and their options that have a value.
 _COMMANDS = {"create": "f", "restore": ""}
 _CONFIG_LIMIT = 1 << 20  # bytes
+# The kernel tells the time of its own start in whole seconds, and xl reads the file at its start.
+_SLACK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Xl:
     words: tuple[str, ...] = ()
     #: it stays in the foreground (``xl create -F``), as a service manager starts it
     foreground: bool = False
+    #: it writes the domain's log; else it was found by what it was told, and may watch another
+    has_log: bool = True
 
 
 @dataclass(slots=True)
@@ -63,19 +67,22 @@ def xl_monitor(name: str) -> int | None:
 
 
 def xl_process(name: str) -> Xl | None:
-    """The process with which xl watches a domain, as :func:`xl_monitor`."""
+    """The process with which xl watches a domain, as :func:`xl_monitor`.
+
+    One that writes the domain's log comes before those that were only told its name.
+    """
     log = re.compile(rf"xl-{re.escape(name)}(--incoming)?\.log{_OLDER}")
+    told: Xl | None = None
     for pid in _pids_of_xl():
         words = _words(pid)
         call = _parsed(words)
+        foreground = call is not None and call.foreground
         logs = [file for file in _open_files(pid) if _ANY_LOG.fullmatch(file)]
-        if logs:
-            ours = any(log.fullmatch(file) for file in logs)
-        else:
-            ours = call is not None and _name_in(call, pid) == name
-        if ours:
-            return Xl(pid, words, foreground=call is not None and call.foreground)
-    return None
+        if any(log.fullmatch(file) for file in logs):
+            return Xl(pid, words, foreground=foreground)
+        if not (logs or told) and call is not None and _name_in(call, pid) == name:
+            told = Xl(pid, words, foreground=foreground, has_log=False)
+    return told
 
 
 def about_foreground(name: str, *, when: str) -> list[str]:
@@ -189,8 +196,11 @@ def _name_in_memory(path: Path) -> str:
 
 
 def _text(file: str, pid: int) -> str:
+    """The text of a config file; "" if the file was changed since xl has read it."""
     try:
         with open_regular(_path(file, pid)) as config:
+            if os.fstat(config.fileno()).st_mtime > started(pid) + _SLACK_S:
+                return ""
             return readable(config.read(_CONFIG_LIMIT))
     except OSError:
         return ""

@@ -32,11 +32,12 @@ from pyxlsnap.journal import Journal, RevertEntry, boot_id
 from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import KEPT_SUFFIX, RunState
 from pyxlsnap.monitor.launch import keep_watched
-from pyxlsnap.monitor.xl import xl_monitor
+from pyxlsnap.monitor.xl import Xl, xl_process
 from pyxlsnap.request import Callbacks, revert_command
 from pyxlsnap.results import Progress, Reverted, Step
 from pyxlsnap.revert.last_look import look_again, open_memory
 from pyxlsnap.revert.plan import RevertPlan
+from pyxlsnap.text import command
 
 log = logging.getLogger(__name__)
 
@@ -179,20 +180,31 @@ class Reversion:
         self._room.prepare(self._plan.guest, self._cancel.check)
 
     def _destroy(self) -> None:
-        name = self._plan.config.name
-        with Process(xl_monitor(name)) as xl:
+        found = xl_process(self._plan.config.name)
+        with Process(found.pid if found else None) as xl:
             if guest := self._plan.guest:
                 self._destroy_guest(guest)
             # xl's process ends when it notices that the domain was destroyed. If it does not end,
             # the guest has rebooted just now, and xl starts it again within two seconds.
-            if not xl.ended(within_s=_XL_S):
-                raise XenError(
-                    f"xl still watches {name} and may start it again: wait until xl's process for "
-                    f"{name} has ended, then run the command again",
-                    domain=name,
-                )
+            if found and not xl.ended(within_s=_XL_S):
+                self._say_watched(found)
         # If another program has started the domain meanwhile, its disks are in use.
         checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
+
+    def _say_watched(self, xl: Xl) -> None:
+        """:raises XenError: this process of xl watches the domain."""
+        name = self._plan.config.name
+        if not xl.has_log:  # it watches another domain, and was told another file or name before
+            self._warnings.append(
+                f"xl's process {xl.pid} ({command(list(xl.words))}) goes on: it was told the name "
+                f"{name}, and may have started another domain"
+            )
+            return
+        raise XenError(
+            f"xl still watches {name} and may start it again: wait until xl's process for {name} "
+            f"has ended, then run the command again",
+            domain=name,
+        )
 
     def _destroy_guest(self, guest: Guest) -> None:
         # If the domain ended meanwhile, another program may be starting it again.

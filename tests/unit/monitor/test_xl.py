@@ -1,7 +1,10 @@
 """xl's process is found by what it is: real processes of a program called xl."""
 
+import math
+import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyxlsnap import paths
+from pyxlsnap.linux.processes import started
 from pyxlsnap.monitor import xl as module
 from pyxlsnap.monitor.launch import loses_monitor, notice_foreground
 from pyxlsnap.monitor.xl import about_foreground, xl_monitor, xl_process
@@ -65,6 +69,30 @@ def test_one_in_the_foreground_is_found_by_its_config_file(xl: Xl, words: tuple[
         assert xl_monitor("web") is None
         assert xl_monitor("no") is None
     assert xl_monitor("web1") is None
+
+
+def test_one_with_the_domains_log_comes_before_one_that_was_told_its_name(xl: Xl) -> None:
+    """The lower pid is that of the first: the order in /proc tells nothing."""
+    with (
+        xl.running("create", "-F", str(xl.config)) as told,
+        xl.running("create", str(xl.config), log="xl-web1.log") as logs,
+        xl.running("create", "-F", str(xl.config)),
+    ):
+        found = xl_process("web1")
+        assert found
+        assert told != found.pid == logs
+        assert found.has_log
+
+
+def test_a_config_file_that_was_edited_since_tells_nothing(xl: Xl) -> None:
+    with xl.running("create", "-F", str(xl.config)) as pid:
+        found = xl_process("web1")
+        assert found
+        assert (found.pid, found.has_log) == (pid, False)
+        assert abs(started(pid) - time.time()) < 60
+        os.utime(xl.config, (time.time() + 10,) * 2)
+        assert xl_process("web1") is None
+    assert started(pid) == math.inf
 
 
 @pytest.mark.parametrize(
