@@ -50,6 +50,7 @@ from tests.unit.support.faults import FailsAtStep, run_until
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.loop_files import looped
 from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.qemu import qemu_img
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World
 
@@ -662,6 +663,8 @@ def a_disk_elsewhere(case: Case) -> str:
 
 def a_disk_not_in_it(case: Case) -> str:
     case.edit(f"memory_path = '{case.memory_path}'\ndisks = [',,xvda']\n")
+    image = case.guest.configuration.disks[1].target  # that stays must be one that QEMU opens
+    qemu_img("create", "-q", "-f", "qcow2", image, "1M")
     return "disks are not in the snapshot and may have changed since: xvdb"
 
 
