@@ -151,8 +151,14 @@ def _undo_disks(adopted: Adopted) -> _Outcome:
         except LeftOver as e:
             outcome.leftovers.append(str(e))
         except Exception as e:
-            outcome.left.append(str(hindrance or e) or type(e).__name__)
+            outcome.left.append(_with_hindrance(str(e) or type(e).__name__, hindrance))
     return outcome
+
+
+def _with_hindrance(why: str, hindrance: Exception | None) -> str:
+    """Why an undo failed, first of all: QEMU may have answered since the adoption failed."""
+    at_first = str(hindrance) or type(hindrance).__name__ if hindrance else why
+    return why if at_first == why else f"{why} (when the recovery began: {at_first})"
 
 
 def _remove_files(names: Sequence[str], made: Sequence[str]) -> _Outcome:

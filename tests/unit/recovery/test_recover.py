@@ -332,7 +332,7 @@ def test_the_disks_of_an_ended_guest_are_rolled_back_where_possible(world: World
     killed = Killed(world, "disk snapshots")
     killed.guest.exists = False
     world.fail("adopt xvda", QmpError("no QEMU", command="connect"))
-    with pytest.raises(NeedsAttention, match=r"vm1 ended.*; no QEMU") as caught:
+    with pytest.raises(NeedsAttention, match=r"vm1 ended.*no QEMU") as caught:
         killed.recover()
     assert set(world.storage.snapshots) == {("xvda", "snap")}
     assert Journal(UUID).read() is not None
@@ -399,6 +399,19 @@ def test_disks_that_cannot_be_reached_are_named_and_the_rest_is_done(world: Worl
     world.faults.clear()
     killed.recover()
     killed.assert_as_before()
+
+
+def test_what_a_late_answer_has_shown_is_said_first(world: World) -> None:
+    """QEMU did not answer the adoption, but the settle: the undo knows more than the adoption."""
+    killed = Killed(world, "disk snapshots")
+    world.fail("adopt xvda", QmpError("QEMU's monitor: no", command="connect"))
+    world.fail("undo xvda", DiskError("/a stands on /f now, and is whole", vdev="xvda"))
+    with pytest.raises(NeedsAttention) as caught:
+        killed.recover()
+    (left,) = caught.value.left
+    assert left.startswith("xvda: /a stands on /f now, and is whole (when the recovery began: ")
+    assert "QEMU's monitor: no" in left
+    assert killed.guest.runs
 
 
 @pytest.mark.parametrize("step", ["suspend", "disk snapshots"])
