@@ -21,6 +21,7 @@ from pyxlsnap.errors import AlreadyExists, Refused, UsageError
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import refuse_unsaved_devices
 from pyxlsnap.guest.frontends import wait_until_steady
+from pyxlsnap.guest.gone import is_gone
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import changeable_place
 from pyxlsnap.linux.files import refuse_existing, refusing_os_errors
@@ -85,11 +86,10 @@ class CreatePlan:
     #: the disks in the snapshot, in the order of ``metadata.disks``
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
-    #: who serves these disks
     served: ServedDisks
     #: disks that will not be in the snapshot, each with the reason
     left_out: dict[str, str]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     #: the xenbus state of each paravirtual device
     frontends: dict[str, int] = field(default_factory=dict, repr=False)
     #: xl's process, which acts on the guest's shutdowns, will end when the guest is suspended
@@ -217,7 +217,6 @@ def make_plan(
         strategies=found,
         served=served,
         left_out=left_out,
-        warnings=(),
         loses_monitor=loses_monitor(host, guest),
         waiting=waiting,
     )
@@ -232,6 +231,7 @@ def _task(name: str, guest: Guest, request: CreateRequest, examined: Examined) -
         inactive=request.live and examined.config.kind is GuestKind.HVM,
         asked=request.config.disks is not None,
         may_start=partial(may_start, guest),
+        gone=partial(is_gone, guest),
     )
 
 

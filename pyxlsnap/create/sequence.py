@@ -31,6 +31,7 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.frontends import notice_devices
+from pyxlsnap.guest.gone import is_gone_soon
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.hooks import Moment
 from pyxlsnap.journal import Journal, way_back_command
@@ -281,6 +282,10 @@ class Creation:
                 self._ensure_running(undone)
             return the_end.how_ended(self._guest)
         except DomainNotFound:
+            return ""
+        except PyxlsnapError as e:
+            if isinstance(e, GuestTimeout) or not is_gone_soon(self._guest):
+                raise
             return ""
 
     def _ensure_running(self, undone: list[str]) -> None:

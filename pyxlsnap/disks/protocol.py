@@ -40,6 +40,9 @@ class DiskTask:
     #: an undo: whether the domain may be started again at any moment, which opens its disks. Then
     #: change no image that nobody has open, but fail
     may_start: Callable[[], bool] = lambda: False
+    #: a create, and its recovery: whether the domain is gone for which the strategy works; another
+    #: may have its disks by now. To be asked during each wait: no guest needs its result then
+    gone: Callable[[], bool] = lambda: False
     #: to be called every few seconds by a :meth:`~DiskStrategy.settle`,
     #: :meth:`~DiskStrategy.undo_create`, :meth:`~DiskStrategy.revert` or
     #: :meth:`~DiskStrategy.finish_revert` that waits for another program, with what it waits for
@@ -133,6 +136,7 @@ class DiskStrategy(Protocol):
         told it to do, wait until that is known, however long: the guest stays suspended, and the
         user is told (:attr:`DiskTask.waiting`).
 
+        :raises DomainNotFound: the domain is gone (:attr:`DiskTask.gone`).
         :raises PyxlsnapError: the guest must not run yet: it would lose data. It stays suspended.
         """
 

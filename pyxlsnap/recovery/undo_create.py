@@ -13,6 +13,7 @@ from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, NeedsAttention
+from pyxlsnap.guest.gone import is_gone, is_gone_soon
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import CreateEntry, Journal, boot_id, way_back_command
@@ -54,7 +55,13 @@ def undo_create(
     guest = find_if_there(host, entry.uuid)
     anew = guest is not None and not _is_same_run(guest, entry)
     ran_s = _pause_again(guest, entry) if guest and not anew else 0.0
-    task = DiskTask(entry.name, started_anew=anew, may_start=may_start, waiting=waiting)
+    task = DiskTask(
+        entry.name,
+        started_anew=anew,
+        may_start=may_start,
+        gone=partial(is_gone, guest) if guest else lambda: True,
+        waiting=waiting,
+    )
     adopted = _adopt(guest.domid if guest else None, entry, task)
     try:
         resumed = guest is not None and _resume(guest, entry, adopted, waiting)
@@ -219,6 +226,8 @@ def _resume(
     except DomainNotFound:
         return False  # the guest has just ended
     except Exception as e:
+        if is_gone_soon(guest):
+            return False
         raise _not_back(f"{guest} is suspended and cannot be resumed ({e})", entry) from e
 
 

@@ -72,14 +72,6 @@ class Chain:
         # -u: do not open the file, the guest's QEMU has it. So qemu-img must be told the size.
         self._make_overlay(self.overlay, "-u", size=str(size))
 
-    def is_prepared(self) -> bool:
-        """Whether the disk has its overlay, complete, whatever the overlay's name is now."""
-        overlay = self.waiting_overlay or self.active
-        try:
-            return self._stands_on_frozen(overlay)
-        except DiskError:
-            return False
-
     def take_name(self) -> None:
         """Give the overlay the disk's name."""
         self._take_name(self.overlay)

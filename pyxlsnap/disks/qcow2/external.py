@@ -114,10 +114,6 @@ class External:
         chains = [(chain, chain.disk.vdev in switched) for chain in self._chains]
         return [line for chain, done in chains for line in chain.settle(switched=done)]
 
-    def are_prepared(self) -> bool:
-        """Whether all overlays are complete: before that QEMU is not told to switch."""
-        return all(chain.is_prepared() for chain in self._chains)
-
     def refuse_unknown(self) -> None:
         """Make sure that :meth:`switched_in` can tell for each overlay that is not settled.
 

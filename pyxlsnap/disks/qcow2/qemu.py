@@ -25,6 +25,10 @@ _CONNECT_S, _RECONNECT_S = 5.0, 0.1
 NODE_PREFIX = "xlsnap"
 
 
+class _DomainGone(Exception):
+    """Ends a wait for a QEMU."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tag:
     """A snapshot in an image, as QEMU lists it."""
@@ -67,15 +71,37 @@ class GuestQemu:
             raise Refused("; ".join(wrong))
 
     def ask_nodes(
-        self, disks: Sequence[Disk], *, waiting: Callable[[], None], gone: Callable[[], bool]
+        self,
+        disks: Sequence[Disk],
+        *,
+        waiting: Callable[[], None],
+        unheld: Callable[[], bool],
+        gone: Callable[[], bool],
     ) -> list[dict[str, Any]] | None:
         """QEMU's block nodes, once it answers; until then ask, however long that takes.
 
         :param disks: to be found, if that has not been done.
         :param waiting: called every few seconds.
-        :param gone: whether no process has the disks' images open; asked if no QEMU listens.
-        :returns: ``None`` if the QEMU has ended.
+        :param unheld: whether no process has the disks' images open; asked if no QEMU listens.
+        :param gone: whether the QEMU's domain is gone. Then another QEMU may have the images open,
+            and this one may never answer.
+        :returns: ``None`` if the QEMU has ended, or its domain is gone.
         """
+
+        def tell() -> None:
+            if gone():
+                raise _DomainGone
+            waiting()
+
+        try:
+            return self._until_answered(disks, tell, unheld)
+        except _DomainGone:
+            self.close()
+            return None
+
+    def _until_answered(
+        self, disks: Sequence[Disk], waiting: Callable[[], None], unheld: Callable[[], bool]
+    ) -> list[dict[str, Any]] | None:
         while True:
             try:
                 if self._connection is None:
@@ -94,7 +120,7 @@ class GuestQemu:
                 return found  # the undo of the disks that were not found says so
             except QmpError as e:
                 self.close()
-                if qmp.nobody_listens(e) and gone():
+                if qmp.nobody_listens(e) and unheld():
                     return None
             waiting()
             time.sleep(_RECONNECT_S)

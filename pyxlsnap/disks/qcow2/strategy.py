@@ -16,7 +16,7 @@ from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
 from pyxlsnap.disks.undo import Undo, undo_each
-from pyxlsnap.errors import DiskError, QmpError, Refused
+from pyxlsnap.errors import DiskError, DomainNotFound, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -48,6 +48,7 @@ class Qcow2:
         self._inactive = task.inactive
         self._started_anew = task.started_anew
         self._waiting = partial(task.waiting, "QEMU to answer")
+        self._gone = task.gone
         self._outcome = _Outcome.NOTHING
         self.vdevs = tuple(d.vdev for d in self._disks)
         self._qemu = GuestQemu()
@@ -118,27 +119,35 @@ class Qcow2:
         if self._started_anew:
             return  # the guest has its disks already
         if self._settle() is None:
-            # If it had switched, it may have written to an overlay; one without data does no harm.
-            self._external.settle(self.vdevs if self._external.are_prepared() else ())
+            vdevs = ", ".join(self.vdevs)
+            if self._gone():
+                raise DomainNotFound(f"the domain with the disks {vdevs} is gone", domain="")
+            # No overlay gets a disk's name: the suspended guest has seen the end of no write since,
+            # so the files with which the QEMU began match its memory.
             raise DiskError(
                 "the guest's QEMU has ended, and without it the guest has no disks",
-                vdev=", ".join(self.vdevs),
+                vdev=vdevs,
             )
 
     def _settle(self) -> list[str] | None:
         """Find out what QEMU did, and finish that; returns the overlays that were removed.
 
-        :returns: ``None`` if the QEMU ended before it told; nothing was finished then.
+        :returns: ``None`` if the QEMU ended before it told, or the domain is gone; nothing was
+            finished then, and another QEMU may have the disks.
         :raises DiskError: it cannot be found out, or not be finished.
         """
+        if self._outcome is not _Outcome.NOTHING and self._gone():
+            self._outcome = _Outcome.ENDED
         if self._outcome is _Outcome.ENDED:
             return None
         switched: Sequence[str] = self.vdevs if self._outcome is _Outcome.DONE else ()
         if self._outcome is _Outcome.UNKNOWN:
             self._external.refuse_unknown()
             self._external.withdraw()
-            nodes = self._qemu.ask_nodes(self._disks, waiting=self._waiting, gone=self._unheld)
-            if nodes is None:
+            nodes = self._qemu.ask_nodes(
+                self._disks, waiting=self._waiting, unheld=self._unheld, gone=self._gone
+            )
+            if nodes is None or self._gone():
                 self._outcome = _Outcome.ENDED
                 return None
             switched = self._external.switched_in(nodes)

@@ -13,6 +13,7 @@ import pyxlsnap.create.ended
 import pyxlsnap.create.feasibility
 import pyxlsnap.create.plan
 import pyxlsnap.delete.plan
+import pyxlsnap.guest.gone
 import pyxlsnap.recovery.finish_revert
 import pyxlsnap.recovery.undo_create
 import pyxlsnap.revert.plan
@@ -147,6 +148,7 @@ CHOOSERS = (
 def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty world; the package's directories and disk strategies are its own."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
+    monkeypatch.setattr(pyxlsnap.guest.gone, "_DESTROY_S", 0.0)
     root.mkdir(exist_ok=True)
     found = World(root)
     for name, place in PLACES.items():
