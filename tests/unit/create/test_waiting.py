@@ -95,6 +95,32 @@ def test_a_cancel_lets_the_caller_go_and_the_guest_is_resumed_later(
     assert world.host.guests[0].runs
 
 
+def test_a_guest_whose_qemu_ends_after_the_caller_has_gone_is_not_forgotten(
+    world: World, told: list[str]
+) -> None:
+    """The caller was told to run snapshot-recover: that must say what became of the guest."""
+    cancel, left = Cancel(), list[PyxlsnapError]()
+
+    def ends(say: Callable[[str], None]) -> None:
+        cancel.set()
+        say("QEMU to answer")
+        raise DiskError("QEMU has ended", vdev="xvda")
+
+    world.in_settle = ends
+    world.fail("create xvda", QmpError("no answer", command="transaction"))
+    with pytest.raises(NeedsAttention) as late:
+        create(world, told, cancel=cancel, leave=left.append)
+    assert "pyxlsnap snapshot-revert" in late.value.finish
+    (error,) = left
+    assert isinstance(error, NeedsAttention)
+    assert error.finish == f"pyxlsnap snapshot-recover {UUID}"
+    with pytest.raises(NeedsAttention, match="QEMU has ended") as caught:
+        operations.recover(world.host, UUID)
+    assert caught.value.finish == late.value.finish
+    assert Journal(UUID).read() is not None
+    assert world.host.guests[0].suspended
+
+
 @pytest.mark.parametrize("what", [DiskError("QEMU has ended", vdev="xvda"), None])
 def test_a_domain_that_is_destroyed_meanwhile(
     world: World, told: list[str], monkeypatch: pytest.MonkeyPatch, what: DiskError | None
