@@ -47,7 +47,9 @@ class Hooks:
     #: Called when the guest runs again (or is paused, if it was paused before); for example to thaw
     #: the filesystems. It is called once if the operation came to the point of ``before_suspend``,
     #: also when that hook or the operation failed, and even if the guest cannot be resumed. It is
-    #: not called if this process is killed. If the hook raises an exception or exceeds its time
+    #: not called if this process is killed, nor if a cancel ends the wait of the caller while the
+    #: guest must stay suspended: then :attr:`NeedsAttention.left <pyxlsnap.OperationFailed.left>`
+    #: says so. If the hook raises an exception or exceeds its time
     #: limit, a snapshot has a warning, and a failed operation raises
     #: :class:`~pyxlsnap.NeedsAttention`.
     after_resume: Hook | None = None

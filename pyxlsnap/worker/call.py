@@ -65,6 +65,8 @@ def run(
     try:
         values = _run(request, worker, cancel or Cancel())
     except BaseException as e:
+        if worker.goes_on:  # with the guest suspended, perhaps for long
+            calls.postpone_after_resume()
         _call_late_hooks(calls, request, worker.done)
         raise _with_failures(e, calls.failures) from e.__cause__
     _call_late_hooks(calls, request, values)

@@ -47,6 +47,14 @@ class HookCalls:
             )
         self._then("after_resume", self._hooks.after_resume, moment)
 
+    def postpone_after_resume(self) -> None:
+        """Do not call the hook: its operation goes on, and resumes the guest later."""
+        moment, self._moment = self._moment, None
+        if moment and self._hooks.after_resume:
+            self.failures.append(
+                f"the hook after_resume is still to be called, when {moment.domain} runs again"
+            )
+
     def after_revert(self, moment: Moment) -> None:
         """Call the hook."""
         self._then("after_revert", self._hooks.after_revert, moment)

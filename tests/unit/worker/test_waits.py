@@ -9,6 +9,7 @@ import pytest
 from pyxlsnap import api
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import Busy, NeedsAttention
+from pyxlsnap.hooks import Hooks
 from pyxlsnap.linux.locks import DomainLock
 from tests.unit.support.scenarios import waits
 from tests.unit.support.standin import StandIn
@@ -60,6 +61,30 @@ def test_the_caller_returns_at_once_and_the_work_is_done_later(
     (worker.here / "go on").touch()
     assert eventually(lambda: not locked(worker))
     assert (worker.here / "done").exists()
+    assert eventually(lambda: threading.active_count() < before)
+
+
+def test_the_hook_after_the_resume_is_not_called_while_the_guest_is_suspended(
+    worker: StandIn,
+) -> None:
+    worker.set(create=waits.asked)
+    cancel, called = Cancel(), list[str]()
+    hooks = Hooks(
+        before_suspend=lambda _: called.append("freeze"),
+        after_resume=lambda _: called.append("thaw"),
+    )
+    timer = threading.Thread(target=partial(cancel_when_it_waits, worker, cancel))
+    timer.start()
+    before = threading.active_count()
+    with pytest.raises(NeedsAttention, match="it waits") as caught:
+        api.create_snapshot("vm1", cancel=cancel, hooks=hooks)
+    timer.join()
+    assert called == ["freeze"]
+    assert caught.value.left == (
+        "the hook after_resume is still to be called, when vm1 runs again",
+    )
+    (worker.here / "go on").touch()
+    assert eventually(lambda: not locked(worker))
     assert eventually(lambda: threading.active_count() < before)
 
 

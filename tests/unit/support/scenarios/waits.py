@@ -23,6 +23,13 @@ def create(call: Call) -> Snapshot:
     return SNAPSHOT
 
 
+def asked(call: Call) -> Snapshot:
+    call.take_lock()
+    call.ask()
+    _waits(call)
+    return SNAPSHOT
+
+
 def dies(call: Call) -> NoReturn:
     call.take_lock()
     die()
