@@ -127,6 +127,7 @@ def recover_from(death: Death, client: ClientLink, *, watch: bool) -> None:
     message: Message = {"died": death.how, "recovered": []}
     cancel = Cancel()
     threading.Thread(target=client.listen, args=(cancel,), daemon=True).start()
+    client.send({"recovers": True})  # a cancel may have been read by the worker
     callbacks = Callbacks(
         on_progress=client.progress,
         leave=lambda error: client.leave({**message, "error": error_to_plain(error)}),
