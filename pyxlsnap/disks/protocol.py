@@ -46,7 +46,8 @@ class DiskTask:
     #: to be called every few seconds by a :meth:`~DiskStrategy.settle`,
     #: :meth:`~DiskStrategy.undo_create`, :meth:`~DiskStrategy.revert` or
     #: :meth:`~DiskStrategy.finish_revert` that waits for another program, with what it waits for
-    #: ("QEMU to answer"): tells the user. It raises nothing
+    #: ("QEMU to answer"): tells the user. It raises nothing, but for a recovery of every domain:
+    #: pass on what it raises then, which is no ``Exception``
     waiting: Callable[[str], None] = lambda _: None
 
 

@@ -39,8 +39,8 @@ def patiently(
 ) -> _T:
     """Call what resumes or unpauses a guest, until its QEMU has answered or ended.
 
-    :param waiting: called every few seconds, on another thread, with what is waited for; it raises
-        nothing.
+    :param waiting: called every few seconds, on another thread, with what is waited for; what it
+        raises ends the wait before the next call of ``do``.
     :param at_once: ``do`` does nothing else; if false, it may wait for something else first, and
         ``waiting`` is called only after its first failure.
     :returns: the result of ``do``.
@@ -51,12 +51,14 @@ def patiently(
             return do()
         except XenError as e:
             _notice_answer(guest, e)
-    with _telling(partial(waiting, "QEMU to answer")):
+    with _telling(partial(waiting, "QEMU to answer")) as raised:
         while True:
             try:
                 return do()
             except XenError as e:
                 _notice_answer(guest, e)
+            if raised:
+                raise raised[0]
             time.sleep(_AGAIN_S)
 
 
@@ -75,17 +77,22 @@ def _lives(guest: Guest) -> bool:
 
 
 @contextmanager
-def _telling(tell: Callable[[], None]) -> Iterator[None]:
+def _telling(tell: Callable[[], None]) -> Iterator[list[BaseException]]:
+    """Call ``tell`` again and again meanwhile, on another thread, until it raises something."""
     over = threading.Event()
+    raised: list[BaseException] = []
 
     def run() -> None:
-        while not over.wait(_TELL_EVERY_S):
-            tell()
+        while not over.wait(_TELL_EVERY_S) and not raised:
+            try:
+                tell()
+            except BaseException as e:
+                raised.append(e)
 
     thread = threading.Thread(target=run, name="pyxlsnap-waiting", daemon=True)
     thread.start()
     try:
-        yield
+        yield raised
     finally:
         over.set()
         thread.join()
