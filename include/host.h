@@ -1,4 +1,4 @@
-/* libxl.h, libxl_utils.h: the host, its version and its memory. */
+/* libxl.h, libxl_utils.h: the host, its version, memory and CPU pools. */
 typedef struct {
     bool cap_hap, cap_shadow;
     ...;
@@ -19,3 +19,7 @@ int libxl_get_free_memory(libxl_ctx *ctx, uint64_t *memkb);
 int libxl_set_memory_target(libxl_ctx *ctx, uint32_t domid, int64_t target_memkb, int relative,
                             int enforce);
 int libxl_wait_for_memory_target(libxl_ctx *ctx, uint32_t domid, int wait_secs);
+
+int libxl_cpupool_qualifier_to_cpupoolid(libxl_ctx *ctx, const char *p, uint32_t *poolid_r,
+                                         int *was_name_r);
+int libxl_cpupoolid_is_valid(libxl_ctx *ctx, uint32_t poolid);

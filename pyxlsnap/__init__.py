@@ -44,7 +44,13 @@ if TYPE_CHECKING:
         start_monitor,
     )
     from pyxlsnap.cancel import Cancel
-    from pyxlsnap.disks.protocol import DeletingStrategy, DiskKind, DiskStrategy, DiskTask
+    from pyxlsnap.disks.protocol import (
+        AdvisingStrategy,
+        DeletingStrategy,
+        DiskKind,
+        DiskStrategy,
+        DiskTask,
+    )
     from pyxlsnap.errors import (
         Aborted,
         AlreadyExists,
@@ -55,6 +61,7 @@ if TYPE_CHECKING:
         DiskError,
         DomainNotFound,
         ForkedError,
+        GuestEnded,
         GuestTimeout,
         Interrupted,
         NeedsAttention,
@@ -128,6 +135,7 @@ __all__ = [  # noqa: RUF022
     "GuestKind",
     "DiskKind",
     "DiskStrategy",
+    "AdvisingStrategy",
     "DeletingStrategy",
     "DiskTask",
     "__version__",
@@ -151,6 +159,7 @@ __all__ = [  # noqa: RUF022
     "WorkerDied",
     "OperationFailed",
     "Interrupted",
+    "GuestEnded",
     "NeedsAttention",
 ]
 

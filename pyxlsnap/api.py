@@ -71,6 +71,8 @@ def create_snapshot(
     :raises UsageError, Refused, XenError, QmpError, DiskError: a check failed. Nothing was changed.
     :raises OperationFailed, Interrupted: it failed, or was cancelled, and was undone: guest, disks
         and files are as before.
+    :raises GuestEnded: the guest rebooted, powered off or crashed by itself before it was
+        suspended. Disks and files are as before.
     :raises NeedsAttention: something is left: the error lists it, and has the command that
         finishes the operation.
     """

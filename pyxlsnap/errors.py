@@ -21,6 +21,7 @@
     ├── WorkerDied                          .stderr: the worker process ended without a result
     └── OperationFailed                     .step, .undone, .left: failed, everything is as before
         ├── Interrupted                     cancelled by the caller, everything is as before
+        ├── GuestEnded                      .reason: the guest rebooted or powered off meanwhile
         └── NeedsAttention                  .finish: a person must finish the operation
 
 Every class has an ``exit_code``, the exit status of the command line (see README). The message is
@@ -236,6 +237,28 @@ class Interrupted(OperationFailed):
     """The caller cancelled the operation, or ended. The operation was rolled back."""
 
     exit_code = 130
+
+
+class GuestEnded(OperationFailed):
+    """The guest rebooted, powered off or crashed by itself before its snapshot was complete.
+
+    There is no snapshot, and nothing is left of it. All else is as before, but for what the guest
+    did, and what its configuration says for that: it may run again under another domid.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        step: str,
+        undone: Sequence[str] = (),
+        left: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, step=step, undone=undone, left=left)
+        #: why the domain shut down, as in :attr:`DomainInfo.shutdown_reason`; "" if it was
+        #: destroyed before that could be seen
+        self.reason = reason
 
 
 class NeedsAttention(OperationFailed):

@@ -14,7 +14,7 @@ from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import NewFile, make_directory, sync_directory, temporary_name
 from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.request import CreateRequest, DeleteRequest, RevertRequest
+from pyxlsnap.request import CreateRequest, DeleteRequest, RevertRequest, revert_command
 from pyxlsnap.serialize import Message, rebuild
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,10 @@ class CreateEntry(_Entry):
     directories: tuple[str, ...]
     #: the state of the disk strategies (:meth:`pyxlsnap.DiskStrategy.state`)
     disk_state: dict[str, str]
+    #: the guest could not be resumed, and its memory was kept: the cfgfile for a revert; else ""
+    way_back: str = ""
+    #: the disk snapshots belong to that memory; if false, the disks are as they were
+    has_disks: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,12 @@ Entry = CreateEntry | RevertEntry | DeleteEntry
 _CLASSES: dict[str, type[Entry]] = {
     cls.operation: cls for cls in (CreateEntry, RevertEntry, DeleteEntry)
 }
+
+
+def way_back_command(entry: CreateEntry) -> str:
+    """The command that restores a guest from its :attr:`~CreateEntry.way_back`."""
+    force = not entry.has_disks
+    return revert_command(RevertRequest(domain=entry.uuid, cfgfile=entry.way_back, force=force))
 
 
 def unfinished() -> list[str]:
@@ -201,15 +211,25 @@ class Journal:
         if entry := self.read():
             raise _unfinished(entry)
 
-    def unfinished_revert(self) -> RevertEntry | None:
+    def unfinished_revert(self, cfgfile: str = "") -> RevertEntry | None:
         """The revert that was killed, if any: another revert may finish it.
 
+        :param cfgfile: that of the other revert.
         :raises Refused: another operation was killed; the domain needs a recovery first.
         """
         entry = self.read()
+        if self.left_suspended(cfgfile):
+            return None
         if isinstance(entry, CreateEntry | DeleteEntry):
             raise _unfinished(entry)
         return entry
+
+    def left_suspended(self, cfgfile: str) -> CreateEntry | None:
+        """The create that left its guest suspended, if a revert to this cfgfile is the way back."""
+        entry = self.read()
+        if isinstance(entry, CreateEntry) and entry.way_back and _is_same(entry.way_back, cfgfile):
+            return entry
+        return None
 
     def unfinished_delete(self, cfgfile: str) -> DeleteEntry | None:
         """The delete of the same snapshot that was killed or failed: another may finish it.
@@ -230,6 +250,10 @@ class Journal:
             pass
         except OSError as e:  # not an error: a recovery finds nothing to do
             log.warning("the journal %s could not be removed: %s", self.path, e.strerror)
+
+
+def _is_same(a: str, b: str) -> bool:
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def _encoded(entry: Entry) -> bytes:
@@ -264,8 +288,7 @@ def _check_readable(data: bytes, entry: Entry) -> None:
 
 
 def _unfinished(entry: Entry) -> Refused:
-    how = "was killed or failed" if isinstance(entry, DeleteEntry) else "was killed"
     return Refused(
-        f"a {entry.operation} of {entry.domain} (snapshot {entry.name}) {how}: run "
+        f"a {entry.operation} of {entry.domain} (snapshot {entry.name}) was killed or failed: run "
         f"`pyxlsnap snapshot-recover {entry.uuid}` first"
     )

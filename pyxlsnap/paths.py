@@ -19,6 +19,8 @@ DUMPS = Path("/var/lib/xen/dump")
 QEMU_SOCKETS = Path("/run/xen")
 #: xl.conf(5)
 XL_CONF = Path("/etc/xen/xl.conf")
+#: the scripts that libxl starts for disks and network devices
+XEN_SCRIPTS = Path("/etc/xen/scripts")
 #: the lock that xl holds while it starts a domain
 XL_LOCK = Path("/run/lock/xl")
 #: a status file for each domain that libvirt manages
@@ -27,5 +29,7 @@ LIBVIRT_DOMAINS = Path("/run/libvirt/libxl")
 PROC = Path("/proc")
 #: the devices, from the kernel
 SYS = Path("/sys")
+#: the network interfaces, from the kernel
+NETWORK = Path("/sys/class/net")
 #: device nodes
 DEV = Path("/dev")

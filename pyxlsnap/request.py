@@ -148,6 +148,7 @@ def revert_command(request: RevertRequest) -> str:
     """The command that does the same revert, for a person to run."""
     words = ["pyxlsnap", "snapshot-revert", request.domain, request.cfgfile]
     words += ["--running"] * request.running + ["--force"] * request.force
+    words += ["--no-monitor"] * (not request.monitor)
     return command(words)
 
 

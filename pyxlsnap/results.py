@@ -224,8 +224,9 @@ class Recovered:
 
     #: what was done or found, one line each; empty if no operation was unfinished
     lines: tuple[str, ...]
-    #: everything is as before the operation; false if the operation had completed, or if another
-    #: program has changed the domain since
+    #: everything is as before the operation; false if the operation had completed, if another
+    #: program has changed the domain since, or if the lines name something that only a person can
+    #: delete
     rolled_back: bool
     #: the result of the revert that was finished; ``None`` if the operation was no revert
     reverted: Reverted | None = None

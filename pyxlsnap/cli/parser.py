@@ -10,7 +10,7 @@ from pyxlsnap.version import VERSION
 _EXIT_CODES = """\
 exit status:
   0  done
-  1  failed; everything is as before
+  1  failed; everything is as before, except what the guest itself did
   2  the command line or the config file is wrong; nothing was tried
   3  refused, with the reason; nothing was tried
   4  failed and needs a person: the message lists what is left and the command that finishes it

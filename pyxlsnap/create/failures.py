@@ -1,27 +1,37 @@
-"""The failure of a create, in words."""
+"""The failure of a create, in words; and its undo, when Ctrl-C is pressed again."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from pyxlsnap.cancel import Cancelled
+from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import Aborted, PyxlsnapError
 from pyxlsnap.linux.files import is_full
 
+_T = TypeVar("_T")
+
 _WRITING = ("header", "suspend", "memory file", "cfgfile")
-# Only the cancel token aborts a call of libxl.
-_INTERRUPTED = (Cancelled, KeyboardInterrupt, Aborted)
 
 
-def is_interrupt(cause: BaseException) -> bool:
-    """Whether the create was interrupted, and did not fail."""
-    return isinstance(cause, _INTERRUPTED)
+def is_interrupt(cause: BaseException, cancel: Cancel) -> bool:
+    """Whether the create was interrupted, and did not fail.
+
+    A call of libxl is aborted by the cancel token, and when the guest has ended by itself.
+    """
+    aborted = isinstance(cause, Aborted) and cancel.is_set()
+    return aborted or isinstance(cause, (Cancelled, KeyboardInterrupt))
 
 
-def describe(step: str, cause: BaseException, domain: str, memory: Path) -> str:
+def describe(
+    step: str, cause: BaseException, domain: str, memory: Path, *, interrupted: bool
+) -> str:
     """What happened, at which step, and why.
 
+    :param interrupted: see :func:`is_interrupt`.
     :param memory: the memory file: if its filesystem is full, the text says so.
     """
-    if is_interrupt(cause):
+    if interrupted:
         return f"the snapshot of {domain} was interrupted ({step})"
     said = str(cause) or type(cause).__name__
     if isinstance(cause, OSError) and not isinstance(cause, PyxlsnapError):
@@ -29,3 +39,31 @@ def describe(step: str, cause: BaseException, domain: str, memory: Path) -> str:
     if step in _WRITING and is_full(memory.parent):  # libxl does not always say so
         said += f"; {memory.parent} is full: free space there, or set memory_path to another place"
     return f"the snapshot of {domain} failed ({step}): {said}"
+
+
+def in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:
+    """Run a part of the undo; if Ctrl-C interrupts it, run it again."""
+    try:
+        return do()
+    except KeyboardInterrupt:
+        return do()
+
+
+def clean_up(
+    cleanups: Iterable[Callable[[], list[str]]], undone: list[str], left: list[str]
+) -> list[LeftOver]:
+    """Do all of them, also if some fail.
+
+    :param undone: gets what they have undone, a line each.
+    :param left: gets what is left, and can be undone later, a line each.
+    :returns: what else is left: a recovery could do no more.
+    """
+    leftovers = []
+    for cleanup in cleanups:
+        try:
+            undone += in_spite_of_ctrl_c(cleanup)
+        except LeftOver as e:
+            leftovers.append(e)
+        except BaseException as e:  # the next cleanup must still be done
+            left.append(str(e) or type(e).__name__)
+    return leftovers

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from pyxlsnap import paths
@@ -10,13 +11,14 @@ from pyxlsnap.create.plan import generated_name
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.disks.served import ServedDisks
-from pyxlsnap.errors import DomainNotFound, PyxlsnapError
+from pyxlsnap.errors import DomainNotFound, PyxlsnapError, Refused
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import refuse_unsaved_devices
 from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.room import Room
 from pyxlsnap.model import Disk
 from pyxlsnap.request import FeasibilityRequest
 from pyxlsnap.results import Feasibility
@@ -41,7 +43,7 @@ def feasibility(
         *_reason(lambda: checks.refuse_config(config, guest)),
         *_reason(lambda: refuse_unsaved_devices(guest, config)),
         *_reason(lambda: checks.refuse_shared(host, guest, disks)),
-        *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb)),
+        *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb, Room().claim)),
         *_disk_reasons(guest, disks, cancel),
         *_reason(lambda: wait_until_steady(guest, vcpus=config.vcpus, check=cancel.check)),
     ]
@@ -75,7 +77,10 @@ def _disk_reasons(guest: Guest, disks: list[Disk], cancel: Cancel) -> list[str]:
 @refusing_os_errors()
 def _check_create(guest: Guest, disks: list[Disk], cancel: Cancel) -> None:
     name = generated_name(time.time())
-    task = DiskTask(name, asked=False, check=cancel.check)
+    claim = Room().claim
+    with suppress(Refused):  # too little for the memory file is a reason of its own
+        checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb, claim)
+    task = DiskTask(name, asked=False, check=cancel.check, claim=claim)
     found = strategies([(disk, default_request(disk, name)) for disk in disks], task)
     try:
         ServedDisks.of(disks, guest.domid, guest.device_model_pid()).refuse_replaced()

@@ -8,10 +8,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.create.ended import plan_unless_ended
 from pyxlsnap.create.plan import CreatePlan, make_plan
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.create.waiting import Waiting
@@ -36,11 +38,13 @@ def create(
     :raises UsageError, Refused: the request is wrong or not possible; nothing was changed.
     :raises OperationFailed: a step failed; guest, disks and files are as before.
     :raises Interrupted: ``cancel`` was set; guest, disks and files are as before.
+    :raises GuestEnded: the guest rebooted, powered off or crashed by itself before the snapshot was
+        complete; disks and files are as before.
     :raises NeedsAttention: a step failed, and so did its undo; the error lists what is left.
     """
     cancel = cancel or Cancel()
-    with _planned(host, request, callbacks, cancel) as plan:
-        return Creation(plan, callbacks, cancel).run()
+    with _planned(host, request, callbacks, cancel) as (plan, lock):
+        return Creation(plan, callbacks, cancel, lock).run()
 
 
 def preview(
@@ -48,9 +52,9 @@ def preview(
 ) -> Plan:
     """Plan a snapshot without taking it. Changes nothing.
 
-    :raises UsageError, Refused, Interrupted: as :func:`create`.
+    :raises UsageError, Refused, Interrupted, GuestEnded: as :func:`create`.
     """
-    with _planned(host, request, callbacks, cancel or Cancel()) as plan:
+    with _planned(host, request, callbacks, cancel or Cancel()) as (plan, _):
         return plan.summary()
 
 
@@ -77,20 +81,22 @@ def read_cfgfile(request: CreateRequest) -> CreateRequest:
 @contextmanager
 def _planned(
     host: Host, request: CreateRequest, callbacks: Callbacks, cancel: Cancel
-) -> Iterator[CreatePlan]:
+) -> Iterator[tuple[CreatePlan, DomainLock]]:
     """Make a plan, and hold the domain's lock while the plan is used."""
     request = read_cfgfile(request)
     guest = host.find(request.domain)
     lock = DomainLock(guest.uuid, domain=str(guest.name))
     try:
+        lock.open_to_monitor()
         callbacks.share_lock(guest.uuid, lock.fd)
         callbacks.on_progress(Progress("checking"))
         Journal(guest.uuid).refuse_unfinished()
         waiting = Waiting(guest.name, guest.uuid, callbacks, cancel)
-        with closing(make_plan(host, guest, request, cancel, waiting)) as plan:
+        make = partial(make_plan, host, guest, request, cancel, waiting)
+        with closing(plan_unless_ended(guest, make)) as plan:
             if request.max_downtime is not None:
                 plan.refuse_slow(request.max_downtime)
-            yield plan
+            yield plan, lock
     except Cancelled:
         raise Interrupted(f"the snapshot of {guest.name} was interrupted", step="plan") from None
     finally:

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.disks.advice import quicker, slow_disks
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.disks.served import ServedDisks
@@ -19,7 +21,9 @@ from pyxlsnap.errors import AlreadyExists, Refused, UsageError
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import refuse_unsaved_devices
 from pyxlsnap.guest.frontends import wait_until_steady
+from pyxlsnap.guest.gone import is_gone
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.saved import changeable_place
 from pyxlsnap.linux.files import refuse_existing, refusing_os_errors
 from pyxlsnap.model import (
     Disk,
@@ -31,7 +35,8 @@ from pyxlsnap.model import (
     SnapshotConfig,
     check_name,
 )
-from pyxlsnap.monitor.launch import loses_monitor
+from pyxlsnap.monitor.launch import loses_monitor, notice_foreground
+from pyxlsnap.monitor.steady import may_start
 from pyxlsnap.request import CreateRequest
 from pyxlsnap.results import Plan, PlannedDisk
 
@@ -40,6 +45,8 @@ from pyxlsnap.results import Plan, PlannedDisk
 _LAST_PASS_S = 0.3
 _SAVED_KB_PER_S = 256 * 1024
 _RESUME_S = 0.1
+
+_MEMORY_SUFFIX = ".save"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,8 @@ class Examined:
     devices: frozenset[str]
     #: the domain's memory, KiB
     memory_kb: int
+    #: versions of the programs that save the domain, by name
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +86,16 @@ class CreatePlan:
     #: the disks in the snapshot, in the order of ``metadata.disks``
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
-    #: who serves these disks
     served: ServedDisks
     #: disks that will not be in the snapshot, each with the reason
     left_out: dict[str, str]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     #: the xenbus state of each paravirtual device
     frontends: dict[str, int] = field(default_factory=dict, repr=False)
     #: xl's process, which acts on the guest's shutdowns, will end when the guest is suspended
     loses_monitor: bool = False
+    #: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`
+    waiting: Callable[[str], None] = field(default=lambda _: None, repr=False)
 
     @property
     def live(self) -> bool:
@@ -123,6 +133,7 @@ class CreatePlan:
             way_out = "take a live snapshot (--live)"
         elif disks and slowest > _LAST_PASS_S:
             way_out = f"most of this time is for {', '.join(disks.vdevs)} ({disks.kind})"
+            way_out += f"; {way}" if (way := quicker(disks)) else ""
         else:
             way_out = "no shorter time is possible: allow more"
         raise Refused(
@@ -155,17 +166,13 @@ class CreatePlan:
         close_all(self.strategies)
 
 
-def _ignore(_: str) -> None:
-    """The default of ``waiting``."""
-
-
 @refusing_os_errors()
 def make_plan(
     host: Host,
     guest: Guest,
     request: CreateRequest,
     cancel: Cancel | None = None,
-    waiting: Callable[[str], None] = _ignore,
+    waiting: Callable[[str], None] = lambda _: None,
 ) -> CreatePlan:
     """Plan a snapshot of a running guest. Changes nothing.
 
@@ -185,9 +192,11 @@ def make_plan(
     chosen, left_out, warnings = _choose_disks(examined.config, wanted.disks, name)
     checks.refuse_shared(host, guest, [d for d, _ in chosen])
     places = _choose_places(guest, wanted, name, [request for _, request in chosen])
-    checks.refuse_full(places.memory.parent, examined.memory_kb)
+    warnings += changeable_place(places.memory.parent)
+    task = _task(name, guest, request, examined)
+    task = replace(task, check=cancel.check, waiting=waiting, warn=warnings.append)
+    checks.refuse_full(places.memory.parent, examined.memory_kb, task.claim)
     served = ServedDisks.of([d for d, _ in chosen], guest.domid, guest.device_model_pid())
-    task = replace(_task(name, request, examined), check=cancel.check, waiting=waiting)
     found = strategies(chosen, task)
     metadata = Metadata(
         name=name,
@@ -195,7 +204,7 @@ def make_plan(
         created=created,
         state=examined.state,
         disks=tuple(request for _, request in chosen),
-        versions=checks.versions(host),
+        versions=examined.versions,
         kinds={vdev: strategy.kind for strategy in found for vdev in strategy.vdevs},
     )
     plan = CreatePlan(
@@ -208,17 +217,21 @@ def make_plan(
         strategies=found,
         served=served,
         left_out=left_out,
-        warnings=tuple(warnings),
         loses_monitor=loses_monitor(host, guest),
+        waiting=waiting,
     )
-    return replace(plan, frontends=_connect(plan, cancel))
+    frontends = _connect(plan, cancel)  # (the checks of disks may add to ``warnings``)
+    told = (*warnings, *notice_foreground(host, guest), *slow_disks(found))
+    return replace(plan, frontends=frontends, warnings=told)
 
 
-def _task(name: str, request: CreateRequest, examined: Examined) -> DiskTask:
+def _task(name: str, guest: Guest, request: CreateRequest, examined: Examined) -> DiskTask:
     return DiskTask(
         name,
         inactive=request.live and examined.config.kind is GuestKind.HVM,
         asked=request.config.disks is not None,
+        may_start=partial(may_start, guest),
+        gone=partial(is_gone, guest),
     )
 
 
@@ -228,10 +241,12 @@ def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     devices = frozenset(guest.frontend_states())  # before the configuration that is saved
     config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
-    refuse_unsaved_devices(guest, config)
+    checks.refuse_silent(config.disks)
+    qemu = refuse_unsaved_devices(guest, config)
     if live:
         checks.refuse_live(host, config, guest)
-    return Examined(config, state, targets, devices, guest.info().memory_kb)
+    versions = checks.versions(host) | ({"qemu": qemu} if qemu else {})
+    return Examined(config, state, targets, devices, guest.info().memory_kb, versions)
 
 
 def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:
@@ -289,17 +304,26 @@ def _choose_places(
 ) -> Places:
     """:raises Refused, UsageError: a file cannot be made at its path."""
     memory = _memory_path(wanted, paths.SNAPSHOTS / guest.uuid, name)
-    cfg = memory.parent / f"{name}.cfg"
+    cfg = cfgfile_path(memory)
     refuse_existing(memory)
     if os.path.lexists(cfg):
         raise AlreadyExists(
-            f"{cfg} exists already, and the snapshot's cfgfile would have the same path: choose "
-            f"another name, or another directory for memory_path",
+            f"{cfg} exists already, and the snapshot's cfgfile, which is named after the memory "
+            f"file, would have the same path: choose another name, or another memory_path",
             where=str(cfg),
         )
+    refuse_existing(cfg)  # a name that is too long
     _refuse_same_place(requests, memory, cfg)
     complete = SnapshotConfig(name, wanted.description, str(memory), tuple(requests))
     return Places(memory, cfg, cfgfile.render(complete))
+
+
+def cfgfile_path(memory: Path) -> Path:
+    """The cfgfile of a snapshot: beside the memory file, with ``.cfg`` in the place of ``.save``.
+
+    So the snapshots of several domains can have one name, and be in one directory.
+    """
+    return memory.with_name(f"{memory.name.removesuffix(_MEMORY_SUFFIX)}.cfg")
 
 
 def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: Path) -> None:
@@ -318,7 +342,7 @@ def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: 
 
 
 def _memory_path(wanted: SnapshotConfig, directory: Path, name: str) -> Path:
-    path = Path(wanted.memory_path) if wanted.memory_path else directory / f"{name}.save"
+    path = Path(wanted.memory_path) if wanted.memory_path else directory / f"{name}{_MEMORY_SUFFIX}"
     if not path.is_absolute():
         path = Path.cwd() / path
     if wanted.memory_path and not path.parent.is_dir():

@@ -9,14 +9,18 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
 
-from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.create.failures import describe, is_interrupt
+from pyxlsnap.create import ended as the_end
+from pyxlsnap.create import way_back
+from pyxlsnap.create.entry import entry_of
+from pyxlsnap.create.failures import clean_up, describe, in_spite_of_ctrl_c, is_interrupt
 from pyxlsnap.create.files import SnapshotFiles
 from pyxlsnap.create.paused import Unpauser
 from pyxlsnap.create.plan import CreatePlan
+from pyxlsnap.create.report import snapshot_of
+from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.errors import (
     DomainNotFound,
     GuestTimeout,
@@ -27,40 +31,49 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.frontends import notice_devices
+from pyxlsnap.guest.gone import is_gone_soon
+from pyxlsnap.guest.resume import patiently
 from pyxlsnap.hooks import Moment
-from pyxlsnap.journal import CreateEntry, Journal, boot_id
-from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.journal import Journal, way_back_command
+from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.request import Callbacks
-from pyxlsnap.results import Artefact, Progress, Snapshot, Step
-from pyxlsnap.serialize import checked
-from pyxlsnap.text import command
+from pyxlsnap.results import Progress, Snapshot, Step
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
-
 
 class Creation:
-    """One run of a :class:`~pyxlsnap.create.plan.CreatePlan`."""
+    """One run of a :class:`~pyxlsnap.create.plan.CreatePlan`.
+
+    :param lock: the domain's lock, for this create alone; see :class:`Window`.
+    """
 
     def __init__(
-        self, plan: CreatePlan, callbacks: Callbacks | None = None, cancel: Cancel | None = None
+        self,
+        plan: CreatePlan,
+        callbacks: Callbacks | None = None,
+        cancel: Cancel | None = None,
+        lock: DomainLock | None = None,
     ) -> None:
         self._plan = plan
         self._guest = plan.guest
         self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
         self._journal = Journal(plan.guest.uuid)
+        self._recover = f"pyxlsnap snapshot-recover {plan.guest.uuid}"
         self._files = SnapshotFiles(plan)
         self._cleanups: list[Callable[[], list[str]]] = []
         self._journal_is_ours = False
         self._suspend_began = False
         self._memory_complete = False
         self._disks_done = False
-        self._resumed = False
+        self._resumed = self._resumed_by_undo = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
+        self._noticed = the_end.Noticed()
+        self._window = the_end.Window(plan.guest, lock)
+        self._unwatched: list[str] | None = None
         #: used for a paused guest
         self._unpauser = Unpauser(plan.guest, live=plan.live, note=self._note_unpause)
         self._seconds: dict[str, float] = {}
@@ -75,6 +88,7 @@ class Creation:
             ("suspend", self._suspend),
             ("disk snapshots", self._snapshot_disks),
             ("resume", self._resume),
+            ("watch", self._watch),
             ("finish disks", self._finish_disks),
             ("memory file", self._publish_memory),
             ("cfgfile", self._write_cfgfile),
@@ -96,9 +110,13 @@ class Creation:
                 self._seconds[step] = time.monotonic() - begun
         except BaseException as cause:
             raise self._undo(step, cause) from cause
-        warnings = self._keep_watched()
         self._journal.clear()
-        return self._result(warnings)
+        return replace(
+            snapshot_of(self._plan, self._keep_watched()),
+            seconds_suspended=self._seconds_suspended,
+            seconds_unpaused=self._unpauser.seconds,
+            seconds=self._seconds,
+        )
 
     def _suspending(self, progress: Progress) -> None:
         """Pass progress on, and note the time when libxl reports that the guest is suspended."""
@@ -107,26 +125,8 @@ class Creation:
         self._callbacks.on_progress(progress)
 
     def _write_journal(self) -> None:
-        plan = self._plan
-        self._entry = CreateEntry(
-            request=plan.request,
-            uuid=self._guest.uuid,
-            domid=self._guest.domid,
-            boot=boot_id(),
-            domain=self._guest.name,
-            paused=plan.paused,
-            monitor=plan.loses_monitor and self._callbacks.start_monitor is not None,
-            name=plan.metadata.name,
-            temporary=(str(self._files.temporary), str(self._files.temporary_cfgfile)),
-            directories=tuple(map(str, self._files.directories)),
-            memory_path=str(plan.memory_path),
-            cfgfile=str(plan.cfgfile),
-            disks=plan.metadata.disks,
-            devices=plan.devices,
-            disk_state={k: v for s in plan.strategies for k, v in s.state().items()},
-            kinds=dict(plan.metadata.kinds),
-            started=time.time(),
-        )
+        watched = self._callbacks.start_monitor is not None
+        self._entry = entry_of(self._plan, self._files, watched=watched)
         self._journal.write(self._entry)
         self._journal_is_ours = True
 
@@ -137,7 +137,7 @@ class Creation:
     def _prepare_disks(self) -> None:
         checks.notice_change(self._guest, paused=self._plan.paused)
         for strategy in self._plan.strategies:
-            self._cleanups.append(strategy.undo_create)
+            self._cleanups.append(partial(self._undo_disks, strategy))
             strategy.prepare()
 
     def _tell_before_suspend(self) -> None:
@@ -145,10 +145,12 @@ class Creation:
         self._callbacks.before_suspend(Moment(guest.name, guest.domid, guest.uuid, state))
 
     def _suspend(self) -> None:
+        self._window.begin(self._cancel.check)
         checks.notice_change(self._guest, paused=self._plan.paused)
         fd = self._files.fileno()
         unpauser = self._unpauser if self._plan.paused else nullcontext()
-        with unpauser, self._cancel.armed(self._guest.abort):
+        end = the_end.noticing_end(self._guest, self._noticed)
+        with unpauser, end, self._cancel.armed(self._guest.abort):
             self._suspend_began = True
             self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
         self._memory_complete = True
@@ -168,10 +170,12 @@ class Creation:
 
     def _resume(self) -> None:
         self._check_suspended()
-        self._guest.resume(paused=self._plan.paused)
+        resume = partial(self._guest.resume, paused=self._plan.paused)
+        patiently(self._guest, resume, self._plan.waiting)
         if self._suspended_at:
             self._seconds_suspended = time.monotonic() - self._suspended_at
         self._resumed = True
+        self._window.end()
         self._callbacks.on_progress(Progress("resumed"))
 
     def _check_suspended(self) -> None:
@@ -179,6 +183,9 @@ class Creation:
         if not self._guest.check_same().suspended:
             what = f"another program has resumed {self._guest.name}: memory and disks do not match"
             raise OperationFailed(what, step="suspended")
+
+    def _watch(self) -> None:
+        self._keep_watched()
 
     def _finish_disks(self) -> None:
         for strategy in self._plan.strategies:
@@ -192,71 +199,114 @@ class Creation:
         self._files.publish_cfgfile(self._plan.places.cfgfile_text)
 
     def _keep_watched(self) -> list[str]:
-        """Start a watch if xl's process ended at the suspend; returns warnings."""
+        """Start a watch, once, if xl's process ended at the suspend; returns warnings."""
         if not (self._plan.loses_monitor and self._suspend_began):
             return []
-        return keep_watched(self._callbacks.start_monitor, self._guest.name, self._guest.uuid)
+        if self._unwatched is None:
+            start = self._callbacks.start_monitor
+            self._unwatched = keep_watched(start, self._guest.name, self._guest.uuid)
+        return self._unwatched
 
     # When something fails
 
     def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
         """Undo: the guest first, then disks and files. Returns the error to raise."""
-        what = describe(step, cause, self._guest.name, self._plan.memory_path)
+        interrupted = is_interrupt(cause, self._cancel)
+        memory = self._plan.memory_path
+        what = describe(step, cause, self._guest.name, memory, interrupted=interrupted)
         log.info("%s; undoing", what)  # the error says the same
         undone: list[str] = []
         left: list[str] = []
         unwatched: list[str] = []
         ran = ""
+        ended: str | None = None
         try:
-            _in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
-        except DomainNotFound as e:
-            left.append(f"{e}: another program has destroyed the domain")
+            ended = in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
         except GuestTimeout as e:  # the guest runs, but may yet suspend
             left.append(str(e))
         except BaseException as e:  # even after a bug: do not delete the guest's only copy
             return self._keep_everything(step, f"{what}{self._unpauser.how_long()}", e)
         else:
-            ran = self._unpauser.how_long()
-            self._tell_resumed()
-            unwatched = self._keep_watched()
+            unwatched = self._when_back(ended)
+            ran = self._unpauser.how_long() if ended is None else ""
             if self._callbacks.start_monitor:  # the caller had asked for a watch
                 left += unwatched
-        for cleanup in reversed(self._cleanups):
-            try:
-                undone += _in_spite_of_ctrl_c(cleanup)
-            except BaseException as e:  # the next cleanup must still be done
-                left.append(str(e) or type(e).__name__)
-        if left:
-            return NeedsAttention(
-                f"{what}{ran}; left: {'; '.join(left)}",
-                step=step,
-                undone=undone,
-                left=left,
-                finish=f"pyxlsnap snapshot-recover {self._guest.uuid}",
-            )
-        if self._journal_is_ours:
+        reason = self._why_ended(step, ended)
+        if reason is not None:
+            what = the_end.describe_end(self._guest.name, reason, step)
+        leftovers = clean_up(reversed(self._cleanups), undone, left)
+        finish = self._recover if left else "; ".join(e.finish for e in leftovers)
+        if self._journal_is_ours and not left:
             self._journal.clear()
-        # (An abort may also show as another failure of libxl.)
-        interrupted = is_interrupt(cause) or self._cancel.is_set()
-        cls = Interrupted if interrupted else OperationFailed
+        left += map(str, leftovers)
+        if left:
+            said = f"{what}{ran}; left: {'; '.join(left)}"
+            return NeedsAttention(said, step=step, undone=undone, left=left, finish=finish)
         but = "".join(f", but {line}" for line in unwatched)
+        if reason is not None:
+            return the_end.guest_ended(self._guest.name, reason, step, undone, but)
+        # (An abort may also show as another failure of libxl.)
+        cls = Interrupted if interrupted or self._cancel.is_set() else OperationFailed
         rest = ran or "; everything is as before"
         return cls(f"{what}{rest}{but}", step=step, undone=undone)
 
-    def _bring_guest_back(self, undone: list[str]) -> None:
-        if not self._suspend_began or self._resumed:
-            return
-        self._guest.check_same()  # a domain that is gone needs no settling
+    def _when_back(self, ended: str | None) -> list[str]:
+        """The guest runs, or has ended: tell this, and have it watched; returns warnings."""
+        self._window.end()
+        if ended is None:
+            self._tell_resumed()
+        # xl's process has seen a suspend, and ended; one that has seen the guest's end acts.
+        there = ended is None or (ended and self._resumed_by_undo)
+        return self._keep_watched() if there else []
+
+    def _why_ended(self, step: str, ended: str | None) -> str | None:
+        """Why the create has failed, if that is because the guest has ended by itself.
+
+        :param ended: why the guest does not run now; ``None``: it does.
+        """
+        if self._cancel.is_set():
+            return None
+        noticed = self._noticed.reason if step == "suspend" else None
+        return ended or (ended if noticed is None else noticed)
+
+    def _bring_guest_back(self, undone: list[str]) -> str | None:
+        """Let the guest run, before anything is removed.
+
+        :returns: why the guest has ended by itself (:func:`how_ended`); ``None``: it runs.
+        """
+        if self._resumed:
+            return None
+        try:
+            # (A guest that has ended needs no settling.)
+            if self._suspend_began and the_end.how_ended(self._guest) is None:
+                self._ensure_running(undone)
+            return the_end.how_ended(self._guest)
+        except DomainNotFound:
+            return ""
+        except PyxlsnapError as e:
+            if isinstance(e, GuestTimeout) or not is_gone_soon(self._guest):
+                raise
+            return ""
+
+    def _ensure_running(self, undone: list[str]) -> None:
         for strategy in self._plan.strategies:
             strategy.settle()
+        ensure = partial(self._guest.ensure_running, paused=self._plan.paused)
         if self._memory_complete:  # the guest is suspended, or was resumed already
-            resumed = self._guest.ensure_running(
-                settle_s=0.0, request_s=0.0, paused=self._plan.paused
-            )
-        else:  # the guest may yet suspend
-            resumed = self._guest.ensure_running(paused=self._plan.paused)
-        if resumed:
+            ensure = partial(ensure, settle_s=0.0, request_s=0.0)
+        waiting, known = self._plan.waiting, self._memory_complete
+        if patiently(self._guest, ensure, waiting, at_once=known):
             undone.append(f"resumed {self._guest.name}")
+            self._resumed_by_undo = True
+
+    def _undo_disks(self, strategy: DiskStrategy) -> list[str]:
+        if not self._suspend_began:
+            return strategy.undo_create()
+        self._window.begin()  # else a monitor starts the guest again meanwhile, on its disks
+        try:
+            return the_end.undo_disks(self._plan, strategy, self._entry)
+        finally:
+            self._window.end()
 
     def _tell_resumed(self) -> None:
         """Report that the guest runs: a caller need not wait for the rest of the undo."""
@@ -268,76 +318,27 @@ class Creation:
     def _keep_everything(self, step: str, what: str, error: BaseException) -> PyxlsnapError:
         """The guest cannot be resumed: memory file and disks are its only copy.
 
-        If the disk snapshots were not taken, the disks still match the memory while the guest stays
-        suspended. The cfgfile then names no disks, and the revert does not change them.
+        The journal stays: a recovery tries again to resume the guest, and a revert to the cfgfile
+        that is written here ends it.
         """
         left = [
             f"{self._guest} is suspended and cannot be resumed ({error or type(error).__name__})"
         ]
-        finish = f"pyxlsnap snapshot-recover {self._guest.uuid}"
+        finish = self._recover
         if self._memory_complete:
+            entry = replace(
+                self._entry, way_back=str(self._plan.cfgfile), has_disks=self._disks_done
+            )
             try:
-                self._files.publish_memory()
-                finish = self._write_way_back()
-                self._journal.clear()
+                left += way_back.keep(self._plan, self._files, entry)
+                finish = way_back_command(entry)
             except (PyxlsnapError, OSError) as e:
                 left.append(f"its memory is in {self._files.memory} ({e})")
         self._files.close()
         return NeedsAttention(
-            f"{what}; {'; '.join(left)}; nothing was deleted", step=step, left=left, finish=finish
+            f"{what}; {'; '.join(left)}; nothing was deleted; `{self._recover}` tries again to "
+            f"resume the guest",
+            step=step,
+            left=left,
+            finish=finish,
         )
-
-    def _write_way_back(self) -> str:
-        """Write the cfgfile; returns the command that restores the domain from the two files."""
-        plan, meta = self._plan, self._plan.metadata
-        words = ["pyxlsnap", "snapshot-revert", self._guest.uuid, str(plan.cfgfile)]
-        if self._disks_done:
-            self._files.publish_cfgfile(plan.places.cfgfile_text)
-            return command(words)
-        without = SnapshotConfig(meta.name, meta.description, str(plan.memory_path), disks=())
-        self._files.publish_cfgfile(cfgfile.render(without))
-        return command([*words, "--force"])
-
-    def _result(self, warnings: list[str]) -> Snapshot:
-        plan, meta = self._plan, self._plan.metadata
-        files = [
-            Artefact(kind, str(path), command(["rm", str(path)]))
-            for kind, path in (("memory file", plan.memory_path), ("cfgfile", plan.cfgfile))
-        ]
-        disks, unsaid = self._disk_artefacts()
-        return Snapshot(
-            name=meta.name,
-            domain=self._guest.name,
-            domid=self._guest.domid,
-            uuid=self._guest.uuid,
-            live=plan.live,
-            memory_path=str(plan.memory_path),
-            cfgfile=str(plan.cfgfile),
-            artefacts=(*files, *disks),
-            left_out=plan.left_out,
-            warnings=(*plan.warnings, *warnings, *unsaid),
-            state=meta.state,
-            seconds_suspended=self._seconds_suspended,
-            seconds_unpaused=self._unpauser.seconds,
-            seconds=self._seconds,
-        )
-
-    def _disk_artefacts(self) -> tuple[list[Artefact], list[str]]:
-        """The disk snapshots made, and warnings of strategies that cannot name theirs."""
-        found: list[Artefact] = []
-        unsaid: list[str] = []
-        for strategy in self._plan.strategies:
-            try:
-                found += [checked(Artefact, a) for a in strategy.artefacts(self._guest.name)]
-            except Exception as e:
-                vdevs = ", ".join(strategy.vdevs)
-                unsaid.append(f"{vdevs}: {strategy.kind} cannot name its disk snapshots: {e}")
-        return found, unsaid
-
-
-def _in_spite_of_ctrl_c(do: Callable[[], _T]) -> _T:
-    """Run a part of the undo; if Ctrl-C interrupts it, run it again."""
-    try:
-        return do()
-    except KeyboardInterrupt:
-        return do()

@@ -1,4 +1,4 @@
-"""What the user sees of a create, or its recovery, that must wait with the guest suspended."""
+"""What the user sees of an operation that must wait for another program."""
 
 import logging
 import time
@@ -13,8 +13,30 @@ log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 5.0
 
 
+class Reports:
+    """Called again and again while something is waited for; it raises nothing."""
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self._callbacks = callbacks
+        self._next_report: float | None = None
+
+    def __call__(self, what: str) -> None:
+        """Report the wait as progress, every five seconds.
+
+        :param what: what is waited for, such as "QEMU to answer".
+        """
+        now = time.monotonic()
+        if self._next_report is not None and now < self._next_report:
+            return
+        self._next_report = now + _REPORT_EVERY_S
+        try:
+            self._callbacks.on_progress(Progress(f"waiting for {what}"))
+        except Exception:
+            log.exception("the progress callback failed")
+
+
 class Waiting:
-    """Called again and again while something is waited for; it raises nothing.
+    """The same for a create, or its recovery, that must wait with the guest suspended.
 
     A cancel does not end the wait, because the guest may not run yet. It ends the wait of the
     caller, which gets an error at once.
@@ -37,33 +59,25 @@ class Waiting:
         self._uuid = uuid
         self._callbacks = callbacks
         self._cancel = cancel
-        self._next_report: float | None = None
-        self._left = False
+        self._report = Reports(callbacks)
+        self._began = self._left = False
 
     def __call__(self, what: str) -> None:
         """Report the wait every five seconds; let the caller go when it has cancelled.
 
         :param what: what is waited for, such as "QEMU to answer".
         """
-        now = time.monotonic()
-        if self._next_report is None:
+        if not self._began:
+            self._began = True
             log.warning(
                 "%s, waiting for %s: see whether the storage of its disks is well",
                 self._stays,
                 what,
             )
-        if self._next_report is None or now >= self._next_report:
-            self._next_report = now + _REPORT_EVERY_S
-            self._report(what)
+        self._report(what)
         if self._cancel.is_set() and not self._left:
             self._left = True
             self._callbacks.leave(self._error(what))
-
-    def _report(self, what: str) -> None:
-        try:
-            self._callbacks.on_progress(Progress(f"waiting for {what}"))
-        except Exception:
-            log.exception("the progress callback failed")
 
     def _error(self, what: str) -> NeedsAttention:
         return NeedsAttention(

@@ -4,14 +4,25 @@ A domain's QEMU or blkback takes a moment to end after the domain is gone, and m
 """
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.errors import DiskError
+from pyxlsnap.linux.block_devices import (
+    attribute,
+    is_claimed,
+    is_swap,
+    kernel_uses,
+    server,
+    sys_directory,
+)
 from pyxlsnap.linux.loop import loop_file
 from pyxlsnap.linux.processes import holders, identity, process_name, process_text
+from pyxlsnap.linux.stalled import exists_within, stat_within
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
 
@@ -19,24 +30,43 @@ _UNUSED_S, _UNUSED_POLL_S = 60.0, 0.1
 _DRAINED_S, _DRAINED_POLL_S = 5.0, 0.005
 
 
-def users(target: Path) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What serves a guest its disks. It uses them only as long as the guest is there."""
+
+    #: the guest, which has its own blkback for each disk; ``None``: the guest is off
+    domid: int | None = None
+    #: pid of the guest's QEMU; ``None``: the guest has none
+    device_model: int | None = None
+
+    def has_blkback(self, backend: str) -> bool:
+        """Whether a blkback, as /sys names it, is one of this guest."""
+        return self.domid is not None and backend.startswith(f"vbd-{self.domid}-")
+
+
+_NOBODY = Servers()
+
+
+def users(target: Path, besides: Servers = _NOBODY) -> list[str]:
     """Who has a file or block device in use: other processes, and the kernel.
 
-    The kernel's users are loop devices, block devices that are built on it (device mapper), and
-    blkback.
+    The kernel's users are loop devices, mounts, swap, block devices that are built on it (device
+    mapper, md), and blkback. A process that serves the block device itself (qemu-nbd) is no user:
+    the device is there only as long as that process is.
 
+    :param besides: what serves a guest that will be destroyed.
     :raises OSError: there is no such file.
     """
-    return [process_text(pid) for pid in holders(target)] + kernel_users(target)
-
-
-def kernel_users(target: Path) -> list[str]:
-    """The kernel's users alone.
-
-    :raises OSError: there is no such file.
-    """
-    found = _loops(target)
-    return found + _users_of_device(target.stat().st_rdev) if target.is_block_device() else found
+    device = target.stat().st_rdev if target.is_block_device() else None
+    serving = {besides.device_model, None if device is None else server(device)}
+    found = [process_text(pid) for pid in holders(target) if pid not in serving]
+    found += ["swap"] * is_swap(target)
+    for loop in loops_over(target):
+        found += _users_of_loop(loop, besides)
+    if device is not None:
+        found += _users_of_device(device, besides)
+        found = found or ["dom0's kernel"] * is_claimed(target)
+    return found
 
 
 def has_holder(path: Path) -> bool:
@@ -48,6 +78,30 @@ def has_holder(path: Path) -> bool:
         return any(process_name(pid) != "qemu-img" for pid in holders(path))
     except OSError:
         return False
+
+
+def wait_for_qemu_img(
+    disks: Sequence[Disk],
+    waiting: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Wait until no qemu-img has a disk's file open. One that is ended may leave a damaged image.
+
+    :param waiting: told every few seconds what is waited for, if anything.
+    :param check: called often; an exception from it ends the wait.
+    """
+    targets = [Path(disk.target) for disk in disks if exists_within(disk.target)]
+    while any(map(_has_qemu_img, targets)):
+        check()
+        waiting("qemu-img to finish its work")
+        time.sleep(_UNUSED_POLL_S)
+
+
+def _has_qemu_img(path: Path) -> bool:
+    try:
+        return "qemu-img" in map(process_name, holders(path))
+    except OSError:
+        return False  # who needs the disk says so
 
 
 def wait_until_unused(disk: Disk, target: Path) -> None:
@@ -111,11 +165,11 @@ def _busy(queues: list[Path]) -> list[Path]:
 def _queues(target: Path) -> list[Path]:
     """The block devices, in /sys, that a disk's requests go through."""
     if target.is_block_device():
-        return [_device(target.stat().st_rdev)]
-    return [paths.SYS / "block" / name for name in _loops(target)]
+        return [sys_directory(target.stat().st_rdev)]
+    return [paths.SYS / "block" / name for name in loops_over(target)]
 
 
-def _loops(target: Path) -> list[str]:
+def loops_over(target: Path) -> list[str]:
     """The loop devices over a file, whatever name of the file they were given."""
     names = sorted((paths.SYS / "block").glob("loop*/loop/backing_file"))
     return [n.parent.parent.name for n in names if is_over(n, target)]
@@ -125,31 +179,40 @@ def is_over(backing: Path, target: Path) -> bool:
     """Whether a loop device is over a file.
 
     :param backing: its ``loop/backing_file`` in /sys. Its content, the name of the file, is used
-        where the device itself cannot be asked.
+        where the device itself cannot be asked. A device over a file whose server does not answer
+        is over no file of ours: that was asked before.
     """
     node = paths.DEV / backing.parent.parent.resolve().name
     try:
         if (found := loop_file(node)) is not None:
             return found == identity(target.stat())
-        return Path(os.fsdecode(backing.read_bytes().removesuffix(b"\n"))).samefile(target)
+        name = os.fsdecode(backing.read_bytes().removesuffix(b"\n"))
+        return identity(stat_within(name)) == identity(target.stat())
     except OSError:
         return False  # detached meanwhile, or over a file that has been deleted
 
 
-def _users_of_device(device: int) -> list[str]:
-    """What in the kernel has a block device: blkback, and block devices that are built on it."""
-    number = f"{os.major(device):x}:{os.minor(device):x}"
-    backends = (paths.SYS / "bus/xen-backend/devices").glob("*/physical_device")
-    found = [b.parent.name for b in backends if _text(b) == number]
-    return found + sorted(p.name for p in (_device(device) / "holders").iterdir())
+def _users_of_loop(name: str, besides: Servers) -> list[str]:
+    """A loop device, with what is on it; or what is on it, if it was made for the guest."""
+    number, node = attribute(paths.SYS / "block" / name / "dev"), paths.DEV / name
+    backends = _backends(number)
+    if any(map(besides.has_blkback, backends)) and node.exists():
+        return [f"{user} (on {name})" for user in users(node, besides)]
+    on_it = [*backends, *(kernel_uses(node.stat().st_rdev) if node.exists() else ())]
+    return [f"{name} ({', '.join(on_it)})" if on_it else name]
 
 
-def _device(device: int) -> Path:
-    return paths.SYS / "dev/block" / f"{os.major(device)}:{os.minor(device)}"
+def _users_of_device(device: int, besides: Servers) -> list[str]:
+    """What in the kernel has a block device: blkback, and what :func:`kernel_uses` finds."""
+    backends = _backends(f"{os.major(device)}:{os.minor(device)}")
+    return [b for b in backends if not besides.has_blkback(b)] + kernel_uses(device)
 
 
-def _text(path: Path) -> str:
+def _backends(number: str) -> list[str]:
+    """The blkbacks that serve a block device."""
     try:
-        return path.read_text().strip()
-    except OSError:
-        return ""  # detached meanwhile
+        wanted = "{:x}:{:x}".format(*map(int, number.split(":")))
+    except (ValueError, IndexError):
+        return []
+    backends = sorted((paths.SYS / "bus/xen-backend/devices").glob("*/physical_device"))
+    return [b.parent.name for b in backends if attribute(b) == wanted]

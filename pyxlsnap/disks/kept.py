@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.errors import DiskError, Refused
-from pyxlsnap.linux.files import NAME_LIMIT, sync_directory
+from pyxlsnap.linux.files import NAME_LIMIT, NO_LINKS, sync_directory
 from pyxlsnap.model import KEPT_SUFFIX, Disk
 
 
@@ -71,8 +71,22 @@ class KeptFiles:
         """What the run needs that finishes this one."""
         return dict(self._noted)
 
+    def present(self, disk: Disk, target: Path) -> Path:
+        """Where the disk's file is: the run that this one finishes may have renamed it.
+
+        :raises OSError: it cannot be looked for.
+        """
+        if os.path.lexists(target):
+            return target
+        kept = self.path(target)
+        key = kept_key(disk.vdev)
+        ours = self._noted.get(key) or self._of_killed.get(key)
+        return kept if ours and _inode(kept) == ours else target
+
     def keep(self, disk: Disk, target: Path) -> None:
         """Give the disk's file its second name, durably.
+
+        Where the filesystem has no hard links, that is the only name of the file then.
 
         :raises DiskError: the disk's file was replaced since :meth:`check`, or another file has
             taken the name.
@@ -81,16 +95,12 @@ class KeptFiles:
         if kept_key(disk.vdev) not in self._noted:
             self.check(disk, target)
         kept, made = self.path(target), False
-        try:
-            os.link(target, kept, follow_symlinks=False)
-            made = True
-            sync_directory(kept.parent)
-        except FileExistsError:
-            pass
+        if os.path.lexists(target) or not os.path.lexists(kept):
+            made = _second_name(target, kept)
         if _inode(kept) == self._noted[kept_key(disk.vdev)]:
             return
         if made:
-            kept.unlink()
+            _take_back(target, kept)
         what = f"{target} was replaced" if made else f"another program made {kept}"
         way = "" if made else "move that file away, then "
         raise DiskError(
@@ -119,6 +129,29 @@ class KeptFiles:
 def kept_key(vdev: str) -> str:
     """The key of what a strategy's state says of the disk that a revert keeps."""
     return f"{vdev} kept"
+
+
+def _second_name(target: Path, kept: Path) -> bool:
+    """Give a file a second name, or rename it; returns whether the name was free."""
+    try:
+        os.link(target, kept, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    except OSError as e:
+        if e.errno not in NO_LINKS:
+            raise
+        if os.path.lexists(kept):
+            return False
+        os.rename(target, kept)
+    sync_directory(kept.parent)
+    return True
+
+
+def _take_back(target: Path, kept: Path) -> None:
+    if os.path.lexists(target):
+        kept.unlink()
+    else:
+        os.rename(kept, target)
 
 
 def _inode(path: Path) -> str | None:

@@ -1,10 +1,11 @@
 """What a disk strategy is: the Protocols of a kind of storage, and what its objects are told."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from pyxlsnap.linux.room import Room
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -24,6 +25,11 @@ class DiskTask:
     finishes: Mapping[str, str] | None = None
     #: to be called often by slow work; lets the operation be cancelled, so pass on what it raises
     check: Callable[[], None] = lambda: None
+    #: a create's checks: to be called with a warning for the user, one line
+    warn: Callable[[str], None] = lambda _: None
+    #: to be called in the checks for what the operation will write to a filesystem: a name for it,
+    #: a directory there, and the bytes; returns the bytes that the rest of the operation leaves
+    claim: Callable[[str, Path, int], int] = field(default_factory=lambda: Room().claim)
     #: a delete: the directories in which other disk snapshots of the domain are
     looks_in: Sequence[Path] = ()
     #: a delete: the vdevs of the disks that the domain has now
@@ -31,9 +37,17 @@ class DiskTask:
     #: a recovery: the domain was started anew since, and is not resumed: no program works for the
     #: killed create any more
     started_anew: bool = False
-    #: to be called every few seconds by a :meth:`~DiskStrategy.settle` or
-    #: :meth:`~DiskStrategy.undo_create` that waits for another program, with what it waits for
-    #: ("QEMU to answer"): tells the user. It raises nothing
+    #: an undo: whether the domain may be started again at any moment, which opens its disks. Then
+    #: change no image that nobody has open, but fail
+    may_start: Callable[[], bool] = lambda: False
+    #: a create, and its recovery: whether the domain is gone for which the strategy works; another
+    #: may have its disks by now. To be asked during each wait: no guest needs its result then
+    gone: Callable[[], bool] = lambda: False
+    #: to be called every few seconds by a :meth:`~DiskStrategy.settle`,
+    #: :meth:`~DiskStrategy.undo_create`, :meth:`~DiskStrategy.revert` or
+    #: :meth:`~DiskStrategy.finish_revert` that waits for another program, with what it waits for
+    #: ("QEMU to answer"): tells the user. It raises nothing, but for a recovery of every domain:
+    #: pass on what it raises then, which is no ``Exception``
     waiting: Callable[[str], None] = lambda _: None
 
 
@@ -48,7 +62,9 @@ class DiskStrategy(Protocol):
       :meth:`create` (the guest is suspended), :meth:`finish_create`, :meth:`artefacts`;
     - a create that fails: :meth:`settle`, then the guest is resumed, then :meth:`undo_create`;
     - a recovery after the worker of a create was killed: :meth:`adopt_create`, :meth:`settle`, then
-      the guest is resumed, then :meth:`undo_create`;
+      the guest is resumed, then :meth:`undo_create`, or :meth:`finish_create` if the snapshot is
+      complete;
+    - a create whose guest cannot be resumed: :meth:`finish_create`, for the snapshot is kept;
     - a revert: :meth:`check_revert`, :meth:`revert` (the domain is destroyed), then the domain is
       restored, then :meth:`finish_revert`.
 
@@ -104,7 +120,10 @@ class DiskStrategy(Protocol):
         """
 
     def finish_create(self) -> None:
-        """Make durable what was made, and do what else could wait. The guest runs again.
+        """Make durable what was made, and do what else could wait.
+
+        The guest runs again, or cannot be resumed. Calling it again does no harm, also on an object
+        that has adopted the snapshot.
 
         :raises PyxlsnapError: the snapshot cannot be relied on; :meth:`undo_create` will be called.
         """
@@ -118,6 +137,7 @@ class DiskStrategy(Protocol):
         told it to do, wait until that is known, however long: the guest stays suspended, and the
         user is told (:attr:`DiskTask.waiting`).
 
+        :raises DomainNotFound: the domain is gone (:attr:`DiskTask.gone`).
         :raises PyxlsnapError: the guest must not run yet: it would lose data. It stays suspended.
         """
 
@@ -154,11 +174,13 @@ class DiskStrategy(Protocol):
     # revert
 
     def check_revert(self) -> None:
-        """Check that the disk snapshots are there and complete. Changes nothing.
+        """Check that the disk snapshots are there and complete, and that :meth:`revert` will work.
 
-        Called again if the revert had to wait for something. Where :meth:`revert` would keep a
-        disk, there must be nothing yet, but for what the run made that this revert finishes
-        (:attr:`DiskTask.finishes`).
+        Whatever :meth:`revert` will do is tried on something that does no harm, or checked: what it
+        finds out later costs the user the guest. Leaves everything as it was. Called once more just
+        before the domain is destroyed: what takes long need not be tried again. Where
+        :meth:`revert` would keep a disk, there must be nothing yet, but for what the run made that
+        this revert finishes (:attr:`DiskTask.finishes`).
 
         :raises Refused: they are not; the message says what to do.
         """
@@ -185,6 +207,18 @@ class DiskStrategy(Protocol):
 
     def close(self) -> None:
         """Close connections and files. Calling it again does no harm."""
+
+
+@runtime_checkable
+class AdvisingStrategy(Protocol):
+    """A strategy that knows a quicker way to take disk snapshots than the requested one."""
+
+    def quicker(self) -> str:
+        """The quicker way, for a message: "an external snapshot is quicker (…)"; "" if none.
+
+        Called after :meth:`~DiskStrategy.check_create`, if :meth:`~DiskStrategy.expected_seconds`
+        says that the guest will be suspended for long.
+        """
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ Factory = Callable[[Sequence[tuple[Disk, DiskRequest]], DiskTask], DiskStrategy]
 # transaction, which is all or nothing, comes last.
 KINDS = (LvmThin, LvmThick, RawFile, BlockCopy, Qcow2)
 OURS = tuple(kind.kind for kind in KINDS)
+_BY_NAME: dict[str, Factory] = {kind.kind: kind for kind in KINDS}
 
 
 def choose(disk: Disk, request: DiskRequest, kind: str = "") -> Factory:
@@ -80,13 +81,21 @@ def strategies(
     disks: Sequence[tuple[Disk, DiskRequest]],
     task: DiskTask,
     recorded: Mapping[str, str] = MappingProxyType({}),
+    *,
+    trusted: bool = False,
 ) -> tuple[DiskStrategy, ...]:
     """One strategy object for each kind of storage among the disks.
 
     :param recorded: by vdev, the strategy that took the disk's snapshot.
+    :param trusted: take that strategy, if it is ours, without a look at the disk: a guest may be
+        suspended, and a look may take long (lvs).
     :raises Refused: see :func:`choose`; or another strategy handles a disk now.
     """
-    chosen = [(choose(disk, r, recorded.get(disk.vdev, "")), disk, r) for disk, r in disks]
+    known = _BY_NAME if trusted else {}
+    chosen = [
+        (known.get(kind := recorded.get(disk.vdev, "")) or choose(disk, r, kind), disk, r)
+        for disk, r in disks
+    ]
     kinds: list[Factory] = [*(kind for kind, _, _ in chosen if kind not in KINDS), *KINDS]
     groups = {kind: [(d, r) for k, d, r in chosen if k is kind] for kind in kinds}
     found = tuple(kind(group, task) for kind, group in groups.items() if group)

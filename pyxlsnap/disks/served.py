@@ -39,7 +39,7 @@ class ServedDisks:
         :raises Refused: an image, or a backing file, cannot be read.
         """
         ours = [d for d in disks if d.target.startswith("/") and not d.script]
-        local = [d for d in ours if d.backend_domain in _LOCAL]
+        local = [d for d in ours if is_local(d)]
         files = tuple((d, _files(d) if device_model else (d.target,)) for d in local)
         return cls(domid, device_model, files)
 
@@ -47,7 +47,7 @@ class ServedDisks:
         """:raises Refused: a disk's path leads to another file than the guest has."""
         for disk, files in self.files:
             if found := self._replaced(disk, files, writable=True):
-                raise Refused(f"{disk.vdev}: {found}")
+                raise Refused(f"{disk.vdev}: {_text(disk, *found)}")
 
     def notice_replaced(self, vdevs: Sequence[str]) -> None:
         """Look once more at some of the disks, just before their snapshots are taken.
@@ -57,22 +57,34 @@ class ServedDisks:
         for disk, files in self.files:
             # (QEMU may have closed an image for writing: that of a live HVM guest.)
             if disk.vdev in vdevs and (found := self._replaced(disk, files, writable=False)):
-                raise DiskError(found, vdev=disk.vdev)
+                raise DiskError(_text(disk, *found), vdev=disk.vdev)
 
-    def _replaced(self, disk: Disk, files: Sequence[str], *, writable: bool) -> str | None:
-        """What is wrong with a disk, and the way out; ``None``: nothing."""
+    def replaced(self) -> list[tuple[Disk, str, str]]:
+        """The disks whose path leads to another file than the guest has: that, and its server."""
+        found = [(disk, self._replaced(disk, f, writable=False)) for disk, f in self.files]
+        return [(disk, *wrong) for disk, wrong in found if wrong]
+
+    def _replaced(
+        self, disk: Disk, files: Sequence[str], *, writable: bool
+    ) -> tuple[str, str] | None:
+        """The first file of a disk that is another one, and the server; ``None``: none is."""
         if disk.backend != "qdisk" and (number := _block_device_of(self.domid, disk.vdev)):
             device = paths.SYS / "dev/block" / number
             right = _leads_to_device(disk.target, device, number)
-            return None if right else _text(disk, disk.target, device.resolve().name)
+            return None if right else (disk.target, device.resolve().name)
         if self.device_model is None or (disk.backend != "qdisk" and disk.format != "qcow2"):
             return None
         there = open_files(self.device_model)
         for file in files:
             mode = _mode(there, file)
             if mode is None or (writable and file == disk.target and mode == os.O_RDONLY):
-                return _text(disk, file, process_text(self.device_model))
+                return file, process_text(self.device_model)
         return None
+
+
+def is_local(disk: Disk) -> bool:
+    """Whether dom0 serves a disk."""
+    return disk.backend_domain in _LOCAL
 
 
 def _text(disk: Disk, file: str, server: str) -> str:

@@ -11,6 +11,18 @@ log = logging.getLogger(__name__)
 Undo = Callable[[], Sequence[str]]
 
 
+class LeftOver(DiskError):
+    """Something is left that does no harm, and that only a person can delete, at another time.
+
+    A recovery could do no more.
+    """
+
+    def __init__(self, message: str, *, vdev: str, finish: str) -> None:
+        super().__init__(message, vdev=vdev)
+        #: the command that deletes it
+        self.finish = finish
+
+
 def undo_each(undos: Iterable[Undo]) -> list[str]:
     """Call each of them, and return what was undone, a line each. Not to be nested.
 
@@ -19,7 +31,7 @@ def undo_each(undos: Iterable[Undo]) -> list[str]:
     :raises PyxlsnapError: some failed, in whatever way; all were called. The message has the text
         of each failure, and names each disk once. A single failure is raised as it is, if it is a
         :class:`PyxlsnapError`. Several are one :class:`DiskError`, with the vdevs of all disks
-        concerned, if each of them is one.
+        concerned, if each of them is one, and one :class:`LeftOver` if each of them is one.
     """
     undone: list[str] = []
     failures: list[PyxlsnapError] = []
@@ -47,9 +59,16 @@ def _joined(failures: Sequence[PyxlsnapError]) -> PyxlsnapError:
     if others:
         return PyxlsnapError(message)
     first = next(iter(texts))
-    error = DiskError(message.removeprefix(f"{first}: "), vdev=first)  # which prefixes it again
+    error = _same_kind(message.removeprefix(f"{first}: "), first, failures)  # prefixes it again
     error.vdev = ", ".join(texts)
     return error
+
+
+def _same_kind(text: str, vdev: str, failures: Sequence[PyxlsnapError]) -> DiskError:
+    left = [e.finish for e in failures if isinstance(e, LeftOver)]
+    if len(left) == len(failures):
+        return LeftOver(text, vdev=vdev, finish="; ".join(left))
+    return DiskError(text, vdev=vdev)
 
 
 def _by_disk(failures: Iterable[DiskError]) -> dict[str, str]:

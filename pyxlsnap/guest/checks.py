@@ -7,16 +7,19 @@ The checks inside a running sequence (``notice_…``) raise
 
 import os
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.disks import rivals
+from pyxlsnap.disks.qcow2.backing import chain_files
 from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.linux.processes import holders, process_text
-from pyxlsnap.model import Disk, DomainConfig, GuestKind, RunState
+from pyxlsnap.linux.room import Claim
+from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.model import Disk, DiskRequest, DomainConfig, GuestKind, RunState
 from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
 
@@ -175,10 +178,38 @@ def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> Non
             raise Refused(f"{vdev}: domain {other.name} uses {shared[0]}, too: detach it there")
 
 
+def refuse_silent(disks: Sequence[Disk], snapshots: Sequence[DiskRequest] = ()) -> None:
+    """Refuse a disk whose server (NFS, for example) does not answer: the next look would hang.
+
+    The server of any file that an image stands on counts, too.
+
+    :param snapshots: the disk snapshots that will be put back.
+    """
+    formats = {disk.vdev: disk.format for disk in disks}
+    files = [(disk.vdev, disk.target) for disk in disks]
+    files += [(request.vdev, request.path) for request in snapshots]
+    for vdev, path in files:
+        if not path.startswith("/"):
+            continue
+        try:
+            stat_within(path)
+            if formats.get(vdev) == "qcow2":
+                chain_files(Path(os.path.realpath(path)))
+        except TimeoutError as e:
+            raise Refused(
+                f"{vdev}: {e.filename}: {e.strerror}: see whether its server runs, and whether the "
+                f"mount is well"
+            ) from e
+        except OSError:
+            pass  # who needs the file says so
+
+
 def _identity(path: str) -> tuple[str | int, ...]:
     """The same for all names of a file or block device; for a missing one, its real path."""
     try:
-        status = Path(path).stat()
+        status = stat_within(path)
+    except TimeoutError:
+        return (path,)
     except OSError:
         return (os.path.realpath(path),)
     if stat.S_ISBLK(status.st_mode):
@@ -186,22 +217,14 @@ def _identity(path: str) -> tuple[str | int, ...]:
     return (status.st_dev, status.st_ino)
 
 
-def refuse_held(guest: Guest | None, disks: Sequence[Disk]) -> None:
-    """Refuse to revert a disk that a process other than the guest's own QEMU has open."""
-    own = guest.device_model_pid() if guest else None
-    for disk in disks:
-        if not os.path.exists(disk.target):
-            continue  # the disk's strategy decides about a missing disk
-        for pid in holders(Path(disk.target)):
-            if pid != own:
-                raise Refused(
-                    f"{disk.vdev}: {disk.target} is open in {process_text(pid)}: wait for this "
-                    f"process, or end it"
-                )
+def refuse_rivals(guest: Guest | None, disks: Sequence[Disk], reverted: Sequence[Disk]) -> None:
+    """Refuse to revert where somebody besides the guest uses a disk: see :mod:`..disks.rivals`."""
+    domid, device_model = (guest.domid, guest.device_model_pid()) if guest else (None, None)
+    rivals.refuse_rivals(disks, reverted, domid, device_model)
 
 
-def refuse_full(directory: Path, memory_kb: int) -> None:
-    """Refuse a directory without space for the memory file.
+def refuse_full(directory: Path, memory_kb: int, claim: Claim) -> None:
+    """Refuse a directory without space for the memory file, and claim that space.
 
     A live memory file holds some pages more than once; their number is not known beforehand.
     """
@@ -213,8 +236,8 @@ def refuse_full(directory: Path, memory_kb: int) -> None:
         read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
         why = "its filesystem is mounted read-only" if read_only else "permission denied"
         raise Refused(f"cannot write in {directory} ({why}): name another place with memory_path")
-    fs = os.statvfs(directory)
-    free_kb, need_kb = fs.f_bavail * fs.f_frsize // 1024, memory_kb + _SLACK_KB
+    need_kb = memory_kb + _SLACK_KB
+    free_kb = claim("memory file", directory, need_kb * 1024) // 1024
     if free_kb < need_kb:
         raise Refused(
             f"{directory} has {free_kb // 1024} MiB free, and the memory file takes about "
@@ -236,28 +259,6 @@ def refuse_name_or_uuid_in_use(host: Host, config: DomainConfig, guest: Guest | 
                 f"another domain ({holder.name}, domid {holder.domid}) holds {key}, which the "
                 f"reverted domain needs: rename or destroy that other domain"
             )
-
-
-def refuse_missing_paths(config: DomainConfig, *, besides: Collection[str] = ()) -> None:
-    """Refuse if a host path in the saved configuration does not exist.
-
-    :param besides: disks that are reverted: their strategies check what they need.
-    """
-    build = config.section("b_info")
-    needed = [str(build.get(key) or "") for key in ("kernel", "ramdisk")]
-    needed += [
-        d.target
-        for d in config.disks
-        if d.format != "empty" and not d.script and d.vdev not in besides
-    ]
-    missing = [p for p in needed if p.startswith("/") and not os.path.exists(p)]
-    bridges = [str(n.get("bridge") or "") for n in config.devices("nics")]
-    network = f"{paths.SYS}/class/net"  # as text: a name that begins with / must stay below
-    missing += [f"bridge {b}" for b in bridges if b and not os.path.exists(f"{network}/{b}")]
-    if missing:
-        raise Refused(
-            f"the saved domain needs {', '.join(missing)}, which does not exist: create it first"
-        )
 
 
 def refuse_memory(host: Host, config: DomainConfig, guest: Guest | None) -> None:

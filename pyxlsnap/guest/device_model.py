@@ -91,20 +91,22 @@ def _usb_devices(hvm: object) -> Iterator[str]:
             yield str(device)
 
 
-def refuse_unsaved_devices(guest: Guest, config: DomainConfig) -> None:
+def refuse_unsaved_devices(guest: Guest, config: DomainConfig) -> str:
     """Compare what the QEMU of an HVM guest has with the domain's configuration.
 
     Nothing else may be connected to QEMU's monitor meanwhile: the disk strategies connect later.
 
+    :returns: the version of the QEMU of an HVM guest; "" for another kind of guest.
     :raises Refused: QEMU has a disk that is none of the domain's, or a device that a restored
         domain would not have; or QEMU does not answer.
     """
     pid = guest.device_model_pid()
     if config.kind is not GuestKind.HVM or pid is None:
-        return  # the QEMU of another kind of guest serves only what is in xenstore
+        return ""  # the QEMU of another kind of guest serves only what is in xenstore
     try:
         connection = QmpConnection(socket_path(guest.domid))
         try:
+            version = connection.execute("query-version")["qemu"]
             blocks = connection.execute("query-block")
             devices = connection.execute("qom-list", {"path": "/machine/peripheral"})
         finally:
@@ -116,6 +118,7 @@ def refuse_unsaved_devices(guest: Guest, config: DomainConfig) -> None:
         ) from e
     _refuse_strange_disks(guest.name, config.disks, blocks)
     _refuse_added(guest.name, devices, _command_line(guest.name, pid))
+    return "{major}.{minor}.{micro}".format(**version)
 
 
 def _refuse_strange_disks(

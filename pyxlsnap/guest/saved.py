@@ -1,5 +1,6 @@
 """What a cfgfile and its memory file say of a domain, for the operations that need a snapshot."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import BinaryIO
 
 from pyxlsnap.errors import BadMemoryFile, ConfigError
 from pyxlsnap.linux.files import open_regular
+from pyxlsnap.linux.owners import who_can_change
 from pyxlsnap.memory import Header
 from pyxlsnap.model import DomainConfig, SnapshotConfig, check_uuid
 
@@ -24,6 +26,31 @@ def memory_path(config: SnapshotConfig, cfgfile: str) -> Path:
             item="memory_path",
         )
     return Path(cfgfile).parent / config.memory_path  # an absolute path stays as it is
+
+
+def changeable(path: Path) -> list[str]:
+    """A reason not to trust a memory file, if others than root can change it.
+
+    :raises OSError: the file is not there.
+    """
+    found = who_can_change(path)
+    return (
+        [
+            f"others than root can change the memory file {path} ({found}), and its configuration "
+            f"names programs and scripts that run as root"
+        ]
+        if found
+        else []
+    )
+
+
+def changeable_place(directory: Path) -> list[str]:
+    """A warning, if others than root could change a memory file in a directory (or a new one)."""
+    while not directory.exists():
+        directory = directory.parent
+    found = who_can_change(directory)
+    what = "others than root could change the memory file: a revert to it will be risky"
+    return [f"{what} ({found})"] if found else []
 
 
 @contextmanager
@@ -50,9 +77,17 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 def saved_config(header: Header) -> DomainConfig:
     """The configuration of the saved domain.
 
-    :raises ValueError: the configuration, or its uuid (a part of file names), is not valid.
+    :raises ValueError: the configuration, its kind of guest, or its uuid (a part of file names), is
+        not valid.
     """
     config = DomainConfig.parse(header.config_json)
-    if config.uuid != check_uuid(config.uuid):
-        raise ValueError(f"its uuid is {config.uuid!r}")
-    return config
+    # (The property kind raises its own error.)
+    if config.kind and config.uuid == check_uuid(config.uuid):
+        return config
+    raise ValueError(f"its uuid is {config.uuid!r}")
+
+
+def file_version(file: BinaryIO) -> tuple[int, ...]:
+    """A value that changes when the file is changed, or is another one."""
+    found = os.fstat(file.fileno())
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

@@ -6,21 +6,25 @@ No function here follows a symbolic link at the final name, or replaces an exist
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
+from pyxlsnap.text import readable
 
 #: longest file name in bytes, on the usual filesystems of a dom0
 NAME_LIMIT = 255
 _HIDDEN_LIMIT = NAME_LIMIT - 15  # a caller may append a suffix
+#: what link(2) says where the filesystem has no hard links, or no more for this file
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 #: a filesystem with less free space than this, in bytes, counts as full
 _NO_ROOM = 1 << 16
 #: mode of a directory that only pyxlsnap uses
 _PRIVATE_DIRECTORY = 0o700
+_ATTEMPTS = 100
 #: mode of a file
 _PRIVATE_FILE = 0o600
 
@@ -133,7 +137,7 @@ def _rename_new(old: Path, new: Path) -> None:
             f"{new} exists: it was left as it is; choose another name", where=str(new)
         ) from None
     except OSError as e:
-        if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if e.errno not in NO_LINKS:
             raise
         refuse_existing(new)  # no hard links here: check just before the rename
         os.rename(old, new)
@@ -175,33 +179,52 @@ def missing_directories(directory: Path) -> list[Path]:
 
 
 def make_directory(directory: Path) -> list[Path]:
-    """Create a directory (mode 0700) and its parents, as far as they do not exist.
+    """Create a directory (mode 0700) and its parents, as far as they do not exist; durably.
 
     :returns: the directories that were created, parents first.
     :raises Refused: a directory cannot be created (those already created are removed again), or the
         path is not a directory.
     """
-    made = []
+    made: list[Path] = []
     try:
-        for path in missing_directories(directory):
-            try:
-                path.mkdir(_PRIVATE_DIRECTORY)
-            except FileExistsError:
-                if not path.is_dir():
-                    raise
-                continue  # another operation has just made it: it is not ours to remove
-            made.append(path)
+        for attempt in range(_ATTEMPTS):
+            _make_directories(missing_directories(directory), made, last=attempt == _ATTEMPTS - 1)
+            if directory.exists():
+                break
     except OSError as e:
         remove_directories(made)
         raise Refused(
-            f"cannot create the directory {path}: {e.strerror}: make its parent writable, or "
-            f"choose another path"
+            f"cannot create the directory {e.filename or directory}: {e.strerror}: make its parent "
+            f"writable, or choose another path"
         ) from e
     if not directory.is_dir():
         raise Refused(
             f"{directory} is not a directory: move that file away, or choose another path"
         )
     return made
+
+
+def _make_directories(missing: Sequence[Path], made: list[Path], *, last: bool) -> None:
+    """Create directories, parents first, until another operation removes one of them.
+
+    Operations on two domains may begin at once where no directory is there yet. What the other one
+    has just made is not ours to remove. What it removes again, as it failed, the caller makes anew.
+
+    :param last: this is the last attempt: a directory whose parent is missing is an error.
+    """
+    for path in missing:
+        try:
+            path.mkdir(_PRIVATE_DIRECTORY)
+        except FileExistsError:
+            if os.path.lexists(path) and not path.is_dir():
+                raise
+            continue
+        except FileNotFoundError:
+            if last:
+                raise
+            return
+        made.append(path)
+        sync_directory(path.parent)
 
 
 def remove_directories(made: list[Path]) -> list[str]:
@@ -219,12 +242,14 @@ def remove_directories(made: list[Path]) -> list[str]:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
+def open_regular(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
     """Open a regular file for reading. A fifo or a device is refused and cannot block the call.
 
+    :param follow: follow a symbolic link.
     :raises OSError: the file cannot be opened, or is not a regular file.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -244,3 +269,9 @@ def is_full(directory: Path) -> bool:
 def scratch_file() -> BinaryIO:
     """An unnamed file in memory: it can take a program's output when all disks are full."""
     return os.fdopen(os.memfd_create("pyxlsnap"), "w+b")
+
+
+def scratch_text(file: BinaryIO) -> str:
+    """What a program wrote into a :func:`scratch_file`."""
+    file.seek(0)
+    return readable(file.read())

@@ -1,15 +1,21 @@
 """Processes: start a Python process, wait for the end of a process, find the holders of a file."""
 
+import math
 import os
+import re
 import select
 import signal
 import stat
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.linux.stalled import Mounts, mount_of, served_mounts, stat_within
 from pyxlsnap.text import readable
+
+_FLAGS = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -120,13 +126,15 @@ class Process:
 def holders(path: Path) -> list[int]:
     """The pids of the other processes that have a file open, under any name.
 
-    Processes that this process may not inspect are missing; root sees all. Takes about 10 ms.
+    Processes that this process may not inspect are missing; root sees all. Takes about 10 ms. What
+    they have open on another server, which may not answer, is not looked at.
 
-    :raises OSError: the file does not exist.
+    :raises OSError: the file does not exist, or its server does not answer.
     """
-    wanted, proc = identity(path.stat()), str(paths.PROC)
+    wanted, proc = stat_within(path), str(paths.PROC)
     pids = [int(name) for name in _listed(proc) if name.isdigit()]
-    return [pid for pid in pids if pid != os.getpid() and _has_open(f"{proc}/{pid}", wanted)]
+    look = _Look(identity(wanted), wanted.st_dev)
+    return [pid for pid in pids if pid != os.getpid() and look.has_open(f"{proc}/{pid}")]
 
 
 def identity(found: os.stat_result) -> tuple[int, int]:
@@ -145,14 +153,69 @@ def open_files(pid: int) -> dict[tuple[int, int], int]:
     process = paths.PROC / str(pid)
     for number in _listed(f"{process}/fd"):
         try:
-            info = (process / "fdinfo" / number).read_text()
-            key = identity((process / "fd" / number).stat())
+            info = (process / "fdinfo" / number).read_text(errors="replace")
+            key = identity(stat_within(process / "fd" / number))
         except OSError:
             continue  # closed meanwhile
-        flags = int(dict(line.split(":", 1) for line in info.splitlines())["flags"], 8)
-        mode = os.O_RDONLY if flags & os.O_ACCMODE == os.O_RDONLY else os.O_RDWR
+        mode = os.O_RDONLY if _flags(info) & os.O_ACCMODE == os.O_RDONLY else os.O_RDWR
         found[key] = max(mode, found.get(key, mode))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that a process has open."""
+
+    #: the descriptor
+    number: int
+    #: the name under which it was opened, as far as that is still its name; ends in " (deleted)"
+    #: if it is not
+    name: str
+    #: it has some name
+    has_name: bool
+    writable: bool
+    #: see :func:`identity`
+    key: tuple[int, int]
+    #: a regular file
+    is_file: bool
+
+
+def links_of(pid: int) -> list[OpenFile]:
+    """What a process has open that has, or had, a path.
+
+    Empty if the process has ended.
+    """
+    found = []
+    process = paths.PROC / str(pid)
+    for number in _listed(f"{process}/fd"):
+        try:
+            name = os.readlink(process / "fd" / number)  # noqa: PTH115
+            if not name.startswith("/"):
+                continue
+            info = (process / "fdinfo" / number).read_text(errors="replace")
+            there = stat_within(process / "fd" / number)
+        except OSError:
+            continue  # closed meanwhile
+        writable = _flags(info) & os.O_ACCMODE != os.O_RDONLY
+        is_file, has_name = stat.S_ISREG(there.st_mode), there.st_nlink > 0
+        found.append(OpenFile(int(number), name, has_name, writable, identity(there), is_file))
+    return found
+
+
+def _flags(info: str) -> int:
+    """The flags with which a file is open, from its ``fdinfo``; 0 if it does not tell."""
+    found = _FLAGS.search(info)  # (that of an io_uring has lines of other forms)
+    return int(found[1], 8) if found else 0
+
+
+def started(pid: int) -> float:
+    """When a process was started, seconds since the epoch; infinite if that is not known."""
+    try:
+        fields = (paths.PROC / f"{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        clock = (paths.PROC / "stat").read_bytes().partition(b"\nbtime ")[2].split()
+        return int(clock[0]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return math.inf
 
 
 def process_name(pid: int) -> str:
@@ -171,13 +234,37 @@ def process_text(pid: int) -> str:
 # (Strings and not paths: there are thousands of descriptors, and paths take twice as long.)
 
 
-def _has_open(process: str, wanted: tuple[int, int]) -> bool:
-    """Whether any thread has the file open. The main thread may have ended before the others."""
-    for thread in _listed(f"{process}/task"):
-        directory = f"{process}/task/{thread}/fd"
-        if links := _listed(directory):
-            return any(_leads_to(f"{directory}/{link}", wanted) for link in links)
-    return False
+class _Look:
+    """A look at what processes have open, for one file."""
+
+    def __init__(self, wanted: tuple[int, int], device: int) -> None:
+        self._wanted = wanted
+        self._device = device
+        #: by mount namespace
+        self._mounts: dict[str, Mounts] = {}
+
+    def has_open(self, process: str) -> bool:
+        """Whether any thread has the file open. The main one may have ended before the others."""
+        for thread in _listed(f"{process}/task"):
+            here = f"{process}/task/{thread}"
+            if links := _listed(f"{here}/fd"):
+                served = self._served(here)
+                near = (n for n in links if not served or self._is_near(served, here, n))
+                return any(_leads_to(f"{here}/fd/{link}", self._wanted) for link in near)
+        return False
+
+    def _is_near(self, served: Mounts, process: str, link: str) -> bool:
+        """Whether a file is local, or on the server of the file that is looked for."""
+        return served.get(mount_of(process, link), self._device) == self._device
+
+    def _served(self, process: str) -> Mounts:
+        try:
+            namespace = os.readlink(f"{process}/ns/mnt")  # noqa: PTH115
+        except OSError:
+            return {}
+        if namespace not in self._mounts:
+            self._mounts[namespace] = served_mounts(process)
+        return self._mounts[namespace]
 
 
 def _listed(directory: str) -> list[str]:

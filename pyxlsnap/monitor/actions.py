@@ -15,16 +15,16 @@ from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, Refused, XenError
 from pyxlsnap.guest.destroy import destroy
-from pyxlsnap.guest.dom0_memory import make_room
+from pyxlsnap.guest.dom0_memory import room_for
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.locks import MONITOR, DomainLock
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.monitor.xl import xl_monitor
 from pyxlsnap.results import DomainEvent, OnEvent
 
 log = logging.getLogger(__name__)
 
-_LOCK_POLL_S = 0.2
+_LOCK_POLL_S = 0.05
 #: attempts to create a domain, and the seconds between two attempts
 _ATTEMPTS = 3
 _AGAIN_S = 2.0
@@ -37,6 +37,7 @@ def monitor(
     on_ready: Callable[[], None] = lambda: None,
     on_event: OnEvent = lambda _: None,
     cancel: Cancel | None = None,
+    turn: Callable[[int], bool] = lambda _: True,
 ) -> None:
     """Watch a domain in this process, and perform the configured action when it shuts down.
 
@@ -45,12 +46,15 @@ def monitor(
 
     :param on_ready: called once, when the watch has begun: from then on no shutdown is missed.
     :param on_event: called after the action for a shutdown was performed.
+    :param turn: called with the domid when the watch begins, and after each restart; if it returns
+        false, another process watches this domain, and the watch ends.
     :raises DomainNotFound: there is no such domain when the watch begins.
     :raises Cancelled: ``cancel`` was set. An action that has begun is completed first; otherwise
         the domain is unchanged.
     :raises NeedsAttention: the domain shut down, and its configured action failed.
     """
-    ShutdownWatch(host, host.find(domain), on_event=on_event, cancel=cancel).run(on_ready)
+    guest = host.find(domain)
+    ShutdownWatch(host, guest, on_event=on_event, cancel=cancel, turn=turn).run(on_ready)
 
 
 class ShutdownWatch:
@@ -63,9 +67,11 @@ class ShutdownWatch:
         *,
         on_event: OnEvent = lambda _: None,
         cancel: Cancel | None = None,
+        turn: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._host = host
         self._guest = guest
+        self._turn = turn
         self._on_event = on_event
         self._cancel = cancel or Cancel()
         self._config: DomainConfig | None = None
@@ -73,10 +79,17 @@ class ShutdownWatch:
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """See :func:`monitor`."""
         with self._host.watching() as watch, self._cancel.armed(watch.wake):
+            ours = self._take_turn()
             on_ready()
-            while self._look():
+            while ours and self._look():
                 watch.wait()
                 self._cancel.check()
+
+    def _take_turn(self) -> bool:
+        if not self._turn(self._guest.domid):
+            log.info("another process watches %s", self._guest)
+            return False
+        return True
 
     def _look(self) -> bool:
         """Act if the domain has shut down; false if there is no domain to watch any more."""
@@ -84,6 +97,7 @@ class ShutdownWatch:
             if not _has_shut_down(self._guest.check_same()):
                 self._remember_config()
                 return True
+            log.info("%s has shut down", self._guest)
             with self._locked():
                 # The holder of the lock may have resumed or replaced the domain.
                 info = self._guest.check_same()
@@ -102,18 +116,31 @@ class ShutdownWatch:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the domain's lock, so that no snapshot or revert runs meanwhile."""
+        """Keep others from suspending, destroying or restoring the domain meanwhile.
+
+        A create leaves this to the monitor, but for the time in which the guest may be suspended.
+        """
+        begun = time.monotonic()
         while True:
             try:
-                lock = DomainLock(self._guest.uuid, domain=self._guest.name)
+                lock = DomainLock(self._guest.uuid, domain=self._guest.name, part=MONITOR)
                 break
             except Busy:
                 self._cancel.check()
+                self._notice_end()  # a revert holds the lock until its domain is watched
                 time.sleep(_LOCK_POLL_S)
+        log.info("%s: waited %.2f s for others", self._guest, time.monotonic() - begun)
         try:
             yield
         finally:
             lock.release()
+
+    def _notice_end(self) -> None:
+        """:raises DomainNotFound: the domain is gone."""
+        try:
+            self._guest.check_same()
+        except XenError as e:  # the next look tells
+            log.debug("%s: %s", self._guest, e)
 
     def _act(self, reason: str) -> bool:
         """Perform the configured action; false if there is no domain to watch any more."""
@@ -139,7 +166,7 @@ class ShutdownWatch:
                 new_domid=new,
             )
         )  # fmt: skip
-        return goes_on
+        return goes_on and self._take_turn()
 
     def _present_config(self) -> DomainConfig:
         """The current configuration, with the devices added or removed since the creation."""
@@ -179,11 +206,8 @@ class ShutdownWatch:
         """
         for attempt in range(_ATTEMPTS):
             try:
-                make_room(self._host, config)
-            except Refused as e:  # like xl without autoballooning: libxl reports the error
-                log.warning("%s", e)
-            try:
-                return self._host.create(config)
+                with room_for(self._host, config):
+                    return self._host.create(config)
             except XenError as e:
                 if attempt == _ATTEMPTS - 1:
                     raise

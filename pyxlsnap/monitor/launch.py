@@ -10,7 +10,7 @@ from typing import IO
 from pyxlsnap.errors import OperationFailed, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.processes import environment, python
-from pyxlsnap.monitor.xl import xl_monitor
+from pyxlsnap.monitor.xl import about_foreground, xl_monitor
 from pyxlsnap.request import StartMonitor
 from pyxlsnap.text import command, readable
 
@@ -76,6 +76,13 @@ def not_started(uuid: str, why: str) -> OperationFailed:
 def loses_monitor(host: Host, guest: Guest) -> bool:
     """Whether xl's process for this domain ends at a suspend: before Xen 4.20 it does."""
     return host.xen_version() < (4, 20) and xl_monitor(guest.name) is not None
+
+
+def notice_foreground(host: Host, guest: Guest) -> list[str]:
+    """A warning, if xl runs in the foreground for this domain, and ends at a suspend."""
+    if not loses_monitor(host, guest):
+        return []
+    return about_foreground(guest.name, when="when the guest is suspended")
 
 
 def keep_watched(start: StartMonitor | None, name: str, uuid: str) -> list[str]:

@@ -10,19 +10,16 @@ from contextlib import suppress
 
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.errors import Busy, PyxlsnapError
+from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.linux.fork import fork, leave, name_process, own_streams
-from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.linux.processes import fresh_signals, python
 from pyxlsnap.monitor.actions import monitor
 from pyxlsnap.monitor.launch import READY
+from pyxlsnap.monitor.turn import Turn
 from pyxlsnap.xen.process import show_command
 from pyxlsnap.xen.toolstack import Toolstack
 
 log = logging.getLogger("pyxlsnap.monitor")
-
-#: seconds to wait for the watch of another process to end
-_TURN_S = 10.0
 
 
 def watch_in_a_copy(uuid: str, writer: int) -> None:
@@ -74,12 +71,10 @@ def watch(uuid: str, writer: int) -> int:
     try:
         with Toolstack(operation="monitor", domain=uuid) as host:
             name = host.find(uuid).name
-            if not _take_turn(uuid):
-                ready()  # another process of pyxlsnap watches the domain
-                return 0
+            turn = Turn(uuid)
             _log_to(name)
             log.info("watching %s (%s)", name, uuid)
-            monitor(host, uuid, on_ready=ready, cancel=cancel)
+            monitor(host, uuid, on_ready=ready, cancel=cancel, turn=turn.take)
     except Cancelled:
         log.info("stopped by SIGTERM: no process watches %s now", uuid)
     except Exception as e:
@@ -89,18 +84,6 @@ def watch(uuid: str, writer: int) -> int:
                 os.write(writer, (str(e) or type(e).__name__).encode())
         return 1
     return 0
-
-
-def _take_turn(uuid: str) -> bool:
-    """Take the watch of a domain; false if another process of pyxlsnap keeps it.
-
-    A process whose domain was destroyed ends soon, so wait for a short time.
-    """
-    try:
-        DomainLock(uuid, domain=uuid, kind="watch", wait_s=_TURN_S)
-    except Busy:
-        return False
-    return True  # the lock is released when the process ends
 
 
 def _log_to(name: str) -> None:

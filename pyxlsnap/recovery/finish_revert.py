@@ -1,15 +1,19 @@
 """Recovering a revert whose process was killed: finish it, or ask a person to decide."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
 from pathlib import Path
 
+from pyxlsnap.create.waiting import Reports
+from pyxlsnap.disks.in_use import wait_for_qemu_img
 from pyxlsnap.disks.kept import drop_kept
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import strategies
 from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
 from pyxlsnap.linux.locks import RIVAL_S
 from pyxlsnap.linux.processes import holders
@@ -115,7 +119,13 @@ def stranger(host: Host, entry: RevertEntry) -> Guest | None:
     return None if holder.uuid in (entry.uuid, entry.replaced_uuid) else holder
 
 
-def carry_out(host: Host, decided: Decision, guest: Guest | None, entry: RevertEntry) -> Recovered:
+def carry_out(
+    host: Host,
+    decided: Decision,
+    guest: Guest | None,
+    entry: RevertEntry,
+    callbacks: Callbacks,
+) -> Recovered:
     """Do what was decided. (:func:`redo` handles :attr:`Decision.REDO`.)
 
     :param guest: the domain for which it was decided.
@@ -125,7 +135,7 @@ def carry_out(host: Host, decided: Decision, guest: Guest | None, entry: RevertE
         case Decision.UNTOUCHED:
             return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
         case Decision.COMPLETE if guest:
-            return _complete(guest, entry)
+            return _complete(guest, entry, Reports(callbacks))
         case Decision.LEAVE if guest:
             return _leave(guest, entry)
         case Decision.ASK_HELD if holder := stranger(host, entry):
@@ -187,10 +197,10 @@ def _info(guest: Guest | None) -> DomainInfo | None:
         return None  # it ended just now
 
 
-def _complete(guest: Guest, entry: RevertEntry) -> Recovered:
+def _complete(guest: Guest, entry: RevertEntry, waiting: Callable[[str], None]) -> Recovered:
     """Do the steps after the restore."""
     if not guest.info().has_run and not entry.paused:  # else the user has paused it
-        guest.unpause()
+        patiently(guest, guest.unpause, waiting)
     return _finished(
         Reverted(
             name=entry.name,
@@ -199,16 +209,16 @@ def _complete(guest: Guest, entry: RevertEntry) -> Recovered:
             uuid=guest.uuid,
             state=RunState.PAUSED if entry.paused else RunState.RUNNING,
             disks=tuple(disk.vdev for disk in entry.devices),
-            warnings=tuple(_drop_kept(guest, entry)),
+            warnings=tuple(_drop_kept(guest, entry, waiting)),
             kept=entry.present_cfgfile,
         )
     )
 
 
-def _drop_kept(guest: Guest, entry: RevertEntry) -> list[str]:
+def _drop_kept(guest: Guest, entry: RevertEntry, waiting: Callable[[str], None]) -> list[str]:
     chosen = list(zip(entry.devices, entry.disks, strict=True))
     try:
-        task = DiskTask(entry.name, finishes=entry.disk_state)
+        task = DiskTask(entry.name, finishes=entry.disk_state, waiting=waiting)
         found = strategies(chosen, task, entry.kinds)
     except Exception as e:
         return [f"the kept state of the disks before the revert could not be removed: {e}"]
@@ -221,7 +231,7 @@ def redo(host: Host, entry: RevertEntry, callbacks: Callbacks) -> Recovered:
     :raises NeedsAttention: the revert failed again, or is not to be done any more; the journal
         stays.
     """
-    _wait_until_quiet(host, entry)
+    _wait_until_quiet(host, entry, Reports(callbacks))
 
     def recheck(guest: Guest | None) -> None:
         _check_redo(host, guest, entry)
@@ -268,17 +278,26 @@ def _check_redo(host: Host, guest: Guest | None, entry: RevertEntry) -> None:
     )
 
 
-def _wait_until_quiet(host: Host, entry: RevertEntry) -> None:
-    """Wait until qemu-img, QEMU and the destroy that the dead process started have ended."""
+def _wait_until_quiet(host: Host, entry: RevertEntry, waiting: Callable[[str], None]) -> None:
+    """Wait until qemu-img, QEMU and the destroy that the dead process started have ended.
+
+    A qemu-img does its work to the end, however long that takes.
+    """
     until(lambda: _is_quiet(host, entry), within_s=_QUIET_S, poll_s=_QUIET_POLL_S)
+    wait_for_qemu_img(entry.devices, waiting)
 
 
 def _is_quiet(host: Host, entry: RevertEntry) -> bool:
     guest = find_guest(host, entry)
     own = guest.device_model_pid() if guest else None
-    targets = [Path(d.target) for d in entry.devices if os.path.exists(d.target)]
-    busy = any(pid != own for target in targets for pid in holders(target))
+    busy = any(pid != own for pid in _holders(entry))
     return not busy and not (guest and _is_dying(guest))
+
+
+def _holders(entry: RevertEntry) -> list[int]:
+    """The processes that have a file of the disks open."""
+    targets = [Path(d.target) for d in entry.devices if os.path.exists(d.target)]
+    return [pid for target in targets for pid in holders(target)]
 
 
 def _is_dying(guest: Guest) -> bool:

@@ -12,17 +12,22 @@ from functools import partial
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.waiting import Waiting
 from pyxlsnap.delete.operation import finish as finish_delete
-from pyxlsnap.errors import Busy, DomainNotFound, NeedsAttention, PyxlsnapError, Refused, UsageError
+from pyxlsnap.errors import Busy, DomainNotFound, Refused, UsageError
 from pyxlsnap.guest.protocols import Host, find_if_there
 from pyxlsnap.journal import CreateEntry, DeleteEntry, Entry, Journal, RevertEntry, unfinished
-from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.locks import OPERATION, DomainLock
+from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import check_uuid
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.monitor.xl import xl_monitor
+from pyxlsnap.recovery.every import Turn, recover_every
 from pyxlsnap.recovery.finish_revert import Decision, carry_out, decide_now, find_guest, redo
 from pyxlsnap.recovery.undo_create import undo_create
 from pyxlsnap.request import Callbacks, RecoverRequest
 from pyxlsnap.results import Recovered
+
+# A monitor that acts may dump the guest's core, or wait for memory.
+_MONITOR_S, _MONITOR_POLL_S = 300.0, 0.1
 
 
 def recover(
@@ -43,27 +48,40 @@ def recover(
 
     token = cancel or Cancel()
 
-    def recover_one(uuid: str) -> Recovered:
-        return _recover_one(host, uuid, callbacks, token, wait_s=request.wait_s)
+    def recover_one(uuid: str, callbacks: Callbacks, limit_s: float | None) -> Recovered:
+        return _recover_one(host, uuid, callbacks, token, wait_s=request.wait_s, limit_s=limit_s)
 
     if request.domain is None:
-        return _recover_every(recover_one)
-    return recover_one(_uuid_of(host, request.domain))
+        return recover_every(recover_one, callbacks)
+    return recover_one(_uuid_of(host, request.domain), callbacks, None)
 
 
 def _recover_one(
-    host: Host, uuid: str, callbacks: Callbacks, cancel: Cancel, *, wait_s: float
+    host: Host,
+    uuid: str,
+    callbacks: Callbacks,
+    cancel: Cancel,
+    *,
+    wait_s: float,
+    limit_s: float | None,
 ) -> Recovered:
     uuid = check_uuid(uuid)  # a file in the journals' directory may have any name
-    lock = DomainLock(uuid, domain=uuid, wait_s=wait_s)
+    lock = DomainLock(uuid, domain=uuid, wait_s=wait_s, part=OPERATION)
     try:
+        if not until(lock.close_to_monitor, within_s=_MONITOR_S, poll_s=_MONITOR_POLL_S):
+            raise Busy(
+                f"the guest of {uuid} has shut down, and its monitor is still acting on that: "
+                f"wait until it has ended",
+                domain=uuid,
+            )
         callbacks.share_lock(uuid, lock.fd)
         journal = Journal(uuid)
         entry = journal.read()
         if entry is None:
             return Recovered((), rolled_back=True)
-        waiting = Waiting(entry.domain, uuid, callbacks, cancel, suspended=False)
-        if finish := _way_to_finish(host, entry, waiting):
+        told = Waiting(entry.domain, uuid, callbacks, cancel, suspended=False)
+        waiting = Turn(told, limit_s)
+        if finish := _way_to_finish(host, entry, waiting, callbacks):
             try:
                 recovered = finish()
             finally:
@@ -77,7 +95,7 @@ def _recover_one(
 
 
 def _way_to_finish(
-    host: Host, entry: Entry, waiting: Callable[[str], None]
+    host: Host, entry: Entry, waiting: Callable[[str], None], callbacks: Callbacks
 ) -> Callable[[], Recovered] | None:
     """The recovery to run under the lock; ``None``: :func:`redo`, which takes the lock."""
     if isinstance(entry, CreateEntry):
@@ -86,46 +104,9 @@ def _way_to_finish(
         return partial(finish_delete, host, entry)
     guest = find_guest(host, entry)
     decided = decide_now(host, guest, entry)
-    return None if decided is Decision.REDO else partial(carry_out, host, decided, guest, entry)
-
-
-def _recover_every(recover_one: Callable[[str], Recovered]) -> Recovered:
-    """Recover every domain that has a journal.
-
-    A failure for one domain does not stop the recovery of the others. Operations that are still
-    under way are left alone; the result's lines name them.
-
-    :raises NeedsAttention: as :func:`recover`, for all of them.
-    """
-    lines: list[str] = []
-    failed: list[NeedsAttention] = []
-    back = True
-    for uuid in unfinished():
-        try:
-            found = recover_one(uuid)
-            lines += [f"{uuid}: {line}" for line in found.lines]
-            back = back and found.rolled_back
-        except Busy as e:
-            lines.append(f"{uuid}: {e}")
-        except Exception as e:
-            failed.append(_failure(uuid, e))
-    if not failed:
-        return Recovered(tuple(lines), rolled_back=back)
-    raise NeedsAttention(
-        "; ".join(map(str, failed)),
-        step="recover",
-        undone=[*lines, *(line for e in failed for line in e.undone)],
-        left=[line for e in failed for line in e.left],
-        finish="; ".join(e.finish for e in failed if e.finish),
-    )
-
-
-def _failure(uuid: str, error: Exception) -> NeedsAttention:
-    if isinstance(error, NeedsAttention):
-        return error
-    known = isinstance(error, PyxlsnapError)
-    what = str(error) if known else f"{uuid}: {type(error).__name__}: {error}"
-    return NeedsAttention(what, step="recover", left=[f"the journal of {uuid}"])
+    if decided is Decision.REDO:
+        return None
+    return partial(carry_out, host, decided, guest, entry, callbacks)
 
 
 def _uuid_of(host: Host, domain: str) -> str:

@@ -1,20 +1,33 @@
 """Rolling back a create whose process was killed: the guest first, then disks and files."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from pyxlsnap.create.way_back import finish
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
-from pyxlsnap.errors import BadMemoryFile, DomainNotFound, GuestTimeout, NeedsAttention
+from pyxlsnap.disks.undo import LeftOver
+from pyxlsnap.errors import DomainNotFound, GuestTimeout, NeedsAttention
+from pyxlsnap.guest.gone import is_gone, is_gone_soon
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
-from pyxlsnap.journal import CreateEntry, Journal, boot_id
-from pyxlsnap.linux.files import open_regular, remove_directories
-from pyxlsnap.memory import read_header
-from pyxlsnap.model import DomainConfig
+from pyxlsnap.guest.resume import patiently
+from pyxlsnap.journal import CreateEntry, Journal, boot_id, way_back_command
+from pyxlsnap.linux.files import remove_directories
+from pyxlsnap.linux.waiting import until
+from pyxlsnap.monitor.steady import is_steady_on
+from pyxlsnap.recovery import kept
 from pyxlsnap.results import Recovered
 from pyxlsnap.text import paused_again
+
+log = logging.getLogger(__name__)
+
+# A guest that has rebooted is started again within seconds.
+_STARTING_S, _STARTING_POLL_S = 60.0, 0.1
 
 Adopted = Sequence[tuple[DiskStrategy, Exception | None]]
 
@@ -24,6 +37,8 @@ class _Outcome(NamedTuple):
 
     done: list[str]
     left: list[str]
+    #: things left that another recovery cannot delete either
+    leftovers: list[str]
 
 
 def undo_create(
@@ -32,50 +47,91 @@ def undo_create(
     """Roll a create back; if its snapshot is complete, keep the snapshot.
 
     :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
-    :raises NeedsAttention: the guest could not be resumed, or its disks could not be opened, and
-        nothing was deleted; or some disk snapshots or files could not be removed, and the
-        others were.
+    :raises NeedsAttention: the guest could not be resumed, or its disks could not be opened, or
+        its only copy is out of reach, and nothing was deleted; or some disk snapshots or files
+        could not be removed, and the others were.
     """
+    may_start = _wait_until_started(host, entry)
     guest = find_if_there(host, entry.uuid)
     anew = guest is not None and not _is_same_run(guest, entry)
     ran_s = _pause_again(guest, entry) if guest and not anew else 0.0
-    task = DiskTask(entry.name, started_anew=anew, waiting=waiting)
+    task = DiskTask(
+        entry.name,
+        started_anew=anew,
+        may_start=may_start,
+        gone=partial(is_gone, guest) if guest else lambda: True,
+        waiting=waiting,
+    )
     adopted = _adopt(guest.domid if guest else None, entry, task)
     try:
-        resumed = guest is not None and _resume(guest, entry, adopted)
+        resumed = guest is not None and _resume(guest, entry, adopted, waiting)
         done = [f"resumed {guest.name}"] if guest and resumed else []
-        if ran_s:
-            done.append(paused_again(entry.domain, ran_s, "at most "))
-        complete = _is_ours(Path(entry.memory_path), entry)
-        if complete and Path(entry.cfgfile).exists():
+        done += [paused_again(entry.domain, ran_s, "at most ")] if ran_s else []
+        if resumed:
+            entry = _without_way_back(entry)
+        whole = kept.is_whole(entry)
+        if entry.way_back and not whole:
+            raise kept.out_of_reach(entry)
+        if whole and entry.has_disks:
             done.append(f"the snapshot {entry.name} is complete: see {entry.cfgfile}")
-            return Recovered(tuple(done), rolled_back=False)
+            unfinished = finish(strategy for strategy, _ in adopted)
+            return Recovered((*done, *unfinished), rolled_back=False)
         disks = _undo_disks(adopted)
     finally:
         close_all(strategy for strategy, _ in adopted)
-    files = _remove_files(
-        [*entry.temporary, *([entry.memory_path] if complete else [])], entry.directories
-    )
+    if keep := whole and bool(entry.way_back):  # its only copy, or of no use: nobody knows
+        done.append(f"the memory of {entry.domain} stays: see {entry.cfgfile}")
+    ours = [] if keep else kept.published(entry)
+    files = _remove_files([*entry.temporary, *ours], entry.directories)
     done += disks.done + files.done + remove_directories([Path(d) for d in entry.directories])
     left = disks.left + files.left
     if disks.left and not guest:
         left.insert(0, f"{entry.domain} ended, and a disk snapshot {entry.name} may be left")
     if left:
-        raise NeedsAttention(
-            "; ".join(left),
-            step="recover",
-            undone=done,
-            left=left,
-            finish=f"check what is left, then run: rm {Journal(entry.uuid).path}",
-        )
-    return Recovered(tuple(done), rolled_back=True, seconds_unpaused=ran_s)
+        raise _left_over(entry, done, [*left, *disks.leftovers])
+    done += disks.leftovers
+    as_before = not (keep or disks.leftovers)
+    return Recovered(tuple(done), rolled_back=as_before, seconds_unpaused=ran_s)
+
+
+def _wait_until_started(host: Host, entry: CreateEntry) -> Callable[[], bool]:
+    """Wait while xl starts a guest that has ended; returns whether xl may still do that."""
+
+    def may_start() -> bool:
+        return not is_steady_on(host, entry.uuid, name=entry.domain, domid=entry.domid)
+
+    until(lambda: not may_start(), within_s=_STARTING_S, poll_s=_STARTING_POLL_S)
+    return may_start
+
+
+def _left_over(entry: CreateEntry, done: Sequence[str], left: Sequence[str]) -> NeedsAttention:
+    """Make (not raise) the error for what could not be removed."""
+    return NeedsAttention(
+        "; ".join(left),
+        step="recover",
+        undone=done,
+        left=left,
+        finish=f"check what is left, then run: rm {Journal(entry.uuid).path}",
+    )
+
+
+def _without_way_back(entry: CreateEntry) -> CreateEntry:
+    """Note that the guest runs again: what was kept is not its only copy any more."""
+    if not entry.way_back:
+        return entry
+    entry = replace(entry, way_back="")
+    try:
+        Journal(entry.uuid).rewrite(entry)
+    except OSError as e:  # another recovery deletes less then
+        log.warning("%s: %s", Journal(entry.uuid).path, e.strerror)
+    return entry
 
 
 def _adopt(domid: int | None, entry: CreateEntry, task: DiskTask) -> Adopted:
     """The disk strategies of the killed process, each with the error of its adoption, if any."""
     chosen = list(zip(entry.devices, entry.disks, strict=True))
     try:
-        found = strategies(chosen, task, entry.kinds)
+        found = strategies(chosen, task, entry.kinds, trusted=True)
     except Exception as e:  # without them it is unknown whether the guest may run
         raise NeedsAttention(
             f"{e}",
@@ -95,10 +151,12 @@ def _hindrance(strategy: DiskStrategy, domid: int | None, entry: CreateEntry) ->
 
 
 def _undo_disks(adopted: Adopted) -> _Outcome:
-    outcome = _Outcome([], [])
+    outcome = _Outcome([], [], [])
     for strategy, hindrance in adopted:
         try:
             outcome.done.extend(strategy.undo_create())
+        except LeftOver as e:
+            outcome.leftovers.append(str(e))
         except Exception as e:
             outcome.left.append(_with_hindrance(str(e) or type(e).__name__, hindrance))
     return outcome
@@ -116,7 +174,7 @@ def _remove_files(names: Sequence[str], made: Sequence[str]) -> _Outcome:
     :param made: directories that the create was to make. If another directory is missing, its
         filesystem is not mounted.
     """
-    outcome = _Outcome([], [])
+    outcome = _Outcome([], [], [])
     for name in names:
         try:
             Path(name).unlink()
@@ -148,11 +206,16 @@ def _pause_again(guest: Guest, entry: CreateEntry) -> float:
     return max(time.time() - entry.unpaused_at, 0.001) if entry.unpaused_at is not None else 0.0
 
 
-def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
+def _resume(
+    guest: Guest, entry: CreateEntry, adopted: Adopted, waiting: Callable[[str], None]
+) -> bool:
     try:
         for strategy, _ in adopted:
             strategy.settle()
-        return _is_same_run(guest, entry) and guest.ensure_running(paused=entry.paused)
+        if not _is_same_run(guest, entry):
+            return False
+        ensure = partial(guest.ensure_running, paused=entry.paused)
+        return patiently(guest, ensure, waiting, at_once=False)
     except GuestTimeout as e:
         raise NeedsAttention(
             str(e),
@@ -163,17 +226,20 @@ def _resume(guest: Guest, entry: CreateEntry, adopted: Adopted) -> bool:
     except DomainNotFound:
         return False  # the guest has just ended
     except Exception as e:
+        if is_gone_soon(guest):
+            return False
         raise _not_back(f"{guest} is suspended and cannot be resumed ({e})", entry) from e
 
 
 def _not_back(what: str, entry: CreateEntry) -> NeedsAttention:
     """Make (not raise) the error for a guest that is not as it was; nothing was deleted."""
     left = [what, *(f"its memory may be in {t}" for t in entry.temporary if Path(t).exists())]
+    said, finish = "", f"pyxlsnap snapshot-recover {entry.uuid}"
+    if entry.way_back and kept.is_whole(entry):
+        finish = way_back_command(entry)
+        said = f"; `{finish}` restores {entry.domain} from what was kept"
     return NeedsAttention(
-        f"{'; '.join(left)}; nothing was deleted",
-        step="recover",
-        left=left,
-        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+        f"{'; '.join(left)}; nothing was deleted{said}", step="recover", left=left, finish=finish
     )
 
 
@@ -183,15 +249,3 @@ def _is_same_run(guest: Guest, entry: CreateEntry) -> bool:
     (An entry of version 1 has no boot.)
     """
     return guest.domid == entry.domid and entry.boot in ("", boot_id())
-
-
-def _is_ours(memory: Path, entry: CreateEntry) -> bool:
-    """Whether a memory file belongs to the entry's snapshot: another may have its name by now."""
-    try:
-        with open_regular(memory) as file:
-            header = read_header(file, str(memory))
-        uuid = DomainConfig.parse(header.config_json).uuid
-    except (OSError, BadMemoryFile, ValueError):
-        return False
-    name = header.metadata and header.metadata.name
-    return (name, uuid) == (entry.name, entry.uuid)

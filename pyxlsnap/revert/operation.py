@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.create.waiting import Reports
+from pyxlsnap.disks.in_use import wait_for_qemu_img
 from pyxlsnap.errors import DomainNotFound, Interrupted
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal, RevertEntry
@@ -84,11 +86,15 @@ def _planned(
                 lock = DomainLock(uuid, domain=request.domain, wait_s=request.wait_s)
                 locks.callback(lock.release)
                 callbacks.share_lock(uuid, lock.fd)
-                entry = Journal(uuid).unfinished_revert()  # this revert finishes it
+                entry = Journal(uuid).unfinished_revert(request.cfgfile)  # this revert finishes it
                 if entry and _is_half_way(host, request, entry):
                     half_way = entry
             callbacks.on_progress(Progress("checking"))
-            with closing(make_plan(host, request, cancel, half_way=half_way)) as plan:
+            tell = Reports(callbacks)
+            if half_way:  # the killed process may have left a qemu-img that still works
+                wait_for_qemu_img(half_way.devices, tell, cancel.check)
+            made = make_plan(host, request, cancel, half_way=half_way, waiting=tell)
+            with closing(made) as plan:
                 yield plan
         except Cancelled:
             what = f"reverting {request.domain} was interrupted"

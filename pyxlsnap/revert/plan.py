@@ -3,22 +3,21 @@
 All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
-from pyxlsnap.errors import ConfigError, DomainNotFound, Refused, Risky, XenError
+from pyxlsnap.errors import ConfigError, DomainNotFound, Refused, Risky
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.guest.saved import memory_path, reading, saved_config
+from pyxlsnap.guest.saved import file_version, memory_path, reading, saved_config
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.limits import refuse_limits
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
     Disk,
@@ -29,8 +28,11 @@ from pyxlsnap.model import (
     SnapshotConfig,
     check_name,
 )
+from pyxlsnap.monitor.xl import about_foreground
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
+from pyxlsnap.revert.examination import Examination
+from pyxlsnap.revert.risks import find_risks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +45,12 @@ class RevertPlan:
     config: DomainConfig = field(repr=False)
     #: the same, with room for all memory that the domain held: see :mod:`..guest.held_memory`
     restored: DomainConfig = field(repr=False)
+    #: for the last look
+    examination: Examination = field(repr=False)
     name: str
     memory_path: Path
+    #: the memory file as it was when it was read
+    memory_version: tuple[int, ...]
     stream_offset: int
     state: RunState
     #: the disk snapshots
@@ -53,6 +59,8 @@ class RevertPlan:
     devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
     warnings: tuple[str, ...]
+    #: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`
+    waiting: Callable[[str], None] = field(repr=False)
 
     @property
     def cfgfile(self) -> Path:
@@ -96,12 +104,19 @@ class _Saved:
     """The content of the memory file, without the memory."""
 
     path: Path
+    version: tuple[int, ...]
     header: Header
     config: DomainConfig
     #: the release of Xen that saved the memory
     xen: tuple[int, int]
     #: memory that the domain held, KiB
     memory_kb: int
+
+    @property
+    def qemu(self) -> str:
+        """The version of the QEMU that saved the domain; "" if the memory file has none."""
+        meta = self.header.metadata
+        return meta.versions.get("qemu", "") if meta else ""
 
 
 @refusing_os_errors()
@@ -111,16 +126,19 @@ def make_plan(
     cancel: Cancel | None = None,
     *,
     half_way: RevertEntry | None = None,
+    waiting: Callable[[str], None] = lambda _: None,
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
 
     :param half_way: the same revert, which was killed after the domain was destroyed. The killed
         run decided about the risks, and its entry has the domain's last name.
+    :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
     :raises ConfigError, BadMemoryFile: the cfgfile names no memory file, or a damaged one.
     :raises Refused: the revert cannot be done.
     :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
     :raises Cancelled: ``cancel`` was set.
     """
+    refuse_limits()
     saved = _read_memory(request, cancel or Cancel())
     config = saved.config.with_name(half_way.domain) if half_way else saved.config
     guest = _current(host, request.domain, config)
@@ -130,26 +148,44 @@ def make_plan(
     snapshot = _snapshot_name(request, meta)
     chosen = _choose_disks(request, meta, config)
     restored = with_room(config, saved.memory_kb)
-    _refuse(host, restored, guest, [d for d, _ in chosen])
-    risks = _risks(host, saved, config, guest, {d.vdev for d, _ in chosen})
-    if risks and not (request.force or half_way):
-        raise _risky(config.name, risks)
+    examination = Examination(host, config, guest, chosen, saved.qemu)
+    found = examination.look()
+    checks.refuse_memory(host, restored, guest)
+    vdevs = {d.vdev for d, _ in chosen}
+    risks = find_risks(host, config, guest, vdevs, memory=saved.path, xen=saved.xen)
+    risks += found.risks
     plan = RevertPlan(
         request=request,
         guest=guest,
         config=config,
         restored=restored,
+        examination=examination,
         name=snapshot,
         memory_path=saved.path,
+        memory_version=saved.version,
         stream_offset=saved.header.stream_offset,
         state=RunState.RUNNING if request.running or meta is None else meta.state,
         requests=tuple(r for _, r in chosen),
         devices=tuple(disk for disk, _ in chosen),
-        strategies=strategies(chosen, _task(config, snapshot), meta.kinds if meta else {}),
-        warnings=tuple(risks),
+        strategies=strategies(
+            chosen, _task(config, snapshot, request.cfgfile, waiting), meta.kinds if meta else {}
+        ),
+        warnings=(
+            *risks,
+            *found.warnings,
+            *about_foreground(config.name, when="when the domain is destroyed"),
+        ),
+        waiting=waiting,
     )
-    for strategy in plan.strategies:
-        strategy.check_revert()
+    try:
+        for strategy in plan.strategies:
+            strategy.check_revert()
+        # After all that --force cannot help with.
+        if risks and not (request.force or half_way):
+            raise _risky(config.name, risks)
+    except BaseException:
+        plan.close()
+        raise
     return plan
 
 
@@ -158,16 +194,19 @@ def _as_named_now(guest: Guest, config: DomainConfig) -> DomainConfig:
     return config.with_name(guest.name or config.name)  # (a dying domain has no name)
 
 
-def _task(config: DomainConfig, snapshot: str) -> DiskTask:
-    return DiskTask(snapshot, finishes=_kept_by_killed(config.uuid, snapshot))
+def _task(
+    config: DomainConfig, snapshot: str, cfgfile: str, waiting: Callable[[str], None]
+) -> DiskTask:
+    finishes = _kept_by_killed(config.uuid, snapshot, cfgfile)
+    return DiskTask(snapshot, finishes=finishes, waiting=waiting)
 
 
-def _kept_by_killed(uuid: str, snapshot: str) -> Mapping[str, str] | None:
+def _kept_by_killed(uuid: str, snapshot: str, cfgfile: str) -> Mapping[str, str] | None:
     """What an interrupted revert to this snapshot noted of the disks that it keeps.
 
     ``None``: there was none, so whatever has the names of kept disks is somebody else's.
     """
-    killed = Journal(uuid).unfinished_revert()
+    killed = Journal(uuid).unfinished_revert(cfgfile)
     begun = killed is not None and killed.destroy_begun and killed.name == snapshot
     return killed.disk_state if killed and begun else None
 
@@ -175,15 +214,6 @@ def _kept_by_killed(uuid: str, snapshot: str) -> Mapping[str, str] | None:
 def _risky(domain: str, risks: list[str]) -> Risky:
     what = f"reverting {domain} is risky: {'; '.join(risks)}; to revert anyway, add --force"
     return Risky(what, reasons=risks)
-
-
-def _refuse(host: Host, config: DomainConfig, guest: Guest | None, disks: list[Disk]) -> None:
-    """:raises Refused: the host, or another domain, does not allow the revert."""
-    checks.refuse_name_or_uuid_in_use(host, config, guest)
-    checks.refuse_shared(host, guest, [d for d in config.disks if not d.left_out])
-    checks.refuse_missing_paths(config, besides={d.vdev for d in disks})
-    checks.refuse_held(guest, disks)
-    checks.refuse_memory(host, config, guest)
 
 
 def saved_uuid(request: RevertRequest) -> str:
@@ -204,12 +234,13 @@ def _read_memory(request: RevertRequest, cancel: Cancel) -> _Saved:
     """Read the memory file from its header to its END."""
     path = _named_memory_path(request)
     with reading(path) as file:
+        version = file_version(file)
         header = read_header(file, str(path))
         file.seek(header.stream_offset)
         summary = walk(file, str(path), on_bytes=lambda _: cancel.check())
         config = saved_config(header)
     xen = (summary.xen_major, summary.xen_minor)
-    return _Saved(path, header, config, xen, summary.memory_kb)
+    return _Saved(path, version, header, config, xen, summary.memory_kb)
 
 
 def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
@@ -280,47 +311,3 @@ def _config(request: RevertRequest) -> SnapshotConfig:
     """The content of the cfgfile."""
     assert request.config
     return request.config
-
-
-def _risks(
-    host: Host,
-    saved: _Saved,
-    config: DomainConfig,
-    guest: Guest | None,
-    in_snapshot: set[str],
-) -> list[str]:
-    """The reasons why the revert cannot be shown to be safe."""
-    reasons = []
-    outside = [d.vdev for d in config.disks if not d.left_out and d.vdev not in in_snapshot]
-    if outside:
-        reasons.append(
-            f"disks are not in the snapshot and may have changed since: {', '.join(outside)}"
-        )
-    if items := not_saved(config):
-        reasons.append(
-            f"the saved domain has {', '.join(items)}, and a restore may fail or not match it"
-        )
-    if saved.xen != host.xen_version():
-        made, now = ("{}.{}".format(*v) for v in (saved.xen, host.xen_version()))
-        reasons.append(f"the memory was saved on Xen {made}, and this host runs Xen {now}")
-    if guest is None:
-        return reasons
-    if guest.uuid != config.uuid:
-        reasons.append(f"{guest.name} has another uuid than the snapshot ({config.uuid})")
-    if guest.info().suspended:
-        return reasons  # a snapshot could not resume it: its QEMU is stopped and would not answer
-    return reasons + _changes(config, guest) + checks.libvirt_reason(guest)
-
-
-def _changes(config: DomainConfig, guest: Guest) -> list[str]:
-    """A reason, if disks were added, removed or changed since the snapshot."""
-    try:
-        present = guest.config()
-    except (XenError, Refused) as e:  # after a crash of its QEMU, for example: a revert helps
-        return [f"the present configuration of {guest.name} cannot be read ({e})"]
-    now, then = (
-        {(d.vdev, os.path.realpath(d.target)) for d in c.disks if not d.left_out}
-        for c in (present, config)
-    )
-    changed = sorted({vdev for vdev, _ in now ^ then})
-    return [f"disks were added, removed or changed since: {', '.join(changed)}"] if changed else []

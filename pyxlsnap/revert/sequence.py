@@ -5,10 +5,10 @@ a revert that was interrupted.
 """
 
 import logging
-import os
 import time
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, BinaryIO
 
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.disks.kept import drop_kept
@@ -18,22 +18,26 @@ from pyxlsnap.errors import (
     NeedsAttention,
     OperationFailed,
     PyxlsnapError,
+    Refused,
     XenError,
 )
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.destroy import destroy
-from pyxlsnap.guest.dom0_memory import make_room
+from pyxlsnap.guest.dom0_memory import Room
 from pyxlsnap.guest.held_memory import set_target_back
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.resume import patiently
+from pyxlsnap.guest.untouched import BeforeDestroy
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
-from pyxlsnap.linux.files import open_regular
 from pyxlsnap.linux.processes import Process
-from pyxlsnap.model import KEPT_SUFFIX, DomainInfo, RunState
+from pyxlsnap.model import KEPT_SUFFIX, RunState
 from pyxlsnap.monitor.launch import keep_watched
-from pyxlsnap.monitor.xl import xl_monitor
+from pyxlsnap.monitor.xl import Xl, xl_process
 from pyxlsnap.request import Callbacks, revert_command
 from pyxlsnap.results import Progress, Reverted, Step
+from pyxlsnap.revert.last_look import look_again, open_memory
 from pyxlsnap.revert.plan import RevertPlan
+from pyxlsnap.text import command
 
 log = logging.getLogger(__name__)
 
@@ -56,17 +60,23 @@ class Reversion:
         self._plan = plan
         self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
+        self._room = Room(host, plan.restored)
         self._journal = Journal(plan.config.uuid)
         #: an earlier run of this revert, which was killed
-        self._killed = self._journal.unfinished_revert()
+        cfgfile = plan.request.cfgfile
+        self._killed = self._journal.unfinished_revert(cfgfile)
+        #: a create that left the guest suspended: its journal stays until the destroy
+        self._suspended = self._journal.left_suspended(cfgfile)
         #: the earlier run had begun to destroy the domain
         self._finishing = self._killed is not None and self._killed.destroy_begun
         kept = self._killed.present_cfgfile if self._killed else ""
         self._present_cfgfile = present_cfgfile or kept
         self._entry = self._killed or self._first_entry()
         self._destroying = False
-        self._before: DomainInfo | None = None
+        self._before: BeforeDestroy | None = None
         self._restoring = False
+        self._open = ExitStack()
+        self._memory: BinaryIO | None = None
         self._new: Guest | None = None
         self._warnings = self._about_another_snapshot()
         self._seconds: dict[str, float] = {}
@@ -74,10 +84,11 @@ class Reversion:
     def steps(self) -> list[Step]:
         """The sequence."""
         return [
+            ("memory", self._make_room),
+            ("check again", self._check_again),
             ("journal", self._write_journal),
             ("destroy", self._destroy),
             ("disks", self._revert_disks),
-            ("memory", self._make_room),
             ("restore", self._restore),
             ("unpause", self._unpause),
             ("monitor", self._keep_watched),
@@ -87,7 +98,7 @@ class Reversion:
     def run(self) -> Reverted:
         """Do all steps.
 
-        :raises OperationFailed, Interrupted, NeedsAttention: as
+        :raises Refused, OperationFailed, Interrupted, NeedsAttention: as
             :func:`pyxlsnap.revert.operation.revert`.
         """
         step = ""
@@ -102,12 +113,23 @@ class Reversion:
                 self._seconds[step] = time.monotonic() - begun
         except BaseException as cause:
             raise self._failed(step, cause) from cause
+        finally:
+            self._room.release()
+            if self._before:
+                self._before.close()
+            self._open.close()
         self._journal.clear()
         return self._result()
 
     def _write_journal(self) -> None:
         self._entry = self._first_entry()
+        if self._suspended:
+            return
         (self._journal.rewrite if self._killed else self._journal.write)(self._entry)
+
+    def _check_again(self) -> None:
+        look_again(self._plan)
+        self._memory = self._open.enter_context(open_memory(self._plan))
 
     def _first_entry(self) -> RevertEntry:
         plan = self._plan
@@ -154,25 +176,39 @@ class Reversion:
         """
         return self._plan.config.name if self._replaced_uuid() else self._plan.config.uuid
 
+    def _make_room(self) -> None:
+        self._room.prepare(self._plan.guest, self._cancel.check)
+
     def _destroy(self) -> None:
-        name = self._plan.config.name
-        with Process(xl_monitor(name)) as xl:
+        found = xl_process(self._plan.config.name)
+        with Process(found.pid if found else None) as xl:
             if guest := self._plan.guest:
                 self._destroy_guest(guest)
             # xl's process ends when it notices that the domain was destroyed. If it does not end,
             # the guest has rebooted just now, and xl starts it again within two seconds.
-            if not xl.ended(within_s=_XL_S):
-                raise XenError(
-                    f"xl still watches {name} and may start it again: wait until xl's process for "
-                    f"{name} has ended, then run the command again",
-                    domain=name,
-                )
+            if found and not xl.ended(within_s=_XL_S):
+                self._say_watched(found)
         # If another program has started the domain meanwhile, its disks are in use.
         checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
 
+    def _say_watched(self, xl: Xl) -> None:
+        """:raises XenError: this process of xl watches the domain."""
+        name = self._plan.config.name
+        if not xl.has_log:  # it watches another domain, and was told another file or name before
+            self._warnings.append(
+                f"xl's process {xl.pid} ({command(list(xl.words))}) goes on: it was told the name "
+                f"{name}, and may have started another domain"
+            )
+            return
+        raise XenError(
+            f"xl still watches {name} and may start it again: wait until xl's process for {name} "
+            f"has ended, then run the command again",
+            domain=name,
+        )
+
     def _destroy_guest(self, guest: Guest) -> None:
         # If the domain ended meanwhile, another program may be starting it again.
-        self._before = guest.check_same(dying=self._finishing)
+        self._before = BeforeDestroy(guest, dying=self._finishing)
         checks.notice_rename(guest)  # it would be restored under its old name
         self._begin()
         self._destroying = True
@@ -197,19 +233,18 @@ class Reversion:
         if not self._entry.destroy_begun:  # the domain was off
             self._begin()
         self._destroying = True
-        for strategy in self._plan.strategies:
-            strategy.revert()
-
-    def _make_room(self) -> None:
-        make_room(self._host, self._plan.restored)
+        with self._room.lent():
+            for strategy in self._plan.strategies:
+                strategy.revert()
 
     def _restore(self) -> None:
         plan = self._plan
         checks.refuse_name_or_uuid_in_use(self._host, plan.config, None)
+        self._warnings += self._room.confirm()
         self._restoring = True
-        with open_regular(plan.memory_path) as file:
-            os.lseek(file.fileno(), plan.stream_offset, os.SEEK_SET)
-            self._new = self._host.restore(plan.restored, file.fileno())
+        assert self._memory
+        self._new = self._host.restore(plan.restored, self._memory.fileno())
+        self._room.release()
         # Before the journal has the domain: a recovery would only unpause it then.
         self._warnings += set_target_back(self._new, plan.config, plan.restored)
         self._say(restored_domid=self._new.domid)
@@ -217,7 +252,7 @@ class Reversion:
     def _unpause(self) -> None:
         assert self._new
         if self._plan.state is RunState.RUNNING:
-            self._new.unpause()
+            patiently(self._new, self._new.unpause, self._plan.waiting)
 
     def _keep_watched(self) -> None:
         assert self._new
@@ -239,11 +274,14 @@ class Reversion:
         )
         if self._present_cfgfile:
             what += f" (the snapshot of the present state stays: {self._present_cfgfile})"
-        if not self._finishing and (not self._destroying or self._untouched()):
-            self._journal.clear()
+        if not self._finishing and (not self._destroying or self._is_untouched()):
+            self._clear_journal()
+            self._room.give_back()
+            if type(cause) is Refused and not self._present_cfgfile:
+                return Refused(f"{what}; nothing was changed")
             cls = Interrupted if interrupted else OperationFailed
             return cls(f"{what}; nothing was changed", step=step)
-        left = self._remove_half_made()
+        left = self._left()
         if self._new is None:
             name = plan.config.name
             disks = f"the disks of {name}" if left else f"{name} is off, and its disks"
@@ -256,39 +294,38 @@ class Reversion:
             finish=revert_command(self._entry.request),
         )
 
-    def _untouched(self) -> bool:
-        """Whether the destroy has not yet changed the domain.
-
-        libxl pauses the domain first, then ends its QEMU, its devices, and at last the domain.
-        """
-        guest = self._plan.guest
+    def _clear_journal(self) -> None:
+        """Remove the journal of this revert, which has changed nothing."""
+        if not self._suspended:
+            self._journal.clear()
+            return
         try:
-            return guest is not None and _run_flags(guest.check_same()) == _run_flags(self._before)
-        except PyxlsnapError:
-            return False
+            if self._journal.read() != self._suspended:
+                self._journal.rewrite(self._suspended)
+        except (Refused, OSError) as e:
+            log.warning("the journal %s is that of this revert: %s", self._journal.path, e)
 
-    def _remove_half_made(self) -> list[str]:
-        """Destroy the domain that a failed restore left: no other domain had its uuid before.
+    def _is_untouched(self) -> bool:
+        """Whether the destroy has not yet changed the domain."""
+        return self._before is not None and self._before.is_unchanged()
 
-        A domain that has run was started by a user or program just before the restore.
+    def _left(self) -> list[str]:
+        """The domain that is there after a failed restore, or after a later failure.
+
+        The host has removed what a failed restore left. So a domain with its uuid was started by a
+        user or program just before the restore.
         """
         if not self._restoring:
             return []
         try:
-            half = self._host.find(self._plan.config.uuid)
+            found = self._host.find(self._plan.config.uuid)
         except DomainNotFound:
             return []
         except PyxlsnapError as e:
             return [str(e)]
         if self._new is not None:
-            return [f"{half} is restored, but a later step failed"]
-        try:
-            if half.info().has_run:
-                return [f"{half} was started meanwhile, and was left alone"]
-            destroy(half)
-        except PyxlsnapError as e:
-            return [f"{half} is incomplete and could not be removed ({e})"]
-        return []
+            return [f"{found} is restored, but a later step failed"]
+        return [f"{found} was started meanwhile, and was left alone"]
 
     def _result(self) -> Reverted:
         assert self._new
@@ -304,7 +341,3 @@ class Reversion:
             warnings=(*plan.warnings, *self._warnings),
             seconds=self._seconds,
         )
-
-
-def _run_flags(info: DomainInfo | None) -> tuple[bool, bool] | None:
-    return (info.paused, info.shutdown) if info else None

@@ -24,7 +24,7 @@ log = logging.getLogger("pyxlsnap")
 
 _EXIT_S = 20.0  # includes the supervisor's wait for the worker
 _STDERR_BYTES = 4096
-_HARMLESS = ("checking", "journal")
+_HARMLESS = ("checking", "journal", "check again")
 
 
 class WorkerClient:
@@ -45,6 +45,7 @@ class WorkerClient:
         self._failed: BaseException | None = None
         self._send_lock = threading.Lock()
         self._answered = False
+        self._cancelled = False
         #: the process has answered, and continues without its caller
         self.goes_on = False
         #: uuids of the domains that the worker has locked (a dict, to keep the order)
@@ -72,6 +73,7 @@ class WorkerClient:
 
     def cancel(self) -> bool:
         """Ask the worker to cancel the operation. The worker still sends a result or an error."""
+        self._cancelled = True
         self._send({"cancel": True})
         return True
 
@@ -158,6 +160,8 @@ class WorkerClient:
             logger = logging.getLogger(record.name)
             if logger.isEnabledFor(record.levelno):
                 logger.handle(record)
+        elif "recovers" in message and self._cancelled:
+            self.cancel()
         elif "lock" in message:
             self.locked[message["lock"]] = None
 

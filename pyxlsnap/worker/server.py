@@ -23,6 +23,7 @@ from pyxlsnap.create.feasibility import feasibility
 from pyxlsnap.delete import operation as delete
 from pyxlsnap.errors import Interrupted, PyxlsnapError
 from pyxlsnap.guest.protocols import Host
+from pyxlsnap.linux.limits import raise_limits
 from pyxlsnap.linux.locks import RIVAL_S
 from pyxlsnap.linux.processes import fresh_signals
 from pyxlsnap.monitor import launch
@@ -126,6 +127,7 @@ def recover_from(death: Death, client: ClientLink, *, watch: bool) -> None:
     message: Message = {"died": death.how, "recovered": []}
     cancel = Cancel()
     threading.Thread(target=client.listen, args=(cancel,), daemon=True).start()
+    client.send({"recovers": True})  # a cancel may have been read by the worker
     callbacks = Callbacks(
         on_progress=client.progress,
         leave=lambda error: client.leave({**message, "error": error_to_plain(error)}),
@@ -194,6 +196,7 @@ class _Worker:
 def main() -> None:
     """Serve one request. It comes over the socket that is the standard input."""
     fresh_signals()  # the caller may have changed them
+    raise_limits()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller cancels over the socket
     sock = socket.socket(fileno=os.dup(0))  # not inherited: a domain's QEMU would keep it open
     with open(os.devnull) as nothing:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pyxlsnap.errors import XenUnavailable
+from pyxlsnap.linux import locks
 from pyxlsnap.results import Progress
 from pyxlsnap.text import readable
 from pyxlsnap.xen.ffi import C, CData, ffi
@@ -32,6 +33,7 @@ _KEPT_LINES = 50  # for the error of a call
 _ITERATION = re.compile(r"Frames iteration (\d+)")
 _PAGE = 4096  # bytes
 _POLL_MS = 50  # used only if the kernel gave no pidfd
+_private_lock = threading.Lock()
 
 
 def close_in_children(fd: int) -> None:
@@ -39,8 +41,20 @@ def close_in_children(fd: int) -> None:
 
     :raises OSError: there are too many such descriptors, or this one is not open.
     """
-    if not C.pyxlsnap_close_in_children(fd):
+    with _private_lock:
+        done = C.pyxlsnap_close_in_children(fd)
+    if not done:
         raise OSError(errno.EMFILE, "too many private descriptors")
+
+
+def _close_lock_in_children(fd: int) -> None:
+    try:
+        close_in_children(fd)
+    except OSError as e:
+        log.warning("a lock may stay longer than this process: %s", e)
+
+
+locks.when_opened(_close_lock_in_children)
 
 
 class Bridge:

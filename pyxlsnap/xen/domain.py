@@ -9,6 +9,7 @@ from pyxlsnap.errors import DomainNotFound, GuestTimeout, Refused, XenError
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
+from pyxlsnap.xen import nodes
 from pyxlsnap.xen.context import Context
 from pyxlsnap.xen.ffi import C, c_string, domain_info, ffi, struct, take_string
 
@@ -70,6 +71,14 @@ class Domain:
     def present_name(self) -> str:
         """Its name now, while :attr:`name` is from the look-up; "" if it no longer exists."""
         return self._context.name_of(self.domid)
+
+    def present_info(self) -> DomainInfo | None:
+        """The domain that has its uuid now: another if it was started anew; ``None`` if it is off.
+
+        :raises XenError: libxl could not list the domains.
+        """
+        there = [d for d in self._context.domains() if d.uuid == self.uuid and not d.dying]
+        return there[0] if there else None
 
     def config(self) -> DomainConfig:
         """Its configuration as of now (``libxl_retrieve_domain_configuration``).
@@ -149,6 +158,8 @@ class Domain:
             if info.suspended:
                 self.resume()
                 return True
+            if info.shutdown:
+                return False  # by itself: it takes no request any more
             now, requested = time.monotonic(), self.suspend_requested()
             if requested:
                 quiet_since = now
@@ -166,7 +177,7 @@ class Domain:
         """Withdraw the suspend request of a domain that its owner had paused, and pause it again.
 
         A paused guest answers no request. One that has just taken its request is let suspend, for
-        up to ``settle_s`` seconds.
+        up to ``settle_s`` seconds. One that has shut down by itself is left alone.
 
         :returns: whether the domain is suspended; it is then left so.
         :raises XenError: it could not be paused.
@@ -174,9 +185,9 @@ class Domain:
         """
         self.check_same()
         if not (self.withdraw_suspend() or self.check_same().paused):
-            until(lambda: self.check_same().suspended, within_s=settle_s, poll_s=_POLL_S)
+            until(lambda: self.check_same().shutdown, within_s=settle_s, poll_s=_POLL_S)
         info = self.check_same()
-        if not (info.suspended or info.paused):
+        if not (info.shutdown or info.paused):
             self.pause()
             info = self.check_same()
         return info.suspended
@@ -293,7 +304,7 @@ class Domain:
     def device_model_pid(self) -> int | None:
         """The pid of its QEMU, which serves its qcow2 disks; ``None`` if it has no QEMU."""
         pid = self._context.xenstore_read(f"/local/domain/{self.domid}/image/device-model-pid")
-        return int(pid) if pid and pid.isdigit() else None
+        return nodes.number(pid or "")
 
     def is_stub_domain(self) -> bool:
         """Whether it runs the device model of another domain (the node "target" names that)."""
@@ -309,36 +320,14 @@ class Domain:
 
         0 for a device whose state is missing, or is no number: the guest writes it.
         """
-        read = self._context.xenstore_read
-        base = f"/local/domain/{self.domid}/device"
-        kinds = self._context.xenstore_list(base)
-        devices = [f"{k}/{d}" for k in kinds for d in self._context.xenstore_list(f"{base}/{k}")]
-        found = [(device, read(f"{base}/{device}/state")) for device in devices]
-        return {
-            device: int(state) if state and state.isascii() and state.isdigit() else 0
-            for device, state in found
-            # (device/suspend/event-channel, for one, is no device.)
-            if state is not None or read(f"{base}/{device}/backend") is not None
-        }
+        return nodes.frontend_states(self._context, self.domid)
 
     def disk_targets(self) -> tuple[str, ...]:
         """The host paths of its disks. Also for a suspended domain: nothing is asked of its QEMU.
 
         (libxl_device_disk_list returns only what follows the first colon of a path.)
         """
-        base = f"/libxl/{self.domid}/device"
-        disks = [
-            f"{base}/{kind}/{device}"
-            for kind in ("vbd", "virtio_disk")
-            for device in self._context.xenstore_list(f"{base}/{kind}")
-        ]
-        return tuple(filter(None, map(self._target, disks)))
-
-    def _target(self, disk: str) -> str:
-        params = self._context.xenstore_read(f"{disk}/params") or ""
-        # libxl writes the format before the path ("qcow2:/path") for QEMU, and for nothing else.
-        for_qemu = self._context.xenstore_read(f"{disk}/type") == "qdisk"
-        return params.partition(":")[2] if for_qemu else params
+        return nodes.disk_targets(self._context, self.domid)
 
     def _check(self, rc: int, operation: str) -> None:
         self._context.check(rc, operation, domain=str(self))

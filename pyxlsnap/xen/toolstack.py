@@ -6,19 +6,22 @@ A :class:`Toolstack` is cheap (some 10 ms): use one for each thread and each lon
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pyxlsnap import paths
-from pyxlsnap.errors import Aborted, ConfigError, DomainNotFound
+from pyxlsnap.errors import ConfigError, DomainNotFound, PyxlsnapError, XenError
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.xen.context import Context
+from pyxlsnap.xen.device_model import compiled_device_model
 from pyxlsnap.xen.domain import Domain
-from pyxlsnap.xen.ffi import C, c_string, ffi, struct, text
+from pyxlsnap.xen.ffi import C, CData, c_string, ffi, struct, text
 from pyxlsnap.xen.xenstore import DomainWatch
 from pyxlsnap.xen.xlcfg import parse_cfg
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _STREAM_V2 = 2  # libxl's own default is 1, the legacy format
 _NO_DOMID = 0xFFFFFFFF
+_NO_POOL = 0xFFFFFFFF
 
 
 class Toolstack:
@@ -104,16 +107,47 @@ class Toolstack:
 
         :meta private:
         """
+        return self._xl_conf("autoballoon") or "auto"
+
+    def xl_lock(self) -> Path:
+        """The file that xl locks while it starts a domain: ``lockfile`` of xl.conf(5).
+
+        :meta private:
+        """
+        return Path(self._xl_conf("lockfile") or paths.XL_LOCK)
+
+    def _xl_conf(self, key: str) -> str:
+        """A setting of xl.conf(5); "" if it is not set, or the file is not readable."""
         self._context.check_usable()
         file = paths.XL_CONF
         try:
-            found = parse_cfg(file.read_bytes(), file=str(file), strings=["autoballoon"], lists=[])
+            found = parse_cfg(file.read_bytes(), file=str(file), strings=[key], lists=[])
         except (OSError, ConfigError):
-            return "auto"
-        return str(found.get("autoballoon", "")) or "auto"
+            return ""
+        return str(found.get(key, ""))
+
+    def device_model(self) -> str:
+        """The path of the QEMU that libxl starts; "" if it is not known.
+
+        A domain may have another one (``device_model_override``).
+
+        :meta private:
+        """
+        self._context.check_usable()
+        return compiled_device_model()
+
+    def has_cpupool(self, pool: str) -> bool:
+        """Whether there is a CPU pool of this name or number (``libxl_cpupoolid_is_valid``)."""
+        with self._context.calling() as ctx:
+            found = ffi.new("uint32_t *", _NO_POOL)
+            name = c_string(pool)
+            C.libxl_cpupool_qualifier_to_cpupoolid(ctx, name, found, ffi.NULL)
+            return bool(C.libxl_cpupoolid_is_valid(ctx, found[0]))
 
     def shrink_dom0(self, by_kb: int) -> None:
         """Lower dom0's memory target by this many KiB (``libxl_set_memory_target``).
+
+        A negative number raises it.
 
         Its memory follows gradually: see :meth:`wait_for_dom0`.
 
@@ -176,7 +210,7 @@ class Toolstack:
 
         ``libxl_domain_create_restore``. The domain is left paused: unpause it. A domain with a VM
         generation ID gets a new one (``libxl_ms_vm_genid_generate``). On failure there is no new
-        domain: if an abort leaves a half-made domain, it is destroyed here.
+        domain: if libxl leaves a half-made domain, it is destroyed here.
 
         :param config: as stored in the memory file; its domid is ignored. The domain may have its
             memory target and 1 MiB. For a stream with more, raise the target and lower it again
@@ -201,13 +235,9 @@ class Toolstack:
             rc = C.libxl_domain_create_restore(
                 ctx, parsed, domid, fd, -1, params, ffi.NULL, ffi.NULL
             )
-            try:
+            with self._removing(domid, config):
                 context.check(rc, "libxl_domain_create_restore", domain=config.name)
-            except Aborted:
-                if domid[0] != _NO_DOMID:
-                    C.libxl_domain_destroy(ctx, domid[0], ffi.NULL)
-                raise
-        return self.find(str(int(domid[0])))
+                return self.find(str(int(domid[0])))
 
     def create(self, config: DomainConfig) -> Domain:
         """Make a new domain that boots (``libxl_domain_create_new``). It is left paused.
@@ -217,8 +247,36 @@ class Toolstack:
         with self._context.calling() as ctx, self._context.parsed(config) as parsed:
             domid = ffi.new("uint32_t *", _NO_DOMID)
             rc = C.libxl_domain_create_new(ctx, parsed, domid, ffi.NULL, ffi.NULL)
-            self._context.check(rc, "libxl_domain_create_new", domain=config.name)
-        return self.find(str(int(domid[0])))
+            with self._removing(domid, config):
+                self._context.check(rc, "libxl_domain_create_new", domain=config.name)
+                return self.find(str(int(domid[0])))
+
+    @contextmanager
+    def _removing(self, domid: CData, config: DomainConfig) -> Iterator[None]:
+        """Remove the new domain if the body fails: libxl removes it itself only after some errors.
+
+        Only the domid tells this domain from others: another program may have started a domain with
+        the same uuid.
+        """
+        try:
+            yield
+        except PyxlsnapError as e:
+            try:
+                self._remove_new(int(domid[0]), config.uuid)
+            except XenError as again:
+                raise XenError(
+                    f"{e}; the incomplete domain {int(domid[0])} could not be removed ({again}): "
+                    f"destroy it (xl destroy {int(domid[0])})",
+                    domain=config.name,
+                ) from e
+            raise
+
+    def _remove_new(self, domid: int, uuid: str) -> None:
+        for found in self.domains():
+            if (found.domid, found.uuid, found.has_run) == (domid, uuid.lower(), False):
+                with self._context.calling() as ctx:
+                    rc = C.libxl_domain_destroy(ctx, domid, ffi.NULL)
+                    self._context.check(rc, "libxl_domain_destroy", domain=uuid)
 
     @contextmanager
     def watching(self) -> Iterator[DomainWatch]:

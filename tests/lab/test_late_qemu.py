@@ -13,6 +13,8 @@ from tests.lab.harness.snapshots import Before, create, pyxlsnap, unchanged
 
 # As long as the limit of a QMP command, and some more.
 STALL_S = 40
+# As long as libxl waits for the QEMU of an HVM guest, and some more.
+RESUME_STALL_S = 80
 
 
 def qemu_pid(guest: Guest) -> str:
@@ -58,6 +60,30 @@ def test_a_stalled_qemu_keeps_the_guest_suspended_until_it_answers(
     assert not guest.dom0.run(f"find {external.FROZEN} -name '*.{CUT}'").out
     tick = guest.assert_healthy()
     external.take(guest, "next")
+    assert guest.assert_healthy().n > tick.n
+
+
+@pytest.mark.soak
+def test_an_hvm_guest_is_resumed_when_its_qemu_answers(spent_lab: Lab) -> None:
+    """libxl gives the resume up after a minute."""
+    guest = spent_lab.guest("hvm")
+    pid = qemu_pid(guest)
+    outcome = run_case(
+        guest,
+        Case(
+            command=["pyxlsnap", "--json", "snapshot-create", "hvm", "--name", CUT],
+            domain="hvm",
+            log=guest.log,
+            point="after disk snapshots",
+            meanwhile=f"kill -STOP {pid}; "
+            f"(sleep {RESUME_STALL_S}; kill -CONT {pid}) < /dev/null > /dev/null 2>&1 &",
+        ),
+    )
+    assert outcome.rc == 0, outcome
+    assert "hvm stays suspended, waiting for QEMU to answer" in outcome.err
+    assert pyxlsnap(guest.dom0, "snapshot-recover", "hvm").rc == 0
+    tick = guest.assert_healthy()
+    create(guest, "--name", "next")
     assert guest.assert_healthy().n > tick.n
 
 

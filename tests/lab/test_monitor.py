@@ -77,6 +77,29 @@ def test_a_guest_that_reboots_comes_up_again(spent_lab: Lab, kind: str) -> None:
     assert guest.exists() == (kind != "pv")  # a crash is configured to be preserved
 
 
+def test_xl_in_the_foreground_is_noticed(spent_lab: Lab) -> None:
+    """It has no log, ends at the suspend before Xen 4.20, and its service manager may react."""
+    guest = spent_lab.guest("pvh")
+    guest.assert_healthy()
+    guest.destroy()
+    guest.dom0.run(
+        f"setsid xl create -F {guest.config} </dev/null >/tmp/foreground.log 2>&1 & sleep 5"
+    )
+    first = guest.wait_advance(3, timeout=240)
+    made = create(guest, "--name", "foreground")
+    if image.wanted().xl_stays:
+        assert made["warnings"] == []
+        assert watchers(guest) == 0
+    else:
+        (warning,) = made["warnings"]
+        assert "xl watches pvh in the foreground (pid " in warning
+        assert f"xl create -F {guest.config}), and ends when the guest is suspended" in warning
+        assert watchers(guest) == 1
+        assert guest.dom0.run("pgrep -f '[x]l create -F'", check=False).rc == 1
+    assert guest.assert_healthy().n > first.n
+    reboot(guest)
+
+
 @pytest.mark.soak
 def test_a_watch_of_ones_own(spent_lab: Lab) -> None:
     """An embedder's: without a process of ours it gets the events, and ends the watch."""

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """Worker processes with stand-ins for what needs Xen."""
     return StandIn(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that everybody may enter, but nobody may change."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.fixture

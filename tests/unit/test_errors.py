@@ -33,6 +33,7 @@ EXIT_CODES = {
     "WorkerDied": 1,
     "OperationFailed": 1,
     "Interrupted": 130,
+    "GuestEnded": 1,
     "NeedsAttention": 4,
 }
 
@@ -72,6 +73,7 @@ def test_every_class_has_its_documented_exit_code() -> None:
         ("GuestTimeout", [errors.XenError, TimeoutError]),
         ("Aborted", [errors.XenError]),
         ("Interrupted", [errors.OperationFailed]),
+        ("GuestEnded", [errors.OperationFailed]),
         ("NeedsAttention", [errors.OperationFailed]),
     ],
 )

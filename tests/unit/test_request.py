@@ -3,7 +3,7 @@
 import json
 import shlex
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import pytest
 from hypothesis import given
@@ -27,15 +27,23 @@ from pyxlsnap.request import (
 from pyxlsnap.results import Snapshot
 from pyxlsnap.worker.call import run
 
+R = TypeVar("R", bound=Request)
 SECONDS = st.floats(0, 1e9)
-REVERTS = st.builds(RevertRequest, wait_s=SECONDS)
+
+
+def all_fields(cls: type[R], **special: st.SearchStrategy[Any]) -> st.SearchStrategy[R]:
+    """Requests of a class, with any value in each field: else a default stays as it is."""
+    return st.builds(cls, **{f.name: special.get(f.name, ...) for f in fields(cls)})
+
+
+REVERTS = all_fields(RevertRequest, wait_s=SECONDS)
 REQUESTS = st.one_of(
-    st.builds(CreateRequest, max_downtime=st.none() | SECONDS),
+    all_fields(CreateRequest, max_downtime=st.none() | SECONDS),
     REVERTS,
-    st.builds(RecoverRequest, wait_s=SECONDS),
-    st.from_type(DeleteRequest),
-    st.from_type(MonitorRequest),
-    st.from_type(FeasibilityRequest),
+    all_fields(RecoverRequest, wait_s=SECONDS),
+    all_fields(DeleteRequest),
+    all_fields(MonitorRequest),
+    all_fields(FeasibilityRequest),
 )
 
 
@@ -87,6 +95,7 @@ def test_the_command_of_a_revert_says_the_same(request: RevertRequest) -> None:
     assert words[:4] == ["pyxlsnap", "snapshot-revert", request.domain, request.cfgfile]
     assert ("--running" in words[4:]) is request.running
     assert ("--force" in words[4:]) is request.force
+    assert ("--no-monitor" not in words[4:]) is request.monitor
 
 
 def test_every_request_says_what_operation_it_is() -> None:

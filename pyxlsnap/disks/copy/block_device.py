@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pyxlsnap.disks.copy.content import Space, refuse_no_room
@@ -46,7 +47,8 @@ class BlockCopy(CopyStrategy):
                     file.to_copy = _size(device)
                     _read(device, 0, _buffer(), file.to_copy)  # it can be read
                 NewFile(file.path).discard()  # a file can be made there
-        refuse_no_room([Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files])
+        wanted = [Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files]
+        refuse_no_room(wanted, self._task.claim)
 
     def _check_wanted(self, file: SnapshotFile) -> None:
         if not self._task.asked or not file.request.path:
@@ -100,7 +102,8 @@ class BlockCopy(CopyStrategy):
                 open_regular(file.path) as snapshot,
                 _device(file.target, os.O_RDWR | os.O_EXCL) as device,
             ):
-                copy_back(snapshot.fileno(), device)
+                tell = partial(self._task.waiting, f"the copy back to {file.disk.vdev}")
+                copy_back(snapshot.fileno(), device, check=tell)
                 os.fsync(device)
 
     def finish_revert(self, domid: int) -> list[str]:
@@ -125,9 +128,10 @@ def copy_device(device: int, new: int, *, check: Callable[[], None] = lambda: No
                 _write(new, offset + start, block)
 
 
-def copy_back(snapshot: int, device: int) -> None:
+def copy_back(snapshot: int, device: int, *, check: Callable[[], None] = lambda: None) -> None:
     """Write into a block device what differs from its copy.
 
+    :param check: called often.
     :raises OSError: the copy has another size, one of them cannot be read, or the device cannot be
         written.
     """
@@ -135,6 +139,7 @@ def copy_back(snapshot: int, device: int) -> None:
     if _size(snapshot) != size:
         raise OSError(errno.EINVAL, "its copy has another size: one of them was resized since")
     for offset in range(0, size, _CHUNK):
+        check()
         count = _read(device, offset, found, size)
         _read(snapshot, offset, wanted, size)
         for start in range(0, count, _BLOCK):

@@ -1,13 +1,16 @@
 """Raw files, served by blkback over a loop device or by QEMU: the snapshot is a copy of the file.
 
 Where the filesystem can share blocks between files, the copy is a reflink, taken at once. Elsewhere
-the guest is suspended while the file is copied, and this is done only on request.
+the guest is suspended while the file is copied: without a request only if that takes less than a
+second.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from pyxlsnap.disks.changeable import refuse_unchangeable
 from pyxlsnap.disks.copy.content import (
     BYTES_PER_S,
     Space,
@@ -15,6 +18,7 @@ from pyxlsnap.disks.copy.content import (
     copy_attributes,
     copy_file,
     new_file,
+    reflink_seconds,
     refuse_no_room,
 )
 from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
@@ -32,6 +36,8 @@ from pyxlsnap.linux.files import (
 )
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.text import mib
+
+_UNASKED_S = 1.0  # a copy that takes longer is made on request only
 
 
 def default_request(disk: Disk, name: str) -> DiskRequest:
@@ -64,8 +70,26 @@ class RawFile(CopyStrategy):
                 open_regular(file.target) as source,
             ):
                 self._check_copy(file, source.fileno())
+        self._check_unasked()
         wanted = [Space(f.disk, f.target, f.to_copy, f.path.parent) for f in self._files]
-        refuse_no_room([space for space in wanted if space.size])
+        refuse_no_room([space for space in wanted if space.size], self._task.claim)
+
+    def _check_unasked(self) -> None:
+        """Copy what nobody asked to be copied only if the guest hardly notices."""
+        copied = [file for file in self._files if file.to_copy and not self._task.asked]
+        seconds = sum(file.to_copy for file in copied) / BYTES_PER_S
+        for file in copied:
+            vdev, size = file.disk.vdev, mib(file.to_copy)
+            why = f"{vdev}: {file.target} is on a filesystem that cannot share blocks between files"
+            if seconds < _UNASKED_S:
+                self._task.warn(f"{why}: {size} are copied while the guest is suspended")
+                continue
+            raise Refused(
+                f"{why}, so the guest would be suspended for about {seconds:.1f} s while {size} "
+                f"are copied{' (and other disks)' if len(copied) > 1 else ''}: to accept that, "
+                f"name the disk with a path in a cfgfile ('{file.path},raw,{vdev}'); else leave "
+                f"the disk out, or convert it to qcow2"
+            )
 
     def _check_copy(self, file: SnapshotFile, source: int) -> None:
         vdev = file.disk.vdev
@@ -77,14 +101,7 @@ class RawFile(CopyStrategy):
                 f"the file replaced? Restart the guest, or leave {vdev} out"
             )
         file.reflink, file.to_copy = _how_to_copy(file.disk, source, source, file.path)
-        if file.to_copy and not self._task.asked:
-            raise Refused(
-                f"{vdev}: {file.target} is on a filesystem that cannot share blocks between files, "
-                f"so the guest would be suspended for about {file.to_copy / BYTES_PER_S:.0f} s "
-                f"while {mib(file.to_copy)} are copied: to accept that, name the disk with a path "
-                f"in a cfgfile ('{file.path},raw,{vdev}'); else leave the disk out, or convert it "
-                f"to qcow2"
-            )
+        file.reflink_s = reflink_seconds(source) if file.reflink else 0.0
 
     def prepare(self) -> None:
         for file in self._files:
@@ -114,20 +131,25 @@ class RawFile(CopyStrategy):
                         f"complete copy of it there, or take another snapshot"
                     )
                 wanted.append(self._check_put_back(file, snapshot.fileno()))
-        refuse_no_room([space for space in wanted if space.size])
+        refuse_no_room([space for space in wanted if space.size], self._task.claim)
 
     def _check_put_back(self, file: SnapshotFile, snapshot: int) -> Space:
-        with os_errors(file.disk, file.target, refuse=True), open_regular(file.target) as present:
+        with os_errors(file.disk, file.target, refuse=True):
+            there = self._kept.present(file.disk, file.target)
+        with os_errors(file.disk, there, refuse=True), open_regular(there) as present:
             if os.path.sameopenfile(present.fileno(), snapshot):
                 raise Refused(
                     f"{file.disk.vdev}: {file.path} is the disk, not a snapshot of it: name the "
                     f"snapshot in the cfgfile"
                 )
-            _, size = _how_to_copy(file.disk, snapshot, present.fileno(), self._temporary(file))
+            refuse_unchangeable(file.disk, there, write=False)
+            refuse_unchangeable(file.disk, file.target.parent)
+            _, size = _how_to_copy(
+                file.disk, snapshot, present.fileno(), self._temporary(file), whole=True
+            )
             self._kept.check(file.disk, file.target)
-            probe = temporary_name(self._temporary(file))
-            os.link(file.target, probe, follow_symlinks=False)
-            probe.unlink()
+        # A run that was killed may have left half a copy, which goes before the new one is made.
+        size = max(0, size - _blocks(self._temporary(file)))
         return Space(file.disk, file.path, size, file.target.parent)
 
     def revert(self) -> None:
@@ -136,7 +158,8 @@ class RawFile(CopyStrategy):
         :raises DiskError: a disk is still in use; nothing was written then.
         """
         for file in self._files:
-            wait_until_unused(file.disk, file.target)
+            with os_errors(file.disk, file.target):
+                wait_until_unused(file.disk, self._kept.present(file.disk, file.target))
         for file in self._files:
             with os_errors(file.disk, file.target):
                 self._put_back(file)
@@ -146,7 +169,8 @@ class RawFile(CopyStrategy):
         self._kept.keep(file.disk, file.target)
         temporary.unlink(missing_ok=True)  # a run that was killed leaves a big file
         try:
-            _copy(file.path, temporary, like=file.target)
+            tell = partial(self._task.waiting, f"the copy back to {file.disk.vdev}")
+            _copy(file.path, temporary, like=self._kept.path(file.target), check=tell)
             os.rename(temporary, file.target)
             sync_directory(file.target.parent)
         finally:
@@ -168,19 +192,32 @@ def _check_request(file: SnapshotFile) -> None:
     file.check_request()
 
 
-def _how_to_copy(disk: Disk, source: int, like: int, path: Path) -> tuple[bool, int]:
+def _how_to_copy(
+    disk: Disk, source: int, like: int, path: Path, *, whole: bool = False
+) -> tuple[bool, int]:
     """Try with a file beside ``path`` whether a reflink works; if not, how many bytes to copy.
 
+    :param whole: try it with the whole file: with a part there may be room, and then no more.
     :raises Refused: a file cannot be made there.
     """
     with NewFile(path) as probe, os_errors(disk, probe.temporary, refuse=True):
         copy_attributes(like, probe.fileno())
         if can_reflink(source, probe.fileno()):
+            if whole:
+                copy_file(source, probe.fileno(), reflink=True)
             return True, 0
     return False, os.fstat(source).st_blocks * 512
 
 
-def _copy(path: Path, new: Path, *, like: Path) -> None:
+def _blocks(path: Path) -> int:
+    """The space that a file takes, bytes; 0 if there is none."""
+    try:
+        return path.lstat().st_blocks * 512
+    except OSError:
+        return 0
+
+
+def _copy(path: Path, new: Path, *, like: Path, check: Callable[[], None]) -> None:
     """Copy a file, durably, and give it the owner, mode and attributes of another."""
     with (
         open_regular(path) as source,
@@ -188,5 +225,6 @@ def _copy(path: Path, new: Path, *, like: Path) -> None:
         new_file(new) as copy,
     ):
         copy_attributes(attributes.fileno(), copy)
-        copy_file(source.fileno(), copy, reflink=can_reflink(source.fileno(), copy))
+        shared = can_reflink(source.fileno(), copy)
+        copy_file(source.fileno(), copy, reflink=shared, check=check)
         os.fsync(copy)

@@ -41,6 +41,8 @@ class SnapshotFile:
         self.path = Path(request.path)
         #: whether the copy will be a reflink; if not, how many bytes will be copied
         self.reflink, self.to_copy = False, 0
+        #: how long a reflink takes, seconds
+        self.reflink_s = 0.0
         self.token = os.urandom(16).hex()
         self._fd = -1
         self._made: tuple[int, int] | None = None
@@ -90,10 +92,18 @@ class SnapshotFile:
     def finish(self) -> None:
         """Make the file read-only, and durable. Slow if the file is big."""
         with os_errors(self.disk, self.path):
+            if self._fd < 0 and self._began is not None:
+                self._reopen()
             os.fchmod(self.fd, stat.S_IMODE(os.fstat(self.fd).st_mode) & ~0o222)
             os.fsync(self.fd)
             sync_directory(self.path.parent)
         self.close()
+
+    def _reopen(self) -> None:
+        """:raises DiskError: what is there is not the file that a dead process has made."""
+        if not self._is_ours():
+            raise DiskError(f"{self.path} is not the copy that was made", vdev=self.disk.vdev)
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def adopt(self, token: str, began: float) -> None:
         """Take over the file of a dead process's object."""
@@ -197,7 +207,8 @@ class CopyStrategy:
         self.vdevs = tuple(f.disk.vdev for f in self._files)
 
     def expected_seconds(self) -> float:
-        return sum(f.to_copy for f in self._files) / BYTES_PER_S
+        reflinks_s = sum(f.reflink_s for f in self._files)
+        return reflinks_s + sum(f.to_copy for f in self._files) / BYTES_PER_S
 
     def state(self) -> dict[str, str]:
         return {f"{f.disk.vdev} token": f.token for f in self._files}

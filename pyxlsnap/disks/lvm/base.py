@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from pyxlsnap.disks.in_use import users, wait_until_no_users
-from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes
-from pyxlsnap.disks.lvm.names import Place, device_path, place
+from pyxlsnap.disks.lvm.commands import Volume, lvm, refuse_unchangeable_group, volumes
+from pyxlsnap.disks.lvm.names import Place, device_path, is_suspended, place
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
@@ -28,6 +28,7 @@ TAG = "pyxlsnap"
 OF_TAG = f"{TAG}.of="
 
 _WINDOW_S = 60.0  # the guest is suspended meanwhile
+_REFRESH_S = 20.0  # likewise
 _POLL_S = 0.5
 
 
@@ -45,6 +46,7 @@ class LvmDisks:
         self.vdevs = tuple(p.vdev for p in self._places)
         self._targets = {disk.vdev: disk.target for disk, _ in disks}
         self._tokens = {vdev: os.urandom(8).hex() for vdev in self.vdevs}
+        self._waiting = task.waiting
         self._begun = False
         self._sizes: dict[str, int] = {}
 
@@ -54,6 +56,8 @@ class LvmDisks:
         with refusing_os_errors():
             origins = [(p, self._check_origin(p, volumes(p.vdev, p.vg))) for p in self._places]
             self._check_twice()
+            for vg, vdev in {at.vg: at.vdev for at, _ in origins}.items():
+                refuse_unchangeable_group(vdev, vg)
             self.check_room(origins)
         self._sizes = {p.vdev: origin.size for p, origin in origins}
 
@@ -127,15 +131,17 @@ class LvmDisks:
     def settle(self) -> None:
         """Resume volumes that a killed lvcreate has left suspended: the guest would hang.
 
-        The guest would lose no data by that, so it may run even if this fails.
+        The guest would lose no data by that, so it may run even if this fails. LVM is asked for
+        nothing else: its commands may take long while the guest waits.
         """
         if not self._begun:
             return
         for at in self._places:
+            if not is_suspended(at.vg, at.lv):
+                continue
             try:
-                if volumes(at.vdev, at.vg)[at.lv].suspended:
-                    lvm(at.vdev, "lvchange", "--refresh", at.full(at.lv))
-            except (DiskError, KeyError) as e:
+                lvm(at.vdev, "lvchange", "--refresh", at.full(at.lv), timeout_s=_REFRESH_S)
+            except DiskError as e:
                 log.warning("%s: %s may be suspended: %s", at.vdev, at.full(at.lv), e)
 
     def undo_create(self) -> list[str]:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyxlsnap.disks.lvm.names import device_number, device_path, is_volume, names_of
-from pyxlsnap.errors import DiskError
-from pyxlsnap.linux.files import scratch_file
+from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.linux.files import scratch_file, scratch_text
 from pyxlsnap.linux.waiting import until
-from pyxlsnap.text import readable
 
 _COMMAND_S = 120.0  # LVM waits for a lock that another LVM command holds
 _STOPPING_S = 10.0
@@ -22,7 +21,7 @@ _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FIELDS = (
     "lv_name,lv_uuid,lv_size,lv_layout,lv_role,origin,pool_lv,lv_tags,lv_device_open,"
     "lv_suspended,lv_merging,lv_snapshot_invalid,data_percent,metadata_percent,lv_health_status,"
-    "lv_check_needed,lv_kernel_major,lv_kernel_minor"
+    "lv_check_needed,lv_permissions,lv_kernel_major,lv_kernel_minor"
 )
 
 
@@ -53,6 +52,8 @@ class Volume:
     metadata_percent: float | None
     #: the problem that a pool has; "" if none
     trouble: str
+    #: `lvchange -pr`, or a read-only device
+    read_only: bool
     #: device number, (-1, -1) while it is inactive
     device: tuple[int, int]
 
@@ -108,6 +109,22 @@ def free_space(vdev: str, vg: str) -> tuple[int, int]:
     return int(row["vg_free"]), int(row["vg_extent_size"])
 
 
+def refuse_unchangeable_group(vdev: str, vg: str) -> None:
+    """:raises Refused: LVM would make, rename or remove no volume of the group."""
+    (row,) = _report(vdev, "vg", "vgs", "-o", "vg_attr,vg_missing_pv_count", vg)
+    missing, attributes = int(row["vg_missing_pv_count"]), row["vg_attr"]
+    if missing:
+        raise Refused(
+            f"{vdev}: {missing} of the physical volumes of {vg} are missing, and LVM changes "
+            f"nothing in such a group: bring the devices back (`pvs`), or `vgreduce "
+            f"--removemissing {vg}`"
+        )
+    if attributes.startswith("r"):
+        raise Refused(f"{vdev}: the volume group {vg} is read-only, and LVM changes nothing in it")
+    if attributes[2:3] == "x":
+        raise Refused(f"{vdev}: the volume group {vg} is exported: `vgimport {vg}` it first")
+
+
 def _report(vdev: str, kind: str, command: str, *arguments: str) -> list[dict[str, str]]:
     form = ("--reportformat", "json", "--units", "b", "--nosuffix")
     said = lvm(vdev, command, *form, *arguments)
@@ -135,6 +152,7 @@ def _volume(row: dict[str, str]) -> Volume:
         data_percent=_percent(row["data_percent"]),
         metadata_percent=_percent(row["metadata_percent"]),
         trouble=row["lv_health_status"] or ("needs a check" * (row["lv_check_needed"] == "1")),
+        read_only=row["lv_permissions"].startswith("read-only"),
         device=(int(row["lv_kernel_major"]), int(row["lv_kernel_minor"])),
     )
 
@@ -214,9 +232,4 @@ def execute(command: list[str], timeout_s: float) -> tuple[int, str, str]:
             except subprocess.TimeoutExpired:
                 pass
             raise
-        return status, _content(out), _content(err)
-
-
-def _content(file: Any) -> str:
-    file.seek(0)
-    return readable(bytes(file.read()))
+        return status, scratch_text(out), scratch_text(err)

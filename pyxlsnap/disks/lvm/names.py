@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.errors import Refused
+from pyxlsnap.linux.block_devices import attribute, sys_directory
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
 
 _LINKS = 40  # as many as the kernel follows
@@ -179,10 +180,12 @@ def is_volume(number: tuple[int, int]) -> bool:
     return _sysfs(number, "uuid").startswith("LVM-")
 
 
+def is_suspended(vg: str, lv: str) -> bool:
+    """Whether the device of a volume is suspended, without a command of LVM."""
+    number = device_number(str(device_path(vg, lv)))
+    return number is not None and _sysfs(number, "suspended") == "1"
+
+
 def _sysfs(number: tuple[int, int], key: str) -> str:
-    try:
-        return (
-            (paths.SYS / "dev/block" / f"{number[0]}:{number[1]}" / "dm" / key).read_text().strip()
-        )
-    except OSError:
-        return ""  # not a device-mapper device
+    """An attribute of a device-mapper device; "" for another device."""
+    return attribute(sys_directory(os.makedev(*number)) / "dm" / key)

@@ -5,7 +5,8 @@ would take as much space again.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pyxlsnap.disks.lvm.base import LvmDisks, wait_until_closed
@@ -69,7 +70,7 @@ class LvmThick(LvmDisks):
         for at in self._places:
             wait_until_closed(at)
         for at in self._places:
-            _put_back(at)
+            _put_back(at, partial(self._waiting, f"the copy back to {at.vdev}"))
 
     def finish_revert(self, domid: int) -> list[str]:
         return []
@@ -90,6 +91,11 @@ def _check(at: Place, found: Mapping[str, Volume]) -> None:
     disk, snapshot = found.get(at.lv), found.get(at.snapshot)
     if disk is None:
         raise DiskError(f"there is no volume {at.full(at.lv)}", vdev=at.vdev)
+    if disk.read_only:
+        raise DiskError(
+            f"{at.full(at.lv)} is read-only: `lvchange -prw {at.full(at.lv)}` it first",
+            vdev=at.vdev,
+        )
     if snapshot is None:
         raise DiskError(
             f"there is no volume {at.full(at.snapshot)}, the disk snapshot", vdev=at.vdev
@@ -97,6 +103,12 @@ def _check(at: Place, found: Mapping[str, Volume]) -> None:
     if "thicksnapshot" not in snapshot.role or snapshot.origin != at.lv:
         raise DiskError(
             f"{at.full(at.snapshot)} is not a snapshot of {at.full(at.lv)}", vdev=at.vdev
+        )
+    if partial := [v.name for v in (disk, snapshot) if v.trouble == "partial"]:
+        raise DiskError(
+            f"{at.full(partial[0])} is partial, as a physical volume is missing: bring the device "
+            f"back (see `lvs -a -o +devices {at.vg}`)",
+            vdev=at.vdev,
         )
     if disk.merging or snapshot.merging:
         raise DiskError(f"{at.full(at.snapshot)} is being merged", vdev=at.vdev)
@@ -108,14 +120,15 @@ def _check(at: Place, found: Mapping[str, Volume]) -> None:
         )
 
 
-def _put_back(at: Place) -> None:
+def _put_back(at: Place, waiting: Callable[[], None]) -> None:
     """Make the disk equal to the snapshot. After an interruption a second run does the rest."""
     lvm(at.vdev, "lvchange", "-ay", "-K", at.full(at.lv))  # activates its snapshots, too
     _check(at, volumes(at.vdev, at.vg))  # LVM knows only of an active snapshot whether it is valid
     for name in (at.lv, at.snapshot):
         wait_for_path(at.vdev, at.vg, name)
     try:
-        copy_differences(device_path(at.vg, at.snapshot), device_path(at.vg, at.lv))
+        paths = (device_path(at.vg, at.snapshot), device_path(at.vg, at.lv))
+        copy_differences(*paths, waiting=waiting)
     except OSError as e:
         raise DiskError(
             f"copying {at.full(at.snapshot)} to {at.full(at.lv)}: {e.strerror}: the disk is "
@@ -125,12 +138,15 @@ def _put_back(at: Place) -> None:
     _check(at, volumes(at.vdev, at.vg))
 
 
-def copy_differences(source: Path, target: Path) -> int:
+def copy_differences(
+    source: Path, target: Path, *, waiting: Callable[[], None] = lambda: None
+) -> int:
     """Make ``target`` equal to ``source``, durably; return the bytes written.
 
     Only what differs is written: writing to other chunks would copy them into the snapshot. Nobody
     has the devices open, so the page cache has nothing of them that is older than blkback's writes.
 
+    :param waiting: called often.
     :raises OSError: a device failed, or ``target`` is in use.
     """
     written = offset = 0
@@ -140,6 +156,7 @@ def copy_differences(source: Path, target: Path) -> int:
         new = os.open(target, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
         try:
             while wanted := os.pread(old, _READ, offset):
+                waiting()
                 written += _write_differences(new, wanted, offset)
                 offset += len(wanted)
             os.fsync(new)

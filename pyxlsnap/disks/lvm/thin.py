@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 
 from pyxlsnap.disks.kept import kept_key
 from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, remove, wait_until_closed
-from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes, wait_for_path
+from pyxlsnap.disks.lvm.commands import (
+    Volume,
+    lvm,
+    refuse_unchangeable_group,
+    volumes,
+    wait_for_path,
+)
 from pyxlsnap.disks.lvm.names import Place, stays_valid
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.errors import DiskError, Refused
@@ -69,6 +75,7 @@ class LvmThin(LvmDisks):
             with refusing_os_errors():
                 found = volumes(at.vdev, at.vg)
                 self._check_names(at, found)
+                refuse_unchangeable_group(at.vdev, at.vg)
             self._check_path(at)
             snapshot = _snapshot(at, found)
             check_pool(at, found, snapshot.pool)
@@ -125,6 +132,7 @@ class LvmThin(LvmDisks):
                 if kept and kept.uuid != ours:
                     left.append(f"the volume {at.full(at.kept)}: this revert did not make it")
                 elif kept:
+                    self._waiting(f"lvremove of what was kept of {at.vdev}")
                     remove(at, kept)
             except DiskError as e:
                 left.append(f"the volume {at.full(at.kept)} (the disk before the revert): {e}")

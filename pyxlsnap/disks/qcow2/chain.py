@@ -55,13 +55,14 @@ class Chain:
     # create
 
     def prepare(self, size: int) -> None:
-        """Give the disk's file its second name, and make an overlay of that.
+        """Give the disk's file its second name, and make an overlay of that, both durably.
 
         :param size: the disk's, in bytes.
         :raises AlreadyExists: the second name has been taken meanwhile.
         """
         try:
             os.link(self.active, self.frozen, follow_symlinks=False)
+            sync_directory(self.frozen.parent)
         except FileExistsError as e:
             raise AlreadyExists(
                 f"{self.frozen} exists: choose another name", where=str(self.frozen)
@@ -71,22 +72,14 @@ class Chain:
         # -u: do not open the file, the guest's QEMU has it. So qemu-img must be told the size.
         self._make_overlay(self.overlay, "-u", size=str(size))
 
-    def is_prepared(self) -> bool:
-        """Whether the disk has its overlay, complete, whatever the overlay's name is now."""
-        overlay = self.waiting_overlay or self.active
-        try:
-            return self._stands_on_frozen(overlay)
-        except DiskError:
-            return False
-
     def take_name(self) -> None:
         """Give the overlay the disk's name."""
         self._take_name(self.overlay)
 
     def protect(self) -> None:
         """Make the frozen file read-only: writing to it damages the disk."""
-        with os_errors(self.disk, self.frozen):
-            self.frozen.chmod(stat.S_IMODE(self.frozen.stat().st_mode) & ~0o222)
+        with os_errors(self.disk, self.frozen), open_regular(self.frozen, follow=False) as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~0o222)
 
     @property
     def waiting_overlay(self) -> Path | None:
@@ -171,6 +164,24 @@ class Chain:
             finally:
                 overlay.unlink(missing_ok=True)
 
+    def rehearse(self) -> None:
+        """Do what :meth:`put_back` does, to another name of the disk, and remove that.
+
+        :raises DiskError: it fails.
+        """
+        overlay, second = _fresh(self.active), _fresh(self.active)
+        with os_errors(self.disk, self.active):
+            try:
+                os.link(self.active, second, follow_symlinks=False)
+                self._make_overlay(overlay)
+                with open_regular(overlay) as made:
+                    os.fsync(made.fileno())  # until then there may seem to be room
+                os.rename(overlay, second)
+                sync_directory(self.active.parent)
+            finally:
+                overlay.unlink(missing_ok=True)
+                second.unlink(missing_ok=True)
+
     # for both
 
     @property
@@ -178,16 +189,28 @@ class Chain:
         return self.overlay.with_name(f"{self.overlay.name}.withdrawn")
 
     def _make_overlay(self, path: Path, *options: str, size: str = "") -> None:
-        """Make an empty overlay of the frozen file, with the disk's owner, mode and attributes."""
+        """Make an empty overlay of the frozen file, with the disk's owner, mode and attributes.
+
+        qemu-img opens the new file by our descriptor. Its name may be in a directory of a user, who
+        could put a link to another file there.
+        """
         with (
             os_errors(self.disk, path),
             open_regular(self.active) as active,
             new_file(path) as overlay,
         ):
             copy_attributes(active.fileno(), overlay)
-        backing = ["-b", str(self.frozen), "-F", "qcow2"]
-        arguments = ["-q", "-f", "qcow2", *options, *backing, str(path), *([size] if size else [])]
-        qemu_img(self.disk, "create", *arguments)
+            backing = ["-b", str(self.frozen), "-F", "qcow2"]
+            here = [f"/proc/{os.getpid()}/fd/{overlay}", *([size] if size else [])]
+            qemu_img(self.disk, "create", "-q", "-f", "qcow2", *options, *backing, *here)
+            os.fsync(overlay)
+            if not os.path.samestat(os.lstat(path), os.fstat(overlay)):
+                raise DiskError(
+                    f"another process replaced {path} while it was made: see who can write in "
+                    f"{path.parent}",
+                    vdev=self.disk.vdev,
+                )
+            sync_directory(path.parent)
 
     def _take_name(self, overlay: Path) -> None:
         try:

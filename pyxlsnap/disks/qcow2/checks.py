@@ -6,14 +6,12 @@ They look, and change nothing. Each raises :class:`~pyxlsnap.Refused`.
 import os
 from pathlib import Path
 
-from pyxlsnap.disks.failures import os_errors
-from pyxlsnap.disks.in_use import kernel_users
 from pyxlsnap.disks.kept import refuse_long_kept
+from pyxlsnap.disks.qcow2.backing import refuse_broken
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_info, image_tags
 from pyxlsnap.errors import DiskError, Refused
-from pyxlsnap.linux.files import hidden_name, refuse_existing, refusing_os_errors
-from pyxlsnap.model import Disk
+from pyxlsnap.linux.files import hidden_name, refuse_existing
 
 
 def check_create(chain: Chain, qemu: GuestQemu, name: str) -> None:
@@ -85,8 +83,7 @@ def check_revert(chain: Chain) -> None:
             f"{vdev}: there is no file {chain.frozen}, the disk snapshot: without it the disk "
             f"cannot be reverted"
         )
-    with refusing_os_errors():
-        image_info(chain.disk, str(chain.frozen))
+    refuse_broken(chain.disk, chain.frozen)
     if inside := _snapshots_inside(chain):
         raise Refused(
             f"{vdev}: {chain.active} has disk snapshots inside that were taken since "
@@ -105,21 +102,3 @@ def _snapshots_inside(chain: Chain) -> list[str]:
     except DiskError:
         return []  # damaged, or not there: a good reason to go back
     return [tag.name for tag in tags]
-
-
-def refuse_kernel_users(disk: Disk) -> None:
-    """QEMU serves a qcow2 disk: what the kernel does with the file is for somebody else.
-
-    :raises Refused: a loop device, the device mapper or another domain's blkback uses the file, and
-        a revert would wait for it in vain, with the domain destroyed.
-    """
-    target = Path(disk.target)
-    if not target.exists():
-        return  # the checks of the disk snapshot know what that means
-    with os_errors(disk, target, refuse=True):
-        found = kernel_users(target)
-    if found:
-        raise Refused(
-            f"{disk.vdev}: {disk.target} is in use by {', '.join(found)}: detach that first "
-            f"(losetup -d, dmsetup remove)"
-        )

@@ -14,13 +14,12 @@ from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import stream
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.frozen import Frozen
-from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags, qemu_img
+from pyxlsnap.disks.qcow2.inside import delete_served, in_file, notice_long_delete
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
-
-_DELETE = "blockdev-snapshot-delete-internal-sync"
 
 
 class Deletion:
@@ -55,6 +54,8 @@ class Deletion:
             self._served = {disk.vdev for disk in served}
             for disk in self._inside:
                 self._refuse_twice(disk)
+                if disk.vdev in self._served and self._name in self._tags(disk):
+                    notice_long_delete(disk, self._name)
             for frozen in self._frozen:
                 frozen.check(served=frozen.disk.vdev in self._served)
 
@@ -114,13 +115,9 @@ class Deletion:
         if self._name not in self._tags(disk):
             return []
         if disk.vdev in self._served:
-            arguments: dict[str, object] = {
-                "device": self._qemu.node(disk.vdev),
-                "name": self._name,
-            }
-            self._qemu.execute(_DELETE, arguments)
+            delete_served(self._qemu, disk, self._name)
         else:
-            qemu_img(disk, "snapshot", "-d", self._name, disk.target)
+            in_file(disk, "-d", self._name)
         return [f"deleted the disk snapshot {self._name!r} of {disk.vdev}"]
 
 

@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyxlsnap.disks.changeable import refuse_full, refuse_unchangeable
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import wait_until_unused
 from pyxlsnap.disks.kept import KeptFiles
@@ -27,8 +28,10 @@ from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import checks
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
+from pyxlsnap.disks.qcow2.trial import SLACK
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import DiskError
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -111,10 +114,6 @@ class External:
         chains = [(chain, chain.disk.vdev in switched) for chain in self._chains]
         return [line for chain, done in chains for line in chain.settle(switched=done)]
 
-    def are_prepared(self) -> bool:
-        """Whether all overlays are complete: before that QEMU is not told to switch."""
-        return all(chain.is_prepared() for chain in self._chains)
-
     def refuse_unknown(self) -> None:
         """Make sure that :meth:`switched_in` can tell for each overlay that is not settled.
 
@@ -156,6 +155,11 @@ class External:
             checks.check_revert(chain)
             with os_errors(chain.disk, chain.active, refuse=True):
                 self._kept.check(chain.disk, chain.active)
+            refuse_unchangeable(chain.disk, chain.active, write=False)
+            refuse_unchangeable(chain.disk, chain.active.parent)
+            with refusing_os_errors():
+                chain.rehearse()
+            refuse_full(chain.disk, chain.active.parent, SLACK)
 
     def revert(self) -> None:
         """Put a new overlay of the frozen file in the place of each disk, which is kept.

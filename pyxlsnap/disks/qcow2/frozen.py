@@ -98,12 +98,12 @@ class Frozen:
         """Every image may get all data of the frozen file, in the worst case."""
         size = self._path.stat().st_blocks * 512
         for directory in dict.fromkeys(image.parent for image in standing):
-            fs = os.statvfs(directory)
             need = size * sum(image.parent == directory for image in standing)
-            if fs.f_bavail * fs.f_frsize < need:
+            what = f"data of {self._path} in {directory}"
+            if (left := self._task.claim(what, directory, need)) < need:
                 raise Refused(
                     f"{self.disk.vdev}: what stands on {self._path} takes over its data, up to "
-                    f"{mib(need)}, and {directory} has {fs.f_bavail * fs.f_frsize >> 20} MiB left: "
+                    f"{mib(need)}, and {directory} has {left >> 20} MiB left: "
                     f"make room there first"
                 )
 

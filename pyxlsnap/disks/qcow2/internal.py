@@ -1,25 +1,30 @@
 """qcow2 with the snapshot inside the image: made by the guest's QEMU, put back by qemu-img."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pyxlsnap.disks.changeable import refuse_full, refuse_unchangeable
 from pyxlsnap.disks.failures import os_errors, refuse_missing
 from pyxlsnap.disks.in_use import users, wait_until_unused
 from pyxlsnap.disks.kept import kept_key
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.qcow2.backing import refuse_broken
 from pyxlsnap.disks.qcow2.features import refuse_unfit
-from pyxlsnap.disks.qcow2.left import is_left, note_left
-from pyxlsnap.disks.qcow2.qemu import (
-    GuestQemu,
-    Tag,
-    image_info,
-    image_tags,
-    qemu_img,
-    tags_of,
+from pyxlsnap.disks.qcow2.inside import (
+    TakesLong,
+    delete_served,
+    in_file,
+    is_left,
+    note_left,
+    work_in,
 )
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, Tag, image_info, image_tags, tags_of
+from pyxlsnap.disks.qcow2.tables import Work
+from pyxlsnap.disks.qcow2.trial import SLACK, refuse_inapplicable
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
@@ -28,7 +33,6 @@ from pyxlsnap.results import Artefact
 from pyxlsnap.text import quote
 
 _NEW_AND_KEPT = 2  # the snapshot, and the one that a revert to it keeps
-_DELETE = "blockdev-snapshot-delete-internal-sync"
 
 
 class Internal:
@@ -37,9 +41,15 @@ class Internal:
     def __init__(self, disks: Sequence[Disk], task: DiskTask) -> None:
         self.disks = tuple(disks)
         self._name = task.name
+        self._waiting = task.waiting
+        self._may_start = task.may_start
+        #: the work of each disk snapshot, by vdev
+        self._work: dict[str, Work] = {}
         #: by vdev and a word: the time after which a revert of ours has kept the disk
         self._noted: dict[str, str] = {}
         self._of_killed = dict(task.finishes or {})
+        #: by vdev: the bytes that a revert writes, as tried
+        self._needed: dict[str, int] = {}
         #: when the snapshots were begun, seconds since the epoch; ``None``: nothing was made
         self.began: float | None = None
         #: the domain of a create that is undone does not exist any more
@@ -60,6 +70,11 @@ class Internal:
                     f"{disk.vdev} has a disk snapshot {self._name!r} already: choose another name",
                     where=disk.vdev,
                 )
+            self._work[disk.vdev] = work_in(disk, refuse=True)
+
+    def expected_seconds(self) -> float:
+        """How long QEMU will work on the disk snapshots."""
+        return sum(work.seconds() for work in self._work.values())
 
     def actions(self, qemu: GuestQemu) -> list[dict[str, Any]]:
         """The actions of a QMP transaction."""
@@ -103,7 +118,7 @@ class Internal:
         try:
             if not self._is_ours(qemu.tags(disk.vdev), disk, self.began):
                 return []
-            self._delete(qemu, disk.vdev, self._name)
+            delete_served(qemu, disk, self._name)
         except QmpError as e:
             if not e.refused and not _in_use(disk):  # QEMU has ended, or has this disk no more
                 return self._undo_in_file(disk, self.began)
@@ -117,7 +132,13 @@ class Internal:
         wait_until_unused(disk, Path(disk.target))
         if not self._is_ours(image_tags(disk), disk, began):
             return []
-        qemu_img(disk, "snapshot", "-d", self._name, disk.target)
+        if self._may_start():
+            raise DiskError(
+                f"a disk snapshot {self._name!r} may be left: the guest is just being started "
+                f"again",
+                vdev=disk.vdev,
+            )
+        in_file(disk, "-d", self._name, self._waiting)
         return [self._deleted(disk)]
 
     def _is_ours(self, tags: Sequence[Tag], disk: Disk, began: float) -> bool:
@@ -133,9 +154,6 @@ class Internal:
 
     def _deleted(self, disk: Disk) -> str:
         return f"deleted the disk snapshot {self._name!r} of {disk.vdev}"
-
-    def _delete(self, qemu: GuestQemu, vdev: str, name: str) -> None:
-        qemu.execute(_DELETE, {"device": qemu.node(vdev), "name": name})
 
     def artefacts(self, qemu: GuestQemu, domain: str) -> list[Artefact]:
         """The disk snapshots, and how to delete each."""
@@ -174,6 +192,19 @@ class Internal:
             refuse_unfit(disk, image, more=0 if kept else 1)
             with refusing_os_errors():
                 self._check_kept(disk)
+            self._check_file(disk, image, kept=kept)
+
+    def _check_file(self, disk: Disk, image: Mapping[str, Any], *, kept: bool) -> None:
+        """:raises Refused: the file cannot be changed as the revert will change it."""
+        path = Path(os.path.realpath(disk.target))
+        refuse_broken(disk, path)
+        refuse_unchangeable(disk, path)
+        if disk.vdev not in self._needed:  # the trial may take long: once is enough
+            steps = ["-a", self._name] if kept else ["-c", self._kept_name, "-a", self._name]
+            size, cluster = image["virtual-size"], image["cluster-size"]
+            self._needed[disk.vdev] = refuse_inapplicable(disk, size, cluster, steps)
+        if path.is_file():
+            refuse_full(disk, path.parent, self._needed[disk.vdev] + SLACK)
 
     def _check_kept(self, disk: Disk) -> None:
         """Note when the disk will be kept.
@@ -221,13 +252,19 @@ class Internal:
             wait_until_unused(disk, Path(disk.target))
             self._check_kept(disk)
         for disk in self.disks:
-            kept = self._kept_tags(image_tags(disk))
-            if kept and is_left(disk, kept):
-                qemu_img(disk, "snapshot", "-d", self._kept_name, disk.target)
-                kept = []
-            if not kept:
-                qemu_img(disk, "snapshot", "-c", self._kept_name, disk.target)
-            qemu_img(disk, "snapshot", "-a", self._name, disk.target)
+            self._drop_left(disk)
+            if not self._kept_tags(image_tags(disk)):
+                in_file(disk, "-c", self._kept_name, self._waiting)
+            in_file(disk, "-a", self._name, self._waiting)
+
+    def _drop_left(self, disk: Disk) -> None:
+        """Delete what an earlier revert has kept, and left because a delete would have taken long.
+
+        It is of no use: that revert has succeeded.
+        """
+        for tag in image_tags(disk):
+            if tag.name.endswith(KEPT_SUFFIX) and is_left(disk, [tag]):
+                in_file(disk, "-d", tag.name, self._waiting)
 
     def finish_revert(self, qemu: GuestQemu) -> list[str]:
         """Delete the kept states; returns what could not be deleted, a line each."""
@@ -236,13 +273,17 @@ class Internal:
             try:
                 there = self._kept_tags(qemu.tags(disk.vdev))
                 if self._made_here(disk, there):
-                    self._delete(qemu, disk.vdev, self._kept_name)
+                    self._waiting(f"QEMU to delete what was kept of {disk.vdev}")
+                    delete_served(qemu, disk, self._kept_name)
                 elif there:
                     left.append(
                         f"disk snapshot {self._kept_name!r} in {disk.target}: this revert did not "
                         f"make it"
                     )
-            except QmpError as e:
+            except TakesLong as e:
+                again = ", or revert this disk again" * note_left(disk, there)
+                left.append(f"{e}{again} (this is the disk before the revert)")
+            except (QmpError, DiskError) as e:
                 left.append(
                     f"disk snapshot {self._kept_name!r} (the disk before the revert) in "
                     f"{disk.target}: {e}"

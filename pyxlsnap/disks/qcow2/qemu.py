@@ -14,13 +14,19 @@ from typing import Any
 
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.errors import DiskError, QmpError, Refused
+from pyxlsnap.linux.files import scratch_file, scratch_text
+from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import Disk
 
-_QEMU_IMG_S = 600.0
+_TELL_EVERY_S = 5.0
 _ASK_EVERY_S = 1.0
 _CONNECT_S, _RECONNECT_S = 5.0, 0.1
 #: prefix of the nodes that we make, before the vdev: QEMU does not tell which disk a node is of
 NODE_PREFIX = "xlsnap"
+
+
+class _DomainGone(Exception):
+    """Ends a wait for a QEMU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +71,37 @@ class GuestQemu:
             raise Refused("; ".join(wrong))
 
     def ask_nodes(
-        self, disks: Sequence[Disk], *, waiting: Callable[[], None], gone: Callable[[], bool]
+        self,
+        disks: Sequence[Disk],
+        *,
+        waiting: Callable[[], None],
+        unheld: Callable[[], bool],
+        gone: Callable[[], bool],
     ) -> list[dict[str, Any]] | None:
         """QEMU's block nodes, once it answers; until then ask, however long that takes.
 
         :param disks: to be found, if that has not been done.
         :param waiting: called every few seconds.
-        :param gone: whether no process has the disks' images open; asked if no QEMU listens.
-        :returns: ``None`` if the QEMU has ended.
+        :param unheld: whether no process has the disks' images open; asked if no QEMU listens.
+        :param gone: whether the QEMU's domain is gone. Then another QEMU may have the images open,
+            and this one may never answer.
+        :returns: ``None`` if the QEMU has ended, or its domain is gone.
         """
+
+        def tell() -> None:
+            if gone():
+                raise _DomainGone
+            waiting()
+
+        try:
+            return self._until_answered(disks, tell, unheld)
+        except _DomainGone:
+            self.close()
+            return None
+
+    def _until_answered(
+        self, disks: Sequence[Disk], waiting: Callable[[], None], unheld: Callable[[], bool]
+    ) -> list[dict[str, Any]] | None:
         while True:
             try:
                 if self._connection is None:
@@ -92,7 +120,7 @@ class GuestQemu:
                 return found  # the undo of the disks that were not found says so
             except QmpError as e:
                 self.close()
-                if qmp.nobody_listens(e) and gone():
+                if qmp.nobody_listens(e) and unheld():
                     return None
             waiting()
             time.sleep(_RECONNECT_S)
@@ -109,9 +137,11 @@ class GuestQemu:
             raise QmpError(f"{vdev}: not found in the guest's QEMU", command="connect")
         return self._nodes[vdev]
 
-    def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
+    def execute(
+        self, command: str, arguments: dict[str, object] | None = None, *, expected_s: float = 0.0
+    ) -> Any:
         """See :meth:`pyxlsnap.disks.qcow2.qmp.QmpConnection.execute`."""
-        return self._connected().execute(command, arguments)
+        return self._connected().execute(command, arguments, expected_s=expected_s)
 
     def version(self) -> tuple[int, int]:
         """QEMU's major and minor version."""
@@ -202,27 +232,40 @@ def image_tags(disk: Disk) -> list[Tag]:
     return tags_of(image_info(disk))
 
 
-def qemu_img(disk: Disk, *arguments: str) -> str:
-    """Run qemu-img.
+def qemu_img(disk: Disk, *arguments: str, waiting: Callable[[], None] = lambda: None) -> str:
+    """Run qemu-img, and wait for its end: a qemu-img that was killed may leave a damaged image.
 
+    So an interrupt is raised only when qemu-img has ended, and a Ctrl-C does not reach qemu-img. If
+    this process is killed, qemu-img does its work to the end.
+
+    :param waiting: called every few seconds; it raises nothing.
     :raises DiskError: it failed; the message has its last line of output.
     """
-    try:
-        run = subprocess.run(
-            ["qemu-img", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_QEMU_IMG_S,
-            stdin=subprocess.DEVNULL,
-        )
-    except FileNotFoundError as e:
-        raise DiskError("qemu-img is missing: install qemu-utils", vdev=disk.vdev) from e
-    except subprocess.TimeoutExpired as e:
-        raise DiskError(f"qemu-img did not end in {_QEMU_IMG_S:g} s", vdev=disk.vdev) from e
-    if run.returncode:
-        said = run.stderr.strip().splitlines()
+    with scratch_file() as out, scratch_file() as err:
+        try:
+            running = subprocess.Popen(
+                ["qemu-img", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        except FileNotFoundError as e:
+            raise DiskError("qemu-img is missing: install qemu-utils", vdev=disk.vdev) from e
+        try:
+            _wait(running, waiting)
+        finally:
+            status = running.wait()
+        said, complaint = scratch_text(out), scratch_text(err)
+    if status:
+        lines = complaint.strip().splitlines()
         raise DiskError(
-            f"qemu-img {arguments[0]} failed: {said[-1] if said else run.returncode}",
-            vdev=disk.vdev,
+            f"qemu-img {arguments[0]} failed: {lines[-1] if lines else status}", vdev=disk.vdev
         )
-    return run.stdout
+    return said
+
+
+def _wait(running: "subprocess.Popen[bytes]", waiting: Callable[[], None]) -> None:
+    with Process(running.pid) as process:
+        while not process.ended(within_s=_TELL_EVERY_S):
+            waiting()

@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 GREETING_S = 10.0
 COMMAND_S = 30.0
+#: the time limit of a command of which it is known how long it takes: so many times as long, more
+_PATIENCE = 4
 
 
 def socket_path(domid: int) -> Path:
@@ -58,13 +60,17 @@ class QmpConnection:
         arguments: dict[str, object] | None = None,
         *,
         timeout_s: float = COMMAND_S,
+        expected_s: float = 0.0,
     ) -> Any:
         """Run one command and return its answer.
 
-        :raises QmpError: QEMU refused it, or did not answer within ``timeout_s`` seconds (then
-            the outcome is unknown).
+        :param expected_s: how long the command is expected to work; its time limit is
+            ``timeout_s`` and four times that.
+        :raises QmpError: QEMU refused it, or did not answer within that time (then the outcome is
+            unknown).
         """
-        return self._run(self._client.execute(command, arguments), command, timeout_s)
+        limit_s = timeout_s + _PATIENCE * expected_s
+        return self._run(self._client.execute(command, arguments), command, limit_s)
 
     def ask(
         self,

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyxlsnap.errors import DiskError
-from pyxlsnap.linux.files import scratch_file
+from pyxlsnap.linux.files import scratch_file, scratch_text
 from pyxlsnap.model import Disk
-from pyxlsnap.text import readable
 
 _POLL_S = 0.05
 _ENDING_S = 10.0
@@ -44,8 +43,7 @@ def rebase(
             _end(running)
             raise
         if status:
-            err.seek(0)
-            said = readable(err.read()).strip().splitlines()
+            said = scratch_text(err).strip().splitlines()
             why = said[-1] if said else f"status {status}"
             raise DiskError(f"qemu-img rebase of {image} failed: {why}", vdev=disk.vdev)
 

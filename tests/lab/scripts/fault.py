@@ -117,19 +117,18 @@ def act(
     if case["meanwhile"]:
         subprocess.run(["sh", "-ec", case["meanwhile"]], check=True)
         (directory / "go").touch()
-    if not case["who"]:
-        return None
     if what := case["wait_for"]:
         until(lambda: is_there(what, case["domain"]) or process.poll() is not None, what)
         if process.poll() is not None:
             sys.exit(f"{what} never came: {(directory / 'err').read_text()}")
     log = Path(case["log"])
     size, begun = log.stat().st_size, time.monotonic()
-    strike(case["who"], sequence, process.pid)
+    if case["who"]:
+        strike(case["who"], sequence, process.pid)
     if case["later"]:
         time.sleep(LATE_S)
         subprocess.run(["sh", "-ec", case["later"]], check=True)
-    if case["who"] in ("all", "helper"):
+    if case["who"] in ("", "all", "helper"):
         return None  # it may take a person to bring it back
 
     def counts() -> bool:

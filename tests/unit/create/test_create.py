@@ -4,6 +4,7 @@ import errno
 import re
 import shlex
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pyxlsnap.create import files as snapshot_files
 from pyxlsnap.create import paused
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import (
     Aborted,
     AlreadyExists,
@@ -44,6 +46,7 @@ from tests.unit.support.entries import revert_entry
 from tests.unit.support.faults import FailsAtStep
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import UUID
 from tests.unit.support.world import World
 
@@ -246,22 +249,6 @@ def test_a_file_of_that_name_made_meanwhile_stays(world: World, which: str) -> N
     assert not world.storage.snapshots
 
 
-@pytest.mark.parametrize("verb", ["suspend", "create xvda", "create xvdb"])
-def test_a_guest_destroyed_by_another_program_needs_a_person(world: World, verb: str) -> None:
-    case = Case(world)
-
-    def destroyed(event: str) -> None:
-        if event == verb:
-            case.guest.exists = False
-
-    world.on_event = destroyed
-    error = case.fails(NeedsAttention)
-    assert "destroyed" in error.left[0]
-    assert not case.memory_path.exists()
-    assert isinstance(error, NeedsAttention)
-    assert shlex.split(error.finish) == ["pyxlsnap", "snapshot-recover", UUID]
-
-
 @pytest.mark.parametrize("step", ["disk snapshots", "resume", "memory file", "cfgfile"])
 @pytest.mark.parametrize(
     "error",
@@ -288,6 +275,31 @@ def test_a_failed_cleanup_is_listed_and_the_rest_is_undone(
     assert entry.name == "snap"
 
 
+def test_what_only_a_person_can_delete_does_not_keep_the_journal(world: World) -> None:
+    """A recovery could do no more, and the next create may begin."""
+    case = Case(world)
+    world.fail("undo xvda", LeftOver("a tag is left", vdev="xvda", finish="qemu-img snapshot -d"))
+    failed = case.fails_at("disk snapshots", "after", raising(FAULTS["bug"]), NeedsAttention)
+    assert isinstance(failed, NeedsAttention)
+    assert failed.left == ("xvda: a tag is left",)
+    assert failed.finish == "qemu-img snapshot -d"
+    assert case.journal.read() is None
+    assert case.guest.runs
+    case.world.faults.clear()
+    plan_create(world.host, case.guest, SnapshotConfig(name="next"))
+
+
+def test_it_is_said_beside_what_a_recovery_can_do(world: World) -> None:
+    case = Case(world)
+    world.fail("undo xvda", LeftOver("a tag is left", vdev="xvda", finish="qemu-img snapshot -d"))
+    world.fail("undo xvdb", DiskError("no", vdev="xvdb"))
+    failed = case.fails_at("disk snapshots", "after", raising(FAULTS["bug"]), NeedsAttention)
+    assert isinstance(failed, NeedsAttention)
+    assert set(failed.left) == {"xvda: a tag is left", "xvdb: no"}
+    assert failed.finish == f"pyxlsnap snapshot-recover {UUID}"
+    assert case.journal.read() is not None
+
+
 class TestTheGuestCannotBeResumed:
     """Then memory file and disk snapshots are its only copy."""
 
@@ -308,12 +320,20 @@ class TestTheGuestCannotBeResumed:
         assert isinstance(error, NeedsAttention)
         words = shlex.split(error.finish)
         cfg = Path(words[3])
+        for disk in case.guest.configuration.disks:  # a revert looks into those that it leaves out
+            subprocess.run(
+                ["qemu-img", "create", "-q", "-f", "qcow2", disk.target, "1M"], check=True
+            )
         plan = plan_revert(
             world.host, words[2], cfgfile.read(cfg), cfg, force="--force" in words[4:]
         )
         complete = (step, when) == ("disk snapshots", "after")
         assert [v for s in plan.strategies for v in s.vdevs] == ["xvda", "xvdb"] * complete
-        assert case.journal.read() is None
+        # The journal stays as long as the guest is suspended.
+        entry = case.journal.read()
+        assert isinstance(entry, CreateEntry)
+        assert (entry.way_back, entry.has_disks) == (str(case.plan.cfgfile), complete)
+        assert f"`pyxlsnap snapshot-recover {UUID}` tries again" in str(error)
 
     def test_the_snapshot_is_completed_and_revert_takes_it(self, world: World) -> None:
         case = Case(world)
@@ -329,7 +349,6 @@ class TestTheGuestCannotBeResumed:
         )
         assert plan.guest is case.guest
         assert {v for s in plan.strategies for v in s.vdevs} == {"xvda", "xvdb"}
-        assert case.journal.read() is None
 
     def test_a_memory_file_that_cannot_be_published_is_named(self, world: World) -> None:
         case = Case(world)
@@ -362,6 +381,76 @@ class TestTheGuestCannotBeResumed:
         assert case.memory_path.exists()
         assert f"its memory is in {case.memory_path} " in error.left[1]
 
+    def test_the_disk_snapshots_are_finished(self, world: World) -> None:
+        """A copy is not durable before, and a frozen file can be written."""
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        there: list[bool] = []
+
+        def on_event(event: str) -> None:
+            if event.startswith("finish"):
+                there.append(case.plan.cfgfile.exists())
+
+        world.on_event = on_event
+        case.fails(NeedsAttention)
+        assert there == [False, False]
+
+    def test_disk_snapshots_that_were_not_taken_are_not_finished(self, world: World) -> None:
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        case.fails_at("suspend", "after", raising(FAULTS["bug"]), NeedsAttention)
+        assert not [e for e in world.events if e.startswith("finish")]
+
+    @pytest.mark.parametrize("error", [DiskError("no room", vdev="xvda"), RuntimeError("a bug")])
+    def test_one_that_cannot_be_finished_is_named(self, world: World, error: Exception) -> None:
+        case = Case(world)
+        world.fail("resume", self.ERROR)
+        world.fail("finish xvda", error)
+        failed = case.fails(NeedsAttention)
+        assert "finish xvdb" in world.events
+        assert str(error) in str(failed)
+        assert case.plan.cfgfile.exists()
+
+    @pytest.mark.parametrize("method", ["publish_memory", "publish_cfgfile"])
+    def test_the_journal_knows_before_the_files_are_there(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, method: str
+    ) -> None:
+        """If the process is killed between, a recovery would take them for a whole snapshot."""
+        case = Case(world)
+
+        class Killed(BaseException):
+            pass
+
+        def killed(*_: object) -> None:
+            raise Killed
+
+        monkeypatch.setattr(snapshot_files.SnapshotFiles, method, killed)
+        world.fail("create xvda", FAULTS["xen"]())
+        world.fail("resume", self.ERROR)
+        with pytest.raises(Killed):
+            case.run()
+        entry = case.journal.read()
+        assert isinstance(entry, CreateEntry)
+        assert (entry.way_back, entry.has_disks) == (str(case.plan.cfgfile), False)
+
+    def test_without_the_journal_nothing_is_published(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = Case(world)
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Journal, "rewrite", full)
+        world.fail("resume", self.ERROR)
+        failed = case.fails(NeedsAttention)
+        assert isinstance(failed, NeedsAttention)
+        (temporary,) = case.memory_path.parent.glob(".snap.save.*")
+        assert str(temporary) in str(failed)
+        assert not case.memory_path.exists()
+        assert not case.plan.cfgfile.exists()
+        assert failed.finish == f"pyxlsnap snapshot-recover {UUID}"
+
     def test_half_a_memory_file_is_not_published(self, world: World) -> None:
         case = Case(world)
         world.fail("resume", self.ERROR)
@@ -372,27 +461,30 @@ class TestTheGuestCannotBeResumed:
         assert error.finish == f"pyxlsnap snapshot-recover {UUID}"
 
 
-@pytest.mark.parametrize("call", range(1, 8))
+@pytest.mark.parametrize("call", range(1, 6))
 def test_a_directory_that_cannot_be_synced_leaves_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    """The fault is inside a step, after the file has its name."""
+    """The fault is inside a step, after the file or the directory has its name."""
     case = Case(world)
-    calls = []
+    calls: list[Path] = []
     sync = files.sync_directory
 
     def fails(directory: Path) -> None:
-        calls.append(directory)
-        if len(calls) == call and directory == case.memory_path.parent:
-            raise OSError(errno.EIO, "Input/output error")
+        if directory != paths.JOURNALS:
+            calls.append(directory)
+            if len(calls) == call:
+                raise OSError(errno.EIO, "Input/output error")
         sync(directory)
 
     monkeypatch.setattr(files, "sync_directory", fails)
-    if call in (2, 3):  # the journal has the first
+    there = case.memory_path.parent
+    if call < 5:  # two new directories, memory file, cfgfile
         case.fails()
         case.assert_as_before()
     else:
         case.run()
+        assert calls == [there.parent.parent, there.parent, there, there]
 
 
 def test_a_damaged_stream_is_no_snapshot(world: World) -> None:
@@ -737,10 +829,6 @@ def _suspended(guest: FakeGuest) -> None:
     guest.suspended = True
 
 
-def _powered_off(guest: FakeGuest) -> None:
-    guest.shutdown_reason = "poweroff"
-
-
 def _renamed(guest: FakeGuest) -> None:
     guest.present = "vm9"
 
@@ -748,7 +836,6 @@ def _renamed(guest: FakeGuest) -> None:
 INTERFERENCE = [
     (_paused, "another program has paused vm1 meanwhile"),
     (_suspended, "vm1 has shut down meanwhile (suspend)"),
-    (_powered_off, "vm1 has shut down meanwhile (poweroff)"),
     (_renamed, "vm1 was renamed to vm9 meanwhile"),
 ]
 
@@ -904,6 +991,21 @@ class TestADryRun:
         world.expected_seconds = 3.0
         slower = self.preview(world, live=True).seconds_suspended
         assert slower == pytest.approx(0.4 + 2 * 3.0)
+
+    def test_slow_disks_are_announced_with_a_quicker_way(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Case(world)
+        world.expected_seconds = 3.0
+        assert self.preview(world).warnings == ()
+        monkeypatch.setattr(FakeStrategy, "quicker", lambda _: "walk", raising=False)
+        warning, _ = self.preview(world).warnings
+        assert warning.startswith("xvda: the disk snapshots are expected to take 3 s")
+        assert warning.endswith(": walk")
+        with pytest.raises(Refused, match=r"most of this time is for xvda \(fake\); walk$"):
+            operations.create(world.host, "vm1", WANTED, live=True, max_downtime=1)
+        world.expected_seconds = 0.1
+        assert self.preview(world).warnings == ()
 
     @pytest.mark.parametrize(
         ("live", "disk_seconds", "allowed", "way_out"),

@@ -3,9 +3,11 @@
 The plan of a revert is in test_revert.py.
 """
 
+import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create import plan as plan_module
 from pyxlsnap.create.plan import CreatePlan
+from pyxlsnap.create.sequence import Creation
 from pyxlsnap.disks.copy.block_device import BlockCopy
 from pyxlsnap.disks.copy.raw_file import RawFile
 from pyxlsnap.disks.protocol import DiskTask
@@ -108,7 +111,58 @@ class TestWhatTheCfgfileSays:
         path = world.root / "images" / "m"
         plan = planned(world, guest, SnapshotConfig("snap", memory_path=str(path)))
         assert plan.memory_path == path
-        assert plan.cfgfile == path.with_name("snap.cfg")
+        assert plan.cfgfile == path.with_name("m.cfg")
+
+    @pytest.mark.parametrize(
+        ("memory", "cfg"),
+        [
+            ("web1.nightly.save", "web1.nightly.cfg"),
+            ("web1.nightly", "web1.nightly.cfg"),
+            ("web1.cfg", "web1.cfg.cfg"),
+            ("web1.save.save", "web1.save.cfg"),
+            (".save", ".cfg"),
+        ],
+    )
+    def test_the_cfgfile_is_named_after_the_memory_file(
+        self, world: World, guest: FakeGuest, memory: str, cfg: str
+    ) -> None:
+        path = world.root / "images" / memory
+        plan = planned(world, guest, SnapshotConfig("nightly", memory_path=str(path)))
+        assert plan.cfgfile == path.with_name(cfg)
+
+    def test_two_guests_can_have_one_name_and_one_directory(self, world: World) -> None:
+        for number, name in enumerate(("web1", "db1")):
+            uuid = OTHER_UUID if number else UUID
+            guest = world.guest(world.image(f"xvd{'ab'[number]}"), name=name, uuid=uuid)
+            path = str(world.root / f"{name}.nightly.save")
+            Creation(planned(world, guest, SnapshotConfig("nightly", memory_path=path))).run()
+        made = {file.name for file in world.root.glob("*.nightly.*")}
+        assert made == {
+            f"{name}.nightly.{end}" for name in ("web1", "db1") for end in ("save", "cfg")
+        }
+
+    def test_a_place_where_others_can_change_the_memory_file(
+        self, world: World, guest: FakeGuest, public: Path
+    ) -> None:
+        """A revert will say so, too; better before."""
+        wanted = SnapshotConfig("snap", memory_path=f"{public}/m.save")
+        assert planned(world, guest, wanted).warnings == ()
+        public.chmod(0o777)
+        [line] = planned(world, guest, wanted).warnings
+        assert line.endswith(f"will be risky ({public} is writable for everybody)")
+
+    def test_what_a_strategy_says_is_a_warning(
+        self, world: World, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        choose_them = vars(plan_module)["strategies"]
+
+        def warned(chosen: Any, task: DiskTask) -> Any:
+            task.warn("xvda: it is copied")
+            return choose_them(chosen, task)
+
+        monkeypatch.setattr(plan_module, "strategies", warned)
+        plan = planned(world, guest)
+        assert plan.warnings == plan.summary().warnings == ("xvda: it is copied",)
 
 
 class TestRefused:
@@ -167,10 +221,16 @@ class TestRefused:
         assert path.read_text() == "old"
 
     def test_an_existing_cfgfile(self, world: World, guest: FakeGuest) -> None:
-        path = world.root / "images" / "snap.cfg"
+        path = world.root / "images" / "m.cfg"
         path.symlink_to("nowhere")
         wanted = SnapshotConfig("snap", memory_path=str(path.with_name("m")))
         assert str(path) in self.refusal(world, guest, wanted, AlreadyExists)
+
+    def test_a_name_that_only_the_memory_file_could_have(
+        self, world: World, guest: FakeGuest
+    ) -> None:
+        wanted = SnapshotConfig("snap", memory_path=str(world.root / ("m" * 253)))
+        assert "File name too long" in self.refusal(world, guest, wanted)
 
     def test_a_missing_directory(self, world: World, guest: FakeGuest) -> None:
         wanted = SnapshotConfig("snap", memory_path=str(world.root / "no" / "m"))
@@ -180,6 +240,24 @@ class TestRefused:
     def test_no_space(self, world: World, guest: FakeGuest) -> None:
         guest.memory_kb = 1 << 50
         assert "MiB free" in self.refusal(world, guest)
+
+    def test_space_for_the_memory_file_and_the_copies_together(
+        self, world: World, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each alone would fit."""
+        fs = os.statvfs(world.root)
+        free = fs.f_bavail * fs.f_frsize
+        choose_them = vars(plan_module)["strategies"]
+
+        def claiming(chosen: Any, task: DiskTask) -> Any:
+            left.append(task.claim("copy of xvda", world.root, free // 2))
+            return choose_them(chosen, task)
+
+        left: list[int] = []
+        guest.memory_kb = free // 1024 * 6 // 10
+        monkeypatch.setattr(plan_module, "strategies", claiming)
+        planned(world, guest)
+        assert left[0] < free // 2
 
     def test_live_on_pv_without_shadow_paging(self, world: World) -> None:
         guest = world.guest(kind="pv")

@@ -1,5 +1,6 @@
 """An undo that must wait for something, with the guest suspended."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,16 @@ import pytest
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.sequence import Creation
-from pyxlsnap.errors import DiskError, NeedsAttention, OperationFailed, PyxlsnapError
+from pyxlsnap.errors import (
+    DiskError,
+    DomainNotFound,
+    GuestEnded,
+    NeedsAttention,
+    OperationFailed,
+    PyxlsnapError,
+    QmpError,
+)
+from pyxlsnap.journal import Journal
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.results import Progress
 from tests.unit.support import operations
@@ -83,6 +93,78 @@ def test_a_cancel_lets_the_caller_go_and_the_guest_is_resumed_later(
     assert error.left == ("vm1 is suspended",)
     assert error.finish == f"pyxlsnap snapshot-recover {UUID}"
     assert world.host.guests[0].runs
+
+
+def test_a_guest_whose_qemu_ends_after_the_caller_has_gone_is_not_forgotten(
+    world: World, told: list[str]
+) -> None:
+    """The caller was told to run snapshot-recover: that must say what became of the guest."""
+    cancel, left = Cancel(), list[PyxlsnapError]()
+
+    def ends(say: Callable[[str], None]) -> None:
+        cancel.set()
+        say("QEMU to answer")
+        raise DiskError("QEMU has ended", vdev="xvda")
+
+    world.in_settle = ends
+    world.fail("create xvda", QmpError("no answer", command="transaction"))
+    with pytest.raises(NeedsAttention) as late:
+        create(world, told, cancel=cancel, leave=left.append)
+    assert "pyxlsnap snapshot-revert" in late.value.finish
+    (error,) = left
+    assert isinstance(error, NeedsAttention)
+    assert error.finish == f"pyxlsnap snapshot-recover {UUID}"
+    with pytest.raises(NeedsAttention, match="QEMU has ended") as caught:
+        operations.recover(world.host, UUID)
+    assert caught.value.finish == late.value.finish
+    assert Journal(UUID).read() is not None
+    assert world.host.guests[0].suspended
+
+
+@pytest.mark.parametrize("what", [DiskError("QEMU has ended", vdev="xvda"), None])
+def test_a_domain_that_is_destroyed_meanwhile(
+    world: World, told: list[str], monkeypatch: pytest.MonkeyPatch, what: DiskError | None
+) -> None:
+    """libxl ends the QEMU first, and the domain some seconds later."""
+    monkeypatch.setattr("pyxlsnap.guest.gone._DESTROY_S", 10.0)
+    (guest,) = world.host.guests
+
+    def destroyed(say: Callable[[str], None]) -> None:
+        threading.Timer(0.3 if what else 0.0, setattr, (guest, "exists", False)).start()
+        if what:
+            raise what
+        while guest.exists:
+            say("QEMU to answer")
+        raise DomainNotFound("gone", domain="")
+
+    world.in_settle = destroyed
+    world.fail("create xvda", QmpError("no answer", command="transaction"))
+    with pytest.raises(GuestEnded, match="was destroyed"):
+        create(world, told)
+    assert Journal(UUID).read() is None
+    assert not world.storage.snapshots
+
+
+@pytest.mark.parametrize("what", [DiskError("QEMU has ended", vdev="xvda"), None])
+def test_a_domain_that_is_destroyed_while_a_recovery_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: DiskError | None
+) -> None:
+    monkeypatch.setattr("pyxlsnap.guest.gone._DESTROY_S", 10.0)
+    guest = world.guest(world.image("xvda"))
+    plan = plan_create(world.host, guest, SnapshotConfig(name="snap"))
+    run_until(Creation(plan).steps(), "disk snapshots")
+
+    def destroyed(_: Callable[[str], None]) -> None:
+        threading.Timer(0.3, setattr, (guest, "exists", False)).start()
+        if what:
+            raise what
+        while guest.exists:
+            pass
+        raise DomainNotFound("gone", domain="")
+
+    world.in_settle = destroyed
+    assert "deleted snap of xvda" in operations.recover(world.host, UUID).lines
+    assert Journal(UUID).read() is None
 
 
 def test_a_recovery_does_the_same(world: World, told: list[str]) -> None:

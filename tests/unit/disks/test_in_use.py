@@ -79,10 +79,10 @@ def test_a_real_loop_device_is_found_and_drained(disk: Disk, tmp_path: Path) -> 
     (tmp_path / "strange \n name").hardlink_to(disk.target)
     for name in (disk.target, tmp_path / "link", tmp_path / "strange \n name"):
         with looped(Path(name)) as device:
-            assert users(Path(disk.target)) == [device.name]
+            wait_for(lambda: users(Path(disk.target)) == [device.name])
             wait_until_drained(disk, Path(disk.target))
             wait_until_drained(disk, device)
-    assert users(Path(disk.target)) == []
+    wait_for(lambda: users(Path(disk.target)) == [])
 
 
 def test_who_has_a_disk_is_waited_for_and_named(
@@ -122,7 +122,7 @@ def test_blkback_and_devices_on_top_count_as_users(
             (tree / "bus/xen-backend/devices" / name).mkdir(parents=True)
             (tree / "bus/xen-backend/devices" / name / "physical_device").write_text(text)
         monkeypatch.setattr(paths, "SYS", tree)
-        assert users(device) == ["vbd-4-51712", "dm-3"]
+        wait_for(lambda: users(device) == ["vbd-4-51712", "dm-3"])
 
 
 def test_a_disk_that_is_not_there_is_an_error(disk: Disk, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyxlsnap.disks.undo import Undo, undo_each
+from pyxlsnap.disks.undo import LeftOver, Undo, undo_each
 from pyxlsnap.errors import DiskError, PyxlsnapError, QmpError
 
 VDEVS = st.sampled_from(["xvda", "xvdb", "xvdc"])
@@ -36,6 +36,14 @@ def failure(*errors: BaseException) -> PyxlsnapError:
     with pytest.raises(PyxlsnapError) as caught:
         undo_each(map(failing, errors))
     return caught.value
+
+
+def test_what_only_a_person_can_delete_stays_that() -> None:
+    left = [LeftOver("no", vdev=v, finish=f"rm {v}") for v in ("xvda", "xvdb")]
+    both = failure(*left)
+    assert isinstance(both, LeftOver)
+    assert (str(both), both.finish) == ("xvda: no; xvdb: no", "rm xvda; rm xvdb")
+    assert not isinstance(failure(*left, DiskError("no", vdev="xvdc")), LeftOver)
 
 
 def doing(line: str) -> Callable[[], list[str]]:

@@ -11,6 +11,7 @@ import pytest
 
 from pyxlsnap import paths
 from pyxlsnap.guest import checks, dom0_memory
+from pyxlsnap.linux.room import Room
 from pyxlsnap.model import Disk, DomainConfig, RunState
 from tests.unit.support.errors import refusal
 from tests.unit.support.guest import FakeGuest, config_of
@@ -188,20 +189,20 @@ class TestShared:
 
 class TestSpace:
     def test_is_looked_for_where_the_directory_will_be(self, tmp_path: Path) -> None:
-        checks.refuse_full(tmp_path / "not" / "yet", 1024)
+        checks.refuse_full(tmp_path / "not" / "yet", 1024, Room().claim)
 
     def test_too_little(self, tmp_path: Path) -> None:
-        says = refusal(lambda: checks.refuse_full(tmp_path / "a", 1 << 50))
+        says = refusal(lambda: checks.refuse_full(tmp_path / "a", 1 << 50, Room().claim))
         assert says.startswith(f"{tmp_path} has ")
         assert says.endswith("name another place with memory_path")
 
     def test_the_memory_and_some_more_must_fit(self, tmp_path: Path) -> None:
         fs = os.statvfs(tmp_path)
         free_kb = fs.f_bavail * fs.f_frsize // 1024
-        refusal(lambda: checks.refuse_full(tmp_path, free_kb + 1024))
+        refusal(lambda: checks.refuse_full(tmp_path, free_kb + 1024, Room().claim))
 
     def test_a_directory_that_cannot_be_written(self) -> None:
-        says = refusal(lambda: checks.refuse_full(Path("/proc/sys"), 1))
+        says = refusal(lambda: checks.refuse_full(Path("/proc/sys"), 1, Room().claim))
         assert "/proc/sys" in says
 
 

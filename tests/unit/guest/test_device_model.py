@@ -1,6 +1,8 @@
 """What QEMU has beside the domain's disks: named, and refused before anything is done."""
 
 import json
+import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,13 @@ class TestArguments:
         assert "vm1 has `-drive file=/srv/a` in device_model_args, which cannot be saved" in says
 
 
+def version_of_qemu() -> str:
+    """What the QEMU of the tests says it is."""
+    command = ["qemu-system-x86_64", "-version"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return said.split()[3]
+
+
 class Case:
     """A guest in the small world, with a real QEMU."""
 
@@ -118,8 +127,8 @@ class Case:
         self.guest: FakeGuest = world.guest(*disks)
         self.guest.domid, self.guest.device_model = DOMID, qemu.pid
 
-    def check(self) -> None:
-        refuse_unsaved_devices(self.guest, self.guest.configuration)
+    def check(self) -> str:
+        return refuse_unsaved_devices(self.guest, self.guest.configuration)
 
     def qmp(self, command: str, **arguments: object) -> None:
         connection = QmpConnection(self.qemu.own)
@@ -134,7 +143,7 @@ def case(world: World, qemu: Qemu, disks: list[Disk]) -> Case:
 
 class TestQemu:
     def test_the_domains_own_disks_are_fine(self, case: Case) -> None:
-        case.check()
+        assert case.check() == version_of_qemu()
         case.check()  # it has let go of the monitor
 
     def test_a_disk_that_is_none_of_the_domains(self, case: Case) -> None:
@@ -199,13 +208,18 @@ class TestQemu:
     @pytest.mark.parametrize("kind", ["pv", "pvh"])
     def test_another_kind_of_guest_is_not_asked(self, case: Case, kind: str) -> None:
         case.guest.configuration = config_of(kind=kind)
-        case.check()
+        assert case.check() == ""
 
     def test_a_qemu_that_does_not_answer(self, case: Case) -> None:
         case.qemu.close()
         says = refusal(case.check)
         assert says.startswith("vm1: cannot talk to the guest's QEMU (QMP socket ")
         assert "(xentop?)" in says
+
+    def test_the_snapshot_has_its_version(self, case: Case) -> None:
+        wanted = SnapshotConfig("snap")
+        with closing(plan_create(case.world.host, case.guest, wanted)) as plan:
+            assert plan.metadata.versions["qemu"] == version_of_qemu()
 
     def test_is_a_part_of_plan_and_feasibility(self, case: Case) -> None:
         case.guest.configuration = config_of(case.disks[0])

@@ -4,9 +4,11 @@ import time
 
 import pytest
 
+from pyxlsnap import paths
 from pyxlsnap.errors import Refused, XenError
 from pyxlsnap.guest import dom0_memory
-from pyxlsnap.guest.dom0_memory import make_room
+from pyxlsnap.guest.dom0_memory import Room, room_for
+from pyxlsnap.linux.locks import FileLock
 from tests.unit.support.guest import config_of
 from tests.unit.support.host import FakeHost
 from tests.unit.support.world import World
@@ -26,12 +28,12 @@ def host(world: World) -> FakeHost:
 
 def test_dom0_is_left_alone_when_there_is_enough(host: FakeHost) -> None:
     host.needed_kb = host.free_kb
-    make_room(host, config_of())
+    Room(host, config_of()).make()
     assert host.shrunk_kb == []
 
 
 def test_dom0_gives_the_missing_memory_and_no_more(host: FakeHost) -> None:
-    make_room(host, config_of())
+    Room(host, config_of()).make()
     assert host.shrunk_kb == [100 * MIB_KB]
     assert host.free_kb == 600 * MIB_KB
     assert host.dom0_kb == 1948 * MIB_KB
@@ -39,21 +41,21 @@ def test_dom0_gives_the_missing_memory_and_no_more(host: FakeHost) -> None:
 
 def test_dom0_is_given_ten_seconds_in_which_nothing_moves(host: FakeHost) -> None:
     host.dom0_stalls_s = 9
-    make_room(host, config_of())
+    Room(host, config_of()).make()
     assert host.shrunk_kb == [100 * MIB_KB]
 
 
 def test_a_dom0_that_gives_nothing_is_asked_once(host: FakeHost) -> None:
     host.dom0_holds_kb = host.dom0_kb
     with pytest.raises(Refused, match="not enough memory for vm1: 600 MiB needed, 500 MiB free"):
-        make_room(host, config_of())
+        Room(host, config_of()).make()
     assert host.shrunk_kb == [100 * MIB_KB]
 
 
 def test_a_dom0_that_gives_half_of_it_is_asked_once(host: FakeHost) -> None:
     host.dom0_holds_kb = host.dom0_kb - 50 * MIB_KB
     with pytest.raises(Refused, match="600 MiB needed, 550 MiB free"):
-        make_room(host, config_of())
+        Room(host, config_of()).make()
     assert host.shrunk_kb == [100 * MIB_KB]
 
 
@@ -64,13 +66,13 @@ def test_memory_that_comes_free_elsewhere_counts(host: FakeHost) -> None:
         host.free_kb += 100 * MIB_KB
 
     host.after_dom0 = another_ends
-    make_room(host, config_of())
+    Room(host, config_of()).make()
 
 
 def test_a_target_above_dom0s_memory_is_lowered_first(host: FakeHost) -> None:
     """Its balloon was set in dom0 itself: xenstore has a target that it never reached."""
     host.dom0_target_kb = host.dom0_kb + 250 * MIB_KB
-    make_room(host, config_of())
+    Room(host, config_of()).make()
     assert host.shrunk_kb == [k * MIB_KB for k in (100, 100, 100, 50)]
     assert host.free_kb == 600 * MIB_KB
 
@@ -86,21 +88,47 @@ def test_memory_taken_by_another_domain_is_not_awaited_for_ever(
 
     host.after_dom0 = another_takes_it
     with pytest.raises(Refused, match="600 MiB needed, 500 MiB free"):
-        make_room(host, config_of())
+        Room(host, config_of()).make()
     assert 3 <= len(host.shrunk_kb) <= 5
 
 
 def test_dom0_is_not_shrunk_where_xl_would_not(host: FakeHost) -> None:
     host.command_line = "dom0_mem=2G"
     with pytest.raises(Refused, match="not enough memory"):
-        make_room(host, config_of())
+        Room(host, config_of()).make()
     assert host.shrunk_kb == []
 
 
 def test_a_target_that_libxl_refuses_is_its_error(host: FakeHost) -> None:
     host.needed_kb = 4096 * MIB_KB
     with pytest.raises(XenError, match="below the minimum"):
-        make_room(host, config_of())
+        Room(host, config_of()).make()
+
+
+class TestRoomFor:
+    """A domain is started as xl does it: under the lock until it is there."""
+
+    def free(self) -> bool:
+        lock = FileLock(paths.XL_LOCK)
+        taken = lock.take(within_s=0)
+        lock.release()
+        return taken
+
+    def test_the_lock_is_held_meanwhile(self, host: FakeHost) -> None:
+        with room_for(host, config_of()):
+            assert not self.free()
+            assert host.free_kb == host.needed_kb
+        assert self.free()
+
+    def test_an_error_releases_the_lock(self, host: FakeHost) -> None:
+        with pytest.raises(XenError), room_for(host, config_of()):
+            raise XenError("no")
+        assert self.free()
+
+    def test_too_little_is_for_libxl_to_say(self, host: FakeHost) -> None:
+        host.dom0_holds_kb = host.dom0_kb
+        with room_for(host, config_of()):
+            assert not self.free()
 
 
 class TestSpare:
@@ -109,7 +137,7 @@ class TestSpare:
 
     def test_can_be_taken(self, host: FakeHost) -> None:
         host.needed_kb = host.free_kb + dom0_memory.spare_dom0_kb(host)
-        make_room(host, config_of())
+        Room(host, config_of()).make()
         assert host.free_kb == host.needed_kb
 
     def test_is_none_where_xl_would_not_shrink_it(self, host: FakeHost) -> None:

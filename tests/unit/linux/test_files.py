@@ -6,6 +6,7 @@ import resource
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,6 +213,55 @@ class TestDirectories:
         (tmp_path / "a").mkdir()
         monkeypatch.setattr(files, "missing_directories", lambda _: missing)
         assert make_directory(missing[-1]) == [missing[-1]]
+
+    def test_of_operations_that_begin_at_once(self, tmp_path: Path) -> None:
+        """On a host where nothing has run yet; some of the operations fail, and undo."""
+        ready, failed = threading.Barrier(4), []
+
+        def operate(number: int) -> None:
+            for turn in range(300):
+                ready.wait(60)
+                try:
+                    made = make_directory(tmp_path / "xen" / "snapshots" / str(number))
+                except Refused as e:
+                    failed.append(f"{turn}: {e}")
+                else:
+                    remove_directories(made)
+
+        threads = [threading.Thread(target=operate, args=[n]) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_whose_parent_is_removed_meanwhile(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        """Another operation has failed, and removed what it had made."""
+        (tmp_path / "a").mkdir()
+        mkdir, calls = Path.mkdir, []
+
+        def racing(self: Path, mode: int = 0o777) -> None:
+            calls.append(self)
+            if len(calls) == number + 1:
+                remove_directories([tmp_path / "a"])
+            mkdir(self, mode)
+
+        monkeypatch.setattr(Path, "mkdir", racing)
+        make_directory(tmp_path / "a" / "b" / "c")
+        assert (tmp_path / "a" / "b" / "c").is_dir()
+
+    def test_that_can_never_be_made(self) -> None:
+        with pytest.raises(Refused, match="cannot create the directory /proc/none"):
+            make_directory(Path("/proc/none/b"))
+
+    def test_are_durable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        synced: list[Path] = []
+        monkeypatch.setattr(files, "sync_directory", synced.append)
+        make_directory(tmp_path / "a" / "b")
+        assert synced == [tmp_path, tmp_path / "a"]
 
     def test_are_removed_again(self, tmp_path: Path) -> None:
         made = make_directory(tmp_path / "a" / "b")

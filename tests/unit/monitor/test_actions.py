@@ -221,6 +221,78 @@ def test_it_waits_for_the_operation_under_way(world: World) -> None:
     assert "create" not in world.events
 
 
+def test_it_leaves_when_its_domain_is_gone_while_it_waits(world: World) -> None:
+    """The revert that has destroyed the domain waits with the lock until the new one is watched."""
+    watch = Watch(world, on_reboot="restart")
+    lock = DomainLock(UUID, domain="vm1")
+    timer = threading.Timer(0.3, watch.destroyed)
+    timer.start()
+    watch.run("reboot")
+    timer.join()
+    assert watch.events == []
+    lock.release()
+
+
+def test_a_failure_of_libxl_does_not_end_its_wait(world: World) -> None:
+    watch = Watch(world, on_poweroff="destroy")
+    lock = DomainLock(UUID, domain="vm1")
+    looks = 0
+
+    def on_event(event: str) -> None:
+        nonlocal looks
+        looks += event == "info"
+        if looks == 1:
+            world.fail("info", XenError("no", rc=-3, operation="libxl_domain_info"))
+
+    def well_again() -> None:
+        world.on_event = lambda _: None
+        world.faults.clear()
+        lock.release()
+
+    def shuts_down() -> None:
+        watch.shuts_down("poweroff")
+        world.on_event = on_event
+
+    timer = threading.Timer(0.3, well_again)
+    timer.start()
+    watch.run(shuts_down)
+    timer.join()
+    assert watch.summary() == [(1, "poweroff", "destroy", None)]
+
+
+def test_it_acts_while_a_create_goes_on_that_may_not_suspend_the_guest(world: World) -> None:
+    watch = Watch(world, on_reboot="restart")
+    lock = DomainLock(UUID, domain="vm1")
+    lock.open_to_monitor()
+    watch.run("reboot", "poweroff")
+    assert watch.summary() == [(1, "reboot", "restart", 2), (2, "poweroff", "destroy", None)]
+    lock.release()
+
+
+def test_it_takes_its_turn_for_each_domain(world: World) -> None:
+    watch = Watch(world, on_reboot="restart")
+    asked: list[int] = []
+
+    def turn(domid: int) -> bool:
+        asked.append(domid)
+        return domid < 3
+
+    world.host.changes[:] = [partial(watch.shuts_down, "reboot")] * 2
+    monitor(world.host, UUID, on_event=watch.events.append, turn=turn)
+    assert asked == [1, 2, 3]  # somebody else watches the third
+    assert [e.new_domid for e in watch.events] == [2, 3]
+    assert watch.there()
+
+
+def test_it_does_not_watch_what_another_watches(world: World) -> None:
+    watch = Watch(world, on_reboot="restart")
+    watch.shuts_down("reboot")
+    ready: list[bool] = []
+    monitor(world.host, UUID, on_ready=lambda: ready.append(True), turn=lambda _: False)
+    assert ready == [True]
+    assert watch.there()[0].shutdown_reason == "reboot"
+
+
 def test_it_is_left_to_xl_if_that_watches_it(world: World) -> None:
     watch = Watch(world, on_reboot="restart")
     with xl_watching("vm1"):

@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pyxlsnap import cfgfile
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
+from pyxlsnap.disks import rivals
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import (
     Busy,
     DiskError,
@@ -26,11 +29,13 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.journal import CreateEntry, Entry, Journal, RevertEntry
-from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.locks import MONITOR, OPERATION, DomainLock
 from pyxlsnap.model import RunState, SnapshotConfig
+from pyxlsnap.monitor import steady
 from pyxlsnap.recovery import finish_revert, undo_create
+from pyxlsnap.recovery import operation as recovery
 from pyxlsnap.request import Callbacks, revert_command
-from pyxlsnap.results import Recovered, Reverted
+from pyxlsnap.results import Progress, Recovered, Reverted
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations
 from tests.unit.support.entries import killed_revert
@@ -197,7 +202,7 @@ def test_without_its_strategies_the_guest_is_left_as_it_is(
     plan = plan_create(world.host, other, SnapshotConfig(name="b"))
     run_until(Creation(plan).steps(), "disk snapshots")
 
-    def strategies(disks: object, task: DiskTask, recorded: object) -> object:
+    def strategies(disks: object, task: DiskTask, recorded: object, *, trusted: bool) -> object:
         assert recorded
         if task.name == "snap":
             raise error
@@ -234,6 +239,16 @@ def test_a_bug_in_a_strategy_does_not_keep_the_guest_suspended(world: World, ver
     assert "deleted snap of xvdb" in caught.value.undone
 
 
+def test_what_only_a_person_can_delete_does_not_keep_the_journal(world: World) -> None:
+    killed = Killed(world, "disk snapshots")
+    world.fail("undo xvda", LeftOver("a tag is left", vdev="xvda", finish="qemu-img snapshot -d"))
+    recovered = recover(world)
+    assert "xvda: a tag is left" in recovered.lines
+    assert not recovered.rolled_back
+    assert killed.guest.runs
+    assert Journal(UUID).read() is None
+
+
 def test_disk_snapshots_of_others_stay(world: World) -> None:
     killed = Killed(world, "disk snapshots")
     world.storage.snapshots["xvda", "older"] = "x"
@@ -261,6 +276,24 @@ def test_an_operation_under_way_is_busy(world: World) -> None:
     assert killed.guest.suspended
     lock.release()
     killed.recover()
+    killed.assert_as_before()
+
+
+def test_a_monitor_that_acts_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create had left the right to act to it: it may destroy the guest, or dump its core."""
+    killed = Killed(world, "resume")
+    monitor = DomainLock(UUID, domain="vm1", part=MONITOR)
+    monkeypatch.setattr(recovery, "_MONITOR_S", 0.1)
+    with pytest.raises(Busy):
+        killed.recover()
+    DomainLock(
+        UUID, domain="vm1", part=OPERATION
+    ).release()  # a failed recovery leaves nothing locked
+    monkeypatch.setattr(recovery, "_MONITOR_S", 10)
+    timer = threading.Timer(0.3, monitor.release)
+    timer.start()
+    killed.recover()
+    timer.join()
     killed.assert_as_before()
 
 
@@ -308,6 +341,52 @@ def test_the_disks_of_an_ended_guest_are_rolled_back_where_possible(world: World
     world.faults.clear()
     killed.recover()
     assert not world.storage.snapshots
+
+
+def test_a_guest_that_xl_is_starting_again_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its two QEMUs nobody has the disks open."""
+    killed = Killed(world, "resume")
+    killed.guest.exists = False
+    looks: list[str] = []
+
+    def xl_monitor(name: str) -> int:
+        looks.append(name)
+        if len(looks) == 3:
+            world.host.start(killed.guest.configuration)
+        return 1
+
+    monkeypatch.setattr(steady, "xl_monitor", xl_monitor)
+    tasks: list[DiskTask] = []
+
+    def strategies(disks: Any, task: DiskTask, recorded: Any, *, trusted: bool) -> Any:
+        tasks.append(task)
+        assert not task.may_start()
+        return world.strategies(disks, task, recorded, trusted=trusted)
+
+    monkeypatch.setattr(undo_create, "strategies", strategies)
+    assert "deleted snap of xvda" in killed.recover()
+    assert looks == ["vm1"] * 3
+    assert [task.started_anew for task in tasks] == [True]
+
+
+def test_an_xl_that_stays_is_not_waited_for_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undo_create, "_STARTING_S", 0.2)
+    monkeypatch.setattr(steady, "xl_monitor", lambda _: 1)
+    killed = Killed(world, "resume")
+    killed.guest.exists = False
+    assert "deleted snap of xvda" in killed.recover()  # (none of these needs an image)
+
+
+def test_a_suspended_guest_does_not_wait_for_xl(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steady, "xl_monitor", lambda _: pytest.fail("nothing to wait for"))
+    killed = Killed(world, "disk snapshots")
+    assert killed.recover()[0] == "resumed vm1"
 
 
 def test_disks_that_cannot_be_reached_are_named_and_the_rest_is_done(world: World) -> None:
@@ -646,7 +725,7 @@ class TestARevert:
         other, _ = self.replaced(world)
         started: list[FakeGuest] = []
 
-        def started_meanwhile(_host: object, _entry: object) -> None:
+        def started_meanwhile(_host: object, _entry: object, _waiting: object) -> None:
             started.append(world.guest(*other.configuration.disks, uuid=THIRD_UUID))
 
         monkeypatch.setattr(finish_revert, "_wait_until_quiet", started_meanwhile)
@@ -662,7 +741,7 @@ class TestARevert:
         guest = self.replaced(world)[0] if replaces else self.killed(world, "disks")
         started: list[FakeGuest] = []
 
-        def started_meanwhile(_host: object, _entry: object) -> None:
+        def started_meanwhile(_host: object, _entry: object, _waiting: object) -> None:
             started.append(world.host.start(guest.configuration))
 
         monkeypatch.setattr(finish_revert, "_wait_until_quiet", started_meanwhile)
@@ -677,7 +756,7 @@ class TestARevert:
         """The domain runs again, and may be at work already."""
         self.killed(world, "disks")
 
-        def finished_meanwhile(_host: object, entry: RevertEntry) -> None:
+        def finished_meanwhile(_host: object, entry: RevertEntry, _waiting: object) -> None:
             cfg = Path(entry.cfgfile)
             operations.revert(world.host, UUID, cfgfile.read(cfg), cfg)
 
@@ -754,6 +833,37 @@ class TestARevert:
         (guest,) = world.host.guests
         setattr(guest, state, "destroy" if state == "shutdown_reason" else True)
         self.assert_is_back(world, recover(world))
+
+    @pytest.mark.parametrize("by_revert", [True, False])
+    def test_a_qemu_img_that_still_works_is_waited_for(
+        self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_revert: bool
+    ) -> None:
+        """It may work for longer than anything else that the dead process has left."""
+        monkeypatch.setattr(rivals, "_LOOKS_S", 0.2)
+        monkeypatch.setattr(finish_revert, "_QUIET_S", 0.2)
+        guest = self.killed(world, "destroy")
+        tool = tmp_path / "qemu-img"
+        tool.symlink_to("/usr/bin/sleep")
+        with Path(guest.configuration.disks[0].target).open("rb") as image:
+            working = subprocess.Popen([tool, "600"], stdin=image)
+        told: list[str] = []
+
+        def on_progress(progress: Progress) -> None:
+            told.append(progress.phase)
+            if progress.phase == "waiting for qemu-img to finish its work":
+                working.kill()
+                working.wait()
+
+        if by_revert:
+            cfg = Path(shlex.split(revert_command(killed_revert().request))[3])
+            config = cfgfile.read(cfg)
+            operations.revert(world.host, UUID, config, cfg, on_progress=on_progress)
+        else:
+            recovered = operations.recover(
+                world.host, UUID, on_progress=on_progress, start_monitor=watch
+            )
+            self.assert_is_back(world, recovered)
+        assert "waiting for qemu-img to finish its work" in told
 
     def test_a_domain_that_was_started_since_is_left_alone(self, world: World) -> None:
         guest = self.killed(world, "disks")

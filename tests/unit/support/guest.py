@@ -19,7 +19,7 @@ from pyxlsnap.model import Disk, DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress, Progress
 from pyxlsnap.xen.domain import REQUEST_S, SETTLE_S
 from tests.unit.support import streams
-from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.values import BRIDGE, OTHER_UUID, UUID
 
 if TYPE_CHECKING:
     from tests.unit.support.world import World
@@ -80,7 +80,7 @@ def config_json(
             }
             for d in disks
         ],
-        "nics": [{"devid": 0, "bridge": "lo"}],
+        "nics": [{"devid": 0, "bridge": BRIDGE}],
         **more,
     }
     return json.dumps(values)
@@ -169,6 +169,10 @@ class FakeGuest:
     def present_name(self) -> str:
         return self.present or self.name
 
+    def present_info(self) -> DomainInfo | None:
+        there = [g for g in self._world.host.guests if g.exists and g.uuid == self.uuid]
+        return there[0].info() if there else None
+
     def config(self) -> DomainConfig:
         with self._world.doing("config"):
             return self.configuration.with_name(self.name)
@@ -218,14 +222,13 @@ class FakeGuest:
     ) -> bool:
         if paused:
             return self._ensure_paused(settle_s)
-        if self.suspends_late_s is not None:
+        if self.suspends_late_s is not None and not self.check_same().shutdown:
             if self.suspends_late_s > max(settle_s, request_s):
                 raise GuestTimeout("may yet suspend", rc=-8, operation="libxl_domain_suspend")
             self.time_passes()
-        if self.check_same().suspended:
+        if (info := self.check_same()).suspended:
             self.resume(paused=paused)
-            return True
-        return False
+        return info.suspended
 
     def _ensure_paused(self, settle_s: float) -> bool:
         suspended = self.pause_again(settle_s=settle_s)
@@ -239,11 +242,10 @@ class FakeGuest:
         running = not (self.withdraw_suspend() or self.check_same().paused)
         if running and late_s is not None and late_s <= settle_s:
             self.time_passes()
-        if self.check_same().suspended:
-            return True
-        if not self.paused:
+        info = self.check_same()
+        if not (info.shutdown or info.paused):
             self.pause()
-        return False
+        return info.suspended
 
     def withdraw_suspend(self) -> bool:
         with self._world.doing("withdraw"):

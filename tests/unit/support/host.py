@@ -3,8 +3,10 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyxlsnap import paths
 from pyxlsnap.errors import (
     DomainNotFound,
     XenError,
@@ -45,7 +47,10 @@ class FakeHost:
         self.version = (4, 17)
         self.command_line = "dom0_mem=4G,max:4G"
         self.shadow_paging = True
+        self.cpupools = {"Pool-0"}
         self.autoballoon_setting = "auto"
+        #: where libxl's QEMU is; "": nobody knows
+        self.device_model_path = ""
         self.free_kb = GIB_KB
         self.needed_kb = 1024
         self.shrunk_kb: list[int] = []
@@ -71,6 +76,15 @@ class FakeHost:
 
     def autoballoon(self) -> str:
         return self.autoballoon_setting
+
+    def xl_lock(self) -> Path:
+        return paths.XL_LOCK
+
+    def device_model(self) -> str:
+        return self.device_model_path
+
+    def has_cpupool(self, pool: str) -> bool:
+        return pool in self.cpupools
 
     def has_shadow_paging(self) -> bool:
         return self.shadow_paging
@@ -114,6 +128,15 @@ class FakeHost:
             raise DomainNotFound.among(domain, [g.name for g in self._there()])
 
     def restore(self, config: DomainConfig, fd: int) -> FakeGuest:
+        before = list(self.guests)
+        try:
+            return self._restored(config, fd)
+        except BaseException:  # the real one removes what it has made
+            for guest in self.guests:
+                guest.exists &= guest in before
+            raise
+
+    def _restored(self, config: DomainConfig, fd: int) -> FakeGuest:
         with self._world.doing("restore"):
             if any(g.name == config.name or g.uuid == config.uuid for g in self._there()):
                 raise XenError("name or uuid in use", rc=-3, operation="restore")

@@ -109,16 +109,22 @@ class Hosted:
         self.world = make_world(here / "world", monkeypatch)
         self._site = write_site(here, before="pyxlsnap.worker.server", site=__name__)
 
-    def run(self, *words: str, scene: Scene = plain) -> subprocess.CompletedProcess[str]:
-        """Run ``pyxlsnap`` with these words; the world is then as it left it."""
+    def run(
+        self, *words: str, scene: Scene = plain, before: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``pyxlsnap`` with these words; the world is then as it left it.
+
+        :param before: a command for the shell that becomes ``pyxlsnap``.
+        """
         save(self.world)
         environment = {
             **os.environ,
             "PYTHONPATH": f"{self._site}:{ROOT}",
             SCENE: f"{scene.__module__}:{scene.__name__}",
         }
+        command = [sys.executable, "-m", "pyxlsnap", *words]
         found = subprocess.run(
-            [sys.executable, "-m", "pyxlsnap", *words],
+            ["sh", "-ec", f'{before}; exec "$@"', "sh", *command] if before else command,
             capture_output=True,
             text=True,
             cwd=self.world.root,

@@ -77,3 +77,15 @@ def opened(path: Path) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def mount(device: Path, where: Path, *options: str) -> Iterator[Path]:
+    """A mount of a block device, or (by a new loop device) of a file."""
+    need_root("a mount")
+    where.mkdir()
+    run("mount", *options, device, where)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)

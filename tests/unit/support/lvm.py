@@ -44,6 +44,7 @@ class Lv:
     open: bool = False
     suspended: bool = False
     merging: bool = False
+    read_only: bool = False
     invalid: bool = False
     data: str = ""
     metadata: str = ""
@@ -77,6 +78,7 @@ class Lv:
             "metadata_percent": self.metadata,
             "lv_health_status": self.health,
             "lv_check_needed": "-1",
+            "lv_permissions": "read-only" if self.read_only else "writeable",
             "lv_kernel_major": "253" if self.active else "-1",
             "lv_kernel_minor": str(self.minor) if self.active else "-1",
         }
@@ -89,6 +91,7 @@ class FakeLvm:
         self.root, self.dev, self.block = root, root / "dev", root / "sys/dev/block"
         self.lvs: dict[str, Lv] = {}
         self.free = 100 * MIB
+        self.attr, self.missing = "wz--n-", 0
         self.log: list[list[str]] = []
         #: called with each command before and after it takes effect
         self.hook: Callable[[str, list[str]], None] = lambda when, command: None
@@ -125,12 +128,13 @@ class FakeLvm:
         for name in self._linked.keys() - wanted.keys():
             self.path(name).unlink()
         for name, data in wanted.items():
+            dm = self.block / f"253:{data.name}" / "dm"
+            (dm / "suspended").write_text(f"{int(self.lvs[name].suspended)}\n")
             if self._linked.get(name) == data:
                 continue
             self.path(name).unlink(missing_ok=True)
             self.path(name).symlink_to(data)
-            dm = self.block / f"253:{data.name}" / "dm" / "name"
-            dm.write_text(names.mapped_name(VG, name) + "\n")
+            (dm / "name").write_text(names.mapped_name(VG, name) + "\n")
         self._linked = wanted
 
     # the commands
@@ -152,7 +156,8 @@ class FakeLvm:
         return {"lv": [lv.row(lvs) for lv in lvs]}
 
     def _vgs(self, words: list[str]) -> dict[str, list[dict[str, str]]]:
-        return {"vg": [{"vg_free": str(self.free), "vg_extent_size": str(EXTENT)}]}
+        row = {"vg_free": str(self.free), "vg_extent_size": str(EXTENT)}
+        return {"vg": [row | {"vg_attr": self.attr, "vg_missing_pv_count": str(self.missing)}]}
 
     def _lvcreate(self, words: list[str]) -> str | None:
         name, origin = words[words.index("-n") + 1], self.lvs[words[-1].removeprefix(f"{VG}/")]

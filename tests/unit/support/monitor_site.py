@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import pyxlsnap.linux.locks
 import pyxlsnap.monitor.actions
 import pyxlsnap.xen.toolstack
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import DomainNotFound, NeedsAttention
-from pyxlsnap.linux.locks import DomainLock
 from tests.unit.support.values import UUID
 
 
@@ -57,8 +55,6 @@ def aborts(_: Watch) -> None:
     os.kill(os.getpid(), signal.SIGABRT)
 
 
-#: for how long a process waits for that of the domain before, at the most
-TURN_S = 3.0
 SCENARIOS = (watch, nothing_to_watch, goes_wrong_later, writes_from_c, has_a_bug, aborts)
 
 
@@ -73,18 +69,23 @@ class _Host:
         return _Found()
 
 
-def _take_turn(*words: Any, wait_s: float = 0.0, **options: Any) -> DomainLock:
-    """In the place of the lock: who waits for another process does not wait for long."""
-    return DomainLock(*words, wait_s=min(wait_s, TURN_S), **options)
-
-
 def install(here: str) -> None:
     """Put the scenario whose name is in a file in the place of the watch."""
     directory = Path(here)
     name = (directory / "scenario").read_text()
     (scenario,) = [do for do in SCENARIOS if do.__name__ == name]
 
-    def monitor(_: _Host, domain: str, *, on_ready: Callable[[], None], cancel: Cancel) -> None:
+    def monitor(
+        _: _Host,
+        domain: str,
+        *,
+        on_ready: Callable[[], None],
+        cancel: Cancel,
+        turn: Callable[[int], bool],
+    ) -> None:
+        if not turn(int((directory / "domid").read_text())):
+            on_ready()
+            return
         (directory / "pid").write_text(str(os.getpid()))
         scenario(Watch(on_ready, cancel))
 
@@ -95,7 +96,6 @@ def install(here: str) -> None:
     for module, name, value in (
         (pyxlsnap.monitor.actions, "monitor", monitor),
         (pyxlsnap.xen.toolstack, "Toolstack", toolstack),
-        (pyxlsnap.linux.locks, "DomainLock", _take_turn),
         (paths, "XEN_LOGS", directory),
         (paths, "LOCKS", directory),
     ):

@@ -54,8 +54,12 @@ class Qemu:
         directory: Path,
         images: dict[str, str],
         environment: Mapping[str, str] = MappingProxyType({}),
+        *,
+        domid: int = DOMID,
+        output: int | None = None,
     ) -> None:
-        self._socket = directory / f"qmp-libxenstat-{DOMID}"
+        self._socket = directory / f"qmp-libxenstat-{domid}"
+        self._output = output
         #: the socket of a monitor for the test
         self.own = directory / "qmp-of-the-test"
         self._images = images
@@ -83,6 +87,8 @@ class Qemu:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
                 pass_fds=[ours.fileno(), own.fileno()],
                 env=self._environment,
             )

@@ -9,9 +9,11 @@ from types import MappingProxyType
 
 import pytest
 
+import pyxlsnap.create.ended
 import pyxlsnap.create.feasibility
 import pyxlsnap.create.plan
 import pyxlsnap.delete.plan
+import pyxlsnap.guest.gone
 import pyxlsnap.recovery.finish_revert
 import pyxlsnap.recovery.undo_create
 import pyxlsnap.revert.plan
@@ -21,7 +23,7 @@ from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.host import FakeHost
 from tests.unit.support.strategy import FakeStrategy
-from tests.unit.support.values import UUID
+from tests.unit.support.values import BRIDGE, UUID
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class World:
         self.directory = root / "snapshots"
         for name in ("run", "journals", "images", "dumps", "logs"):
             (root / name).mkdir(exist_ok=True)
+        (root / "net" / BRIDGE / "bridge").mkdir(parents=True, exist_ok=True)
         self.kernel = root / "images" / "vmlinuz"
         self.kernel.touch()
 
@@ -111,6 +114,8 @@ class World:
         disks: Sequence[tuple[Disk, DiskRequest]],
         task: DiskTask,
         recorded: Mapping[str, str] = MappingProxyType({}),
+        *,
+        trusted: bool = False,
     ) -> tuple[DiskStrategy, ...]:
         """In the place of the registry's :func:`strategies`: one strategy for each disk."""
         assert set(recorded.values()) <= {FakeStrategy.kind}
@@ -126,8 +131,11 @@ PLACES = {
     "DUMPS": "dumps",
     "XEN_LOGS": "logs",
     "XL_LOCK": "run/xl.lock",
+    "NETWORK": "net",
+    "XEN_SCRIPTS": "scripts",
 }
 CHOOSERS = (
+    pyxlsnap.create.ended,
     pyxlsnap.create.plan,
     pyxlsnap.delete.plan,
     pyxlsnap.revert.plan,
@@ -140,6 +148,7 @@ CHOOSERS = (
 def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty world; the package's directories and disk strategies are its own."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
+    monkeypatch.setattr(pyxlsnap.guest.gone, "_DESTROY_S", 0.0)
     root.mkdir(exist_ok=True)
     found = World(root)
     for name, place in PLACES.items():

@@ -39,8 +39,9 @@ def locked(worker: StandIn) -> bool:
         (api.create_snapshot, {"create": waits.create}),
         (api.recover, {"recover": waits.recovery}),
         (api.create_snapshot, {"create": waits.dies, "recover": waits.recovery}),
+        (api.create_snapshot, {"create": waits.dies_when_cancelled, "recover": waits.recovery}),
     ],
-    ids=["create", "recovery", "supervisor's recovery"],
+    ids=["create", "recovery", "supervisor's recovery", "the same, cancelled before that"],
 )
 def test_the_caller_returns_at_once_and_the_work_is_done_later(
     worker: StandIn,

@@ -10,13 +10,16 @@ import time
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from pyxlsnap.linux.locks import DomainLock, FileLock
 from pyxlsnap.results import Progress
 from pyxlsnap.xen.callbacks import Bridge, close_in_children
 from pyxlsnap.xen.ffi import C, ffi
 from tests.unit.support.resources import Resources
+from tests.unit.support.values import UUID
 from tests.unit.support.waiting import eventually
 
 LOGGER = "pyxlsnap.libxl"
@@ -276,3 +279,22 @@ def test_private_descriptors_that_were_closed_make_room() -> None:
         os.close(fd)
     with pytest.raises(OSError, match="too many"):
         close_in_children(-1)
+
+
+def test_a_child_that_stays_has_no_lock(tmp_path: Path) -> None:
+    """A monitor starts a domain with its lock held, and the domain's QEMU must not keep it."""
+    with running() as r:
+        lock = DomainLock(UUID, domain="vm1", directory=tmp_path)
+        xl = FileLock(tmp_path / "xl")
+        assert xl.take(within_s=0)
+        pid = C.pyxlsnap_bridge_test_fork(r.c, -1)
+        os.close(lock.fd)  # without an unlock, as if this process had died
+        xl.release()
+        try:
+            DomainLock(UUID, domain="vm1", directory=tmp_path, wait_s=10).release()
+            assert xl.take(within_s=10)
+            xl.release()
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # it is still there
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

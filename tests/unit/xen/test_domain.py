@@ -32,7 +32,8 @@ class Clockless(Domain):
         if state == "gone":
             raise DomainNotFound("gone", domain="vm1")
         uuid = "another" if state == "another" else UUID
-        return DomainInfo(7, uuid, False, state == "suspend", state, state == "dying", 1)
+        shutdown = state in ("suspend", "poweroff", "reboot")
+        return DomainInfo(7, uuid, False, shutdown, state, state == "dying", 1)
 
     def resume(self, *, paused: bool = False) -> None:
         self.resumed += 1
@@ -50,6 +51,13 @@ class TestEnsureRunning:
     def test_a_running_domain_is_left_alone(self) -> None:
         domain = Clockless("")
         assert not domain.ensure_running(settle_s=0, request_s=0)
+        assert domain.resumed == 0
+
+    def test_one_that_has_shut_down_by_itself_is_not_waited_for(self) -> None:
+        domain = Clockless("", "poweroff", requested=(True,) * 1000)
+        start = time.monotonic()
+        assert not domain.ensure_running(settle_s=5, request_s=60)
+        assert time.monotonic() - start < 2
         assert domain.resumed == 0
 
     def test_one_that_suspends_while_it_settles_is_resumed(self) -> None:
@@ -134,6 +142,13 @@ class TestEnsurePaused:
         assert domain.done == ["withdraw", "pause"]
         assert time.monotonic() - start < 2
 
+    def test_one_that_shuts_down_by_itself_is_not_paused(self) -> None:
+        domain = Paused("", "", "reboot", paused=False)
+        start = time.monotonic()
+        assert not domain.ensure_running(settle_s=5, paused=True)
+        assert domain.done == ["withdraw"]
+        assert time.monotonic() - start < 2
+
     @pytest.mark.parametrize("paused", [True, False])
     def test_a_suspended_one_is_resumed(self, paused: bool) -> None:
         domain = Paused("suspend", paused=paused)
@@ -215,12 +230,21 @@ class TestFrontends:
         """libxl makes this node for the event channel of the suspend request."""
         assert self.states(**{"suspend__event-channel": "5", "vif__0__state": "4"}) == {"vif/0": 4}
 
-    @pytest.mark.parametrize("state", ["", "x", "²", "-1", "4 ", "٤"])
+    @pytest.mark.parametrize("state", ["", "x", "²", "-1", "4 ", "٤", "9" * 5000])
     def test_a_state_that_the_guest_has_spoilt_is_unknown(self, state: str) -> None:
         assert self.states(vif__0__state=state) == {"vif/0": 0}
 
     def test_a_state_that_the_guest_has_removed_is_unknown(self) -> None:
         assert self.states(vif__0__backend="/local/domain/0/backend/vif/7/0") == {"vif/0": 0}
+
+
+@pytest.mark.parametrize(
+    ("said", "pid"), [("714", 714), ("²", None), ("", None), ("-1", None), ("9" * 5000, None)]
+)
+def test_the_pid_of_the_device_model(said: str, pid: int | None) -> None:
+    node = "/local/domain/7/image/device-model-pid"
+    assert Domain(Store({node: said}), 7, UUID, "vm1").device_model_pid() == pid
+    assert Domain(Store({}), 7, UUID, "vm1").device_model_pid() is None
 
 
 class TestDiskTargets:

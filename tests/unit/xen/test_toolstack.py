@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from pyxlsnap import paths
-from pyxlsnap.errors import ClosedError, DomainNotFound
-from pyxlsnap.model import DomainInfo
+from pyxlsnap.errors import ClosedError, DomainNotFound, XenError
+from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
 from pyxlsnap.xen import toolstack
 from pyxlsnap.xen.context import Context
-from pyxlsnap.xen.ffi import C
+from pyxlsnap.xen.ffi import C, ffi, struct
 from pyxlsnap.xen.toolstack import Toolstack
-from tests.unit.support.values import UUID
+from tests.unit.support.guest import config_of
+from tests.unit.support.values import OTHER_UUID, UUID
 
 
 class Names(Toolstack):
@@ -124,6 +125,142 @@ def test_autoballoon_is_as_in_xl_conf(
     if content is not None:
         paths.XL_CONF.write_text(content + "\n")
     assert Unbound().autoballoon() == setting
+
+
+@pytest.mark.parametrize(("pool", "there"), [("fast", True), ("slow", False)])
+def test_a_cpu_pool_is_looked_up_as_libxl_does(
+    monkeypatch: pytest.MonkeyPatch, pool: str, there: bool
+) -> None:
+    def look_up(_: object, name: Any, found: Any, __: object) -> int:
+        if ffi.string(name) != b"fast":
+            return -5
+        found[0] = 3
+        return 0
+
+    functions = SimpleNamespace(
+        libxl_cpupool_qualifier_to_cpupoolid=look_up,
+        libxl_cpupoolid_is_valid=lambda _, number: int(number in (0, 3)),
+    )
+    monkeypatch.setattr(toolstack, "C", functions)
+    assert Unbound().has_cpupool(pool) is there
+    monkeypatch.undo()
+    assert callable(C.libxl_cpupool_qualifier_to_cpupoolid)
+    assert callable(C.libxl_cpupoolid_is_valid)
+
+
+class Made(Context):
+    """A context in which libxl makes domain 7, or fails."""
+
+    def __init__(self, *there: DomainInfo) -> None:
+        self.there = list(there)
+
+    def check_usable(self) -> None: ...
+
+    @contextmanager
+    def calling(self, on_progress: OnProgress | None = None) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def parsed(self, config: DomainConfig) -> Iterator[Any]:
+        with struct("libxl_domain_config") as parsed:
+            yield parsed
+
+    def check(self, rc: int, operation: str, *, domain: str = "") -> None:
+        if rc:
+            raise XenError(f"{operation} failed", rc=rc, operation=operation, domain=domain)
+
+    def domains(self) -> list[DomainInfo]:
+        return self.there
+
+    def name_of(self, domid: int) -> str:
+        return "vm1"
+
+
+class TestNewDomain:
+    """What libxl leaves of a domain that it could not make is known by its domid alone."""
+
+    @pytest.fixture(params=["restore", "create"])
+    def make(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+        destroyed: list[int] = []
+
+        def made(*there: DomainInfo, rc: int = -3, domid: int = 7, destroy: int = 0) -> list[int]:
+            def libxl(_ctx: object, _config: object, found: Any, *_: object) -> int:
+                found[0] = domid
+                return rc
+
+            def end(_ctx: object, which: int, _how: object) -> int:
+                destroyed.append(which)
+                return destroy
+
+            functions = SimpleNamespace(
+                libxl_domain_create_restore=libxl,
+                libxl_domain_create_new=libxl,
+                libxl_domain_destroy=end,
+                pyxlsnap_renew_genid=lambda *_: 0,
+            )
+            monkeypatch.setattr(toolstack, "C", functions)
+            host = Unbound()
+            host._context = Made(*there)
+            run = host.create if request.param == "create" else lambda c: host.restore(c, 0)
+            assert run(config_of()).domid == domid
+            return destroyed
+
+        made.destroyed = destroyed  # type: ignore[attr-defined]
+        return made
+
+    def info(self, domid: int, *, uuid: str = UUID, has_run: bool = False) -> DomainInfo:
+        return DomainInfo(domid, uuid, True, False, "", False, 0, has_run=has_run)
+
+    def test_is_found(self, make: Any) -> None:
+        assert make(self.info(7), rc=0) == []
+
+    def test_that_is_left_is_removed(self, make: Any) -> None:
+        with pytest.raises(XenError):
+            make(self.info(3), self.info(7))
+        assert make.destroyed == [7]
+
+    @pytest.mark.parametrize("domid", [7, 0xFFFFFFFF])
+    def test_another_with_its_uuid_is_left_alone(self, make: Any, domid: int) -> None:
+        with pytest.raises(XenError):
+            make(self.info(8), domid=domid)
+        assert make.destroyed == []
+
+    def test_another_with_its_domid_is_left_alone(self, make: Any) -> None:
+        with pytest.raises(XenError):
+            make(self.info(7, uuid=OTHER_UUID))
+        with pytest.raises(XenError):
+            make(self.info(7, has_run=True))
+        assert make.destroyed == []
+
+    def test_that_cannot_be_removed_is_named(self, make: Any) -> None:
+        with pytest.raises(XenError, match=r"_(restore|new) failed; .*xl destroy 7"):
+            make(self.info(7), destroy=-3)
+
+
+class TestDeviceModel:
+    def test_is_the_one_compiled_into_libxl(self) -> None:
+        assert Path(Unbound().device_model()).name.endswith("qemu-system-i386")
+
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            (b"x\0/usr/lib/xen/bin/qemu-system-i386\0y", "/usr/lib/xen/bin/qemu-system-i386"),
+            (b"x\0qemu-system-none\0y", "qemu-system-none"),
+            (b"x\0sh\0y", ""),
+            (b"\0/a/qemu-system-i386\0-\0/b/qemu-system-i386\0", ""),
+            (None, ""),
+        ],
+    )
+    def test_is_not_guessed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, found: str
+    ) -> None:
+        library = tmp_path / "libxenlight.so.4.17"
+        if content is not None:
+            library.write_bytes(content)
+        (tmp_path / "self").mkdir()
+        (tmp_path / "self/maps").write_text(f"7f00-7f01 r--p 00000000 08:01 12  {library}\n")
+        monkeypatch.setattr(paths, "PROC", tmp_path)
+        assert Unbound().device_model() == found
 
 
 def test_a_closed_toolstack_does_not_read_xl_conf() -> None:

@@ -65,11 +65,11 @@ class Points:
 def watch(points: Points) -> None:
     """Put the points into the code."""
     from pyxlsnap.create.sequence import Creation
-    from pyxlsnap.disks.qcow2 import internal
+    from pyxlsnap.disks.qcow2 import inside
     from pyxlsnap.revert.sequence import Reversion
     from pyxlsnap.xen.domain import Domain
 
-    images: Any = internal
+    images: Any = inside
 
     def watch_steps(sequence: Any, verb: str) -> None:
         steps = sequence.steps
@@ -99,8 +99,8 @@ def watch(points: Points) -> None:
         suspend(*args, **kwargs)
         points.reached("in suspend")
 
-    def qemu_img(disk: Any, *args: str) -> Any:
-        result = run_qemu_img(disk, *args)
+    def qemu_img(disk: Any, *args: str, **words: Any) -> Any:
+        result = run_qemu_img(disk, *args, **words)
         points.reached(f"after qemu-img {' '.join(args[:2])} of {disk.vdev}")
         return result
 

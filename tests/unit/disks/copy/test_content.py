@@ -7,6 +7,7 @@ import stat
 import struct
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from pyxlsnap.disks.copy.content import (
 )
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import temporary_name
+from pyxlsnap.linux.room import Room
 from pyxlsnap.model import Disk
 from tests.unit.support.loop_files import mounted, run
 from tests.unit.support.system_calls import unsupported
@@ -251,8 +253,12 @@ def test_attributes_that_cannot_be_carried_over_are_an_error(
 def test_copies_to_one_filesystem_need_room_together(disk: Disk, tmp_path: Path) -> None:
     fs = os.statvfs(tmp_path)
     half = fs.f_bavail * fs.f_frsize * 6 // 10
-    space = Space(disk, Path(disk.target), half, tmp_path)
-    refuse_no_room([space])
+    spaces = [Space(d, Path(d.target), half, tmp_path) for d in (disk, replace(disk, vdev="xvdb"))]
+    for space in spaces:
+        refuse_no_room([space], Room().claim)
     with pytest.raises(Refused, match=r"MiB left") as caught:
-        refuse_no_room([space, space])
-    assert all(text in str(caught.value) for text in ("xvda", str(tmp_path), disk.target))
+        refuse_no_room(spaces, Room().claim)
+    assert all(text in str(caught.value) for text in ("xvdb", str(tmp_path), disk.target))
+    room = Room()
+    for _ in range(3):  # a check may be done again
+        refuse_no_room(spaces[:1], room.claim)

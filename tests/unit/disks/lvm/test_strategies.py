@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyxlsnap.disks.lvm import commands
 from pyxlsnap.disks.lvm.thick import copy_differences, needed
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.registry import strategies
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
 from tests.unit.support.lvm import (
@@ -108,6 +109,18 @@ class TestCreate:
         one.settle()
         assert not fake.lvs[f"{kind}-b"].suspended
         assert one.undo_create() == []
+
+    def test_lvm_is_not_asked_before_the_guest_is_resumed(self, fake: FakeLvm, kind: str) -> None:
+        """Its commands may take minutes: a recovery must not wait for them."""
+        one = create(fake, kind)
+        disks = [(Disk("xvda", str(fake.path(f"{kind}-a")), "raw"), DiskRequest("xvda"))]
+        fake.log.clear()
+        kinds = {"xvda": one.kind}
+        (other,) = strategies(disks, DiskTask("snap"), kinds, trusted=True)
+        other.adopt_create(1, began=0.0, state=one.state())
+        other.settle()
+        assert fake.log == []
+        assert other.undo_create() == [f"removed the volume {VG}/{kind}-a-snap"]
 
     def test_artefacts_say_what_they_take_and_how_to_delete_them(
         self, fake: FakeLvm, kind: str
@@ -272,6 +285,39 @@ class TestRevert:
         with pytest.raises(DiskError, match="invalid"):
             strategy(fake, "thick").revert()
 
+    def test_a_thick_volume_that_is_read_only_is_refused(self, fake: FakeLvm) -> None:
+        create(fake, "thick")
+        fake.lvs["thick-a"].read_only = True
+        with pytest.raises(Refused, match=f"xvda: {VG}/thick-a is read-only: `lvchange -prw"):
+            strategy(fake, "thick").check_revert()
+
+    @pytest.mark.parametrize(
+        ("attr", "missing", "says"),
+        [
+            ("wz-pn-", 1, "1 of the physical volumes of .* are missing"),
+            ("rz--n-", 0, "is read-only"),
+            ("wzx-n-", 0, "vgimport"),
+        ],
+    )
+    def test_a_group_that_lvm_does_not_change_is_refused(
+        self, fake: FakeLvm, attr: str, missing: int, says: str
+    ) -> None:
+        create(fake, "thin")
+        fake.attr, fake.missing = attr, missing
+        with pytest.raises(Refused, match=f"^xvda: .*{says}"):
+            strategy(fake, "thin").check_revert()
+        for kind in KINDS:
+            with pytest.raises(Refused, match=f"^xvd[ab]: .*{says}"):
+                strategy(fake, kind, "other").check_create(1)
+
+    def test_a_thick_volume_with_a_part_missing_is_refused(self, fake: FakeLvm) -> None:
+        create(fake, "thick")
+        fake.missing = 1  # of another volume's: nothing is made or renamed
+        strategy(fake, "thick").check_revert()
+        fake.lvs["thick-b-snap"].health = "partial"
+        with pytest.raises(Refused, match=f"^xvdb: {VG}/thick-b-snap is partial"):
+            strategy(fake, "thick").check_revert()
+
     def test_a_strangers_volume_under_our_name_is_left_alone(self, fake: FakeLvm) -> None:
         create(fake, "thin")
         fake.add(f"thin-a.snap.new{KEPT_SUFFIX}", "linear")
@@ -293,7 +339,7 @@ class TestRevert:
             one.check_revert()
         with pytest.raises(DiskError, match=rf"^xvdb: the volume {VG}/thin-b.snap.* rename it"):
             one.revert()
-        assert {command[0] for command in fake.log[before:]} == {"lvs"}
+        assert {command[0] for command in fake.log[before:]} == {"lvs", "vgs"}
         assert contents(fake, "thin") == [content(7)] * 2
         (line,) = one.finish_revert(2)
         assert line.endswith("this revert did not make it")

@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 
 from pyxlsnap.disks import in_use
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.qcow2 import chain
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
@@ -128,6 +129,64 @@ class TestCreate:
         case.take("snap")
         assert link.is_symlink()
         assert backing(real) == str(case.frozen / "xvda.snap")
+
+    def test_what_the_switch_needs_is_durable_before_it(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After a power cut the names in both directories are there, and the overlay is whole."""
+        fsync, synced = os.fsync, []
+
+        def noted(fd: int) -> None:
+            synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+            fsync(fd)
+
+        strategy = case.strategy()
+        strategy.check_create(DOMID)
+        monkeypatch.setattr(os, "fsync", noted)
+        strategy.prepare()
+        assert {case.frozen, Path(case.disks[0].target).parent} <= set(synced)
+        assert [p.suffix for p in synced].count(".overlay") == len(case.disks)
+        strategy.undo_create()
+
+    def test_a_link_in_the_place_of_a_new_overlay_is_not_followed(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """By a user, in a directory of the user's own."""
+        victim = tmp_path / "victim"
+        victim.write_text("of root")
+        run: Callable[..., str] = vars(chain)["qemu_img"]
+
+        def slow(disk: Disk, *arguments: str) -> str:
+            if arguments[0] == "create":
+                [overlay] = [p for p in case.leftovers() if p.suffix == ".overlay"]
+                overlay.unlink()
+                overlay.symlink_to(victim)
+            return run(disk, *arguments)
+
+        monkeypatch.setattr(chain, "qemu_img", slow)
+        strategy = case.strategy()
+        strategy.check_create(DOMID)
+        with pytest.raises(DiskError, match=r"another process replaced .*overlay"):
+            strategy.prepare()
+        assert victim.read_text() == "of root"
+        strategy.undo_create()
+        assert victim.read_text() == "of root"
+
+    def test_a_link_in_the_place_of_the_frozen_file_is_not_followed(
+        self, case: Case, tmp_path: Path
+    ) -> None:
+        victim = tmp_path / "victim"
+        victim.touch(0o644)
+        strategy = case.strategy()
+        strategy.check_create(DOMID)
+        strategy.prepare()
+        strategy.create()
+        frozen = case.frozen / f"{case.disks[0].vdev}.snap"
+        frozen.unlink()
+        frozen.symlink_to(victim)
+        with pytest.raises(DiskError, match=f"{frozen}: "):
+            strategy.finish_create()
+        assert stat.S_IMODE(victim.stat().st_mode) == 0o644
 
     def test_with_an_internal_one_in_the_same_transaction(self, case: Case) -> None:
         a, b = case.disks

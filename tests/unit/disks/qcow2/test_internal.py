@@ -109,6 +109,24 @@ class TestCreate:
         heir.close()
         assert [tags(d) for d in disks] == [[], []]
 
+    @pytest.mark.parametrize("starts", [True, False])
+    def test_no_image_is_changed_while_xl_may_open_it(
+        self, qemu: Qemu, disks: list[Disk], starts: bool
+    ) -> None:
+        """QEMU ends in the undo: the guest reboots, and xl starts another one in two seconds."""
+        task = DiskTask("snap", may_start=lambda: starts)
+        strategy = Qcow2([(d, DiskRequest(d.vdev)) for d in disks], task)
+        strategy.check_create(DOMID)
+        strategy.create()
+        qemu.close()
+        if starts:
+            with pytest.raises(DiskError, match="may be left: the guest is just being started"):
+                strategy.undo_create()
+        else:
+            assert len(strategy.undo_create()) == 2
+        strategy.close()
+        assert [tags(d) for d in disks] == [["snap"] * starts] * 2
+
     def test_another_process_leaves_what_is_older(
         self, qemu: Qemu, strategy: Qcow2, disks: list[Disk]
     ) -> None:
@@ -355,11 +373,11 @@ class TestRevert:
         execute = qmp.QmpConnection.execute
 
         def not_of_the_first(
-            connection: qmp.QmpConnection, command: str, arguments: Any = None
+            connection: qmp.QmpConnection, command: str, arguments: Any = None, **words: Any
         ) -> Any:
             if arguments and arguments.get("device") == "xvda-qcow2":
                 raise QmpError("no", command=command, refused=True)
-            return execute(connection, command, arguments)
+            return execute(connection, command, arguments, **words)
 
         monkeypatch.setattr(qmp.QmpConnection, "execute", not_of_the_first)
         qemu = Qemu(run_dir, {d.vdev: d.target for d in taken})

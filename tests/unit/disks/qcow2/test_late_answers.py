@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import qemu, qmp
 from pyxlsnap.disks.qcow2.strategy import Qcow2
-from pyxlsnap.errors import DiskError, QmpError, Refused
+from pyxlsnap.errors import DiskError, DomainNotFound, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write
 from tests.unit.support.slow_files import SlowFiles, build_slow_files
@@ -40,10 +41,13 @@ class Case:
     waited: list[str] = field(default_factory=list)
     #: done when a strategy waits, for example what ends the wait
     while_waiting: Callable[[], None] = lambda: None
+    #: the domain is gone, and perhaps its QEMU, too
+    gone: bool = False
 
     def external(self, name: str) -> Qcow2:
         requests = [(d, DiskRequest(d.vdev, str(self.path(d, name)), "qcow2")) for d in self.disks]
-        return self._opened(Qcow2(requests, DiskTask(name, waiting=self._waiting)))
+        task = DiskTask(name, waiting=self._waiting, gone=lambda: self.gone)
+        return self._opened(Qcow2(requests, task))
 
     def internal(self, name: str) -> Qcow2:
         requests = [(d, DiskRequest(d.vdev)) for d in self.disks]
@@ -276,18 +280,66 @@ class TestQemuThatStandsStill:
         assert [tags(disk) for disk in two.disks] == [[], []]
 
     def test_and_then_ends(self, two: Case) -> None:
-        """No guest has a disk then. Whatever QEMU had done, the disks' names have all data."""
+        """No guest has a disk then. The disks' names stay with the files that they had."""
         two.write(3)
         strategy = two.prepared("s1")
         two.slow.stall("open", two.disks[1].target)
         with limited(), pytest.raises(QmpError, match="did not answer transaction"):
             strategy.create()
         two.while_waiting = two.qemu.kill
+        inodes = self.inodes(two)
         for _ in range(2):
             with pytest.raises(DiskError, match="the guest's QEMU has ended"):
                 strategy.settle()
+        assert self.inodes(two) == inodes
         assert [content(disk) for disk in two.disks] == [3, 3]
+        strategy.undo_create()
         assert not list(two.frozen.parent.glob(".*"))
+        assert not list(two.frozen.iterdir())
+
+    def inodes(self, case: Case) -> list[int]:
+        return [Path(disk.target).stat().st_ino for disk in case.disks]
+
+    def test_while_its_domain_is_destroyed_and_started_again(
+        self, two: Case, run_dir: Path
+    ) -> None:
+        """It never ends, and another QEMU has the disks: they are as before for that one."""
+        inodes = self.inodes(two)
+        strategy = two.prepared("s1")
+        with stopped_at(two, "transaction"), pytest.raises(QmpError):
+            strategy.create()
+        two.while_waiting = lambda: setattr(two, "gone", True)
+        with ExitStack() as other, limited():
+            for disk in two.disks:
+                other.enter_context(open(disk.target, "rb"))
+            for _ in range(2):
+                with pytest.raises(DomainNotFound):
+                    strategy.settle()
+            assert len(strategy.undo_create()) == 4
+        os.kill(two.qemu.pid, signal.SIGCONT)
+        assert self.inodes(two) == inodes
+        assert not list(two.frozen.iterdir())
+        assert not list(two.frozen.parent.glob(".*"))
+
+    def test_that_answers_after_its_domain_was_destroyed(self, two: Case) -> None:
+        """It has switched, but another QEMU has the disks."""
+        inodes = self.inodes(two)
+        strategy = two.prepared("s1")
+        two.slow.stall("open", two.disks[1].target)
+        with limited(), pytest.raises(QmpError, match="did not answer transaction"):
+            strategy.create()
+
+        def destroyed() -> None:
+            two.slow.go_on()
+            time.sleep(LIMIT_S)  # it may have answered when the domain is looked at
+            two.gone = True
+
+        two.while_waiting = destroyed
+        with pytest.raises(DomainNotFound):
+            strategy.settle()
+        strategy.undo_create()
+        assert self.inodes(two) == inodes
+        assert not list(two.frozen.iterdir())
 
     def test_and_then_ends_with_its_domain(self, two: Case) -> None:
         """A recovery has no guest to resume: the disks are those that the domain had."""

@@ -35,6 +35,13 @@ def dies(call: Call) -> NoReturn:
     die()
 
 
+def dies_when_cancelled(call: Call) -> NoReturn:
+    call.take_lock()
+    call.mark("waiting")
+    call.wait_for_cancel()
+    die()
+
+
 def recovery(call: Call) -> Recovered:
     assert call.lock
     call.share_lock("", call.lock.fd)

@@ -1,0 +1,187 @@
+"""How long a snapshot inside a qcow2 image takes, by the image's own tables.
+
+QEMU walks the L2 tables of the disk, and counts one more reference (one less in a delete) of each
+cluster. The counts are in refcount blocks, of which QEMU has four in its cache. Where the disk was
+written in a random order, almost every cluster needs another block, and QEMU writes an old one for
+it. Measured with QEMU 7.2, all in the page cache, 256 GiB of which 10 % were written: in order,
+0.1 to 0.5 s for a snapshot and for its delete; at random, 37 s and 233 s, and 306 s for
+``qemu-img snapshot -a``; the same at random, with all blocks in the cache, 0.2 to 0.9 s each.
+"""
+
+import os
+import stat
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pyxlsnap.text import bytes_of
+
+# as measured; a decrease has QEMU flush the image each time that a block leaves its cache
+_TABLE_S = 0.3e-3
+_CLUSTER_S = 0.8e-6
+_MORE_S, _LESS_S = 0.15e-3, 0.8e-3
+#: QEMU's refcount blocks in the cache, if nothing is said
+_CACHED = 4
+#: blocks that a cache gets beyond those that the image has
+_SPARE = 16
+_MOST_CACHE = 64 << 20  # enough for 2 TiB of clusters
+_SAMPLES = 64
+_MOST_L1 = 32 << 20  # bytes; QEMU's own limit
+_OFFSET = 0x00FFFFFFFFFFFE00
+_COMPRESSED = 1 << 62
+_EXTENDED = 1 << 4
+_HEADER = struct.Struct(">4sIQIIQIIQ")
+_SNAPSHOT = struct.Struct(">QIHH20xI")
+_MOST_SNAPSHOTS = 1 << 20  # bytes of the snapshot table
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The work of one snapshot inside an image, or of its delete."""
+
+    #: L2 tables
+    tables: int = 0
+    #: clusters with data
+    clusters: int = 0
+    #: how often QEMU needs a refcount block that its cache does not have
+    misses: int = 0
+    #: seconds that the reading of one L2 table took here
+    read_s: float = 0.0
+    #: size of a refcount cache with which there are no misses, bytes
+    cache: int = 0
+
+    def seconds(self, *, delete: bool = False) -> float:
+        """The expected time in a guest's QEMU, seconds.
+
+        :param delete: of the delete of the snapshot.
+        """
+        miss_s, table_s = _LESS_S if delete else _MORE_S, max(_TABLE_S, self.read_s)
+        return self.tables * table_s + self.clusters * _CLUSTER_S + self.misses * miss_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """What the header of an image says."""
+
+    cluster_bits: int
+    l1_at: int
+    l1_entries: int
+    #: 64-bit words of an entry of an L2 table
+    words: int
+    #: clusters that a refcount block counts
+    counted: int
+    size: int
+
+    @property
+    def cluster(self) -> int:
+        return 1 << self.cluster_bits
+
+    def block_of(self, entry: int) -> int:
+        """The refcount block that counts an entry's cluster."""
+        if entry & _COMPRESSED:
+            entry &= (1 << (62 - (self.cluster_bits - 8))) - 1
+        return ((entry & _OFFSET) >> self.cluster_bits) // self.counted
+
+
+def work_of(path: Path, snapshot: str = "") -> Work:
+    """The work of a snapshot inside an image; no work if the file is no such image.
+
+    Reads a sample of the tables, 64 at the most. A QEMU that has the image open may have newer
+    tables in its memory.
+
+    :param snapshot: one that the image has; "" for a new one.
+    :raises OSError: the image cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        image = _image(file)
+        if image is None:
+            return Work()
+        found = _l1_of(file, snapshot) if snapshot else None
+        at, entries = found or (image.l1_at, image.l1_entries)
+        l1 = _words(os.pread(file.fileno(), min(entries * 8, _MOST_L1), at & _OFFSET))
+        return _work(file, image, [entry & _OFFSET for entry in l1 if entry & _OFFSET])
+
+
+def _work(file: BinaryIO, image: _Image, used: list[int]) -> Work:
+    samples = used[:: -(-len(used) // _SAMPLES)] if used else []
+    began = time.monotonic()
+    tables = [os.pread(file.fileno(), image.cluster, at) for at in samples]
+    read_s = (time.monotonic() - began) / max(len(samples), 1)
+    entries = [_clusters(table, image) for table in tables]
+    scale = len(used) / max(len(samples), 1)
+    blocks = -(-image.size // (image.cluster * image.counted))
+    return Work(
+        tables=len(used),
+        clusters=round(scale * sum(map(len, entries))),
+        misses=round(scale * sum(_misses(map(image.block_of, found)) for found in entries)),
+        read_s=read_s,
+        cache=min((blocks + _SPARE) * image.cluster, max(_MOST_CACHE, _CACHED * image.cluster)),
+    )
+
+
+def _misses(blocks: Iterable[int]) -> int:
+    """How often a block is not among those that were used last."""
+    cache: OrderedDict[int, None] = OrderedDict()
+    missed = 0
+    for block in blocks:
+        if block not in cache:
+            missed += len(cache) == _CACHED
+            cache[block] = None
+            if len(cache) > _CACHED:
+                cache.popitem(last=False)
+        cache.move_to_end(block)
+    return missed
+
+
+def _image(file: BinaryIO) -> _Image | None:
+    header = file.read(104)
+    if len(header) < 72:
+        return None
+    magic, version, _, _, bits, _, _, l1_entries, l1_at = _HEADER.unpack_from(header)[:9]
+    if magic != b"QFI\xfb" or version not in (2, 3) or not 9 <= bits <= 21:
+        return None
+    features = int.from_bytes(header[72:80]) if version > 2 else 0
+    order = int.from_bytes(header[96:100]) if version > 2 else 4
+    if order > 6 or l1_entries > _MOST_L1 // 8:
+        return None
+    words = 2 if features & _EXTENDED else 1
+    return _Image(bits, l1_at, l1_entries, words, ((1 << bits) * 8) >> order, _size(file))
+
+
+def _l1_of(file: BinaryIO, name: str) -> tuple[int, int] | None:
+    """Where the L1 table of a snapshot is, and how many entries it has."""
+    header = os.pread(file.fileno(), 72, 0)
+    count, at = struct.unpack_from(">IQ", header, 60)
+    table = os.pread(file.fileno(), _MOST_SNAPSHOTS, at & _OFFSET)
+    start = 0
+    for _ in range(count):
+        if start + _SNAPSHOT.size > len(table):
+            break
+        l1_at, entries, id_size, name_size, extra = _SNAPSHOT.unpack_from(table, start)
+        name_at = start + _SNAPSHOT.size + extra + id_size
+        if table[name_at : name_at + name_size] == bytes_of(name):
+            return l1_at, entries
+        start = name_at + name_size + -(name_at + name_size) % 8
+    return None
+
+
+def _size(file: BinaryIO) -> int:
+    """The size of a file; of a block device, too."""
+    found = os.fstat(file.fileno())
+    if stat.S_ISBLK(found.st_mode):
+        return os.lseek(file.fileno(), 0, os.SEEK_END)
+    return found.st_size
+
+
+def _clusters(table: bytes, image: _Image) -> list[int]:
+    """The entries of a table that stand for clusters with data."""
+    return [entry for entry in _words(table)[:: image.words] if entry & (_OFFSET | _COMPRESSED)]
+
+
+def _words(data: bytes) -> list[int]:
+    """Big-endian words of 64 bits."""
+    return list(struct.unpack(f">{len(data) // 8}Q", data[: len(data) // 8 * 8]))

@@ -1,0 +1,93 @@
+"""Who else uses the disks that a revert puts back, or that the restored guest will have.
+
+A revert waits for such users after the domain is destroyed, and libxl's hotplug script refuses some
+of them. So all of them are looked for while the guest still runs.
+"""
+
+import re
+import stat
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from pyxlsnap import paths
+from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.disks.in_use import Servers, loops_over, users
+from pyxlsnap.disks.served import is_local
+from pyxlsnap.errors import Refused
+from pyxlsnap.linux.block_devices import mounts
+from pyxlsnap.linux.stalled import exists_within
+from pyxlsnap.linux.waiting import until
+from pyxlsnap.model import Disk
+
+# A program that looks at each block device (udev, blkid) has it open for a moment.
+_LOOKS_S, _POLL_S = 2.0, 0.05
+
+_QEMU_IMG = r"^qemu-img \(pid \d+\)"
+_WAYS = (
+    (_QEMU_IMG, "wait until qemu-img has finished: one that is killed may leave a damaged image"),
+    (r"^(?!qemu-img ).*\(pid \d+\)", "wait for this process, or end it"),
+    (r"(^|[( ])a mount on ", "umount"),
+    (r"^swap( |$)", "swapoff"),
+    (r"^loop\d", "losetup -d"),
+    (r"(^|[( ])dm-\d", "dmsetup remove"),
+    (r"(^|[( ])md\d", "mdadm --stop"),
+    (r"(^|[( ])vbd-\d", "xl block-detach"),
+)
+
+
+def refuse_rivals(
+    disks: Sequence[Disk], reverted: Sequence[Disk], domid: int | None, device_model: int | None
+) -> None:
+    """Refuse disks that somebody uses besides the guest and what serves its disks.
+
+    :param disks: all disks that the restored guest will have.
+    :param reverted: those of them that are put back: nobody else may have them open.
+    :param domid: the guest that will be destroyed; ``None``: it is off.
+    :param device_model: pid of its QEMU.
+    :raises Refused: a disk is in use; the message says by whom.
+    """
+    guest, vdevs = Servers(domid, device_model), {disk.vdev for disk in reverted}
+    for disk in disks:
+        target = Path(disk.target)
+        if not (is_local(disk) and disk.target.startswith("/") and exists_within(target)):
+            continue  # the disk's strategy decides about a missing disk
+        with os_errors(disk, target, refuse=True):
+            if disk.vdev in vdevs:
+                _refuse(disk, partial(users, target, guest))
+            if disk.backend != "qdisk" and not disk.script:
+                _refuse(disk, partial(_mounts, target, writable=not disk.readwrite))
+                _refuse_write_protected(disk, target)
+
+
+def _refuse(disk: Disk, find: Callable[[], list[str]]) -> None:
+    found: list[str] = []
+
+    def unused() -> bool:
+        found[:] = find()
+        return not found
+
+    if not until(unused, within_s=_LOOKS_S, poll_s=_POLL_S):
+        ends = "end that first" if any(not re.match(_QEMU_IMG, u) for u in found) else "wait first"
+        ways = [way for mark, way in _WAYS if any(re.search(mark, user) for user in found)]
+        raise Refused(
+            f"{disk.vdev}: {disk.target} is in use by {', '.join(found)}, and could not be put "
+            f"back or given to the guest: {ends} ({'; '.join(ways) or 'see lsblk'})"
+        )
+
+
+def _mounts(target: Path, *, writable: bool) -> list[str]:
+    """The mounts of a disk for which libxl's hotplug script does not give it to a guest."""
+    nodes = [target] if target.is_block_device() else [paths.DEV / n for n in loops_over(target)]
+    devices = [node.stat().st_rdev for node in nodes if node.exists()]
+    return [f"a mount on {m}" for d in devices for m in mounts(d, writable=writable)]
+
+
+def _refuse_write_protected(disk: Disk, target: Path) -> None:
+    """The hotplug script gives no file that nobody may write to a guest, though root could."""
+    found = target.stat().st_mode
+    if disk.readwrite and stat.S_ISREG(found) and not found & 0o222:
+        raise Refused(
+            f"{disk.vdev}: {disk.target} is write-protected, so Xen would not give it to the "
+            f"restored guest: `chmod u+w` it"
+        )

@@ -1,0 +1,112 @@
+"""What the host must have for a domain to be restored from its saved configuration.
+
+libxl opens less for a restore than for a start (libxl_create.c, libxl_dom.c and libxl_dm.c in
+tools/libs/light of Xen): no boot loader, no firmware, and no kernel but the one that QEMU gives to
+an HVM guest. The guest's next reboot needs all of them.
+"""
+
+from collections.abc import Collection, Iterator
+
+from pyxlsnap.guest.findings import Finding, Findings, refused, said
+from pyxlsnap.guest.networks import examine_nic, missing_script
+from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.qemu_version import examine_qemu
+from pyxlsnap.guest.vnc import examine_vnc
+from pyxlsnap.linux.stalled import exists_within
+from pyxlsnap.model import Disk, DomainConfig, GuestKind
+from pyxlsnap.text import shortened
+
+_DOM0 = ("", "0", "Domain-0")
+_BOOT_FILES = ("kernel", "ramdisk")
+_LOADED_AT_BOOT = ("bootloader",)
+_FIRMWARE = ("firmware", "system_firmware", "smbios_firmware", "acpi_firmware")
+
+
+def examine_host(
+    host: Host,
+    config: DomainConfig,
+    guest: Guest | None,
+    *,
+    besides: Collection[str] = (),
+    qemu: str = "",
+) -> Findings:
+    """Find what would let a restore fail.
+
+    :param guest: the domain that is destroyed before; ``None``: none.
+    :param besides: disks that are reverted: their strategies check the files that they need.
+    :param qemu: the version of the QEMU that saved the guest; "" if it is not known.
+    :raises Refused: the restore would fail.
+    """
+
+    def found() -> Iterator[Finding]:
+        yield from examine_qemu(host, config, qemu)
+        yield from _boot_files(config)
+        yield from _cpupool(host, config)
+        yield from examine_vnc(config, guest)
+        for disk in config.disks:
+            yield from _disk(host, disk, reverted=disk.vdev in besides)
+        for nic in config.devices("nics"):
+            backend = str(nic.get("backend_domname") or nic.get("backend_domid") or "")
+            if backend in _DOM0:
+                yield from examine_nic(nic, guest.domid if guest else None)
+            else:  # bridge and script are that domain's
+                yield from _driver_domain(host, backend)
+
+    return Findings.of(config.name, found())
+
+
+def _boot_files(config: DomainConfig) -> Iterator[Finding]:
+    build, hvm = config.section("b_info"), config.kind is GuestKind.HVM
+    emulated = build.get("type.hvm", {})
+    firmware = emulated if isinstance(emulated, dict) else {}
+    for section, keys, opened in (
+        (build, _BOOT_FILES, hvm),
+        (build, _LOADED_AT_BOOT, False),
+        (firmware, _FIRMWARE, False),
+    ):
+        for key in keys:
+            path = str(section.get(key) or "")
+            if not _is_missing(path):
+                continue
+            if opened:
+                yield _missing_file(path)
+            else:
+                yield said(
+                    f"{path} ({key}) does not exist: the restored domain runs without it, but "
+                    f"cannot reboot until the file is back"
+                )
+
+
+def _cpupool(host: Host, config: DomainConfig) -> Iterator[Finding]:
+    pool = str(config.section("c_info").get("pool_name") or "")
+    if pool and not host.has_cpupool(pool):
+        yield refused(
+            f"the domain needs the CPU pool {shortened(pool)}, which does not exist: "
+            f"create the pool (xl cpupool-create)"
+        )
+
+
+def _disk(host: Host, disk: Disk, *, reverted: bool) -> Iterator[Finding]:
+    if disk.backend_domain not in _DOM0:  # the path is that domain's
+        yield from _driver_domain(host, disk.backend_domain)
+    elif disk.script:
+        if (missing := missing_script(disk.script)) is not None:
+            yield missing
+    elif not (reverted or disk.format == "empty") and _is_missing(disk.target):
+        yield _missing_file(disk.target)
+
+
+def _is_missing(path: str) -> bool:
+    # (What is no path is for libxl or QEMU to look up.)
+    return path.startswith("/") and not exists_within(path)
+
+
+def _missing_file(path: str) -> Finding:
+    return refused(f"the domain needs {path}, which does not exist: put the file back")
+
+
+def _driver_domain(host: Host, backend: str) -> Iterator[Finding]:
+    if find_if_there(host, backend) is None:
+        yield refused(
+            f"the domain needs the driver domain {backend} (backend), which does not run: start it"
+        )

@@ -1,0 +1,138 @@
+"""The QEMU that a restore starts: it must be there, and not be older than the one that saved.
+
+The memory file of an HVM guest holds the state of its QEMU, and an older QEMU may not be able to
+load the state of a newer one. A create stores the version of the guest's QEMU in the memory file.
+The QEMU of a PV or PVH guest has no state there: it must only be there.
+"""
+
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyxlsnap.guest.findings import Finding, refused, risky, said
+from pyxlsnap.guest.protocols import Host
+from pyxlsnap.model import Disk, DomainConfig, GuestKind
+from pyxlsnap.text import readable, shortened
+
+_START_S = 30.0
+_VERSION = re.compile(r"([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
+# The status of a shell or loader that cannot start a program, or lacks a library of it.
+_NOT_STARTED = (126, 127)
+
+Version = tuple[int, int, int]
+
+
+def examine_qemu(host: Host, config: DomainConfig, recorded: str) -> Iterator[Finding]:
+    """Find what would let a restore fail with this host's QEMU.
+
+    :param recorded: the version of the QEMU that saved the guest, "" if it is not known.
+    """
+    chosen = str(config.section("b_info").get("device_model") or "")
+    path = chosen or host.device_model()
+    if not path or not _needs_qemu(config):
+        return
+    if not (os.access(path, os.X_OK) and Path(path).is_file()):
+        way_out = "put the file back (device_model_override)" if chosen else "install QEMU for Xen"
+        yield refused(
+            f"the device model {shortened(path)}, which libxl would start, is missing or not "
+            f"executable: {way_out}"
+        )
+    elif config.kind is GuestKind.HVM:
+        yield from _compare(path, recorded)
+
+
+def _needs_qemu(config: DomainConfig) -> bool:
+    """Whether libxl starts a QEMU in dom0 for the domain (``libxl__need_xenpv_qemu``)."""
+    if config.section("b_info").get("device_model_stubdomain") == "True":
+        return False
+    if config.kind is GuestKind.HVM or config.devices("vfbs") or config.devices("channels"):
+        return True
+    return any(map(_is_served_by_qemu, config.disks))
+
+
+def _is_served_by_qemu(disk: Disk) -> bool:
+    if disk.backend_domain:
+        return False
+    # Without a choice in the configuration, libxl tries the kernel's backend first.
+    chosen = disk.backend == "unknown" and disk.format not in ("raw", "empty")
+    return disk.backend == "qdisk" or chosen
+
+
+def _compare(path: str, recorded: str) -> Iterator[Finding]:
+    saved, present = _version(recorded), ""
+    if _may_be_started(path):
+        try:
+            present = _ask(path)
+        except _StartError as e:
+            yield e.finding
+            return
+    now = _version(present)
+    if now is None:
+        yield said(
+            f"the version of the device model {shortened(path)} is not known: make sure that it is "
+            f"not older than the QEMU that saved the guest ({shortened(recorded) or 'not known'})"
+        )
+    elif saved is None:
+        yield said(
+            f"the snapshot does not tell which QEMU saved the guest: if the QEMU of this host "
+            f"({present}) is older, it may not load the guest's devices"
+        )
+    elif now < saved:
+        yield risky(
+            f"the guest was saved by QEMU {shortened(recorded)}, and this host has the older QEMU "
+            f"{present} ({shortened(path)}), which may not load the guest's devices"
+        )
+
+
+class _StartError(Exception):
+    """The device model could not be started."""
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+
+
+def _may_be_started(path: str) -> bool:
+    """Whether it is safe to start a program that a memory file names, just to ask its version.
+
+    It must look like a QEMU, and nobody but its owner, root, can have written it.
+    """
+    found = Path(path).stat()
+    trusted = found.st_uid in (0, os.geteuid()) and not found.st_mode & (
+        stat.S_IWGRP | stat.S_IWOTH
+    )
+    return trusted and "qemu" in Path(path).name
+
+
+def _ask(path: str) -> str:
+    """The version that a QEMU says it is; "" if it says none.
+
+    :raises _StartError: it does not start, or does not end.
+    """
+    what = f"the device model {shortened(path)}"
+    try:
+        run = subprocess.run(
+            [path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_START_S
+        )
+    except OSError as e:
+        raise _StartError(
+            refused(f"{what} cannot be started: {e.strerror}: install it anew")
+        ) from e
+    except subprocess.TimeoutExpired as e:
+        raise _StartError(
+            risky(f"{what} did not answer -version within {_START_S:g} s, and may not start")
+        ) from e
+    if run.returncode == 0:
+        found = _VERSION.search(readable(run.stdout))
+        return found[0] if found else ""
+    lines = readable(run.stderr).strip().splitlines() or [f"status {run.returncode}"]
+    text = f"{what} cannot be started ({shortened(lines[-1])}): install it anew"
+    certain = run.returncode in _NOT_STARTED or run.returncode < 0
+    raise _StartError(refused(text) if certain else risky(text))
+
+
+def _version(text: str) -> Version | None:
+    found = _VERSION.fullmatch(text)
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None

@@ -1,0 +1,100 @@
+"""Files whose server may not answer: a stat on a dead NFS mount may never return.
+
+Such a file is of no use to us, but a process may have it open, or another guest may have it as a
+disk. Whoever only compares files must not wait for it.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+_T = TypeVar("_T")
+_ANSWER_S = 5.0
+_SERVED = (
+    *(b"nfs", b"cifs", b"smb3", b"ceph", b"fuse", b"9p", b"afs"),
+    *(b"virtiofs", b"lustre", b"glusterfs"),
+)
+
+#: mounts by their number (``mnt_id``), each with its device as ``st_dev`` has it
+Mounts = dict[int, int]
+
+
+def stat_within(path: str | Path, *, within_s: float | None = None) -> os.stat_result:
+    """Like :func:`os.stat`, with a limit.
+
+    :raises OSError: as :func:`os.stat`; ``TimeoutError`` if there is no answer within this time.
+    """
+    limit_s = _ANSWER_S if within_s is None else within_s
+    found = answer_within(lambda: _stat(path), within_s=limit_s)
+    if found is None:
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {limit_s:g} s", str(path))
+    if isinstance(found, OSError):
+        raise found
+    return found
+
+
+def _stat(path: str | Path) -> os.stat_result | OSError:
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError) as e:
+        return e if isinstance(e, OSError) else OSError(errno.EINVAL, str(e), str(path))
+
+
+def answer_within(ask: Callable[[], _T], *, within_s: float | None = None) -> _T | None:
+    """Call what may never return, on another thread; ``None``: it has not within this time.
+
+    :param ask: it raises nothing.
+    """
+    found: list[_T] = []
+    # It stays if it hangs, and ends with the process.
+    thread = threading.Thread(target=lambda: found.append(ask()), daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S if within_s is None else within_s)
+    return found[0] if found else None
+
+
+def exists_within(path: str | Path) -> bool:
+    """Like :func:`os.path.exists`; false if there is no answer."""
+    try:
+        stat_within(path)
+    except OSError:
+        return False
+    return True
+
+
+def served_mounts(process: str) -> Mounts:
+    """The mounts, as a process sees them, whose files a server has.
+
+    :param process: its directory in /proc.
+    """
+    found = {}
+    for line in _lines(f"{process}/mountinfo"):
+        fields, _, more = line.partition(b" - ")
+        try:
+            number, _, device, *_ = fields.split(b" ", 3)
+            major, minor = map(int, device.split(b":"))
+            if more.startswith(_SERVED):
+                found[int(number)] = os.makedev(major, minor)
+        except ValueError:
+            continue  # it is no line of a mount
+    return found
+
+
+def mount_of(process: str, descriptor: str) -> int:
+    """The number of the mount that an open file is on; -1 if it is not known."""
+    for line in _lines(f"{process}/fdinfo/{descriptor}"):
+        key, _, value = line.partition(b":")
+        if key == b"mnt_id" and value.strip().isdigit():
+            return int(value)
+    return -1
+
+
+def _lines(path: str) -> list[bytes]:
+    """The lines of a file in /proc. Names in it may have other ends of lines."""
+    try:
+        return Path(path).read_bytes().split(b"\n")
+    except OSError:
+        return []  # the process has ended, or we may not inspect it

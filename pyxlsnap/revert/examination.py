@@ -1,0 +1,45 @@
+"""What a revert needs of the host and of all disks of the domain, also of those that stay.
+
+The plan looks at it, and the last look before the destroy does so again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pyxlsnap.guest import checks
+from pyxlsnap.guest.findings import Findings
+from pyxlsnap.guest.host_needs import examine_host
+from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.model import Disk, DiskRequest, DomainConfig
+from pyxlsnap.revert.disk_files import refuse_lost, refuse_unopenable, replaced
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """The surroundings of one revert."""
+
+    host: Host = field(repr=False)
+    config: DomainConfig = field(repr=False)
+    #: the domain to be destroyed; ``None`` if the domain is off
+    guest: Guest | None = field(repr=False)
+    #: the disks that are put back, each with its disk snapshot
+    chosen: Sequence[tuple[Disk, DiskRequest]]
+    #: the version of the QEMU that saved the domain; "" if it is not known
+    qemu: str
+
+    def look(self) -> Findings:
+        """Look at everything.
+
+        :raises Refused: the revert cannot be done.
+        """
+        config, guest, disks = self.config, self.guest, [disk for disk, _ in self.chosen]
+        checks.refuse_name_or_uuid_in_use(self.host, config, guest)
+        checks.refuse_silent(config.disks, [request for _, request in self.chosen])
+        checks.refuse_shared(self.host, guest, [d for d in config.disks if not d.left_out])
+        checks.refuse_rivals(guest, config.disks, disks)
+        vdevs = {disk.vdev for disk in disks}
+        stay = [disk for disk in config.disks if disk.vdev not in vdevs]
+        refuse_lost(guest, self.chosen, stay)
+        refuse_unopenable(stay)
+        found = examine_host(self.host, config, guest, besides=vdevs, qemu=self.qemu)
+        return Findings((*found.risks, *replaced(guest, self.chosen, stay)), found.warnings)

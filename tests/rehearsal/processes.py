@@ -1,0 +1,56 @@
+"""What other processes may hold, and the limits of ours."""
+
+from tests.rehearsal.condition import Condition
+
+# A process that has the lock of the domain, as another operation has. (Its parent goes on when it
+# has the lock.)
+_LOCKS = """
+import fcntl, os, struct, sys, time
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.fcntl(fd, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+if pid := os.fork():
+    print(pid, flush=True)
+    os._exit(0)
+os.closerange(0, 3)
+time.sleep(1000)
+"""
+
+
+def _limited(what: str, option: str, value: int) -> Condition:
+    """A limit of the shell that starts the revert; root may raise it again."""
+    return Condition(name=f"a limit for {what}", before=f"ulimit -S{option} {value}", status=0)
+
+
+CONDITIONS = (
+    Condition(
+        name="another operation at work",
+        do=(f"python3 -c '{_LOCKS}' {{lock}} >{{spare}}",),
+        status=3,
+        says="another snapshot operation on",
+        undo=("kill $(cat {spare})",),
+        lab=True,
+    ),
+    Condition(
+        name="a lock file that nobody holds",
+        do=("touch {lock}",),
+        status=0,
+    ),
+    Condition(
+        name="an image open in another process",
+        do=("sleep 1000 <{internal} >/dev/null 2>&1 & echo $! >{spare}",),
+        status=3,
+        says="{internal} is in use by sleep",
+        undo=("kill $(cat {spare})",),
+        lab=True,
+    ),
+    Condition(
+        name="a frozen file open in another process",
+        do=("sleep 1000 <{frozen} >/dev/null 2>&1 & echo $! >{spare}",),
+        status=0,
+        undo=("kill $(cat {spare})",),
+    ),
+    _limited("open files", "n", 24),
+    _limited("the size of files", "f", 64),
+    _limited("processor time", "t", 1),
+    _limited("memory", "v", 400_000),
+)

@@ -1,0 +1,50 @@
+"""What may become of logical volumes and block devices."""
+
+from tests.rehearsal.condition import Condition
+
+
+def _renamed(what: str, volume: str, says: str) -> Condition:
+    return Condition(
+        name=f"{what} renamed",
+        do=(f"lvrename {{group}}/{volume} {{group}}/spare",),
+        status=3,
+        says=says,
+        undo=(f"lvrename {{group}}/spare {{group}}/{volume}",),
+        xen_only=True,
+    )
+
+
+CONDITIONS = (
+    Condition(
+        name="a block device read-only",
+        do=("blockdev --setro {block}",),
+        status=3,
+        says="{block} is read-only: `blockdev --setrw` it first",
+        undo=("blockdev --setrw {block}",),
+    ),
+    _renamed("the snapshot of a thin volume", "{thin_snapshot}", "there is no volume"),
+    _renamed("the snapshot of a thick volume", "{thick_snapshot}", "there is no volume"),
+    Condition(
+        name="the snapshot of a thin volume active",
+        do=("lvchange -ay -K {group}/{thin_snapshot}",),
+        status=0,
+        undo=("lvchange -an {group}/{thin_snapshot}",),
+        xen_only=True,
+    ),
+    Condition(
+        name="a thick volume read-only",
+        do=("lvchange -pr {group}/{thick}",),
+        status=3,
+        says="{group}/{thick} is read-only",
+        undo=("lvchange -prw {group}/{thick}",),
+        xen_only=True,
+    ),
+    Condition(
+        name="somebody took the name to keep a volume",
+        do=("lvcreate -s -kn -n {thin}.{name}.pre-revert {group}/{thin_snapshot}",),
+        status=3,
+        says="{thin}.{name}.pre-revert exists",
+        undo=("lvremove -f {group}/{thin}.{name}.pre-revert",),
+        xen_only=True,
+    ),
+)

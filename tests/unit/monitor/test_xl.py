@@ -1,0 +1,206 @@
+"""xl's process is found by what it is: real processes of a program called xl."""
+
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyxlsnap import paths
+from pyxlsnap.linux.processes import started
+from pyxlsnap.monitor import xl as module
+from pyxlsnap.monitor.launch import loses_monitor, notice_foreground
+from pyxlsnap.monitor.xl import about_foreground, xl_monitor, xl_process
+from tests.unit.support.memory_files import xl_file
+from tests.unit.support.world import World
+
+
+class Xl:
+    """Starts processes of a program called xl, which read their standard input for ever."""
+
+    def __init__(self, here: Path) -> None:
+        self.here = here
+        self.program = here / "bin" / "xl"
+        self.program.parent.mkdir(parents=True)
+        shutil.copy("/bin/dash", self.program)
+        for name in ("create", "restore", "console"):  # scripts for that shell, with any arguments
+            (here / name).write_text("read x\n")
+        self.config = here / "web1.cfg"
+        self.config.write_text('memory = 64\n# name = "no"\nname = "web1"  # its name\n')
+
+    @contextmanager
+    def running(self, *words: str, log: str = "", cwd: Path | None = None) -> Iterator[int]:
+        out = (paths.XEN_LOGS / log).open("w") if log else None
+        process = subprocess.Popen(
+            ["xl", *words],
+            executable=self.program,
+            stdin=subprocess.PIPE,
+            stdout=out or subprocess.DEVNULL,
+            cwd=cwd or self.here,
+        )
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+            process.communicate()
+            if out:
+                out.close()
+
+
+@pytest.fixture
+def xl(world: World) -> Xl:
+    return Xl(world.root / "xl")
+
+
+@pytest.mark.parametrize("words", [("-F",), ("-qF",), ("-F", "-p"), ("-F", "-f")])
+def test_one_in_the_foreground_is_found_by_its_config_file(xl: Xl, words: tuple[str, ...]) -> None:
+    with xl.running("create", *words, str(xl.config)) as pid:
+        found = xl_process("web1")
+        assert found
+        assert (found.pid, found.foreground) == (pid, True)
+        assert found.words[:2] == ("xl", "create")
+        assert xl_monitor("web") is None
+        assert xl_monitor("no") is None
+    assert xl_monitor("web1") is None
+
+
+def test_one_with_the_domains_log_comes_before_one_that_was_told_its_name(xl: Xl) -> None:
+    """The lower pid is that of the first: the order in /proc tells nothing."""
+    with (
+        xl.running("create", "-F", str(xl.config)) as told,
+        xl.running("create", str(xl.config), log="xl-web1.log") as logs,
+        xl.running("create", "-F", str(xl.config)),
+    ):
+        found = xl_process("web1")
+        assert found
+        assert told != found.pid == logs
+        assert found.has_log
+
+
+def test_a_config_file_that_was_edited_since_tells_nothing(xl: Xl) -> None:
+    with xl.running("create", "-F", str(xl.config)) as pid:
+        found = xl_process("web1")
+        assert found
+        assert (found.pid, found.has_log) == (pid, False)
+        assert abs(started(pid) - time.time()) < 60
+        os.utime(xl.config, (time.time() + 10,) * 2)
+        assert xl_process("web1") is None
+    assert started(pid) == math.inf
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("create", "web1.cfg", "-F"),
+        ("create", "-F", "web1.cfg", "memory=32"),
+        ("create", "-F", "web2.cfg", 'name="web1"', "disk=['/srv/a,qcow2,xvda,w']"),
+        ("create", "--defconfig=web1.cfg", "-F"),
+        ("create", "--defconfig", "web1.cfg", "-F"),
+        ("create", "-Fqfweb1.cfg"),
+        ("restore", "-F", "web1.cfg", "some.save"),
+    ],
+)
+def test_its_command_line_is_read_as_xl_reads_it(xl: Xl, words: tuple[str, ...]) -> None:
+    (xl.here / "web2.cfg").write_text("name='web2'\n")
+    with xl.running(*words) as pid:
+        assert xl_monitor("web1") == pid
+        assert xl_monitor("web2") is None
+
+
+def test_one_that_restored_a_domain_is_found_by_the_memory_file(xl: Xl, world: World) -> None:
+    save = xl.here / "m.save"
+    config = world.guest(name="web1").configuration.json
+    save.write_bytes(xl_file(config.encode() + b"\0"))
+    with xl.running("restore", "-F", str(save)) as pid:
+        assert xl_monitor("web1") == pid
+
+
+@pytest.mark.parametrize(
+    "older",
+    ["xl-web1.log.1", "xl-web1.log-20260101", "xl-web1.log.1.gz", "elsewhere/xl-web1.log.old", ""],
+)
+def test_its_log_may_have_another_name_by_now(xl: Xl, older: str) -> None:
+    """After logrotate; "": the log was deleted."""
+    (paths.XEN_LOGS / "elsewhere").mkdir()
+    log = paths.XEN_LOGS / "xl-web1.log"
+    with xl.running("create", "/gone.cfg", log=log.name) as pid:
+        if older:
+            log.rename(paths.XEN_LOGS / older)
+            log.touch()
+        else:
+            log.unlink()
+        found = xl_process("web1")
+        assert found
+        assert (found.pid, found.foreground) == (pid, False)
+
+
+def test_one_with_another_domains_log_is_not_taken_for_ours(xl: Xl) -> None:
+    """The config file may have been edited since."""
+    with xl.running("create", str(xl.config), log="xl-web2.log") as pid:
+        assert xl_monitor("web1") is None
+        assert xl_monitor("web2") == pid
+    with xl.running("create", str(xl.config), log="xl-web2.log.1"):
+        assert xl_monitor("web1") is None
+
+
+def test_other_processes_are_not_taken_for_one(xl: Xl) -> None:
+    with xl.running("console", str(xl.config)):
+        assert xl_monitor("web1") is None
+    with subprocess.Popen(["/bin/sleep", "60"], stdout=(paths.XEN_LOGS / "xl-web1.log").open("w")):
+        assert xl_monitor("web1") is None
+
+
+def test_one_whose_program_was_upgraded(xl: Xl) -> None:
+    with xl.running("create", "-F", str(xl.config)) as pid:
+        xl.program.unlink()
+        assert xl_monitor("web1") == pid
+
+
+@pytest.mark.parametrize("unreadable", [Path.unlink, lambda p: p.write_bytes(b"\xff\0name")])
+def test_a_config_file_that_says_nothing(xl: Xl, unreadable: Callable[[Path], object]) -> None:
+    with xl.running("create", "-F", str(xl.config)):
+        unreadable(xl.config)
+        assert xl_monitor("web1") is None
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0"), max_size=8), max_size=6))
+def test_any_command_line_can_be_read(words: list[str]) -> None:
+    for command in ("create", "restore"):
+        call = module._parsed(("xl", command, *words))
+        assert call
+        module._name_in(call, 0)
+    module._parsed(tuple(words))
+
+
+@given(st.text())
+def test_any_config_file_can_be_read(text: str) -> None:
+    assert module._last_name(f"{text}\nname = 'web1'\n") == "web1"
+    module._last_name(text)
+
+
+# What a snapshot means for one in the foreground
+
+
+def test_a_snapshot_ends_one_in_the_foreground(xl: Xl, world: World) -> None:
+    guest = world.guest(name="web1")
+    assert notice_foreground(world.host, guest) == []
+    with xl.running("create", "-F", str(xl.config)) as pid:
+        assert loses_monitor(world.host, guest)
+        (line,) = notice_foreground(world.host, guest)
+        assert (
+            f"(pid {pid}: xl create -F {xl.config}), and ends when the guest is suspended" in line
+        )
+        assert "ExecStop=" in line
+        world.host.version = (4, 20)
+        assert notice_foreground(world.host, guest) == []
+    with xl.running("create", str(xl.config), log="xl-web1.log"):
+        world.host.version = (4, 17)
+        assert notice_foreground(world.host, guest) == []
+        assert about_foreground("web1", when="now") == []

@@ -1,0 +1,58 @@
+"""Whatever somebody does between a create and a revert: the revert is refused, or it ends well."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rehearsal import CONDITIONS
+from tests.rehearsal.condition import Condition
+from tests.unit.support.loop_files import mounted
+from tests.unit.support.rehearsal import Stage
+
+
+@pytest.fixture(scope="module")
+def filesystem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with mounted("xfs", tmp_path_factory.mktemp("filesystem")) as where:
+        yield where
+
+
+@pytest.fixture
+def stage(filesystem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    place = filesystem / tmp_path.name
+    place.mkdir()
+    found = Stage(tmp_path, place, monkeypatch)
+    yield found
+    found.close()
+
+
+def test_the_list_is_long_enough() -> None:
+    assert len({c.name for c in CONDITIONS}) == len(CONDITIONS) >= 30
+    assert sum(c.status == 0 for c in CONDITIONS) >= 8
+    assert all(c.status in (0, 3, 5) for c in CONDITIONS)
+    assert sum(c.lab for c in CONDITIONS) >= 12
+    assert all(c.says or c.status == 0 for c in CONDITIONS)
+
+
+@pytest.mark.parametrize("condition", [c for c in CONDITIONS if not c.xen_only], ids=str)
+def test_condition(stage: Stage, condition: Condition) -> None:
+    stage.do(condition.do)
+    before = stage.photo()
+    stage.begin()
+    done = stage.revert(condition)
+    said = f"{condition}: {done}"
+    try:
+        assert done.returncode == condition.status, said
+        assert condition.says.format(**stage.names) in done.stderr, said
+        if condition.status:
+            assert stage.photo() == before, said
+            assert not stage.was_touched(), said
+        if condition.status == 5:
+            assert stage.revert(condition, "--force").returncode == 0
+    finally:
+        stage.do(condition.undo)
+    if condition.status == 3 and not condition.final:
+        again = stage.revert(condition, *condition.undone)
+        assert again.returncode == 0, again
+    if condition.status in (0, 5) or not condition.final:
+        stage.check_back()

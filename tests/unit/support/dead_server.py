@@ -1,0 +1,62 @@
+"""A filesystem whose server does not answer: of FUSE, with the least of a server."""
+
+import ctypes
+import errno
+import os
+import select
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+_IN = struct.Struct("IIQQIIII")  # fuse_in_header
+_OUT = struct.Struct("IiQ")  # fuse_out_header
+_INIT, _GETATTR = 26, 3
+
+
+@contextmanager
+def dead_server(where: Path) -> Iterator[int]:
+    """Mount it; a descriptor of its directory, for a process. A stat of that does not return."""
+    if os.geteuid() or not Path("/dev/fuse").exists():
+        pytest.skip("a filesystem of FUSE takes root, and /dev/fuse")
+    where.mkdir()
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"dead", os.fsencode(where), b"fuse", 0, options.encode()):
+        os.close(server)
+        pytest.skip(f"no mount: {os.strerror(ctypes.get_errno())}")
+    stop = os.eventfd(0)
+    thread = threading.Thread(target=_serve, args=(server, stop), daemon=True)
+    thread.start()
+    directory = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield directory
+    finally:
+        os.eventfd_write(stop, 1)
+        thread.join()  # else it would read from whatever gets the number of its descriptor
+        os.close(server)  # that ends all requests, so that umount waits for nobody
+        os.close(stop)
+        os.close(directory)
+        subprocess.run(["umount", "--lazy", str(where)], check=True)
+
+
+def _serve(server: int, stop: int) -> None:
+    """Answer as far as to the open of the directory; then be silent."""
+    while server in select.select([server, stop], [], [])[0]:
+        try:
+            request = os.read(server, 1 << 17)
+        except OSError:
+            return
+        _, opcode, unique, *_ = _IN.unpack_from(request)
+        if opcode == _GETATTR:
+            continue
+        if opcode == _INIT:
+            body = struct.pack("IIIIHHI", 7, 22, 0, 0, 0, 0, 4096)
+            os.write(server, _OUT.pack(_OUT.size + len(body), 0, unique) + body)
+        else:
+            os.write(server, _OUT.pack(_OUT.size, -errno.ENOSYS, unique))
