@@ -28,31 +28,35 @@ def stat_within(path: str | Path, *, within_s: float | None = None) -> os.stat_r
     :raises OSError: as :func:`os.stat`; ``TimeoutError`` if there is no answer within this time.
     """
     limit_s = _ANSWER_S if within_s is None else within_s
-    found = answer_within(lambda: _stat(path), within_s=limit_s)
+    try:
+        found = answer_within(lambda: os.stat(path), within_s=limit_s)  # noqa: PTH116
+    except ValueError as e:
+        raise OSError(errno.EINVAL, str(e), str(path)) from e
     if found is None:
         raise TimeoutError(errno.ETIMEDOUT, f"no answer within {limit_s:g} s", str(path))
-    if isinstance(found, OSError):
-        raise found
     return found
-
-
-def _stat(path: str | Path) -> os.stat_result | OSError:
-    try:
-        return os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError) as e:
-        return e if isinstance(e, OSError) else OSError(errno.EINVAL, str(e), str(path))
 
 
 def answer_within(ask: Callable[[], _T], *, within_s: float | None = None) -> _T | None:
     """Call what may never return, on another thread; ``None``: it has not within this time.
 
-    :param ask: it raises nothing.
+    What it raises is raised here.
     """
     found: list[_T] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(ask())
+        except BaseException as e:
+            raised.append(e)
+
     # It stays if it hangs, and ends with the process.
-    thread = threading.Thread(target=lambda: found.append(ask()), daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(_ANSWER_S if within_s is None else within_s)
+    if raised:
+        raise raised[0]
     return found[0] if found else None
 
 

@@ -153,8 +153,10 @@ def test_one_with_another_domains_log_is_not_taken_for_ours(xl: Xl) -> None:
 def test_other_processes_are_not_taken_for_one(xl: Xl) -> None:
     with xl.running("console", str(xl.config)):
         assert xl_monitor("web1") is None
-    with subprocess.Popen(["/bin/sleep", "60"], stdout=(paths.XEN_LOGS / "xl-web1.log").open("w")):
+    log = (paths.XEN_LOGS / "xl-web1.log").open("w")
+    with log, subprocess.Popen(["/bin/sleep", "60"], stdout=log) as other:
         assert xl_monitor("web1") is None
+        other.terminate()
 
 
 def test_one_whose_program_was_upgraded(xl: Xl) -> None:

@@ -225,7 +225,9 @@ class TestQemuImg:
                 slow_qemu_img.touch()
 
         strategy = internal(disk, waiting=waiting)
+        slow_qemu_img.touch()
         strategy.check_revert()
+        slow_qemu_img.unlink()
         strategy.revert()
         assert told[:3] == ["qemu-img to keep the disk (xvda)"] * 3
         assert tags(disk) == ["snap", "snap.pre-revert"]
