@@ -71,10 +71,8 @@ def create_snapshot(
     :raises UsageError, Refused, XenError, QmpError, DiskError: a check failed. Nothing was changed.
     :raises OperationFailed, Interrupted: it failed, or was cancelled, and was undone: guest, disks
         and files are as before.
-    :raises GuestEnded: the guest rebooted, powered off or crashed by itself before it was
-        suspended. Disks and files are as before.
-    :raises NeedsAttention: something is left: the error lists it, and has the command that
-        finishes the operation.
+    :raises GuestEnded: it ended by itself before the suspend. Disks and files are as before.
+    :raises NeedsAttention: something is left: the error lists it, with the command that finishes.
     """
     request = CreateRequest(
         domain=domain,

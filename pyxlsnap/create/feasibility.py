@@ -7,7 +7,7 @@ from functools import partial
 
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.create.plan import generated_name
+from pyxlsnap.create.places import generated_name
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.disks.served import ServedDisks

@@ -3,28 +3,27 @@
 All checks that are possible beforehand are here: the guest runs, and nothing has been changed.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from pyxlsnap import cfgfile, paths
+from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.create.places import Places, choose_places, generated_name
 from pyxlsnap.disks.advice import quicker, slow_disks
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.disks.served import ServedDisks
-from pyxlsnap.errors import AlreadyExists, Refused, UsageError
+from pyxlsnap.errors import Refused, UsageError
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import refuse_unsaved_devices
 from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.gone import is_gone
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import changeable_place
-from pyxlsnap.linux.files import refuse_existing, refusing_os_errors
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import (
     Disk,
     DiskRequest,
@@ -46,8 +45,6 @@ _LAST_PASS_S = 0.3
 _SAVED_KB_PER_S = 256 * 1024
 _RESUME_S = 0.1
 
-_MEMORY_SUFFIX = ".save"
-
 
 @dataclass(frozen=True, slots=True)
 class Examined:
@@ -63,15 +60,6 @@ class Examined:
     memory_kb: int
     #: versions of the programs that save the domain, by name
     versions: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """The paths of the snapshot's files."""
-
-    memory: Path
-    cfgfile: Path
-    cfgfile_text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +159,7 @@ def make_plan(
     host: Host,
     guest: Guest,
     request: CreateRequest,
-    cancel: Cancel | None = None,
+    cancel: Cancel,
     waiting: Callable[[str], None] = lambda _: None,
 ) -> CreatePlan:
     """Plan a snapshot of a running guest. Changes nothing.
@@ -179,43 +167,32 @@ def make_plan(
     :param request: defaults replace the values that its config leaves out.
     :param cancel: checked often by all slow work, also when the plan is run.
     :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
-    :raises UsageError: the name or a path cannot be used.
+    :raises UsageError, Cancelled: the name or a path cannot be used, or ``cancel`` was set.
     :raises Refused: the guest, a disk or the host does not allow the snapshot.
-    :raises Cancelled: ``cancel`` was set.
     """
-    cancel = cancel or Cancel()
     wanted = request.config
     cfgfile.render(wanted)  # refuses a config that no cfgfile can hold
     created = int(time.time())
     name = check_name(wanted.name or generated_name(created))
     examined = _examine(host, guest, live=request.live)
     chosen, left_out, warnings = _choose_disks(examined.config, wanted.disks, name)
-    checks.refuse_shared(host, guest, [d for d, _ in chosen])
-    places = _choose_places(guest, wanted, name, [request for _, request in chosen])
+    devices, requests = tuple(disk for disk, _ in chosen), tuple(asked for _, asked in chosen)
+    checks.refuse_shared(host, guest, devices)
+    places = choose_places(guest, wanted, name, requests)
     warnings += changeable_place(places.memory.parent)
     task = _task(name, guest, request, examined)
     task = replace(task, check=cancel.check, waiting=waiting, warn=warnings.append)
     checks.refuse_full(places.memory.parent, examined.memory_kb, task.claim)
-    served = ServedDisks.of([d for d, _ in chosen], guest.domid, guest.device_model_pid())
     found = strategies(chosen, task)
-    metadata = Metadata(
-        name=name,
-        description=wanted.description or "",
-        created=created,
-        state=examined.state,
-        disks=tuple(request for _, request in chosen),
-        versions=examined.versions,
-        kinds={vdev: strategy.kind for strategy in found for vdev in strategy.vdevs},
-    )
     plan = CreatePlan(
         request=request,
         guest=guest,
         examined=examined,
-        metadata=metadata,
+        metadata=_metadata(name, created, wanted, examined, requests, found),
         places=places,
-        devices=tuple(disk for disk, _ in chosen),
+        devices=devices,
         strategies=found,
-        served=served,
+        served=ServedDisks.of(devices, guest.domid, guest.device_model_pid()),
         left_out=left_out,
         loses_monitor=loses_monitor(host, guest),
         waiting=waiting,
@@ -223,6 +200,25 @@ def make_plan(
     frontends = _connect(plan, cancel)  # (the checks of disks may add to ``warnings``)
     told = (*warnings, *notice_foreground(host, guest), *slow_disks(found))
     return replace(plan, frontends=frontends, warnings=told)
+
+
+def _metadata(
+    name: str,
+    created: int,
+    wanted: SnapshotConfig,
+    examined: Examined,
+    requests: tuple[DiskRequest, ...],
+    found: Sequence[DiskStrategy],
+) -> Metadata:
+    return Metadata(
+        name=name,
+        description=wanted.description or "",
+        created=created,
+        state=examined.state,
+        disks=requests,
+        versions=examined.versions,
+        kinds={vdev: strategy.kind for strategy in found for vdev in strategy.vdevs},
+    )
 
 
 def _task(name: str, guest: Guest, request: CreateRequest, examined: Examined) -> DiskTask:
@@ -272,11 +268,6 @@ def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:
     return found
 
 
-def generated_name(created: float) -> str:
-    """The name of a snapshot for which the user chose no name: the time."""
-    return datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S")
-
-
 def _choose_disks(
     config: DomainConfig, wanted: Sequence[DiskRequest] | None, name: str
 ) -> tuple[list[tuple[Disk, DiskRequest]], dict[str, str], list[str]]:
@@ -297,54 +288,3 @@ def _choose_disks(
         f"{v} is not in the snapshot: a revert to the snapshot will be risky" for v in forgotten
     ]
     return [(by_vdev[r.vdev], r) for r in wanted], left_out, warnings
-
-
-def _choose_places(
-    guest: Guest, wanted: SnapshotConfig, name: str, requests: Sequence[DiskRequest]
-) -> Places:
-    """:raises Refused, UsageError: a file cannot be made at its path."""
-    memory = _memory_path(wanted, paths.SNAPSHOTS / guest.uuid, name)
-    cfg = cfgfile_path(memory)
-    refuse_existing(memory)
-    if os.path.lexists(cfg):
-        raise AlreadyExists(
-            f"{cfg} exists already, and the snapshot's cfgfile, which is named after the memory "
-            f"file, would have the same path: choose another name, or another memory_path",
-            where=str(cfg),
-        )
-    refuse_existing(cfg)  # a name that is too long
-    _refuse_same_place(requests, memory, cfg)
-    complete = SnapshotConfig(name, wanted.description, str(memory), tuple(requests))
-    return Places(memory, cfg, cfgfile.render(complete))
-
-
-def cfgfile_path(memory: Path) -> Path:
-    """The cfgfile of a snapshot: beside the memory file, with ``.cfg`` in the place of ``.save``.
-
-    So the snapshots of several domains can have one name, and be in one directory.
-    """
-    return memory.with_name(f"{memory.name.removesuffix(_MEMORY_SUFFIX)}.cfg")
-
-
-def _refuse_same_place(requests: Sequence[DiskRequest], memory_path: Path, cfg: Path) -> None:
-    """:raises UsageError: two files or disks of the snapshot would have the same path."""
-    places: dict[str, list[str]] = {}
-    for request in requests:
-        if request.path:
-            places.setdefault(os.path.realpath(request.path), []).append(request.vdev)
-    for path, what in ((memory_path, "the memory file"), (cfg, "the cfgfile")):
-        places.setdefault(os.path.realpath(path), []).append(what)
-    for place, found in places.items():
-        if len(found) > 1:
-            raise UsageError(
-                f"{' and '.join(found)} would have the same path {place}: give each its own path"
-            )
-
-
-def _memory_path(wanted: SnapshotConfig, directory: Path, name: str) -> Path:
-    path = Path(wanted.memory_path) if wanted.memory_path else directory / f"{name}{_MEMORY_SUFFIX}"
-    if not path.is_absolute():
-        path = Path.cwd() / path
-    if wanted.memory_path and not path.parent.is_dir():
-        raise Refused(f"memory_path {path}: there is no directory {path.parent}: make it first")
-    return path

@@ -79,19 +79,30 @@ def undo_create(
         disks = _undo_disks(adopted)
     finally:
         close_all(strategy for strategy, _ in adopted)
-    if keep := whole and bool(entry.way_back):  # its only copy, or of no use: nobody knows
-        done.append(f"the memory of {entry.domain} stays: see {entry.cfgfile}")
+    if disks.left and not guest:
+        disks.left.insert(0, f"{entry.domain} ended, and a disk snapshot {entry.name} may be left")
+    keep = whole and bool(entry.way_back)  # its only copy, or of no use: nobody knows
+    return _remove_all_files(entry, done, disks, keep=keep, ran_s=ran_s)
+
+
+def _remove_all_files(
+    entry: CreateEntry, done: Sequence[str], disks: _Outcome, *, keep: bool, ran_s: float
+) -> Recovered:
+    """The end of the undo, after the disks.
+
+    :param done: what was done before the disks.
+    :param keep: keep the memory file and the cfgfile.
+    :param ran_s: for how long a paused guest ran at most, seconds.
+    """
+    stays = [f"the memory of {entry.domain} stays: see {entry.cfgfile}"] if keep else []
     ours = [] if keep else kept.published(entry)
     files = _remove_files([*entry.temporary, *ours], entry.directories)
-    done += disks.done + files.done + remove_directories([Path(d) for d in entry.directories])
-    left = disks.left + files.left
-    if disks.left and not guest:
-        left.insert(0, f"{entry.domain} ended, and a disk snapshot {entry.name} may be left")
-    if left:
+    removed = [*files.done, *remove_directories([Path(d) for d in entry.directories])]
+    done = [*done, *disks.done, *stays, *removed]
+    if left := disks.left + files.left:
         raise _left_over(entry, done, [*left, *disks.leftovers])
-    done += disks.leftovers
     as_before = not (keep or disks.leftovers)
-    return Recovered(tuple(done), rolled_back=as_before, seconds_unpaused=ran_s)
+    return Recovered((*done, *disks.leftovers), rolled_back=as_before, seconds_unpaused=ran_s)
 
 
 def _wait_until_started(host: Host, entry: CreateEntry) -> Callable[[], bool]:

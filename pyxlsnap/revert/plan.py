@@ -3,7 +3,7 @@
 All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import ConfigError, DomainNotFound, Refused, Risky
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import file_version, memory_path, reading, saved_config
@@ -53,10 +54,6 @@ class RevertPlan:
     memory_version: tuple[int, ...]
     stream_offset: int
     state: RunState
-    #: the disk snapshots
-    requests: tuple[DiskRequest, ...]
-    #: the same disks, as in the saved configuration
-    devices: tuple[Disk, ...]
     strategies: tuple[DiskStrategy, ...]
     warnings: tuple[str, ...]
     #: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`
@@ -66,6 +63,16 @@ class RevertPlan:
     def cfgfile(self) -> Path:
         """The file that names the snapshot."""
         return Path(self.request.cfgfile)
+
+    @property
+    def requests(self) -> tuple[DiskRequest, ...]:
+        """The disk snapshots."""
+        return tuple(request for _, request in self.examination.chosen)
+
+    @property
+    def devices(self) -> tuple[Disk, ...]:
+        """The same disks, as in the saved configuration."""
+        return tuple(disk for disk, _ in self.examination.chosen)
 
     def summary(self) -> Plan:
         """The plan as a plain value."""
@@ -123,70 +130,71 @@ class _Saved:
 def make_plan(
     host: Host,
     request: RevertRequest,
-    cancel: Cancel | None = None,
+    cancel: Cancel,
     *,
     half_way: RevertEntry | None = None,
     waiting: Callable[[str], None] = lambda _: None,
 ) -> RevertPlan:
     """Plan a revert. Changes nothing.
 
-    :param half_way: the same revert, which was killed after the domain was destroyed. The killed
-        run decided about the risks, and its entry has the domain's last name.
+    :param half_way: the same revert, killed after the destroy: the risks were decided about then,
+        and the entry has the domain's last name.
     :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
     :raises ConfigError, BadMemoryFile: the cfgfile names no memory file, or a damaged one.
-    :raises Refused: the revert cannot be done.
+    :raises Refused, Cancelled: the revert cannot be done, or ``cancel`` was set.
     :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
-    :raises Cancelled: ``cancel`` was set.
     """
     refuse_limits()
-    saved = _read_memory(request, cancel or Cancel())
+    saved = _read_memory(request, cancel)
     config = saved.config.with_name(half_way.domain) if half_way else saved.config
-    guest = _current(host, request.domain, config)
-    if guest:
+    if guest := _current(host, request.domain, config):
         config = _as_named_now(guest, config)
     meta = saved.header.metadata
     snapshot = _snapshot_name(request, meta)
     chosen = _choose_disks(request, meta, config)
-    restored = with_room(config, saved.memory_kb)
     examination = Examination(host, config, guest, chosen, saved.qemu)
-    found = examination.look()
-    checks.refuse_memory(host, restored, guest)
-    vdevs = {d.vdev for d, _ in chosen}
-    risks = find_risks(host, config, guest, vdevs, memory=saved.path, xen=saved.xen)
-    risks += found.risks
+    found = _look(examination, saved)
+    task = _task(config, snapshot, request.cfgfile, waiting)
     plan = RevertPlan(
         request=request,
         guest=guest,
         config=config,
-        restored=restored,
+        restored=with_room(config, saved.memory_kb),
         examination=examination,
         name=snapshot,
         memory_path=saved.path,
         memory_version=saved.version,
         stream_offset=saved.header.stream_offset,
         state=RunState.RUNNING if request.running or meta is None else meta.state,
-        requests=tuple(r for _, r in chosen),
-        devices=tuple(disk for disk, _ in chosen),
-        strategies=strategies(
-            chosen, _task(config, snapshot, request.cfgfile, waiting), meta.kinds if meta else {}
-        ),
-        warnings=(
-            *risks,
-            *found.warnings,
-            *about_foreground(config.name, when="when the domain is destroyed"),
-        ),
+        strategies=strategies(chosen, task, meta.kinds if meta else {}),
+        warnings=(*found.risks, *found.warnings),
         waiting=waiting,
     )
+    _check(host, plan, () if request.force or half_way else found.risks)
+    return plan
+
+
+def _look(examination: Examination, saved: _Saved) -> Findings:
+    config, guest = examination.config, examination.guest
+    found = examination.look()
+    vdevs = {disk.vdev for disk, _ in examination.chosen}
+    risks = find_risks(examination.host, config, guest, vdevs, memory=saved.path, xen=saved.xen)
+    xl = about_foreground(config.name, when="when the domain is destroyed")
+    return Findings((*risks, *found.risks), (*found.warnings, *xl))
+
+
+def _check(host: Host, plan: RevertPlan, risks: Sequence[str]) -> None:
+    """Look at the memory of the host and at the disks; on failure close all connections."""
     try:
+        checks.refuse_memory(host, plan.restored, plan.guest)
         for strategy in plan.strategies:
             strategy.check_revert()
         # After all that --force cannot help with.
-        if risks and not (request.force or half_way):
-            raise _risky(config.name, risks)
+        if risks:
+            raise _risky(plan.config.name, risks)
     except BaseException:
         plan.close()
         raise
-    return plan
 
 
 def _as_named_now(guest: Guest, config: DomainConfig) -> DomainConfig:
@@ -211,7 +219,7 @@ def _kept_by_killed(uuid: str, snapshot: str, cfgfile: str) -> Mapping[str, str]
     return killed.disk_state if killed and begun else None
 
 
-def _risky(domain: str, risks: list[str]) -> Risky:
+def _risky(domain: str, risks: Sequence[str]) -> Risky:
     what = f"reverting {domain} is risky: {'; '.join(risks)}; to revert anyway, add --force"
     return Risky(what, reasons=risks)
 

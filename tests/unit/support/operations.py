@@ -67,7 +67,7 @@ def plan_create(
 ) -> CreatePlan:
     """See :func:`pyxlsnap.create.plan.make_plan`."""
     request = CreateRequest(domain=guest.uuid, config=config, live=live)
-    return create_plan.make_plan(host, guest, request, cancel)
+    return create_plan.make_plan(host, guest, request, cancel or Cancel())
 
 
 def feasibility(host: Host, domain: str, *, cancel: Cancel | None = None) -> Feasibility:
@@ -115,7 +115,8 @@ def plan_revert(
     **words: Any,
 ) -> RevertPlan:
     """See :func:`pyxlsnap.revert.plan.make_plan`."""
-    return revert_plan.make_plan(host, _revert_request(domain, config, cfgfile, **words), cancel)
+    request = _revert_request(domain, config, cfgfile, **words)
+    return revert_plan.make_plan(host, request, cancel or Cancel())
 
 
 def delete(host: Host, cfgfile: Path, *, cancel: Cancel | None = None, **callbacks: Any) -> Deleted:
