@@ -1,5 +1,7 @@
 """The instrument itself: a guest whose memory and disks are of different moments says so."""
 
+import pytest
+
 from tests.lab.harness.guests import Guest, Tick
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.snapshots import check_images
@@ -22,6 +24,7 @@ def put_together(guest: Guest, name: str) -> Tick:
     return guest.wait_advance(5)
 
 
+@pytest.mark.soak
 def test_a_disk_of_another_moment_is_noticed(spent_lab: Lab) -> None:
     """The revert that no test may pass.
 

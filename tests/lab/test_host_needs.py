@@ -42,7 +42,8 @@ def away(dom0: Dom0, path: str) -> Iterator[None]:
         dom0.run(["mv", f"{path}.away", path])
 
 
-@pytest.mark.parametrize("kind", ["pvh", pytest.param("pv", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["pvh", "pv"])
 def test_a_kernel_that_only_a_reboot_needs(lab: Lab, kind: str) -> None:
     guest = lab.guest(kind)
     taken = take(guest, "--name", "kernel")

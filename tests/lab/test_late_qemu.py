@@ -11,6 +11,8 @@ from tests.lab.harness.lab import Lab
 from tests.lab.harness.mixed import attach
 from tests.lab.harness.snapshots import Before, create, pyxlsnap, unchanged
 
+pytestmark = pytest.mark.soak
+
 # As long as the limit of a QMP command, and some more.
 STALL_S = 40
 # As long as libxl waits for the QEMU of an HVM guest, and some more.
@@ -22,14 +24,7 @@ def qemu_pid(guest: Guest) -> str:
     return guest.dom0.run(["xenstore-read", path]).out.strip()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "pvh",
-        pytest.param("hvm", marks=pytest.mark.soak),
-        pytest.param("pv", marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.parametrize("kind", ["pvh", "hvm", "pv"])
 def test_a_stalled_qemu_keeps_the_guest_suspended_until_it_answers(
     spent_lab: Lab, kind: str
 ) -> None:
@@ -63,7 +58,6 @@ def test_a_stalled_qemu_keeps_the_guest_suspended_until_it_answers(
     assert guest.assert_healthy().n > tick.n
 
 
-@pytest.mark.soak
 def test_an_hvm_guest_is_resumed_when_its_qemu_answers(spent_lab: Lab) -> None:
     """libxl gives the resume up after a minute."""
     guest = spent_lab.guest("hvm")
@@ -87,7 +81,6 @@ def test_an_hvm_guest_is_resumed_when_its_qemu_answers(spent_lab: Lab) -> None:
     assert guest.assert_healthy().n > tick.n
 
 
-@pytest.mark.soak
 def test_a_file_that_was_replaced_is_refused(spent_lab: Lab) -> None:
     """A qcow2 image that QEMU serves, and a raw file behind a loop device."""
     guest = spent_lab.guest("pvh")

@@ -77,6 +77,7 @@ def test_a_guest_that_reboots_comes_up_again(spent_lab: Lab, kind: str) -> None:
     assert guest.exists() == (kind != "pv")  # a crash is configured to be preserved
 
 
+@pytest.mark.soak
 def test_xl_in_the_foreground_is_noticed(spent_lab: Lab) -> None:
     """It has no log, ends at the suspend before Xen 4.20, and its service manager may react."""
     guest = spent_lab.guest("pvh")

@@ -10,6 +10,8 @@ from tests.lab.harness.reverts import check_back, goes_on, take
 from tests.lab.harness.snapshots import Before, pyxlsnap, revert, unchanged
 from tests.lab.harness.support import Cell
 
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
+
 
 def assert_refused(guest: Guest, cfgfile: str, *says: str) -> None:
     before = Before.of(guest)
@@ -20,7 +22,6 @@ def assert_refused(guest: Guest, cfgfile: str, *says: str) -> None:
     unchanged(guest, before)
 
 
-@pytest.mark.timeout(900)
 def test_a_disk_that_dom0_uses_is_not_reverted(spent_lab: Lab) -> None:
     guest = spent_lab.guest("pv")
     raw, thin, plain = storage.raw("pv"), storage.thin("pv"), storage.plain("pv")
@@ -47,7 +48,6 @@ def test_a_disk_that_dom0_uses_is_not_reverted(spent_lab: Lab) -> None:
     check_back(guest, taken, mark)
 
 
-@pytest.mark.timeout(900)
 def test_what_serves_a_disk_is_not_its_rival(spent_lab: Lab) -> None:
     """The kernel names the thread of qemu-nbd that serves the device."""
     guest = spent_lab.guest("pv")

@@ -14,7 +14,9 @@ def _moved(what: str, file: str, says: str, *, lab: bool = False) -> Condition:
     )
 
 
-def _unchangeable(what: str, flag: str, file: str, says: str, *, lab: bool = False) -> Condition:
+def _unchangeable(
+    what: str, flag: str, file: str, says: str, *, lab: bool = False, harms: bool = False
+) -> Condition:
     return Condition(
         name=f"{what} {says}",
         do=(f"chattr +{flag} {file}",),
@@ -22,6 +24,7 @@ def _unchangeable(what: str, flag: str, file: str, says: str, *, lab: bool = Fal
         says=f"{file} is {says}: `chattr -{flag}` it first",
         undo=(f"chattr -{flag} {file}",),
         lab=lab,
+        harms=harms,
     )
 
 
@@ -156,8 +159,8 @@ CONDITIONS = (
     _replaced("the image of an external snapshot", "{external}"),
     _replaced("the frozen file", "{frozen}"),
     _replaced("a raw file", "{raw}"),
-    _unchangeable("an image", "i", "{internal}", "immutable", lab=True),
-    _unchangeable("the image of an external snapshot", "i", "{external}", "immutable"),
+    _unchangeable("an image", "i", "{internal}", "immutable", lab=True, harms=True),
+    _unchangeable("the image of an external snapshot", "i", "{external}", "immutable", harms=True),
     _unchangeable("a raw file", "i", "{raw}", "immutable"),
     _unchangeable("an image", "a", "{internal}", "append-only"),
     _unchangeable("the directory of the disks", "i", "{dir}", "immutable"),
