@@ -82,14 +82,14 @@ $(VENV)/ready: tests/setup.sh tests/requirements.txt
 	sh tests/setup.sh $(PYTHON) $(VENV)
 	touch $@
 
-# The extension, compiled in place against the installed libxen-dev.
+# The extensions, compiled in place against the installed libxen-dev.
 $(VENV)/built: $(VENV)/ready build_ffi.py $(wildcard include/*.h)
-	@echo "compiling the extension"
+	@echo "compiling the extensions"
 	$(PY) build_ffi.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info pyxlsnap/xen/_ffi*.so .lab-logs
+	rm -rf $(VENV) build dist *.egg-info pyxlsnap/*/_*.so .lab-logs
 
 prune: $(VENV)/ready
 	$(PY) -m tests.lab prune
