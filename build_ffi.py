@@ -14,6 +14,7 @@ of ``setup()``, and there is no other reason for a ``setup.py``.
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cffi
@@ -93,14 +94,17 @@ def make_ffibuilder() -> cffi.FFI:
     return builder
 
 
-def make_stream_builder(*options: str) -> cffi.FFI:
-    """The same for the stream writer. The options are for the compiler."""
+def make_stream_builder(options: Sequence[str] = (), more: str = "") -> cffi.FFI:
+    """The same for the stream writer.
+
+    The fuzzer compiles it with options of its own, and with more source.
+    """
     builder = cffi.FFI()
     sources = [(HERE / "include" / f"{name}.h").read_text() for name in STREAM]
     builder.cdef(sources[0])
     builder.set_source(
         "pyxlsnap.memory._stream",
-        STREAM_SOURCE + "".join(sources),
+        STREAM_SOURCE + "".join(sources) + more,
         extra_compile_args=list(options),
         extra_link_args=list(options),
         depends=headers("stream*"),

@@ -24,6 +24,7 @@ from tests.unit.support.written import (
     Case,
     cases,
     content,
+    fed,
     file_of,
     holes,
     page_record,
@@ -42,16 +43,6 @@ BUSY = Case(
         [[(30, 0, 2), (4, 0, 0), (5, XTAB, 0)]],
     ],
 )
-
-
-def fed(writer: StreamWriter, data: bytes, sizes: list[int]) -> bool:
-    """Feed the data in pieces; the last size is repeated."""
-    at, complete = 0, False
-    while at < len(data):
-        size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
-        complete = writer.feed(data[at : at + size])
-        at += size
-    return complete
 
 
 @given(cases(), st.lists(st.integers(1, 9000), min_size=1, max_size=9))

@@ -46,6 +46,16 @@ def content(file: BinaryIO) -> bytes:
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
 
 
+def fed(writer: StreamWriter, data: bytes, sizes: list[int]) -> bool:
+    """Feed the data in pieces; the last size is repeated."""
+    at, complete = 0, False
+    while at < len(data):
+        size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+        complete = writer.feed(data[at : at + size])
+        at += size
+    return complete
+
+
 def file_of(stream: bytes) -> bytes:
     """The file that the writer makes of a stream."""
     with writing() as (writer, file):
