@@ -146,10 +146,11 @@ class Creation:
 
     def _suspend(self) -> None:
         checks.notice_change(self._guest, paused=self._plan.paused)
-        fd = self._files.fileno()
         unpauser = self._unpauser if self._plan.paused else nullcontext()
-        with unpauser, self._cancel.armed(self._guest.abort):
+        receiver = self._files.receiver(self._guest.abort)
+        with receiver, unpauser, self._cancel.armed(self._guest.abort):
             self._suspend_began = True
+            fd = receiver.fileno()
             self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
         self._memory_complete = True
 
@@ -315,7 +316,7 @@ class Creation:
             cfgfile=str(plan.cfgfile),
             artefacts=(*files, *disks),
             left_out=plan.left_out,
-            warnings=(*plan.warnings, *warnings, *unsaid),
+            warnings=(*plan.warnings, *warnings, *unsaid, *self._files.warnings),
             state=meta.state,
             seconds_suspended=self._seconds_suspended,
             seconds_unpaused=self._unpauser.seconds,

@@ -21,6 +21,8 @@ from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
 
 _SLACK_KB = 64 * 1024
+#: the lists of pages in a memory file take less than one part in so many of the memory
+_LISTS = 256
 
 # Keys of libxl's JSON that list devices whose state a memory file cannot hold.
 _DEVICES = {
@@ -203,7 +205,7 @@ def refuse_held(guest: Guest | None, disks: Sequence[Disk]) -> None:
 def refuse_full(directory: Path, memory_kb: int) -> None:
     """Refuse a directory without space for the memory file.
 
-    A live memory file holds some pages more than once; their number is not known beforehand.
+    Pages of zeros will take no space, but how many there are is not known beforehand.
     """
     while not os.path.lexists(directory):
         directory = directory.parent
@@ -214,7 +216,8 @@ def refuse_full(directory: Path, memory_kb: int) -> None:
         why = "its filesystem is mounted read-only" if read_only else "permission denied"
         raise Refused(f"cannot write in {directory} ({why}): name another place with memory_path")
     fs = os.statvfs(directory)
-    free_kb, need_kb = fs.f_bavail * fs.f_frsize // 1024, memory_kb + _SLACK_KB
+    free_kb = fs.f_bavail * fs.f_frsize // 1024
+    need_kb = memory_kb + memory_kb // _LISTS + _SLACK_KB
     if free_kb < need_kb:
         raise Refused(
             f"{directory} has {free_kb // 1024} MiB free, and the memory file takes about "

@@ -13,9 +13,14 @@ import pytest
 from pyxlsnap.errors import Aborted, BadMemoryFile, XenError
 from pyxlsnap.memory import walk
 from pyxlsnap.memory.receiver import Receiver
-from tests.unit.memory.test_writer import file_size_limit, in_order
 from tests.unit.support.guest import write_all
-from tests.unit.support.written import restored_file, stream_of, writing
+from tests.unit.support.written import (
+    file_size_limit,
+    in_order,
+    restored_file,
+    stream_of,
+    writing,
+)
 
 MIB = 1 << 20
 #: many times as much as a pipe holds

@@ -2,10 +2,6 @@
 
 import errno
 import os
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -26,7 +22,9 @@ from tests.unit.support.written import (
     content,
     fed,
     file_of,
+    file_size_limit,
     holes,
+    in_order,
     page_record,
     restored_file,
     stream_of,
@@ -95,14 +93,6 @@ def test_pages_that_are_zero_are_holes(case: Case) -> None:
                 zeros += zero
                 assert (at in empty) == zero
         assert writer.written.holes == zeros
-
-
-def in_order(count: int) -> list[bytes]:
-    """A first pass of libxc: 1024 pfns in a record. Every 50th page is of zeros."""
-    return [
-        page_record((n, 0, n % 50 and 1) for n in range(first, min(first + 1024, count)))
-        for first in range(0, count, 1024)
-    ]
 
 
 @pytest.mark.parametrize("again", [0, 300])
@@ -223,19 +213,6 @@ def test_a_stream_without_pages() -> None:
     with writing() as (writer, file):
         assert writer.feed(stream)
         assert restored_file(file).others == restored(stream).others
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Writes beyond this size fail, as they do when the disk is full."""
-    old, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (old, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 @given(st.data())

@@ -1,6 +1,8 @@
 """Memory files as the stream writer writes them."""
 
 import os
+import resource
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +98,27 @@ def stream_of(pv: bool, records: Iterable[bytes]) -> bytes:
         return streams.stream(1, streams.pv_records(records))
     after = [streams.emulator(2, b"key\0value\0"), streams.emulator(3)]
     return streams.stream(2, streams.hvm_records(records), after=after)
+
+
+def in_order(count: int) -> list[bytes]:
+    """A first pass of libxc: 1024 pfns in a record. Every 50th page is of zeros."""
+    return [
+        page_record((n, 0, n % 50 and 1) for n in range(first, min(first + 1024, count)))
+        for first in range(0, count, 1024)
+    ]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writes beyond this size fail, as they do when the disk is full."""
+    old, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (old, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 #: pfns at both ends of the writer's blocks, few enough to meet again; one above 4 GiB
