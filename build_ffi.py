@@ -54,6 +54,7 @@ STREAM_SOURCE = """
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 """
 

@@ -26,6 +26,7 @@ struct writer *writer_new(int fd);
 void writer_free(struct writer *w);
 int writer_feed(struct writer *w, const char *data, size_t size, size_t *used);
 int writer_run(struct writer *w, int pipe_fd, int stop_fd);
+void writer_limit(struct writer *w, uint64_t bytes_per_second);
 int writer_begin(struct writer *w, uint64_t header_size);
 void writer_abandon(struct writer *w);
 int writer_punch(struct writer *w);

@@ -25,6 +25,8 @@ struct writer {
     uint32_t ended_by;
     uint64_t copied, received, before_total;
     uint64_t copy_left;
+    uint64_t rate;                 /* bytes of the first pass to take in a second; 0: no limit */
+    uint64_t due_ns;               /* when the next bytes are to be taken */
     char *before;                  /* what came before the first page */
     size_t before_size, before_room;
     uint64_t *entries;             /* of the present PAGE_DATA record */

@@ -74,6 +74,40 @@ int writer_feed(struct writer *w, const char *data, size_t size, size_t *used)
     return found;
 }
 
+/* Only take so many bytes a second, as long as libxc sends all pages for the first time. In a live
+ * save the guest runs then, for certain. What it changes meanwhile should come as soon as possible,
+ * and at last the guest is suspended. */
+void writer_limit(struct writer *w, uint64_t bytes_per_second)
+{
+    w->rate = bytes_per_second;
+}
+
+static bool writer__limited(const struct writer *w)
+{
+    return w->rate && w->phase != AFTER && !w->places.repeated && !w->places.slot_count
+           && !w->failed;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+/* Wait until bytes may be taken, or until no more will come. */
+static void writer__wait(struct writer *w, size_t took, int stop_fd)
+{
+    struct pollfd stop = { stop_fd, POLLIN, 0 };
+    uint64_t now = now_ns();
+
+    w->due_ns = (w->due_ns > now ? w->due_ns : now) + took * 1000000000ull / w->rate;
+    /* (A millisecond is saved up, because poll() cannot wait for less.) */
+    if (w->due_ns - now >= 1000000)
+        poll(&stop, 1, (w->due_ns - now) / 1000000);
+}
+
 /* Read the stream from a pipe that does not block, up to the first result other than WRITER_MORE.
  *
  * stop_fd becomes readable when no more bytes will be written into the pipe: what is in the pipe by
@@ -93,6 +127,8 @@ int writer_run(struct writer *w, int pipe_fd, int stop_fd)
         ssize_t n = read(pipe_fd, to, room);
         if (n > 0) {
             writer__took(w, n);
+            if (writer__limited(w))
+                writer__wait(w, n, stop_fd);
         } else if (!n || (stopping && errno == EAGAIN)) {
             return w->failed ? WRITER_FAILED : WRITER_CUT;
         } else if (errno == EAGAIN) {

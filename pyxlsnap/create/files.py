@@ -22,6 +22,10 @@ from pyxlsnap.memory import read_header, walk, write_header
 from pyxlsnap.memory.receiver import Receiver
 from pyxlsnap.memory.writer import StreamWriter
 
+_MIB = 1 << 20
+#: MiB a second that no disk reaches
+_NO_LIMIT = 1 << 30
+
 
 class SnapshotFiles:
     """The files of one :class:`~pyxlsnap.create.plan.CreatePlan`."""
@@ -47,7 +51,8 @@ class SnapshotFiles:
         self._memory = NewFile(self._plan.memory_path, temporary=self.temporary)
         self._write_header(BytesIO())  # refuses what no header can hold
         fd, path = self._memory.fileno(), str(self._plan.memory_path)
-        self._writer = StreamWriter(fd, self._begin_stream, path)
+        max_rate = int(min(self._plan.request.max_rate or 0, _NO_LIMIT) * _MIB)
+        self._writer = StreamWriter(fd, self._begin_stream, path, max_rate=max_rate)
 
     def receiver(self, abort: Callable[[], bool]) -> Receiver:
         """Writes the stream that comes through its pipe. If that fails, it calls ``abort``."""

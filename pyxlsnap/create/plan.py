@@ -3,6 +3,7 @@
 All checks that are possible beforehand are here: the guest runs, and nothing has been changed.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -177,6 +178,7 @@ def make_plan(
     :raises Cancelled: ``cancel`` was set.
     """
     cancel = cancel or Cancel()
+    _refuse_rate(request)
     wanted = request.config
     cfgfile.render(wanted)  # refuses a config that no cfgfile can hold
     created = int(time.time())
@@ -212,6 +214,19 @@ def make_plan(
         loses_monitor=loses_monitor(host, guest),
     )
     return replace(plan, frontends=_connect(plan, cancel))
+
+
+def _refuse_rate(request: CreateRequest) -> None:
+    """:raises UsageError: the memory cannot be written at this rate."""
+    if request.max_rate is None:
+        return
+    if not 1 <= request.max_rate < math.inf:
+        raise UsageError(f"max_rate must be at least 1 MiB a second, not {request.max_rate:g}")
+    if not request.live:
+        raise UsageError(
+            "max_rate is for live snapshots only, because a suspended guest would wait for the "
+            "writing: use --live too, or leave out max_rate"
+        )
 
 
 def _task(name: str, request: CreateRequest, examined: Examined) -> DiskTask:

@@ -45,10 +45,9 @@ class Receiver:
         self._read, self._write = os.pipe2(os.O_CLOEXEC)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         os.set_blocking(self._read, False)
-        try:
-            fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        except OSError as e:  # the user has many pipes: a small one is only slower
-            log.debug("the pipe stays small: %s", e)
+        # (What is in the pipe when libxl suspends the guest must be taken at the rate.)
+        if not self._writer.max_rate:
+            self._enlarge_pipe()
         self._thread.start()
         return self
 
@@ -69,6 +68,12 @@ class Receiver:
         os.close(self._stop)
         if self._error and _reported(kind, self._error):
             raise self._error
+
+    def _enlarge_pipe(self) -> None:
+        try:
+            fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        except OSError as e:  # the user has many pipes: a small one is only slower
+            log.debug("the pipe stays small: %s", e)
 
     def _receive(self) -> None:
         try:

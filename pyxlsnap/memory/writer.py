@@ -74,14 +74,19 @@ class StreamWriter:
     :param fd: a new, empty file, open for writing. It stays open.
     :param write_header: called once, when the first page comes.
     :param path: the file's name, for messages.
+    :param max_rate: bytes of the stream to take in a second, as long as all pages come for the
+        first time. Only for a live save: the guest runs then. 0: no limit.
     """
 
-    def __init__(self, fd: int, write_header: WriteHeader, path: str) -> None:
+    def __init__(self, fd: int, write_header: WriteHeader, path: str, *, max_rate: int = 0) -> None:
         self._write_header = write_header
         self._path = path
+        #: as given
+        self.max_rate = max_rate
         self._c = ffi.gc(C.writer_new(fd), C.writer_free)
         if self._c == ffi.NULL:
             raise MemoryError
+        C.writer_limit(self._c, max_rate)
 
     def run(self, pipe_fd: int, stop_fd: int) -> None:
         """Read the stream from a pipe to its END.

@@ -30,7 +30,7 @@ from pyxlsnap.worker.call import run
 SECONDS = st.floats(0, 1e9)
 REVERTS = st.builds(RevertRequest, wait_s=SECONDS)
 REQUESTS = st.one_of(
-    st.builds(CreateRequest, max_downtime=st.none() | SECONDS),
+    st.builds(CreateRequest, max_downtime=st.none() | SECONDS, max_rate=st.none() | SECONDS),
     REVERTS,
     st.builds(RecoverRequest, wait_s=SECONDS),
     st.from_type(DeleteRequest),

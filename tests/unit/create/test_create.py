@@ -31,6 +31,7 @@ from pyxlsnap.errors import (
     PyxlsnapError,
     QmpError,
     Refused,
+    UsageError,
     XenError,
 )
 from pyxlsnap.journal import CreateEntry, Journal
@@ -956,6 +957,28 @@ class TestADryRun:
                 run(world.host, "vm1", WANTED, live=live, max_downtime=allowed)
         case.assert_as_before()
         self.preview(world, live=live, max_downtime=100)
+
+
+@pytest.mark.parametrize(
+    ("live", "rate", "says"),
+    [(False, 20.0, "--live"), (True, 0.5, "at least 1"), (True, float("nan"), "at least 1")],
+)
+def test_a_rate_that_is_of_no_use_is_refused(
+    world: World, live: bool, rate: float, says: str
+) -> None:
+    case = Case(world)
+    for run in (operations.preview_create, operations.create):
+        with pytest.raises(UsageError, match=says):
+            run(world.host, "vm1", WANTED, live=live, max_rate=rate)
+    case.assert_as_before()
+
+
+def test_a_live_snapshot_is_written_no_faster_than_asked(world: World) -> None:
+    case = Case(world)
+    case.guest.stream = written.stream_of(False, written.in_order(1024))
+    begun = time.monotonic()
+    operations.create(world.host, "vm1", WANTED, live=True, max_rate=8)
+    assert time.monotonic() - begun > 4 / 8 * 0.7
 
 
 @pytest.mark.parametrize("verb", ["resume", "undo xvda"])

@@ -17,6 +17,7 @@ from tests.unit.support.guest import write_all
 from tests.unit.support.written import (
     file_size_limit,
     in_order,
+    page_record,
     restored_file,
     stream_of,
     writing,
@@ -124,12 +125,13 @@ def test_a_failure_is_reported_though_libxl_did_not_notice() -> None:
         Libxl().suspend(receiver.fileno())
 
 
+def fails(fd: int) -> None:
+    write_all(fd, STREAM[:60_000])
+    raise XenError("no such luck", rc=-3)
+
+
 def test_when_libxl_fails_its_error_is_reported() -> None:
     libxl = Libxl()
-
-    def fails(fd: int) -> None:
-        write_all(fd, STREAM[:MIB])
-        raise XenError("no such luck", rc=-3)
 
     with (
         writing() as (writer, _),
@@ -170,3 +172,27 @@ def test_a_full_disk_is_told_with_its_file(tmp_path: Path) -> None:
     ):
         write_all(receiver.fileno(), STREAM)
     assert caught.value.filename == path
+
+
+def test_a_rate_slows_down_the_first_pass_only() -> None:
+    """At the end of a live save the guest is suspended: nothing may wait then."""
+    first, rate = in_order(256), 2 * MIB
+    again = page_record((n, 0, 7) for n in range(256))
+    begun = time.monotonic()
+    with writing(max_rate=rate) as (writer, _), Receiver(writer, lambda: True) as receiver:
+        write_all(receiver.fileno(), stream_of(False, [*first, *[again] * 120]))
+    took = time.monotonic() - begun
+    assert writer.written.repeated == 120 * 256
+    assert sum(map(len, first)) / rate * 0.7 < took
+    assert took < writer.written.received / rate / 2
+
+
+def test_a_slow_receiver_ends_when_no_more_comes() -> None:
+    begun = time.monotonic()
+    with (
+        writing(max_rate=1000) as (writer, _),  # a minute for what the pipe holds
+        pytest.raises(XenError),
+        Receiver(writer, lambda: True) as receiver,
+    ):
+        fails(receiver.fileno())
+    assert time.monotonic() - begun < 5

@@ -25,11 +25,12 @@ Page = tuple[int, int, int]
 
 
 @contextmanager
-def writing(path: str = "") -> Iterator[tuple[StreamWriter, BinaryIO]]:
+def writing(path: str = "", *, max_rate: int = 0) -> Iterator[tuple[StreamWriter, BinaryIO]]:
     """A stream writer, and its file (by default without a name)."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT) if path else os.memfd_create("memory file")
     with open(fd, "r+b") as file:
-        yield StreamWriter(file.fileno(), header_of(file), path or "memory file"), file
+        name = path or "memory file"
+        yield StreamWriter(file.fileno(), header_of(file), name, max_rate=max_rate), file
 
 
 class header_of:  # noqa: N801
