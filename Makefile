@@ -5,7 +5,8 @@
 # make smoke   a few of the lab's tests; make test runs them on each Xen that it does not test whole
 # make soak    the lab tests that take too long for that, and the README's table of what they saw
 # make docs    the reference documentation, into build/docs/html; what is generated, into docs/share
-# make fuzz    the readers of config and memory files, SECONDS each (600), with libFuzzer
+# make fuzz    the readers of config and memory files and the stream writer (with ASan and UBSan),
+#              SECONDS each (600), with libFuzzer
 #
 # XEN=4.20     after any of these: the lab runs that Xen, not 4.17
 #
@@ -67,9 +68,9 @@ soak: $(VENV)/built
 	$(PY) -m pytest tests/lab -m soak -n $(LABS) --dist worksteal --durations=0
 	$(PY) -m tests.lab.harness.support
 
-# Both at the same time; if one of them finds something the other goes on.
+# Two at a time; if one of them finds something the others go on.
 fuzz: $(VENV)/built
-	$(MAKE) --no-print-directory -k -j2 fuzz-cfgfile fuzz-memory
+	$(MAKE) --no-print-directory -k -j2 fuzz-cfgfile fuzz-memory fuzz-stream
 
 fuzz-%: $(VENV)/built
 	$(PY) -m tests.fuzz $* -max_total_time=$(SECONDS)
@@ -82,14 +83,14 @@ $(VENV)/ready: tests/setup.sh tests/requirements.txt
 	sh tests/setup.sh $(PYTHON) $(VENV)
 	touch $@
 
-# The extension, compiled in place against the installed libxen-dev.
+# The extensions, compiled in place against the installed libxen-dev.
 $(VENV)/built: $(VENV)/ready build_ffi.py $(wildcard include/*.h)
-	@echo "compiling the extension"
+	@echo "compiling the extensions"
 	$(PY) build_ffi.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info pyxlsnap/xen/_ffi*.so .lab-logs
+	rm -rf $(VENV) build dist *.egg-info pyxlsnap/*/_*.so .lab-logs
 
 prune: $(VENV)/ready
 	$(PY) -m tests.lab prune

@@ -1,7 +1,11 @@
-"""Build the cffi extension ``pyxlsnap.xen._ffi``, and the whole package (the build backend).
+"""Build the two cffi extensions, and the whole package (the build backend).
 
-``include/*.h`` declares what is bound, ``include/bridge.h`` is C that goes along with it. Run as a
-script it compiles the extension in place, for work in the source tree.
+``pyxlsnap.xen._ffi`` binds libxl: ``include/*.h`` declares what is bound, ``include/bridge.h`` is C
+that goes along with it. ``pyxlsnap.memory._stream`` is the stream writer: C of our own
+(``include/stream*.h``), which needs no Xen.
+
+Run as a script it compiles the extensions in place, for work in the source tree; with the word
+``stream`` only the stream writer, also where there are no headers of Xen.
 
 A backend of our own, thin as it is, because setuptools takes ``cffi_modules`` only as an argument
 of ``setup()``, and there is no other reason for a ``setup.py``.
@@ -10,6 +14,7 @@ of ``setup()``, and there is no other reason for a ``setup.py``.
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cffi
@@ -20,6 +25,15 @@ HERE = Path(__file__).resolve().parent
 # In order: later ones use the types of earlier ones.
 DECLARATIONS = ["types", "context", "host", "domain", "disk", "xlutil", "xs", "pyxlsnap"]
 LIBRARIES = ["xenlight", "xlutil", "xentoollog", "xenstore"]
+STREAM = [
+    "stream",
+    "stream_map",
+    "stream_places",
+    "stream_finish",
+    "stream_parser",
+    "stream_writer",
+]
+EXTENSIONS = ["build_ffi.py:make_ffibuilder", "build_ffi.py:make_stream_builder"]
 # The newest API that all of Xen 4.14 to 4.22 offer; it gives every long call its ao_how form.
 API_VERSION = "0x041400"
 
@@ -29,6 +43,19 @@ SOURCE = """
 {bridge}
 static const int PYXLSNAP_XEN_MAJOR = {major};
 static const int PYXLSNAP_XEN_MINOR = {minor};
+"""
+
+STREAM_SOURCE = """
+#define _GNU_SOURCE 1
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
 """
 
 
@@ -63,15 +90,39 @@ def make_ffibuilder() -> cffi.FFI:
         include_dirs=[f[2:] for f in pkg_config("--cflags-only-I")],
         library_dirs=[f[2:] for f in pkg_config("--libs-only-L")],
         libraries=[f[2:] for f in pkg_config("--libs-only-l")],
-        depends=[str(p.relative_to(HERE)) for p in sorted((HERE / "include").glob("*.h"))],
+        depends=headers("[!s]*"),
     )
     return builder
 
 
-def setup(*, extension: bool) -> None:
+def make_stream_builder(options: Sequence[str] = (), more: str = "") -> cffi.FFI:
+    """The same for the stream writer.
+
+    The fuzzer compiles it with options of its own, and with more source.
+    """
+    builder = cffi.FFI()
+    sources = [(HERE / "include" / f"{name}.h").read_text() for name in STREAM]
+    builder.cdef(sources[0])
+    builder.set_source(
+        "pyxlsnap.memory._stream",
+        STREAM_SOURCE + "".join(sources) + more,
+        extra_compile_args=list(options),
+        extra_link_args=list(options),
+        depends=headers("stream*"),
+    )
+    return builder
+
+
+def headers(*patterns: str) -> list[str]:
+    """The files that an extension is compiled from."""
+    found = {path for pattern in patterns for path in (HERE / "include").glob(f"{pattern}.h")}
+    return sorted(str(path.relative_to(HERE)) for path in found)
+
+
+def setup(*, extensions: list[str]) -> None:
     """What pyproject.toml cannot say."""
     setuptools.setup(
-        cffi_modules=["build_ffi.py:make_ffibuilder"] if extension else [],
+        cffi_modules=extensions,
         # There the old setuptools and the new want it written differently.
         license="LGPL-2.1-only",
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
@@ -83,7 +134,8 @@ class _Backend(build_meta._BuildMetaBackend):
 
     def run_setup(self, setup_script: str = "setup.py") -> None:
         # An sdist needs no headers: only what compiles asks for the extension.
-        setup(extension=not {"sdist", "egg_info", "dist_info"} & set(sys.argv[1:]))
+        compiles = not {"sdist", "egg_info", "dist_info"} & set(sys.argv[1:])
+        setup(extensions=EXTENSIONS if compiles else [])
 
 
 _backend = _Backend()
@@ -99,5 +151,6 @@ get_requires_for_build_editable = _backend.get_requires_for_build_editable
 
 if __name__ == "__main__":
     os.chdir(HERE)
+    extensions = EXTENSIONS[1:] if sys.argv[1:] == ["stream"] else EXTENSIONS
     sys.argv[1:] = ["--quiet", "build_ext", "--inplace"]
-    setup(extension=True)
+    setup(extensions=extensions)

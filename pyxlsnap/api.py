@@ -46,6 +46,7 @@ def create_snapshot(
     config: SnapshotConfig | None = None,
     live: bool = False,
     max_downtime: float | None = None,
+    max_rate: float | None = None,
     monitor: bool = True,
     hooks: Hooks | None = None,
     on_progress: OnProgress | None = None,
@@ -63,6 +64,9 @@ def create_snapshot(
     :param config: the content of a cfgfile as a value, instead of ``cfgfile`` and ``name``.
     :param live: let the domain run while its memory is written.
     :param max_downtime: seconds; refuse if a longer suspension is expected. ``None``: no limit.
+    :param max_rate: MiB a second, at least 1; with ``live``: write the memory no faster while the
+        domain runs, so that other guests can use the disk. ``None``: no limit. What the domain
+        changes meanwhile is written without a limit.
     :param monitor: :func:`start_monitor` if xl's own exits at the suspend, before Xen 4.20.
     :param hooks: functions to call before the suspend and after the resume.
     :param on_progress: called on the calling thread. An exception from it cancels the operation and
@@ -74,13 +78,9 @@ def create_snapshot(
     :raises GuestEnded: it ended by itself before the suspend. Disks and files are as before.
     :raises NeedsAttention: something is left: the error lists it, with the command that finishes.
     """
-    request = CreateRequest(
-        domain=domain,
-        cfgfile=_absolute(cfgfile),
-        config=_config(cfgfile, name, config),
-        live=live,
-        max_downtime=max_downtime,
-        monitor=monitor,
+    asked = _asked(domain, cfgfile, name, config)
+    request = replace(
+        asked, live=live, max_downtime=max_downtime, max_rate=max_rate, monitor=monitor
     )
     return run(request, Snapshot, on_progress=on_progress, cancel=cancel, hooks=hooks)
 
@@ -93,6 +93,7 @@ def plan_create(
     config: SnapshotConfig | None = None,
     live: bool = False,
     max_downtime: float | None = None,
+    max_rate: float | None = None,
     cancel: Cancel | None = None,
 ) -> Plan:
     """Return what :func:`create_snapshot` would do, and for how long the domain would be suspended.
@@ -103,15 +104,16 @@ def plan_create(
         which would fail in the same way.
     :raises Interrupted: the call was cancelled.
     """
-    request = CreateRequest(
-        domain=domain,
-        cfgfile=_absolute(cfgfile),
-        config=_config(cfgfile, name, config),
-        live=live,
-        max_downtime=max_downtime,
-        dry_run=True,
-    )
+    asked = _asked(domain, cfgfile, name, config)
+    request = replace(asked, live=live, max_downtime=max_downtime, max_rate=max_rate, dry_run=True)
     return run(request, Plan, cancel=cancel)
+
+
+def _asked(
+    domain: str, cfgfile: StrPath | None, name: str | None, config: SnapshotConfig | None
+) -> CreateRequest:
+    said = _config(cfgfile, name, config)
+    return CreateRequest(domain=domain, cfgfile=_absolute(cfgfile), config=said)
 
 
 def _config(

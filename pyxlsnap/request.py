@@ -36,6 +36,8 @@ class CreateRequest:
     live: bool = False
     #: limit of the expected downtime, in seconds; ``None``: no limit
     max_downtime: float | None = None
+    #: limit for the writing of memory while the domain runs, in MiB a second; ``None``: no limit
+    max_rate: float | None = None
     #: start a monitor if xl's own process for the domain exits at the suspend
     monitor: bool = True
     #: only plan

@@ -16,7 +16,7 @@ def copy_of_the_project(where: Path) -> Path:
     for name in SHIPPED:
         source = PROJECT / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "_ffi*.so")
+            ignored = shutil.ignore_patterns("__pycache__", "_ffi*.so", "_stream*.so")
             shutil.copytree(source, where / name, ignore=ignored)
         else:
             shutil.copy(source, where / name)

@@ -81,6 +81,7 @@ async def create_snapshot(
     config: SnapshotConfig | None = None,
     live: bool = False,
     max_downtime: float | None = None,
+    max_rate: float | None = None,
     monitor: bool = True,
     hooks: AsyncHooks | None = None,
     on_progress: OnProgress | None = None,
@@ -97,6 +98,7 @@ async def create_snapshot(
             config=config,
             live=live,
             max_downtime=max_downtime,
+            max_rate=max_rate,
             monitor=monitor,
             hooks=_hooks(call, hooks),
             on_progress=call.in_loop(on_progress),
@@ -113,6 +115,7 @@ async def plan_create(
     config: SnapshotConfig | None = None,
     live: bool = False,
     max_downtime: float | None = None,
+    max_rate: float | None = None,
     cancel: Cancel | None = None,
 ) -> Plan:
     """See :func:`pyxlsnap.plan_create`."""
@@ -126,6 +129,7 @@ async def plan_create(
             config=config,
             live=live,
             max_downtime=max_downtime,
+            max_rate=max_rate,
             cancel=call.cancel,
         )
     )

@@ -38,6 +38,7 @@ def _create(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snap
             name=given.name,
             live=given.live,
             max_downtime=given.max_downtime,
+            max_rate=given.max_rate,
             cancel=cancel,
         )
     return api.create_snapshot(
@@ -46,6 +47,7 @@ def _create(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snap
         name=given.name,
         live=given.live,
         max_downtime=given.max_downtime,
+        max_rate=given.max_rate,
         monitor=given.monitor,
         on_progress=progress,
         cancel=cancel,

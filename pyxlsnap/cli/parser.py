@@ -75,6 +75,12 @@ def _add_create(create: argparse.ArgumentParser) -> None:
         metavar="seconds",
         help="refuse if the domain is expected to be suspended for longer",
     )
+    create.add_argument(
+        "--max-rate",
+        type=_rate,
+        metavar="MiB/s",
+        help="with --live: write the memory no faster while the domain runs",
+    )
     _add_common(create)
 
 
@@ -118,10 +124,18 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
+    return _number(text, 0, "a number of seconds")
+
+
+def _rate(text: str) -> float:
+    return _number(text, 1, "a number of MiB a second, at least 1")
+
+
+def _number(text: str, least: float, what: str) -> float:
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
+        number = math.nan
+    if not least <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return number

@@ -3,7 +3,10 @@
 Each file is written under a temporary name in its directory, and renamed when it is complete.
 """
 
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.plan import CreatePlan
@@ -16,6 +19,12 @@ from pyxlsnap.linux.files import (
     temporary_name,
 )
 from pyxlsnap.memory import read_header, walk, write_header
+from pyxlsnap.memory.receiver import Receiver
+from pyxlsnap.memory.writer import StreamWriter
+
+_MIB = 1 << 20
+#: MiB a second that no disk reaches
+_NO_LIMIT = 1 << 30
 
 
 class SnapshotFiles:
@@ -24,6 +33,7 @@ class SnapshotFiles:
     def __init__(self, plan: CreatePlan) -> None:
         self._plan = plan
         self._memory: NewFile | None = None
+        self._writer: StreamWriter | None = None
         #: the temporary names; no other program uses them
         self.temporary = temporary_name(plan.memory_path)
         self.temporary_cfgfile = temporary_name(plan.cfgfile)
@@ -33,19 +43,27 @@ class SnapshotFiles:
         self._published: list[Path] = []
 
     def begin(self) -> None:
-        """Make the memory file, and write its header."""
+        """Make the memory file. Its header is written when the stream comes to its first page.
+
+        :raises UsageError: no header can hold the configuration or the metadata.
+        """
         self._made = make_directory(self._plan.memory_path.parent)
         self._memory = NewFile(self._plan.memory_path, temporary=self.temporary)
-        write_header(
-            self._memory.file,
-            config_json=self._plan.examined.config.json,
-            metadata=self._plan.metadata,
-        )
+        self._write_header(BytesIO())  # refuses what no header can hold
+        fd, path = self._memory.fileno(), str(self._plan.memory_path)
+        max_rate = int(min(self._plan.request.max_rate or 0, _NO_LIMIT) * _MIB)
+        self._writer = StreamWriter(fd, self._begin_stream, path, max_rate=max_rate)
 
-    def fileno(self) -> int:
-        """The descriptor to write the stream to."""
-        assert self._memory
-        return self._memory.fileno()
+    def receiver(self, abort: Callable[[], bool]) -> Receiver:
+        """Writes the stream that comes through its pipe. If that fails, it calls ``abort``."""
+        assert self._writer
+        return Receiver(self._writer, abort)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be said of the memory file, whose stream is complete."""
+        warning = self._writer.written.warning if self._writer else None
+        return [warning] if warning else []
 
     def publish_memory(self, cancel: Cancel | None = None) -> None:
         """Check the memory file, whose stream is complete, and give the file its name.
@@ -54,6 +72,8 @@ class SnapshotFiles:
         :raises Cancelled: ``cancel`` was set while the file was read back.
         """
         assert self._memory
+        assert self._writer
+        self._writer.punch()
         self._memory.sync()
         self._read_back(cancel or Cancel())
         self._memory.publish()
@@ -93,6 +113,17 @@ class SnapshotFiles:
         """Close the memory file; leave all files in their places."""
         if self._memory:
             self._memory.file.close()
+
+    def _begin_stream(self, before: int) -> int:
+        assert self._memory
+        size = self._write_header(self._memory.file, before)
+        self._memory.file.flush()
+        return size
+
+    def _write_header(self, out: BinaryIO, before: int = 0) -> int:
+        plan = self._plan
+        config_json = plan.examined.config.json
+        return write_header(out, config_json=config_json, metadata=plan.metadata, before=before)
 
     def _read_back(self, cancel: Cancel) -> None:
         """Read the memory file as a revert does: a damaged file must not be published."""

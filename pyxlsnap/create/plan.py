@@ -3,6 +3,7 @@
 All checks that are possible beforehand are here: the guest runs, and nothing has been changed.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -170,8 +171,7 @@ def make_plan(
     :raises UsageError, Cancelled: the name or a path cannot be used, or ``cancel`` was set.
     :raises Refused: the guest, a disk or the host does not allow the snapshot.
     """
-    wanted = request.config
-    cfgfile.render(wanted)  # refuses a config that no cfgfile can hold
+    wanted = _checked(request)
     created = int(time.time())
     name = check_name(wanted.name or generated_name(created))
     examined = _examine(host, guest, live=request.live)
@@ -200,6 +200,23 @@ def make_plan(
     frontends = _connect(plan, cancel)  # (the checks of disks may add to ``warnings``)
     told = (*warnings, *notice_foreground(host, guest), *slow_disks(found))
     return replace(plan, frontends=frontends, warnings=told)
+
+
+def _checked(request: CreateRequest) -> SnapshotConfig:
+    """What the user wants of the snapshot.
+
+    :raises UsageError: no cfgfile can hold it, or the memory cannot be written at this rate.
+    """
+    rate = request.max_rate
+    if rate is not None and not 1 <= rate < math.inf:
+        raise UsageError(f"max_rate must be at least 1 MiB a second, not {rate:g}")
+    if rate is not None and not request.live:
+        raise UsageError(
+            "max_rate is for live snapshots only, because a suspended guest would wait for the "
+            "writing: use --live too, or leave out max_rate"
+        )
+    cfgfile.render(request.config)
+    return request.config
 
 
 def _metadata(

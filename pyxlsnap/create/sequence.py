@@ -112,7 +112,7 @@ class Creation:
             raise self._undo(step, cause) from cause
         self._journal.clear()
         return replace(
-            snapshot_of(self._plan, self._keep_watched()),
+            snapshot_of(self._plan, [*self._keep_watched(), *self._files.warnings]),
             seconds_suspended=self._seconds_suspended,
             seconds_unpaused=self._unpauser.seconds,
             seconds=self._seconds,
@@ -147,11 +147,12 @@ class Creation:
     def _suspend(self) -> None:
         self._window.begin(self._cancel.check)
         checks.notice_change(self._guest, paused=self._plan.paused)
-        fd = self._files.fileno()
         unpauser = self._unpauser if self._plan.paused else nullcontext()
         end = the_end.noticing_end(self._guest, self._noticed)
-        with unpauser, end, self._cancel.armed(self._guest.abort):
+        receiver = self._files.receiver(self._guest.abort)
+        with receiver, unpauser, end, self._cancel.armed(self._guest.abort):
             self._suspend_began = True
+            fd = receiver.fileno()
             self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
         self._memory_complete = True
 

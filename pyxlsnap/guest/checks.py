@@ -24,6 +24,8 @@ from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
 
 _SLACK_KB = 64 * 1024
+#: the lists of pages in a memory file take less than one part in so many of the memory
+_LISTS = 256
 
 # Keys of libxl's JSON that list devices whose state a memory file cannot hold.
 _DEVICES = {
@@ -226,7 +228,7 @@ def refuse_rivals(guest: Guest | None, disks: Sequence[Disk], reverted: Sequence
 def refuse_full(directory: Path, memory_kb: int, claim: Claim) -> None:
     """Refuse a directory without space for the memory file, and claim that space.
 
-    A live memory file holds some pages more than once; their number is not known beforehand.
+    Pages of zeros will take no space, but how many there are is not known beforehand.
     """
     while not os.path.lexists(directory):
         directory = directory.parent
@@ -236,7 +238,7 @@ def refuse_full(directory: Path, memory_kb: int, claim: Claim) -> None:
         read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
         why = "its filesystem is mounted read-only" if read_only else "permission denied"
         raise Refused(f"cannot write in {directory} ({why}): name another place with memory_path")
-    need_kb = memory_kb + _SLACK_KB
+    need_kb = memory_kb + memory_kb // _LISTS + _SLACK_KB
     free_kb = claim("memory file", directory, need_kb * 1024) // 1024
     if free_kb < need_kb:
         raise Refused(

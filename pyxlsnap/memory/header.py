@@ -11,7 +11,8 @@ u32, n bytes          the domain's configuration: its length, its text and a tra
 u32                   version of the metadata, 1
 u32, u32              length of the metadata in bytes, and their CRC-32
 n bytes               the metadata: a JSON object in UTF-8
-0 to 7 bytes          zeros: the stream begins at a multiple of 8
+n bytes               zeros: the first page record of the stream begins at a multiple of 1 MiB
+                      (in older files 0 to 7 bytes: the stream begins at a multiple of 8)
 ====================  ======================================================================
 
 All numbers are little-endian, as in the stream: Xen saves domains on x86 only. ``xl restore``
@@ -20,6 +21,7 @@ skip tail, if not understood"), so ``xl restore`` can read a memory file of pyxl
 """
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -50,6 +52,9 @@ _OURS: Final = struct.Struct("<8s3I")
 CONFIG_LIMIT: Final = 2 << 20
 METADATA_LIMIT: Final = 1 << 20
 
+#: the header and what the stream has before its first page end at a multiple of this, in bytes
+ALIGNMENT: Final = 1 << 20
+
 _YEAR_10000: Final = 253402300800  # datetime ends before this second
 
 
@@ -65,23 +70,30 @@ class Header:
     stream_offset: int
 
 
-def write_header(out: BinaryIO, *, config_json: str, metadata: Metadata) -> int:
+def write_header(
+    out: BinaryIO, *, config_json: str, metadata: Metadata, before: int | None = None
+) -> int:
     """Write the header. libxl's stream must follow directly.
 
     :param out: a new, empty file.
     :param config_json: libxl_domain_config as JSON.
-    :returns: the number of bytes written, a multiple of 8. This is the offset of the stream.
+    :param before: number of bytes that the stream has before its first page. The header becomes so
+        long that these bytes end at a multiple of :data:`ALIGNMENT`. If it is not known, the stream
+        begins at a multiple of 8.
+    :returns: the size of the header. This is the offset of the stream, and the new position.
     :raises UsageError: :func:`read_header` would refuse this header. Nothing was written.
     :raises OSError: the header could not be written. A part of it may be in the file.
     """
     config = _encode_config(config_json)
     ours = _encode_metadata(metadata)
     data = _LENGTH.pack(len(config)) + config + ours
-    data += bytes(-(len(MAGIC) + _FIXED.size + len(data)) % 8)
-    fixed = _FIXED.pack(_BYTE_ORDER, _FLAG_JSON | _FLAG_STREAM_V2, 0, len(data))
-    header = MAGIC + fixed + data
-    out.write(header)
-    return len(header)
+    length = len(MAGIC) + _FIXED.size + len(data)
+    padding = -length % 8 if before is None else -(length + before) % ALIGNMENT
+    fixed = _FIXED.pack(_BYTE_ORDER, _FLAG_JSON | _FLAG_STREAM_V2, 0, len(data) + padding)
+    out.write(MAGIC + fixed + data + bytes(padding if before is None else 0))
+    if before is not None:  # a hole, which takes no space
+        out.seek(padding, os.SEEK_CUR)
+    return length + padding
 
 
 def read_header(f: BinaryIO, path: str) -> Header:

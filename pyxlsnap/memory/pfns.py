@@ -53,8 +53,11 @@ class PfnSet:
         """
         taken = entries[7::_ENTRY].translate(_TAKES_MEMORY)
         self._entries += len(taken)
-        if _TAKEN not in taken:
+        begin = taken.find(_TAKEN)
+        if begin < 0:
             return
+        # (The stream writer fills the beginning of each list with entries that take no memory.)
+        taken, entries = taken[begin:], entries[begin * _ENTRY :]
         if len(self._blocks) > _FREE_BLOCKS + self._entries // _PFNS_FOR_A_BLOCK:
             self._beyond += taken.count(_TAKEN)
             return

@@ -19,9 +19,15 @@ from pathlib import Path
 
 import atheris
 
+from tests.fuzz import sanitized
+
+sanitized.load()
 with atheris.instrument_imports(include=["pyxlsnap"]):
     from tests.fuzz import inputs
     from tests.fuzz.targets import TARGETS, Read, Target, bounded
+
+#: the part of atheris that has libFuzzer
+(LIBFUZZER,) = Path(atheris.__file__).parent.glob("core_with_libfuzzer*.so")
 
 _OPTIONS = (
     "-max_len=65536",  # bytes of an input
@@ -40,6 +46,8 @@ def main() -> int:
     parser.add_argument("--found", type=Path, help="a directory instead of .fuzz/TARGET")
     arguments, rest = parser.parse_known_args()
     target = TARGETS[arguments.target]
+    if target.sanitized:
+        sanitized.restart()
     found = arguments.found or Path(".fuzz", arguments.target)
     found.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory, target.reading() as read:
@@ -79,6 +87,7 @@ def _fuzz(target: Target, read: Read, current: Path, options: list[str]) -> None
         faulthandler.enable()
         mutate = inputs.mutator(lambda data, limit: atheris.Mutate(data, limit), target.repair)
         atheris.Setup(["tests.fuzz", *options], run, custom_mutator=mutate)
+        sanitized.count(LIBFUZZER)
         atheris.Fuzz()
 
 
@@ -98,7 +107,8 @@ def _starts(target: Target, corpora: list[Path], found: Path, directory: Path) -
         (seeds / str(i)).write_bytes(seed)
     escaped = ("".join(f"\\x{byte:02x}" for byte in word) for word in target.words)
     words.write_text("".join(f'"{word}"\n' for word in escaped))
-    return [f"-dict={words}", str(known), str(seeds), *map(str, corpora)]
+    there = (str(path) for path in corpora if path.is_dir())
+    return [f"-dict={words}", str(known), str(seeds), *there]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +18,13 @@ import pytest
 
 from pyxlsnap import cfgfile
 from pyxlsnap.errors import BadMemoryFile, ConfigError, PyxlsnapError
+from pyxlsnap.memory import walk
 from pyxlsnap.model import SnapshotConfig
-from tests.fuzz import inputs
+from tests.fuzz import inputs, stream_inputs
 from tests.unit.support.operations import plan_revert
+from tests.unit.support.restores import Restored, restored
 from tests.unit.support.world import make_world
+from tests.unit.support.written import fed, restored_file, writing
 
 #: bytes of address space that the process may allocate for one input
 MEMORY: Final = 64 << 20
@@ -73,6 +77,43 @@ def memory_files() -> Iterator[Read]:
         yield read
 
 
+@contextmanager
+def written() -> Iterator[Read]:
+    """The stream writer refuses a stream, or writes a file that restores to the same memory.
+
+    It writes each stream that a revert would take.
+    """
+
+    def read(data: bytes) -> None:
+        stream = stream_inputs.decoded(data)
+        with writing() as (writer, file):
+            try:
+                complete = fed(writer, stream, [len(data) % 97 + 1, 5000])
+            except BadMemoryFile as e:
+                _check_one_line(e)
+                complete = False
+            if _is_whole(stream):
+                assert complete, "the stream was not written"
+                _check_same(restored_file(file), restored(stream))
+            writer.punch()
+
+    yield read
+
+
+def _is_whole(stream: bytes) -> bool:
+    """Whether a revert takes the stream."""
+    try:
+        return walk(BytesIO(stream), "x").guest_pages > 0
+    except BadMemoryFile:
+        return False
+
+
+def _check_same(found: Restored, wanted: Restored) -> None:
+    assert found.memory == wanted.memory, "the memory is another"
+    assert found.absent == wanted.absent, "the pages that are not there are others"
+    assert found.others == wanted.others, "the other records are others"
+
+
 @dataclass(frozen=True)
 class Target:
     """A function to fuzz, and what the fuzzer must know about its format."""
@@ -82,6 +123,8 @@ class Target:
     words: Sequence[bytes]
     #: repairs the parts of a changed input that no random change would repair, such as checksums
     repair: Callable[[bytes, random.Random], bytes] = lambda data, chance: data
+    #: whether the stream writer is used, compiled with the sanitizers
+    sanitized: bool = False
 
 
 TARGETS: Final[Mapping[str, Target]] = {
@@ -89,6 +132,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "memory": Target(
         memory_files, inputs.memory_files, inputs.MEMORY_WORDS, inputs.repaired_otherwise
     ),
+    "stream": Target(written, stream_inputs.seeds, stream_inputs.WORDS, sanitized=True),
 }
 
 

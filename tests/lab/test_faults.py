@@ -14,6 +14,7 @@ import pytest
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.revert.sequence import Reversion
 from tests.lab.harness.faults import CUT, Case, Outcome, Stage, Stages, run_case
+from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.snapshots import Before, create, pyxlsnap, unchanged
 
@@ -193,6 +194,16 @@ def test_revert(lab: Lab, stages: Stages, cell: Cell) -> None:
     stage.assert_back(mark)
 
 
+def records_changes(guest: Guest) -> bool:
+    """Whether Xen records which pages of the guest change, as it does in a live save."""
+    guest.dom0.run(["xl", "debug-keys", "q"])
+    told = guest.dom0.run(["xl", "dmesg"]).out
+    about = told.rpartition(f"General information for domain {guest.domid()}:")[2]
+    (modes,) = [line for line in about.splitlines() if "paging assistance:" in line][:1]
+    assert "hap" in modes, modes
+    return "log_dirty" in modes
+
+
 def forward_status(cell: Cell) -> int:
     """How a command ends where the revert goes on to its end, whoever does it."""
     if cell.who in ("caller", "all"):
@@ -218,7 +229,9 @@ def test_the_disk_is_full_while_memory_is_written(lab: Lab, stages: Stages) -> N
     outcome = run_case(guest, case)
     assert outcome.rc == 1, outcome
     assert "everything is as before" in outcome.err
+    assert f"{SMALL}/{CUT}.save: No space left on device" in outcome.err
     stage.assert_clean()
     unchanged(guest, before)
+    assert not records_changes(guest)
     assert guest.dom0.run(["ls", "-A", SMALL]).out == "theirs\n"
     guest.dom0.run(["umount", SMALL])

@@ -99,10 +99,12 @@ def test_hooks_have_the_same_names_and_defaults() -> None:
 class TestResult:
     def test_every_argument_arrives(self, worker: StandIn) -> None:
         worker.set(ordinary.says_every_argument)
-        call = aio.create_snapshot("vm1", name="n", live=True, max_downtime=2.0, monitor=False)
+        call = aio.create_snapshot(
+            "vm1", name="n", live=True, max_downtime=2.0, max_rate=9.0, monitor=False
+        )
         snapshot = asyncio.run(call)
         assert (type(snapshot), snapshot.name, snapshot.uuid) == (Snapshot, "snap", UUID)
-        assert worker.said() == repr(("vm1", "n", True, 2.0, None))
+        assert worker.said() == repr(("vm1", "n", True, 2.0, 9.0, None))
 
     def test_of_a_revert(self, worker: StandIn, cfgfile: Path) -> None:
         worker.set(revert=ordinary.revert_says_its_options)

@@ -49,6 +49,7 @@ _CREATES = st.builds(
         config=_CONFIGS,
         live=st.booleans(),
         max_downtime=st.none() | st.floats(0, 1e6),
+        max_rate=st.none() | st.floats(1, 1e6),
     ),
     domid=st.integers(1, 32767),
     temporary=_TEXTS,

@@ -38,7 +38,7 @@ def all_fields(cls: type[R], **special: st.SearchStrategy[Any]) -> st.SearchStra
 
 REVERTS = all_fields(RevertRequest, wait_s=SECONDS)
 REQUESTS = st.one_of(
-    all_fields(CreateRequest, max_downtime=st.none() | SECONDS),
+    all_fields(CreateRequest, max_downtime=st.none() | SECONDS, max_rate=st.none() | SECONDS),
     REVERTS,
     all_fields(RecoverRequest, wait_s=SECONDS),
     all_fields(DeleteRequest),

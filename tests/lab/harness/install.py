@@ -16,7 +16,7 @@ from .image import Image
 
 PROJECT = Path(__file__).resolve().parents[3]
 SOURCES = ("pyxlsnap", "include", "build_ffi.py", "pyproject.toml", "README.md")
-COMPILED = ["_ffi*.so"]  # of the host's Python and Xen, not of the dom0's
+COMPILED = ["_ffi*.so", "_stream*.so"]  # of the host's Python and Xen, not of the dom0's
 REQUIREMENT = "qemu.qmp==0.0.6"  # pure Python, and not in Debian 12
 
 DEST, SITE = "/opt/pyxlsnap", "/opt/pyxlsnap-site"
@@ -39,7 +39,7 @@ def install(dom0: Dom0, image: Image, say: cache.Say, project: Path = PROJECT) -
 
 @cache_in_process
 def _archive(project: Path, say: cache.Say) -> bytes:
-    """The package and what it needs, but for the extension, in their places in the dom0."""
+    """The package and what it needs, but for the extensions, in their places in the dom0."""
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         root.chmod(0o755)  # it is unpacked over /
@@ -91,7 +91,7 @@ def _compiled_copy(source: Path, root: Path, dest: str) -> Path:
 
 
 def _extension(dom0: Dom0, image: Image, project: Path, say: cache.Say) -> Path:
-    """The compiled extension, in the folders of the project.
+    """The compiled extensions, in the folders of the project.
 
     Compiled in the dom0 if its sources are new.
     """
@@ -99,13 +99,13 @@ def _extension(dom0: Dom0, image: Image, project: Path, say: cache.Say) -> Path:
     key = cache.digest(image.key, *(data for p in sources for data in (p.name, p.read_bytes())))
 
     def build(new: Path) -> None:
-        say("compiling the extension in the dom0")
+        say("compiling the extensions in the dom0")
         dom0.run(["python3", "build_ffi.py"], cwd=DEST, timeout=300)
         for built in dom0.run("find pyxlsnap -name '*.so'", cwd=DEST).out.split():
             (new / built).parent.mkdir(parents=True, exist_ok=True)
             (new / built).write_bytes(dom0.read(f"{DEST}/{built}"))
         dom0.run(f"rm -rf {DEST}/build")
-        say("extension compiled")
+        say("extensions compiled")
 
     return cache.built("extension", key, build, say)
 

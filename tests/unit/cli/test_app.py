@@ -475,9 +475,10 @@ def test_a_bar_is_drawn_on_a_terminal(worker: StandIn) -> None:
 def test_a_dry_run_of_a_create(fake: Api, capsys: pytest.CaptureFixture[str]) -> None:
     fake.answer = PLAN
     arguments = ["snapshot-create", "vm1", "--live", "--dry-run", "--max-downtime", "1.5"]
+    arguments += ["--max-rate", "20"]
     assert app.main(arguments) == 0
     ((_, options),) = fake.calls
-    assert (options["live"], options["max_downtime"]) == (True, 1.5)
+    assert (options["live"], options["max_downtime"], options["max_rate"]) == (True, 1.5, 20)
     assert "monitor" not in options
     out, err = capsys.readouterr()
     assert out == (
@@ -505,4 +506,11 @@ def test_a_dry_run_of_a_revert(fake: Api, capsys: pytest.CaptureFixture[str]) ->
 def test_what_is_no_downtime(seconds: str) -> None:
     assert f"--max-downtime: {seconds!r} is not a number of seconds" in fails(
         2, "snapshot-create", "vm1", f"--max-downtime={seconds}"
+    )
+
+
+@pytest.mark.parametrize("rate", ["-1", "0", "0.5", "nan", "inf", "x", ""])
+def test_what_is_no_rate(rate: str) -> None:
+    assert f"--max-rate: {rate!r} is not a number of MiB a second, at least 1" in fails(
+        2, "snapshot-create", "vm1", f"--max-rate={rate}"
     )

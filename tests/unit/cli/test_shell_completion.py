@@ -80,7 +80,7 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
         ("snapshot-cr\t", "<snapshot-create>"),
         ("--js\t snapshot-rec\t", "<--json><snapshot-recover>"),
         ("snapshot-create --li\t", "<snapshot-create><--live>"),
-        ("snapshot-create --max\t 1 w\t", "<snapshot-create><--max-downtime><1><web-server.1>"),
+        ("snapshot-create --max-d\t 1 w\t", "<snapshot-create><--max-downtime><1><web-server.1>"),
         ("snapshot-recover w\t", "<snapshot-recover><web-server.1>"),
         ("snapshot-revert w\t ./sn\t", "<snapshot-revert><web-server.1><./snap one.cfg>"),
         ("snapshot-revert w\t a.cfg --fo\t", "<snapshot-revert><web-server.1><a.cfg><--force>"),

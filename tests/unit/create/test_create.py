@@ -33,6 +33,7 @@ from pyxlsnap.errors import (
     PyxlsnapError,
     QmpError,
     Refused,
+    UsageError,
     XenError,
 )
 from pyxlsnap.journal import CreateEntry, Journal
@@ -41,11 +42,12 @@ from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.memory import read_header, walk
 from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
 from pyxlsnap.results import Plan, Progress, Snapshot
-from tests.unit.support import operations
+from tests.unit.support import operations, streams, written
 from tests.unit.support.entries import revert_entry
 from tests.unit.support.faults import FailsAtStep
-from tests.unit.support.guest import FakeGuest
+from tests.unit.support.guest import FakeGuest, with_memory
 from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.restores import restored
 from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import UUID
 from tests.unit.support.world import World
@@ -487,13 +489,43 @@ def test_a_directory_that_cannot_be_synced_leaves_nothing(
         assert calls == [there.parent.parent, there.parent, there, there]
 
 
-def test_a_damaged_stream_is_no_snapshot(world: World) -> None:
+@pytest.mark.parametrize(
+    ("stream", "step", "says"),
+    [
+        (streams.hvm_stream()[:-8], "suspend", "ends before its END"),
+        (streams.hvm_stream().replace(streams.HVM_CONTEXT, b""), "memory file", "HVM_CONTEXT"),
+    ],
+)
+def test_a_damaged_stream_is_no_snapshot(world: World, stream: bytes, step: str, says: str) -> None:
     case = Case(world)
-    case.guest.stream = case.guest.stream[:-8]
+    case.guest.stream = stream
     error = case.fails()
-    assert error.step == "memory file"
-    assert "truncated" in str(error)
+    assert error.step == step
+    assert says in str(error)
     case.assert_as_before()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_memory_file_that_cannot_be_written_aborts_libxl(world: World, live: bool) -> None:
+    case = Case(world, live=live)
+    case.guest.stream = written.stream_of(False, written.in_order(4000))
+    with written.file_size_limit(3 << 20):
+        error = case.fails()
+    assert error.step == "suspend"
+    assert f"{case.memory_path}: File too large" in str(error)
+    assert case.guest.aborts
+    assert "create xvda" not in world.events
+    case.assert_as_before()
+
+
+def test_a_memory_file_that_is_larger_than_it_could_be_is_told(world: World) -> None:
+    case = Case(world)
+    odd = streams.record(0x80000123)
+    again = streams.page_data((0,))
+    case.guest.stream = written.stream_of(False, [*written.in_order(3), odd, again])
+    (warning,) = case.run().warnings
+    assert "larger than necessary" in warning
+    assert "type 0x80000123" in warning
 
 
 def test_a_journal_that_cannot_be_written_stops_it(
@@ -569,8 +601,9 @@ class TestSuccess:
             assert header.metadata == case.plan.metadata
             assert header.metadata.state is RunState.RUNNING
             assert header.metadata.versions["xen"] == "4.17"
-            file.seek(header.stream_offset)
-            assert file.read() == case.guest.stream
+            found = restored(case.memory_path.read_bytes(), header.stream_offset)
+            sent = restored(with_memory(case.guest.stream, case.guest.memory))
+            assert (found.memory, found.others) == (sent.memory, sent.others)
 
     def test_the_window_holds_the_disk_snapshots_and_no_more(self, world: World) -> None:
         Case(world).run()
@@ -1026,6 +1059,28 @@ class TestADryRun:
                 run(world.host, "vm1", WANTED, live=live, max_downtime=allowed)
         case.assert_as_before()
         self.preview(world, live=live, max_downtime=100)
+
+
+@pytest.mark.parametrize(
+    ("live", "rate", "says"),
+    [(False, 20.0, "--live"), (True, 0.5, "at least 1"), (True, float("nan"), "at least 1")],
+)
+def test_a_rate_that_is_of_no_use_is_refused(
+    world: World, live: bool, rate: float, says: str
+) -> None:
+    case = Case(world)
+    for run in (operations.preview_create, operations.create):
+        with pytest.raises(UsageError, match=says):
+            run(world.host, "vm1", WANTED, live=live, max_rate=rate)
+    case.assert_as_before()
+
+
+def test_a_live_snapshot_is_written_no_faster_than_asked(world: World) -> None:
+    case = Case(world)
+    case.guest.stream = written.stream_of(False, written.in_order(1024))
+    begun = time.monotonic()
+    operations.create(world.host, "vm1", WANTED, live=True, max_rate=8)
+    assert time.monotonic() - begun > 4 / 8 * 0.7
 
 
 @pytest.mark.parametrize("verb", ["resume", "undo xvda"])

@@ -13,9 +13,9 @@ from tests.fuzz import inputs
 from tests.fuzz.targets import TARGETS, bounded
 
 #: the inputs of each target: some seconds on an idle core
-RUNS = {"cfgfile": 15_000, "memory": 6_000}
+RUNS = {"cfgfile": 15_000, "memory": 6_000, "stream": 1_000}
 #: Config files of 64 KiB take ten times as long as short ones, and reach no more of the code.
-LIMITS = {"cfgfile": ["-max_len=4096"], "memory": []}
+LIMITS = {"cfgfile": ["-max_len=4096"], "memory": [], "stream": []}
 #: a run takes seconds; it hangs if it takes as long as this
 PATIENCE_S = 500
 

@@ -2,8 +2,11 @@
 
 import ast
 import re
+import subprocess
 from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 import pyxlsnap
 from tests.unit.support.resources import PACKAGE, python
@@ -19,13 +22,25 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def test_one_module_imports_the_extension() -> None:
+@pytest.mark.parametrize(
+    ("extension", "importer"), [("_ffi", "xen/ffi.py"), ("_stream", "memory/writer.py")]
+)
+def test_one_module_imports_each_extension(extension: str, importer: str) -> None:
     importers = {
         str(p.relative_to(PACKAGE))
         for p in PACKAGE.rglob("*.py")
-        if any(re.search(r"(^|\.)_ffi(\.|$)", name) for name in imports_of(p))
+        if any(re.search(rf"(^|\.){extension}(\.|$)", name) for name in imports_of(p))
     }
-    assert importers == {"xen/ffi.py"}
+    assert importers == {importer}
+
+
+def test_the_stream_writer_needs_no_libxl() -> None:
+    (extension,) = (PACKAGE / "memory").glob("_stream*.so")
+    needed = subprocess.run(
+        ["readelf", "--dynamic", extension], check=True, capture_output=True, text=True
+    )
+    assert "libc.so" in needed.stdout
+    assert "xen" not in needed.stdout
 
 
 def test_cdata_stays_in_xen() -> None:

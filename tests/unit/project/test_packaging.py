@@ -26,6 +26,7 @@ from tests.project import SHARE, UNIT, copy_of_the_project
 QUICKLY = {"CFLAGS": "-O0"}
 USES_LIBXL = (
     "from pyxlsnap import version; from pyxlsnap.xen import ffi, xlcfg; "
+    "import pyxlsnap.memory.writer; "
     "print(version.VERSION, xlcfg.parse_cfg.__name__, ffi.XEN_RELEASE[0])"
 )
 
@@ -85,7 +86,9 @@ def test_an_sdist_builds_a_wheel_elsewhere(tmp_path: Path) -> None:
     contents = zipfile.ZipFile(wheel)
     names = contents.namelist()
     assert "pyxlsnap/xen/_ffi.abi3.so" in names
-    assert {"pyxlsnap/py.typed", "pyxlsnap/xen/_ffi.pyi"} <= set(names)
+    assert "pyxlsnap/memory/_stream.abi3.so" in names
+    typed = {"pyxlsnap/py.typed", "pyxlsnap/xen/_ffi.pyi", "pyxlsnap/memory/_stream.pyi"}
+    assert typed <= set(names)
     (unit,) = [name for name in names if name.endswith("/lib/systemd/system/" + UNIT.name)]
     assert contents.read(unit) == UNIT.read_bytes()
     (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,6 +85,24 @@ def config_json(
         **more,
     }
     return json.dumps(values)
+
+
+#: what a fake guest has in its memory is in such a record
+_MEMORY = 0x80FA4E00
+_MEMORY_AT = len(streams.LIBXL_HEADER + streams.LIBXC_CONTEXT) + 24 + 16
+
+
+def with_memory(stream: bytes, memory: str) -> bytes:
+    """A stream with what a fake guest has in its memory."""
+    held = streams.record(_MEMORY, memory.encode())
+    return stream[:_MEMORY_AT] + held + stream[_MEMORY_AT:]
+
+
+def memory_of(stream: bytes) -> str:
+    """What a fake guest had in its memory."""
+    kind, length = struct.unpack_from("<2I", stream, _MEMORY_AT)
+    begin = _MEMORY_AT + 8
+    return stream[begin : begin + length].decode() if kind == _MEMORY else ""
 
 
 class FakeGuest:
@@ -184,14 +203,21 @@ class FakeGuest:
             if not self.runs:
                 raise XenError(f"{self} does not run", rc=-3, operation="libxl_domain_suspend")
             report = on_progress or (lambda _: None)
-            half = len(self.stream) // 2
-            write_all(fd, self.stream[:half])
+            stream = with_memory(self.stream, self.memory)
+            half, aborts = len(stream) // 2, self.aborts
+            self.write(fd, stream[:half], aborts)
             report(Progress("memory", 1, 2))
             self.while_suspending()
-            write_all(fd, self.stream[half:])
-            self._world.memories[os.fstat(fd).st_ino] = self.memory
+            self.write(fd, stream[half:], aborts)
             report(Progress("domain now suspended"))
             self.suspended = True
+
+    def write(self, fd: int, data: bytes, aborts: int) -> None:
+        """As libxl writes: it looks for an abort again and again."""
+        for at in range(0, len(data), 1 << 16):
+            if self.aborts != aborts:
+                raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
+            write_all(fd, data[at : at + (1 << 16)])
 
     def resume(self, *, paused: bool = False) -> None:
         with self._world.doing("resume"):

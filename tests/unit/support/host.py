@@ -14,7 +14,7 @@ from pyxlsnap.errors import (
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.memory import walk
 from pyxlsnap.model import DomainConfig, DomainInfo
-from tests.unit.support.guest import FakeGuest
+from tests.unit.support.guest import FakeGuest, memory_of
 from tests.unit.support.values import GIB_KB
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class FakeHost:
         with self._world.doing("restore"):
             if any(g.name == config.name or g.uuid == config.uuid for g in self._there()):
                 raise XenError("name or uuid in use", rc=-3, operation="restore")
+            memory = memory_of(os.pread(fd, 4096, os.lseek(fd, 0, os.SEEK_CUR)))
             with os.fdopen(os.dup(fd), "rb") as stream:
                 held_kb = walk(stream, "restored").memory_kb
             guest = self.start(config)
@@ -147,7 +148,7 @@ class FakeHost:
                 guest.exists = False
                 raise XenError("no room for its pages", rc=-3, operation="restore")
             guest.memory_kb = held_kb
-            guest.memory = self._world.memories.get(os.fstat(fd).st_ino, "")
+            guest.memory = memory
             guest.paused, guest.has_run = True, False
         return guest
 

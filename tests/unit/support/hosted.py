@@ -51,8 +51,7 @@ def state(world: World) -> dict[str, Any]:
 
 def save(world: World) -> None:
     """Let the next process see this world."""
-    memories = {str(inode): memory for inode, memory in world.memories.items()}
-    text = json.dumps({**state(world), "memories": memories})
+    text = json.dumps(state(world))
     new = world.root.parent / f"{STATE}.new"
     new.write_text(text)
     new.rename(world.root.parent / STATE)
@@ -71,7 +70,6 @@ def load(world: World) -> None:
     world.storage.content = values["content"]
     world.storage.snapshots = {(v, n): content for v, n, content in values["snapshots"]}
     world.storage.unsettled = set(values["unsettled"])
-    world.memories = {int(inode): memory for inode, memory in values["memories"].items()}
 
 
 def install(here: str) -> None:

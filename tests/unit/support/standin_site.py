@@ -79,6 +79,7 @@ class Call:
     wanted: SnapshotConfig = field(default_factory=SnapshotConfig)
     live: bool = False
     max_downtime: float | None = None
+    max_rate: float | None = None
     #: running, force and keep_current of a revert
     options: Mapping[str, object] = field(default_factory=dict)
     on_progress: OnProgress = lambda _: None
@@ -172,6 +173,7 @@ class _Operations:
             self._call(request, callbacks),
             live=request.live,
             max_downtime=request.max_downtime,
+            max_rate=request.max_rate,
             cancel=cancel,
         )
         return cast(Snapshot, self._scenarios["create"](call))

@@ -56,8 +56,6 @@ class World:
         #: what was there when a suspended guest was last resumed
         self.at_resume: Photo | None = None
         self.on_event: Callable[[str], None] = lambda _: None
-        #: the content of memory files, by inode
-        self.memories: dict[int, str] = {}
         #: what each disk strategy says
         self.expected_seconds = 0.0
         #: what each disk strategy does in its settle, with its task's ``waiting``

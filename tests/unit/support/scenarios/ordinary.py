@@ -151,7 +151,8 @@ def says_what_was_asked(call: Call) -> Snapshot:
 
 
 def says_every_argument(call: Call) -> Snapshot:
-    call.say((call.domain, call.wanted.name, call.live, call.max_downtime, call.start_monitor))
+    limits = (call.max_downtime, call.max_rate)
+    call.say((call.domain, call.wanted.name, call.live, *limits, call.start_monitor))
     return SNAPSHOT
 
 

@@ -1,0 +1,198 @@
+"""The stream through the pipe: libxl is aborted after a failure of ours, and never waits for us."""
+
+import errno
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap.errors import Aborted, BadMemoryFile, XenError
+from pyxlsnap.memory import walk
+from pyxlsnap.memory.receiver import Receiver
+from tests.unit.support.guest import write_all
+from tests.unit.support.written import (
+    file_size_limit,
+    in_order,
+    page_record,
+    restored_file,
+    stream_of,
+    writing,
+)
+
+MIB = 1 << 20
+#: many times as much as a pipe holds
+STREAM = stream_of(False, in_order(4000))
+
+
+class Libxl:
+    """Writes a stream as libxl does: after an abort it stops after the next piece.
+
+    :param locked: it holds its lock while it writes, so that an abort must wait.
+    """
+
+    def __init__(self, stream: bytes = STREAM, *, locked: bool = False) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._locked = locked
+        self.aborted = threading.Event()
+        self.written = 0
+
+    def suspend(self, fd: int) -> None:
+        if self._locked:
+            with self._lock:
+                self._write(fd)
+        else:
+            self._write(fd)
+
+    def _write(self, fd: int) -> None:
+        for at in range(0, len(self._stream), MIB):
+            if self.aborted.is_set():
+                raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
+            write_all(fd, self._stream[at : at + MIB])
+            self.written = at + MIB
+            time.sleep(0.001)
+
+    def abort(self) -> bool:
+        with self._lock:
+            self.aborted.set()
+            return True
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    def state() -> tuple[int, set[str]]:
+        return threading.active_count(), set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    before = state()
+    yield
+    assert state() == before
+
+
+def received(libxl: Libxl, then: Callable[[Receiver], None] = lambda _: None) -> None:
+    with writing() as (writer, file):
+        with Receiver(writer, libxl.abort) as receiver:
+            libxl.suspend(receiver.fileno())
+            then(receiver)
+        assert len(restored_file(file).memory) == 4000
+        file.seek(MIB - 192)
+        assert walk(file, "x").guest_pages == 4000
+
+
+def test_the_file_is_complete_when_it_leaves() -> None:
+    received(Libxl())
+
+
+def test_a_child_that_holds_the_pipe_is_not_waited_for() -> None:
+    children = []
+
+    def start(receiver: Receiver) -> None:
+        fd = receiver.fileno()
+        children.append(subprocess.Popen(["sleep", "60"], pass_fds=[fd]))
+
+    received(Libxl(), start)
+    assert children[0].poll() is None
+    children[0].kill()
+    children[0].wait()
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("room", [100, 2 * MIB])
+def test_a_failure_aborts_libxl_and_is_the_error(room: int, locked: bool) -> None:
+    libxl = Libxl(locked=locked)
+    with (
+        writing() as (writer, _),
+        file_size_limit(room),
+        pytest.raises(OSError, match="File too large") as caught,
+        Receiver(writer, libxl.abort) as receiver,
+    ):
+        libxl.suspend(receiver.fileno())
+    assert caught.value.errno == errno.EFBIG
+    assert (libxl.written >= len(STREAM)) == locked
+
+
+def test_a_failure_is_reported_though_libxl_did_not_notice() -> None:
+    """The abort came too late: libxl returns 0."""
+    with (
+        writing() as (writer, _),
+        file_size_limit(2 * MIB),
+        pytest.raises(OSError, match="File too large"),
+        Receiver(writer, lambda: False) as receiver,
+    ):
+        Libxl().suspend(receiver.fileno())
+
+
+def fails(fd: int) -> None:
+    write_all(fd, STREAM[:60_000])
+    raise XenError("no such luck", rc=-3)
+
+
+def test_when_libxl_fails_its_error_is_reported() -> None:
+    libxl = Libxl()
+
+    with (
+        writing() as (writer, _),
+        pytest.raises(XenError, match="no such luck"),
+        Receiver(writer, libxl.abort) as receiver,
+    ):
+        fails(receiver.fileno())
+    assert not libxl.aborted.is_set()
+
+
+def test_a_stream_that_libxl_did_not_finish_is_an_error() -> None:
+    with (
+        writing() as (writer, _),
+        pytest.raises(BadMemoryFile, match="ends before its END"),
+        Receiver(writer, lambda: True) as receiver,
+    ):
+        write_all(receiver.fileno(), STREAM[:MIB])
+
+
+def test_a_stream_that_is_not_known_aborts_libxl() -> None:
+    libxl = Libxl(b"nothing of this" * MIB)
+    with (
+        writing() as (writer, _),
+        pytest.raises(BadMemoryFile, match="beginning"),
+        Receiver(writer, libxl.abort) as receiver,
+    ):
+        libxl.suspend(receiver.fileno())
+    assert libxl.aborted.is_set()
+
+
+def test_a_full_disk_is_told_with_its_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.save")
+    with (
+        writing(path) as (writer, _),
+        file_size_limit(2 * MIB),
+        pytest.raises(OSError, match="File too large") as caught,
+        Receiver(writer, lambda: True) as receiver,
+    ):
+        write_all(receiver.fileno(), STREAM)
+    assert caught.value.filename == path
+
+
+def test_a_rate_slows_down_the_first_pass_only() -> None:
+    """At the end of a live save the guest is suspended: nothing may wait then."""
+    first, rate = in_order(256), 2 * MIB
+    again = page_record((n, 0, 7) for n in range(256))
+    begun = time.monotonic()
+    with writing(max_rate=rate) as (writer, _), Receiver(writer, lambda: True) as receiver:
+        write_all(receiver.fileno(), stream_of(False, [*first, *[again] * 120]))
+    took = time.monotonic() - begun
+    assert writer.written.repeated == 120 * 256
+    assert sum(map(len, first)) / rate * 0.7 < took
+    assert took < writer.written.received / rate / 2
+
+
+def test_a_slow_receiver_ends_when_no_more_comes() -> None:
+    begun = time.monotonic()
+    with (
+        writing(max_rate=1000) as (writer, _),  # a minute for what the pipe holds
+        pytest.raises(XenError),
+        Receiver(writer, lambda: True) as receiver,
+    ):
+        fails(receiver.fileno())
+    assert time.monotonic() - begun < 5
