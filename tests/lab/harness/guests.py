@@ -13,6 +13,7 @@ from .dom0 import CommandTimeout, Dom0
 # Everything is in the lab's own directories in the dom0.
 DISKS, CONFIGS, LOGS = "/lab/disk", "/lab/cfg", "/var/log/xen"
 DISK_SIZE = "64M"
+KERNEL_WORDS = "console=hvc0 loglevel=4 mitigations=off sysrq_always_enabled"
 MEMORY_MIB = 128
 # Generous: under emulation, on a machine that has other work too, all of this can take long.
 FIRST_TICK = 300.0
@@ -33,7 +34,7 @@ def _linux(kernel: str) -> str:
 memory = {MEMORY_MIB}
 kernel = "/lab/{kernel}"
 ramdisk = "/lab/guest-initrd.img"
-extra = "console=hvc0 loglevel=4 mitigations=off sysrq_always_enabled disks=2"
+extra = "{KERNEL_WORDS} disks=2"
 """
 
 

@@ -11,6 +11,8 @@
  * start of the tick; bad counts mismatches and I/O errors since boot and never falls.
  *
  * In memory: a blob that never changes, and pages that are stamped with n in turn, checked before each new stamp.
+ * For the bench, "filled=32" on the kernel's command line is so many MiB more that are not zero, and "dirty=1024" writes to
+ * as many of their pages as make 1024 KiB a second.
  * On each disk: a header (sector 0) with n, a ring of slots with the n of their last write, and a blob.
  */
 #define _GNU_SOURCE
@@ -24,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -50,6 +53,7 @@
 #define PAGE 4096
 #define PAGES 1024
 #define PAGES_PER_TICK 64
+#define DIRTY_MS 100
 
 struct header { /* sector 0 */
     uint64_t magic, seed, first, n, boot, filler[59];
@@ -400,6 +404,44 @@ static int tick_memory(void)
     return ok;
 }
 
+static void write_for_ever(uint8_t *memory, size_t count, size_t kib_per_second)
+{
+    size_t each = kib_per_second * 1024 / PAGE * DIRTY_MS / 1000, page = 0;
+    for (uint64_t due = now_ms();;) {
+        for (size_t i = 0; i < each; i++, page = (page + 1) % count)
+            ++*(volatile uint64_t *)(memory + page * PAGE);
+        due += DIRTY_MS;
+        uint64_t now = now_ms();
+        if (due > now)
+            usleep((due - now) * 1000);
+        else
+            due = now; /* late, as in main() */
+    }
+}
+
+/* The kernel puts a parameter that it does not know ("disks=2") into our environment. */
+static size_t parameter(const char *name)
+{
+    const char *value = getenv(name);
+    return value ? strtoul(value, NULL, 10) : 0;
+}
+
+static void use_memory(void)
+{
+    size_t size = parameter("filled") << 20, rate = parameter("dirty");
+    if (!size)
+        return;
+    /* Shared, so that a process of its own can write to the same pages: ticks come at their time all the same. */
+    uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        say("BAD mem filled: %s\n", strerror(errno));
+        return;
+    }
+    fill(memory, size, boot);
+    if (rate && !fork())
+        write_for_ever(memory, size / PAGE, rate);
+}
+
 /* --- start and loop --------------------------------------------------------------------------------------------- */
 
 static void load_modules(void)
@@ -417,11 +459,9 @@ static void load_modules(void)
         fclose(order);
 }
 
-/* The kernel puts a parameter that it does not know ("disks=2") into our environment. */
 static void await_disks(void)
 {
-    const char *wanted = getenv("disks");
-    int expected = wanted ? atoi(wanted) : 0;
+    int expected = parameter("disks");
     for (int tries = 0; tries < 600; tries++) {
         int present = 0;
         for (char letter = 'a'; letter < 'a' + MAX_DISKS; letter++) {
@@ -468,6 +508,7 @@ int main(void)
     fill(blob, MEM_SIZE, boot);
     for (int chunk = 0; chunk < MEM_SIZE / MEM_CHUNK; chunk++)
         blob_sums[chunk] = sum(blob + chunk * MEM_CHUNK, MEM_CHUNK);
+    use_memory();
     load_modules();
     await_disks();
     shouts = 8;
