@@ -4,6 +4,8 @@
 # make format  the format, and what lint can mend by itself
 # make smoke   a few of the lab's tests; make test runs them on each Xen that it does not test whole
 # make soak    the lab tests that take too long for that, and the README's table of what they saw
+# make bench   how long snapshots and reverts take, beside xl and a C program on libxl, ROUNDS (5)
+#              times; the README's tables and picture of it
 # make docs    the reference documentation, into build/docs/html; what is generated, into docs/share
 # make fuzz    the readers of config and memory files and the stream writer (with ASan and UBSan),
 #              SECONDS each (600), with libFuzzer
@@ -27,10 +29,12 @@ JOBS ?= 3
 LABS ?= 2
 # How long each reader is fuzzed.
 SECONDS ?= 600
+# How often each is measured by make bench.
+ROUNDS ?= 5
 PY := $(VENV)/bin/python
 SOURCES := pyxlsnap build_ffi.py docs tests examples
 
-.PHONY: demo test check format docs html unit lab smoke soak fuzz clean prune
+.PHONY: demo test check format docs html unit lab smoke soak bench fuzz clean prune
 
 test: check html unit lab $(patsubst %,smoke-%,$(filter-out $(XEN),$(XENS)))
 
@@ -68,6 +72,11 @@ soak: $(VENV)/built
 	$(PY) -m pytest tests/lab -m soak -n $(LABS) --dist worksteal --durations=0
 	$(PY) -m tests.lab.harness.support
 
+# Nothing else should run on the machine meanwhile.
+bench: $(VENV)/bench-ready $(VENV)/built
+	$(PY) -m tests.lab state
+	$(PY) -m tests.bench --rounds $(ROUNDS)
+
 # Two at a time; if one of them finds something the others go on.
 fuzz: $(VENV)/built
 	$(MAKE) --no-print-directory -k -j2 fuzz-cfgfile fuzz-memory fuzz-stream
@@ -81,6 +90,11 @@ demo: $(VENV)/built
 # Debian's packages and Python's, each only if something is missing.
 $(VENV)/ready: tests/setup.sh tests/requirements.txt
 	sh tests/setup.sh $(PYTHON) $(VENV)
+	touch $@
+
+$(VENV)/bench-ready: $(VENV)/ready tests/bench/requirements.txt
+	@echo "installing what draws the picture"
+	$(PY) -m pip install -q --disable-pip-version-check -r tests/bench/requirements.txt
 	touch $@
 
 # The extensions, compiled in place against the installed libxen-dev.

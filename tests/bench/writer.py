@@ -14,19 +14,19 @@ import multiprocessing
 import os
 import resource
 import select
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from pyxlsnap.memory import read_header
 from pyxlsnap.memory.writer import StreamWriter
+from tests.bench.figures import Spreads, spreads
 from tests.unit.support import streams
 from tests.unit.support.written import header_of
 
@@ -183,11 +183,29 @@ def measure(parts: Callable[[], Parts], rounds: int, directory: Path) -> dict[st
 
 def summary(runs: list[Run]) -> dict[str, dict[str, float]]:
     """Median, minimum and maximum of each value."""
-    values = {key: [float(getattr(run, key)) for run in runs] for key in Run.__dataclass_fields__}
-    return {
-        key: {"median": statistics.median(v), "min": min(v), "max": max(v)}
-        for key, v in values.items()
-    }
+    return spreads(asdict(run) for run in runs)
+
+
+def of_memory(
+    gib: float,
+    rounds: int,
+    directory: Path | None = None,
+    recorded: Sequence[Path] = (),
+    on_stream: Callable[[str, Mapping[str, Spreads]], None] = lambda _name, _found: None,
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Measure with made-up guests of ``gib`` GiB, and with the streams of memory files.
+
+    :param on_stream: called after each stream, with its name and what was found.
+    :returns: by stream, then by who has received it.
+    """
+    inputs = made_up(gib) | {path.name: Recorded(path) for path in recorded}
+    results: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        for name, parts in inputs.items():
+            runs = measure(parts, rounds, Path(scratch))
+            results[name] = {who: summary(found) for who, found in runs.items()}
+            on_stream(name, results[name])
+    return results
 
 
 def made_up(gib: float) -> dict[str, Callable[[], Parts]]:
@@ -210,19 +228,18 @@ def main() -> None:
     parser.add_argument("--recorded", type=Path, action="append", default=[])
     parser.add_argument("--json", action="store_true")
     wanted = parser.parse_args()
-    inputs = made_up(wanted.gib) | {path.name: Recorded(path) for path in wanted.recorded}
-    results: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    with tempfile.TemporaryDirectory(dir=wanted.directory) as directory:
-        for name, parts in inputs.items():
-            runs = measure(parts, wanted.rounds, Path(directory))
-            results[name] = {who: summary(found) for who, found in runs.items()}
-            if not wanted.json:
-                _print(name, results[name])
+    results = of_memory(
+        wanted.gib,
+        wanted.rounds,
+        wanted.directory,
+        wanted.recorded,
+        (lambda _name, _found: None) if wanted.json else _print,
+    )
     if wanted.json:
         json.dump(results, sys.stdout, indent=1)
 
 
-def _print(name: str, result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+def _print(name: str, result: Mapping[str, Spreads]) -> None:
     print(f"{name}: CPU of the writer {_ratio(result, 'cpu_seconds'):.2f} of that of dd")
     for who, values in result.items():
         columns = "  ".join(
@@ -232,7 +249,7 @@ def _print(name: str, result: Mapping[str, Mapping[str, Mapping[str, float]]]) -
         print(f"  {who:6}  {columns}")
 
 
-def _ratio(result: Mapping[str, Mapping[str, Mapping[str, float]]], key: str) -> float:
+def _ratio(result: Mapping[str, Spreads], key: str) -> float:
     return result["writer"][key]["median"] / result["dd"][key]["median"]
 
 

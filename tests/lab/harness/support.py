@@ -89,11 +89,14 @@ def render(records: dict[str, Record]) -> str:
     return "\n".join([*lines, "", f"Xen {', '.join(sorted(xens))}; {when}."]) + "\n"
 
 
-def put(readme: str, table: str) -> str:
-    """The README with this table in the place of the one that it has."""
-    head, _, rest = readme.partition(BEGIN)
+def put(readme: str, table: str, begin: str = BEGIN) -> str:
+    """The README with this table in the place of the one that it has.
+
+    :param begin: the line before the table.
+    """
+    head, _, rest = readme.partition(begin)
     _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}{table}{END}{tail}"
+    return f"{head}{begin}{table}{END}{tail}"
 
 
 def main() -> int:

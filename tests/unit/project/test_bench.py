@@ -1,9 +1,315 @@
-"""The benches that need no Xen: that they run, and what they say."""
+"""The bench as far as it needs no Xen: what it measures, and what it says of the figures."""
 
+import argparse
+import copy
+import dataclasses
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyxlsnap.memory import write_header
+from pyxlsnap.xen.xlcfg import parse_cfg
+from tests.bench import measure, native
+from tests.bench.__main__ import chosen
+from tests.bench.cells import BASE, BY_NAME, CELLS, Cell
+from tests.bench.figures import spreads
+from tests.bench.guest import BenchGuest
+from tests.bench.in_lab import HERE
+from tests.bench.measure import Way
+from tests.bench.report import BEGIN, MIB, must_reach, render, seconds
+from tests.lab.harness.dom0 import Dom0
+from tests.lab.harness.support import END, README, put
+from tests.unit.support import streams
+from tests.unit.support.memory_files import CONFIG
+from tests.unit.support.written import METADATA
+
+
+def spread(value: float) -> dict[str, float]:
+    return {"median": value, "min": value - 0.1, "max": value + 0.1}
+
+
+def made_up() -> dict[str, Any]:
+    """A run of the bench in which everything was reached."""
+    xl = {
+        "suspended_s": spread(8.0),
+        "whole_s": spread(9.0),
+        "cpu_s": spread(4.0),
+        "file_bytes": spread(264 * MIB),
+        "disk_bytes": spread(264 * MIB),
+        "memory_bytes": spread(256 * MIB),
+        "not_zero_bytes": spread(60 * MIB),
+    }
+    stopped = xl | {"file_bytes": spread(259 * MIB), "disk_bytes": spread(61 * MIB)}
+    live = stopped | {"suspended_s": spread(0.33)}
+    back = {"whole_s": spread(18.0), "cpu_s": spread(6.0), "off_s": spread(12.5)}
+    base: dict[str, Any] = {"what": BASE.what, "xen": "4.17.7", "ways": {
+        "xl save -c": xl, "pyxlsnap, stopped": stopped, "pyxlsnap, live": live,
+        "pyxlsnap, revert": back,
+    }}  # fmt: skip
+    slow = copy.deepcopy(base) | {"what": "slow disk"}
+    slow["ways"]["pyxlsnap, stopped"]["suspended_s"] = spread(6.0)
+    stream = {
+        who: {"cpu_seconds": spread(cpu), "memory_mib": spread(12), "gib_per_second": spread(1.5)}
+        for who, cpu in (("dd", 1.0), ("writer", 1.25))
+    }
+    return {
+        "date": "2026-11-29",
+        "rounds": 5,
+        "lab": {"base": base, "slow-disk": slow},
+        "writer": {"gib": 2.0, "streams": {"no page is zero": stream}},
+        "commands": {"snapshot-create": {"cpu_s": spread(0.31)}},
+    }
+
+
+def test_everything_that_must_be_reached_can_be() -> None:
+    lines = must_reach(made_up())
+    assert [str(line).split("  ")[0] for line in lines] == ["reached"] * 8
+
+
+LAB = ("lab", "base", "ways")
+# Which figure too many is noticed in which line.
+WORSE = [
+    ((*LAB, "pyxlsnap, live", "file_bytes"), 260 * MIB, 0),
+    ((*LAB, "pyxlsnap, stopped", "file_bytes"), 266 * MIB, 1),
+    ((*LAB, "pyxlsnap, live", "disk_bytes"), 62 * MIB, 2),
+    ((*LAB, "pyxlsnap, stopped", "suspended_s"), 8.9, 3),
+    (("lab", "slow-disk", "ways", "pyxlsnap, stopped", "suspended_s"), 6.5, 4),
+    ((*LAB, "pyxlsnap, live", "suspended_s"), 0.48, 5),
+    (("writer", "streams", "no page is zero", "writer", "cpu_seconds"), 1.4, 6),
+    (("writer", "streams", "no page is zero", "writer", "memory_mib"), 66, 7),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "line"), WORSE)
+def test_what_is_not_reached_is_said(where: tuple[str, ...], value: float, line: int) -> None:
+    bench = made_up()
+    place = bench
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = spread(value)
+    lines = must_reach(bench)
+    assert [n for n, of in enumerate(lines) if str(of).startswith("NOT REACHED")] == [line]
+
+
+def test_within_the_spread_of_xl_is_near_enough() -> None:
+    bench = made_up()
+    ways = bench["lab"]["base"]["ways"]
+    ways["pyxlsnap, stopped"]["suspended_s"] = spread(9.5)
+    ways["xl save -c"]["suspended_s"]["max"] = 9.6
+    assert str(must_reach(bench)[3]).startswith("reached")
+
+
+def test_what_was_not_measured_is_not_reached() -> None:
+    failed: dict[str, Any] = {
+        "date": "2026-11-29",
+        "rounds": 5,
+        "lab": {"base": {"failed": "no ticks"}},
+    }
+    for bench in (failed, {}):
+        assert {str(line).split("  ")[0] for line in must_reach(bench)} == {"not measured"}
+    assert "| --- |" not in render(failed)
+
+
+def test_the_readme_gets_the_figures_and_nothing_else_changes() -> None:
+    readme = README.read_text()
+    assert readme.count(BEGIN) == 1
+    new = put(readme, render(made_up()), BEGIN)
+    before, _, rest = new.partition(BEGIN)
+    tables, _, after = rest.partition(END)
+    assert readme.startswith(before + BEGIN)
+    assert readme.endswith(END + after)
+    rows = [line for line in tables.splitlines() if line.startswith(f"| {BASE.what} ")]
+    assert rows == [
+        f"| {BASE.what} | 8.0 (7.9 to 8.1) |  | 8.0 (7.9 to 8.1) |  | 0.33 (0.23 to 0.43) |",
+        f"| {BASE.what} |  | 12.5 (12.4 to 12.6) |",
+    ]
+    assert "| pyxlsnap, live | 9.0 (8.9 to 9.1) | 4.0 (3.9 to 4.1) | 259.0 | 61.0 |" in tables
+    assert "`snapshot-create` 0.31." in tables
+    assert "Xen 4.17.7; 2026-11-29; 5 rounds" in tables
+    assert put(new, "Not measured yet.\n", BEGIN) == put(readme, "Not measured yet.\n", BEGIN)
+
+
+def test_a_figure_is_shown_with_its_spread() -> None:
+    rounds = [{"whole_s": s, "cpu_s": s / 100} for s in (12.0, 10.0, 11.5)] + [{"cpu_s": 0.2}]
+    found = spreads(rounds)
+    assert found["whole_s"] == {"median": 11.5, "min": 10.0, "max": 12.0}
+    assert seconds(found["whole_s"]) == "11.5 (10.0 to 12.0)"
+    assert seconds(found["cpu_s"]) == "0.12 (0.10 to 0.20)"
+
+
+LOADS = ({"filled_mib", "dirty_kib"}, {"filled_mib", "disk_mib"})
+
+
+@pytest.mark.parametrize("cell", CELLS[1:], ids=lambda cell: cell.name)
+def test_a_cell_differs_from_the_first_in_one_thing(cell: Cell) -> None:
+    fields = {field.name for field in dataclasses.fields(Cell)} - {"name", "what", "ways"}
+    other = {name for name in fields if getattr(cell, name) != getattr(BASE, name)}
+    assert len(other) == 1 or other in LOADS
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_a_cell_can_be_measured(cell: Cell) -> None:
+    """A revert goes back to a snapshot of the same round, and no PV guest is saved live."""
+    assert BY_NAME[cell.name] is cell
+    assert Way.STOPPED in cell.ways or Way.REVERT not in cell.ways
+    if cell.kind == "pv":
+        assert not {Way.LIVE, Way.BARE_LIVE} & set(cell.ways)
+    task = measure.Task("bench", "log", [], cell.lvm, list(cell.ways), 1)
+    order = [way for way, _ in measure.measurements(task, 1)]
+    assert sorted(order) == sorted(Way)
+    assert order.index(Way.STOPPED) < order.index(Way.REVERT)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_xl_starts_the_guest_of_the_cell(cell: Cell) -> None:
+    """Of several lines for one key the last one counts: parsed as xl does."""
+    guest = BenchGuest(Dom0(0), cell)
+    text = guest.config_text().encode()
+    strings = ("type", "memory", "vcpus", "extra")
+    found = parse_cfg(text, file="bench.cfg", strings=strings, lists=("disk",))
+    assert found["type"] == cell.kind
+    assert found["memory"] == str(cell.memory_mib)
+    assert found["vcpus"] == str(cell.vcpus)
+    load = f"disks={cell.disks} filled={cell.filled_mib} dirty={cell.dirty_kib}"
+    assert str(found["extra"]).endswith(load)
+    kind, place = ("raw", "/dev/lab/bench-") if cell.lvm else ("qcow2", "/lab/disk/bench-")
+    assert len(found["disk"]) == cell.disks == len(guest.names)
+    assert all(f"format={kind}," in disk and place in disk for disk in found["disk"])
+
+
+def test_only_cells_that_there_are_can_be_chosen() -> None:
+    assert chosen("lvm,base") == (BY_NAME["lvm"], BASE)
+    assert chosen("") == ()
+    with pytest.raises(argparse.ArgumentTypeError, match="there is no cell zfs"):
+        chosen("base,zfs")
+
+
+def test_the_memory_that_is_not_zero_is_counted(tmp_path: Path) -> None:
+    zero = streams.pages_at([(7, 0), (8, 0xF), (9, 0)], fill=b"\0")
+    full = streams.pages_at([(1, 0), (2, 0), (3, 0xF), (4, 0)])
+    for kind, records in ((1, streams.pv_records), (2, streams.hvm_records)):
+        path = tmp_path / f"{kind}.save"
+        with path.open("wb") as file:
+            write_header(file, config_json=CONFIG, metadata=METADATA)
+            file.write(streams.stream(kind, records([zero, full])))
+        assert measure.memory_in(path) == {"memory_bytes": 5 * 4096, "not_zero_bytes": 3 * 4096}
+
+
+# What stands for the programs of a dom0: it tells no more than measure.py asks.
+PROGRAMS = {
+    "xl": """case $1 in domid) echo 5 ;; save) for last; do :; done; cp "$SAVED" "$last" ;; esac""",
+    "xenstore-read": "exit 1",
+    "qemu-img": """echo "$@" >>"$CALLS" """,
+    "bare": """case $1 in
+watch) echo ready; sleep 0.1; echo 0.125 ;;
+*) cp "$SAVED" "$3"; echo 0.120 ;;
+esac""",
+    "pyxlsnap": """case $2 in
+snapshot-create) at=$SNAPSHOT.$5; cp "$SAVED" "$at.save"; echo >"$at.cfg"
+echo '{"result": {"seconds_suspended": 0.11, "seconds": {"disk snapshots": 0.05},
+"memory_path": "'$at.save'", "cfgfile": "'$at.cfg'"}}' ;;
+snapshot-revert) test -e "$4" && echo '{"result": {"seconds":
+{"memory": 9, "destroy": 1, "disks": 2, "restore": 3, "unpause": 0.5, "clean up": 9}}}' ;;
+esac""",
+}
+
+
+@pytest.fixture
+def dom0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory for what is saved, with programs that pretend, and a guest that ticks."""
+    for name, text in PROGRAMS.items():
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+    saved = tmp_path / "any.save"
+    with saved.open("wb") as file:
+        write_header(file, config_json=CONFIG, metadata=METADATA)
+        file.write(streams.hvm_stream())
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name, path in (
+        ("SAVED", saved),
+        ("CALLS", tmp_path / "calls"),
+        ("SNAPSHOT", tmp_path / "s"),
+    ):
+        monkeypatch.setenv(name, str(path))
+    files = tmp_path / "files"
+    monkeypatch.setattr(measure, "BARE", "bare")
+    monkeypatch.setattr(measure, "FILES", files)
+    monkeypatch.setattr(measure, "PEER_FILE", files / "peer.save")
+    monkeypatch.setattr(os, "sync", lambda: None)
+    with (tmp_path / "log").open("wb") as log:
+        ticks = (
+            "while echo 'TICK n=1 up=1 mem=ok xvda=0:ok bad=0 boot=1f6c09aa'; do sleep 0.02; done"
+        )
+        with subprocess.Popen(["sh", "-c", ticks], stdout=log) as ticking:
+            yield tmp_path
+            ticking.kill()
+
+
+def test_each_way_is_measured_in_turn(
+    dom0: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = measure.Task("bench", str(dom0 / "log"), ["a.qcow2", "b.qcow2"], False, list(Way), 2)
+    monkeypatch.setattr(sys, "argv", ["measure.py", json.dumps(dataclasses.asdict(task))])
+    measure.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    order = [way for way, _ in measure.measurements(task, 1)]
+    assert [(line["round"], line["way"]) for line in lines] == [
+        (number, str(way)) for number in (1, 2) for way in order
+    ]
+    found = {line["way"]: line["figures"] for line in lines if line["round"] == 1}
+    saves = {way for way in Way if way not in (Way.REVERT, Way.XL_REVERT)}
+    assert {found[way]["suspended_s"] for way in saves} == {0.125}
+    size = (dom0 / "any.save").stat().st_size
+    assert {found[way]["file_bytes"] for way in saves} == {size}
+    assert found[Way.BARE_LIVE]["reported_suspended_s"] == 0.12
+    assert found[Way.LIVE]["reported_suspended_s"] == 0.11
+    assert found[Way.REVERT]["off_s"] == 6.5
+    assert found[Way.XL_REVERT]["off_s"] == found[Way.XL_REVERT]["whole_s"] > 0
+    assert found[Way.XL_SAVE]["not_zero_bytes"] == 4096
+    images = [f"snapshot -{verb} peer {disk}.qcow2" for verb in "caa" for disk in "ab"]
+    assert (dom0 / "calls").read_text().splitlines() == images
+    assert not list((dom0 / "files").iterdir()) + list(dom0.glob("s.*"))
+
+
+def test_a_guest_that_is_not_well_ends_the_measurement(dom0: Path) -> None:
+    log = dom0 / "bad"
+    log.write_text("")
+    task = measure.Task("bench", str(log), [], False, [], 1)
+    write = f"sleep 0.1; echo 'TICK n=2 up=9 mem=BAD bad=1 boot=1f6c09aa' >>{log}"
+    with subprocess.Popen(["sh", "-c", write]), pytest.raises(SystemExit, match="not well"):
+        measure.settle(task)
+
+
+def test_a_command_that_fails_ends_the_measurement() -> None:
+    assert measure.timed("sh", "-c", "echo said").out == "said\n"
+    with pytest.raises(SystemExit, match=r"status 3\nwhy"):
+        measure.timed("sh", "-c", "echo why >&2; exit 3")
+
+
+def test_the_processor_time_of_children_counts() -> None:
+    busy = "import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
+    done = measure.timed("sh", "-c", '"$0" -c "$1"; true', sys.executable, busy)
+    assert done.cpu_seconds >= 0.2
+
+
+def test_every_command_asks_libxl() -> None:
+    found = native.commands(1, print)
+    assert all(figures["cpu_s"]["median"] > 0 for figures in found.values())
+    assert len(found) == 6
+
+
+def test_the_c_program_compiles() -> None:
+    source = HERE / "bare.c"
+    gcc = ["gcc", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", str(source)]
+    subprocess.run(gcc, check=True)
 
 
 def test_the_writer_is_measured_beside_dd(tmp_path: Path) -> None:

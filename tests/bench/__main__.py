@@ -1,0 +1,83 @@
+"""``make bench``: how long snapshots and reverts take, ours and the others'.
+
+    python -m tests.bench [--rounds 5] [--cells base,lvm] [--no-native] [--out FILE]
+
+In the lab: each cell of :mod:`tests.bench.cells`. Without Xen: the stream writer and the start of
+the commands. The result is one JSON file, which :mod:`tests.bench.report` reads. A run with every
+cell also writes the README's tables and the picture.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from tests.bench import in_lab, native
+from tests.bench.cells import BY_NAME, CELLS, Cell
+from tests.bench.report import must_reach, publish
+from tests.lab.harness import cache
+from tests.project import PROJECT
+
+ROUNDS = 5
+
+
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m tests.bench", None, __doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each cell")
+    parser.add_argument("--cells", type=chosen, default=CELLS, help=", ".join(BY_NAME))
+    parser.add_argument("--no-native", dest="native", action="store_false", help="the lab only")
+    parser.add_argument("--out", type=Path, default=PROJECT / "build" / "bench.json")
+    return parser.parse_args(words)
+
+
+def chosen(text: str) -> tuple[Cell, ...]:
+    """Some cells by their names, with commas; "" is none."""
+    names = [name for name in text.split(",") if name]
+    if wrong := [name for name in names if name not in BY_NAME]:
+        raise argparse.ArgumentTypeError(f"there is no cell {', '.join(wrong)}")
+    return tuple(BY_NAME[name] for name in names)
+
+
+def main() -> int:
+    wanted = parsed()
+    say = cache.progress()
+    out: Path = wanted.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    recorded = out.parent / in_lab.RECORDED
+    recorded.unlink(missing_ok=True)
+    bench: dict[str, Any] = {"date": str(date.today()), "rounds": wanted.rounds, "lab": {}}
+    if wanted.cells:
+        for cell, found in in_lab.measured(wanted.cells, wanted.rounds, out.parent, say):
+            bench["lab"][cell.name] = found
+            keep(bench, out)  # a run that is broken off has the cells that it has measured
+    if wanted.native:
+        bench["commands"] = native.commands(wanted.rounds, say)
+        bench["writer"] = native.writer(wanted.rounds, recorded, say)
+        keep(bench, out)
+    say(f"the figures are in {out}")
+    for line in must_reach(bench):
+        print(line)
+    return finish(bench, out, whole=wanted.cells == CELLS and wanted.native)
+
+
+def keep(bench: dict[str, Any], out: Path) -> None:
+    out.write_text(json.dumps(bench, indent=1) + "\n")
+
+
+def finish(bench: dict[str, Any], out: Path, *, whole: bool) -> int:
+    """Publish a run that has everything; the exit status says whether all could be measured."""
+    failed = [name for name, found in bench["lab"].items() if "failed" in found]
+    if failed:
+        print(f"could not be measured: {', '.join(failed)}; see {out}")
+    elif whole:
+        publish(bench)
+    else:
+        print(f"not of every cell: the README stays; python -m tests.bench.report {out} writes it")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""What is measured in the lab: guests that differ from the first in one thing each."""
+
+from dataclasses import dataclass
+
+from tests.bench.measure import Way
+
+SAVES = (Way.XL_SAVE, Way.STOPPED, Way.LIVE)
+REVERTS = (Way.REVERT, Way.XL_REVERT)
+LIVE = (Way.BARE_LIVE, Way.LIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A guest, and the ways to measure with it."""
+
+    name: str
+    #: the guest, in words
+    what: str
+    ways: tuple[Way, ...]
+    kind: str = "pvh"
+    memory_mib: int = 256
+    vcpus: int = 1
+    disks: int = 1
+    #: the disks are thin volumes of LVM, not qcow2 files
+    lvm: bool = False
+    #: memory that is not zero, beyond what the guest has anyway, MiB
+    filled_mib: int = 0
+    #: how much of that is written to, KiB a second
+    dirty_kib: int = 0
+    #: what the dom0's disk takes, MiB a second; 0: as much as comes
+    disk_mib: int = 0
+
+
+BASE = Cell("base", "PVH, 256 MiB, one qcow2 disk, idle", tuple(Way))
+
+# The disk of the last is so slow that it is what everybody waits for; with what a guest of 256 MiB
+# has anyway, 100 MiB more make a third of its memory zero.
+CELLS = (
+    BASE,
+    Cell("memory-128", "128 MiB", SAVES, memory_mib=128),
+    Cell("memory-512", "512 MiB", SAVES, memory_mib=512),
+    Cell("dirty-1", "writes to 1 MiB/s of its memory", LIVE, filled_mib=32, dirty_kib=1024),
+    Cell("dirty-16", "writes to 16 MiB/s of its memory", LIVE, filled_mib=32, dirty_kib=16384),
+    Cell("disks-4", "four disks", (*SAVES, *REVERTS), disks=4),
+    Cell("lvm", "thin LVM volume", (*SAVES, *REVERTS), lvm=True),
+    Cell("pv", "PV", (Way.XL_SAVE, Way.STOPPED, *REVERTS), kind="pv"),
+    Cell("hvm", "HVM", (*SAVES, *REVERTS), kind="hvm"),
+    Cell("vcpus-2", "two vcpus", SAVES, vcpus=2),
+    Cell(
+        "slow-disk",
+        "a third of its memory is zero, disk of 12 MiB/s",
+        (Way.XL_SAVE, Way.STOPPED),
+        filled_mib=100,
+        disk_mib=12,
+    ),
+)
+BY_NAME = {cell.name: cell for cell in CELLS}

@@ -1,0 +1,147 @@
+"""Measures cell after cell, on one booted machine of the lab."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.bench.cells import BASE, Cell
+from tests.bench.figures import Round, spreads
+from tests.bench.guest import BenchGuest
+from tests.bench.measure import BARE, FILES, Task
+from tests.lab.harness import cache
+from tests.lab.harness.dom0 import Dom0
+from tests.lab.harness.guests import FIRST_TICK, STANDARD
+from tests.lab.harness.lab import Lab
+from tests.lab.harness.machine import Machine
+from tests.lab.harness.mixed import quicken_hotplug
+
+HERE = Path(__file__).parent
+SCRIPT = "/root/measure.py"
+# Of the longest measurement, with what is before and after it.
+LIMIT_S = 900.0
+#: what is recorded for the stream writer: the memory file of the base cell, by `xl save -c`
+RECORDED = "base.save"
+# How much the dom0 may keep in memory that is not yet on a slow disk; else it would take half of a
+# memory file at once.
+DIRTY_BYTES = 8 << 20
+
+
+def measured(
+    cells: Iterable[Cell], rounds: int, keep: Path, say: cache.Say
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Measure each cell; yields the figures of each way, or why there are none.
+
+    :param keep: the directory for :data:`RECORDED`.
+    """
+    with Lab(say) as lab:
+        prepare(lab, say)
+        for cell in cells:
+            begun = time.monotonic()
+            try:
+                found = of_cell(lab, cell, rounds, keep, say)
+            except Exception as error:  # the other cells can be measured all the same
+                say(f"{cell.name} failed: {error}")
+                logs = keep / f"failed-{cell.name}"
+                lab.collect_logs(logs)
+                found = {"failed": f"{error}", "logs": f"{logs}"}
+                lab.reset()
+                prepare(lab, say)
+            say(f"{cell.name} took {time.monotonic() - begun:.0f} s")
+            yield cell, found
+
+
+def prepare(lab: Lab, say: cache.Say) -> None:
+    """Make room for other guests than the lab's own, and bring there what measures."""
+    say("destroying the lab's own guests, compiling the C program")
+    dom0 = lab.dom0
+    for name in STANDARD:
+        dom0.run(["xl", "destroy", name])
+    quicken_hotplug(dom0)
+    dom0.write(SCRIPT, (HERE / "measure.py").read_bytes())
+    dom0.write(f"{BARE}.c", (HERE / "bare.c").read_bytes())
+    libraries = "$(pkg-config --cflags --libs xenlight xentoollog)"
+    dom0.run(f"gcc -O2 -Wall -o {BARE} {BARE}.c {libraries}", timeout=300)
+
+
+def xen(dom0: Dom0) -> str:
+    """The version of the Xen under it."""
+    return dom0.run("xl info | sed -n 's/^xen_version *: //p'").out.strip()
+
+
+def of_cell(lab: Lab, cell: Cell, rounds: int, keep: Path, say: cache.Say) -> dict[str, Any]:
+    """Start the guest of a cell, measure, destroy it."""
+    say(f"{cell.name} ({cell.what}): starting its guest")
+    guest = BenchGuest(lab.dom0, cell)
+    guest.create()
+    guest.wait_first(FIRST_TICK)
+    task = Task(guest.name, guest.log, guest.names, cell.lvm, list(cell.ways), rounds)
+    with slow_disk(lab.machine, cell.disk_mib):
+        found = run(lab.dom0, task, say)
+    if cell is BASE:
+        record(guest, keep, say)
+    guest.destroy()
+    ways = {way: spreads(figures) for way, figures in found.items()}
+    return {"what": cell.what, "xen": xen(lab.dom0), "ways": ways}
+
+
+def run(dom0: Dom0, task: Task, say: cache.Say) -> dict[str, list[Round]]:
+    """Run the script; the figures of each round, by way.
+
+    :raises CommandFailed: the script failed.
+    """
+    found: dict[str, list[Round]] = {way: [] for way in task.ways}
+    with dom0.start(["python3", "-u", SCRIPT, json.dumps(asdict(task))]) as running:
+        running.end_input()
+        for line in running.lines(timeout=LIMIT_S):
+            one = json.loads(line)
+            figures: Round = one["figures"]
+            found[one["way"]].append(figures)
+            shown = ", ".join(f"{key} {value:.2f}" for key, value in figures.items() if "_s" in key)
+            say(f"  {one['round']} of {task.rounds}, {one['way']}: {shown}")
+        running.wait(check=True)
+    return found
+
+
+@contextmanager
+def slow_disk(machine: Machine, mib: int) -> Iterator[None]:
+    """Let the disk of the dom0 take only so many MiB a second meanwhile; 0: no limit."""
+    if not mib:
+        yield
+        return
+    writeback = "/proc/sys/vm/dirty_background_bytes", "/proc/sys/vm/dirty_bytes"
+    was = "/proc/sys/vm/dirty_background_ratio", "/proc/sys/vm/dirty_ratio"
+    ratios = [machine.dom0.run(["cat", path]).out.strip() for path in was]
+    background, limit = writeback
+    machine.dom0.run(f"echo {DIRTY_BYTES // 2} >{background}; echo {DIRTY_BYTES} >{limit}")
+    throttle(machine, mib << 20)
+    try:
+        yield
+    finally:
+        throttle(machine, 0)
+        ways = zip(ratios, was, strict=True)  # they take the place of the limits in bytes
+        machine.dom0.run("; ".join(f"echo {ratio} >{path}" for ratio, path in ways))
+
+
+def throttle(machine: Machine, bytes_per_second: int) -> None:
+    """Have QEMU limit what the machine writes to its disk; 0: no limit."""
+    limits = dict.fromkeys(("bps", "bps_rd", "iops", "iops_rd", "iops_wr"), 0)
+    machine.qmp("block_set_io_throttle", device="d0", bps_wr=bytes_per_second, **limits)
+
+
+def record(guest: BenchGuest, keep: Path, say: cache.Say) -> None:
+    """Save the guest, which ends: its stream is one that the stream writer is measured with."""
+    say("keeping a memory file for the stream writer")
+    path = f"{FILES}/{RECORDED}"
+    packing = f"xl save {guest.name} {path} && zstd -q -1 --rm {path}"
+    guest.dom0.run(packing, timeout=LIMIT_S)
+    with guest.dom0.start(["cat", f"{path}.zst"]) as running:
+        running.end_input()
+        running.wait(LIMIT_S, check=True)
+    unpack = ["zstd", "-q", "-d", "-f", "-o", str(keep / RECORDED)]
+    subprocess.run(unpack, input=running.out_bytes, check=True)
+    guest.dom0.run(["rm", f"{path}.zst"])

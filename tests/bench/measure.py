@@ -1,0 +1,357 @@
+"""In dom0: snapshots and reverts of one guest, by every way, in turn; what each takes.
+
+usage: measure.py TASK, which is a :class:`Task` as JSON. Prints a line of JSON for each measurement
+when it is made: {"round": 1, "way": "pyxlsnap, live", "figures": {...}}. The names of the figures
+have their units; :func:`main` lists them.
+
+This file is all that is copied to the dom0, so it imports nothing of the project.
+"""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+FILES = Path("/var/lib/xen/bench")
+BARE = "/root/bare"
+#: what `xl restore` starts from, and the name of the disk snapshots that belong to it
+PEER_FILE, PEER = FILES / "peer.save", "peer"
+PAGE = 4096
+#: a guest must say so many lines that all is well before the next measurement
+TICKS = 2
+WAIT_S = 300.0
+#: limit of anything that is not itself measured
+LIMIT_S = 600.0
+#: a domain that runs again is noticed within 10 ms; this is for one whose suspend was missed
+NOTICE_S = 3.0
+
+
+class Way(StrEnum):
+    """What is measured."""
+
+    XL_SAVE = "xl save -c"
+    BARE_STOPPED = "libxl in C, stopped"
+    BARE_LIVE = "libxl in C, live"
+    STOPPED = "pyxlsnap, stopped"
+    LIVE = "pyxlsnap, live"
+    REVERT = "pyxlsnap, revert"
+    XL_REVERT = "xl, revert"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to measure."""
+
+    domain: str
+    #: the guest's log
+    log: str
+    #: qcow2 files, or volumes as group/name
+    disks: list[str]
+    lvm: bool
+    ways: list[str]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has worked."""
+
+    seconds: float
+    #: of the command and of the children that it has waited for
+    cpu_seconds: float
+    out: str
+
+
+def timed(*words: str, may_fail: bool = False, env: dict[str, str] | None = None) -> Done:
+    """Run a command to its end.
+
+    :raises SystemExit: it failed; what it said.
+    """
+    # Into files: a daemon that the command leaves behind would keep a pipe open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        begun = time.monotonic()
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)  # else Popen would wait for it
+        out.seek(0)
+        err.seek(0)
+        if process.returncode and not may_fail:
+            sys.exit(f"{' '.join(words)}: status {process.returncode}\n{err.read()}{out.read()}")
+        said = out.read() + (err.read() if may_fail else "")
+    return Done(seconds, used.ru_utime + used.ru_stime, said)
+
+
+def domid(task: Task) -> str:
+    return timed("xl", "domid", task.domain).out.strip()
+
+
+class Watch:
+    """Looks from outside for how long a domain is suspended; it is the same for every way."""
+
+    def __init__(self, of: str) -> None:
+        words = [BARE, "watch", of]
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        if self._process.stdout.readline() != "ready\n":
+            sys.exit(f"{' '.join(words)} does not work")
+
+    def seconds(self) -> dict[str, float]:
+        """When the domain runs again: for how long it was suspended, if that was noticed."""
+        try:
+            said = self._process.communicate(timeout=NOTICE_S)[0]
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            said = self._process.communicate()[0]
+        return {"suspended_s": float(said)} if said.strip() else {}
+
+
+# Taking a snapshot. Each function returns the figures, and removes what it has made but for what a
+# later way of the same round needs.
+
+
+def save(task: Task, *, look: bool) -> dict[str, float]:
+    """``xl save -c``: the memory alone; the guest is suspended for nearly all of it.
+
+    :param look: how much of the memory is zero, too, which takes seconds.
+    """
+    path, watch = FILES / "xl.save", Watch(domid(task))
+    done = timed("xl", "save", "-c", task.domain, str(path))
+    found = _taken(done, watch, path) | (memory_in(path) if look else {})
+    path.unlink()
+    return found
+
+
+def bare(task: Task, how: str) -> dict[str, float]:
+    """The C program: the memory alone."""
+    path, of = FILES / "bare.save", domid(task)
+    watch = Watch(of)
+    done = timed(BARE, how, of, str(path))
+    found = _taken(done, watch, path) | {"reported_suspended_s": float(done.out)}
+    path.unlink()
+    return found
+
+
+def create(task: Task, name: str, *words: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """``pyxlsnap snapshot-create``: memory and disks; the figures, and the result."""
+    watch = Watch(domid(task))
+    command = ["pyxlsnap", "--json", "snapshot-create", task.domain, "--name", name, *words]
+    done = timed(*command)
+    result: dict[str, Any] = json.loads(done.out)["result"]
+    own = {
+        "reported_suspended_s": result["seconds_suspended"],
+        "disk_snapshots_s": result["seconds"]["disk snapshots"],
+    }
+    return _taken(done, watch, Path(result["memory_path"])) | own, result
+
+
+def _taken(done: Done, watch: Watch, path: Path) -> dict[str, float]:
+    seconds = watch.seconds()
+    os.sync()  # only then is it certain what the file takes on the disk
+    found = path.stat()
+    return seconds | {
+        "whole_s": done.seconds,
+        "cpu_s": done.cpu_seconds,
+        "file_bytes": found.st_size,
+        "disk_bytes": found.st_blocks * 512,
+    }
+
+
+def forget(result: dict[str, Any]) -> None:
+    """Remove the files of a snapshot.
+
+    Its disk snapshots stay, which are small and have a name of their own: to delete them would take
+    longer than all that is measured.
+    """
+    for key in ("memory_path", "cfgfile"):
+        Path(result[key]).unlink()
+
+
+# Going back
+
+
+def revert(task: Task, result: dict[str, Any]) -> dict[str, float]:
+    """``pyxlsnap snapshot-revert``."""
+    done = timed("pyxlsnap", "--json", "snapshot-revert", task.domain, result["cfgfile"])
+    steps = json.loads(done.out)["result"]["seconds"]
+    off = sum(steps[step] for step in ("destroy", "disks", "restore", "unpause"))
+    return {"whole_s": done.seconds, "cpu_s": done.cpu_seconds, "off_s": off}
+
+
+def xl_revert(task: Task) -> dict[str, float]:
+    """The same by hand: destroy, put each disk back, restore."""
+    qemu = qemu_of(task)
+    begun = time.monotonic()
+    done = [timed("xl", "destroy", task.domain)]
+    await_end(qemu)
+    for disk in task.disks:
+        done += back_lvm(disk) if task.lvm else [timed("qemu-img", "snapshot", "-a", PEER, disk)]
+    done.append(timed("xl", "restore", str(PEER_FILE)))
+    seconds = time.monotonic() - begun
+    return {"whole_s": seconds, "cpu_s": sum(d.cpu_seconds for d in done), "off_s": seconds}
+
+
+def prepare_peer(task: Task) -> None:
+    """Make what :func:`xl_revert` goes back to: memory and disks of one moment, the guest off."""
+    qemu = qemu_of(task)
+    timed("xl", "save", task.domain, str(PEER_FILE))
+    await_end(qemu)
+    for disk in task.disks:
+        if task.lvm:
+            name = f"{Path(disk).name}-{PEER}"
+            timed("lvcreate", "-q", "-s", "-n", name, disk)
+        else:
+            timed("qemu-img", "snapshot", "-c", PEER, disk)
+    timed("xl", "restore", str(PEER_FILE))
+    settle(task)
+
+
+def back_lvm(disk: str) -> list[Done]:
+    """Put a thin volume back: a new one of its name, from the snapshot."""
+    end = time.monotonic() + LIMIT_S
+    done = [timed("lvremove", "-q", "-f", disk, may_fail=True)]
+    while Path("/dev", disk).exists():  # blkback takes a moment to close it
+        if time.monotonic() > end:
+            sys.exit(f"{disk} is in use: {done[-1].out}")
+        done.append(timed("lvremove", "-q", "-f", disk, may_fail=True))
+    words = ["lvcreate", "-q", "-k", "n", "-s", "-n", Path(disk).name, f"{disk}-{PEER}"]
+    return [*done, timed(*words)]
+
+
+def qemu_of(task: Task) -> int | None:
+    """The pid of the domain's QEMU; a PV or PVH guest without qcow2 disks has none."""
+    node = f"/local/domain/{domid(task)}/image/device-model-pid"
+    said = timed("xenstore-read", node, may_fail=True).out.strip()
+    return int(said) if said.isdigit() else None
+
+
+def await_end(pid: int | None) -> None:
+    """Wait for the end of a QEMU: until then it may write to its images."""
+    end = time.monotonic() + LIMIT_S
+    while pid and Path(f"/proc/{pid}").exists():
+        if time.monotonic() > end:
+            sys.exit(f"the QEMU of the domain, {pid}, does not end")
+        time.sleep(0.02)
+
+
+# Between two measurements
+
+
+def settle(task: Task) -> None:
+    """Wait until the guest runs and is well, and the disk has nothing left to write.
+
+    A guest that says a line has read its disks: after a restore they are connected again.
+    """
+    os.sync()
+    log = Path(task.log)
+    mark, end = log.stat().st_size, time.monotonic() + WAIT_S
+    while True:
+        with log.open("rb") as file:
+            file.seek(mark)
+            said = file.read().split(b"\n")[:-1]
+        lines = [line for line in said if b"TICK n=" in line and b" boot=" in line]
+        if any(b" bad=0 " not in line for line in lines) or time.monotonic() > end:
+            sys.exit(f"{task.domain} is not well, or says nothing: {said[-5:]}")
+        if len(lines) >= TICKS:
+            return
+        time.sleep(0.05)
+
+
+# A memory file
+
+
+def memory_in(path: Path) -> dict[str, float]:
+    """What a file of ``xl save`` has of the guest's memory, and what of that is not zero."""
+    zero, pages, full = bytes(PAGE), 0, 0
+    with path.open("rb") as file:
+        for page in pages_of(file):
+            pages += 1
+            full += page != zero
+    return {"memory_bytes": pages * PAGE, "not_zero_bytes": full * PAGE}
+
+
+def pages_of(file: BinaryIO) -> Iterator[bytes]:
+    """The pages of a file of ``xl save``, for a guest that was not saved live.
+
+    The format: docs/specs/libxl-migration-stream.pandoc and libxc-migration-stream.pandoc in Xen's
+    source, and save_file_header in tools/xl/xl.h.
+    """
+    (optional,) = struct.unpack("<I", file.read(48)[44:])
+    # libxl's header, its record LIBXC_CONTEXT, and the two headers of libxc's image
+    file.seek(48 + optional + 16 + 8 + 24 + 16)
+    while True:
+        kind, length = struct.unpack("<2I", file.read(8))
+        end = file.tell() + length + -length % 8
+        if kind == 0:
+            return
+        if kind == 1:
+            (count, _) = struct.unpack("<2I", file.read(8))
+            file.seek(8 * count, os.SEEK_CUR)
+            for _ in range((length - 8 - 8 * count) // PAGE):
+                yield file.read(PAGE)
+        file.seek(end)
+
+
+def measurements(task: Task, number: int) -> Iterator[tuple[Way, Callable[[], dict[str, float]]]]:
+    """What a round measures, in its order."""
+    kept: dict[str, Any] = {}
+
+    def stopped() -> dict[str, float]:
+        found, result = create(task, f"r{number}-stopped")
+        kept.update(result)
+        return found
+
+    def live() -> dict[str, float]:
+        found, result = create(task, f"r{number}-live", "--live")
+        forget(result)
+        return found
+
+    def back() -> dict[str, float]:
+        return revert(task, kept)
+
+    yield Way.XL_SAVE, lambda: save(task, look=number == 1)
+    yield Way.BARE_STOPPED, lambda: bare(task, "suspend")
+    yield Way.BARE_LIVE, lambda: bare(task, "live")
+    yield Way.STOPPED, stopped
+    yield Way.LIVE, live
+    yield Way.REVERT, back
+    if kept:
+        forget(kept)
+    yield Way.XL_REVERT, lambda: xl_revert(task)
+
+
+def main() -> None:
+    """Measure; the figures of a way are some of these.
+
+    ``whole_s`` and ``cpu_s``: the command; ``suspended_s``: the guest, seen from outside;
+    ``reported_suspended_s``: the same as the program reports it; ``disk_snapshots_s``: a part of
+    it; ``off_s``: from before the destroy to the guest that runs again; ``file_bytes`` and
+    ``disk_bytes``: the memory file, and what it takes on the disk; ``memory_bytes`` and
+    ``not_zero_bytes``: the guest's memory in the file of xl, in the first round.
+    """
+    task = Task(**json.loads(sys.argv[1]))
+    FILES.mkdir(parents=True, exist_ok=True)
+    settle(task)
+    if Way.XL_REVERT in task.ways:
+        prepare_peer(task)
+    for number in range(1, task.rounds + 1):
+        for way, do in measurements(task, number):
+            if way not in task.ways:
+                continue
+            found = do()
+            settle(task)
+            print(json.dumps({"round": number, "way": way, "figures": found}), flush=True)
+    if PEER_FILE.exists():
+        PEER_FILE.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What needs no Xen: the stream writer beside dd, and the commands until they ask libxl."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pyxlsnap import paths
+from tests.bench.figures import Spreads, spreads
+from tests.bench.measure import timed
+from tests.bench.writer import of_memory
+from tests.lab.harness import cache
+from tests.project import PROJECT
+
+#: memory of the made-up guests
+GIB: Final = 2.0
+_CFGFILE: Final = 'name = "before"\nmemory_path = "/nowhere/web1.save"\n'
+#: how a command ends here when it has asked libxl
+_NO_XEN: Final = "cannot talk to Xen"
+
+
+def writer(rounds: int, recorded: Path, say: cache.Say) -> dict[str, Any]:
+    """The stream writer and dd, on made-up streams, and on the recorded one if it is there."""
+    say(f"the stream writer, beside dd, with made-up guests of {GIB:.0f} GiB")
+
+    def told(name: str, found: Mapping[str, Spreads]) -> None:
+        cpu = {who: found[who]["cpu_seconds"]["median"] for who in ("dd", "writer")}
+        say(f"  {name}: CPU of dd {cpu['dd']:.2f} s, of the writer {cpu['writer']:.2f} s")
+
+    there = [recorded] if recorded.exists() else []
+    return {"gib": GIB, "streams": of_memory(GIB, rounds, recorded.parent, there, told)}
+
+
+def words(cfgfile: Path) -> dict[str, list[str]]:
+    """Every command; none of them finds a Xen here."""
+    commands = {
+        "snapshot-create": ["snapshot-create", "web1"],
+        "snapshot-revert": ["snapshot-revert", "web1", str(cfgfile)],
+        "snapshot-recover": ["snapshot-recover", "web1"],
+    }
+    dry = {
+        f"{name} --dry-run": [*commands[name], "--dry-run"]
+        for name in ("snapshot-create", "snapshot-revert")
+    }
+    return {"--help": ["--help"], **commands, **dry}
+
+
+def commands(rounds: int, say: cache.Say) -> dict[str, Any]:
+    """The processor time that each command uses until it asks libxl.
+
+    Here this ends the command, because there is no Xen. On a Xen host nothing is measured: the
+    commands would do what they say.
+    """
+    if (paths.PROC / "xen").exists():
+        say("this is a Xen host: the commands are not measured")
+        return {}
+    say("the commands, until they ask libxl")
+    with tempfile.TemporaryDirectory() as directory:
+        cfgfile = Path(directory, "web1.cfg")
+        cfgfile.write_text(_CFGFILE)
+        known = words(cfgfile)
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in known}
+        for _ in range(rounds):
+            for name, given in known.items():
+                found[name].append(_run(given))
+    return {name: spreads(figures) for name, figures in found.items()}
+
+
+def _run(given: list[str]) -> dict[str, float]:
+    env = os.environ | {"PYTHONPATH": str(PROJECT)}
+    done = timed(sys.executable, "-m", "pyxlsnap", *given, may_fail=True, env=env)
+    if given != ["--help"] and _NO_XEN not in done.out:
+        raise RuntimeError(f"{given} did not ask libxl: {done.out}")
+    return {"cpu_s": done.cpu_seconds, "whole_s": done.seconds}

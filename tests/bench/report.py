@@ -1,0 +1,250 @@
+"""What a run of the bench says: what must be reached, and the README's tables.
+
+    python -m tests.bench.report [FILE]     # build/bench.json
+
+A report, not a test: a slow day fails nothing.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.bench.measure import Way
+from tests.lab.harness.support import README, put
+
+BEGIN: Final = "<!-- python -m tests.bench.report -->\n"
+PICTURE: Final = "docs/how-fast.svg"
+MIB: Final = 1 << 20
+#: seconds for which a live snapshot suspended the guest of the base cell before there was the
+#: stream writer, in the same lab (commit 991ed66)
+BEFORE_S: Final = 0.47
+#: the columns of the README's table
+SAVES: Final = (Way.XL_SAVE, Way.BARE_STOPPED, Way.STOPPED, Way.BARE_LIVE, Way.LIVE)
+HEADS: Final = {
+    Way.XL_SAVE: "`xl save -c`",
+    Way.BARE_STOPPED: "C on libxl, stopped",
+    Way.BARE_LIVE: "C on libxl, live",
+    Way.STOPPED: "pyxlsnap, stopped",
+    Way.LIVE: "pyxlsnap, live",
+    Way.REVERT: "pyxlsnap",
+    Way.XL_REVERT: "`xl` by hand",
+}
+
+#: a run of the bench, as in its JSON file
+Bench = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Something that must be reached."""
+
+    what: str
+    #: what was found; ``None``: it was not measured
+    found: float | None
+    at_most: float
+    unit: str = "x"
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"not measured  {self.what}"
+        reached = "reached    " if self.found <= self.at_most else "NOT REACHED"
+        shown = f"{self.found:.3f}{self.unit}, at most {self.at_most:.3f}{self.unit}"
+        return f"{reached}   {self.what}: {shown}"
+
+
+class Figures:
+    """The figures of one cell."""
+
+    def __init__(self, cell: Mapping[str, Any]) -> None:
+        self._ways: Mapping[str, Any] = cell.get("ways", {})
+
+    def spread(self, way: Way, key: str) -> Mapping[str, float] | None:
+        """Median, minimum and maximum of one figure; ``None`` if it was not measured."""
+        found: Mapping[str, float] | None = self._ways.get(way, {}).get(key)
+        return found
+
+    def median(self, way: Way, key: str) -> float | None:
+        found = self.spread(way, key)
+        return found["median"] if found else None
+
+
+def must_reach(bench: Bench) -> list[Line]:
+    """Every line of what must be reached, each with the worst that was found."""
+    cells = {name: Figures(cell) for name, cell in bench.get("lab", {}).items()}
+    idle = [cells[name] for name in cells if name != "slow-disk"]
+    base, slow = cells.get("base", Figures({})), cells.get("slow-disk", Figures({}))
+    return [
+        Line("file, live against stopped", _worst(map(_live_to_stopped, cells.values())), 1.001),
+        Line(
+            "file, more than 0.2 % above that of xl save -c",
+            _worst(above for cell in cells.values() for above in _above_xl(cell)),
+            1.0,
+            " MiB",
+        ),
+        Line(
+            "on disk, against the memory that is not zero",
+            _worst(ratio for cell in cells.values() for ratio in _on_disk(cell)),
+            1.02,
+        ),
+        Line("stopped, suspended: against xl save -c", _worst(map(_stopped_to_xl, idle)), 1.0),
+        Line("the same with a slow disk", _ratio_suspended(slow), 0.8),
+        Line("live, suspended", base.median(Way.LIVE, "suspended_s"), BEFORE_S, " s"),
+        Line("CPU of the stream writer, against dd", _worst(_writer_cpu(bench)), 1.3),
+        Line(
+            "memory of the stream writer, above 2 bytes for each page",
+            _worst(_writer_memory(bench)),
+            64.0,
+            " MiB",
+        ),
+    ]
+
+
+def _worst(found: Iterable[float | None]) -> float | None:
+    return max((value for value in found if value is not None), default=None)
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return one / other if one is not None and other else None
+
+
+def _live_to_stopped(cell: Figures) -> float | None:
+    sizes = (cell.median(way, "file_bytes") for way in (Way.LIVE, Way.STOPPED))
+    return _ratio(*sizes)
+
+
+def _above_xl(cell: Figures) -> Iterator[float]:
+    xl = cell.median(Way.XL_SAVE, "file_bytes")
+    for way in (Way.LIVE, Way.STOPPED):
+        size = cell.median(way, "file_bytes")
+        if xl is not None and size is not None:
+            yield (size - xl * 1.002) / MIB
+
+
+def _on_disk(cell: Figures) -> Iterator[float | None]:
+    full = cell.median(Way.XL_SAVE, "not_zero_bytes")
+    for way in (Way.LIVE, Way.STOPPED):
+        yield _ratio(cell.median(way, "disk_bytes"), full)
+
+
+def _ratio_suspended(cell: Figures) -> float | None:
+    ours, xl = (cell.median(way, "suspended_s") for way in (Way.STOPPED, Way.XL_SAVE))
+    return _ratio(ours, xl)
+
+
+def _stopped_to_xl(cell: Figures) -> float | None:
+    """1.0 is the largest that is allowed: the slowest of xl, or 1.10 of its median."""
+    ours, xl = cell.median(Way.STOPPED, "suspended_s"), cell.spread(Way.XL_SAVE, "suspended_s")
+    return _ratio(ours, max(xl["max"], 1.1 * xl["median"])) if xl else None
+
+
+def _writer_cpu(bench: Bench) -> Iterator[float | None]:
+    for found in bench.get("writer", {}).get("streams", {}).values():
+        yield _ratio(*(found[who]["cpu_seconds"]["median"] for who in ("writer", "dd")))
+
+
+def _writer_memory(bench: Bench) -> Iterator[float]:
+    """What the writer uses beyond 2 bytes for each page of the largest stream, MiB."""
+    writer = bench.get("writer", {})
+    for found in writer.get("streams", {}).values():
+        yield found["writer"]["memory_mib"]["median"] - writer["gib"] * (1 << 18) * 2 / MIB
+
+
+# The README's table
+
+
+def seconds(spread: Mapping[str, float] | None) -> str:
+    """The median of some seconds, with minimum and maximum."""
+    if spread is None:
+        return ""
+    digits = 1 if spread["median"] >= 1 else 2
+    low, middle, high = (f"{spread[key]:.{digits}f}" for key in ("min", "median", "max"))
+    return f"{middle} ({low} to {high})"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Some rows, the first of them the heads, as Markdown."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def render(bench: Bench) -> str:
+    """What the README says of a run: two tables, and how they were made."""
+    lab: Mapping[str, Any] = bench.get("lab", {})
+    cells = {name: (cell["what"], Figures(cell)) for name, cell in lab.items() if "ways" in cell}
+    xens = ", ".join(sorted({cell["xen"] for cell in lab.values() if "xen" in cell}))
+    parts = [
+        f"![For how long a guest is suspended]({PICTURE})\n",
+        "Seconds for which a snapshot suspended the guest, median (minimum to maximum). Each guest "
+        "differs from the first in what its line says:\n",
+        _table_of(cells, SAVES, "suspended_s"),
+        "Seconds for which a revert stopped the guest:\n",
+        _table_of(cells, (Way.XL_REVERT, Way.REVERT), "off_s"),
+        "The first guest, by every way:\n",
+        _every_way(Figures(lab.get("base", {}))),
+        _native(bench),
+        f"Xen {xens}; {bench['date']}; {bench['rounds']} rounds, in turn.\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _table_of(cells: Mapping[str, tuple[str, Figures]], ways: tuple[Way, ...], key: str) -> str:
+    rows = [["guest", *(HEADS[way] for way in ways)]]
+    for what, figures in cells.values():
+        found = [seconds(figures.spread(way, key)) for way in ways]
+        if any(found):
+            rows.append([what, *found])
+    return table(rows) if len(rows) > 1 else ""
+
+
+def _every_way(base: Figures) -> str:
+    rows = [["", "whole command, s", "CPU, s", "file, MiB", "on disk, MiB"]]
+    for way in Way:
+        whole = base.spread(way, "whole_s")
+        if whole is None:
+            continue
+        name = f"{HEADS[way]}, revert" if way in (Way.REVERT, Way.XL_REVERT) else HEADS[way]
+        sizes = [base.median(way, key) for key in ("file_bytes", "disk_bytes")]
+        shown = ["" if size is None else f"{size / MIB:.1f}" for size in sizes]
+        rows.append([name, seconds(whole), seconds(base.spread(way, "cpu_s")), *shown])
+    return table(rows) if len(rows) > 1 else ""
+
+
+def _native(bench: Bench) -> str:
+    """What was measured without Xen, and so without emulation."""
+    commands = bench.get("commands", {})
+    cpu = [f"`{name}` {found['cpu_s']['median']:.2f}" for name, found in commands.items()]
+    lines = [f"Processor time of a command until it asks libxl, seconds: {', '.join(cpu)}."]
+    streams = bench.get("writer", {}).get("streams", {})
+    speeds = [found["writer"]["gib_per_second"]["median"] for found in streams.values()]
+    ratio = _worst(_writer_cpu(bench))
+    if speeds and ratio:
+        lines.append(
+            f"The stream writer takes {min(speeds):.1f} to {max(speeds):.1f} GiB a second from a "
+            f"pipe, and uses {ratio:.2f} of the processor time of `dd` at most."
+        )
+    return "".join(f"{line}\n" for line in lines[0 if cpu else 1 :])
+
+
+def publish(bench: Bench) -> None:
+    """Put a run into the README, and draw the picture."""
+    from tests.bench.picture import draw  # needs matplotlib, which only `make bench` installs
+
+    draw(bench, README.parent / PICTURE)
+    README.write_text(put(README.read_text(), render(bench), BEGIN))
+    print(f"wrote the README's tables and {PICTURE}")
+
+
+def main() -> int:
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else README.parent / "build" / "bench.json"
+    bench: Bench = json.loads(path.read_text())
+    for line in must_reach(bench):
+        print(line)
+    publish(bench)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
