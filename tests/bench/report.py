@@ -7,10 +7,10 @@ A report, not a test: a slow day fails nothing.
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from tests.bench.measure import Way
 from tests.lab.harness.support import README, put
@@ -37,22 +37,40 @@ HEADS: Final = {
 Bench = Mapping[str, Any]
 
 
+#: where something was found, a cell or a stream, and how much; ``None``: it was not measured there
+Found = tuple[str, float | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """Something that must be reached."""
 
     what: str
-    #: what was found; ``None``: it was not measured
+    #: the worst that was found; ``None``: it was measured nowhere
     found: float | None
+    where: str
     at_most: float
-    unit: str = "x"
+    unit: str
+
+    @classmethod
+    def of(cls, what: str, found: Iterable[Found], at_most: float, unit: str = "x") -> Self:
+        """The line for the worst of what was found."""
+        known = [(value, where) for where, value in found if value is not None]
+        value, where = max(known, default=(None, ""))
+        return cls(what, value, where, at_most, unit)
 
     def __str__(self) -> str:
         if self.found is None:
             return f"not measured  {self.what}"
         reached = "reached    " if self.found <= self.at_most else "NOT REACHED"
-        shown = f"{self.found:.3f}{self.unit}, at most {self.at_most:.3f}{self.unit}"
-        return f"{reached}   {self.what}: {shown}"
+        found, at_most = self.shown()
+        return f"{reached}   {self.what}: {found}, at most {at_most}"
+
+    def shown(self) -> tuple[str, str]:
+        """What was found and where, and what is allowed, with the unit."""
+        most = f"{self.at_most:.3f}{self.unit}"
+        found = "not measured" if self.found is None else f"{self.found:.3f}{self.unit}"
+        return f"{found} ({self.where})" if self.where else found, most
 
 
 class Figures:
@@ -74,45 +92,37 @@ class Figures:
 def must_reach(bench: Bench) -> list[Line]:
     """Every line of what must be reached, each with the worst that was found."""
     cells = {name: Figures(cell) for name, cell in bench.get("lab", {}).items()}
-    idle = [cells[name] for name in cells if name != "slow-disk"]
-    base, slow = cells.get("base", Figures({})), cells.get("slow-disk", Figures({}))
+    base = {name: cells[name] for name in cells if name == "base"}
+    slow = {name: cells[name] for name in cells if name == "slow-disk"}
+    others = {name: cells[name] for name in cells if name != "slow-disk"}
     return [
-        Line("file, live against stopped", _worst(map(_live_to_stopped, cells.values())), 1.001),
-        Line(
-            "file, more than 0.2 % above that of xl save -c",
-            _worst(above for cell in cells.values() for above in _above_xl(cell)),
-            1.0,
-            " MiB",
+        Line.of("file, live against stopped", _each(cells, _live_to_stopped), 1.001),
+        Line.of("file, above 1.002 of xl save -c's", _each(cells, _above_xl), 1.0, " MiB"),
+        Line.of("on disk, against the memory that is not zero", _each(cells, _on_disk), 1.02),
+        Line.of(
+            "stopped, suspended, against the slowest xl save -c", _each(others, _stopped_to_xl), 1.0
         ),
-        Line(
-            "on disk, against the memory that is not zero",
-            _worst(ratio for cell in cells.values() for ratio in _on_disk(cell)),
-            1.02,
-        ),
-        Line("stopped, suspended: against xl save -c", _worst(map(_stopped_to_xl, idle)), 1.0),
-        Line("the same with a slow disk", _ratio_suspended(slow), 0.8),
-        Line("live, suspended", base.median(Way.LIVE, "suspended_s"), BEFORE_S, " s"),
-        Line("CPU of the stream writer, against dd", _worst(_writer_cpu(bench)), 1.3),
-        Line(
-            "memory of the stream writer, above 2 bytes for each page",
-            _worst(_writer_memory(bench)),
-            64.0,
-            " MiB",
-        ),
+        Line.of("the same with a slow disk", _each(slow, _ratio_suspended), 0.8),
+        Line.of("live, suspended", _each(base, _live_suspended), BEFORE_S, " s"),
+        Line.of("CPU of the stream writer, against dd", _writer_cpu(bench), 1.3),
+        Line.of("memory of the writer but 2 bytes a page", _writer_memory(bench), 64.0, " MiB"),
     ]
 
 
-def _worst(found: Iterable[float | None]) -> float | None:
-    return max((value for value in found if value is not None), default=None)
+def _each(
+    cells: Mapping[str, Figures], of: Callable[[Figures], Iterable[float | None]]
+) -> Iterator[Found]:
+    for name, cell in cells.items():
+        for value in of(cell):
+            yield name, value
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:
     return one / other if one is not None and other else None
 
 
-def _live_to_stopped(cell: Figures) -> float | None:
-    sizes = (cell.median(way, "file_bytes") for way in (Way.LIVE, Way.STOPPED))
-    return _ratio(*sizes)
+def _live_to_stopped(cell: Figures) -> Iterator[float | None]:
+    yield _ratio(cell.median(Way.LIVE, "file_bytes"), cell.median(Way.STOPPED, "file_bytes"))
 
 
 def _above_xl(cell: Figures) -> Iterator[float]:
@@ -129,27 +139,32 @@ def _on_disk(cell: Figures) -> Iterator[float | None]:
         yield _ratio(cell.median(way, "disk_bytes"), full)
 
 
-def _ratio_suspended(cell: Figures) -> float | None:
+def _ratio_suspended(cell: Figures) -> Iterator[float | None]:
     ours, xl = (cell.median(way, "suspended_s") for way in (Way.STOPPED, Way.XL_SAVE))
-    return _ratio(ours, xl)
+    yield _ratio(ours, xl)
 
 
-def _stopped_to_xl(cell: Figures) -> float | None:
+def _stopped_to_xl(cell: Figures) -> Iterator[float | None]:
     """1.0 is the largest that is allowed: the slowest of xl, or 1.10 of its median."""
     ours, xl = cell.median(Way.STOPPED, "suspended_s"), cell.spread(Way.XL_SAVE, "suspended_s")
-    return _ratio(ours, max(xl["max"], 1.1 * xl["median"])) if xl else None
+    yield _ratio(ours, max(xl["max"], 1.1 * xl["median"])) if xl else None
 
 
-def _writer_cpu(bench: Bench) -> Iterator[float | None]:
-    for found in bench.get("writer", {}).get("streams", {}).values():
-        yield _ratio(*(found[who]["cpu_seconds"]["median"] for who in ("writer", "dd")))
+def _live_suspended(cell: Figures) -> Iterator[float | None]:
+    yield cell.median(Way.LIVE, "suspended_s")
 
 
-def _writer_memory(bench: Bench) -> Iterator[float]:
-    """What the writer uses beyond 2 bytes for each page of the largest stream, MiB."""
+def _writer_cpu(bench: Bench) -> Iterator[Found]:
+    for name, found in bench.get("writer", {}).get("streams", {}).items():
+        yield name, _ratio(*(found[who]["cpu_seconds"]["median"] for who in ("writer", "dd")))
+
+
+def _writer_memory(bench: Bench) -> Iterator[Found]:
+    """What the writer uses beyond 2 bytes for each page of the made-up guests, MiB."""
     writer = bench.get("writer", {})
-    for found in writer.get("streams", {}).values():
-        yield found["writer"]["memory_mib"]["median"] - writer["gib"] * (1 << 18) * 2 / MIB
+    for name, found in writer.get("streams", {}).items():
+        pages = writer["gib"] * (1 << 18)
+        yield name, found["writer"]["memory_mib"]["median"] - 2 * pages / MIB
 
 
 # The README's table
@@ -185,6 +200,8 @@ def render(bench: Bench) -> str:
         "The first guest, by every way:\n",
         _every_way(Figures(lab.get("base", {}))),
         _native(bench),
+        "The targets, each with the worst that was found (for sizes and times: of the medians):\n",
+        table([["target", "found", "at most"], *([x.what, *x.shown()] for x in must_reach(bench))]),
         f"Xen {xens}; {bench['date']}; {bench['rounds']} rounds, in turn.\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -219,8 +236,8 @@ def _native(bench: Bench) -> str:
     lines = [f"Processor time of a command until it asks libxl, seconds: {', '.join(cpu)}."]
     streams = bench.get("writer", {}).get("streams", {})
     speeds = [found["writer"]["gib_per_second"]["median"] for found in streams.values()]
-    ratio = _worst(_writer_cpu(bench))
-    if speeds and ratio:
+    ratio = max((value for _, value in _writer_cpu(bench) if value), default=0.0)
+    if speeds:
         lines.append(
             f"The stream writer takes {min(speeds):.1f} to {max(speeds):.1f} GiB a second from a "
             f"pipe, and uses {ratio:.2f} of the processor time of `dd` at most."

@@ -95,6 +95,7 @@ def test_what_is_not_reached_is_said(where: tuple[str, ...], value: float, line:
     place[where[-1]] = spread(value)
     lines = must_reach(bench)
     assert [n for n, of in enumerate(lines) if str(of).startswith("NOT REACHED")] == [line]
+    assert f" ({where[1] if where[0] == 'lab' else where[2]})," in str(lines[line])
 
 
 def test_within_the_spread_of_xl_is_near_enough() -> None:
@@ -113,7 +114,9 @@ def test_what_was_not_measured_is_not_reached() -> None:
     }
     for bench in (failed, {}):
         assert {str(line).split("  ")[0] for line in must_reach(bench)} == {"not measured"}
-    assert "| --- |" not in render(failed)
+    assert "| live, suspended | not measured | 0.470 s |" in render(failed)
+    tables = [line for line in render(failed).splitlines() if line.startswith("| ---")]
+    assert len(tables) == 1  # of what must be reached
 
 
 def test_the_readme_gets_the_figures_and_nothing_else_changes() -> None:
@@ -131,6 +134,7 @@ def test_the_readme_gets_the_figures_and_nothing_else_changes() -> None:
     ]
     assert "| pyxlsnap, live | 9.0 (8.9 to 9.1) | 4.0 (3.9 to 4.1) | 259.0 | 61.0 |" in tables
     assert "`snapshot-create` 0.31." in tables
+    assert "| live, suspended | 0.330 s (base) | 0.470 s |" in tables
     assert "Xen 4.17.7; 2026-11-29; 5 rounds" in tables
     assert put(new, "Not measured yet.\n", BEGIN) == put(readme, "Not measured yet.\n", BEGIN)
 
