@@ -56,7 +56,7 @@ class Condition:
     options: tuple[str, ...] = ()
     #: a command for the shell that becomes the revert, such as ``ulimit``
     before: str = ""
-    #: among those that each run of the lab does
+    #: among those that each run of the lab does: a revert takes a minute there, a refusal does not
     lab: bool = False
     #: it takes what only the unit tests' machine has: a filesystem that can be filled, for example
     off_xen_only: bool = False

@@ -3,7 +3,7 @@
 from tests.rehearsal.condition import Condition
 
 CONDITIONS = (
-    Condition(name="the domain paused", do=("xl pause {domain}",), status=0, lab=True),
+    Condition(name="the domain paused", do=("xl pause {domain}",), status=0),
     Condition(name="the domain off", do=("xl destroy {domain}",), status=0),
     Condition(
         name="the domain renamed", do=("xl rename {domain} renamed",), status=0, off_xen_only=True

@@ -28,13 +28,12 @@ def _unchangeable(
     )
 
 
-def _replaced(what: str, file: str, *, lab: bool = False) -> Condition:
+def _replaced(what: str, file: str) -> Condition:
     return Condition(
         name=f"a copy in the place of {what}",
         do=(f"cp -p {file} {{spare}}", f"mv {{spare}} {file}"),
         status=5,
         says=f"{file} is not the file that",
-        lab=lab,
     )
 
 
@@ -46,7 +45,7 @@ _SAVE = (
 )
 
 
-def _deleted(what: str, file: str, says: str, *, lab: bool = False) -> Condition:
+def _deleted(what: str, file: str, says: str) -> Condition:
     return Condition(
         name=f"{what} deleted, which QEMU has open",
         do=(f"rm {file}",),
@@ -54,7 +53,6 @@ def _deleted(what: str, file: str, says: str, *, lab: bool = False) -> Condition
         says=says,
         undo=("xl pause {domain}", _SAVE.format(file=file), "xl unpause {domain}"),
         undone=("--force",),
-        lab=lab,
     )
 
 
@@ -87,7 +85,6 @@ CONDITIONS = (
         do=("chattr +i {frozen}",),
         status=0,
         undo=("chattr -i {frozen}",),
-        lab=True,
     ),
     Condition(
         name="a copy immutable",
@@ -113,7 +110,7 @@ CONDITIONS = (
         says="was moved to {spare}/",
         undo=("mv {spare}/* {internal_base}", "rmdir {spare}"),
     ),
-    _deleted("an image", "{internal}", "xl pause {domain} && cp --sparse=always /proc/", lab=True),
+    _deleted("an image", "{internal}", "xl pause {domain} && cp --sparse=always /proc/"),
     _deleted("a backing file", "{internal_base}", "(`cp --sparse=always /proc/{pid}/fd/"),
     _deleted("the lowest file", "{external_bottom}", "{external_bottom}, on which"),
     _deleted("the frozen file", "{frozen}", "save it (`cp"),
@@ -155,15 +152,15 @@ CONDITIONS = (
         off_xen_only=True,
     ),
     _replaced("an image", "{internal}"),
-    _replaced("a backing file", "{internal_base}", lab=True),
+    _replaced("a backing file", "{internal_base}"),
     _replaced("the image of an external snapshot", "{external}"),
     _replaced("the frozen file", "{frozen}"),
     _replaced("a raw file", "{raw}"),
-    _unchangeable("an image", "i", "{internal}", "immutable", lab=True, harms=True),
+    _unchangeable("an image", "i", "{internal}", "immutable", harms=True),
     _unchangeable("the image of an external snapshot", "i", "{external}", "immutable", harms=True),
     _unchangeable("a raw file", "i", "{raw}", "immutable"),
     _unchangeable("an image", "a", "{internal}", "append-only"),
-    _unchangeable("the directory of the disks", "i", "{dir}", "immutable"),
+    _unchangeable("the directory of the disks", "i", "{dir}", "immutable", lab=True),
     _unchangeable("the directory of the disks", "a", "{dir}", "append-only"),
     Condition(
         name="a read-only mount over the directory of the disks",
@@ -192,6 +189,7 @@ CONDITIONS = (
         status=3,
         says="{external}.{name}.pre-revert exists",
         undo=("rm {external}.{name}.pre-revert",),
+        lab=True,
     ),
     Condition(
         name="somebody took the name to keep a raw file",

@@ -30,6 +30,7 @@ CONDITIONS = (
         status=3,
         says="the disk snapshot {raw_copy} is empty",
         undo=("cp -p {spare} {raw_copy}",),
+        lab=True,
     ),
     Condition(
         name="the copy of a block device truncated",

@@ -10,6 +10,7 @@ def _renamed(what: str, volume: str, says: str) -> Condition:
         status=3,
         says=says,
         undo=(f"lvrename {{group}}/spare {{group}}/{volume}",),
+        lab=True,
         xen_only=True,
     )
 
@@ -45,6 +46,7 @@ CONDITIONS = (
         status=3,
         says="{thin}.{name}.pre-revert exists",
         undo=("lvremove -f {group}/{thin}.{name}.pre-revert",),
+        lab=True,
         xen_only=True,
     ),
 )
