@@ -5,7 +5,7 @@ Use them as ``paths.JOURNALS``, and never import them by name: so a test patches
 
 from pathlib import Path
 
-#: the locks of domains; empty after a reboot
+#: the locks of domains, and how long their last snapshots took; empty after a reboot
 LOCKS = Path("/run/pyxlsnap")
 #: the journals of operations under way
 JOURNALS = Path("/var/lib/pyxlsnap")

@@ -14,6 +14,7 @@ from pathlib import Path
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create.ended import plan_unless_ended
+from pyxlsnap.create.last_time import remember
 from pyxlsnap.create.plan import CreatePlan, make_plan
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.create.waiting import Waiting
@@ -44,7 +45,11 @@ def create(
     """
     cancel = cancel or Cancel()
     with _planned(host, request, callbacks, cancel) as (plan, lock):
-        return Creation(plan, callbacks, cancel, lock).run()
+        snapshot = Creation(plan, callbacks, cancel, lock).run()
+        if snapshot.seconds_suspended:
+            seconds = snapshot.seconds_suspended - snapshot.seconds["disk snapshots"]
+            remember(snapshot.uuid, snapshot.live, seconds, plan.examined.memory_kb)
+        return snapshot
 
 
 def preview(

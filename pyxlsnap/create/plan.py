@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.create.last_time import recalled
 from pyxlsnap.create.places import Places, choose_places, generated_name
 from pyxlsnap.disks.advice import quicker, slow_disks
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
@@ -59,6 +60,8 @@ class Examined:
     devices: frozenset[str]
     #: the domain's memory, KiB
     memory_kb: int
+    #: for how long the memory is expected to suspend the domain, seconds
+    memory_s: float
     #: versions of the programs that save the domain, by name
     versions: dict[str, str]
 
@@ -109,8 +112,7 @@ class CreatePlan:
     @property
     def seconds_suspended(self) -> float:
         """An estimate of how long the domain will be suspended."""
-        memory = _LAST_PASS_S if self.live else self.examined.memory_kb / _SAVED_KB_PER_S
-        return memory + _RESUME_S + sum(s.expected_seconds() for s in self.strategies)
+        return self.examined.memory_s + sum(s.expected_seconds() for s in self.strategies)
 
     def refuse_slow(self, max_downtime: float) -> None:
         """:raises Refused: the domain is expected to be suspended for longer."""
@@ -259,7 +261,11 @@ def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     if live:
         checks.refuse_live(host, config, guest)
     versions = checks.versions(host) | ({"qemu": qemu} if qemu else {})
-    return Examined(config, state, targets, devices, guest.info().memory_kb, versions)
+    memory_kb = guest.info().memory_kb
+    memory_s = recalled(guest.uuid, live, memory_kb)
+    if memory_s is None:
+        memory_s = _RESUME_S + (_LAST_PASS_S if live else memory_kb / _SAVED_KB_PER_S)
+    return Examined(config, state, targets, devices, memory_kb, memory_s, versions)
 
 
 def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -1024,6 +1025,20 @@ class TestADryRun:
         world.expected_seconds = 3.0
         slower = self.preview(world, live=True).seconds_suspended
         assert slower == pytest.approx(0.4 + 2 * 3.0)
+
+    @pytest.mark.parametrize("live", [False, True])
+    def test_the_last_snapshot_tells_what_the_memory_takes(self, world: World, live: bool) -> None:
+        case = Case(world, live=live)
+        done = operations.create(world.host, "vm1", WANTED, live=live)
+        memory_s = done.seconds_suspended - done.seconds["disk snapshots"]
+        case.guest.memory_kb *= 2
+        world.expected_seconds = 3.0
+        wanted = replace(WANTED, name="next")
+        expected = (1 if live else 2) * memory_s + 2 * 3.0
+        plan = operations.preview_create(world.host, "vm1", wanted, live=live)
+        assert plan.seconds_suspended == pytest.approx(expected)
+        other = operations.preview_create(world.host, "vm1", wanted, live=not live)
+        assert other.seconds_suspended != pytest.approx(expected)
 
     def test_slow_disks_are_announced_with_a_quicker_way(
         self, world: World, monkeypatch: pytest.MonkeyPatch
