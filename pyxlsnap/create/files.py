@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.plan import CreatePlan
+from pyxlsnap.errors import OperationFailed
 from pyxlsnap.linux.files import (
     NewFile,
     make_directory,
@@ -18,6 +19,7 @@ from pyxlsnap.linux.files import (
     remove_directories,
     temporary_name,
 )
+from pyxlsnap.linux.stalled import answer_within
 from pyxlsnap.memory import read_header, walk, write_header
 from pyxlsnap.memory.receiver import Receiver
 from pyxlsnap.memory.writer import StreamWriter
@@ -25,6 +27,8 @@ from pyxlsnap.memory.writer import StreamWriter
 _MIB = 1 << 20
 #: MiB a second that no disk reaches
 _NO_LIMIT = 1 << 30
+#: seconds for the storage of the memory file to answer, in the undo
+_ANSWER_S = 10.0
 
 
 class SnapshotFiles:
@@ -34,6 +38,7 @@ class SnapshotFiles:
         self._plan = plan
         self._memory: NewFile | None = None
         self._writer: StreamWriter | None = None
+        self._receiver: Receiver | None = None
         #: the temporary names; no other program uses them
         self.temporary = temporary_name(plan.memory_path)
         self.temporary_cfgfile = temporary_name(plan.cfgfile)
@@ -54,10 +59,13 @@ class SnapshotFiles:
         max_rate = int(min(self._plan.request.max_rate or 0, _NO_LIMIT) * _MIB)
         self._writer = StreamWriter(fd, self._begin_stream, path, max_rate=max_rate)
 
-    def receiver(self, abort: Callable[[], bool]) -> Receiver:
-        """Writes the stream that comes through its pipe. If that fails, it calls ``abort``."""
+    def receiver(
+        self, abort: Callable[[], bool], check: Callable[[], None] = lambda: None
+    ) -> Receiver:
+        """Writes the stream that comes through its pipe: see :class:`Receiver`."""
         assert self._writer
-        return Receiver(self._writer, abort)
+        self._receiver = Receiver(self._writer, abort, check)
+        return self._receiver
 
     @property
     def warnings(self) -> list[str]:
@@ -101,7 +109,22 @@ class SnapshotFiles:
         return undone
 
     def discard(self) -> list[str]:
-        """Remove the unpublished memory file, and the directories that :meth:`begin` made."""
+        """Remove the unpublished memory file, and the directories that :meth:`begin` made.
+
+        :raises OperationFailed: their storage does not answer, and they may be left.
+        """
+        undone = answer_within(self._discard, within_s=_ANSWER_S)
+        if undone is None:
+            raise OperationFailed(
+                f"the storage of {self.temporary} does not answer: this unfinished memory file may "
+                f"be left",
+                step="undo",
+            )
+        return undone
+
+    def _discard(self) -> list[str]:
+        if self._receiver:
+            self._receiver.ended()  # the number of a file that is written must not be closed
         undone = []
         if self._memory:
             if self.temporary.exists():
@@ -110,8 +133,9 @@ class SnapshotFiles:
         return undone + remove_directories(self._made)
 
     def close(self) -> None:
-        """Close the memory file; leave all files in their places."""
-        if self._memory:
+        """Close the memory file, unless it is still written; leave all files in their places."""
+        written = self._receiver and not self._receiver.ended(within_s=0.0)
+        if self._memory and not written:
             self._memory.file.close()
 
     def _begin_stream(self, before: int) -> int:

@@ -149,7 +149,7 @@ class Creation:
         checks.notice_change(self._guest, paused=self._plan.paused)
         unpauser = self._unpauser if self._plan.paused else nullcontext()
         end = the_end.noticing_end(self._guest, self._noticed)
-        receiver = self._files.receiver(self._guest.abort)
+        receiver = self._files.receiver(self._guest.abort, self._cancel.check)
         with receiver, unpauser, end, self._cancel.armed(self._guest.abort):
             self._suspend_began = True
             fd = receiver.fileno()

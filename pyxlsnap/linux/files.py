@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
+from pyxlsnap.linux.stalled import answer_within
 from pyxlsnap.text import readable
 
 #: longest file name in bytes, on the usual filesystems of a dom0
@@ -22,6 +23,7 @@ _HIDDEN_LIMIT = NAME_LIMIT - 15  # a caller may append a suffix
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 #: a filesystem with less free space than this, in bytes, counts as full
 _NO_ROOM = 1 << 16
+_AT_ONCE_S = 0.5
 #: mode of a directory that only pyxlsnap uses
 _PRIVATE_DIRECTORY = 0o700
 _ATTEMPTS = 100
@@ -258,12 +260,15 @@ def open_regular(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
 
 
 def is_full(directory: Path) -> bool:
-    """Whether the filesystem of a directory is full, or almost full."""
+    """Whether the filesystem of a directory is full, or almost full.
+
+    False if its server does not answer at once: a guest may be suspended meanwhile.
+    """
     try:
-        found = os.statvfs(directory)
+        found = answer_within(lambda: os.statvfs(directory), within_s=_AT_ONCE_S)
     except OSError:
         return False
-    return found.f_bfree * found.f_frsize < _NO_ROOM
+    return found is not None and found.f_bfree * found.f_frsize < _NO_ROOM
 
 
 def scratch_file() -> BinaryIO:

@@ -4,13 +4,19 @@ The pipe must be read until libxl has returned, also after a failure: libxl and 
 wait for ever on a pipe that is full, and the signal SIGPIPE would kill the helper before it has
 switched off what Xen and QEMU record for it. So a failure makes libxl abort, and the thread reads
 on. The abort needs a thread of its own, because libxl may hold its lock while it writes.
+
+A write to the memory file may never return: its server may be dead, its filesystem frozen. After a
+failure nobody waits for the thread, because the guest may be suspended meanwhile. The thread then
+keeps the descriptors that it uses, until it ends.
 """
 
+import errno
 import fcntl
 import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 
 from pyxlsnap.errors import PyxlsnapError
@@ -19,6 +25,7 @@ from pyxlsnap.memory.writer import StreamWriter, Truncated
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.05
+_CHECK_S = 0.2
 #: bytes that the pipe can hold: the more, the less often libxl and the thread wait for each other
 _PIPE_SIZE = 1 << 20
 
@@ -26,29 +33,52 @@ _PIPE_SIZE = 1 << 20
 class Receiver:
     """Put around the call of libxl that writes the stream to :meth:`fileno`.
 
+    Leaving waits until the file is complete; after a failure it does not wait: see :meth:`ended`.
+
     :param abort: aborts this call; returns whether there was one to abort. It is tried again until
         it returns true or the call has returned.
-    :raises OSError: on leaving: the file cannot be written. (On entering: no pipe can be made.)
+    :param check: called again and again while the file is waited for, after libxl's success; an
+        exception from it ends the wait.
+    :raises OSError: on leaving: the file cannot be written. On entering: no pipe can be made.
     :raises BadMemoryFile: on leaving: libxl reported success, but its stream is damaged or not
         complete.
     """
 
-    def __init__(self, writer: StreamWriter, abort: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        writer: StreamWriter,
+        abort: Callable[[], bool],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._writer = writer
         self._abort_call = abort
+        self._check = check
+        self._lock = threading.Lock()
+        #: the call of libxl has returned
         self._over = threading.Event()
         self._error: BaseException | None = None
+        #: the caller and the thread: the last one closes the descriptors
+        self._users = 2
         self._thread = threading.Thread(target=self._receive, name="pyxlsnap-stream", daemon=True)
         self._aborter = threading.Thread(target=self._abort, name="pyxlsnap-abort", daemon=True)
 
     def __enter__(self) -> "Receiver":
-        self._read, self._write = os.pipe2(os.O_CLOEXEC)
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        os.set_blocking(self._read, False)
-        # (What is in the pipe when libxl suspends the guest must be taken at the rate.)
-        if not self._writer.max_rate:
-            self._enlarge_pipe()
-        self._thread.start()
+        with ExitStack() as undo:
+            try:
+                self._read, self._write = os.pipe2(os.O_CLOEXEC)
+                undo.callback(os.close, self._read)
+                undo.callback(os.close, self._write)
+                self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+                undo.callback(os.close, self._stop)
+            except OSError as e:  # (else it would seem to be about the memory file)
+                code = e.errno or errno.EMFILE
+                raise OSError(code, os.strerror(code), "the pipe for libxl's stream") from e
+            os.set_blocking(self._read, False)
+            # (What is in the pipe when libxl suspends the guest must be taken at the rate.)
+            if not self._writer.max_rate:
+                self._enlarge_pipe()
+            self._thread.start()
+            undo.pop_all()
         return self
 
     def fileno(self) -> int:
@@ -59,15 +89,28 @@ class Receiver:
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         os.close(self._write)
-        os.eventfd_write(self._stop, 1)
-        self._thread.join()
-        self._over.set()
+        with self._lock:  # no abort may begin any more: it would reach the next call of libxl
+            self._over.set()
         if self._aborter.ident:
             self._aborter.join()
-        os.close(self._read)
-        os.close(self._stop)
+        os.eventfd_write(self._stop, 1)
+        try:
+            while kind is None and not self._error and not self.ended(within_s=_CHECK_S):
+                self._check()
+        finally:
+            self._leave()
         if self._error and _reported(kind, self._error):
             raise self._error
+
+    def ended(self, *, within_s: float | None = None) -> bool:
+        """Wait until nothing more is written to the file.
+
+        :param within_s: seconds to wait at most; ``None``: without limit.
+        :returns: whether the thread has ended, or has never begun.
+        """
+        if self._thread.ident:
+            self._thread.join(within_s)
+        return not self._thread.is_alive()
 
     def _enlarge_pipe(self) -> None:
         try:
@@ -75,18 +118,29 @@ class Receiver:
         except OSError as e:  # the user has many pipes: a small one is only slower
             log.debug("the pipe stays small: %s", e)
 
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = not self._users
+        if last:
+            os.close(self._read)
+            os.close(self._stop)
+
     def _receive(self) -> None:
         try:
             self._writer.run(self._read, self._stop)
         except BaseException as e:
             self._error = e
-            self._fail()
+            self._fail(e)
+        finally:
+            self._leave()
 
-    def _fail(self) -> None:
+    def _fail(self, error: BaseException) -> None:
         try:
-            if not isinstance(self._error, Truncated):
-                log.info("the memory file cannot be written (%s): aborting", self._error)
-                self._aborter.start()
+            with self._lock:
+                if not (isinstance(error, Truncated) or self._over.is_set()):
+                    log.info("the memory file cannot be written (%s): aborting", error)
+                    self._aborter.start()
         finally:
             self._writer.discard(self._read, self._stop)
 

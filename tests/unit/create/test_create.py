@@ -41,6 +41,7 @@ from pyxlsnap.journal import CreateEntry, Journal
 from pyxlsnap.linux import files
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.memory import read_header, walk
+from pyxlsnap.memory.writer import StreamWriter
 from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
 from pyxlsnap.results import Plan, Progress, Snapshot
 from tests.unit.support import operations, streams, written
@@ -51,6 +52,7 @@ from tests.unit.support.operations import plan_create, plan_revert
 from tests.unit.support.restores import restored
 from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import UUID
+from tests.unit.support.waiting import eventually
 from tests.unit.support.world import World
 
 STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
@@ -504,6 +506,51 @@ def test_a_damaged_stream_is_no_snapshot(world: World, stream: bytes, step: str,
     assert error.step == step
     assert says in str(error)
     case.assert_as_before()
+
+
+class StallingWriter(StreamWriter):
+    """The storage of its file does not answer, until it does."""
+
+    goes_on = threading.Event()
+
+    def run(self, pipe_fd: int, stop_fd: int) -> None:
+        self.goes_on.wait(20)
+        super().run(pipe_fd, stop_fd)
+
+
+def test_storage_that_stalls_does_not_keep_the_guest_suspended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StallingWriter.goes_on.clear()
+    monkeypatch.setattr(snapshot_files, "StreamWriter", StallingWriter)
+    monkeypatch.setattr(snapshot_files, "_ANSWER_S", 0.05)
+    case = Case(world)
+    world.fail("suspend", XenError("no", rc=-3, operation="libxl_domain_suspend"), after=True)
+    error = case.fails(NeedsAttention)
+    assert isinstance(error, NeedsAttention)
+    assert case.guest.resumes == 1
+    (temporary,) = case.memory_path.parent.iterdir()
+    assert error.left == (
+        f"the storage of {temporary} does not answer: this unfinished memory file may be left",
+    )
+    assert error.finish == f"pyxlsnap snapshot-recover {UUID}"
+    StallingWriter.goes_on.set()
+    assert eventually(lambda: not temporary.parent.exists())
+
+
+def test_a_cancel_ends_the_wait_for_storage_that_stalls(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libxl has written all of the stream, and the guest is suspended."""
+    StallingWriter.goes_on.clear()
+    monkeypatch.setattr(snapshot_files, "StreamWriter", StallingWriter)
+    monkeypatch.setattr(snapshot_files, "_ANSWER_S", 0.05)
+    case = Case(world)
+    world.on_event = lambda event: case.cancel.set() if event == "suspend" else None
+    case.fails(NeedsAttention)
+    assert case.guest.resumes == 1
+    StallingWriter.goes_on.set()
+    assert eventually(lambda: not case.memory_path.parent.exists())
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap.cancel import Cancelled
 from pyxlsnap.errors import Aborted, BadMemoryFile, XenError
 from pyxlsnap.memory import walk
 from pyxlsnap.memory.receiver import Receiver
+from pyxlsnap.memory.writer import StreamWriter
 from tests.unit.support.guest import write_all
+from tests.unit.support.waiting import eventually
 from tests.unit.support.written import (
     file_size_limit,
     in_order,
@@ -69,7 +72,7 @@ def _nothing_left() -> Iterator[None]:
 
     before = state()
     yield
-    assert state() == before
+    assert eventually(lambda: state() == before)
 
 
 def received(libxl: Libxl, then: Callable[[Receiver], None] = lambda _: None) -> None:
@@ -172,6 +175,66 @@ def test_a_full_disk_is_told_with_its_file(tmp_path: Path) -> None:
     ):
         write_all(receiver.fileno(), STREAM)
     assert caught.value.filename == path
+
+
+class Stalled(StreamWriter):
+    """Its file does not answer, from the beginning of the stream on."""
+
+    def __init__(self, goes_on: threading.Event) -> None:
+        fd = os.memfd_create("memory file")
+        super().__init__(fd, lambda _: 0, "memory file")
+        self._file, self._goes_on = fd, goes_on
+        self.written_to: list[str] = []
+
+    def run(self, pipe_fd: int, stop_fd: int) -> None:
+        self._goes_on.wait(20)
+        self.written_to = [os.readlink(f"/proc/self/fd/{fd}") for fd in (pipe_fd, stop_fd)]  # noqa: PTH115
+        os.close(self._file)
+        raise OSError(errno.EIO, "too late")
+
+    def discard(self, pipe_fd: int, stop_fd: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_storage_that_stalls_is_not_waited_for_after_a_failure(cancelled: bool) -> None:
+    """The guest may be suspended. When the storage answers, nothing else may have the numbers."""
+    goes_on, aborted = threading.Event(), threading.Event()
+
+    def abort() -> bool:
+        aborted.set()
+        return True
+
+    def check() -> None:
+        if cancelled:
+            raise Cancelled
+
+    writer = Stalled(goes_on)
+    receiver = Receiver(writer, abort, check)
+    with pytest.raises((XenError, Cancelled)), receiver:
+        [fails(fd) for fd in ([] if cancelled else [receiver.fileno()])]
+    assert not receiver.ended(within_s=0.0)
+    others = [os.open("/dev/null", os.O_RDONLY) for _ in range(8)]
+    goes_on.set()
+    assert receiver.ended()
+    assert writer.written_to[0].startswith("pipe:")
+    assert "eventfd" in writer.written_to[1]
+    assert not aborted.is_set(), "an abort now would reach the resume of the guest"
+    for fd in others:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("fails", ["pipe2", "eventfd", "start"])
+def test_nothing_is_left_if_it_cannot_begin(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(threading.Thread if fails == "start" else os, fails, no)
+    with writing() as (writer, _):
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            Receiver(writer, lambda: True).__enter__()
+        monkeypatch.undo()
+    assert fails == "start" or caught.value.filename == "the pipe for libxl's stream"
 
 
 def test_a_rate_slows_down_the_first_pass_only() -> None:
