@@ -72,6 +72,8 @@ class CreateEntry(_Entry):
     directories: tuple[str, ...]
     #: the state of the disk strategies (:meth:`pyxlsnap.DiskStrategy.state`)
     disk_state: dict[str, str]
+    #: the guest's QEMU may go on recording what it changes, if the create is killed
+    hvm: bool = False
     #: the guest could not be resumed, and its memory was kept: the cfgfile for a revert; else ""
     way_back: str = ""
     #: the disk snapshots belong to that memory; if false, the disks are as they were

@@ -5,6 +5,7 @@ import time
 from pyxlsnap.create.files import SnapshotFiles
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.journal import CreateEntry, boot_id
+from pyxlsnap.model import GuestKind
 
 
 def entry_of(plan: CreatePlan, files: SnapshotFiles, *, watched: bool) -> CreateEntry:
@@ -30,4 +31,5 @@ def entry_of(plan: CreatePlan, files: SnapshotFiles, *, watched: bool) -> Create
         disk_state={k: v for s in plan.strategies for k, v in s.state().items()},
         kinds=dict(plan.metadata.kinds),
         started=time.time(),
+        hvm=plan.examined.config.kind is GuestKind.HVM,
     )

@@ -1,13 +1,17 @@
 """The failure of a create, in words; and its undo, when Ctrl-C is pressed again."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import Aborted, PyxlsnapError
+from pyxlsnap.guest import dirty_log
 from pyxlsnap.linux.files import is_full
+from pyxlsnap.model import GuestKind
 
 _T = TypeVar("_T")
 
@@ -67,3 +71,13 @@ def clean_up(
         except BaseException as e:  # the next cleanup must still be done
             left.append(str(e) or type(e).__name__)
     return leftovers
+
+
+def stop_recording(plan: CreatePlan) -> None:
+    """The guest runs again: let its QEMU record no more what it changes, if libxl did not.
+
+    The last part of an undo, because the disk strategies leave QEMU's monitor.
+    """
+    if plan.examined.config.kind is GuestKind.HVM:
+        plan.close()
+        in_spite_of_ctrl_c(partial(dirty_log.switch_off, plan.guest))

@@ -13,9 +13,9 @@ from functools import partial
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import ended as the_end
-from pyxlsnap.create import way_back
+from pyxlsnap.create import failures, way_back
 from pyxlsnap.create.entry import entry_of
-from pyxlsnap.create.failures import clean_up, describe, in_spite_of_ctrl_c, is_interrupt
+from pyxlsnap.create.failures import in_spite_of_ctrl_c
 from pyxlsnap.create.files import SnapshotFiles
 from pyxlsnap.create.paused import Unpauser
 from pyxlsnap.create.plan import CreatePlan
@@ -212,9 +212,9 @@ class Creation:
 
     def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
         """Undo: the guest first, then disks and files. Returns the error to raise."""
-        interrupted = is_interrupt(cause, self._cancel)
+        interrupted = failures.is_interrupt(cause, self._cancel)
         memory = self._plan.memory_path
-        what = describe(step, cause, self._guest.name, memory, interrupted=interrupted)
+        what = failures.describe(step, cause, self._guest.name, memory, interrupted=interrupted)
         log.info("%s; undoing", what)  # the error says the same
         undone: list[str] = []
         left: list[str] = []
@@ -235,7 +235,9 @@ class Creation:
         reason = self._why_ended(step, ended)
         if reason is not None:
             what = the_end.describe_end(self._guest.name, reason, step)
-        leftovers = clean_up(reversed(self._cleanups), undone, left)
+        leftovers = failures.clean_up(reversed(self._cleanups), undone, left)
+        if ended is None and self._suspend_began and not self._memory_complete:
+            failures.stop_recording(self._plan)
         finish = self._recover if left else "; ".join(e.finish for e in leftovers)
         if self._journal_is_ours and not left:
             self._journal.clear()

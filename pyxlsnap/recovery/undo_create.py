@@ -13,6 +13,7 @@ from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, NeedsAttention
+from pyxlsnap.guest import dirty_log
 from pyxlsnap.guest.gone import is_gone, is_gone_soon
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
@@ -79,6 +80,8 @@ def undo_create(
         disks = _undo_disks(adopted)
     finally:
         close_all(strategy for strategy, _ in adopted)
+    if guest and not anew and entry.hvm:
+        dirty_log.switch_off(guest)
     if disks.left and not guest:
         disks.left.insert(0, f"{entry.domain} ended, and a disk snapshot {entry.name} may be left")
     keep = whole and bool(entry.way_back)  # its only copy, or of no use: nobody knows

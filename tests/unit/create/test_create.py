@@ -1,6 +1,7 @@
 """Taking a snapshot with a fault at every step: the guest first, and nothing left behind."""
 
 import errno
+import os
 import re
 import shlex
 import stat
@@ -49,6 +50,7 @@ from tests.unit.support.entries import revert_entry
 from tests.unit.support.faults import FailsAtStep
 from tests.unit.support.guest import FakeGuest, with_memory
 from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.qmp_server import recording
 from tests.unit.support.restores import restored
 from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import UUID
@@ -506,6 +508,27 @@ def test_a_damaged_stream_is_no_snapshot(world: World, stream: bytes, step: str,
     assert error.step == step
     assert says in str(error)
     case.assert_as_before()
+
+
+@pytest.mark.parametrize("fails_in", ["memory", "disks", "nothing"])
+def test_the_qemu_of_an_hvm_guest_records_no_more(
+    world: World, fails_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libxl leaves it on after an abort; a suspend that succeeds has switched it off."""
+    monkeypatch.setattr(paths, "QEMU_SOCKETS", tmp_path)
+    case = Case(world, live=True)
+    case.guest.device_model = os.getpid()
+    with recording(case.guest.domid) as qemu:
+        if fails_in == "memory":
+            case.guest.while_suspending = case.cancel.set
+            case.fails(Interrupted)
+        elif fails_in == "disks":
+            world.fail("create xvda", QmpError("no", command="transaction"))
+            case.fails()
+        else:
+            case.run()
+    assert qemu.records == (fails_in != "memory")
+    assert qemu.told == ([True, False] if fails_in == "memory" else [])
 
 
 class StallingWriter(StreamWriter):

@@ -1,6 +1,7 @@
 """Finishing what was killed: a create is rolled back, a revert can only go forward."""
 
 import errno
+import os
 import shlex
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pyxlsnap import cfgfile
+from pyxlsnap import cfgfile, paths
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.disks import rivals
@@ -43,6 +44,7 @@ from tests.unit.support.faults import run_until
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.memory_files import xl_file
 from tests.unit.support.operations import plan_create, plan_revert
+from tests.unit.support.qmp_server import recording
 from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World
@@ -102,6 +104,19 @@ def test_a_create_killed_after_any_step_is_rolled_back(world: World, step: str) 
         assert done[0] == "resumed vm1"
         assert world.at_resume == at_death
     assert killed.recover() == ()
+
+
+@pytest.mark.parametrize("step", ["prepare disks", "suspend", CREATE[-1]])
+def test_the_qemu_of_an_hvm_guest_records_no_more(
+    world: World, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper of libxl that was killed has not switched it off."""
+    monkeypatch.setattr(paths, "QEMU_SOCKETS", tmp_path)
+    killed = Killed(world, step)
+    killed.guest.device_model = os.getpid()
+    with recording(killed.guest.domid) as qemu:
+        recover(world)
+    assert qemu.records == (step == CREATE[-1])
 
 
 def test_a_create_killed_after_its_last_step_stays(world: World) -> None:
