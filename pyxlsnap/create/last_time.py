@@ -1,18 +1,24 @@
-"""For how long the last snapshot of a domain suspended it: the best estimate for the next one.
+"""For how long the last snapshots of a domain suspended it: the best estimate for the next one.
 
 A small file for each domain, beside the domain's lock. Nothing but an estimate depends on it, and
-a reboot removes it.
+a reboot removes it. A time counts for a day, and only the last three: a snapshot that was slow for
+once must not let ``max_downtime`` refuse all that follow, because a refused one measures nothing.
 """
 
 import json
 import logging
 import math
+import time
 from pathlib import Path
+from statistics import median_low
 from typing import NamedTuple
 
 from pyxlsnap import paths
 
 log = logging.getLogger(__name__)
+
+_KEPT = 3
+_COUNTS_S = 24 * 3600.0
 
 
 class _Time(NamedTuple):
@@ -20,6 +26,8 @@ class _Time(NamedTuple):
     seconds: float
     #: the domain's memory, KiB
     memory_kb: int
+    #: when this was noted, seconds since the epoch
+    noted: float
 
 
 def remember(uuid: str, live: bool, seconds: float, memory_kb: int) -> None:
@@ -29,10 +37,12 @@ def remember(uuid: str, live: bool, seconds: float, memory_kb: int) -> None:
     :param memory_kb: the domain's memory, KiB.
     """
     path = _path(uuid)
-    times = _times(path) | {_kind(live): _Time(seconds, memory_kb)}
+    noted = _noted(path)
+    before = noted.get(_kind(live), [])[1 - _KEPT :]
+    noted[_kind(live)] = [*before, _Time(seconds, memory_kb, time.time())]
     new = path.with_suffix(".new")
     try:
-        new.write_text(json.dumps(times))
+        new.write_text(json.dumps(noted))
         new.replace(path)
     except OSError as e:
         log.info("%s: %s", path, e.strerror)
@@ -41,13 +51,14 @@ def remember(uuid: str, live: bool, seconds: float, memory_kb: int) -> None:
 def recalled(uuid: str, live: bool, memory_kb: int) -> float | None:
     """For how long a domain's memory will suspend it, seconds; ``None``: nothing is noted.
 
-    While the domain is suspended all of its memory is written, but in a live snapshot only what
-    has changed just before.
+    The middle one of the last times; of two, the shorter. While the domain is suspended all of its
+    memory is written, but in a live snapshot only what has changed just before.
     """
-    found = _times(_path(uuid)).get(_kind(live))
-    if found is None:
+    now = time.time()
+    found = [t for t in _noted(_path(uuid)).get(_kind(live), []) if abs(now - t.noted) < _COUNTS_S]
+    if not found:
         return None
-    return found.seconds if live else found.seconds * memory_kb / found.memory_kb
+    return median_low(t.seconds if live else t.seconds * memory_kb / t.memory_kb for t in found)
 
 
 def _path(uuid: str) -> Path:
@@ -58,11 +69,17 @@ def _kind(live: bool) -> str:
     return "live" if live else "stopped"
 
 
-def _times(path: Path) -> dict[str, _Time]:
+def _noted(path: Path) -> dict[str, list[_Time]]:
     """What is noted; nothing if the file is not there, or has something else in it."""
     try:
         said = json.loads(path.read_bytes())
-        found = {kind: _Time(float(s), int(kb)) for kind, (s, kb) in said.items()}
+        found = {
+            kind: [_Time(float(s), int(kb), float(when)) for s, kb, when in times]
+            for kind, times in said.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError, OverflowError):
         return {}
-    return {k: t for k, t in found.items() if math.isfinite(t.seconds) and t.memory_kb > 0}
+    return {
+        kind: [t for t in times if math.isfinite(t.seconds) and t.memory_kb > 0]
+        for kind, times in found.items()
+    }

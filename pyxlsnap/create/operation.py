@@ -28,6 +28,9 @@ from pyxlsnap.results import Plan, Progress, Snapshot
 
 log = logging.getLogger(__name__)
 
+#: no resume takes longer, unless the guest's QEMU does not answer
+_RESUME_S = 2.0
+
 
 def create(
     host: Host, request: CreateRequest, callbacks: Callbacks, cancel: Cancel | None = None
@@ -47,9 +50,17 @@ def create(
     with _planned(host, request, callbacks, cancel) as (plan, lock):
         snapshot = Creation(plan, callbacks, cancel, lock).run()
         if snapshot.seconds_suspended:
-            seconds = snapshot.seconds_suspended - snapshot.seconds["disk snapshots"]
-            remember(snapshot.uuid, snapshot.live, seconds, plan.examined.memory_kb)
+            remember(snapshot.uuid, snapshot.live, _memory_s(snapshot), plan.examined.memory_kb)
         return snapshot
+
+
+def _memory_s(snapshot: Snapshot) -> float:
+    """For how long the memory has suspended the guest.
+
+    Without the disks, and without a wait for a QEMU that did not answer: the next one may.
+    """
+    waited_s = max(0.0, snapshot.seconds["resume"] - _RESUME_S)
+    return snapshot.seconds_suspended - snapshot.seconds["disk snapshots"] - waited_s
 
 
 def preview(

@@ -62,6 +62,8 @@ class Examined:
     memory_kb: int
     #: for how long the memory is expected to suspend the domain, seconds
     memory_s: float
+    #: that time is one of its last snapshots, and not the default
+    measured: bool
     #: versions of the programs that save the domain, by name
     versions: dict[str, str]
 
@@ -129,7 +131,16 @@ class CreatePlan:
             way_out = "no shorter time is possible: allow more"
         raise Refused(
             f"{self.guest.name} is expected to be suspended for about "
-            f"{self.seconds_suspended:.1f} s, and max_downtime allows {max_downtime:g} s: {way_out}"
+            f"{self.seconds_suspended:.1f} s{self._measured()}, and max_downtime allows "
+            f"{max_downtime:g} s: {way_out}"
+        )
+
+    def _measured(self) -> str:
+        """Where the estimate comes from, if it may change by itself: a part of a sentence."""
+        if not self.examined.measured:
+            return ""
+        return (
+            f" (its last snapshots within a day needed {self.examined.memory_s:.1f} s for memory)"
         )
 
     def summary(self) -> Plan:
@@ -263,9 +274,10 @@ def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     versions = checks.versions(host) | ({"qemu": qemu} if qemu else {})
     memory_kb = guest.info().memory_kb
     memory_s = recalled(guest.uuid, live, memory_kb)
+    measured = memory_s is not None
     if memory_s is None:
         memory_s = _RESUME_S + (_LAST_PASS_S if live else memory_kb / _SAVED_KB_PER_S)
-    return Examined(config, state, targets, devices, memory_kb, memory_s, versions)
+    return Examined(config, state, targets, devices, memory_kb, memory_s, measured, versions)
 
 
 def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:

@@ -19,7 +19,8 @@ import pytest
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import files as snapshot_files
-from pyxlsnap.create import paused
+from pyxlsnap.create import last_time, paused
+from pyxlsnap.create import operation as create_operation
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.disks.undo import LeftOver
@@ -1109,6 +1110,30 @@ class TestADryRun:
         assert plan.seconds_suspended == pytest.approx(expected)
         other = operations.preview_create(world.host, "vm1", wanted, live=not live)
         assert other.seconds_suspended != pytest.approx(expected)
+
+    def test_a_refusal_by_the_last_snapshots_says_so(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A refused one measures nothing: what was slow once must not count for ever."""
+        case = Case(world, live=True)
+        last_time.remember(UUID, True, 9.0, case.guest.memory_kb)
+        with pytest.raises(Refused, match=r"9.0 s \(its last snapshots within a day needed 9.0 s"):
+            operations.create(world.host, "vm1", WANTED, live=True, max_downtime=1)
+        later = time.time() + 25 * 3600
+        monkeypatch.setattr(time, "time", lambda: later)
+        operations.create(world.host, "vm1", WANTED, live=True, max_downtime=1)
+
+    def test_a_wait_at_the_resume_is_not_expected_again(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(create_operation, "_RESUME_S", 0.1)
+        Case(world)
+        world.on_event = lambda event: time.sleep(0.6) if event == "resume" else None
+        done = operations.create(world.host, "vm1", WANTED, live=True)
+        assert done.seconds_suspended > 0.6
+        plan = operations.preview_create(world.host, "vm1", replace(WANTED, name="b"), live=True)
+        assert plan.seconds_suspended is not None
+        assert plan.seconds_suspended < 0.5
 
     def test_slow_disks_are_announced_with_a_quicker_way(
         self, world: World, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,6 @@
 """What is noted of a domain's last snapshot for the estimate of the next."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,25 @@ def test_each_kind_of_snapshot_has_its_own() -> None:
     assert (recalled(UUID, False, KB), recalled(UUID, True, KB)) == (8.0, 0.25)
 
 
-def test_the_last_one_counts() -> None:
-    for seconds in (8.0, 4.0):
-        remember(UUID, True, seconds, KB)
-    assert recalled(UUID, True, KB) == 4.0
+@pytest.mark.parametrize(
+    ("seconds", "middle"),
+    [([8.0, 4.0], 4.0), ([1.0, 9.0, 2.0], 2.0), ([9.0, 9.0, 1.0, 2.0, 9.0], 2.0)],
+)
+def test_the_middle_one_of_the_last_three_counts(seconds: list[float], middle: float) -> None:
+    """So one slow snapshot does not count for long."""
+    for one in seconds:
+        remember(UUID, True, one, KB)
+    assert recalled(UUID, True, KB) == middle
+
+
+@pytest.mark.parametrize("hours", [25, -25])
+def test_it_counts_for_a_day(hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    remember(UUID, True, 4.0, KB)
+    then = time.time() + hours * 3600
+    monkeypatch.setattr(time, "time", lambda: then)
+    assert recalled(UUID, True, KB) is None
+    remember(UUID, True, 5.0, KB)
+    assert recalled(UUID, True, KB) == 5.0
 
 
 def test_all_of_the_memory_of_a_suspended_domain_is_written() -> None:
@@ -51,7 +67,8 @@ def test_a_host_where_nothing_can_be_noted(noted: Path) -> None:
     "content",
     [
         *("", "{", "[]", "3", '{"live": 3}', '{"live": [1]}', '{"live": ["a", 2]}'),
-        *('{"live": [1, 0]}', '{"live": [NaN, 2]}', '{"live": [1, Infinity]}', '{"live": null}'),
+        *('{"live": [[1, 0, 9]]}', '{"live": [[NaN, 2, 9]]}', '{"live": [[1, Infinity, 9]]}'),
+        *('{"live": null}', '{"live": [[1, 2]]}', '{"live": [[1, 2, NaN]]}', '{"live": [3, 4]}'),
     ],
 )
 def test_what_says_nothing_is_as_no_file(noted: Path, content: str) -> None:
