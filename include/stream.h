@@ -8,6 +8,13 @@ enum {
     WRITER_FAILED  /* see writer_tell; the rest of the stream is discarded */
 };
 
+/* Why records of pages were written as they came. */
+enum {
+    ENDED_BY_RECORD,   /* another record came between them */
+    ENDED_BY_LIST,     /* the list of one of them is too long */
+    ENDED_BY_BEHIND    /* too many pages are behind */
+};
+
 struct writer_report {
     int error;             /* an errno, or 0 */
     const char *complaint; /* what is wrong with the stream, or NULL */
@@ -19,6 +26,7 @@ struct writer_report {
     uint64_t repeated;     /* pages that came again */
     uint64_t behind;       /* pages in records behind the others */
     uint64_t copied;       /* PAGE_DATA records that were written as they came */
+    int ended_how;         /* ENDED_BY_... */
     uint32_t ended_by;     /* type of the record after which the rest is written as it comes */
 };
 

@@ -68,10 +68,17 @@ static bool places__punch_range(struct places *p, const struct range *r)
     return places__fail(p, errno);
 }
 
-/* Add a page to the range, or punch the range and begin with the page, if it has become zero. */
+/* Whether nobody needs what is in the file for a page: it has become zero, or the guest has given it
+ * away since (its last entry has no data). */
+static bool is_needless(uint8_t page)
+{
+    return (page & PLACE) == ZEROS || ((page & PLACE) == DATA && !has_data(page & TYPE));
+}
+
+/* Add a page to the range, or punch the range and begin with the page, if it is needless. */
 static bool places__punch_page(struct places *p, struct range *r, uint8_t *page, uint64_t offset)
 {
-    if ((*page & PLACE) != ZEROS)
+    if (!is_needless(*page))
         return true;
     *page = (*page & ~PLACE) | HOLE;
     if (r->size && offset == r->offset + r->size) {
@@ -83,7 +90,7 @@ static bool places__punch_page(struct places *p, struct range *r, uint8_t *page,
     return done;
 }
 
-/* Make holes where pages were overwritten with zeros. */
+/* Make holes where pages were overwritten with zeros, or are needless. */
 static bool places_punch(struct places *p)
 {
     struct range r = { 0, 0 };

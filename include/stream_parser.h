@@ -22,10 +22,12 @@ struct writer {
     bool (*after_copy)(struct writer *);
     const char *complaint;
     bool header_due, done, failed, failure_told, image_seen;
+    bool pipe_large;
+    int ended_how;                 /* see writer_report */
     uint32_t ended_by;
     uint64_t copied, received, before_total;
     uint64_t copy_left;
-    uint64_t rate;                 /* bytes of the first pass to take in a second; 0: no limit */
+    uint64_t rate;                 /* see writer_limit; other threads change it */
     uint64_t due_ns;               /* when the next bytes are to be taken */
     char *before;                  /* what came before the first page */
     size_t before_size, before_room;
@@ -207,9 +209,10 @@ static bool writer__libxl_record(struct writer *w)
 }
 
 /* From now on everything is written as it comes. */
-static bool writer__end_order(struct writer *w, uint32_t type)
+static bool writer__end_order(struct writer *w, int how, uint32_t type)
 {
     w->phase = AFTER;
+    w->ended_how = how;
     w->ended_by = type;
     return writer__flush(w) && (places_finish(&w->places) || writer__fail(w, NULL));
 }
@@ -225,8 +228,9 @@ static bool writer__page_data(struct writer *w, uint32_t length)
         || w->entry_count > (length - RECORD_HEAD) / ENTRY)
         return writer__fail(w, "the length of a PAGE_DATA record is wrong");
     if (w->entry_count > ENTRIES_LIMIT || w->places.slot_count > BEHIND_LIMIT) {
+        bool list = w->entry_count > ENTRIES_LIMIT;
         w->copied++;
-        return writer__end_order(w, PAGE_DATA)
+        return writer__end_order(w, list ? ENDED_BY_LIST : ENDED_BY_BEHIND, PAGE_DATA)
                && writer__copy_record(w, length, writer__libxc_record);
     }
     if (!w->entries && !(w->entries = malloc(ENTRIES_LIMIT * ENTRY)))
@@ -253,7 +257,7 @@ static bool writer__libxc_record(struct writer *w)
     }
     if (w->phase == PAGES && type == PAGE_DATA)
         return writer__page_data(w, length);
-    if (w->phase == PAGES && !writer__end_order(w, type))
+    if (w->phase == PAGES && !writer__end_order(w, ENDED_BY_RECORD, type))
         return false;
     w->copied += type == PAGE_DATA;
     return writer__copy_record(w, length, type == LIBXC_END ? writer__libxl_record

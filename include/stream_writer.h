@@ -4,6 +4,8 @@
  * that is closed would kill libxl's helper. So after a failure the stream is read and discarded.
  */
 
+enum { MS = 1000000, LOOK_MS = 5, PIPE_SIZE = 1 << 20 };
+
 /* Work on what the buffer holds. Afterwards the buffer has room, unless the header is due. */
 static int writer__consume(struct writer *w)
 {
@@ -74,18 +76,17 @@ int writer_feed(struct writer *w, const char *data, size_t size, size_t *used)
     return found;
 }
 
-/* Only take so many bytes a second, as long as libxc sends all pages for the first time. In a live
- * save the guest runs then, for certain. What it changes meanwhile should come as soon as possible,
- * and at last the guest is suspended. */
+/* Only take so many bytes a second, until no more pages come; 0: no limit. Another thread may call
+ * this at any time: a limit must end when the guest is suspended, which the stream does not tell. */
 void writer_limit(struct writer *w, uint64_t bytes_per_second)
 {
-    w->rate = bytes_per_second;
+    __atomic_store_n(&w->rate, bytes_per_second, __ATOMIC_RELAXED);
 }
 
-static bool writer__limited(const struct writer *w)
+/* 0: no limit. */
+static uint64_t writer__rate(const struct writer *w)
 {
-    return w->rate && w->phase != AFTER && !w->places.repeated && !w->places.slot_count
-           && !w->failed;
+    return w->phase == AFTER || w->failed ? 0 : __atomic_load_n(&w->rate, __ATOMIC_RELAXED);
 }
 
 static uint64_t now_ns(void)
@@ -96,16 +97,33 @@ static uint64_t now_ns(void)
     return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
-/* Wait until bytes may be taken, or until no more will come. */
+/* Wait until bytes may be taken, or the limit has ended, or no more will come. */
 static void writer__wait(struct writer *w, size_t took, int stop_fd)
 {
     struct pollfd stop = { stop_fd, POLLIN, 0 };
-    uint64_t now = now_ns();
+    uint64_t now = now_ns(), rate = writer__rate(w);
 
-    w->due_ns = (w->due_ns > now ? w->due_ns : now) + took * 1000000000ull / w->rate;
+    if (!rate)
+        return;
+    w->due_ns = (w->due_ns > now ? w->due_ns : now) + took * 1000000000ull / rate;
     /* (A millisecond is saved up, because poll() cannot wait for less.) */
-    if (w->due_ns - now >= 1000000)
-        poll(&stop, 1, (w->due_ns - now) / 1000000);
+    while (w->due_ns >= now + MS && writer__rate(w)) {
+        uint64_t wait = (w->due_ns - now) / MS;
+        if (poll(&stop, 1, wait < LOOK_MS ? wait : LOOK_MS) > 0)
+            return;
+        now = now_ns();
+    }
+}
+
+/* Let libxl and this thread wait for each other less often; not while there is a limit, because what
+ * is in the pipe when the guest is suspended was not taken before. (The user may have too many
+ * pipes: a small one is only slower.) */
+static void writer__enlarge(struct writer *w, int pipe_fd)
+{
+    if (w->pipe_large || writer__rate(w))
+        return;
+    w->pipe_large = true;
+    fcntl(pipe_fd, F_SETPIPE_SZ, PIPE_SIZE);
 }
 
 /* Read the stream from a pipe that does not block, up to the first result other than WRITER_MORE.
@@ -127,8 +145,8 @@ int writer_run(struct writer *w, int pipe_fd, int stop_fd)
         ssize_t n = read(pipe_fd, to, room);
         if (n > 0) {
             writer__took(w, n);
-            if (writer__limited(w))
-                writer__wait(w, n, stop_fd);
+            writer__wait(w, n, stop_fd);
+            writer__enlarge(w, pipe_fd);
         } else if (!n || (stopping && errno == EAGAIN)) {
             return w->failed ? WRITER_FAILED : WRITER_CUT;
         } else if (errno == EAGAIN) {
@@ -172,7 +190,8 @@ void writer_abandon(struct writer *w)
     w->next = writer__discard;
 }
 
-/* After WRITER_DONE: make holes of the pages that were overwritten with zeros. Returns 0, or an
+/* After WRITER_DONE: make holes of pages that were overwritten with zeros, and of those that the guest
+ * has given away. Returns 0, or an
  * errno; the file is as good either way. */
 int writer_punch(struct writer *w)
 {
@@ -195,6 +214,7 @@ void writer_tell(const struct writer *w, struct writer_report *report)
         .repeated = w->places.repeated,
         .behind = w->places.slot_count,
         .copied = w->copied,
+        .ended_how = w->ended_how,
         .ended_by = w->ended_by,
     };
 }

@@ -65,8 +65,8 @@ def create_snapshot(
     :param live: let the domain run while its memory is written.
     :param max_downtime: seconds; refuse if a longer suspension is expected. ``None``: no limit.
     :param max_rate: MiB a second, at least 1; with ``live``: write the memory no faster while the
-        domain runs, so that other guests can use the disk. ``None``: no limit. What the domain
-        changes meanwhile is written without a limit.
+        domain runs, so that other guests can use the disk. ``None``: no limit. A low limit gives
+        the domain more time to change memory that is then written while it is suspended.
     :param monitor: :func:`start_monitor` if xl's own exits at the suspend, before Xen 4.20.
     :param hooks: functions to call before the suspend and after the resume.
     :param on_progress: called on the calling thread. An exception from it cancels the operation and

@@ -84,39 +84,49 @@ class Noticed:
 
 
 @contextmanager
-def noticing_end(guest: Guest, noticed: Noticed) -> Iterator[None]:
+def noticing_end(
+    guest: Guest, noticed: Noticed, over: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Abort the call of libxl that runs inside, if the guest ends by itself meanwhile.
 
     libxl waits up to a minute for a guest that will never answer its suspend request. A suspended
     guest cannot end by itself, so the watch ends at the suspend: the window need not wait for it.
+
+    :param over: called when the watch ends, on another thread. (libxl's own report of the suspend
+        may come late, or be lost.)
     """
-    over = threading.Event()
-    watch = threading.Thread(
-        target=_watch, args=(guest, over, noticed), name="pyxlsnap-end", daemon=True
-    )
+    left = threading.Event()
+
+    def run() -> None:
+        try:
+            _watch(guest, left, noticed)
+        finally:
+            over()
+
+    watch = threading.Thread(target=run, name="pyxlsnap-end", daemon=True)
     watch.start()
     try:
         yield
     finally:
-        over.set()
+        left.set()
         watch.join()
 
 
-def _watch(guest: Guest, over: threading.Event, noticed: Noticed) -> None:
+def _watch(guest: Guest, left: threading.Event, noticed: Noticed) -> None:
     try:
         with guest.on_its_own() as own:
-            noticed.reason = _end(own, over)
+            noticed.reason = _end(own, left)
         if noticed.reason is None:
             return
-        while not over.wait(_POLL_S) and not guest.abort():
+        while not left.wait(_POLL_S) and not guest.abort():
             pass
     except PyxlsnapError as e:  # libxl's own limits hold
         log.warning("it is not noticed if %s ends by itself: %s", guest, e)
 
 
-def _end(guest: Guest, over: threading.Event) -> str | None:
-    """Why a guest ends by itself before it is suspended, and before ``over`` is set."""
-    while not over.wait(_POLL_S):
+def _end(guest: Guest, left: threading.Event) -> str | None:
+    """Why a guest ends by itself before it is suspended, and before ``left`` is set."""
+    while not left.wait(_POLL_S):
         if (reason := how_ended(guest)) is not None:
             return reason
         if _is_suspended(guest):

@@ -67,6 +67,11 @@ class SnapshotFiles:
         self._receiver = Receiver(self._writer, abort, check)
         return self._receiver
 
+    def lift_limit(self) -> None:
+        """Write as fast as possible from now on (``max_rate``). Any thread may call this."""
+        if self._writer:
+            self._writer.lift_limit()
+
     @property
     def warnings(self) -> list[str]:
         """What is to be said of the memory file, whose stream is complete."""

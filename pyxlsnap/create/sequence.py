@@ -119,8 +119,9 @@ class Creation:
         )
 
     def _suspending(self, progress: Progress) -> None:
-        """Pass progress on, and note the time when libxl reports that the guest is suspended."""
+        """Pass progress on; libxl may report that the guest is suspended: it waits for us now."""
         if progress.phase == "domain now suspended":
+            self._files.lift_limit()
             self._suspended_at = time.monotonic()
         self._callbacks.on_progress(progress)
 
@@ -148,7 +149,7 @@ class Creation:
         self._window.begin(self._cancel.check)
         checks.notice_change(self._guest, paused=self._plan.paused)
         unpauser = self._unpauser if self._plan.paused else nullcontext()
-        end = the_end.noticing_end(self._guest, self._noticed)
+        end = the_end.noticing_end(self._guest, self._noticed, over=self._files.lift_limit)
         receiver = self._files.receiver(self._guest.abort, self._cancel.check)
         with receiver, unpauser, end, self._cancel.armed(self._guest.abort):
             self._suspend_began = True

@@ -13,6 +13,9 @@ class _Lib:
     WRITER_DONE: int
     WRITER_CUT: int
     WRITER_FAILED: int
+    ENDED_BY_RECORD: int
+    ENDED_BY_LIST: int
+    ENDED_BY_BEHIND: int
     def writer_new(self, fd: int) -> _CData: ...
     def writer_free(self, w: _CData) -> None: ...
     def writer_feed(self, w: _CData, data: _CData, size: int, used: _CData) -> int: ...

@@ -11,7 +11,6 @@ keeps the descriptors that it uses, until it ends.
 """
 
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.05
 _CHECK_S = 0.2
-#: bytes that the pipe can hold: the more, the less often libxl and the thread wait for each other
-_PIPE_SIZE = 1 << 20
 
 
 class Receiver:
@@ -74,9 +71,6 @@ class Receiver:
                 code = e.errno or errno.EMFILE
                 raise OSError(code, os.strerror(code), "the pipe for libxl's stream") from e
             os.set_blocking(self._read, False)
-            # (What is in the pipe when libxl suspends the guest must be taken at the rate.)
-            if not self._writer.max_rate:
-                self._enlarge_pipe()
             self._thread.start()
             undo.pop_all()
         return self
@@ -111,12 +105,6 @@ class Receiver:
         if self._thread.ident:
             self._thread.join(within_s)
         return not self._thread.is_alive()
-
-    def _enlarge_pipe(self) -> None:
-        try:
-            fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        except OSError as e:  # the user has many pipes: a small one is only slower
-            log.debug("the pipe stays small: %s", e)
 
     def _leave(self) -> None:
         with self._lock:

@@ -50,7 +50,9 @@ class Written:
     behind: int
     #: records of pages that are in the file as they came
     copied: int
-    #: type of the libxc record after which records were copied as they came
+    #: why records were copied as they came: ``ENDED_BY_...`` of ``include/stream.h``
+    ended_how: int
+    #: type of the libxc record after which they were
     ended_by: int
 
     @property
@@ -58,9 +60,14 @@ class Written:
         """Why the file is larger than it could be, in a sentence."""
         if not self.copied:
             return None
+        why = {
+            C.ENDED_BY_RECORD: f"a record of type 0x{self.ended_by:x} came between the pages",
+            C.ENDED_BY_LIST: "one of them lists too many pages",
+            C.ENDED_BY_BEHIND: "too many pages came late",
+        }[self.ended_how]
         return (
             f"the memory file is larger than necessary: {self.copied} of its records are as libxl "
-            f"wrote them, because a record of type 0x{self.ended_by:x} came between the pages"
+            f"wrote them, because {why}"
         )
 
 
@@ -74,15 +81,13 @@ class StreamWriter:
     :param fd: a new, empty file, open for writing. It stays open.
     :param write_header: called once, when the first page comes.
     :param path: the file's name, for messages.
-    :param max_rate: bytes of the stream to take in a second, as long as all pages come for the
-        first time. Only for a live save: the guest runs then. 0: no limit.
+    :param max_rate: bytes of the stream to take in a second until :meth:`lift_limit`, for a live
+        save. 0: no limit.
     """
 
     def __init__(self, fd: int, write_header: WriteHeader, path: str, *, max_rate: int = 0) -> None:
         self._write_header = write_header
         self._path = path
-        #: as given
-        self.max_rate = max_rate
         self._c = ffi.gc(C.writer_new(fd), C.writer_free)
         if self._c == ffi.NULL:
             raise MemoryError
@@ -127,8 +132,17 @@ class StreamWriter:
                 self._check(found)
                 return True
 
+    def lift_limit(self) -> None:
+        """Take the stream as fast as it comes from now on. Any thread may call this.
+
+        A guest that is suspended waits for its last pages.
+        """
+        C.writer_limit(self._c, 0)
+
     def punch(self) -> None:
-        """Make holes of the pages that were overwritten with zeros. To be called after the END.
+        """Make holes of pages that are needless in the file. To be called after the END.
+
+        They were overwritten with zeros, or the guest has given them away since they were written.
 
         This can take long: the system first writes out what is there. It is left out where the
         filesystem has no holes: the file is right without.
@@ -148,6 +162,7 @@ class StreamWriter:
             repeated=report.repeated,
             behind=report.behind,
             copied=report.copied,
+            ended_how=report.ended_how,
             ended_by=report.ended_by,
         )
 

@@ -1193,6 +1193,27 @@ def test_a_live_snapshot_is_written_no_faster_than_asked(world: World) -> None:
     assert time.monotonic() - begun > 4 / 8 * 0.7
 
 
+@pytest.mark.parametrize("reported", [False, True])
+def test_no_limit_holds_while_the_guest_is_suspended(world: World, reported: bool) -> None:
+    """Whether libxl's report of the suspend comes or is lost."""
+    case = Case(world, live=True)
+
+    def suspend() -> None:
+        case.guest.suspended = True
+        if reported:
+            creation._suspending(Progress("domain now suspended"))
+
+    case.guest.stream = written.stream_of(False, written.in_order(3000))
+    case.guest.while_suspending = suspend
+    plan = replace(case.plan, request=replace(case.plan.request, max_rate=4))
+    creation = Creation(plan, cancel=case.cancel)
+    begun = time.monotonic()
+    creation.run()
+    took = time.monotonic() - begun
+    first_half_s = 6 / 4
+    assert first_half_s * 0.7 < took < 2 * first_half_s * 0.7
+
+
 @pytest.mark.parametrize("verb", ["resume", "undo xvda"])
 def test_a_second_ctrl_c_does_not_stop_the_undo(world: World, verb: str) -> None:
     case = Case(world)

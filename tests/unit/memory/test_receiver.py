@@ -1,6 +1,7 @@
 """The stream through the pipe: libxl is aborted after a failure of ours, and never waits for us."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import threading
@@ -240,17 +241,37 @@ def test_nothing_is_left_if_it_cannot_begin(fails: str, monkeypatch: pytest.Monk
     assert fails == "start" or caught.value.filename == "the pipe for libxl's stream"
 
 
-def test_a_rate_slows_down_the_first_pass_only() -> None:
-    """At the end of a live save the guest is suspended: nothing may wait then."""
-    first, rate = in_order(256), 2 * MIB
+def test_a_rate_holds_in_all_passes_until_the_guest_is_suspended() -> None:
+    """Nothing may wait then, and the pipe may hold more."""
+    rate = 8 * MIB
     again = page_record((n, 0, 7) for n in range(256))
-    begun = time.monotonic()
+    stream = stream_of(False, [*in_order(256), *[again] * 130])
+    half = 3 * MIB
     with writing(max_rate=rate) as (writer, _), Receiver(writer, lambda: True) as receiver:
-        write_all(receiver.fileno(), stream_of(False, [*first, *[again] * 120]))
-    took = time.monotonic() - begun
-    assert writer.written.repeated == 120 * 256
-    assert sum(map(len, first)) / rate * 0.7 < took
-    assert took < writer.written.received / rate / 2
+        fd = receiver.fileno()
+        begun = time.monotonic()
+        write_all(fd, stream[:half])
+        limited_s = time.monotonic() - begun
+        assert fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < 1 << 20
+        writer.lift_limit()
+        begun = time.monotonic()
+        write_all(fd, stream[half:])
+        freed_s = time.monotonic() - begun
+        assert fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) == 1 << 20
+    assert writer.written.repeated == 130 * 256
+    assert half / rate * 0.7 < limited_s
+    assert freed_s < (len(stream) - half) / rate / 4
+
+
+def test_a_limit_that_ends_lets_nothing_wait() -> None:
+    """What the writer has just taken would let it wait for a minute."""
+    with writing(max_rate=1000) as (writer, _), Receiver(writer, lambda: True) as receiver:
+        write_all(receiver.fileno(), STREAM[:60_000])
+        time.sleep(0.1)
+        begun = time.monotonic()
+        writer.lift_limit()
+        write_all(receiver.fileno(), STREAM[60_000:])
+    assert time.monotonic() - begun < 5
 
 
 def test_a_slow_receiver_ends_when_no_more_comes() -> None:

@@ -78,20 +78,23 @@ def test_each_page_is_there_once_and_aligned(case: Case) -> None:
 
 
 @given(cases())
-def test_pages_that_are_zero_are_holes(case: Case) -> None:
+def test_pages_that_are_zero_or_given_away_are_holes(case: Case) -> None:
+    last = {pfn: kind for records in case.passes for r in records for pfn, kind, _ in r}
     with writing() as (writer, file):
         assert writer.feed(case.stream)
-        before = content(file)
+        wanted = bytearray(content(file))
         writer.punch()
-        assert content(file) == before
         empty = holes(file)
         zeros = 0
         for record in restored_file(file).records:
-            pages = range(record.data_offset, len(before), PAGE)
-            for at, _ in zip(pages, record.with_data, strict=False):
-                zero = before[at : at + PAGE] == ZERO
+            pages = range(record.data_offset, len(wanted), PAGE)
+            for at, pfn in zip(pages, record.with_data, strict=False):
+                if last[pfn] not in WITH_DATA:
+                    wanted[at : at + PAGE] = ZERO
+                zero = wanted[at : at + PAGE] == ZERO
                 zeros += zero
                 assert (at in empty) == zero
+        assert content(file) == wanted
         assert writer.written.holes == zeros
 
 
@@ -177,6 +180,24 @@ def test_a_record_with_too_many_entries_ends_the_order() -> None:
         assert writer.feed(stream)
         assert restored_file(out).memory == restored(stream).memory
         assert writer.written.copied == 2
+        assert "one of them lists too many pages" in str(writer.written.warning)
+
+
+def test_too_many_pages_behind_end_the_order() -> None:
+    """The memory that the writer uses for them has a limit."""
+    blocks, limit = 514, 1 << 19
+    first = page_record((n * 1024 + 1023, 0, 1) for n in range(blocks))
+    pfns = [n for n in range(blocks * 1024) if n % 1024 != 1023]
+    late = (
+        page_record((n, 0, 0) for n in pfns[at : at + 1023]) for at in range(0, len(pfns), 1023)
+    )
+    head, *_, end = stream_of(False, [first]).partition(first)
+    with writing() as (writer, _):
+        assert not any(map(writer.feed, [head, first, *late]))
+        assert writer.feed(page_record([(3, 0, 8)]) + end)
+        assert limit < writer.written.behind < limit + 1024
+        assert writer.written.copied
+        assert "too many pages came late" in str(writer.written.warning)
 
 
 @given(cases(), st.data())
