@@ -37,14 +37,15 @@ def feasibility(
     if reasons := _reason(lambda: checks.run_state(guest)):  # other checks need a running domain
         return Feasibility(guest.name, guest.uuid, tuple(reasons), ())
     config = guest.config()
+    need_kb = checks.memory_file_kb(guest.info().memory_kb, config)
     disks = [disk for disk in config.disks if not disk.left_out]
     reasons = [
         *_reason(Journal(guest.uuid).refuse_unfinished),
         *_reason(lambda: checks.refuse_config(config, guest)),
         *_reason(lambda: refuse_unsaved_devices(guest, config)),
         *_reason(lambda: checks.refuse_shared(host, guest, disks)),
-        *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb, Room().claim)),
-        *_disk_reasons(guest, disks, cancel),
+        *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, need_kb, Room().claim)),
+        *_disk_reasons(guest, disks, need_kb, cancel),
         *_reason(lambda: wait_until_steady(guest, vcpus=config.vcpus, check=cancel.check)),
     ]
     live_reasons = _reason(lambda: checks.refuse_live(host, config, guest))
@@ -62,24 +63,26 @@ def _reason(check: Callable[[], object]) -> list[str]:
     return []
 
 
-def _disk_reasons(guest: Guest, disks: list[Disk], cancel: Cancel) -> list[str]:
+def _disk_reasons(guest: Guest, disks: list[Disk], need_kb: int, cancel: Cancel) -> list[str]:
     """Check all disks together, because they may share space.
 
     If the check fails, check each disk alone, to find every reason.
+
+    :param need_kb: for the memory file.
     """
-    together = _reason(lambda: _check_create(guest, disks, cancel))
+    together = _reason(lambda: _check_create(guest, disks, need_kb, cancel))
     if not together:
         return []
-    alone = [_reason(partial(_check_create, guest, [disk], cancel)) for disk in disks]
+    alone = [_reason(partial(_check_create, guest, [disk], need_kb, cancel)) for disk in disks]
     return [reason for reasons in alone for reason in reasons] or together
 
 
 @refusing_os_errors()
-def _check_create(guest: Guest, disks: list[Disk], cancel: Cancel) -> None:
+def _check_create(guest: Guest, disks: list[Disk], need_kb: int, cancel: Cancel) -> None:
     name = generated_name(time.time())
     claim = Room().claim
     with suppress(Refused):  # too little for the memory file is a reason of its own
-        checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb, claim)
+        checks.refuse_full(paths.SNAPSHOTS, need_kb, claim)
     task = DiskTask(name, asked=False, check=cancel.check, claim=claim)
     found = strategies([(disk, default_request(disk, name)) for disk in disks], task)
     try:

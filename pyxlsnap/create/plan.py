@@ -195,7 +195,8 @@ def make_plan(
     warnings += changeable_place(places.memory.parent)
     task = _task(name, guest, request, examined)
     task = replace(task, check=cancel.check, waiting=waiting, warn=warnings.append)
-    checks.refuse_full(places.memory.parent, examined.memory_kb, task.claim)
+    need_kb = checks.memory_file_kb(examined.memory_kb, examined.config)
+    checks.refuse_full(places.memory.parent, need_kb, task.claim)
     found = strategies(chosen, task)
     plan = CreatePlan(
         request=request,

@@ -24,8 +24,9 @@ from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
 
 _SLACK_KB = 64 * 1024
-#: the lists of pages in a memory file take less than one part in so many of the memory
-_LISTS = 256
+#: the lists of pages in a memory file take one part in so many of the guest's maximum memory at
+#: most: those of an HVM guest one in 341; those behind the others one in 510, if all pages are there
+_LISTS = 200
 
 # Keys of libxl's JSON that list devices whose state a memory file cannot hold.
 _DEVICES = {
@@ -225,10 +226,23 @@ def refuse_rivals(guest: Guest | None, disks: Sequence[Disk], reverted: Sequence
     rivals.refuse_rivals(disks, reverted, domid, device_model)
 
 
-def refuse_full(directory: Path, memory_kb: int, claim: Claim) -> None:
+def memory_file_kb(memory_kb: int, config: DomainConfig) -> int:
+    """The largest possible size of a memory file, KiB.
+
+    Pages of zeros will take no space, but how many there are is not known beforehand. A list is for
+    all pages that the guest can have in 4 MiB, also if a balloon has taken most of them.
+
+    :param memory_kb: the memory that the guest has now.
+    """
+    said = config.section("b_info").get("max_memkb")
+    most_kb = max(memory_kb, said if isinstance(said, int) else 0)
+    return memory_kb + most_kb // _LISTS + _SLACK_KB
+
+
+def refuse_full(directory: Path, need_kb: int, claim: Claim) -> None:
     """Refuse a directory without space for the memory file, and claim that space.
 
-    Pages of zeros will take no space, but how many there are is not known beforehand.
+    :param need_kb: see :func:`memory_file_kb`.
     """
     while not os.path.lexists(directory):
         directory = directory.parent
@@ -238,7 +252,6 @@ def refuse_full(directory: Path, memory_kb: int, claim: Claim) -> None:
         read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
         why = "its filesystem is mounted read-only" if read_only else "permission denied"
         raise Refused(f"cannot write in {directory} ({why}): name another place with memory_path")
-    need_kb = memory_kb + memory_kb // _LISTS + _SLACK_KB
     free_kb = claim("memory file", directory, need_kb * 1024) // 1024
     if free_kb < need_kb:
         raise Refused(

@@ -17,6 +17,7 @@ from tests.unit.support.errors import refusal
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.values import GIB_KB, OTHER_UUID, UUID
 from tests.unit.support.world import World
+from tests.unit.support.written import page_record, stream_of, writing
 
 
 @pytest.fixture
@@ -200,6 +201,22 @@ class TestSpace:
         fs = os.statvfs(tmp_path)
         free_kb = fs.f_bavail * fs.f_frsize // 1024
         refusal(lambda: checks.refuse_full(tmp_path, free_kb + 1024, Room().claim))
+
+    @pytest.mark.parametrize("pv", [False, True])
+    def test_lists_go_with_the_pages_that_a_guest_can_have(self, pv: bool) -> None:
+        """A balloon has left one page in each 4 MiB (PV: in each 510 pages)."""
+        blocks, pages = 200, 510 if pv else 1024
+        most_kb, memory_kb = blocks * pages * 4, blocks * 4
+        stream = stream_of(pv, [page_record((n * pages, 0, 1) for n in range(blocks))])
+        build = {"max_memkb": most_kb}
+        config = DomainConfig.parse(json.dumps({**config_of().values, "b_info": build}))
+        with writing() as (writer, _):
+            assert writer.feed(stream)
+            bound_kb = checks.memory_file_kb(memory_kb, config) - (64 << 10)
+            size_kb = (
+                writer.written.size // 1024 - 1024
+            )  # without the header, which is in the slack
+            assert memory_kb + memory_kb // 200 < size_kb < bound_kb
 
     def test_a_directory_that_cannot_be_written(self) -> None:
         says = refusal(lambda: checks.refuse_full(Path("/proc/sys"), 1, Room().claim))
