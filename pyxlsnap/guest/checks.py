@@ -25,7 +25,7 @@ from pyxlsnap.version import VERSION
 
 _SLACK_KB = 64 * 1024
 #: the lists of pages in a memory file take one part in so many of the guest's maximum memory at
-#: most: those of an HVM guest one in 341; those behind the others one in 510, if all pages are there
+#: most: those of an HVM guest one in 341; those behind them, if all pages are there, one in 510
 _LISTS = 200
 
 # Keys of libxl's JSON that list devices whose state a memory file cannot hold.

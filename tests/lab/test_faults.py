@@ -6,6 +6,8 @@ to the snapshot; where nobody is left, ``snapshot-recover`` does.
 """
 
 import shlex
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -196,12 +198,45 @@ def test_revert(lab: Lab, stages: Stages, cell: Cell) -> None:
 
 def records_changes(guest: Guest) -> bool:
     """Whether Xen records which pages of the guest change, as it does in a live save."""
+    guest.dom0.run(["xl", "dmesg", "-c"])
     guest.dom0.run(["xl", "debug-keys", "q"])
     told = guest.dom0.run(["xl", "dmesg"]).out
-    about = told.rpartition(f"General information for domain {guest.domid()}:")[2]
-    (modes,) = [line for line in about.splitlines() if "paging assistance:" in line][:1]
+    (about,) = [
+        part
+        for part in told.split("General information for domain ")
+        if part.startswith(f"{guest.domid()}:")
+    ]
+    modes, *_ = [line for line in about.splitlines() if "paging assistance:" in line]
     assert "hap" in modes, modes
     return "log_dirty" in modes
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["pvh", "hvm"])
+def test_after_a_cancelled_live_snapshot_nothing_is_recorded(
+    lab: Lab, stages: Stages, kind: str
+) -> None:
+    """And while it runs something is: else the look would not tell.
+
+    QEMU does not tell whether it records. What it is told in the undo must not end it.
+    """
+    stage = stages.get(lab, kind)
+    guest = stage.guest
+    before = Before.of(guest)
+    command = f"exec pyxlsnap snapshot-create {guest.name} --name {CUT} --live --max-rate 1"
+    with guest.dom0.start(command) as running:
+        end = time.monotonic() + 60
+        while not (recorded := records_changes(guest)) and time.monotonic() < end:
+            time.sleep(0.5)
+        assert running.running
+        running.kill(signal.SIGTERM)
+        done = running.wait()
+    assert recorded
+    assert done.rc == 143, done
+    assert "may go on recording" not in done.err
+    assert not records_changes(guest)
+    stage.assert_clean()
+    unchanged(guest, before)
 
 
 def forward_status(cell: Cell) -> int:

@@ -213,9 +213,7 @@ class TestSpace:
         with writing() as (writer, _):
             assert writer.feed(stream)
             bound_kb = checks.memory_file_kb(memory_kb, config) - (64 << 10)
-            size_kb = (
-                writer.written.size // 1024 - 1024
-            )  # without the header, which is in the slack
+            size_kb = writer.written.size // 1024 - 1024  # (the slack has room for the header)
             assert memory_kb + memory_kb // 200 < size_kb < bound_kb
 
     def test_a_directory_that_cannot_be_written(self) -> None:
