@@ -15,6 +15,8 @@ from pyxlsnap import paths
 from pyxlsnap.linux.stalled import Mounts, mount_of, served_mounts, stat_within
 from pyxlsnap.text import readable
 
+#: SIGKILL in a set of signals
+_KILL = 1 << signal.SIGKILL - 1
 _FLAGS = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)
 
 
@@ -121,6 +123,24 @@ class Process:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def is_killed(pid: int) -> bool:
+    """Whether a process was killed, and is only kept by threads that the kernel cannot end yet.
+
+    Such a thread waits for storage that does not answer. It does nothing else any more.
+    """
+    tasks = paths.PROC / f"{pid}/task"
+    threads = _listed(str(tasks))
+    return bool(threads) and all(_is_killed(tasks / thread / "status") for thread in threads)
+
+
+def _is_killed(status: Path) -> bool:
+    try:
+        said = dict(line.split(":", 1) for line in status.read_text(errors="replace").splitlines())
+    except OSError:
+        return True  # it has ended
+    return said["State"].split()[0] in "ZX" or bool(int(said["SigPnd"], 16) & _KILL)
 
 
 def holders(path: Path) -> list[int]:

@@ -14,13 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyxlsnap.linux.locks import unlock
-from pyxlsnap.linux.processes import Process, how_ended
+from pyxlsnap.linux.processes import Process, how_ended, is_killed
 from pyxlsnap.monitor import launch
 from pyxlsnap.monitor.process import watch_in_a_copy
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.xen.callbacks import close_in_children
 
 _EXIT_S = 10.0
+_LOOK_S = 2.0
+_STUCK = "was killed, and is still there, because its storage does not answer"
 
 
 class SupervisorLink:
@@ -95,7 +97,7 @@ def _wait_for(pid: int, channel: Channel) -> Death | None:
     locks: list[str] = []
     answered = False
     with Process(pid) as process:
-        while not answered and (message := _next(channel, process)):
+        while not answered and (message := _next(channel, process, pid)):
             answered = "answered" in message
             locks += [message["lock"]] if "lock" in message else []
             if "watch" in message:
@@ -103,10 +105,18 @@ def _wait_for(pid: int, channel: Channel) -> Death | None:
         if answered and not process.ended(within_s=_EXIT_S):
             os.kill(pid, signal.SIGKILL)  # it hangs while it closes libxl
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        how = _reap(process, pid)
     for fd in channel.fds:
         unlock(fd)
-    return None if answered else Death(how_ended(status), tuple(locks))
+    return None if answered else Death(how, tuple(locks))
+
+
+def _reap(process: Process, pid: int) -> str:
+    """How the child has ended, or was killed: it may be kept by a thread in the kernel."""
+    while not process.ended(within_s=_LOOK_S):
+        if is_killed(pid):
+            return _STUCK
+    return how_ended(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 def _start_watch(uuid: str, writer: int) -> None:
@@ -118,14 +128,19 @@ def _start_watch(uuid: str, writer: int) -> None:
         os.close(writer)
 
 
-def _next(channel: Channel, process: Process) -> dict[str, str] | None:
+def _next(channel: Channel, process: Process, pid: int) -> dict[str, str] | None:
     """The child's next message; ``None`` when the child has ended and all messages have come.
+
+    A child that was killed, and is kept by a thread in the kernel, counts as ended.
 
     The end of the channel would come too late: children that libxl forks have copies of it.
     """
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(process, select.POLLIN)
-    if channel.pending or channel.fileno() in dict(poll.poll()):
-        return channel.receive()
-    return None
+    found: dict[int, int] = {}
+    while not (channel.pending or found):
+        found = dict(poll.poll(_LOOK_S * 1000))
+        if not found and is_killed(pid):
+            return None
+    return channel.receive() if channel.pending or channel.fileno() in found else None
