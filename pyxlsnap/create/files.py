@@ -27,8 +27,8 @@ from pyxlsnap.memory.writer import StreamWriter
 _MIB = 1 << 20
 #: MiB a second that no disk reaches
 _NO_LIMIT = 1 << 30
-#: seconds for the storage of the memory file to answer, in the undo
-_ANSWER_S = 10.0
+#: seconds for the storage of the memory file, in the undo (to remove a big file takes some time)
+_ANSWER_S = 60.0
 
 
 class SnapshotFiles:

@@ -19,6 +19,7 @@ from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import CreateEntry, Journal, boot_id, way_back_command
 from pyxlsnap.linux.files import remove_directories
+from pyxlsnap.linux.stalled import answer_within, stat_within
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.monitor.steady import is_steady_on
 from pyxlsnap.recovery import kept
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # A guest that has rebooted is started again within seconds.
 _STARTING_S, _STARTING_POLL_S = 60.0, 0.1
+# A big file takes some time.
+_REMOVED_S = 60.0
 
 Adopted = Sequence[tuple[DiskStrategy, Exception | None]]
 
@@ -70,6 +73,7 @@ def undo_create(
         done += [paused_again(entry.domain, ran_s, "at most ")] if ran_s else []
         if resumed:
             entry = _without_way_back(entry)
+        _notice_silent(entry, done)
         whole = kept.is_whole(entry)
         if entry.way_back and not whole:
             raise kept.out_of_reach(entry)
@@ -99,13 +103,33 @@ def _remove_all_files(
     """
     stays = [f"the memory of {entry.domain} stays: see {entry.cfgfile}"] if keep else []
     ours = [] if keep else kept.published(entry)
-    files = _remove_files([*entry.temporary, *ours], entry.directories)
-    removed = [*files.done, *remove_directories([Path(d) for d in entry.directories])]
+    names = [*entry.temporary, *ours]
+    files = answer_within(lambda: _remove_all(names, entry.directories), within_s=_REMOVED_S)
+    if files is None:
+        raise _silent(entry, [*done, *disks.done], "does not let a file be removed")
+    removed = files.done
     done = [*done, *disks.done, *stays, *removed]
     if left := disks.left + files.left:
         raise _left_over(entry, done, [*left, *disks.leftovers])
     as_before = not (keep or disks.leftovers)
     return Recovered((*done, *disks.leftovers), rolled_back=as_before, seconds_unpaused=ran_s)
+
+
+def _notice_silent(entry: CreateEntry, done: Sequence[str]) -> None:
+    """:raises NeedsAttention: the storage of the memory file does not answer; the guest runs."""
+    try:
+        stat_within(Path(entry.memory_path).parent)
+    except TimeoutError:
+        raise _silent(entry, done, "does not answer") from None
+    except OSError:
+        pass  # what is missing is told by file
+
+
+def _silent(entry: CreateEntry, done: Sequence[str], how: str) -> NeedsAttention:
+    """Make (not raise) the error for storage that stalls: another recovery does the rest."""
+    what = f"the storage of {entry.memory_path} {how}: files and disk snapshots may be left there"
+    finish = f"pyxlsnap snapshot-recover {entry.uuid}"
+    return NeedsAttention(what, step="recover", undone=done, left=[what], finish=finish)
 
 
 def _wait_until_started(host: Host, entry: CreateEntry) -> Callable[[], bool]:
@@ -180,6 +204,13 @@ def _with_hindrance(why: str, hindrance: Exception | None) -> str:
     """Why an undo failed, first of all: QEMU may have answered since the adoption failed."""
     at_first = str(hindrance) or type(hindrance).__name__ if hindrance else why
     return why if at_first == why else f"{why} (when the recovery began: {at_first})"
+
+
+def _remove_all(names: Sequence[str], made: Sequence[str]) -> _Outcome:
+    """Remove files, and the directories that the create was to make."""
+    files = _remove_files(names, made)
+    files.done.extend(remove_directories([Path(d) for d in made]))
+    return files
 
 
 def _remove_files(names: Sequence[str], made: Sequence[str]) -> _Outcome:

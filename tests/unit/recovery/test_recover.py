@@ -30,6 +30,7 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.journal import CreateEntry, Entry, Journal, RevertEntry
+from pyxlsnap.linux import stalled
 from pyxlsnap.linux.locks import MONITOR, OPERATION, DomainLock
 from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.monitor import steady
@@ -117,6 +118,30 @@ def test_the_qemu_of_an_hvm_guest_records_no_more(
     with recording(killed.guest.domid) as qemu:
         recover(world)
     assert qemu.records == (step == CREATE[-1])
+
+
+@pytest.mark.parametrize("stalls", ["stat", "rmdir"])
+def test_storage_that_stalls_is_left_to_another_recovery(
+    world: World, stalls: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Killed(world, "suspend")
+    goes_on = threading.Event()
+    real = getattr(os, stalls)
+
+    def stalling(path: Any, *more: Any, **options: Any) -> Any:
+        if str(path) == str(killed.plan.memory_path.parent):
+            goes_on.wait(20)
+        return real(path, *more, **options)
+
+    monkeypatch.setattr(os, stalls, stalling)
+    monkeypatch.setattr(stalled, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(undo_create, "_REMOVED_S", 0.05)
+    with pytest.raises(NeedsAttention, match=r"the storage of .* does not") as caught:
+        killed.recover()
+    assert caught.value.undone[0] == "resumed vm1"
+    assert caught.value.finish == f"pyxlsnap snapshot-recover {UUID}"
+    goes_on.set()
+    monkeypatch.undo()
 
 
 def test_a_create_killed_after_its_last_step_stays(world: World) -> None:
