@@ -68,6 +68,8 @@ class Creation:
         self._suspend_began = False
         self._memory_complete = False
         self._disks_done = False
+        #: the disk strategies that may have taken disk snapshots
+        self._begun: list[DiskStrategy] = []
         self._resumed = self._resumed_by_undo = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
@@ -165,6 +167,7 @@ class Creation:
         for strategy in self._plan.strategies:
             self._check_suspended()
             self._plan.served.notice_replaced(strategy.vdevs)
+            self._begun.append(strategy)
             strategy.create()
         self._disks_done = True
 
@@ -300,7 +303,7 @@ class Creation:
             self._resumed_by_undo = True
 
     def _undo_disks(self, strategy: DiskStrategy) -> list[str]:
-        if not self._suspend_began:
+        if strategy not in self._begun:
             return strategy.undo_create()
         self._window.begin()  # else a monitor starts the guest again meanwhile, on its disks
         try:

@@ -188,6 +188,23 @@ def test_the_reason_is_said_of_a_guest_that_is_destroyed_then(world: World) -> N
     case.assert_nothing_left()
 
 
+def test_disks_that_have_no_snapshot_yet_need_no_qemu(world: World) -> None:
+    """The next QEMU of an HVM guest has each disk twice until the guest has booted."""
+    case = Case(world)
+    world.fail("adopt xvda", Refused("open twice"))
+
+    def reboots() -> None:
+        case.guest.shutdown_reason = "reboot"
+        _until_aborted(case.guest)
+        case.is_started_anew()
+        raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
+
+    case.guest.while_suspending = reboots
+    with pytest.raises(GuestEnded, match="nothing is left of it"):
+        Creation(case.plan).run()
+    case.assert_nothing_left()
+
+
 def test_an_abort_that_nobody_wanted_is_no_interrupt(world: World) -> None:
     case = Case(world)
     world.fail("suspend", Aborted("aborted", rc=-22, operation="libxl_domain_suspend"))
