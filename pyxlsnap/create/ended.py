@@ -224,12 +224,22 @@ def _undo_anew(
         for disk, request in zip(entry.devices, entry.disks, strict=True)
         if disk.vdev in strategy.vdevs
     ]
-    task = DiskTask(entry.name, started_anew=domid is not None, may_start=partial(may_start, guest))
+    task = DiskTask(
+        entry.name,
+        started_anew=domid is not None,
+        may_start=partial(may_start, guest),
+        gone=lambda: not _runs(guest, domid),
+    )
     found = strategies(chosen, task, entry.kinds, trusted=True)
     try:
         return undo_each([_adopting(one, domid, entry) for one in found])
     finally:
         close_all(found)
+
+
+def _runs(guest: Guest, domid: int | None) -> bool:
+    now = guest.present_info()
+    return now is not None and now.domid == domid and not now.shutdown
 
 
 def _adopting(

@@ -15,7 +15,6 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import ended as the_end
 from pyxlsnap.create import failures, way_back
 from pyxlsnap.create.entry import entry_of
-from pyxlsnap.create.failures import in_spite_of_ctrl_c
 from pyxlsnap.create.files import SnapshotFiles
 from pyxlsnap.create.paused import Unpauser
 from pyxlsnap.create.plan import CreatePlan
@@ -30,7 +29,7 @@ from pyxlsnap.errors import (
     PyxlsnapError,
 )
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.frontends import notice_devices
+from pyxlsnap.guest.boot import notice_unready
 from pyxlsnap.guest.gone import is_gone_soon
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.hooks import Moment
@@ -68,6 +67,8 @@ class Creation:
         self._suspend_began = False
         self._memory_complete = False
         self._disks_done = False
+        #: the disk strategies that may have taken disk snapshots
+        self._begun: list[DiskStrategy] = []
         self._resumed = self._resumed_by_undo = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
@@ -163,10 +164,11 @@ class Creation:
 
     def _snapshot_disks(self) -> None:
         checks.notice_disks(self._guest, self._plan.examined.targets)
-        notice_devices(self._guest, self._plan.frontends)
+        notice_unready(self._guest, self._plan.examined.config, self._plan.frontends)
         for strategy in self._plan.strategies:
             self._check_suspended()
             self._plan.served.notice_replaced(strategy.vdevs)
+            self._begun.append(strategy)
             strategy.create()
         self._disks_done = True
 
@@ -183,8 +185,8 @@ class Creation:
     def _check_suspended(self) -> None:
         """:raises OperationFailed: the guest was resumed, and may have written to its disks."""
         if not self._guest.check_same().suspended:
-            what = f"another program has resumed {self._guest.name}: memory and disks do not match"
-            raise OperationFailed(what, step="suspended")
+            what = f"another program has resumed {self._guest.name}"
+            raise OperationFailed(f"{what}: memory and disks do not match", step="suspended")
 
     def _watch(self) -> None:
         self._keep_watched()
@@ -223,7 +225,7 @@ class Creation:
         ran = ""
         ended: str | None = None
         try:
-            ended = in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
+            ended = failures.in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
         except GuestTimeout as e:  # the guest runs, but may yet suspend
             left.append(str(e))
         except BaseException as e:  # even after a bug: do not delete the guest's only copy
@@ -304,7 +306,7 @@ class Creation:
             self._resumed_by_undo = True
 
     def _undo_disks(self, strategy: DiskStrategy) -> list[str]:
-        if not self._suspend_began:
+        if strategy not in self._begun:
             return strategy.undo_create()
         self._window.begin()  # else a monitor starts the guest again meanwhile, on its disks
         try:

@@ -67,7 +67,7 @@ with open(sys.argv[1], "r+b") as image:
 """
 
 CONDITIONS = (
-    Condition(name="nothing", status=0, lab=True),
+    Condition(name="nothing", status=0),
     Condition(
         name="an image moved, and a link to it in its place",
         do=("mv {internal} {spare}", "ln -s {spare} {internal}"),

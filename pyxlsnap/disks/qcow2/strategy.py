@@ -3,6 +3,8 @@
 The transaction is the commit point of the whole snapshot: QEMU does all of it, or nothing.
 """
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
@@ -22,6 +24,9 @@ from pyxlsnap.results import Artefact
 
 _SET_ACTIVE_SINCE = (10, 0)  # QEMU's blockdev-set-active
 _TRANSACTION_S = 0.2  # as measured; besides the work inside the images
+_BOOTS_S, _BOOTS_POLL_S = 300.0, 1.0
+
+log = logging.getLogger(__name__)
 
 
 class _Outcome(Enum):
@@ -47,6 +52,7 @@ class Qcow2:
         self._external = External([(d, r) for d, r in disks if not r.internal], task)
         self._inactive = task.inactive
         self._started_anew = task.started_anew
+        self._tell = task.waiting
         self._waiting = partial(task.waiting, "QEMU to answer")
         self._gone = task.gone
         self._outcome = _Outcome.NOTHING
@@ -194,7 +200,24 @@ class Qcow2:
         self._external.adopt(state)
         self._internal.adopt(began, gone=domid is None)
         if domid is not None:
-            self._qemu.connect(domid, self._disks)
+            self._connect(domid)
+
+    def _connect(self, domid: int) -> None:
+        """Connect to the guest's QEMU; if the guest was started anew, let it boot first.
+
+        The QEMU of an HVM guest has each disk twice until the PV drivers unplug the emulated one.
+        """
+        end = time.monotonic() + (_BOOTS_S if self._started_anew else 0.0)
+        while True:
+            try:
+                return self._qemu.connect(domid, self._disks)
+            except Refused as e:
+                if time.monotonic() > end or self._gone():
+                    raise
+                log.info("waiting until the guest has booted: %s", e)
+            self._qemu.close()
+            self._tell("the guest to load its PV drivers")
+            time.sleep(_BOOTS_POLL_S)
 
     def artefacts(self, domain: str) -> list[Artefact]:
         return self._internal.artefacts(self._qemu, domain) + self._external.artefacts()

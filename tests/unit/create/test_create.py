@@ -785,7 +785,12 @@ class TestAPausedGuest:
     ) -> None:
         case = self.does_not_answer(world, monkeypatch)
         monkeypatch.setattr(paused, "_ANSWER_S", 60)
-        threading.Timer(0.3, case.cancel.set).start()
+
+        def soon(event: str) -> None:
+            if event == "unpause":
+                threading.Timer(0.3, case.cancel.set).start()
+
+        world.on_event = soon
         self.assert_paused_again(case, case.fails(Interrupted))
 
     def test_is_paused_again_even_if_its_disks_cannot_be_settled(

@@ -67,6 +67,13 @@ class Case:
         self.is_destroyed()
         self.world.host.start(self.guest.configuration)
 
+    def reboots(self) -> None:
+        """While libxl waits for its answer; it is started anew, and the call is aborted."""
+        self.guest.shutdown_reason = "reboot"
+        _until_aborted(self.guest)
+        self.is_started_anew()
+        raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
+
     def creation(self, step: str, happens: Callable[[], None]) -> Faulty:
         creation = Faulty(self.plan)
         creation.at, creation.when, creation.fault = step, "before", happens
@@ -174,17 +181,20 @@ def test_a_guest_that_xl_resets_meanwhile_has_ended(world: World, error: type[Xe
 
 def test_the_reason_is_said_of_a_guest_that_is_destroyed_then(world: World) -> None:
     case = Case(world)
-
-    def reboots() -> None:
-        case.guest.shutdown_reason = "reboot"
-        _until_aborted(case.guest)
-        case.is_started_anew()
-        raise Aborted("aborted", rc=-22, operation="libxl_domain_suspend")
-
-    case.guest.while_suspending = reboots
+    case.guest.while_suspending = case.reboots
     with pytest.raises(GuestEnded, match="vm1 rebooted by itself") as caught:
         Creation(case.plan).run()
     assert caught.value.reason == "reboot"
+    case.assert_nothing_left()
+
+
+def test_disks_that_have_no_snapshot_yet_need_no_qemu(world: World) -> None:
+    """The next QEMU of an HVM guest has each disk twice until the guest has booted."""
+    case = Case(world)
+    world.fail("adopt xvda", Refused("open twice"))
+    case.guest.while_suspending = case.reboots
+    with pytest.raises(GuestEnded, match="nothing is left of it"):
+        Creation(case.plan).run()
     case.assert_nothing_left()
 
 

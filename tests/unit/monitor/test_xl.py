@@ -19,6 +19,7 @@ from pyxlsnap.monitor import xl as module
 from pyxlsnap.monitor.launch import loses_monitor, notice_foreground
 from pyxlsnap.monitor.xl import about_foreground, xl_monitor, xl_process
 from tests.unit.support.memory_files import xl_file
+from tests.unit.support.waiting import eventually
 from tests.unit.support.world import World
 
 
@@ -45,7 +46,10 @@ class Xl:
             stdout=out or subprocess.DEVNULL,
             cwd=cwd or self.here,
         )
+        words_of = Path(f"/proc/{process.pid}/cmdline")
         try:
+            # Popen returns as soon as the new program is loaded, and its words are there later.
+            assert eventually(lambda: bool(words_of.read_bytes()))
             yield process.pid
         finally:
             process.kill()

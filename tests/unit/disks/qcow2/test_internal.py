@@ -15,6 +15,7 @@ import pytest
 from pyxlsnap.disks import in_use
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import qmp
+from pyxlsnap.disks.qcow2 import strategy as strategy_module
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
@@ -126,6 +127,54 @@ class TestCreate:
             assert len(strategy.undo_create()) == 2
         strategy.close()
         assert [tags(d) for d in disks] == [["snap"] * starts] * 2
+
+    @pytest.fixture
+    def boots(
+        self, run_dir: Path, disks: list[Disk], monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[list[Qemu]]:
+        """Disks with snapshots, and the QEMU of a guest that boots again: it has a disk twice."""
+        monkeypatch.setattr(strategy_module, "_BOOTS_POLL_S", 0.01)
+        first = Qemu(run_dir, {d.vdev: d.target for d in disks})
+        taken = internal(disks, "snap")
+        taken.check_create(DOMID)
+        taken.create()
+        taken.close()
+        first.close()
+        link = run_dir / "link.qcow2"
+        link.symlink_to(disks[0].target)
+        qemus = [Qemu(run_dir, {**{d.vdev: d.target for d in disks}, "ide0": str(link)})]
+        yield qemus
+        qemus.pop().close()
+
+    def test_a_guest_that_was_started_anew_boots_first(
+        self, run_dir: Path, disks: list[Disk], boots: list[Qemu]
+    ) -> None:
+        told: list[str] = []
+
+        def unplugs_late(what: str) -> None:
+            told.append(what)
+            if len(told) == 3:
+                boots.pop().close()
+                boots.append(Qemu(run_dir, {d.vdev: d.target for d in disks}))
+
+        task = DiskTask("snap", started_anew=True, waiting=unplugs_late)
+        heir = Qcow2([(d, DiskRequest(d.vdev)) for d in disks], task)
+        heir.adopt_create(DOMID, began=0.0, state={})
+        assert len(heir.undo_create()) == 2
+        heir.close()
+        assert told == ["the guest to load its PV drivers"] * 3
+        assert [tags(d) for d in disks] == [[], []]
+
+    @pytest.mark.parametrize(("anew", "gone"), [(True, True), (False, False)])
+    def test_a_guest_that_does_not_boot_is_not_waited_for(
+        self, disks: list[Disk], boots: list[Qemu], anew: bool, gone: bool
+    ) -> None:
+        task = DiskTask("snap", started_anew=anew, gone=lambda: gone)
+        heir = Qcow2([(d, DiskRequest(d.vdev)) for d in disks], task)
+        with pytest.raises(Refused, match="open twice"):
+            heir.adopt_create(DOMID, began=0.0, state={})
+        heir.close()
+        assert boots
 
     def test_another_process_leaves_what_is_older(
         self, qemu: Qemu, strategy: Qcow2, disks: list[Disk]
