@@ -13,7 +13,7 @@ from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.disks.served import ServedDisks
 from pyxlsnap.errors import DomainNotFound, PyxlsnapError, Refused
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.device_model import refuse_unsaved_devices
+from pyxlsnap.guest.device_model import examine_device_model
 from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal
@@ -41,7 +41,7 @@ def feasibility(
     reasons = [
         *_reason(Journal(guest.uuid).refuse_unfinished),
         *_reason(lambda: checks.refuse_config(config, guest)),
-        *_reason(lambda: refuse_unsaved_devices(guest, config)),
+        *_reason(lambda: examine_device_model(guest, config)),
         *_reason(lambda: checks.refuse_shared(host, guest, disks)),
         *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, guest.info().memory_kb, Room().claim)),
         *_disk_reasons(guest, disks, cancel),

@@ -18,7 +18,8 @@ from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.disks.served import ServedDisks
 from pyxlsnap.errors import Refused, UsageError
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.device_model import refuse_unsaved_devices
+from pyxlsnap.guest.boot import boots
+from pyxlsnap.guest.device_model import examine_device_model
 from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.gone import is_gone
 from pyxlsnap.guest.protocols import Guest, Host
@@ -60,6 +61,8 @@ class Examined:
     memory_kb: int
     #: versions of the programs that save the domain, by name
     versions: dict[str, str]
+    #: the disks that its QEMU emulates
+    emulated: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,11 +241,12 @@ def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     config, targets = guest.config(), guest.disk_targets()
     checks.refuse_config(config, guest)
     checks.refuse_silent(config.disks)
-    qemu = refuse_unsaved_devices(guest, config)
+    qemu = examine_device_model(guest, config)
     if live:
         checks.refuse_live(host, config, guest)
-    versions = checks.versions(host) | ({"qemu": qemu} if qemu else {})
-    return Examined(config, state, targets, devices, guest.info().memory_kb, versions)
+    versions = checks.versions(host) | ({"qemu": qemu.version} if qemu.version else {})
+    memory_kb = guest.info().memory_kb
+    return Examined(config, state, targets, devices, memory_kb, versions, qemu.emulated)
 
 
 def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:
@@ -256,7 +260,15 @@ def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:
         plan.served.refuse_replaced()
         for strategy in plan.strategies:
             strategy.check_create(plan.guest.domid)
-        found = wait_until_steady(plan.guest, vcpus=examined.config.vcpus, check=cancel.check)
+        # QEMU's qcow2 disks were found by now, and none of them is emulated.
+        found_pv = (s.vdevs for s in plan.strategies if s.kind == "qcow2")
+        emulated = examined.emulated.difference(*found_pv)
+        found = wait_until_steady(
+            plan.guest,
+            vcpus=examined.config.vcpus,
+            boots=partial(boots, plan.guest, examined.config, emulated),
+            check=cancel.check,
+        )
         if changed := examined.devices ^ found.keys():
             raise Refused(
                 f"devices of {plan.guest.name} were attached or detached meanwhile "

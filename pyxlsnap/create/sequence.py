@@ -30,7 +30,7 @@ from pyxlsnap.errors import (
     PyxlsnapError,
 )
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.frontends import notice_devices
+from pyxlsnap.guest.boot import notice_unready
 from pyxlsnap.guest.gone import is_gone_soon
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.hooks import Moment
@@ -163,7 +163,7 @@ class Creation:
 
     def _snapshot_disks(self) -> None:
         checks.notice_disks(self._guest, self._plan.examined.targets)
-        notice_devices(self._guest, self._plan.frontends)
+        notice_unready(self._guest, self._plan.examined.config, self._plan.frontends)
         for strategy in self._plan.strategies:
             self._check_suspended()
             self._plan.served.notice_replaced(strategy.vdevs)

@@ -8,6 +8,7 @@ of disks: the memory would go back, and this disk would not.
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ _READ_ONLY = re.compile(r"(^|,)(read-?only(=on|=true|=yes)?|media=cdrom)(,|$)")
 # (usbdevice= of the configuration; QEMU took such values until release 4)
 _USB_OF_THE_HOST = ("disk:", "host:")
 _ID = re.compile(r'(?:^|,)id=([^,]*)|"id": *"([^"]*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceModel:
+    """What the QEMU of an HVM guest says."""
+
+    #: its version; "" for another kind of guest
+    version: str = ""
+    #: the disks that it emulates, by vdev: PV drivers unplug them when they begin
+    emulated: frozenset[str] = frozenset()
 
 
 def not_saved(config: DomainConfig, name: str = "") -> list[str]:
@@ -91,18 +102,17 @@ def _usb_devices(hvm: object) -> Iterator[str]:
             yield str(device)
 
 
-def refuse_unsaved_devices(guest: Guest, config: DomainConfig) -> str:
+def examine_device_model(guest: Guest, config: DomainConfig) -> DeviceModel:
     """Compare what the QEMU of an HVM guest has with the domain's configuration.
 
     Nothing else may be connected to QEMU's monitor meanwhile: the disk strategies connect later.
 
-    :returns: the version of the QEMU of an HVM guest; "" for another kind of guest.
     :raises Refused: QEMU has a disk that is none of the domain's, or a device that a restored
         domain would not have; or QEMU does not answer.
     """
     pid = guest.device_model_pid()
     if config.kind is not GuestKind.HVM or pid is None:
-        return ""  # the QEMU of another kind of guest serves only what is in xenstore
+        return DeviceModel()  # the QEMU of another kind of guest serves only what is in xenstore
     try:
         connection = QmpConnection(socket_path(guest.domid))
         try:
@@ -118,7 +128,13 @@ def refuse_unsaved_devices(guest: Guest, config: DomainConfig) -> str:
         ) from e
     _refuse_strange_disks(guest.name, config.disks, blocks)
     _refuse_added(guest.name, devices, _command_line(guest.name, pid))
-    return "{major}.{minor}.{micro}".format(**version)
+    return DeviceModel("{major}.{minor}.{micro}".format(**version), _emulated(config.disks, blocks))
+
+
+def _emulated(disks: Iterable[Disk], blocks: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The disks that QEMU emulates: only libxl's options for these give a drive a name."""
+    nodes = [b["inserted"] for b in blocks if b.get("device") and b.get("inserted")]
+    return frozenset(d.vdev for d in disks if any(_serves(node, d) for node in nodes))
 
 
 def _refuse_strange_disks(

@@ -30,6 +30,7 @@ def wait_until_steady(
     vcpus: int,
     timeout_s: float = _WAIT_S,
     steady_s: float = _STEADY_S,
+    boots: Callable[[Mapping[str, int]], bool] = lambda _: False,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
     """Wait until every device is connected, or is seen to be unused.
@@ -39,11 +40,12 @@ def wait_until_steady(
     restore.
 
     :param vcpus: how many processors the guest has at most.
+    :param boots: whether the guest boots, told the state of each device: none is unused then.
     :param check: called before each further look; an exception from it ends the wait.
     :returns: the state of each device, for :func:`notice_devices`.
     :raises Refused: a device is not steady: after ``timeout_s`` seconds, or in a paused guest.
     """
-    watch = _Watch(guest, steady_s=steady_s, vcpus=vcpus)
+    watch = _Watch(guest, steady_s=steady_s, vcpus=vcpus, boots=boots)
 
     def over() -> bool:
         if watch.states:
@@ -56,10 +58,11 @@ def wait_until_steady(
     return watch.states
 
 
-def notice_devices(guest: Guest, before: Mapping[str, int]) -> None:
+def notice_devices(guest: Guest, before: Mapping[str, int]) -> dict[str, int]:
     """Make sure that a suspended guest can be restored with its devices as they are.
 
     :param before: what :func:`wait_until_steady` returned.
+    :returns: the state of each device now.
     :raises OperationFailed: a device has come or gone, is not connected any more, or is connecting.
     """
     now = guest.frontend_states()
@@ -74,13 +77,22 @@ def notice_devices(guest: Guest, before: Mapping[str, int]) -> None:
                 f"the guest has connected the device",
                 step="check",
             )
+    return now
 
 
 class _Watch:
     """For how long each device has been in its state while the guest ran."""
 
-    def __init__(self, guest: Guest, *, steady_s: float, vcpus: int) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        *,
+        steady_s: float,
+        vcpus: int,
+        boots: Callable[[Mapping[str, int]], bool],
+    ) -> None:
         self._guest = guest
+        self._boots = boots
         self._steady_s = steady_s
         self._vcpus = vcpus
         self._stood_s: dict[str, float] = {}
@@ -108,7 +120,8 @@ class _Watch:
             for device, state in states.items()
             if self.states.get(device) == state
         }
-        self.moving = {d: s for d, s in self.moving.items() if not self._unused(d, s, info)}
+        if not self._boots(states):
+            self.moving = {d: s for d, s in self.moving.items() if not self._unused(d, s, info)}
 
     def _unused(self, device: str, state: int, info: DomainInfo) -> bool:
         if state in _AT_REST and self._stood_s.get(device, 0.0) >= self._steady_s:

@@ -315,6 +315,14 @@ class Domain:
         path = f"/local/domain/{self.domid}/control/shutdown"
         return self._context.xenstore_read(path) == "suspend"
 
+    def takes_requests(self) -> bool:
+        """Whether the guest has said that it takes suspend requests (Linux 4.11 and later do).
+
+        A restored guest does not say so again.
+        """
+        path = f"/local/domain/{self.domid}/control/feature-suspend"
+        return self._context.xenstore_read(path) == "1"
+
     def frontend_states(self) -> dict[str, int]:
         """The xenbus state of each paravirtual device, "vbd/51712" -> 4 for connected.
 

@@ -112,6 +112,25 @@ def test_one_that_is_new_or_boots(spent_lab: Lab, kind: str) -> None:
 
 
 @SOAK
+@pytest.mark.timeout(3600)
+def test_one_whose_kernel_has_unplugged_its_emulated_disks(spent_lab: Lab) -> None:
+    """It boots: no driver has connected a device, and none has the guest's answer to a suspend."""
+    guest = Guest(spent_lab.dom0, "new", "hvm")
+    guest.create()
+    outcomes = []
+    for delay_s in (0.0, 1.0, 3.0):
+        while any(block.get("device") for block in guest.qmp("query-block")):
+            time.sleep(0.2)
+        time.sleep(delay_s)
+        print(states(guest))
+        outcomes.append(comes_back_or_is_refused(guest, f"unplugged{delay_s:g}"))
+        guest.destroy()
+        guest.start()
+    assert_lives(guest)
+    print(outcomes)
+
+
+@SOAK
 @pytest.mark.parametrize("kind", ["pvh", "hvm"])
 def test_a_device_plugged_in_while_memory_is_saved(spent_lab: Lab, kind: str) -> None:
     guest = spent_lab.guest(kind)

@@ -10,7 +10,7 @@ import pytest
 from pyxlsnap.disks.qcow2.qmp import QmpConnection
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.device_model import _refuse_added, not_saved, refuse_unsaved_devices
+from pyxlsnap.guest.device_model import _refuse_added, examine_device_model, not_saved
 from pyxlsnap.model import Disk, DomainConfig, SnapshotConfig
 from tests.unit.support.errors import refusal
 from tests.unit.support.guest import FakeGuest, config_of
@@ -128,7 +128,7 @@ class Case:
         self.guest.domid, self.guest.device_model = DOMID, qemu.pid
 
     def check(self) -> str:
-        return refuse_unsaved_devices(self.guest, self.guest.configuration)
+        return examine_device_model(self.guest, self.guest.configuration).version
 
     def qmp(self, command: str, **arguments: object) -> None:
         connection = QmpConnection(self.qemu.own)

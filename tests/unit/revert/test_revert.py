@@ -32,6 +32,7 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.guest import destroy
+from pyxlsnap.guest.device_model import DeviceModel
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.memory import read_header, write_header
@@ -558,7 +559,8 @@ class TestHost:
     """What the host lacks is in the plan: test_host_needs.py and test_qemu_version.py have all."""
 
     def saved_by(self, world: World, monkeypatch: pytest.MonkeyPatch, version: str) -> Case:
-        monkeypatch.setattr(create_plan, "refuse_unsaved_devices", lambda *_: version)
+        model = DeviceModel(version)
+        monkeypatch.setattr(create_plan, "examine_device_model", lambda *_: model)
         world.host.device_model_path = shutil.which("qemu-system-i386") or ""
         return Case(world)
 

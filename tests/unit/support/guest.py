@@ -116,6 +116,7 @@ class FakeGuest:
         self.aborts = 0
         self.frontends: list[dict[str, int]] = [{"vbd/51712": 4, "vif/0": 4}]
         self.device_model: int | None = None
+        self.says_it_takes_requests = True
         self.stub_domain = False
         self.stream = streams.hvm_stream()
         self.while_suspending: Callable[[], None] = lambda: None
@@ -309,6 +310,9 @@ class FakeGuest:
 
     def is_stub_domain(self) -> bool:
         return self.stub_domain
+
+    def takes_requests(self) -> bool:
+        return self.says_it_takes_requests
 
     def frontend_states(self) -> dict[str, int]:
         with self._world.doing("frontend_states"):
