@@ -29,8 +29,8 @@ def guest(world: World) -> FakeGuest:
     return guest
 
 
-def disk(vdev: str, **more: bool) -> Disk:
-    return Disk(vdev, "/srv/a.raw", "raw", **more)
+def disk(vdev: str, *, cdrom: bool = False) -> Disk:
+    return Disk(vdev, "/srv/a.raw", "raw", cdrom=cdrom)
 
 
 class TestBoots:
