@@ -42,7 +42,9 @@ def remember(uuid: str, live: bool, seconds: float, memory_kb: int) -> None:
     noted[_kind(live)] = [*before, _Time(seconds, memory_kb, time.time())]
     new = path.with_suffix(".new")
     try:
-        new.write_text(json.dumps(noted))
+        new.unlink(missing_ok=True)  # of a create that was killed
+        with new.open("xb") as file:
+            file.write(json.dumps(noted).encode())
         new.replace(path)
     except OSError as e:
         log.info("%s: %s", path, e.strerror)

@@ -603,7 +603,8 @@ class TestSource:
                 modes = [ast.unparse(a) for a in [*call.args, *(k.value for k in call.keywords)]]
                 opened += [(module, m) for m in modes if re.fullmatch(r"'[rwxab+]+'", m)]
         assert {(module, mode) for module, mode in opened if mode != "'rb'"} == {
-            ("journal.py", "'xb'")
+            ("journal.py", "'xb'"),
+            ("create/last_time.py", "'xb'"),
         }
 
 

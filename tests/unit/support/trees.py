@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def tree(root: Path) -> dict[str, object]:
-    """All files with what is in them; the locks may come."""
+    """All files with what is in them, but for the locks and the noted times of snapshots."""
     return {
         str(path): path.readlink()
         if path.is_symlink()
@@ -12,7 +12,7 @@ def tree(root: Path) -> dict[str, object]:
         if path.is_file()
         else path.stat().st_mode
         for path in root.rglob("*")
-        if path.suffix != ".lock"
+        if path.suffix not in (".lock", ".times")
     }
 
 
