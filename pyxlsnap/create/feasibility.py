@@ -13,6 +13,7 @@ from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.disks.served import ServedDisks
 from pyxlsnap.errors import DomainNotFound, PyxlsnapError, Refused
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.boot import boots_now
 from pyxlsnap.guest.device_model import examine_device_model
 from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.protocols import Guest, Host
@@ -46,7 +47,14 @@ def feasibility(
         *_reason(lambda: checks.refuse_shared(host, guest, disks)),
         *_reason(lambda: checks.refuse_full(paths.SNAPSHOTS, need_kb, Room().claim)),
         *_disk_reasons(guest, disks, need_kb, cancel),
-        *_reason(lambda: wait_until_steady(guest, vcpus=config.vcpus, check=cancel.check)),
+        *_reason(
+            lambda: wait_until_steady(
+                guest,
+                vcpus=config.vcpus,
+                boots=partial(boots_now, guest, config),
+                check=cancel.check,
+            )
+        ),
     ]
     live_reasons = _reason(lambda: checks.refuse_live(host, config, guest))
     return Feasibility(guest.name, guest.uuid, tuple(reasons), tuple(live_reasons))

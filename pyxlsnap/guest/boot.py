@@ -33,6 +33,17 @@ def boots(
     return _has_unplugged(config, emulated) and _has_no_drivers_yet(guest, states)
 
 
+def boots_now(guest: Guest, config: DomainConfig, states: Mapping[str, int]) -> bool:
+    """The same, of a QEMU that is asked for its emulated disks if the guest has connected nothing.
+
+    Nothing else may be connected to QEMU's monitor.
+
+    :raises Refused: QEMU does not answer.
+    """
+    unknown = bool(states) and _has_no_drivers_yet(guest, states)
+    return unknown and _has_unplugged(config, examine_device_model(guest, config).emulated)
+
+
 def _has_unplugged(config: DomainConfig, emulated: Collection[str]) -> bool:
     had = any(_EMULATED.fullmatch(d.vdev) and not d.left_out for d in config.disks)
     return config.kind is GuestKind.HVM and had and not emulated
@@ -45,18 +56,14 @@ def _has_no_drivers_yet(guest: Guest, states: Mapping[str, int]) -> bool:
 def notice_unready(guest: Guest, config: DomainConfig, before: Mapping[str, int]) -> None:
     """Make sure that a suspended guest can be restored as it is.
 
-    QEMU is asked only if the guest has connected no device. Its monitor is free then: a qcow2
-    disk that is emulated is in no snapshot.
+    QEMU's monitor is free if it is needed: a qcow2 disk that is emulated is in no snapshot.
 
     :param before: the state of each device before the guest was suspended.
     :raises OperationFailed: a device has changed (:func:`~pyxlsnap.guest.frontends.notice_devices`)
         or an HVM guest has begun to boot its kernel.
     :raises Refused: QEMU does not answer.
     """
-    states = notice_devices(guest, before)
-    if config.kind is not GuestKind.HVM or not states or not _has_no_drivers_yet(guest, states):
-        return
-    if _has_unplugged(config, examine_device_model(guest, config).emulated):
+    if boots_now(guest, config, notice_devices(guest, before)):
         raise OperationFailed(
             f"{guest.name} boots (its kernel has unplugged the emulated disks, and no PV device is "
             f"connected yet), and the snapshot could not be restored: try again when the guest has "

@@ -117,7 +117,7 @@ def examine_device_model(guest: Guest, config: DomainConfig) -> DeviceModel:
         connection = QmpConnection(socket_path(guest.domid))
         try:
             version = connection.execute("query-version")["qemu"]
-            blocks = connection.execute("query-block")
+            blocks = _writable(connection.execute("query-block"))
             devices = connection.execute("qom-list", {"path": "/machine/peripheral"})
         finally:
             connection.close()
@@ -131,9 +131,14 @@ def examine_device_model(guest: Guest, config: DomainConfig) -> DeviceModel:
     return DeviceModel("{major}.{minor}.{micro}".format(**version), _emulated(config.disks, blocks))
 
 
+def _writable(blocks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """QEMU's drives, but for empty ones, CD-ROM drives, and what the guest cannot write to."""
+    return [b for b in blocks if b.get("inserted") and not b["inserted"]["ro"]]
+
+
 def _emulated(disks: Iterable[Disk], blocks: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """The disks that QEMU emulates: only libxl's options for these give a drive a name."""
-    nodes = [b["inserted"] for b in blocks if b.get("device") and b.get("inserted")]
+    nodes = [b["inserted"] for b in blocks if b.get("device")]
     return frozenset(d.vdev for d in disks if any(_serves(node, d) for node in nodes))
 
 
@@ -142,8 +147,8 @@ def _refuse_strange_disks(
 ) -> None:
     disks = list(disks)
     for block in blocks:
-        inserted = block.get("inserted")
-        if not inserted or inserted["ro"] or any(_serves(inserted, disk) for disk in disks):
+        inserted = block["inserted"]
+        if any(_serves(inserted, disk) for disk in disks):
             continue
         device = block.get("qdev") or block.get("device") or inserted["node-name"]
         raise Refused(

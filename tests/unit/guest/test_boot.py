@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from pyxlsnap.create import feasibility as create_feasibility
 from pyxlsnap.create import plan as create_plan
 from pyxlsnap.disks.qcow2.qmp import QmpConnection
 from pyxlsnap.errors import OperationFailed, Refused
@@ -13,7 +14,7 @@ from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.model import Disk, DomainConfig, SnapshotConfig
 from tests.unit.support.errors import refusal
 from tests.unit.support.guest import FakeGuest, config_of
-from tests.unit.support.operations import plan_create
+from tests.unit.support.operations import feasibility, plan_create
 from tests.unit.support.qemu import DOMID, Qemu, qemu_img
 from tests.unit.support.world import World
 
@@ -101,12 +102,13 @@ class Case:
         self.guest.frontends = [NONE_YET]
         self.guest.says_it_takes_requests = False
 
-    def emulate(self, target: str) -> None:
+    def emulate(self, vdev: str, *, readonly: str = "off") -> None:
         """As libxl has the disks of each HVM guest emulated, too."""
-        self._tell(f"drive_add 0 if=none,id=ide0-hd0,file={target}")
+        target = next(d.target for d in self.guest.configuration.disks if d.vdev == vdev)
+        self._tell(f"drive_add 0 if=none,id={vdev},format=raw,readonly={readonly},file={target}")
 
-    def unplug(self) -> None:
-        self._tell("drive_del ide0-hd0")
+    def unplug(self, vdev: str) -> None:
+        self._tell(f"drive_del {vdev}")
 
     def _tell(self, line: str) -> None:
         connection = QmpConnection(self.qemu.own)
@@ -124,28 +126,33 @@ class Case:
 @pytest.fixture
 def case(world: World, qemu: Qemu, disks: list[Disk]) -> Case:
     case = Case(world, qemu, disks)
-    raw = world.root / "raw.img"
-    qemu_img("create", "-q", "-f", "raw", str(raw), "1M")
-    case.guest.configuration = config_of(*disks, Disk("hdc", str(raw), "raw"))
+    raw, medium = world.root / "raw.img", world.root / "cd.iso"
+    for image in (raw, medium):
+        qemu_img("create", "-q", "-f", "raw", str(image), "1M")
+    case.guest.configuration = config_of(
+        *disks,
+        Disk("hdc", str(raw), "raw"),
+        Disk("hdd", str(medium), "raw", readwrite=False, cdrom=True),
+    )
     return case
-
-
-def target(case: Case, vdev: str) -> str:
-    return next(d.target for d in case.guest.configuration.disks if d.vdev == vdev)
 
 
 class TestQemu:
     def test_only_emulated_disks_are_told(self, case: Case) -> None:
         assert case.emulated() == frozenset()
-        case.emulate(target(case, "hdc"))
+        case.emulate("hdc")
         assert case.emulated() == {"hdc"}
-        case.unplug()
+        case.unplug("hdc")
+        assert case.emulated() == frozenset()
+
+    def test_a_medium_in_a_drive_is_not_unplugged_and_tells_nothing(self, case: Case) -> None:
+        case.emulate("hdd", readonly="on")
         assert case.emulated() == frozenset()
 
     def test_a_kernel_that_has_begun_meanwhile_is_noticed(self, case: Case) -> None:
-        case.emulate(target(case, "hdc"))
+        case.emulate("hdc")
         case.notice()
-        case.unplug()
+        case.unplug("hdc")
         with pytest.raises(OperationFailed, match=r"vm1 boots .* could not be restored: try again"):
             case.notice()
 
@@ -160,13 +167,19 @@ class TestQemu:
         with pytest.raises(Refused, match="cannot talk to the guest's QEMU"):
             case.notice()
 
-    def test_is_a_part_of_the_plan(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_a_part_of_plan_and_feasibility(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         quick = partial(wait_until_steady, timeout_s=0.5, steady_s=0.1)
-        monkeypatch.setattr(create_plan, "wait_until_steady", quick)
+        for module in (create_plan, create_feasibility):
+            monkeypatch.setattr(module, "wait_until_steady", quick)
 
         def plan() -> None:
             plan_create(case.world.host, case.guest, SnapshotConfig("snap")).close()
 
-        assert "not all devices are connected or unused" in refusal(plan)
+        says = refusal(plan)
+        assert "not all devices are connected or unused" in says
+        assert says in feasibility(case.world.host, "vm1").reasons
         case.guest.says_it_takes_requests = True
         plan()
+        assert feasibility(case.world.host, "vm1").reasons == ()
