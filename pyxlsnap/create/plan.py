@@ -277,7 +277,21 @@ def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
         checks.refuse_live(host, config, guest)
     versions = checks.versions(host) | ({"qemu": qemu.version} if qemu.version else {})
     memory_kb = guest.info().memory_kb
-    return Examined(config, state, targets, devices, memory_kb, versions, qemu.emulated)
+    memory_s = recalled(guest.uuid, live, memory_kb)
+    measured = memory_s is not None
+    if memory_s is None:
+        memory_s = _RESUME_S + (_LAST_PASS_S if live else memory_kb / _SAVED_KB_PER_S)
+    return Examined(
+        config=config,
+        state=state,
+        targets=targets,
+        devices=devices,
+        memory_kb=memory_kb,
+        memory_s=memory_s,
+        measured=measured,
+        versions=versions,
+        emulated=qemu.emulated,
+    )
 
 
 def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:
