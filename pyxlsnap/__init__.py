@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         DiskKind,
         DiskStrategy,
         DiskTask,
+        PreparingStrategy,
     )
     from pyxlsnap.errors import (
         Aborted,
@@ -137,6 +138,7 @@ __all__ = [  # noqa: RUF022
     "DiskStrategy",
     "AdvisingStrategy",
     "DeletingStrategy",
+    "PreparingStrategy",
     "DiskTask",
     "__version__",
     "PyxlsnapError",

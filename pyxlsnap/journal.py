@@ -91,6 +91,8 @@ class RevertEntry(_Entry):
     domid: int | None
     #: the boot of the host that ``domid`` belongs to
     boot: str
+    #: files and volumes may be there that were made beforehand, while the domain still ran
+    prepares: bool = False
     #: the destroy of the domain may have begun
     destroy_begun: bool = False
     #: domid of the restored domain, which may have run since

@@ -6,7 +6,7 @@ functions that an operation calls while it runs.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Protocol, get_args
 
 from pyxlsnap.errors import PyxlsnapError, UsageError
 from pyxlsnap.hooks import Hook
@@ -19,6 +19,27 @@ from pyxlsnap.text import command
 ShareLock = Callable[[str, int], None]
 #: starts a monitor for the domain with this uuid (:mod:`pyxlsnap.monitor`)
 StartMonitor = Callable[[str], None]
+
+
+class ComingWatch(Protocol):
+    """A process that is to watch a domain, which may not be there yet."""
+
+    def begin(self) -> None:
+        """Have the process find the domain and watch it. Does not wait, and raises nothing."""
+
+    def has_begun(self) -> bool:
+        """Wait until the watch has begun.
+
+        :returns: false if the process has ended without a word: another is to be started.
+        :raises OperationFailed: the watch could not be started.
+        """
+
+    def close(self) -> None:
+        """Forget the process; it ends if its watch was not to begin. Idempotent."""
+
+
+#: starts the process of a :class:`ComingWatch`, for the domain with this uuid
+PrepareMonitor = Callable[[str], ComingWatch]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,3 +224,5 @@ class Callbacks:
     before_suspend: Hook = _ignore
     #: ``None``: start no monitor; the result then has a warning
     start_monitor: StartMonitor | None = None
+    #: the same in two steps, for a domain that is only restored yet; ``None``: in one
+    prepare_monitor: PrepareMonitor | None = None

@@ -177,6 +177,9 @@ class Reverted:
     kept: str = ""
     #: seconds of each step; empty if a recovery finished the revert
     seconds: Mapping[str, float] = field(default_factory=dict)
+    #: measured seconds from the destroy of the domain until it ran again (until it was restored, if
+    #: it stays paused); 0 if the domain was off before, or if a recovery finished the revert
+    seconds_off: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ class DiskTask:
     #: what :meth:`DiskStrategy.state` of a killed revert returned, which this revert finishes;
     #: ``None``: this revert finishes none
     finishes: Mapping[str, str] | None = None
+    #: the same of a killed revert to this snapshot that had not begun to destroy the domain: what
+    #: it prepared (:class:`PreparingStrategy`) may still be there
+    prepared: Mapping[str, str] | None = None
     #: to be called often by slow work; lets the operation be cancelled, so pass on what it raises
     check: Callable[[], None] = lambda: None
     #: a create's checks: to be called with a warning for the user, one line
@@ -218,6 +221,36 @@ class AdvisingStrategy(Protocol):
 
         Called after :meth:`~DiskStrategy.check_create`, if :meth:`~DiskStrategy.expected_seconds`
         says that the guest will be suspended for long.
+        """
+
+
+@runtime_checkable
+class PreparingStrategy(DiskStrategy, Protocol):
+    """A strategy that can do a part of its revert beforehand, while the domain still runs.
+
+    So the domain is off for a shorter time. A revert of a domain that is there calls
+    :meth:`~DiskStrategy.check_revert`, :meth:`prepare_revert`, :meth:`~DiskStrategy.check_revert`
+    again, then :meth:`~DiskStrategy.revert`; if it ends before the destroy, :meth:`undo_prepared`.
+    """
+
+    def prepare_revert(self, check: Callable[[], None]) -> None:
+        """Make what :meth:`~DiskStrategy.revert` needs, under names that the journal has.
+
+        Changes neither the disks, which the domain uses, nor the disk snapshots. What was made may
+        not fit any more when :meth:`~DiskStrategy.revert` comes to use it: make it again there.
+
+        :param check: to be called often by slow work; pass on what it raises.
+        :raises PyxlsnapError: it failed; :meth:`undo_prepared` will be called.
+        """
+
+    def undo_prepared(self) -> None:
+        """Remove what :meth:`prepare_revert` made, and nothing else.
+
+        Calling it again does no harm, also if nothing was made. A recovery calls this on a new
+        object without any other method before: :attr:`DiskTask.prepared` tells of the dead one. If
+        one disk fails, go on with the others, and raise at the end.
+
+        :raises PyxlsnapError: something is left; the message says what.
         """
 
 

@@ -14,6 +14,7 @@ from pyxlsnap.disks.lvm.thick import LvmThick
 from pyxlsnap.disks.lvm.thin import LvmThin
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.side_by_side import side_by_side
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
@@ -119,6 +120,18 @@ def _refuse_kind_of_ours(strategy: DiskStrategy) -> None:
             f"{', '.join(strategy.vdevs)}: an installed disk strategy has the kind "
             f"{strategy.kind!r}, which is empty or pyxlsnap's own: change its kind, or uninstall it"
         )
+
+
+def revert_all(strategies: Iterable[DiskStrategy]) -> None:
+    """Put all disks back: those of our own strategies side by side.
+
+    :raises PyxlsnapError: the first failure; the others are notes on it.
+    """
+    found = list(strategies)
+    for theirs in found:
+        if type(theirs) not in KINDS:  # on one thread, one at a time
+            theirs.revert()
+    side_by_side([ours.revert for ours in found if type(ours) in KINDS])
 
 
 def close_all(strategies: Iterable[DiskStrategy]) -> None:

@@ -30,10 +30,11 @@ def loop_file(device: Path) -> tuple[int, int] | None:
     :raises TimeoutError: the file's server does not answer.
     """
     if (asked := _unanswered.get(device)) is None or asked.is_set():
-        asked = _unanswered[device] = threading.Event()
+        asked = threading.Event()
         if found := answer_within(partial(_ask, device, asked)):
-            del _unanswered[device]
+            _unanswered.pop(device, None)
             return found[0]
+        _unanswered[device] = asked  # only now: another thread may ask at the same time
     raise TimeoutError(errno.ETIMEDOUT, "no answer from the file's server", str(device))
 
 

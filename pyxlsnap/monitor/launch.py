@@ -3,21 +3,25 @@
 import logging
 import os
 import select
+import socket
 import subprocess
 import time
-from typing import IO
+from contextlib import suppress
+from typing import Protocol
 
 from pyxlsnap.errors import OperationFailed, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.processes import environment, python
 from pyxlsnap.monitor.xl import about_foreground, xl_monitor
-from pyxlsnap.request import StartMonitor
+from pyxlsnap.request import ComingWatch, StartMonitor
 from pyxlsnap.text import command, readable
 
 log = logging.getLogger(__name__)
 
 #: written by the process when the watch has begun
 READY = b"ready"
+#: written to a process that waits, when its domain is there
+BEGIN = b"begin"
 
 #: seconds that the process may take to start
 _START_S = 60.0
@@ -45,7 +49,13 @@ def start_monitor(uuid: str) -> None:
         raise not_started(uuid, _last_line(run.stderr))
 
 
-def begins(uuid: str, pipe: IO[bytes]) -> bool:
+class _FromHere(Protocol):
+    """What can be read and polled."""
+
+    def fileno(self) -> int: ...
+
+
+def begins(uuid: str, pipe: _FromHere) -> bool:
     """Wait until a process that was started otherwise says on a pipe that its watch has begun.
 
     :returns: false if the process ended, or was not started, without a word.
@@ -61,6 +71,47 @@ def begins(uuid: str, pipe: IO[bytes]) -> bool:
     if said not in (READY, b""):
         raise not_started(uuid, _last_line(said))
     return said == READY
+
+
+class WaitingProcess:
+    """A process that waits to watch a domain; see :class:`pyxlsnap.request.ComingWatch`.
+
+    :param connection: a socket. The process has the other end.
+    """
+
+    def __init__(self, uuid: str, connection: socket.socket) -> None:
+        self._uuid = uuid
+        self._connection = connection
+
+    def begin(self) -> None:
+        """Tell the process that its domain is there."""
+        with suppress(OSError):  # it was killed: has_begun() finds out
+            self._connection.sendall(BEGIN)
+
+    def has_begun(self) -> bool:
+        """Wait until the process watches the domain."""
+        try:
+            return begins(self._uuid, self._connection)
+        except ConnectionError:
+            return False
+
+    def close(self) -> None:
+        """Forget the process."""
+        self._connection.close()
+
+
+def is_to_begin(connection: int) -> bool:
+    """In the process: wait until its domain is there; false if there will be none."""
+    said = b""
+    while not said.endswith(BEGIN):
+        try:
+            more = os.read(connection, _MAX_TEXT)
+        except ConnectionError:
+            return False
+        if not more:
+            return False
+        said += more
+    return True
 
 
 def _last_line(said: bytes) -> str:
@@ -85,16 +136,20 @@ def notice_foreground(host: Host, guest: Guest) -> list[str]:
     return about_foreground(guest.name, when="when the guest is suspended")
 
 
-def keep_watched(start: StartMonitor | None, name: str, uuid: str) -> list[str]:
+def keep_watched(
+    start: StartMonitor | None, name: str, uuid: str, coming: ComingWatch | None = None
+) -> list[str]:
     """Start a watch of a domain.
 
     :param start: starts the watch; ``None``: start no watch.
+    :param coming: a watch that was told to begin; ``None``: none.
     :returns: warnings for the user, empty if the watch was started.
     """
     why = ""
     if start:
         try:
-            start(uuid)
+            if not (coming and coming.has_begun()):
+                start(uuid)
             return []
         except PyxlsnapError as e:
             log.warning("%s", e)

@@ -14,7 +14,7 @@ from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.linux.fork import fork, leave, name_process, own_streams
 from pyxlsnap.linux.processes import fresh_signals, python
 from pyxlsnap.monitor.actions import monitor
-from pyxlsnap.monitor.launch import READY
+from pyxlsnap.monitor.launch import READY, is_to_begin
 from pyxlsnap.monitor.turn import Turn
 from pyxlsnap.xen.process import show_command
 from pyxlsnap.xen.toolstack import Toolstack
@@ -22,7 +22,7 @@ from pyxlsnap.xen.toolstack import Toolstack
 log = logging.getLogger("pyxlsnap.monitor")
 
 
-def watch_in_a_copy(uuid: str, writer: int) -> None:
+def watch_in_a_copy(uuid: str, writer: int, *, waits: bool = False) -> None:
     """Call :func:`watch` in a copy of this process, which does not load Python again.
 
     The copy is no child of this process, and has none of its descriptors but the streams. Call this
@@ -33,7 +33,7 @@ def watch_in_a_copy(uuid: str, writer: int) -> None:
     if not (pid := fork()):
         status = 1
         try:
-            status = 0 if fork() else _watch_alone(uuid, writer)
+            status = 0 if fork() else _watch_alone(uuid, writer, waits)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -41,26 +41,26 @@ def watch_in_a_copy(uuid: str, writer: int) -> None:
     os.waitpid(pid, 0)
 
 
-def _watch_alone(uuid: str, writer: int) -> int:
+def _watch_alone(uuid: str, writer: int, waits: bool) -> int:
     """Drop what belongs to the process that was copied, and watch."""
     os.setsid()
     own_streams(keep=writer)
     name_process("xlsnap-monitor")
     show_command(python("pyxlsnap.monitor", uuid))
-    return watch(uuid, writer)
+    return watch(uuid, writer, waits=waits)
 
 
-def watch(uuid: str, writer: int) -> int:
+def watch(uuid: str, writer: int, *, waits: bool = False) -> int:
     """Watch a domain until it no longer exists, or until SIGTERM; return the exit status.
 
     :param writer: a pipe. :data:`READY` is written to it when the watch has begun, else the error.
+    :param waits: the domain is not there yet: the pipe, a socket then, will say when it is.
     """
     fresh_signals()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     cancel = Cancel()
-    signal.signal(
-        signal.SIGTERM, lambda *_: threading.Thread(target=cancel.set, daemon=True).start()
-    )
+    if not waits:  # else SIGTERM ends the process until it watches
+        _listen_to_sigterm(cancel)
 
     def ready() -> None:
         nonlocal writer
@@ -70,6 +70,10 @@ def watch(uuid: str, writer: int) -> int:
 
     try:
         with Toolstack(operation="monitor", domain=uuid) as host:
+            if waits:
+                if not is_to_begin(writer):
+                    return 0
+                _listen_to_sigterm(cancel)
             name = host.find(uuid).name
             turn = Turn(uuid)
             _log_to(name)
@@ -84,6 +88,12 @@ def watch(uuid: str, writer: int) -> int:
                 os.write(writer, (str(e) or type(e).__name__).encode())
         return 1
     return 0
+
+
+def _listen_to_sigterm(cancel: Cancel) -> None:
+    signal.signal(
+        signal.SIGTERM, lambda *_: threading.Thread(target=cancel.set, daemon=True).start()
+    )
 
 
 def _log_to(name: str) -> None:

@@ -22,6 +22,7 @@ from pyxlsnap.model import DomainInfo, RunState
 from pyxlsnap.request import Callbacks, revert_command
 from pyxlsnap.results import Recovered, Reverted
 from pyxlsnap.revert.operation import revert
+from pyxlsnap.revert.ready import take_back
 
 _QUIET_S, _QUIET_POLL_S = 30.0, 0.1
 
@@ -133,6 +134,8 @@ def carry_out(
     """
     match decided:
         case Decision.UNTOUCHED:
+            if left := take_back(entry):
+                raise _not_taken_back(entry, left)
             return Recovered((f"{entry.domain} was not touched",), rolled_back=True)
         case Decision.COMPLETE if guest:
             return _complete(guest, entry, Reports(callbacks))
@@ -157,6 +160,16 @@ def carry_out(
         step="recover",
         left=[why],
         finish=revert_command(entry.request),
+    )
+
+
+def _not_taken_back(entry: RevertEntry, left: list[str]) -> NeedsAttention:
+    return NeedsAttention(
+        f"{entry.domain} was not touched, but {'; '.join(left)}: correct the cause, then run the "
+        f"command again; or remove what is left, and {Journal(entry.uuid).path}",
+        step="recover",
+        left=left,
+        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
     )
 
 

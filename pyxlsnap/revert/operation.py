@@ -9,7 +9,7 @@ from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.disks.in_use import wait_for_qemu_img
-from pyxlsnap.errors import DomainNotFound, Interrupted
+from pyxlsnap.errors import DomainNotFound, Interrupted, Refused
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.locks import DomainLock
@@ -17,6 +17,7 @@ from pyxlsnap.request import Callbacks, RevertRequest
 from pyxlsnap.results import Plan, Progress, Reverted
 from pyxlsnap.revert.keep_current import plan_present, take_present
 from pyxlsnap.revert.plan import RevertPlan, make_plan, saved_uuid
+from pyxlsnap.revert.ready import take_back
 from pyxlsnap.revert.sequence import Reversion
 
 
@@ -40,7 +41,7 @@ def revert(
         off) and has the command that finishes the revert.
     """
     cancel = cancel or Cancel()
-    with _planned(host, request, callbacks, cancel) as plan:
+    with _planned(host, request, callbacks, cancel, clean=True) as plan:
         recheck(plan.guest)
         kept = ""
         if request.keep_current:
@@ -75,9 +76,17 @@ def read_cfgfile(request: RevertRequest) -> RevertRequest:
 
 @contextmanager
 def _planned(
-    host: Host, request: RevertRequest, callbacks: Callbacks, cancel: Cancel
+    host: Host,
+    request: RevertRequest,
+    callbacks: Callbacks,
+    cancel: Cancel,
+    *,
+    clean: bool = False,
 ) -> Iterator[RevertPlan]:
-    """Make a plan, and hold the locks of the domains concerned while the plan is used."""
+    """Make a plan, and hold the locks of the domains concerned while the plan is used.
+
+    :param clean: first remove what a revert has made ready that was killed before the destroy.
+    """
     request = read_cfgfile(request)
     half_way: RevertEntry | None = None
     with ExitStack() as locks:
@@ -89,6 +98,8 @@ def _planned(
                 entry = Journal(uuid).unfinished_revert(request.cfgfile)  # this revert finishes it
                 if entry and _is_half_way(host, request, entry):
                     half_way = entry
+                elif entry and clean:
+                    _take_back(entry)
             callbacks.on_progress(Progress("checking"))
             tell = Reports(callbacks)
             if half_way:  # the killed process may have left a qemu-img that still works
@@ -99,6 +110,12 @@ def _planned(
         except Cancelled:
             what = f"reverting {request.domain} was interrupted"
             raise Interrupted(what, step="plan") from None
+
+
+def _take_back(entry: RevertEntry) -> None:
+    """:raises Refused: something is left."""
+    if not entry.destroy_begun and (left := take_back(entry)):
+        raise Refused("; ".join(left))
 
 
 def _is_half_way(host: Host, request: RevertRequest, entry: RevertEntry) -> bool:

@@ -3,7 +3,7 @@
 All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -205,18 +205,17 @@ def _as_named_now(guest: Guest, config: DomainConfig) -> DomainConfig:
 def _task(
     config: DomainConfig, snapshot: str, cfgfile: str, waiting: Callable[[str], None]
 ) -> DiskTask:
-    finishes = _kept_by_killed(config.uuid, snapshot, cfgfile)
-    return DiskTask(snapshot, finishes=finishes, waiting=waiting)
+    """A task that knows what an interrupted revert to this snapshot noted of the disks.
 
-
-def _kept_by_killed(uuid: str, snapshot: str, cfgfile: str) -> Mapping[str, str] | None:
-    """What an interrupted revert to this snapshot noted of the disks that it keeps.
-
-    ``None``: there was none, so whatever has the names of kept disks is somebody else's.
+    If there was none, whatever has the names of kept or prepared disks is somebody else's.
     """
-    killed = Journal(uuid).unfinished_revert(cfgfile)
-    begun = killed is not None and killed.destroy_begun and killed.name == snapshot
-    return killed.disk_state if killed and begun else None
+    killed = Journal(config.uuid).unfinished_revert(cfgfile)
+    if killed is None or killed.name != snapshot:
+        return DiskTask(snapshot, waiting=waiting)
+    if killed.destroy_begun:
+        return DiskTask(snapshot, finishes=killed.disk_state, waiting=waiting)
+    prepared = killed.disk_state if killed.prepares else None
+    return DiskTask(snapshot, prepared=prepared, waiting=waiting)
 
 
 def _risky(domain: str, risks: Sequence[str]) -> Risky:

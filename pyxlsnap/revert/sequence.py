@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.disks.kept import drop_kept
+from pyxlsnap.disks.registry import revert_all
 from pyxlsnap.errors import (
     DomainNotFound,
     Interrupted,
@@ -19,7 +20,6 @@ from pyxlsnap.errors import (
     OperationFailed,
     PyxlsnapError,
     Refused,
-    XenError,
 )
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.destroy import destroy
@@ -29,19 +29,15 @@ from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.guest.untouched import BeforeDestroy
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
-from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import KEPT_SUFFIX, RunState
-from pyxlsnap.monitor.launch import keep_watched
-from pyxlsnap.monitor.xl import Xl, xl_process
 from pyxlsnap.request import Callbacks, revert_command
 from pyxlsnap.results import Progress, Reverted, Step
 from pyxlsnap.revert.last_look import look_again, open_memory
+from pyxlsnap.revert.other_watch import ending_xl
 from pyxlsnap.revert.plan import RevertPlan
-from pyxlsnap.text import command
+from pyxlsnap.revert.ready import Ready
 
 log = logging.getLogger(__name__)
-
-_XL_S = 10.0
 
 
 class Reversion:
@@ -71,8 +67,13 @@ class Reversion:
         self._finishing = self._killed is not None and self._killed.destroy_begun
         kept = self._killed.present_cfgfile if self._killed else ""
         self._present_cfgfile = present_cfgfile or kept
+        #: the domain runs, and a recovery will find in the journal what is made beforehand
+        self._prepares = bool(plan.guest and not self._finishing and not self._suspended)
         self._entry = self._killed or self._first_entry()
+        self._ready = Ready(plan, self._callbacks)
         self._destroying = False
+        self._off_since: float | None = None
+        self._seconds_off = 0.0
         self._before: BeforeDestroy | None = None
         self._restoring = False
         self._open = ExitStack()
@@ -84,9 +85,10 @@ class Reversion:
     def steps(self) -> list[Step]:
         """The sequence."""
         return [
+            ("journal", self._write_journal),
+            ("prepare", self._prepare),
             ("memory", self._make_room),
             ("check again", self._check_again),
-            ("journal", self._write_journal),
             ("destroy", self._destroy),
             ("disks", self._revert_disks),
             ("restore", self._restore),
@@ -115,6 +117,7 @@ class Reversion:
             raise self._failed(step, cause) from cause
         finally:
             self._room.release()
+            self._ready.close()
             if self._before:
                 self._before.close()
             self._open.close()
@@ -149,11 +152,15 @@ class Reversion:
             monitor=self._callbacks.start_monitor is not None,
             started=time.time(),
             boot=boot_id(),
+            prepares=self._prepares,
             destroy_begun=self._finishing,
             replaced_uuid=self._replaced_uuid(),
             present_cfgfile=self._present_cfgfile,
-            disk_state={k: v for s in plan.strategies for k, v in s.state().items()},
+            disk_state=self._disk_state(),
         )
+
+    def _disk_state(self) -> dict[str, str]:
+        return {k: v for s in self._plan.strategies for k, v in s.state().items()}
 
     def _about_another_snapshot(self) -> list[str]:
         """A warning, if the killed revert was one to another snapshot: this one drops its own."""
@@ -176,35 +183,20 @@ class Reversion:
         """
         return self._plan.config.name if self._replaced_uuid() else self._plan.config.uuid
 
+    def _prepare(self) -> None:
+        if self._prepares:
+            self._ready.make(self._cancel.check)
+
     def _make_room(self) -> None:
         self._room.prepare(self._plan.guest, self._cancel.check)
 
     def _destroy(self) -> None:
-        found = xl_process(self._plan.config.name)
-        with Process(found.pid if found else None) as xl:
+        with ending_xl(self._plan.config.name) as warnings:
             if guest := self._plan.guest:
                 self._destroy_guest(guest)
-            # xl's process ends when it notices that the domain was destroyed. If it does not end,
-            # the guest has rebooted just now, and xl starts it again within two seconds.
-            if found and not xl.ended(within_s=_XL_S):
-                self._say_watched(found)
+        self._warnings += warnings
         # If another program has started the domain meanwhile, its disks are in use.
         checks.refuse_name_or_uuid_in_use(self._host, self._plan.config, None)
-
-    def _say_watched(self, xl: Xl) -> None:
-        """:raises XenError: this process of xl watches the domain."""
-        name = self._plan.config.name
-        if not xl.has_log:  # it watches another domain, and was told another file or name before
-            self._warnings.append(
-                f"xl's process {xl.pid} ({command(list(xl.words))}) goes on: it was told the name "
-                f"{name}, and may have started another domain"
-            )
-            return
-        raise XenError(
-            f"xl still watches {name} and may start it again: wait until xl's process for {name} "
-            f"has ended, then run the command again",
-            domain=name,
-        )
 
     def _destroy_guest(self, guest: Guest) -> None:
         # If the domain ended meanwhile, another program may be starting it again.
@@ -212,6 +204,7 @@ class Reversion:
         checks.notice_rename(guest)  # it would be restored under its old name
         self._begin()
         self._destroying = True
+        self._off_since = time.monotonic()
         destroy(guest)
 
     def _say(self, **more: Any) -> None:
@@ -223,7 +216,7 @@ class Reversion:
 
     def _begin(self) -> None:
         """Note in the journal that the revert begins to change things; a recovery must know."""
-        self._note(destroy_begun=True)
+        self._note(destroy_begun=True, disk_state=self._disk_state())
 
     def _note(self, **more: Any) -> None:
         self._entry = replace(self._entry, **more)
@@ -234,8 +227,7 @@ class Reversion:
             self._begin()
         self._destroying = True
         with self._room.lent():
-            for strategy in self._plan.strategies:
-                strategy.revert()
+            revert_all(self._plan.strategies)
 
     def _restore(self) -> None:
         plan = self._plan
@@ -251,14 +243,15 @@ class Reversion:
 
     def _unpause(self) -> None:
         assert self._new
+        self._ready.begin_watch()
         if self._plan.state is RunState.RUNNING:
             patiently(self._new, self._new.unpause, self._plan.waiting)
+        if self._off_since is not None:
+            self._seconds_off = time.monotonic() - self._off_since
 
     def _keep_watched(self) -> None:
         assert self._new
-        self._warnings += keep_watched(
-            self._callbacks.start_monitor, self._new.name, self._new.uuid
-        )
+        self._warnings += self._ready.keep_watched(self._new.name, self._new.uuid)
 
     def _finish_disks(self) -> None:
         assert self._new
@@ -275,8 +268,10 @@ class Reversion:
         if self._present_cfgfile:
             what += f" (the snapshot of the present state stays: {self._present_cfgfile})"
         if not self._finishing and (not self._destroying or self._is_untouched()):
-            self._clear_journal()
             self._room.give_back()
+            if left := self._ready.undo() if self._prepares else []:
+                return self._not_taken_back(f"{what}; {'; '.join(left)}", step, left)
+            self._clear_journal()
             if type(cause) is Refused and not self._present_cfgfile:
                 return Refused(f"{what}; nothing was changed")
             cls = Interrupted if interrupted else OperationFailed
@@ -292,6 +287,16 @@ class Reversion:
             step=step,
             left=left,
             finish=revert_command(self._entry.request),
+        )
+
+    def _not_taken_back(self, what: str, step: str, left: list[str]) -> NeedsAttention:
+        """The domain is as it was, but what was made ready is left: so the journal stays."""
+        finish = f"pyxlsnap snapshot-recover {self._plan.config.uuid}"
+        return NeedsAttention(
+            f"{what}; {self._plan.config.name} is as before; to remove that, run `{finish}`",
+            step=step,
+            left=left,
+            finish=finish,
         )
 
     def _clear_journal(self) -> None:
@@ -340,4 +345,5 @@ class Reversion:
             kept=self._present_cfgfile,
             warnings=(*plan.warnings, *self._warnings),
             seconds=self._seconds,
+            seconds_off=self._seconds_off,
         )

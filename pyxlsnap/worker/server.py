@@ -181,12 +181,14 @@ class _Worker:
         self, client: ClientLink, cancel: Cancel, supervisor: SupervisorLink | None
     ) -> Callbacks:
         start = supervisor.start_monitor if supervisor else launch.start_monitor
+        prepare = supervisor.prepare_monitor if supervisor and self.watch else None
         found = Callbacks(
             on_progress=client.progress,
             on_event=client.event,
             leave=lambda error: client.leave({"error": error_to_plain(error)}),
             share_lock=client.share_lock,
             start_monitor=start if self.watch else None,
+            prepare_monitor=prepare,
         )
         if not self._hooks:
             return found

@@ -50,6 +50,16 @@ class SupervisorLink:
             if not launch.begins(uuid, pipe):  # the supervisor was killed
                 launch.start_monitor(uuid)
 
+    def prepare_monitor(self, uuid: str) -> launch.WaitingProcess:
+        """Have the supervisor start a process that will watch a domain, when it is told to.
+
+        :raises OSError: no connection to it could be made.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._send({"watch": uuid, "waits": True}, theirs.fileno())
+        return launch.WaitingProcess(uuid, ours)
+
     def answered(self) -> None:
         """Tell the supervisor that the caller has the result, so that no recovery is needed."""
         self._send({"answered": True})
@@ -101,7 +111,7 @@ def _wait_for(pid: int, channel: Channel) -> Death | None:
             answered = "answered" in message
             locks += [message["lock"]] if "lock" in message else []
             if "watch" in message:
-                _start_watch(message["watch"], channel.fds.pop())
+                _start_watch(message["watch"], channel.fds.pop(), waits="waits" in message)
         if answered and not process.ended(within_s=_EXIT_S):
             os.kill(pid, signal.SIGKILL)  # it hangs while it closes libxl
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -119,9 +129,9 @@ def _reap(process: Process, pid: int) -> str:
     return how_ended(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
-def _start_watch(uuid: str, writer: int) -> None:
+def _start_watch(uuid: str, writer: int, *, waits: bool = False) -> None:
     try:
-        watch_in_a_copy(uuid, writer)
+        watch_in_a_copy(uuid, writer, waits=waits)
     except OSError as e:
         os.write(writer, str(e).encode())
     finally:

@@ -14,6 +14,7 @@ from pyxlsnap.disks.copy.content import Space, refuse_no_room
 from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import wait_until_drained, wait_until_unused
+from pyxlsnap.disks.side_by_side import side_by_side
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import NewFile, open_regular, refuse_existing
 
@@ -95,16 +96,18 @@ class BlockCopy(CopyStrategy):
     def revert(self) -> None:
         for file in self._files:
             wait_until_unused(file.disk, file.target)
-        for file in self._files:
-            # O_EXCL: fails while the device is mounted, or a part of another device.
-            with (
-                os_errors(file.disk, file.target),
-                open_regular(file.path) as snapshot,
-                _device(file.target, os.O_RDWR | os.O_EXCL) as device,
-            ):
-                tell = partial(self._task.waiting, f"the copy back to {file.disk.vdev}")
-                copy_back(snapshot.fileno(), device, check=tell)
-                os.fsync(device)
+        side_by_side([partial(self._put_back, file) for file in self._files])
+
+    def _put_back(self, file: SnapshotFile) -> None:
+        # O_EXCL: fails while the device is mounted, or a part of another device.
+        with (
+            os_errors(file.disk, file.target),
+            open_regular(file.path) as snapshot,
+            _device(file.target, os.O_RDWR | os.O_EXCL) as device,
+        ):
+            tell = partial(self._task.waiting, f"the copy back to {file.disk.vdev}")
+            copy_back(snapshot.fileno(), device, check=tell)
+            os.fsync(device)
 
     def finish_revert(self, domid: int) -> list[str]:
         """Nothing was kept."""

@@ -7,6 +7,7 @@ second.
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users, wait_until_drained, wait_until_unused
 from pyxlsnap.disks.kept import KeptFiles, refuse_long_kept
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.side_by_side import side_by_side
+from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import (
     NewFile,
@@ -55,7 +58,10 @@ class RawFile(CopyStrategy):
         self._kept = KeptFiles(task)
         # A name that no file has had before: a run that finishes this one removes what is there.
         new = {f"{f.disk.vdev} copy": str(temporary_name(f.target)) for f in self._files}
-        self._temporaries = {k: (task.finishes or {}).get(k, name) for k, name in new.items()}
+        killed = task.prepared or task.finishes or {}
+        self._temporaries = {k: killed.get(k, name) for k, name in new.items()}
+        #: by vdev: the copies that are made already
+        self._copies: dict[str, _Copy] = {}
 
     def state(self) -> dict[str, str]:
         return super().state() | self._kept.state() | self._temporaries
@@ -160,21 +166,53 @@ class RawFile(CopyStrategy):
         for file in self._files:
             with os_errors(file.disk, file.target):
                 wait_until_unused(file.disk, self._kept.present(file.disk, file.target))
-        for file in self._files:
-            with os_errors(file.disk, file.target):
-                self._put_back(file)
+        side_by_side([partial(self._put_back, file) for file in self._files])
 
     def _put_back(self, file: SnapshotFile) -> None:
+        with os_errors(file.disk, file.target):
+            self._kept.keep(file.disk, file.target)
+            kept = self._kept.path(file.target)
+            try:
+                if not self._is_prepared(file, like=kept):
+                    tell = partial(self._task.waiting, f"the copy back to {file.disk.vdev}")
+                    self._make_copy(file, like=kept, check=tell)
+                os.rename(self._temporary(file), file.target)
+                sync_directory(file.target.parent)
+            finally:
+                self._temporary(file).unlink(missing_ok=True)
+
+    def _make_copy(self, file: SnapshotFile, *, like: Path, check: Callable[[], None]) -> None:
         temporary = self._temporary(file)
-        self._kept.keep(file.disk, file.target)
         temporary.unlink(missing_ok=True)  # a run that was killed leaves a big file
+        _copy(file.path, temporary, like=like, check=check)
+
+    def prepare_revert(self, check: Callable[[], None]) -> None:
+        for file in self._files:
+            with os_errors(file.disk, file.target):
+                before = _version(file.path)
+                self._make_copy(file, like=file.target, check=check)
+                copy = _Copy(before, _version(self._temporary(file)), _owner(file.target))
+            self._copies[file.disk.vdev] = copy
+
+    def _is_prepared(self, file: SnapshotFile, *, like: Path) -> bool:
+        """Whether the copy is there, and what it was made of is as it was.
+
+        :param like: the file with the owner and mode that the disk's file is to have.
+        """
         try:
-            tell = partial(self._task.waiting, f"the copy back to {file.disk.vdev}")
-            _copy(file.path, temporary, like=self._kept.path(file.target), check=tell)
-            os.rename(temporary, file.target)
-            sync_directory(file.target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+            now = _Copy(_version(file.path), _version(self._temporary(file)), _owner(like))
+        except OSError:
+            return False
+        return now == self._copies.get(file.disk.vdev)
+
+    def undo_prepared(self) -> None:
+        undo_each(partial(self._undo_prepared, file) for file in self._files)
+
+    def _undo_prepared(self, file: SnapshotFile) -> list[str]:
+        self._copies.pop(file.disk.vdev, None)
+        with os_errors(file.disk, self._temporary(file)):
+            self._temporary(file).unlink(missing_ok=True)
+        return []
 
     def finish_revert(self, domid: int) -> list[str]:
         return self._kept.remove((file.disk, file.target) for file in self._files)
@@ -207,6 +245,26 @@ def _how_to_copy(
                 copy_file(source, probe.fileno(), reflink=True)
             return True, 0
     return False, os.fstat(source).st_blocks * 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A copy that was made beforehand, and what it was made of."""
+
+    snapshot: tuple[int, ...]
+    copy: tuple[int, ...]
+    #: mode and owner of the disk's file
+    owner: tuple[int, ...]
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _owner(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return (found.st_mode, found.st_uid, found.st_gid)
 
 
 def _blocks(path: Path) -> int:

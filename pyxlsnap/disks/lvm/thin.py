@@ -5,7 +5,8 @@ volume, and the previous volume is removed. So LVM's "origin" does not tell whic
 of; a tag on the snapshot (:data:`~pyxlsnap.disks.lvm.base.OF_TAG`) does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from pyxlsnap.disks.kept import kept_key
 from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, remove, wait_until_closed
@@ -18,6 +19,7 @@ from pyxlsnap.disks.lvm.commands import (
 )
 from pyxlsnap.disks.lvm.names import Place, stays_valid
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
@@ -39,6 +41,10 @@ class LvmThin(LvmDisks):
         #: the uuid of each volume that is kept: it stays the same when the volume is renamed
         self._noted: dict[str, str] = {}
         self._of_killed = task.finishes
+        #: a killed run has made what has the names of the new volumes
+        self._killed = task.finishes is not None or task.prepared is not None
+        #: by vdev: the uuids of the new volumes that are made already; "": it is being made
+        self._made: dict[str, str] = {}
 
     def state(self) -> dict[str, str]:
         return super().state() | self._noted
@@ -98,24 +104,57 @@ class LvmThin(LvmDisks):
                 f"it if nobody needs it",
                 vdev=at.vdev,
             )
-        fresh, killed = found.get(at.fresh), self._of_killed is not None
-        if fresh and not (killed and fresh.origin == at.snapshot):
+        fresh = found.get(at.fresh)
+        if fresh and not self._is_ours(at, fresh):
             raise _in_the_way(at, fresh)
         if kept and disk and disk.origin != at.snapshot:
             raise _in_the_way(at, disk)
 
+    def _is_ours(self, at: Place, fresh: Volume) -> bool:
+        """Whether this run, or a killed one, has made a volume with the name of the new one."""
+        known = self._killed or self._made.get(at.vdev) in ("", fresh.uuid)
+        return known and fresh.origin == at.snapshot
+
+    def prepare_revert(self, check: Callable[[], None]) -> None:
+        for at in self._places:
+            check()
+            found = volumes(at.vdev, at.vg)
+            self._remove_fresh(at, found)
+            self._made[at.vdev] = ""
+            _make(at, _owners_tags(at, found))
+            if fresh := volumes(at.vdev, at.vg).get(at.fresh):
+                self._made[at.vdev] = fresh.uuid
+
+    def undo_prepared(self) -> None:
+        undo_each(partial(self._undo_prepared, at) for at in self._places)
+
+    def _undo_prepared(self, at: Place) -> list[str]:
+        if self._killed or at.vdev in self._made:
+            self._remove_fresh(at, volumes(at.vdev, at.vg))
+            self._made.pop(at.vdev, None)
+        return []
+
+    def _remove_fresh(self, at: Place, found: Mapping[str, Volume]) -> None:
+        fresh = found.get(at.fresh)
+        if fresh and not self._is_ours(at, fresh):
+            raise _in_the_way(at, fresh)
+        if fresh:
+            remove(at, fresh)
+
     def revert(self) -> None:
+        found = {}
         for at in self._places:
             wait_until_closed(at)
-            self._check_names_again(at)
+            found[at.vdev] = volumes(at.vdev, at.vg)
+            self._check_names_again(at, found[at.vdev])
         for at in self._places:
-            _swap(at)
+            _swap(at, found[at.vdev], made=self._made.get(at.vdev))
 
-    def _check_names_again(self, at: Place) -> None:
+    def _check_names_again(self, at: Place, found: Mapping[str, Volume]) -> None:
         """:raises DiskError: another program has changed the volumes since the check."""
         key = kept_key(at.vdev)
         was = self._noted.get(key)
-        self._check_names(at, volumes(at.vdev, at.vg))
+        self._check_names(at, found)
         if was not in (None, self._noted[key]):
             raise DiskError(
                 f"{at.full(at.lv)} was replaced while the revert was prepared: run the command "
@@ -193,24 +232,38 @@ def _in_the_way(at: Place, volume: Volume) -> DiskError:
     )
 
 
-def _swap(at: Place) -> None:
+def _make(at: Place, tags: Sequence[str]) -> None:
+    """Make the new volume.
+
+    :param tags: those of the disk's owner, and none of ours: the volume is a disk, not a snapshot.
+    """
+    tagging = [word for tag in tags for word in ("--addtag", tag)]
+    # -kn: activated at every start of the host, like the disk and unlike the snapshot.
+    lvm(at.vdev, "lvcreate", "-s", "-kn", "-ay", *tagging, "-n", at.fresh, at.full(at.snapshot))
+
+
+def _owners_tags(at: Place, found: Mapping[str, Volume]) -> list[str]:
+    was = found.get(at.kept) or found.get(at.lv)
+    return [tag for tag in was.tags if not _is_ours(tag)] if was else []
+
+
+def _swap(at: Place, found: Mapping[str, Volume], *, made: str | None) -> None:
     """Put a snapshot of the snapshot in the place of the disk, which is kept.
 
     If this is killed at any moment, either the disk still has its name, or the disk is kept and the
     next run gives the name to a new volume. The names were checked: a kept volume that is there
     already was kept by the run that this one finishes, and stays; a volume with the disk's name was
     then made by that run.
+
+    :param made: the uuid of the new volume, if it was made beforehand.
     """
-    found = volumes(at.vdev, at.vg)
-    if fresh := found.get(at.fresh):
+    fresh, tags = found.get(at.fresh), _owners_tags(at, found)
+    if fresh and not (fresh.uuid == made and sorted(fresh.tags) == sorted(tags)):
         remove(at, fresh)
+        fresh = None
+    if fresh is None:
+        _make(at, tags)
     disk, kept = found.get(at.lv), found.get(at.kept)
-    # The owner's tags, without ours: the new volume is a disk, not a snapshot.
-    was = kept or disk
-    tags = [tag for tag in was.tags if not _is_ours(tag)] if was else []
-    tagging = [word for tag in tags for word in ("--addtag", tag)]
-    # -kn: activated at every start of the host, like the disk and unlike the snapshot.
-    lvm(at.vdev, "lvcreate", "-s", "-kn", "-ay", *tagging, "-n", at.fresh, at.full(at.snapshot))
     if disk and kept:
         remove(at, disk)
     elif disk:

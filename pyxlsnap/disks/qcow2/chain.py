@@ -34,6 +34,8 @@ class Chain:
     overlay: Path
     #: the overlay's node in QEMU; ``None``: it is not known
     node: str | None
+    #: what :meth:`prepare_back` made the overlay of; ``None``: nothing is prepared
+    _made_of: "_MadeOf | None" = None
 
     @classmethod
     def of(cls, disk: Disk, request: DiskRequest) -> "Chain":
@@ -148,21 +150,49 @@ class Chain:
 
     # revert
 
+    def prepare_back(self) -> None:
+        """Make the overlay for :meth:`put_back` beforehand, while the guest uses the disk."""
+        with os_errors(self.disk, self.overlay):
+            self._make_overlay(self.overlay)
+            self._made_of = self._material()
+
+    def undo_prepared(self) -> None:
+        """Remove what :meth:`prepare_back` made, here or in a process that is dead."""
+        self._made_of = None
+        with os_errors(self.disk, self.overlay):
+            self.overlay.unlink(missing_ok=True)
+
+    def _is_prepared(self) -> bool:
+        """Whether the overlay is there, and what it was made of is as it was."""
+        try:
+            return self._made_of is not None and self._material() == self._made_of
+        except OSError:
+            return False
+
+    def _material(self) -> "_MadeOf":
+        overlay, frozen, active = self.overlay.lstat(), self.frozen.stat(), self.active.stat()
+        return _MadeOf(
+            overlay=(overlay.st_dev, overlay.st_ino),
+            frozen=(frozen.st_dev, frozen.st_ino, frozen.st_size, frozen.st_mtime_ns),
+            attributes=(active.st_mode, active.st_uid, active.st_gid),
+        )
+
     def put_back(self, kept: Path) -> None:
         """Put a new overlay of the frozen file in the place of the disk, which is kept.
 
         A kept file that is there already was kept by a run of this that was interrupted, and stays.
         """
-        overlay = _fresh(self.active)
         with os_errors(self.disk, self.active):
             try:
                 if not kept.exists():
                     os.link(self.active, kept, follow_symlinks=False)
-                self._make_overlay(overlay)
-                os.rename(overlay, self.active)
+                if not self._is_prepared():
+                    self.overlay.unlink(missing_ok=True)
+                    self._make_overlay(self.overlay)
+                os.rename(self.overlay, self.active)
                 sync_directory(self.active.parent)
             finally:
-                overlay.unlink(missing_ok=True)
+                self.undo_prepared()
 
     def rehearse(self) -> None:
         """Do what :meth:`put_back` does, to another name of the disk, and remove that.
@@ -173,9 +203,11 @@ class Chain:
         with os_errors(self.disk, self.active):
             try:
                 os.link(self.active, second, follow_symlinks=False)
-                self._make_overlay(overlay)
-                with open_regular(overlay) as made:
-                    os.fsync(made.fileno())  # until then there may seem to be room
+                if self._is_prepared():
+                    with new_file(overlay):
+                        pass
+                else:
+                    self._make_overlay(overlay)
                 os.rename(overlay, second)
                 sync_directory(self.active.parent)
             finally:
@@ -232,6 +264,16 @@ class Chain:
             return 1 + len(image_chain(self.disk, str(self.frozen)))
         except DiskError:
             return None  # the snapshot is taken all the same
+
+
+@dataclass(frozen=True, slots=True)
+class _MadeOf:
+    """A prepared overlay, and the files that it depends on."""
+
+    overlay: tuple[int, ...]
+    frozen: tuple[int, ...]
+    #: mode and owner of the disk's file
+    attributes: tuple[int, ...]
 
 
 def _fresh(active: Path) -> Path:

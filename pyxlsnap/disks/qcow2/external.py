@@ -16,7 +16,8 @@ nothing. :meth:`External.withdraw` first takes away the names of all overlays; w
 again, its block nodes tell for all disks together.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ class External:
         self._name = task.name
         self._kept = KeptFiles(task)
         self._chains = [Chain.of(disk, request) for disk, request in disks]
+        self._use_names_of(task.prepared or task.finishes or {})
+
+    def _use_names_of(self, killed: Mapping[str, str]) -> None:
+        """Use the names of a killed revert's overlays, so that those which are left are removed."""
+        for chain in self._chains:
+            overlay = Path(killed.get(f"{chain.disk.vdev} overlay", chain.overlay))
+            if overlay.parent == chain.overlay.parent:
+                chain.overlay = overlay
 
     def state(self) -> dict[str, str]:
         """The names of the overlays and of their nodes, which are new each time; and the files that
@@ -160,6 +169,21 @@ class External:
             with refusing_os_errors():
                 chain.rehearse()
             refuse_full(chain.disk, chain.active.parent, SLACK)
+
+    def prepare_revert(self, check: Callable[[], None]) -> None:
+        """Make the overlays."""
+        for chain in self._chains:
+            check()
+            chain.prepare_back()
+
+    def undos_of_prepared(self) -> list[Undo]:
+        """The removal of each overlay; to be called by :func:`~pyxlsnap.disks.undo.undo_each`."""
+
+        def undo(chain: Chain) -> list[str]:
+            chain.undo_prepared()
+            return []
+
+        return [partial(undo, chain) for chain in self._chains]
 
     def revert(self) -> None:
         """Put a new overlay of the frozen file in the place of each disk, which is kept.

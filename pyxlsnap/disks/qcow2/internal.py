@@ -25,6 +25,7 @@ from pyxlsnap.disks.qcow2.inside import (
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, Tag, image_info, image_tags, tags_of
 from pyxlsnap.disks.qcow2.tables import Work
 from pyxlsnap.disks.qcow2.trial import SLACK, refuse_inapplicable
+from pyxlsnap.disks.side_by_side import side_by_side
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
@@ -251,11 +252,13 @@ class Internal:
         for disk in self.disks:
             wait_until_unused(disk, Path(disk.target))
             self._check_kept(disk)
-        for disk in self.disks:
-            self._drop_left(disk)
-            if not self._kept_tags(image_tags(disk)):
-                in_file(disk, "-c", self._kept_name, self._waiting)
-            in_file(disk, "-a", self._name, self._waiting)
+        side_by_side([partial(self._apply, disk) for disk in self.disks])
+
+    def _apply(self, disk: Disk) -> None:
+        self._drop_left(disk)
+        if not self._kept_tags(image_tags(disk)):
+            in_file(disk, "-c", self._kept_name, self._waiting)
+        in_file(disk, "-a", self._name, self._waiting)
 
     def _drop_left(self, disk: Disk) -> None:
         """Delete what an earlier revert has kept, and left because a delete would have taken long.

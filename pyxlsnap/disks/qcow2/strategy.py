@@ -5,7 +5,7 @@ The transaction is the commit point of the whole snapshot: QEMU does all of it, 
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
@@ -230,6 +230,12 @@ class Qcow2:
     def check_revert(self) -> None:
         self._internal.check_revert()
         self._external.check_revert()
+
+    def prepare_revert(self, check: Callable[[], None]) -> None:
+        self._external.prepare_revert(check)
+
+    def undo_prepared(self) -> None:
+        undo_each(self._external.undos_of_prepared())
 
     def revert(self) -> None:
         self._internal.revert()

@@ -26,7 +26,7 @@ from pyxlsnap.monitor.launch import keep_watched, loses_monitor
 from pyxlsnap.monitor.xl import xl_monitor
 from pyxlsnap.request import Callbacks
 from pyxlsnap.results import DomainEvent
-from pyxlsnap.revert import sequence as revert_module
+from pyxlsnap.revert import other_watch
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations
 from tests.unit.support.guest import FakeGuest, config_of
@@ -545,7 +545,7 @@ def test_a_caller_without_our_monitor_is_warned_after_a_failure_too(world: World
 
 def test_a_revert_waits_for_xl_to_leave(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its guest may have rebooted just now: then xl starts it, and QEMU has the disks open."""
-    monkeypatch.setattr(revert_module, "_XL_S", 0.2)
+    monkeypatch.setattr(other_watch, "_XL_S", 0.2)
     watched = Watched(world)
     made = Creation(watched.plan).run()
     cfg = Path(made.cfgfile)
@@ -562,7 +562,7 @@ def test_a_revert_waits_for_xl_to_leave(world: World, monkeypatch: pytest.Monkey
 def test_a_revert_of_a_domain_that_xl_is_starting_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revert_module, "_XL_S", 0.2)
+    monkeypatch.setattr(other_watch, "_XL_S", 0.2)
     watched = Watched(world)
     made = Creation(watched.plan).run()
     cfg = Path(made.cfgfile)

@@ -62,7 +62,7 @@ IN_CREATE = [
     "config",
     *(f"{w} {v}" for w in OF_DISKS_IN_CREATE for v in VDEVS),
 ]
-OF_DISKS_IN_REVERT = ("revert", "drop")
+OF_DISKS_IN_REVERT = ("ready", "revert", "drop")
 IN_REVERT = [
     *("destroy", "wait_gone", "restore", "unpause"),
     *(f"{w} {v}" for w in OF_DISKS_IN_REVERT for v in VDEVS),

@@ -41,7 +41,7 @@ from pyxlsnap.model import Disk, DiskRequest, DomainConfig, RunState, SnapshotCo
 from pyxlsnap.monitor.xl import Xl
 from pyxlsnap.request import Callbacks, RevertRequest
 from pyxlsnap.results import Progress, Reverted
-from pyxlsnap.revert import sequence
+from pyxlsnap.revert import other_watch
 from pyxlsnap.revert.operation import revert
 from pyxlsnap.revert.plan import RevertPlan, saved_uuid
 from pyxlsnap.revert.sequence import Reversion
@@ -1179,14 +1179,14 @@ def test_a_process_of_xl_that_was_only_told_the_name_is_no_failure(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It watches another domain: its config file was used for this one before, or since."""
-    monkeypatch.setattr(sequence, "_XL_S", 0.1)
+    monkeypatch.setattr(other_watch, "_XL_S", 0.1)
     with subprocess.Popen(["sleep", "60"]) as other:
         found = Xl(other.pid, ("xl", "create", "-F", "vm1.cfg"), foreground=True, has_log=False)
-        monkeypatch.setattr(sequence, "xl_process", lambda _: found)
+        monkeypatch.setattr(other_watch, "xl_process", lambda _: found)
         done = case.run()
         assert any(f"xl's process {other.pid} (xl create -F vm1.cfg)" in w for w in done.warnings)
         case.assert_reverted()
-        monkeypatch.setattr(sequence, "xl_process", lambda _: replace(found, has_log=True))
+        monkeypatch.setattr(other_watch, "xl_process", lambda _: replace(found, has_log=True))
         with pytest.raises(NeedsAttention, match="xl still watches vm1"):
             case.run()
         other.kill()

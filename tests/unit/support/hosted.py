@@ -4,6 +4,7 @@ Command, worker, operations and sequences are the real ones: Python imports ``si
 the worker, and that puts the small world of world.py in the place of libxl.
 """
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -98,6 +99,11 @@ def install(here: str) -> None:
     pyxlsnap.monitor.launch.start_monitor = lambda uuid: None
     link = pyxlsnap.worker.supervisor.SupervisorLink
     pytest.MonkeyPatch().setattr(link, "start_monitor", lambda self, uuid: None)
+    pytest.MonkeyPatch().setattr(link, "prepare_monitor", _no_process)
+
+
+def _no_process(_link: object, _uuid: str) -> NoReturn:
+    raise OSError(errno.EAGAIN, "no more processes")
 
 
 class Hosted:

@@ -234,6 +234,7 @@ def strategy(
     to: str = "",
     form: str = "",
     finishes: Mapping[str, str] | None = None,
+    prepared: Mapping[str, str] | None = None,
 ) -> DiskStrategy:
     """The strategy for the volumes of a kind, as xvda and xvdb."""
     disks = [
@@ -243,7 +244,7 @@ def strategy(
         )
         for x in lvs
     ]
-    made: DiskStrategy = KINDS[kind](disks, DiskTask(name, finishes=finishes))
+    made: DiskStrategy = KINDS[kind](disks, DiskTask(name, finishes=finishes, prepared=prepared))
     return made
 
 

@@ -29,11 +29,13 @@ from pyxlsnap.guest.protocols import Host
 from pyxlsnap.hooks import Hook, Moment
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import RunState, SnapshotConfig
+from pyxlsnap.monitor.launch import is_to_begin
 from pyxlsnap.request import (
     Callbacks,
     CreateRequest,
     DeleteRequest,
     FeasibilityRequest,
+    PrepareMonitor,
     RecoverRequest,
     RevertRequest,
     ShareLock,
@@ -88,6 +90,7 @@ class Call:
     share_lock: ShareLock = lambda _uuid, _fd: None
     before_suspend: Hook | None = None
     start_monitor: StartMonitor | None = None
+    prepare_monitor: PrepareMonitor | None = None
     leave: Callable[[PyxlsnapError], None] = lambda _: None
     #: the pipe of a watching process
     writer: int = -1
@@ -208,6 +211,7 @@ class _Operations:
             share_lock=callbacks.share_lock,
             before_suspend=callbacks.before_suspend if asked else None,
             start_monitor=callbacks.start_monitor,
+            prepare_monitor=callbacks.prepare_monitor,
             leave=callbacks.leave,
         )
 
@@ -238,8 +242,11 @@ class _Operations:
             Call(here=self._here, domain=domain, on_event=on_event, cancel=cancel)
         )
 
-    def watch(self, uuid: str, writer: int) -> int:
-        self._scenarios["watch"](Call(here=self._here, domain=uuid, writer=writer))
+    def watch(self, uuid: str, writer: int, *, waits: bool) -> int:
+        if not waits or is_to_begin(writer):
+            self._scenarios["watch"](Call(here=self._here, domain=uuid, writer=writer))
+        else:
+            (self._here / "not begun").touch()
         return 0
 
     def preview(self, *_: object, **__: object) -> Plan:

@@ -1,9 +1,9 @@
 """Disks of the small world, typed against :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from pyxlsnap.disks.protocol import DeletingStrategy, DiskTask
+from pyxlsnap.disks.protocol import DeletingStrategy, DiskTask, PreparingStrategy
 from pyxlsnap.errors import (
     AlreadyExists,
     DiskError,
@@ -28,6 +28,8 @@ class FakeStrategy:
         self._waiting = task.waiting
         self._kept = {v for v in vdevs if f"{v} kept" in (task.finishes or {})}
         self._made: list[tuple[str, str]] = []
+        killed = task.prepared if task.prepared is not None else task.finishes
+        self._readied = {v for v in vdevs if f"{v} fake" in (killed or {})}
         self._reached = True
 
     def check_create(self, domid: int) -> None:
@@ -99,7 +101,24 @@ class FakeStrategy:
             for vdev in self.vdevs:
                 if vdev not in self._kept and self._kept_key(vdev) in self._storage.snapshots:
                     raise Refused(f"{vdev} has {self._kept_key(vdev)[1]!r} already")
+                if vdev not in self._readied and self._ready_key(vdev) in self._storage.snapshots:
+                    raise Refused(f"{vdev} has {self._ready_key(vdev)[1]!r} already")
             self._kept = set(self.vdevs)
+
+    def prepare_revert(self, check: Callable[[], None]) -> None:
+        check()
+        self._readied = set(self.vdevs)
+        with self._world.doing(f"ready {self.vdevs[0]}"):
+            for vdev in self.vdevs:
+                self._storage.snapshots[self._ready_key(vdev)] = ""
+
+    def undo_prepared(self) -> None:
+        with self._world.doing(f"unready {self.vdevs[0]}"):
+            for vdev in self._readied:
+                self._storage.snapshots.pop(self._ready_key(vdev), None)
+
+    def _ready_key(self, vdev: str) -> tuple[str, str]:
+        return (vdev, f"{self._name}.ready")
 
     def _kept_key(self, vdev: str) -> tuple[str, str]:
         return (vdev, f"{self._name}.pre-revert")
@@ -110,6 +129,7 @@ class FakeStrategy:
                 kept = self._kept_key(vdev)
                 self._storage.snapshots.setdefault(kept, self._storage.content[vdev])
                 self._storage.content[vdev] = self._storage.snapshots[vdev, self._name]
+                self._storage.snapshots.pop(self._ready_key(vdev), None)
 
     def finish_revert(self, domid: int) -> list[str]:
         with self._world.doing(f"drop {self.vdevs[0]}"):
@@ -143,4 +163,7 @@ class FakeStrategy:
 if TYPE_CHECKING:
 
     def _strategy(fake: FakeStrategy) -> DeletingStrategy:
+        return fake
+
+    def _preparing(fake: FakeStrategy) -> PreparingStrategy:
         return fake

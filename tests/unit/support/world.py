@@ -17,6 +17,7 @@ import pyxlsnap.guest.gone
 import pyxlsnap.recovery.finish_revert
 import pyxlsnap.recovery.undo_create
 import pyxlsnap.revert.plan
+import pyxlsnap.revert.ready
 from pyxlsnap import paths
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.model import Disk, DiskRequest
@@ -137,6 +138,7 @@ CHOOSERS = (
     pyxlsnap.create.plan,
     pyxlsnap.delete.plan,
     pyxlsnap.revert.plan,
+    pyxlsnap.revert.ready,
     pyxlsnap.recovery.undo_create,
     pyxlsnap.recovery.finish_revert,
     pyxlsnap.create.feasibility,

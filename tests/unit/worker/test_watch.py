@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pyxlsnap import api
 from pyxlsnap.errors import OperationFailed, PyxlsnapError
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.monitor import launch
+from pyxlsnap.results import Snapshot
 from pyxlsnap.worker import supervisor
 from tests.unit.support.scenarios import watches
 from tests.unit.support.standin import StandIn
@@ -59,6 +61,36 @@ def test_it_goes_on_alone(worker: StandIn) -> None:
     assert eventually(lambda: gone(pid))
 
 
+def test_one_that_waits_goes_on_alone_too(worker: StandIn) -> None:
+    worker.set(watches.waits_and_begins, watch=watches.until_told)
+    api.create_snapshot("vm1")
+    found = ast.literal_eval(worker.said())
+    assert (found["session"], found["alone"], found["files"]) == (True, True, [0, 1, 2])
+    DomainLock(UUID, domain="vm1", directory=worker.here / "run").release()
+    pid = int((worker.here / "pid").read_text())
+    assert not gone(pid)
+    (worker.here / "end").touch()
+    assert eventually(lambda: gone(pid))
+
+
+@pytest.mark.parametrize("operation", [watches.waits_in_vain, watches.waits_and_is_killed])
+def test_one_that_waits_in_vain_ends(
+    worker: StandIn, operation: Callable[[Call], Snapshot]
+) -> None:
+    worker.set(operation, watch=watches.until_told)
+    with suppress(OperationFailed):
+        api.create_snapshot("vm1")
+    assert eventually(lambda: (worker.here / "not begun").exists())
+    assert not (worker.here / "pid").exists()
+
+
+def test_one_that_waits_is_not_there_without_a_supervisor(worker: StandIn) -> None:
+    worker.set(watches.waits_without_a_supervisor)
+    (worker.here / "end").touch()
+    api.create_snapshot("vm1")
+    assert worker.said() == "False"
+
+
 @pytest.mark.parametrize(
     ("watch", "why"),
     [
@@ -75,7 +107,7 @@ def test_one_that_does_not_begin(worker: StandIn, watch: Callable[[Call], None],
 def test_no_process_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The supervisor says so, and goes on."""
 
-    def fail(_uuid: str, _writer: int) -> None:
+    def fail(_uuid: str, _writer: int, **_: object) -> None:
         raise BlockingIOError(errno.EAGAIN, "no more processes")
 
     monkeypatch.setattr(supervisor, "watch_in_a_copy", fail)

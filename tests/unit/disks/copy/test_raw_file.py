@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,10 +62,11 @@ def made(
     asked: bool = True,
     path: str = "",
     finishes: Mapping[str, str] | None = None,
+    prepared: Mapping[str, str] | None = None,
 ) -> RawFile:
     return RawFile(
         [(d, replace(default_request(d, NAME), **({"path": path} if path else {}))) for d in disks],
-        DiskTask(NAME, asked=asked, finishes=finishes),
+        DiskTask(NAME, asked=asked, finishes=finishes, prepared=prepared),
     )
 
 
@@ -523,6 +524,96 @@ def test_a_revert_brings_back_the_disk_and_keeps_it_until_the_end(place: Path, u
         assert listing(place) == {"xvda.raw", "xvda.raw.snap"}
         Path(disk.target).write_bytes(NEW)
     assert snapshot(disk).read_bytes() == OLD
+
+
+def nothing() -> None:
+    """In the place of a look whether the revert was cancelled."""
+
+
+def test_a_copy_that_was_made_beforehand_is_used(place: Path, used: None) -> None:
+    [disk] = changed(place)
+    strategy = made([disk])
+    strategy.check_revert()
+    strategy.prepare_revert(nothing)
+    assert Path(disk.target).read_bytes() == NEW
+    strategy.check_revert()
+    [copy] = listing(place) - {"xvda.raw", "xvda.raw.snap"}
+    inode = (place / copy).stat().st_ino
+    strategy.revert()
+    assert Path(disk.target).stat().st_ino == inode
+    assert Path(disk.target).read_bytes() == OLD
+    assert os.getxattr(disk.target, "user.note") == b"note"
+    assert strategy.finish_revert(8) == []
+    assert listing(place) == {"xvda.raw", "xvda.raw.snap"}
+
+
+def write_snapshot(disk: Disk, _copy: Path) -> None:
+    snapshot(disk).chmod(0o600)
+    snapshot(disk).write_bytes(b"corrected")
+
+
+def write_copy(_disk: Disk, copy: Path) -> None:
+    copy.chmod(0o600)
+    copy.write_bytes(b"damaged")
+
+
+def remove_copy(_disk: Disk, copy: Path) -> None:
+    copy.unlink()
+
+
+def close_disk(disk: Disk, _copy: Path) -> None:
+    Path(disk.target).chmod(0o600)
+
+
+@pytest.mark.parametrize("change", [write_snapshot, write_copy, remove_copy, close_disk])
+def test_a_copy_that_does_not_fit_any_more_is_made_again(
+    place: Path, used: None, change: Callable[[Disk, Path], None]
+) -> None:
+    [disk] = changed(place)
+    strategy = made([disk])
+    strategy.check_revert()
+    strategy.prepare_revert(nothing)
+    [copy] = listing(place) - {"xvda.raw", "xvda.raw.snap"}
+    change(disk, place / copy)
+    mode, wanted = Path(disk.target).stat().st_mode, snapshot(disk).read_bytes()
+    strategy.revert()
+    assert Path(disk.target).read_bytes() == wanted
+    assert Path(disk.target).stat().st_mode == mode
+    strategy.finish_revert(8)
+    assert listing(place) == {"xvda.raw", "xvda.raw.snap"}
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_copies_that_were_made_beforehand_are_taken_back(
+    place: Path, used: None, killed: bool
+) -> None:
+    disks = changed(place, 2)
+    strategy = made(disks)
+    strategy.check_revert()
+    strategy.undo_prepared()  # nothing is made yet
+    strategy.prepare_revert(nothing)
+    if killed:
+        made(disks).undo_prepared()  # which knows nothing of it
+        assert len(listing(place)) == 6
+        strategy = made(disks, prepared=strategy.state())
+    strategy.undo_prepared()
+    strategy.undo_prepared()
+    assert listing(place) == {f"xvd{x}.raw{end}" for x in "ab" for end in ("", ".snap")}
+    assert all(Path(disk.target).read_bytes() == NEW for disk in disks)
+
+
+def test_a_cancel_ends_the_copying_beforehand(tmp_path: Path, used: None) -> None:
+    [disk] = changed(tmp_path)
+    strategy = made([disk])
+    strategy.check_revert()
+
+    def cancelled() -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        strategy.prepare_revert(cancelled)
+    strategy.undo_prepared()
+    assert listing(tmp_path) == {"xvda.raw", "xvda.raw.snap"}
 
 
 @pytest.mark.parametrize("killed", [True, False])

@@ -26,11 +26,13 @@ def external(
     directory: Path,
     *,
     finishes: Mapping[str, str] | None = None,
+    prepared: Mapping[str, str] | None = None,
     started_anew: bool = False,
 ) -> Qcow2:
     paths = {d.vdev: str(directory / f"{d.vdev}.{name}") for d in disks}
     requests = [(d, DiskRequest(d.vdev, paths[d.vdev], "qcow2")) for d in disks]
-    return Qcow2(requests, DiskTask(name, finishes=finishes, started_anew=started_anew))
+    task = DiskTask(name, finishes=finishes, prepared=prepared, started_anew=started_anew)
+    return Qcow2(requests, task)
 
 
 def backing(path: str | Path) -> str:
@@ -500,6 +502,10 @@ class TestRefused:
         assert "stands on base.qcow2, by a relative name" in self.refusal(case)
 
 
+def nothing() -> None:
+    """In the place of a look whether the revert was cancelled."""
+
+
 class TestRevert:
     @pytest.fixture
     def taken(self, case: Case) -> Case:
@@ -526,6 +532,74 @@ class TestRevert:
             taken.qemu.close()
             assert [content(d) for d in taken.disks] == [9, 9]
         assert {p: p.read_bytes() for p in taken.frozen.iterdir()} == sums
+        assert not taken.leftovers()
+
+    def test_overlays_that_were_made_beforehand_are_used(self, taken: Case) -> None:
+        strategy = taken.strategy("s2")
+        strategy.check_revert()
+        strategy.prepare_revert(nothing)
+        assert [content(d) for d in taken.disks] == [4, 4]
+        strategy.check_revert()
+        overlays = {p.stat().st_ino for p in taken.leftovers()}
+        assert len(overlays) == 2
+        strategy.revert()
+        assert {Path(d.target).stat().st_ino for d in taken.disks} == overlays
+        assert [content(d) for d in taken.disks] == [2, 2]
+        strategy.finish_revert(DOMID)
+        assert not taken.leftovers()
+
+    @pytest.mark.parametrize("change", ["frozen", "owner", "overlay"])
+    def test_an_overlay_that_does_not_fit_any_more_is_made_again(
+        self, taken: Case, change: str
+    ) -> None:
+        strategy = taken.strategy("s2")
+        strategy.check_revert()
+        strategy.prepare_revert(nothing)
+        disk = taken.disks[0]
+        [overlay] = [p for p in taken.leftovers() if p.name.startswith(f".{disk.vdev}")]
+        if change == "frozen":
+            os.utime(taken.frozen / f"{disk.vdev}.s2")
+        elif change == "owner":
+            Path(disk.target).chmod(0o606)
+        else:
+            overlay.rename(overlay.with_name("moved"))
+            overlay.write_text("another")
+            overlay.with_name("moved").unlink()
+        mode = Path(disk.target).stat().st_mode
+        strategy.revert()
+        assert [content(d) for d in taken.disks] == [2, 2]
+        assert Path(disk.target).stat().st_mode == mode
+        strategy.finish_revert(DOMID)
+        assert not taken.leftovers()
+
+    @pytest.mark.parametrize("killed", [True, False])
+    def test_overlays_that_were_made_beforehand_are_taken_back(
+        self, taken: Case, killed: bool
+    ) -> None:
+        strategy, before = taken.strategy("s2"), taken.files()
+        strategy.check_revert()
+        strategy.undo_prepared()  # nothing is made yet
+        strategy.prepare_revert(nothing)
+        if killed:
+            taken.strategy("s2").undo_prepared()  # which knows nothing of it
+            assert len(taken.leftovers()) == 2
+            strategy = external(taken.disks, "s2", taken.frozen, prepared=strategy.state())
+        strategy.undo_prepared()
+        strategy.undo_prepared()
+        assert taken.files() == before
+        assert [content(d) for d in taken.disks] == [4, 4]
+
+    def test_a_killed_runs_overlay_is_used_up_by_the_run_that_finishes_it(
+        self, taken: Case
+    ) -> None:
+        killed = taken.strategy("s2")
+        killed.check_revert()
+        killed.prepare_revert(nothing)
+        again = external(taken.disks, "s2", taken.frozen, finishes=killed.state())
+        again.check_revert()
+        again.revert()
+        assert [content(d) for d in taken.disks] == [2, 2]
+        again.finish_revert(DOMID)
         assert not taken.leftovers()
 
     def test_what_was_there_is_kept_until_the_end(self, taken: Case) -> None:

@@ -8,7 +8,7 @@ from typing import NoReturn
 from pyxlsnap.monitor.launch import READY
 from pyxlsnap.results import DomainEvent, Snapshot
 from tests.unit.support.scenarios.ordinary import SNAPSHOT
-from tests.unit.support.standin_site import Call
+from tests.unit.support.standin_site import Call, die
 from tests.unit.support.values import UUID
 from tests.unit.support.waiting import eventually
 
@@ -31,6 +31,45 @@ def started_under_the_lock(call: Call) -> Snapshot:
     call.take_lock()
     assert call.start_monitor
     call.start_monitor(UUID)
+    return SNAPSHOT
+
+
+def waits_and_begins(call: Call) -> Snapshot:
+    """A snapshot whose watching process waits for a while."""
+    call.take_lock()
+    assert call.prepare_monitor
+    coming = call.prepare_monitor(UUID)
+    assert not (call.here / "pid").exists()
+    coming.begin()
+    assert coming.has_begun()
+    coming.close()
+    return SNAPSHOT
+
+
+def waits_in_vain(call: Call) -> Snapshot:
+    assert call.prepare_monitor
+    call.prepare_monitor(UUID).close()
+    call.wait_for("not begun")
+    return SNAPSHOT
+
+
+def waits_and_is_killed(call: Call) -> NoReturn:
+    assert call.prepare_monitor
+    coming = call.prepare_monitor(UUID)
+    call.mark("waits")
+    die()
+    coming.close()
+
+
+def waits_without_a_supervisor(call: Call) -> Snapshot:
+    """Nobody starts the process, so another way must be taken."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    call.wait_for("end")
+    assert call.prepare_monitor
+    coming = call.prepare_monitor(UUID)
+    coming.begin()
+    call.say(coming.has_begun())
+    coming.close()
     return SNAPSHOT
 
 

@@ -1,0 +1,114 @@
+"""What a revert makes ready while the domain still runs: then the domain is off for a shorter time.
+
+The memory file is read ahead, the disk strategies make what they can make beforehand, and the
+process that will watch the domain is started. All of it can be taken back: :func:`take_back` does
+that for a revert that was killed, too.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+
+from pyxlsnap.disks.protocol import DiskStrategy, DiskTask, PreparingStrategy
+from pyxlsnap.disks.registry import close_all, strategies
+from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.guest.saved import reading
+from pyxlsnap.journal import RevertEntry
+from pyxlsnap.linux.read_ahead import read_ahead
+from pyxlsnap.monitor.launch import keep_watched
+from pyxlsnap.request import Callbacks, ComingWatch
+from pyxlsnap.revert.plan import RevertPlan
+
+log = logging.getLogger(__name__)
+
+
+class Ready:
+    """What one run of a plan has made ready. To be closed."""
+
+    def __init__(self, plan: RevertPlan, callbacks: Callbacks) -> None:
+        self._plan = plan
+        self._callbacks = callbacks
+        self._watch: ComingWatch | None = None
+
+    def make(self, check: Callable[[], None]) -> None:
+        """Make all ready.
+
+        :param check: called often; an exception from it ends the work.
+        :raises PyxlsnapError: a disk could not be prepared.
+        """
+        self._start_watch()
+        for strategy in self._plan.strategies:
+            if isinstance(strategy, PreparingStrategy):
+                strategy.prepare_revert(check)
+        self._read_memory(check)
+
+    def _start_watch(self) -> None:
+        prepare = self._callbacks.prepare_monitor
+        if prepare is None or self._watch:
+            return
+        try:
+            self._watch = prepare(self._plan.config.uuid)
+        except OSError as e:  # a watch is started later
+            log.info("no process waits to watch %s: %s", self._plan.config.name, e.strerror)
+
+    def _read_memory(self, check: Callable[[], None]) -> None:
+        """Not needed for the revert: a file that cannot be read is for the last look to find."""
+        path = self._plan.memory_path
+        try:
+            with reading(path) as file:
+                count = read_ahead(file.fileno(), check)
+        except PyxlsnapError as e:
+            log.info("%s was not read ahead: %s", path, e)
+        else:
+            log.info("read %d MiB of %s ahead", count >> 20, path)
+
+    def begin_watch(self) -> None:
+        """Have the waiting process watch the domain, which is restored."""
+        if self._watch:
+            self._watch.begin()
+
+    def keep_watched(self, name: str, uuid: str) -> list[str]:
+        """Make sure that a process watches the domain, if that was asked for; returns warnings."""
+        return keep_watched(self._callbacks.start_monitor, name, uuid, self._watch)
+
+    def undo(self) -> list[str]:
+        """Take all back; returns what could not be, a line each."""
+        self.close()
+        return _undo(self._plan.strategies)
+
+    def close(self) -> None:
+        """Let the waiting process end, if its watch has not begun. Idempotent."""
+        if self._watch:
+            self._watch.close()
+            self._watch = None
+
+
+def take_back(entry: RevertEntry) -> list[str]:
+    """Take back what a revert made ready that was killed before it destroyed the domain.
+
+    :returns: what could not be, a line each.
+    """
+    if not entry.prepares:
+        return []
+    chosen = list(zip(entry.devices, entry.disks, strict=True))
+    try:
+        found = strategies(chosen, DiskTask(entry.name, prepared=entry.disk_state), entry.kinds)
+    except Exception as e:
+        return [f"what the revert to {entry.name} had prepared may be left: {e}"]
+    try:
+        return _undo(found)
+    finally:
+        close_all(found)
+
+
+def _undo(strategies: Iterable[DiskStrategy]) -> list[str]:
+    left = []
+    for strategy in strategies:
+        if not isinstance(strategy, PreparingStrategy):
+            continue
+        try:
+            strategy.undo_prepared()
+        except Exception as e:
+            log.debug("%s", strategy.kind, exc_info=e)
+            disks = ", ".join(strategy.vdevs)
+            left.append(f"what the revert had prepared for {disks} could not be removed: {e}")
+    return left

@@ -1,0 +1,75 @@
+"""Work on several disks at once."""
+
+import threading
+from functools import partial
+
+import pytest
+
+from pyxlsnap.disks.side_by_side import side_by_side
+
+
+class Postponed(BaseException):
+    """Not an Exception, as that of a recovery whose turn is over."""
+
+
+def test_works_are_done_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=20)
+    side_by_side([both.wait, both.wait])
+    assert not both.broken
+
+
+def test_all_are_done_however_many_there_are() -> None:
+    done: list[int] = []
+    side_by_side([partial(done.append, number) for number in range(50)])
+    assert sorted(done) == list(range(50))
+
+
+def test_a_single_work_is_done_on_this_thread() -> None:
+    threads: list[threading.Thread] = []
+    side_by_side([lambda: threads.append(threading.current_thread())])
+    assert threads == [threading.current_thread()]
+
+
+@pytest.mark.parametrize("kind", [OSError, Postponed])
+def test_a_failure_is_raised_when_the_others_have_ended(kind: type[BaseException]) -> None:
+    both, failed, done = threading.Barrier(2, timeout=20), threading.Event(), threading.Event()
+
+    def fails() -> None:
+        both.wait()
+        failed.set()
+        raise kind("no")
+
+    def goes_on() -> None:
+        both.wait()
+        assert failed.wait(20)
+        done.set()
+
+    with pytest.raises(kind, match="no"):
+        side_by_side([fails, goes_on])
+    assert done.is_set()
+
+
+def test_the_other_failures_are_notes() -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    def fails(word: str) -> None:
+        both.wait()
+        raise OSError(word)
+
+    with pytest.raises(OSError, match=r"one|two") as caught:
+        side_by_side([partial(fails, "one"), partial(fails, "two")])
+    assert {str(caught.value), *caught.value.__notes__} == {"one", "two"}
+
+
+def test_what_has_not_begun_is_not_begun_after_a_failure() -> None:
+    begun: list[int] = []
+    together = threading.Barrier(4, timeout=20)
+
+    def work(number: int) -> None:
+        begun.append(number)
+        together.wait()
+        raise OSError(str(number))
+
+    with pytest.raises(OSError, match=r"\d"):
+        side_by_side([partial(work, number) for number in range(9)])
+    assert sorted(begun) == [0, 1, 2, 3]
