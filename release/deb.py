@@ -19,7 +19,7 @@ _WORK = "/work"
 
 _BUILD = """\
 umask {umask}
-export TZ={zone} DEB_BUILD_OPTIONS=parallel={jobs}
+export TZ={zone} "DEB_BUILD_OPTIONS=noautodbgsym parallel={jobs}"
 cd {work}
 for source in {directories}; do
   (cd "$source" && dpkg-buildpackage -us -uc)
