@@ -7,6 +7,10 @@
 # make bench   how long snapshots and reverts take, beside xl and a C program on libxl, ROUNDS (5)
 #              times; the README's tables and picture of it
 # make docs    the reference documentation, into build/docs/html; what is generated, into docs/share
+# make dist    the sdist and the wheel, in dist/, checked
+# make deb     the Debian packages, in dist/SUITE/, for each of SUITES (bookworm trixie): built twice in
+#              a clean Debian, compared, checked by lintian, tried
+# make release every test, then dist and deb, and what is left to a person
 # make fuzz    the readers of config and memory files and the stream writer (with ASan and UBSan),
 #              SECONDS each (600), with libFuzzer
 #
@@ -19,6 +23,8 @@ VENV := .venv
 # The lab's: that of Debian 12, and that of Debian 13.
 XENS := 4.17 4.20
 XEN ?= 4.17
+# The Debian releases that packages are made for.
+SUITES ?= bookworm trixie
 export XEN
 ifeq ($(filter $(XEN),$(XENS)),)
 $(error XEN=$(XEN): the lab has $(XENS))
@@ -32,9 +38,9 @@ SECONDS ?= 600
 # How often each is measured by make bench.
 ROUNDS ?= 5
 PY := $(VENV)/bin/python
-SOURCES := pyxlsnap build_ffi.py docs tests examples
+SOURCES := pyxlsnap build_ffi.py docs release tests examples
 
-.PHONY: demo test check format docs html unit lab smoke soak bench fuzz clean prune
+.PHONY: demo test check format docs html unit lab smoke soak bench dist deb release fuzz clean prune
 
 test: check html unit lab $(patsubst %,smoke-%,$(filter-out $(XEN),$(XENS)))
 
@@ -76,6 +82,20 @@ soak: $(VENV)/built
 bench: $(VENV)/bench-ready $(VENV)/built
 	$(PY) -m tests.lab state
 	$(PY) -m tests.bench --rounds $(ROUNDS)
+
+dist: $(VENV)/built
+	$(PY) -m release dist
+
+deb: $(VENV)/built
+	$(PY) -m release deb $(SUITES)
+
+# One after the other.
+release:
+	$(MAKE) test
+	for xen in $(XENS); do $(MAKE) soak XEN=$$xen || exit; done
+	$(MAKE) dist
+	$(MAKE) deb
+	$(PY) -m release rest
 
 # Two at a time; if one of them finds something the others go on.
 fuzz: $(VENV)/built

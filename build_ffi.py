@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cffi
 import setuptools
@@ -121,11 +122,14 @@ def headers(*patterns: str) -> list[str]:
 
 def setup(*, extensions: list[str]) -> None:
     """What pyproject.toml cannot say."""
+    # There the old setuptools (66, of Debian 12) and the new want the license written differently.
+    # From 77 on it is the License-Expression of PEP 639.
+    new = int(setuptools.__version__.split(".")[0]) >= 77
+    license_field: dict[str, Any] = {"license_expression" if new else "license": "LGPL-2.1-only"}
     setuptools.setup(
         cffi_modules=extensions,
-        # There the old setuptools and the new want it written differently.
-        license="LGPL-2.1-only",
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
+        **license_field,
     )
 
 

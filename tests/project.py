@@ -5,8 +5,9 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHIPPED = (
-    "pyxlsnap", "include", "docs", "build_ffi.py", "pyproject.toml", "MANIFEST.in", "README.md"
-)  # fmt: skip
+    *("pyxlsnap", "include", "docs", "build_ffi.py", "pyproject.toml", "MANIFEST.in"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile"),
+)
 SHARE = PROJECT / "docs" / "share"
 UNIT = PROJECT / "pyxlsnap" / "systemd" / "pyxlsnap-recover.service"
 

@@ -93,13 +93,15 @@ class _Bar:
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._phase: tuple[str, int] = ("", 0)
         if sys.stderr.isatty():
-            from tqdm import tqdm
-
+            try:
+                from tqdm import tqdm
+            except ImportError:  # installed without the extra "cli"
+                return
             # No thread of its own: a process with one thread can fork.
             bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
             self._bar = bar(unit="B", unit_scale=True, unit_divisor=1024)
-        self._phase: tuple[str, int] = ("", 0)
 
     def __call__(self, progress: Progress) -> None:
         if self._bar is None:

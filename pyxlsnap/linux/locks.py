@@ -112,6 +112,27 @@ def unlock(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _UNLOCK)
 
 
+def under_way() -> list[str]:
+    """The uuids of the domains on which an operation is under way. Takes no lock.
+
+    :raises OSError: a lock's file cannot be opened: this process is not root.
+    """
+    return sorted(path.stem for path in paths.LOCKS.glob("*.lock") if _is_held(path))
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        fd = os.open(path, _FLAGS)
+    except FileNotFoundError:
+        return False
+    try:
+        asked = _flock(fcntl.F_WRLCK, *OPERATION)
+        kind = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
+    finally:
+        os.close(fd)
+    return bool(kind != fcntl.F_UNLCK)
+
+
 class FileLock:
     """A lock on a file that other programs lock, too; not taken yet.
 

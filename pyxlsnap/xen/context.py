@@ -7,11 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from pyxlsnap import paths
 from pyxlsnap.errors import ClosedError, ForkedError, XenUnavailable
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
 from pyxlsnap.xen.callbacks import Bridge
-from pyxlsnap.xen.ffi import C, CData, c_string, check, domain_info, ffi, struct, take_string
+from pyxlsnap.xen.ffi import (
+    XEN_RELEASE,
+    C,
+    CData,
+    c_string,
+    check,
+    domain_info,
+    ffi,
+    struct,
+    take_string,
+)
 from pyxlsnap.xen.xenstore import Xenstore, empty_node
 
 # The device nodes through which libxenctrl reaches Xen.
@@ -29,7 +40,8 @@ class Context:
     child made by ``os.fork()``, and :class:`XenUnavailable` where SIGCHLD is ignored.
 
     :param operation: added to every log record of this context, as is ``domain``.
-    :raises XenUnavailable: not a Xen host, no rights, or SIGCHLD is ignored in this process.
+    :raises XenUnavailable: not a Xen host, no rights, another release of Xen than this package was
+        built for, or SIGCHLD is ignored in this process.
     """
 
     def __init__(self, *, operation: str = "", domain: str = "") -> None:
@@ -38,6 +50,8 @@ class Context:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         _refuse_ignored_sigchld()
+        if why := why_another_xen(XEN_RELEASE):
+            raise XenUnavailable(why)
         self._bridge = Bridge(operation=operation, domain=domain)
         ctx = ffi.new("libxl_ctx **")
         if C.libxl_ctx_alloc(ctx, C.LIBXL_VERSION, 0, self._bridge.logger):
@@ -195,6 +209,29 @@ def why_no_xen(root: Path = Path("/")) -> str | None:
     if device is not None and not os.access(root / device, os.R_OK | os.W_OK):
         return f"no permission to use /{device}: run pyxlsnap as root"
     return None
+
+
+def why_another_xen(built: tuple[int, int], sys: Path | None = None) -> str | None:
+    """Why this package is not that of the Xen that runs, and what to do; ``None`` if it is.
+
+    Debian keeps the libxl of the release before when it upgrades Xen. That libxl loads, but its
+    calls fail with errors that do not tell why.
+
+    :param built: the release of Xen that the package was built for.
+    :param sys: the kernel's /sys.
+    """
+    directory = (sys or paths.SYS) / "hypervisor/version"
+    try:
+        runs = tuple(int((directory / name).read_text()) for name in ("major", "minor"))
+    except (OSError, ValueError):  # the kernel does not say it
+        return None
+    if runs == built:
+        return None
+    ours, theirs = ("{}.{}".format(*release) for release in (built, runs))
+    return (
+        f"this pyxlsnap is built for Xen {ours}, and Xen {theirs} runs: install the pyxlsnap that "
+        f"is built for Xen {theirs}, or boot Xen {ours}"
+    )
 
 
 def _refuse_ignored_sigchld() -> None:

@@ -16,9 +16,7 @@ from pyxlsnap.text import bytes_of, text_of
 try:
     from pyxlsnap.xen._ffi import ffi, lib
 except ImportError as e:
-    raise ImportError(
-        f"{e}: pyxlsnap must be built for this release of Xen: install it again"
-    ) from e
+    raise ImportError(f"{e}: install the pyxlsnap that is built for this release of Xen") from e
 
 __all__ = [
     "XEN_RELEASE",

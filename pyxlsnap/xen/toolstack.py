@@ -38,7 +38,8 @@ class Toolstack:
 
     :param operation: added to every log record of this context (logger ``pyxlsnap.libxl``), as is
         ``domain``.
-    :raises XenUnavailable: not a Xen host, no rights, or SIGCHLD is ignored in this process.
+    :raises XenUnavailable: not a Xen host, no rights, another release of Xen than this package was
+        built for, or SIGCHLD is ignored in this process.
     """
 
     def __init__(self, *, operation: str = "", domain: str = "") -> None:

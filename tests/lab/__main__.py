@@ -5,9 +5,10 @@
 
 import argparse
 import shlex
-import shutil
 import sys
 
+from release import deb
+from release.chroot import KIND
 from tests.lab.harness import cache, image, state
 from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.install import install
@@ -64,12 +65,15 @@ def prompt(text: str) -> str | None:
 def prune(say: cache.Say) -> int:
     images = [image.key(release) for release in image.RELEASES.values()]
     keep = {f"image-{key}" for key in images} | {f"state-{state.key(key)}" for key in images}
-    for kind in ("image", "state"):
+    for suite in deb.SUITES:
+        for chroot in (deb.build_chroot(suite), deb.check_chroot(suite)):
+            keep.add(f"{KIND}-{chroot.key}")
+    for kind in ("image", "state", KIND, "deb", "folder"):
         with cache.locked(kind, say):
             for directory in cache.home().glob(f"{kind}-*"):
                 if directory.name not in keep:
                     say(f"removing {directory}: {cache.size_mib(directory)} MiB")
-                    shutil.rmtree(directory)
+                    cache.remove(directory)
     return 0
 
 

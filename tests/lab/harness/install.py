@@ -126,7 +126,9 @@ def wheels(dom0: Dom0, say: cache.Say) -> Path:
     asked = "import sys; print('%d.%d' % sys.version_info[:2])"
     python = dom0.run(["python3", "-c", asked]).out.strip()
     told = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    required = [*told["build-system"]["requires"], *told["project"]["dependencies"]]
+    project = told["project"]
+    extra = project["optional-dependencies"]["cli"]
+    required = [*told["build-system"]["requires"], *project["dependencies"], *extra]
 
     def build(new: Path) -> None:
         say(f"fetching wheels for Python {python}: {', '.join(required)}")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap import paths
 from pyxlsnap.errors import Busy, Refused
-from pyxlsnap.linux.locks import MONITOR, DomainLock, FileLock
+from pyxlsnap.linux.locks import MONITOR, DomainLock, FileLock, under_way
 from tests.unit.support.loop_files import need_root
 from tests.unit.support.waiting import open_descriptors
 
@@ -40,6 +41,39 @@ def free_for_another_process(directory: Path) -> bool:
     run = subprocess.run([sys.executable, "-c", TRY, UUID, str(directory)])
     assert run.returncode in (0, 7)
     return run.returncode == 0
+
+
+class TestUnderWay:
+    @pytest.fixture(autouse=True)
+    def locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(paths, "LOCKS", tmp_path)
+        return tmp_path
+
+    def test_names_the_domains_whose_operation_lock_is_held(self, locks: Path) -> None:
+        assert under_way() == []
+        held = lock(locks)
+        assert under_way() == [UUID]
+        assert under_way() == [UUID]  # the look releases nothing
+        held.release()
+        assert under_way() == []  # the file is still there
+
+    def test_takes_nothing_from_an_operation_that_begins(self, locks: Path) -> None:
+        lock(locks).release()
+        before = open_descriptors()
+        under_way()
+        assert open_descriptors() == before
+        lock(locks).release()
+
+    def test_a_monitor_is_no_operation(self, locks: Path) -> None:
+        acting = monitor_lock(locks)
+        watching = DomainLock(UUID, domain="vm1", directory=locks, kind="watch")
+        assert under_way() == []
+        watching.release()
+        acting.release()
+
+    def test_no_directory_is_no_operation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(paths, "LOCKS", Path("/nonexistent"))
+        assert under_way() == []
 
 
 class TestLock:

@@ -92,7 +92,14 @@ def test_an_sdist_builds_a_wheel_elsewhere(tmp_path: Path) -> None:
     (unit,) = [name for name in names if name.endswith("/lib/systemd/system/" + UNIT.name)]
     assert contents.read(unit) == UNIT.read_bytes()
     (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
-    assert b"LGPL-2.1-only" in contents.read(metadata)
+    told = contents.read(metadata).decode()
+    lines = told.partition("\n\n")[0].splitlines()
+    assert "License-Expression: LGPL-2.1-only" in lines
+    assert "Author: The pyxlsnap authors" in lines
+    # The progress bar is not forced on who embeds the library.
+    assert [line for line in lines if "tqdm" in line] == [
+        'Requires-Dist: tqdm>=4.60; extra == "cli"'
+    ]
     python = fresh_environment(tmp_path / "env")
     install(python, str(wheel))
     check_installed(python, tmp_path)

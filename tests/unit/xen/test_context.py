@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap import paths
 from pyxlsnap.errors import ClosedError, ForkedError, XenUnavailable
 from pyxlsnap.xen.callbacks import Bridge
-from pyxlsnap.xen.context import Context, why_no_xen
-from pyxlsnap.xen.ffi import C, ffi
+from pyxlsnap.xen.context import Context, why_another_xen, why_no_xen
+from pyxlsnap.xen.ffi import XEN_RELEASE, C, ffi
 from pyxlsnap.xen.toolstack import Toolstack
 from pyxlsnap.xen.xenstore import Xenstore
 from tests.unit.support.resources import Resources, python
@@ -70,6 +71,42 @@ def test_why_there_is_no_xen(
     monkeypatch.setattr(os, "access", lambda *_: allowed)
     found = why_no_xen(tmp_path)
     assert (says in str(found)) if says else found is None
+
+
+def running(sys: Path, major: str, minor: str) -> Path:
+    """A /sys that names the Xen that runs."""
+    version = sys / "hypervisor/version"
+    version.mkdir(parents=True)
+    (version / "major").write_text(f"{major}\n")
+    (version / "minor").write_text(f"{minor}\n")
+    return sys
+
+
+@pytest.mark.parametrize("runs", [(4, 20), (4, 18), (5, 19)])
+def test_another_xen_is_told_with_both_releases(tmp_path: Path, runs: tuple[int, int]) -> None:
+    major, minor = runs
+    said = why_another_xen((4, 19), running(tmp_path, str(major), str(minor)))
+    assert said == (
+        f"this pyxlsnap is built for Xen 4.19, and Xen {major}.{minor} runs: install the pyxlsnap "
+        f"that is built for Xen {major}.{minor}, or boot Xen 4.19"
+    )
+
+
+def test_the_same_xen_and_a_kernel_that_does_not_say_are_taken(tmp_path: Path) -> None:
+    assert why_another_xen((4, 19), tmp_path) is None
+    assert why_another_xen((4, 19), running(tmp_path / "odd", "?", "?")) is None
+    assert why_another_xen((4, 19), running(tmp_path / "same", "4", "19")) is None
+
+
+def test_a_context_for_another_xen_is_refused_before_libxl_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    major, minor = XEN_RELEASE
+    monkeypatch.setattr(paths, "SYS", running(tmp_path, str(major), str(minor + 1)))
+    before = Resources()
+    with pytest.raises(XenUnavailable, match=rf"built for Xen {major}\.{minor}, and "):
+        Context()
+    before.assert_unchanged()
 
 
 @pytest.mark.parametrize(

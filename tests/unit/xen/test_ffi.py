@@ -16,7 +16,9 @@ def test_a_libxl_of_another_release_is_told_with_the_way_out() -> None:
         "import pyxlsnap.xen.toolstack\n"
     )
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].endswith("built for this release of Xen: install it again")
+    assert run.stderr.splitlines()[-1].endswith(
+        ": install the pyxlsnap that is built for this release of Xen"
+    )
 
 
 @pytest.mark.parametrize("rc", range(-1, -40, -1))

@@ -1,0 +1,86 @@
+"""For developers: ``python -m release dist|deb|rest``. All results are in ``dist/``.
+
+The same as ``make dist`` and ``make deb``; ``make release`` ends with ``rest``.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pyxlsnap.version import VERSION
+from release import changelog, deb, dist
+from release.chroot import CommandFailed
+from tests.lab.harness import cache
+from tests.project import PROJECT
+
+DIST = PROJECT / "dist"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m release")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("dist", help="build and check the sdist and the wheel")
+    debian = verbs.add_parser("deb", help="build and check the Debian packages")
+    debian.add_argument("suites", nargs="*", metavar="SUITE", help=" ".join(deb.SUITES))
+    verbs.add_parser("rest", help="say what a release still needs from a person")
+    arguments = parser.parse_args()
+    match arguments.verb:
+        case "dist":
+            build_dist()
+        case "deb":
+            return build_debs(arguments.suites or deb.SUITES)
+        case "rest":
+            print("\n".join(rest()))
+    return 0
+
+
+def build_dist() -> None:
+    """Build sdist and wheel into dist/, in the place of older ones."""
+    DIST.mkdir(exist_ok=True)
+    for old in (*DIST.glob("*.tar.gz"), *DIST.glob("*.whl")):
+        old.unlink()
+    made = dist.sdist(DIST)
+    wheel = dist.wheel(made, DIST)
+    dist.check(made, wheel)
+    _name([made, wheel])
+
+
+def build_debs(suites: list[str] | tuple[str, ...]) -> int:
+    """Build the packages for some Debian releases into dist/SUITE/."""
+    say = cache.progress()
+    for suite in suites:
+        if suite not in deb.SUITES:
+            print(f"{suite}: packages are made for {' and '.join(deb.SUITES)}", file=sys.stderr)
+            return 2
+        try:
+            _name(deb.build_and_check(suite, DIST / suite, say))
+        except (CommandFailed, deb.Broken) as error:
+            print(error, file=sys.stderr)
+            return 1
+    return 0
+
+
+def rest() -> list[str]:
+    """What is left to a person, in order."""
+    heading = f"## {VERSION} - YYYY-MM-DD"
+    steps = [
+        *([] if changelog.release_date() else [f"date CHANGELOG.md ({heading}), and begin again"]),
+        "read the report of `make soak` and `make bench`, and README's tables of them",
+        f"put an address that is read in the place of {changelog.MAINTAINER}, in debian/control,"
+        " release/python-qemu-qmp/debian/control and release/changelog.py",
+        f"sign and push the tag v{VERSION}",
+        f"upload dist/pyxlsnap-{VERSION}.tar.gz to PyPI (twine upload); not the wheel: it works"
+        " only with the Xen and the C library that it was built against",
+        "sign and publish the packages in dist/bookworm and dist/trixie",
+        "set the next version in pyxlsnap/version.py, with a heading in CHANGELOG.md",
+    ]
+    return ["left to a person:", *(f"  {n}. {step}" for n, step in enumerate(steps, 1))]
+
+
+def _name(files: list[Path]) -> None:
+    for file in files:
+        print(f"built {file.relative_to(PROJECT)}: {file.stat().st_size >> 10} KiB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""What is built for others: versions, dates and what the packages say of themselves."""
+
+import configparser
+import io
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+from datetime import UTC, date, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap import paths
+from pyxlsnap.journal import Journal
+from pyxlsnap.version import VERSION
+from release import __main__ as release
+from release import changelog, deb, dist, sources
+from tests.lab.harness import image
+from tests.project import PROJECT, UNIT
+
+TOLD = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+SCRIPTS = sorted(path for path in sources.DEBIAN.iterdir() if path.suffix in (".prerm", ".postrm"))
+
+
+def older(first: str, second: str) -> bool:
+    """Whether dpkg takes one version for older than another."""
+    compared = subprocess.run(["dpkg", "--compare-versions", first, "lt", second])
+    return compared.returncode == 0
+
+
+def full_version(suite: str) -> str:
+    text = changelog.debian_changelog("pyxlsnap", changelog.upstream_version(), suite)
+    return text.split("(")[1].split(")")[0]
+
+
+def released(monkeypatch: pytest.MonkeyPatch, on: date | None) -> None:
+    monkeypatch.setattr(changelog, "release_date", lambda: on)
+
+
+@pytest.mark.parametrize(
+    ("heading", "found"),
+    [
+        (f"## {VERSION} - 2026-12-01", date(2026, 12, 1)),
+        (f"## {VERSION} - not released yet", None),
+        (f"## {VERSION}0 - 2026-12-01", None),
+        ("## Unreleased", None),
+    ],
+)
+def test_the_date_of_a_release_is_that_of_its_heading(heading: str, found: date | None) -> None:
+    text = f"# Changelog\n\n{heading}\n\n### Added\n\n## 0.0.1 - 2020-01-01\n"
+    assert changelog.release_date(text) == found
+
+
+def test_a_package_is_newer_than_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    released(monkeypatch, None)
+    before = {suite: full_version(suite) for suite in deb.SUITES}
+    released(monkeypatch, date(2026, 12, 1))
+    after = {suite: full_version(suite) for suite in deb.SUITES}
+    for versions in (before, after):
+        assert older(versions["bookworm"], versions["trixie"])
+    assert older(before["trixie"], after["bookworm"])
+    # A package of Debian itself takes the place of ours.
+    assert older(after["trixie"], f"{VERSION}-1")
+
+
+def test_the_time_in_packages_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    released(monkeypatch, None)
+    assert changelog.moment() <= datetime.now(UTC)
+
+
+def test_dpkg_reads_the_changelog(tmp_path: Path) -> None:
+    text = tmp_path / "changelog"
+    text.write_text(changelog.debian_changelog("pyxlsnap", "1.2.3", "trixie"))
+    run = subprocess.run(
+        ["dpkg-parsechangelog", "-l", text], check=True, capture_output=True, text=True
+    )
+    assert "Version: 1.2.3-1~deb13u1\n" in run.stdout
+    assert "Distribution: trixie\n" in run.stdout
+    assert run.stderr == ""
+
+
+def archive(mtime: int, owner: str, *names: str) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime, member.uname = len(name), mtime, owner
+            tar.addfile(member, io.BytesIO(name.encode()))
+    return packed.getvalue()
+
+
+def test_an_sdist_has_nothing_of_the_machine_that_made_it() -> None:
+    one = dist.reproducible(archive(1, "ann", "p/a", "p/b"))
+    other = dist.reproducible(archive(2, "bob", "p/b", "p/a"))
+    assert one == other
+    with tarfile.open(fileobj=io.BytesIO(one)) as tar:
+        contents = {member.name: tar.extractfile(member) for member in tar.getmembers()}
+        assert {name: file.read() for name, file in contents.items() if file} == {
+            "p/a": b"p/a",
+            "p/b": b"p/b",
+        }
+
+
+def test_packages_are_made_for_each_debian_of_the_lab() -> None:
+    assert set(deb.SUITES) == {release.suite for release in image.RELEASES.values()}
+    assert set(deb.SUITES) == set(changelog.DEBIAN)
+    assert f"SUITES ?= {' '.join(deb.SUITES)}\n" in (PROJECT / "Makefile").read_text()
+
+
+def test_each_python_of_the_lab_is_named_in_the_metadata() -> None:
+    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert f"Programming Language :: Python :: {ours}" in TOLD["project"]["classifiers"]
+
+
+def test_the_packages_depend_on_what_the_metadata_names() -> None:
+    (required,) = [word for word in TOLD["project"]["dependencies"] if word.startswith("qemu.qmp")]
+    least, below = re.findall(r"[\d.]+$|[\d.]+(?=,)", required)
+    override = (sources.DEBIAN / "py3dist-overrides").read_text().split(maxsplit=1)[1]
+    assert override == f"python3-qemu.qmp (>= {least}), python3-qemu.qmp (<< {below})\n"
+    assert not older(sources.QMP_VERSION, least)
+    assert older(sources.QMP_VERSION, below)
+    assert TOLD["project"]["optional-dependencies"] == {"cli": ["tqdm>=4.60"]}
+    assert "python3-tqdm" in (sources.DEBIAN / "control").read_text()
+
+
+def test_the_chroot_has_what_the_packages_are_built_with() -> None:
+    packages = deb.build_chroot("bookworm").packages
+    assert {"debhelper", "dh-python", "libxen-dev", "python3-setuptools-scm"} <= set(packages)
+    assert not [name for name in packages if "qemu" in name or not re.fullmatch(r"[\w.+-]+", name)]
+
+
+def test_one_maintainer_is_named_everywhere() -> None:
+    for directory in (sources.DEBIAN, sources.QMP_DEBIAN):
+        assert f"Maintainer: {changelog.MAINTAINER}\n" in (directory / "control").read_text()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_one_that_dash_reads(script: Path) -> None:
+    run = subprocess.run(["sh", "-n", script], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_the_scripts_name_the_places_of_the_library() -> None:
+    script = (sources.DEBIAN / "python3-pyxlsnap.postrm").read_text()
+    assert f"journals={paths.JOURNALS}\n" in script
+    assert f"snapshots={paths.SNAPSHOTS}\n" in script
+    assert f"rm -f {paths.XEN_LOGS}/pyxlsnap-*.log " in script
+    assert fnmatch(Journal("some-uuid").path.name, "*.journal")
+    rotated = (sources.DEBIAN / "pyxlsnap.logrotate").read_text()
+    assert f"{paths.XEN_LOGS}/pyxlsnap-*.log {{" in rotated
+
+
+@pytest.mark.parametrize("name", ["pyxlsnap.prerm", "python3-pyxlsnap.prerm"])
+def test_what_a_removal_asks_can_be_asked(name: str) -> None:
+    (ask,) = re.findall(r"ask='(.*)'", (sources.DEBIAN / name).read_text())
+    run = subprocess.run([sys.executable, "-c", ask], cwd=PROJECT, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_the_package_has_the_unit_and_does_not_start_it() -> None:
+    rules = (sources.DEBIAN / "rules").read_text()
+    assert f"UNIT = {UNIT.stem}\n" in rules
+    assert "--no-start --no-stop-on-upgrade" in rules
+    unit = configparser.ConfigParser(strict=False)
+    unit.read(UNIT)
+    assert unit["Install"]["WantedBy"] == "multi-user.target"
+
+
+def test_what_is_left_to_a_person_begins_with_the_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    released(monkeypatch, None)
+    first = release.rest()[1]
+    assert f"## {VERSION} - YYYY-MM-DD" in first
+    released(monkeypatch, date(2026, 12, 1))
+    assert first not in release.rest()
+    assert any(f"dist/pyxlsnap-{VERSION}.tar.gz" in line for line in release.rest())
