@@ -6,6 +6,7 @@ the worker, and that puts the small world of world.py in the place of libxl.
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -115,11 +116,7 @@ class Hosted:
         :param before: a command for the shell that becomes ``pyxlsnap``.
         """
         save(self.world)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": f"{self._site}:{ROOT}",
-            SCENE: f"{scene.__module__}:{scene.__name__}",
-        }
+        environment = os.environ | self._variables(scene)
         command = [sys.executable, "-m", "pyxlsnap", *words]
         found = subprocess.run(
             ["sh", "-ec", f'{before}; exec "$@"', "sh", *command] if before else command,
@@ -130,6 +127,23 @@ class Hosted:
         )
         load(self.world)
         return found
+
+    def script(self, path: Path, scene: Scene = plain) -> Path:
+        """Write a program that is ``pyxlsnap`` on this host, for programs that call the command.
+
+        Call :func:`save` before these programs, and :func:`load` after them.
+        """
+        variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in self._variables(scene).items())
+        program = f'#!/bin/sh\n{variables} exec {sys.executable} -m pyxlsnap "$@"\n'
+        path.write_text(program)
+        path.chmod(0o755)
+        return path
+
+    def _variables(self, scene: Scene) -> dict[str, str]:
+        return {
+            "PYTHONPATH": f"{self._site}:{ROOT}",
+            SCENE: f"{scene.__module__}:{scene.__name__}",
+        }
 
     @property
     def guest(self) -> FakeGuest:
