@@ -116,7 +116,7 @@ class Hosted:
         :param before: a command for the shell that becomes ``pyxlsnap``.
         """
         save(self.world)
-        environment = os.environ | self._variables(scene)
+        environment = os.environ | self.variables(scene)
         command = [sys.executable, "-m", "pyxlsnap", *words]
         found = subprocess.run(
             ["sh", "-ec", f'{before}; exec "$@"', "sh", *command] if before else command,
@@ -133,13 +133,14 @@ class Hosted:
 
         Call :func:`save` before these programs, and :func:`load` after them.
         """
-        variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in self._variables(scene).items())
+        variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in self.variables(scene).items())
         program = f'#!/bin/sh\n{variables} exec {sys.executable} -m pyxlsnap "$@"\n'
         path.write_text(program)
         path.chmod(0o755)
         return path
 
-    def _variables(self, scene: Scene) -> dict[str, str]:
+    def variables(self, scene: Scene = plain) -> dict[str, str]:
+        """What a program needs in its environment to run our workers on this host."""
         return {
             "PYTHONPATH": f"{self._site}:{ROOT}",
             SCENE: f"{scene.__module__}:{scene.__name__}",
