@@ -38,7 +38,7 @@ SECONDS ?= 600
 # How often each is measured by make bench.
 ROUNDS ?= 5
 PY := $(VENV)/bin/python
-SOURCES := pyxlsnap build_ffi.py docs release tests examples
+SOURCES := pyxlsnap build_ffi.py contrib docs release tests examples
 
 .PHONY: demo test check format docs html unit lab smoke soak bench dist deb release fuzz clean prune
 

@@ -13,7 +13,7 @@ from sphinx.util.rst import escape
 
 import pyxlsnap
 from docs.commands import commands
-from docs.schema import comments, errors, summary
+from docs.schema import LINES, comments, errors, summary
 from pyxlsnap.cli.parser import build_parser
 
 _STATUS = re.compile(r"^  (\d+(?:, \d+)*)  (.*)$", re.MULTILINE)
@@ -70,7 +70,7 @@ class Members(_Written):
     """``.. members:: CLASS``: the members of a result's JSON object."""
 
     def lines(self, *names: str) -> Iterator[str]:
-        cls = getattr(pyxlsnap, names[0])
+        cls = {c.__name__: c for c in LINES}.get(names[0]) or getattr(pyxlsnap, names[0])
         said = comments(cls)
         for field in fields(cls):
             yield from _item(f"**{field.name}**", said[field.name])

@@ -1,4 +1,4 @@
-"""The JSON Schema of the output of ``pyxlsnap --json``, made from the classes of the results."""
+"""The JSON Schema of ``pyxlsnap --json`` and ``--progress=json``, made from their classes."""
 
 import inspect
 import re
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sphinx.pycode import ModuleAnalyzer
 
@@ -14,16 +14,24 @@ import pyxlsnap
 from docs.commands import commands
 from pyxlsnap.cli.app import JSON_VERSION, RUN
 from pyxlsnap.cli.parser import build_parser
+from pyxlsnap.cli.progress import ProgressLine
+from pyxlsnap.cli.stderr import LINE_VERSION, LogLine
 from pyxlsnap.errors import PyxlsnapError
 
 Schema = dict[str, Any]
+
+#: the classes of the lines of ``--progress=json``
+LINES = (ProgressLine, LogLine)
 
 _PLAIN = {str: "string", bool: "boolean", int: "integer", float: "number", NoneType: "null"}
 _ROLE = re.compile(r":\w+:`([^`]*)`")
 
 
 def schema() -> Schema:
-    """The schema of a document: the result of a command, or an error."""
+    """The schema of a document: the result of a command, or an error.
+
+    Its definition ``Line`` is the schema of a line of ``--progress=json``.
+    """
     definitions: dict[str, Schema] = {}
     done = [
         _document(name, 0, result=_any_of(_results(RUN[name]), definitions))
@@ -34,6 +42,10 @@ def schema() -> Schema:
         sorted({e.exit_code for e in errors()} | {143}),
         error=_any_of(errors(), definitions),
     )
+    definitions["Line"] = {
+        "description": "A line on standard error with --progress=json.",
+        "oneOf": [_line(cls, definitions) for cls in LINES],
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "The result of a pyxlsnap command",
@@ -83,6 +95,12 @@ def _document(command: object, exit_code: object, **content: Schema) -> Schema:
     )
 
 
+def _line(cls: type, definitions: dict[str, Schema]) -> Schema:
+    version = _one_of(LINE_VERSION) | {"description": "the version of the format of the lines"}
+    members = _class(cls, definitions)["properties"]
+    return {"description": summary(cls)} | _object({"pyxlsnap": version, **members})
+
+
 def _one_of(value: object) -> Schema:
     return {"enum": value} if isinstance(value, list) else {"const": value}
 
@@ -112,6 +130,8 @@ def _of(hint: Any, definitions: dict[str, Schema]) -> Schema:
     origin, inner = get_origin(hint), get_args(hint)
     if hint in _PLAIN:
         return {"type": _PLAIN[hint]}
+    if origin is Literal:
+        return {"enum": list(inner)}
     if origin is UnionType:
         return _any_of(inner, definitions)
     if origin in (tuple, Sequence):

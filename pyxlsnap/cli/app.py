@@ -20,8 +20,9 @@ from pyxlsnap import api
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.cli import render
 from pyxlsnap.cli.parser import build_parser
+from pyxlsnap.cli.stderr import Handler, Output, wanted
 from pyxlsnap.errors import Interrupted, NeedsAttention, OperationFailed, PyxlsnapError
-from pyxlsnap.results import Plan, Progress, Recovered, Reverted, Snapshot
+from pyxlsnap.results import OnProgress, Plan, Recovered, Reverted, Snapshot
 from pyxlsnap.serialize import error_to_plain
 from pyxlsnap.text import one_line
 from pyxlsnap.worker.start import fork_allowed
@@ -30,7 +31,7 @@ from pyxlsnap.worker.start import fork_allowed
 JSON_VERSION = 1
 
 
-def _create(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snapshot | Plan:
+def _create(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) -> Snapshot | Plan:
     if given.dry_run:
         return api.plan_create(
             given.domain,
@@ -54,7 +55,7 @@ def _create(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snap
     )
 
 
-def _revert(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Reverted | Plan:
+def _revert(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) -> Reverted | Plan:
     if given.dry_run:
         return api.plan_revert(
             given.domain,
@@ -76,46 +77,16 @@ def _revert(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Reve
     )
 
 
-def _recover(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Recovered:
+def _recover(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) -> Recovered:
     return api.recover(given.domain, on_progress=progress, cancel=cancel)
 
 
 #: the function that runs each command of the parser
-RUN: Mapping[str, Callable[[argparse.Namespace, "_Bar", Cancel], render.Result]] = {
+RUN: Mapping[str, Callable[[argparse.Namespace, OnProgress, Cancel], render.Result]] = {
     "snapshot-create": _create,
     "snapshot-revert": _revert,
     "snapshot-recover": _recover,
 }
-
-
-class _Bar:
-    """A progress bar, if stderr is a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._phase: tuple[str, int] = ("", 0)
-        if sys.stderr.isatty():
-            try:
-                from tqdm import tqdm
-            except ImportError:  # installed without the extra "cli"
-                return
-            # No thread of its own: a process with one thread can fork.
-            bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
-            self._bar = bar(unit="B", unit_scale=True, unit_divisor=1024)
-
-    def __call__(self, progress: Progress) -> None:
-        if self._bar is None:
-            return
-        if (phase := (progress.phase, progress.iteration)) != self._phase:
-            self._phase = phase
-            again = f", pass {progress.iteration + 1}" if progress.iteration else ""
-            self._bar.reset(progress.bytes_expected or None)
-            self._bar.set_description(progress.phase + again)
-        self._bar.update(progress.bytes_done - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 class _Signals:
@@ -125,8 +96,9 @@ class _Signals:
     starts a job in the background, rely on this.
     """
 
-    def __init__(self, cancel: Cancel) -> None:
+    def __init__(self, cancel: Cancel, output: Output) -> None:
         self._cancel = cancel
+        self.output = output
         self.caught = 0
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -135,15 +107,8 @@ class _Signals:
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         if not self.caught:
             self.caught = number
-            _say("interrupted: ending as soon as it is safe")
+            self.output.say("interrupted: ending as soon as it is safe", "warning", before="")
             threading.Thread(target=self._cancel.set, daemon=True).start()
-
-
-def _say(line: str) -> None:
-    try:
-        print(line, file=sys.stderr)
-    except OSError:
-        pass  # a closed stderr is no reason to stop the operation
 
 
 def _write(text: str) -> str | None:
@@ -164,10 +129,10 @@ def _document(command: str, **content: Any) -> str:
     return json.dumps({"pyxlsnap": JSON_VERSION, "command": command, **content}, indent=2)
 
 
-def _fail(error: PyxlsnapError) -> None:
-    _say(f"pyxlsnap: {error}")
+def _fail(error: PyxlsnapError, output: Output) -> None:
+    output.say(str(error))
     if isinstance(error, NeedsAttention) and error.finish:
-        _say(f"pyxlsnap: to finish: {error.finish}")
+        output.say(f"to finish: {error.finish}")
 
 
 def _exit_code(error: PyxlsnapError, signals: _Signals) -> int:
@@ -176,16 +141,9 @@ def _exit_code(error: PyxlsnapError, signals: _Signals) -> int:
     return error.exit_code
 
 
-class _OneLine(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return f"pyxlsnap: {record.levelname}: {one_line(record.getMessage())}"
-
-
-def _set_up_logging(verbose: int) -> None:
+def _set_up_logging(verbose: int, output: Output) -> None:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine())
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=level, handlers=[Handler(output)])
     if not verbose:  # the error has those messages of libxl that matter
         logging.getLogger("pyxlsnap.libxl").setLevel(logging.CRITICAL)
 
@@ -213,15 +171,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     as_json = "--json" in argv
     command = ""
-    signals = _Signals(cancel := Cancel())
+    output = Output(wanted(argv))
+    signals = _Signals(cancel := Cancel(), output)
     try:
         arguments = build_parser().parse_args(argv)
         command = arguments.command
-        _set_up_logging(arguments.verbose)
-        with closing(_Bar()) as bar:
-            result = RUN[command](arguments, bar, cancel)
+        output = signals.output = Output(arguments.progress)
+        _set_up_logging(arguments.verbose, output)
+        with closing(output):
+            result = RUN[command](arguments, output.progress, cancel)
         for warning in getattr(result, "warnings", ()):
-            _say(f"pyxlsnap: warning: {one_line(warning)}")
+            output.warn(warning)
         if as_json:
             text = _document(command, exit_code=0, result=asdict(result))
         else:
@@ -229,7 +189,7 @@ def _run(argv: Sequence[str]) -> int:
         if (why := _write(text)) is not None:
             raise _unwritten(result, why)
     except PyxlsnapError as error:
-        _fail(error)
+        _fail(error, output)
         code = _exit_code(error, signals)
         if as_json:
             _write(_document(command, exit_code=code, error=error_to_plain(error)))

@@ -7,6 +7,9 @@ from typing import Any
 from pyxlsnap.errors import UsageError
 from pyxlsnap.version import VERSION
 
+#: the values of ``--progress``
+HOW = ("auto", "json", "none")
+
 _EXIT_CODES = """\
 exit status:
   0  done
@@ -47,6 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="count", default=0, help="print more messages; twice: all"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument(
+        "--progress",
+        choices=HOW,
+        default="auto",
+        metavar="how",
+        help="progress on standard error: json: lines of JSON; none: nothing; "
+        "auto: a bar if that is a terminal",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_create(
         commands.add_parser("snapshot-create", help="take a snapshot of a running or paused domain")

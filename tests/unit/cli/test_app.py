@@ -1,13 +1,10 @@
 """The command, as a user runs it: exit status, one line on stderr, nothing else on stdout."""
 
-import fcntl
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.model import RunState
-from pyxlsnap.results import Progress, Recovered, Snapshot
+from pyxlsnap.results import OnProgress, Progress, Recovered, Snapshot
 from tests.unit.support.results import PLAN, REVERTED, SNAPSHOT
 from tests.unit.support.scenarios import deaths, ordinary
 from tests.unit.support.standin import StandIn
@@ -447,7 +444,7 @@ def test_options_reach_the_api(
 def test_progress_is_not_shown_on_a_pipe(
     fake: Api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reports(domain: str, *, on_progress: app._Bar, **_: object) -> Snapshot:
+    def reports(domain: str, *, on_progress: OnProgress, **_: object) -> Snapshot:
         for n in range(3):
             on_progress(Progress("memory", n, 3, n))
         return SNAPSHOT
@@ -455,39 +452,6 @@ def test_progress_is_not_shown_on_a_pipe(
     monkeypatch.setattr(api, "create_snapshot", reports)
     assert app.main(["snapshot-create", "vm1"]) == 0
     assert capsys.readouterr().err == "pyxlsnap: warning: careful\n"
-
-
-def on_a_terminal(*command: str) -> tuple[subprocess.CompletedProcess[bytes], str]:
-    """Run a command whose stderr is a terminal; also what it wrote there."""
-    ours, theirs = os.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))
-    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, cwd=ROOT)
-    os.write(theirs, b".")  # else there may be nothing to read
-    os.close(theirs)
-    drawn = os.read(ours, 65536).decode()
-    os.close(ours)
-    return found, drawn[:-1]
-
-
-def test_a_bar_is_drawn_on_a_terminal(worker: StandIn) -> None:
-    worker.set(ordinary.three_passes)
-    found, drawn = on_a_terminal(*COMMAND, "snapshot-create", "vm1")
-    assert found.returncode == 0
-    assert "memory, pass 3" in drawn
-    assert b"memory" not in found.stdout
-
-
-def test_without_tqdm_there_is_no_bar(worker: StandIn) -> None:
-    worker.set(ordinary.three_passes)
-    without = (
-        "import sys\n"
-        "sys.modules['tqdm'] = None\n"  # it cannot be imported
-        "from pyxlsnap.cli.app import main\n"
-        "sys.exit(main(['snapshot-create', 'vm1']))\n"
-    )
-    found, drawn = on_a_terminal(sys.executable, "-c", without)
-    assert (found.returncode, drawn) == (0, "pyxlsnap: warning: careful\r\n")
-    assert found.stdout.startswith(b"took snapshot")
 
 
 def test_a_dry_run_of_a_create(fake: Api, capsys: pytest.CaptureFixture[str]) -> None:

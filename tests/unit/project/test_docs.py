@@ -1,5 +1,6 @@
 """The documentation: nothing that is public goes without, and what is generated is as the code."""
 
+import argparse
 import inspect
 import re
 import shlex
@@ -181,9 +182,20 @@ def test_the_commands_that_are_shown_can_be_given(page: Path) -> None:
 
 def test_the_readme_has_every_option() -> None:
     (usage,) = texts("text")
+    general, _, rest = usage.partition("\n")
+    assert options(general) == optional(build_parser()) - {"--version", "--verbose"}
+    assert "[-v]" in general
     for name, parser in commands(build_parser()).items():
-        (text,) = re.findall(rf"pyxlsnap \[-v\] \[--json\] {name}((?: .*\n)+)", usage)
-        strings = [
-            s for a in parser._actions for s in a.option_strings if s not in ("-h", "--help")
-        ]
-        assert sorted(re.findall(r"--[a-z-]+", text)) == sorted(strings)
+        (text,) = re.findall(rf"^{name}((?: .*\n)+)", rest, re.MULTILINE)
+        assert options(text) == optional(parser)
+
+
+def options(text: str) -> set[str]:
+    """The long options that a text names."""
+    return set(re.findall(r"--[a-z-]+", text))
+
+
+def optional(parser: argparse.ArgumentParser) -> set[str]:
+    """The long options of a parser."""
+    strings = {s for action in parser._actions for s in action.option_strings}
+    return {s for s in strings if s.startswith("--")} - {"--help"}

@@ -7,6 +7,7 @@ the worker, and that puts the small world of world.py in the place of libxl.
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -121,11 +122,7 @@ class Hosted:
         :param before: a command for the shell that becomes ``pyxlsnap``.
         """
         save(self.world)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": f"{self._site}:{ROOT}",
-            SCENE: f"{scene.__module__}:{scene.__name__}",
-        }
+        environment = os.environ | self.variables(scene)
         command = [sys.executable, "-m", "pyxlsnap", *words]
         found = subprocess.run(
             ["sh", "-ec", f'{before}; exec "$@"', "sh", *command] if before else command,
@@ -136,6 +133,24 @@ class Hosted:
         )
         load(self.world)
         return found
+
+    def script(self, path: Path, scene: Scene = plain) -> Path:
+        """Write a program that is ``pyxlsnap`` on this host, for programs that call the command.
+
+        Call :func:`save` before these programs, and :func:`load` after them.
+        """
+        variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in self.variables(scene).items())
+        program = f'#!/bin/sh\n{variables} exec {sys.executable} -m pyxlsnap "$@"\n'
+        path.write_text(program)
+        path.chmod(0o755)
+        return path
+
+    def variables(self, scene: Scene = plain) -> dict[str, str]:
+        """What a program needs in its environment to run our workers on this host."""
+        return {
+            "PYTHONPATH": f"{self._site}:{ROOT}",
+            SCENE: f"{scene.__module__}:{scene.__name__}",
+        }
 
     @property
     def guest(self) -> FakeGuest:

@@ -140,6 +140,21 @@ def three_passes(call: Call) -> Snapshot:
     return SNAPSHOT
 
 
+def half_a_pass(call: Call) -> Snapshot:
+    for n in range(3):
+        call.report("memory", n, 4, 2)
+    return SNAPSHOT
+
+
+def logs(_: Call) -> Snapshot:
+    logging.getLogger("pyxlsnap.libxl").debug("a\nb")
+    return SNAPSHOT
+
+
+def fails_and_needs_a_person(_: Call) -> NoReturn:
+    raise NeedsAttention("stuck", step="x", finish="do this")
+
+
 def done(call: Call) -> Snapshot:
     call.mark("done")
     return SNAPSHOT
