@@ -10,7 +10,9 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone_file import all_clones, is_there
 from pyxlsnap.disks.protocol import DeletingStrategy, DiskStrategy, DiskTask
+from pyxlsnap.disks.qcow2.backing import chain_files
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import ConfigError, Refused
 from pyxlsnap.guest import checks
@@ -125,6 +127,7 @@ def make_plan(
     if guest:
         _refuse_state(guest)
     checks.refuse_shared(host, guest, parts.devices)
+    _refuse_clones(parts)
     task = DiskTask(
         parts.name,
         check=cancel.check,
@@ -141,6 +144,19 @@ def make_plan(
         plan.close()
         raise
     return plan
+
+
+def _refuse_clones(parts: Parts) -> None:
+    """:raises Refused: a clone stands on a disk snapshot, at any depth."""
+    snapshots = {os.path.realpath(r.path) for r in parts.requests if r.path}
+    for clone in all_clones():
+        bases = [c.stands_on for c in clone.children if c.stands_on and is_there(c.target)]
+        below = {os.path.realpath(p) for base in bases for p in chain_files(Path(base))}
+        if found := sorted(snapshots & below):
+            raise Refused(
+                f"the clone {clone.domain} stands on {found[0]}: delete the clone first "
+                f"(pyxlsnap.delete_clone)"
+            )
 
 
 def _deleting(strategy: DiskStrategy) -> DeletingStrategy:

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from pyxlsnap.linux.room import Room
 from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.results import Artefact
+from pyxlsnap.results import Artefact, CloneDisk
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +256,55 @@ class DeletingStrategy(DiskStrategy, Protocol):
         Calling it again does no harm. If one disk fails, go on with the others, and raise at the
         end.
 
+        :returns: what was deleted, a line each.
+        :raises PyxlsnapError: something is left; the message says what.
+        """
+
+
+@runtime_checkable
+class CloningStrategy(DiskStrategy, Protocol):
+    """A strategy that can give a new domain disks of its own, made from its disk snapshots.
+
+    A clone (:func:`pyxlsnap.clone_snapshot`) calls :meth:`check_clone`,
+    :meth:`~DiskStrategy.state`, then :meth:`clone`, :meth:`~DiskStrategy.state` once more, and
+    :meth:`~DiskStrategy.close`. A clone that fails, its recovery, and the delete of a clone call
+    :meth:`delete_clone`. Where a strategy of another package lacks these methods, the clone is
+    refused.
+
+    The disk snapshot is only read. What the clone writes reaches neither the disk snapshot nor any
+    other domain. Clones of one disk snapshot may be made at the same time, while the disk that it
+    was taken of is in use or is reverted.
+    """
+
+    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> Sequence[CloneDisk]:
+        """Choose the disks of the clone, and check that :meth:`clone` will work.
+
+        Whatever :meth:`clone` will do is tried on something that does no harm, or checked. Leaves
+        everything as it was. Called once more just before :meth:`clone`: it then chooses the same,
+        and what takes long need not be tried again.
+
+        :param name: the clone's name; the new names should contain it.
+        :param wanted: by vdev, where the user wants a disk. A disk that is named there may be
+            copied if there is no quicker way; any other must take no longer than its metadata do.
+        :returns: a disk for each vdev, under names that nothing has yet.
+        :raises Refused: it would not work; the message says what would.
+        """
+
+    def clone(self) -> None:
+        """Make the disks. Calls :attr:`DiskTask.check` often if it copies.
+
+        :raises PyxlsnapError: it failed; :meth:`delete_clone` will be called.
+        """
+
+    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        """Delete the disks of a clone, and nothing else. No domain has them.
+
+        Called on a new object, too, without any other method before. A disk that is not there
+        counts as deleted. If one disk fails, go on with the others, and raise at the end.
+
+        :param disks: what :meth:`check_clone` returned.
+        :param state: what :meth:`~DiskStrategy.state` returned last, and those of the other
+            strategies; :meth:`clone` may have been cut off.
         :returns: what was deleted, a line each.
         :raises PyxlsnapError: something is left; the message says what.
         """

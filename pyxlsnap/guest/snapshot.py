@@ -12,6 +12,7 @@ from pyxlsnap.model import (
     DiskRequest,
     DomainConfig,
     Metadata,
+    RunState,
     SnapshotConfig,
     check_name,
 )
@@ -40,6 +41,16 @@ class Saved:
     def qemu(self) -> str:
         """The version of the QEMU that saved the domain; "" if the memory file has none."""
         return self.metadata.versions.get("qemu", "") if self.metadata else ""
+
+
+def state_after(running: bool, paused: bool, meta: Metadata | None) -> RunState:
+    """The state of a domain after its restore: that of the snapshot, unless the user wants another.
+
+    :param meta: what the memory file says; ``None``: another program made the file.
+    """
+    if paused:
+        return RunState.PAUSED
+    return RunState.RUNNING if running or meta is None else meta.state
 
 
 def read_memory(wanted: SnapshotConfig, cfgfile: str, check: Callable[[], None]) -> Saved:

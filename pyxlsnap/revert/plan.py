@@ -15,6 +15,7 @@ from pyxlsnap.guest import checks, snapshot
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.risks import find_risks
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.limits import refuse_limits
@@ -23,7 +24,6 @@ from pyxlsnap.monitor.xl import about_foreground
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
 from pyxlsnap.revert.examination import Examination
-from pyxlsnap.revert.risks import find_risks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ def make_plan(
         memory_path=saved.path,
         memory_version=saved.version,
         stream_offset=saved.header.stream_offset,
-        state=RunState.RUNNING if request.running or meta is None else meta.state,
+        state=snapshot.state_after(request.running, request.paused, meta),
         strategies=strategies(chosen, task, meta.kinds if meta else {}),
         warnings=(*found.risks, *found.warnings),
         waiting=waiting,

@@ -85,7 +85,7 @@ def test_every_function_is_there_with_the_same_signature() -> None:
         ours = str(inspect.signature(getattr(aio, name)))
         # Those are coroutine functions.
         assert ours.replace("aio.AsyncHooks", "hooks.Hooks") == str(
-            inspect.signature(getattr(api, name))
+            inspect.signature(getattr(pyxlsnap, name))
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from pyxlsnap.disks.kept import kept_key
 from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, remove, wait_until_closed
+from pyxlsnap.disks.lvm.clones import ThinClones
 from pyxlsnap.disks.lvm.commands import (
     Volume,
     lvm,
@@ -21,6 +22,7 @@ from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import mib
 
 _FULL_PERCENT = 95.0
@@ -39,9 +41,10 @@ class LvmThin(LvmDisks):
         #: the uuid of each volume that is kept: it stays the same when the volume is renamed
         self._noted: dict[str, str] = {}
         self._of_killed = task.finishes
+        self._clones = ThinClones(self._places)
 
     def state(self) -> dict[str, str]:
-        return super().state() | self._noted
+        return super().state() | self._noted | self._clones.state()
 
     # create
 
@@ -137,6 +140,24 @@ class LvmThin(LvmDisks):
             except DiskError as e:
                 left.append(f"the volume {at.full(at.kept)} (the disk before the revert): {e}")
         return left
+
+    # clones
+
+    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
+        chosen = []
+        for at in self._places:
+            with refusing_os_errors():
+                found = volumes(at.vdev, at.vg)
+                refuse_unchangeable_group(at.vdev, at.vg)
+                check_pool(at, found, _snapshot(at, found).pool)
+                chosen.append(self._clones.choose(at, name, wanted.get(at.vdev)))
+        return chosen
+
+    def clone(self) -> None:
+        self._clones.make()
+
+    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        return self._clones.delete(disks, state)
 
 
 def check_pool(at: Place, found: Mapping[str, Volume], name: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from pyxlsnap.disks.failures import refuse_missing
 from pyxlsnap.disks.in_use import has_holder
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.qcow2.clones import Qcow2Clones
 from pyxlsnap.disks.qcow2.deletion import Deletion
 from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
@@ -20,7 +21,7 @@ from pyxlsnap.disks.qcow2.qemu import GuestQemu
 from pyxlsnap.disks.undo import Undo, undo_each
 from pyxlsnap.errors import DiskError, DomainNotFound, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.results import Artefact
+from pyxlsnap.results import Artefact, CloneDisk
 
 _SET_ACTIVE_SINCE = (10, 0)  # QEMU's blockdev-set-active
 _TRANSACTION_S = 0.2  # as measured; besides the work inside the images
@@ -59,6 +60,7 @@ class Qcow2:
         self.vdevs = tuple(d.vdev for d in self._disks)
         self._qemu = GuestQemu()
         self._deletion = Deletion(disks, task, self._qemu)
+        self._clones = Qcow2Clones(disks, task)
         self._activate: tuple[tuple[str, dict[str, object]], ...] = ()
         self._adopted = False
 
@@ -97,7 +99,7 @@ class Qcow2:
         return f"an external snapshot is quicker ('/path,qcow2,{vdevs[0]}')" if vdevs else ""
 
     def state(self) -> dict[str, str]:
-        return self._external.state() | self._internal.state()
+        return self._external.state() | self._internal.state() | self._clones.state()
 
     def prepare(self) -> None:
         self._external.prepare(self._qemu)
@@ -224,6 +226,7 @@ class Qcow2:
 
     def close(self) -> None:
         self._qemu.close()
+        self._clones.close()
 
     # revert
 
@@ -258,3 +261,14 @@ class Qcow2:
 
     def delete(self) -> list[str]:
         return self._deletion.delete()
+
+    # clones
+
+    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
+        return self._clones.check(name, wanted)
+
+    def clone(self) -> None:
+        self._clones.make()
+
+    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        return self._clones.delete(disks, state)

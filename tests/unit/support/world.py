@@ -9,6 +9,8 @@ from types import MappingProxyType
 
 import pytest
 
+import pyxlsnap.clone.plan
+import pyxlsnap.clone.removal
 import pyxlsnap.create.ended
 import pyxlsnap.create.feasibility
 import pyxlsnap.create.plan
@@ -133,6 +135,8 @@ PLACES = {
     "XEN_SCRIPTS": "scripts",
 }
 CHOOSERS = (
+    pyxlsnap.clone.plan,
+    pyxlsnap.clone.removal,
     pyxlsnap.create.ended,
     pyxlsnap.create.plan,
     pyxlsnap.delete.plan,
