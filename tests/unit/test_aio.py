@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import pyxlsnap
-from pyxlsnap import aio, api
+from pyxlsnap import aio
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import AlreadyExists, Interrupted, NeedsAttention, OperationFailed
 from pyxlsnap.hooks import Moment
