@@ -28,7 +28,6 @@ from pyxlsnap import api, clones
 from pyxlsnap.aio.call import Call
 from pyxlsnap.api import StrPath
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.clones import Edit
 from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.model import DiskRequest, SnapshotConfig
 from pyxlsnap.results import (
@@ -217,14 +216,9 @@ async def delete_snapshot(
 ) -> Deleted:
     """See :func:`pyxlsnap.delete_snapshot`."""
     call = Call("delete", "", cancel)
-    return await call.run(
-        partial(
-            api.delete_snapshot,
-            cfgfile,
-            on_progress=call.in_loop(on_progress),
-            cancel=call.cancel,
-        )
-    )
+    told = call.in_loop(on_progress)
+    work = partial(api.delete_snapshot, cfgfile, on_progress=told, cancel=call.cancel)
+    return await call.run(work)
 
 
 async def clone_snapshot(
@@ -233,7 +227,7 @@ async def clone_snapshot(
     *,
     disks: Sequence[DiskRequest] = (),
     bridge: str | None = None,
-    edit: Edit | None = None,
+    edit: clones.Edit | None = None,
     running: bool = False,
     paused: bool = False,
     replace: bool = False,
@@ -271,7 +265,7 @@ async def plan_clone(
     *,
     disks: Sequence[DiskRequest] = (),
     bridge: str | None = None,
-    edit: Edit | None = None,
+    edit: clones.Edit | None = None,
     running: bool = False,
     paused: bool = False,
     replace: bool = False,
@@ -304,10 +298,7 @@ async def delete_clone(
     call = Call("delete-clone", name, cancel)
     return await call.run(
         partial(
-            clones.delete_clone,
-            name,
-            on_progress=call.in_loop(on_progress),
-            cancel=call.cancel,
+            clones.delete_clone, name, on_progress=call.in_loop(on_progress), cancel=call.cancel
         )
     )
 
