@@ -1,7 +1,8 @@
 """Whole-domain snapshots (memory and disks at one instant) for the Xen hypervisor.
 
 The high level runs each call in a worker process: :func:`create_snapshot`,
-:func:`revert_snapshot`, :func:`delete_snapshot`, :func:`plan_create`, :func:`plan_revert`,
+:func:`revert_snapshot`, :func:`delete_snapshot`, :func:`clone_snapshot`, :func:`delete_clone`,
+:func:`read_snapshot`, :func:`plan_create`, :func:`plan_revert`, :func:`plan_clone`,
 :func:`can_snapshot`, :func:`recover`, :func:`monitor_domain`. The same calls are coroutine
 functions in :mod:`pyxlsnap.aio`. The low level uses libxl in this process: :class:`Toolstack`,
 :class:`Domain`.
@@ -12,15 +13,15 @@ Only the names in ``pyxlsnap.__all__``, :mod:`pyxlsnap.aio` and :mod:`pyxlsnap.e
 # General layout, from the top to the bottom (an import may only point down):
 #
 #   cli/, aio/        the two front doors: the command line, and the calls as coroutine functions
-#   api.py            the calls of the high level
+#   api.py, clones.py the calls of the high level
 #   worker/           one worker process for each operation, and its connection to the caller
 #   recovery/         finishes or undoes an operation that was killed
-#   revert/, create/, delete/    the operations: operation.py runs plan.py, then the steps of
-#                                sequence.py
+#   revert/, clone/, create/, delete/    the operations: operation.py runs plan.py, then the steps
+#                     of sequence.py; contents.py only looks
 #   monitor/          acts on the reboot, power-off and crash of a guest
 #   guest/            checks of a guest and its host, before and during an operation
 #   disks/            the disk strategies, one folder or file for each kind of storage
-#   memory/, cfgfile.py, journal.py    the file formats
+#   memory/, cfgfile.py, journal.py, clone_file.py    the file formats
 #   xen/              the binding to libxl; only this folder loads libxl
 #   linux/            files, processes, locks and waiting
 #   other modules     plain values and functions that all folders use: requests, results, model, …
@@ -39,19 +40,22 @@ if TYPE_CHECKING:
         monitor_domain,
         plan_create,
         plan_revert,
+        read_snapshot,
         recover,
         revert_snapshot,
         start_monitor,
     )
     from pyxlsnap.cancel import Cancel
+    from pyxlsnap.clones import clone_snapshot, delete_clone, plan_clone
     from pyxlsnap.disks.protocol import (
         AdvisingStrategy,
+        CloningStrategy,
         DeletingStrategy,
         DiskKind,
         DiskStrategy,
-        DiskTask,
         PreparingStrategy,
     )
+    from pyxlsnap.disks.task import DiskTask
     from pyxlsnap.errors import (
         Aborted,
         AlreadyExists,
@@ -88,6 +92,8 @@ if TYPE_CHECKING:
     )
     from pyxlsnap.results import (
         Artefact,
+        Cloned,
+        CloneDisk,
         Deleted,
         DomainEvent,
         Feasibility,
@@ -98,6 +104,7 @@ if TYPE_CHECKING:
         Reverted,
         Snapshot,
     )
+    from pyxlsnap.snapshot_info import CloneInfo, SnapshotDisk, SnapshotInfo
     from pyxlsnap.xen.domain import Domain
     from pyxlsnap.xen.toolstack import Toolstack
 
@@ -106,8 +113,12 @@ __all__ = [  # noqa: RUF022
     "create_snapshot",
     "revert_snapshot",
     "delete_snapshot",
+    "clone_snapshot",
+    "delete_clone",
+    "read_snapshot",
     "plan_create",
     "plan_revert",
+    "plan_clone",
     "can_snapshot",
     "recover",
     "start_monitor",
@@ -115,6 +126,11 @@ __all__ = [  # noqa: RUF022
     "Snapshot",
     "Reverted",
     "Deleted",
+    "Cloned",
+    "CloneDisk",
+    "SnapshotInfo",
+    "SnapshotDisk",
+    "CloneInfo",
     "Recovered",
     "Plan",
     "PlannedDisk",
@@ -138,6 +154,7 @@ __all__ = [  # noqa: RUF022
     "DiskStrategy",
     "AdvisingStrategy",
     "DeletingStrategy",
+    "CloningStrategy",
     "PreparingStrategy",
     "DiskTask",
     "__version__",
@@ -173,7 +190,17 @@ logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())
 # A module is loaded when one of its names is asked for: a program that uses one part does not load
 # the others. The low level comes last, because it loads libxl.
 _HOMES = (
-    *("errors", "cancel", "hooks", "model", "results", "disks.protocol", "api"),
+    *(
+        "errors",
+        "cancel",
+        "hooks",
+        "model",
+        "results",
+        "snapshot_info",
+        "disks.protocol",
+        "api",
+        "clones",
+    ),
     *("xen.toolstack", "xen.domain"),
 )
 

@@ -20,6 +20,7 @@ from pyxlsnap.request import (
     DeleteRequest,
     FeasibilityRequest,
     MonitorRequest,
+    ReadRequest,
     RecoverRequest,
     RevertRequest,
 )
@@ -33,6 +34,7 @@ from pyxlsnap.results import (
     Reverted,
     Snapshot,
 )
+from pyxlsnap.snapshot_info import SnapshotInfo
 from pyxlsnap.worker.call import run
 
 StrPath = str | os.PathLike[str]
@@ -113,7 +115,7 @@ def _asked(
     domain: str, cfgfile: StrPath | None, name: str | None, config: SnapshotConfig | None
 ) -> CreateRequest:
     said = _config(cfgfile, name, config)
-    return CreateRequest(domain=domain, cfgfile=_absolute(cfgfile), config=said)
+    return CreateRequest(domain=domain, cfgfile=absolute(cfgfile), config=said)
 
 
 def _config(
@@ -125,7 +127,7 @@ def _config(
         raise UsageError("give either config, or cfgfile and name")
     if not config.memory_path:
         return config
-    return replace(config, memory_path=_absolute(config.memory_path))
+    return replace(config, memory_path=absolute(config.memory_path))
 
 
 def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Feasibility:
@@ -149,6 +151,7 @@ def revert_snapshot(
     cfgfile: StrPath,
     *,
     running: bool = False,
+    paused: bool = False,
     force: bool = False,
     keep_current: bool = False,
     monitor: bool = True,
@@ -164,6 +167,8 @@ def revert_snapshot(
     :param domain: name, domid or uuid. The domain may be off.
     :param cfgfile: the file that :func:`create_snapshot` wrote.
     :param running: unpause the domain afterwards, even if it was paused in the snapshot.
+    :param paused: leave the domain paused, even if it ran in the snapshot: it has run no
+        instruction since.
     :param force: do the revert even if it cannot be shown to be safe.
     :param keep_current: first take a snapshot of the domain as it is now (named ``before-…``, disk
         snapshots beside those of this snapshot). If that fails, nothing is reverted.
@@ -182,8 +187,9 @@ def revert_snapshot(
     """
     request = RevertRequest(
         domain=domain,
-        cfgfile=_absolute(cfgfile),
+        cfgfile=absolute(cfgfile),
         running=running,
+        paused=paused,
         force=force,
         keep_current=keep_current,
         monitor=monitor,
@@ -196,6 +202,7 @@ def plan_revert(
     cfgfile: StrPath,
     *,
     running: bool = False,
+    paused: bool = False,
     force: bool = False,
     keep_current: bool = False,
     cancel: Cancel | None = None,
@@ -210,8 +217,9 @@ def plan_revert(
     """
     request = RevertRequest(
         domain=domain,
-        cfgfile=_absolute(cfgfile),
+        cfgfile=absolute(cfgfile),
         running=running,
+        paused=paused,
         force=force,
         keep_current=keep_current,
         dry_run=True,
@@ -246,8 +254,23 @@ def delete_snapshot(
     :raises NeedsAttention: it failed later. The error lists what is left. (If only the worker was
         killed, a recovery finishes the delete, and the result has a warning.)
     """
-    request = DeleteRequest(cfgfile=_absolute(cfgfile))
+    request = DeleteRequest(cfgfile=absolute(cfgfile))
     return run(request, Deleted, on_progress=on_progress, cancel=cancel)
+
+
+def read_snapshot(cfgfile: StrPath, *, cancel: Cancel | None = None) -> SnapshotInfo:
+    """Find what one cfgfile stands for: names, time, versions, sizes, disks, and what is missing.
+
+    For programs that show snapshots, or delete old ones. Needs no running Xen. Takes no lock, so an
+    operation that is under way may change what is found.
+
+    :param cfgfile: the file that :func:`create_snapshot` wrote.
+    :param cancel: a token; setting it ends the call.
+    :raises ConfigError: the cfgfile is wrong, or belongs to another memory file.
+    :raises Refused: the file of some clone cannot be read.
+    :raises Interrupted: the call was cancelled.
+    """
+    return run(ReadRequest(cfgfile=absolute(cfgfile)), SnapshotInfo, cancel=cancel)
 
 
 def recover(
@@ -258,9 +281,9 @@ def recover(
 ) -> Recovered:
     """Finish or undo the operations that were killed, on one domain or on all domains.
 
-    A create is rolled back. A revert that had begun to destroy the domain is finished, and so is a
-    delete that had deleted something; any other had changed nothing. Call this when a daemon
-    starts, and after a crash of the host. If no operation was killed, nothing is done.
+    A create is rolled back, and so is a clone whose memory was not restored yet. A revert that had
+    begun to destroy the domain is finished, and so are any other clone, and a delete that had
+    deleted something. Call this when a daemon starts, and after a crash of the host.
 
     :param domain: name, domid or uuid. The domain may be off. ``None``: all domains; operations
         that are under way are left alone.
@@ -313,5 +336,6 @@ def monitor_domain(
     run(MonitorRequest(domain=domain), NoneType, on_event=on_event, cancel=cancel)
 
 
-def _absolute(path: StrPath | None) -> str:
+def absolute(path: StrPath | None) -> str:
+    """The path for a request; "" for ``None``."""
     return str(Path(path).absolute()) if path is not None else ""  # the worker starts in /

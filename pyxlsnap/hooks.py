@@ -1,4 +1,4 @@
-"""Hooks: functions of the embedder, called before a suspend, after a resume and after a revert.
+"""Hooks: functions of the embedder, called before a suspend, after a resume, a revert or a clone.
 
 Each hook is called in the caller's process, on a thread of its own. A hook that exceeds its time
 limit has failed; it continues on its thread, but pyxlsnap does not wait for it.
@@ -18,7 +18,7 @@ class Moment:
 
     #: the domain's name
     domain: str
-    #: the domain's domid; in ``after_revert`` the domid of the restored domain
+    #: the domain's domid; in ``after_revert`` and ``after_clone`` that of the restored domain
     domid: int
     #: the domain's uuid
     uuid: str
@@ -31,7 +31,7 @@ Hook = Callable[[Moment], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """Functions that an operation calls at three moments, for example to freeze filesystems.
+    """Functions that an operation calls at four moments, for example to freeze filesystems.
 
     Each hook is called on a thread of its own, in the context of the caller, and may take up to
     ``limit_s`` seconds. A plan calls no hooks. :func:`~pyxlsnap.recover` calls none either: a guest
@@ -57,6 +57,9 @@ class Hooks:
     #: filesystems if they were frozen in the snapshot. If the hook raises an exception or exceeds
     #: its time limit, the result has a warning.
     after_revert: Hook | None = None
+    #: Called when a clone is made; for example to set its clock. If the hook raises an exception or
+    #: exceeds its time limit, the result has a warning.
+    after_clone: Hook | None = None
     #: time limit of each hook, in seconds
     limit_s: float = 10.0
 

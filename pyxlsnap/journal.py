@@ -14,7 +14,14 @@ from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import NewFile, make_directory, sync_directory, temporary_name
 from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.request import CreateRequest, DeleteRequest, RevertRequest, revert_command
+from pyxlsnap.request import (
+    CloneRequest,
+    CreateRequest,
+    DeleteRequest,
+    RevertRequest,
+    revert_command,
+)
+from pyxlsnap.results import CloneDisk
 from pyxlsnap.serialize import Message, rebuild
 
 log = logging.getLogger(__name__)
@@ -122,10 +129,41 @@ class DeleteEntry(_Entry):
     begun: bool = False
 
 
-Entry = CreateEntry | RevertEntry | DeleteEntry
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloneEntry(_Entry):
+    """A clone under way, or its delete: all that another process needs to finish or undo it.
+
+    ``uuid`` and ``domain`` are those of the clone, ``devices`` those of the snapshot's domain. The
+    entry of a clone that is whole is kept: see :mod:`pyxlsnap.clone_file`.
+    """
+
+    operation: ClassVar[str] = "clone"
+
+    request: CloneRequest
+    #: the uuid of the snapshot's domain
+    origin: str
+    #: the boot of the host that the domids belong to
+    boot: str
+    #: the disks that the clone has of its own
+    children: tuple[CloneDisk, ...]
+    #: the state of the disk strategies: what tells the clone's disks from others
+    disk_state: dict[str, str]
+    #: domid of the clone that is replaced; ``None``: none is, or it is off
+    domid: int | None = None
+    #: what the clone has in the place of what it could not share, one line each
+    changes: tuple[str, ...] = ()
+    #: the clone that is replaced may be destroyed
+    replace_begun: bool = False
+    #: domid of the restored domain, which may have run since
+    restored_domid: int | None = None
+    #: the clone is being deleted
+    deleting: bool = False
+
+
+Entry = CreateEntry | RevertEntry | DeleteEntry | CloneEntry
 
 _CLASSES: dict[str, type[Entry]] = {
-    cls.operation: cls for cls in (CreateEntry, RevertEntry, DeleteEntry)
+    cls.operation: cls for cls in (CreateEntry, RevertEntry, DeleteEntry, CloneEntry)
 }
 
 
@@ -224,7 +262,7 @@ class Journal:
         entry = self.read()
         if self.left_suspended(cfgfile):
             return None
-        if isinstance(entry, CreateEntry | DeleteEntry):
+        if isinstance(entry, CreateEntry | DeleteEntry | CloneEntry):
             raise _unfinished(entry)
         return entry
 

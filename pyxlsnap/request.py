@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol, get_args
 
+from pyxlsnap import disk_item
 from pyxlsnap.errors import PyxlsnapError, UsageError
 from pyxlsnap.hooks import Hook
-from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.model import DiskRequest, SnapshotConfig
 from pyxlsnap.results import OnEvent, OnProgress
 from pyxlsnap.serialize import Message, rebuild
 from pyxlsnap.text import command
@@ -78,6 +79,8 @@ class RevertRequest:
     config: SnapshotConfig | None = None
     #: unpause the domain afterwards, even if it was paused in the snapshot
     running: bool = False
+    #: leave the domain paused, even if it ran in the snapshot
+    paused: bool = False
     #: revert although the revert is risky
     force: bool = False
     #: first take a snapshot of the present state
@@ -88,6 +91,76 @@ class RevertRequest:
     dry_run: bool = False
     #: seconds to wait for another operation on the domain
     wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloneRequest:
+    """Make a new domain from a snapshot: see :func:`pyxlsnap.clone_snapshot`."""
+
+    operation: ClassVar[str] = "clone"
+
+    #: the name of the new domain
+    domain: str
+    #: absolute path
+    cfgfile: str
+    #: the content of the cfgfile; ``None`` before the cfgfile is read
+    config: SnapshotConfig | None = None
+    #: the uuid of the new domain; "": a new one, or that of the clone that is replaced
+    uuid: str = ""
+    #: where its disks are made; a disk that is not in the list is made in the usual place
+    disks: tuple[DiskRequest, ...] = ()
+    #: the bridge for its network devices; "": that of each in the snapshot
+    bridge: str = ""
+    #: its configuration (libxl's JSON) as the caller has changed it; "": not changed
+    edited: str = ""
+    #: unpause the domain afterwards, even if it was paused in the snapshot
+    running: bool = False
+    #: leave the domain paused, even if it ran in the snapshot
+    paused: bool = False
+    #: make the clone although that is risky
+    force: bool = False
+    #: destroy a clone of this name that was made from the same snapshot, and make it anew
+    replace: bool = False
+    #: start a monitor for the new domain
+    monitor: bool = True
+    #: only plan
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloneConfigurationRequest:
+    """Return the configuration that a clone would have, for the caller to change."""
+
+    operation: ClassVar[str] = "clone-configuration"
+
+    clone: CloneRequest
+
+    @property
+    def domain(self) -> str:
+        """The name of the new domain."""
+        return self.clone.domain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteCloneRequest:
+    """Destroy a clone and delete its disks: see :func:`pyxlsnap.delete_clone`."""
+
+    operation: ClassVar[str] = "delete-clone"
+
+    #: the clone's name
+    domain: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRequest:
+    """Find what a cfgfile stands for: see :func:`pyxlsnap.read_snapshot`."""
+
+    operation: ClassVar[str] = "read"
+    #: the cfgfile and its memory file say which domain
+    domain: ClassVar[str | None] = None
+
+    #: absolute path
+    cfgfile: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +212,10 @@ class FeasibilityRequest:
 Request = (
     CreateRequest
     | RevertRequest
+    | CloneRequest
+    | CloneConfigurationRequest
+    | DeleteCloneRequest
+    | ReadRequest
     | DeleteRequest
     | RecoverRequest
     | MonitorRequest
@@ -151,18 +228,23 @@ _CLASSES: dict[str, type[Request]] = {cls.operation: cls for cls in get_args(Req
 def changes_something(request: Request) -> bool:
     """Whether the operation may change a domain, its disks or files."""
     match request:
-        case CreateRequest() | RevertRequest():
+        case CreateRequest() | RevertRequest() | CloneRequest():
             return not request.dry_run
-        case DeleteRequest() | RecoverRequest():
+        case DeleteRequest() | DeleteCloneRequest() | RecoverRequest():
             return True
     return False
 
 
 def in_words(request: Request) -> str:
     """The operation and its domain, as the subject of a message."""
-    if isinstance(request, DeleteRequest):
-        return f"the delete of {request.cfgfile}"
-    noun = {"recover": "recovery", "feasibility": "feasibility check"}
+    if isinstance(request, DeleteRequest | ReadRequest):
+        return f"the {request.operation} of {request.cfgfile}"
+    noun = {
+        "recover": "recovery",
+        "feasibility": "feasibility check",
+        "clone-configuration": "clone",
+        "delete-clone": "delete of the clone",
+    }
     operation = noun.get(request.operation, request.operation)
     return f"the {operation} of {request.domain or 'every domain'}"
 
@@ -170,7 +252,21 @@ def in_words(request: Request) -> str:
 def revert_command(request: RevertRequest) -> str:
     """The command that does the same revert, for a person to run."""
     words = ["pyxlsnap", "snapshot-revert", request.domain, request.cfgfile]
-    words += ["--running"] * request.running + ["--force"] * request.force
+    words += ["--running"] * request.running + ["--paused"] * request.paused
+    words += ["--force"] * request.force + ["--no-monitor"] * (not request.monitor)
+    return command(words)
+
+
+def clone_command(request: CloneRequest) -> str:
+    """The command that makes the same clone, for a person to run.
+
+    A configuration that the caller has changed is not in it: no command takes one.
+    """
+    words = ["pyxlsnap", "snapshot-clone", request.cfgfile, request.domain]
+    words += [w for disk in request.disks for w in ("--disk", disk_item.render(disk))]
+    words += ["--bridge", request.bridge] if request.bridge else []
+    words += ["--running"] * request.running + ["--paused"] * request.paused
+    words += ["--replace"] * request.replace + ["--force"] * request.force
     words += ["--no-monitor"] * (not request.monitor)
     return command(words)
 
@@ -178,8 +274,11 @@ def revert_command(request: RevertRequest) -> str:
 def check_request(request: Request) -> None:
     """Make sure that the worker process and the journal can take a request.
 
-    :raises UsageError: a value is not of the type that the function's signature says.
+    :raises UsageError: a value is not of the type that the function's signature says, or excludes
+        another one.
     """
+    if getattr(request, "running", False) and getattr(request, "paused", False):
+        raise UsageError("running and paused exclude each other: give one of them")
     try:
         request_from_plain(request_to_plain(request))
     except (TypeError, ValueError) as e:

@@ -66,29 +66,29 @@ class PlannedDisk:
 class Plan:
     """The plan of an operation: what the operation would do. Nothing was changed."""
 
-    #: "create" or "revert"
+    #: "create", "revert" or "clone"
     operation: str
     #: the snapshot's name
     name: str
-    #: the domain's name
+    #: the domain's name; that of the new domain for a clone
     domain: str
     #: the domain's uuid
     uuid: str
-    #: the memory file: a create would write it, a revert would read it
+    #: the memory file: a create would write it, a revert or a clone would read it
     memory_path: str
-    #: the cfgfile: a create would write it, a revert has read it
+    #: the cfgfile: a create would write it, a revert or a clone has read it
     cfgfile: str
     #: a create only: the domain would run while its memory is written
     live: bool
     #: the state of the domain afterwards
     state: RunState
-    #: the disks that the operation would snapshot or revert
+    #: the disks that the operation would snapshot, revert or make
     disks: tuple[PlannedDisk, ...]
     #: disks that are not in the snapshot: the reason for each, by vdev
     left_out: Mapping[str, str]
     #: warnings: what differs from the usual, one line each
     warnings: tuple[str, ...]
-    #: estimated seconds that the domain would be suspended; ``None`` for a revert
+    #: estimated seconds that the domain would be suspended; ``None`` for a revert or a clone
     seconds_suspended: float | None
 
 
@@ -201,6 +201,63 @@ class Deleted:
 
 
 @dataclass(frozen=True, slots=True)
+class CloneDisk:
+    """A disk that a clone has of its own, made from a disk snapshot."""
+
+    #: the guest's device
+    vdev: str
+    #: its path on the host
+    target: str
+    #: raw or qcow2
+    format: str
+    #: what it is: "overlay", "reflink copy", "copy", "thin snapshot", or a strategy's own word
+    how: str
+    #: the command that deletes it while no domain has it
+    delete: str
+    #: the file that it depends on, which must stay as it is; "" if it depends on none
+    stands_on: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cloned:
+    """The result of a clone: a new domain."""
+
+    #: the snapshot's name
+    name: str
+    #: the clone's name
+    domain: str
+    #: the clone's domid
+    domid: int
+    #: the clone's uuid
+    uuid: str
+    #: the state of the clone now
+    state: RunState
+    #: the disks that it has of its own
+    disks: tuple[CloneDisk, ...]
+    #: everything that was created, and how to delete it
+    artefacts: tuple[Artefact, ...]
+    #: what the clone has in the place of what it could not share with another domain (a MAC, a
+    #: socket, …), one line each
+    changes: tuple[str, ...]
+    #: warnings: what differs from the usual, one line each
+    warnings: tuple[str, ...]
+    #: a clone of this name was there before, and was destroyed with its disks
+    replaced: bool = False
+    #: seconds of each step; empty if a recovery finished the clone
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CloneConfiguration:
+    """The configuration that a clone would have: for the ``edit`` of a clone."""
+
+    #: the clone's uuid
+    uuid: str
+    #: libxl's JSON
+    json: str
+
+
+@dataclass(frozen=True, slots=True)
 class DomainEvent:
     """A domain shut down by itself, and the configured action was performed."""
 
@@ -235,6 +292,8 @@ class Recovered:
     reverted: Reverted | None = None
     #: the result of the delete that was finished; ``None`` if the operation was no delete
     deleted: Deleted | None = None
+    #: the result of the clone that was finished; ``None`` if the operation was no clone
+    cloned: Cloned | None = None
     #: seconds for which a paused domain ran at most, unpaused by the create that was rolled back; 0
     #: if it did not run
     seconds_unpaused: float = 0.0

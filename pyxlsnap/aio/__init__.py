@@ -12,24 +12,26 @@ task is cancelled until then. There are two exceptions:
   tasks is cancelled, ``asyncio.gather`` does not wait for the others, and hides their errors: use a
   ``TaskGroup``.)
 - If the operation succeeds, its result is returned. This happens when the cancellation comes too
-  late. A revert cannot be cancelled after the domain was destroyed, a delete not after a part of
-  the snapshot was deleted, and a recovery never, once it has begun.
+  late. A revert cannot be cancelled after the domain was destroyed, a clone not after its memory
+  was restored, a delete not after a part of the snapshot was deleted, and a recovery never, once it
+  has begun.
 
 In both cases the cancellation is delivered at the task's next ``await``. ``asyncio.timeout`` then
 treats the call as finished in time: there is no :class:`TimeoutError`.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pyxlsnap import api
+from pyxlsnap import api, clones
 from pyxlsnap.aio.call import Call
 from pyxlsnap.api import StrPath
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.hooks import Hooks, Moment
-from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.model import DiskRequest, SnapshotConfig
 from pyxlsnap.results import (
+    Cloned,
     Deleted,
     Feasibility,
     OnEvent,
@@ -39,15 +41,20 @@ from pyxlsnap.results import (
     Reverted,
     Snapshot,
 )
+from pyxlsnap.snapshot_info import SnapshotInfo
 
 __all__ = [
     "AsyncHooks",
     "can_snapshot",
+    "clone_snapshot",
     "create_snapshot",
+    "delete_clone",
     "delete_snapshot",
     "monitor_domain",
+    "plan_clone",
     "plan_create",
     "plan_revert",
+    "read_snapshot",
     "recover",
     "revert_snapshot",
     "start_monitor",
@@ -69,6 +76,8 @@ class AsyncHooks:
     after_resume: AsyncHook | None = None
     #: a revert is done
     after_revert: AsyncHook | None = None
+    #: a clone is made
+    after_clone: AsyncHook | None = None
     #: time limit of each hook, in seconds
     limit_s: float = 10.0
 
@@ -146,6 +155,7 @@ async def revert_snapshot(
     cfgfile: StrPath,
     *,
     running: bool = False,
+    paused: bool = False,
     force: bool = False,
     keep_current: bool = False,
     monitor: bool = True,
@@ -161,6 +171,7 @@ async def revert_snapshot(
             domain,
             cfgfile,
             running=running,
+            paused=paused,
             force=force,
             keep_current=keep_current,
             monitor=monitor,
@@ -176,6 +187,7 @@ async def plan_revert(
     cfgfile: StrPath,
     *,
     running: bool = False,
+    paused: bool = False,
     force: bool = False,
     keep_current: bool = False,
     cancel: Cancel | None = None,
@@ -188,6 +200,7 @@ async def plan_revert(
             domain,
             cfgfile,
             running=running,
+            paused=paused,
             force=force,
             keep_current=keep_current,
             cancel=call.cancel,
@@ -203,14 +216,97 @@ async def delete_snapshot(
 ) -> Deleted:
     """See :func:`pyxlsnap.delete_snapshot`."""
     call = Call("delete", "", cancel)
+    told = call.in_loop(on_progress)
+    work = partial(api.delete_snapshot, cfgfile, on_progress=told, cancel=call.cancel)
+    return await call.run(work)
+
+
+async def clone_snapshot(
+    cfgfile: StrPath,
+    name: str,
+    *,
+    disks: Sequence[DiskRequest] = (),
+    bridge: str | None = None,
+    edit: clones.Edit | None = None,
+    running: bool = False,
+    paused: bool = False,
+    replace: bool = False,
+    force: bool = False,
+    monitor: bool = True,
+    hooks: AsyncHooks | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: Cancel | None = None,
+) -> Cloned:
+    """See :func:`pyxlsnap.clone_snapshot`."""
+    call = Call("clone", name, cancel)
     return await call.run(
         partial(
-            api.delete_snapshot,
+            clones.clone_snapshot,
             cfgfile,
+            name,
+            disks=disks,
+            bridge=bridge,
+            edit=call.in_loop(edit),
+            running=running,
+            paused=paused,
+            replace=replace,
+            force=force,
+            monitor=monitor,
+            hooks=_hooks(call, hooks),
             on_progress=call.in_loop(on_progress),
             cancel=call.cancel,
         )
     )
+
+
+async def plan_clone(
+    cfgfile: StrPath,
+    name: str,
+    *,
+    disks: Sequence[DiskRequest] = (),
+    bridge: str | None = None,
+    edit: clones.Edit | None = None,
+    running: bool = False,
+    paused: bool = False,
+    replace: bool = False,
+    force: bool = False,
+    cancel: Cancel | None = None,
+) -> Plan:
+    """See :func:`pyxlsnap.plan_clone`."""
+    call = Call("clone", name, cancel)
+    return await call.run(
+        partial(
+            clones.plan_clone,
+            cfgfile,
+            name,
+            disks=disks,
+            bridge=bridge,
+            edit=call.in_loop(edit),
+            running=running,
+            paused=paused,
+            replace=replace,
+            force=force,
+            cancel=call.cancel,
+        )
+    )
+
+
+async def delete_clone(
+    name: str, *, on_progress: OnProgress | None = None, cancel: Cancel | None = None
+) -> Deleted:
+    """See :func:`pyxlsnap.delete_clone`."""
+    call = Call("delete-clone", name, cancel)
+    return await call.run(
+        partial(
+            clones.delete_clone, name, on_progress=call.in_loop(on_progress), cancel=call.cancel
+        )
+    )
+
+
+async def read_snapshot(cfgfile: StrPath, *, cancel: Cancel | None = None) -> SnapshotInfo:
+    """See :func:`pyxlsnap.read_snapshot`."""
+    call = Call("read", "", cancel)
+    return await call.run(partial(api.read_snapshot, cfgfile, cancel=call.cancel))
 
 
 async def recover(
@@ -249,5 +345,6 @@ def _hooks(call: Call, wanted: AsyncHooks | None) -> Hooks | None:
         before_suspend=call.awaited_in_loop(wanted.before_suspend, wanted.limit_s),
         after_resume=call.awaited_in_loop(wanted.after_resume, wanted.limit_s),
         after_revert=call.awaited_in_loop(wanted.after_revert, wanted.limit_s),
+        after_clone=call.awaited_in_loop(wanted.after_clone, wanted.limit_s),
         limit_s=wanted.limit_s,
     )

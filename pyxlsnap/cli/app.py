@@ -16,13 +16,13 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
-from pyxlsnap import api
+from pyxlsnap import api, clones
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.cli import render
 from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.cli.stderr import Handler, Output, wanted
 from pyxlsnap.errors import Interrupted, NeedsAttention, OperationFailed, PyxlsnapError
-from pyxlsnap.results import OnProgress, Plan, Recovered, Reverted, Snapshot
+from pyxlsnap.results import Cloned, OnProgress, Plan, Recovered, Reverted, Snapshot
 from pyxlsnap.serialize import error_to_plain
 from pyxlsnap.text import one_line
 from pyxlsnap.worker.start import fork_allowed
@@ -61,6 +61,7 @@ def _revert(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) -> 
             given.domain,
             given.cfgfile,
             running=given.running,
+            paused=given.paused,
             force=given.force,
             keep_current=given.keep_current,
             cancel=cancel,
@@ -69,8 +70,37 @@ def _revert(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) -> 
         given.domain,
         given.cfgfile,
         running=given.running,
+        paused=given.paused,
         force=given.force,
         keep_current=given.keep_current,
+        monitor=given.monitor,
+        on_progress=progress,
+        cancel=cancel,
+    )
+
+
+def _clone(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) -> Cloned | Plan:
+    if given.dry_run:
+        return clones.plan_clone(
+            given.cfgfile,
+            given.name,
+            disks=given.disks,
+            bridge=given.bridge,
+            running=given.running,
+            paused=given.paused,
+            replace=given.replace,
+            force=given.force,
+            cancel=cancel,
+        )
+    return clones.clone_snapshot(
+        given.cfgfile,
+        given.name,
+        disks=given.disks,
+        bridge=given.bridge,
+        running=given.running,
+        paused=given.paused,
+        replace=given.replace,
+        force=given.force,
         monitor=given.monitor,
         on_progress=progress,
         cancel=cancel,
@@ -85,6 +115,7 @@ def _recover(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) ->
 RUN: Mapping[str, Callable[[argparse.Namespace, OnProgress, Cancel], render.Result]] = {
     "snapshot-create": _create,
     "snapshot-revert": _revert,
+    "snapshot-clone": _clone,
     "snapshot-recover": _recover,
 }
 

@@ -4,7 +4,9 @@ import argparse
 import math
 from typing import Any
 
+from pyxlsnap import disk_item
 from pyxlsnap.errors import UsageError
+from pyxlsnap.model import DiskRequest
 from pyxlsnap.version import VERSION
 
 #: the values of ``--progress``
@@ -63,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser("snapshot-create", help="take a snapshot of a running or paused domain")
     )
     _add_revert(commands.add_parser("snapshot-revert", help="revert a domain to a snapshot"))
+    _add_clone(commands.add_parser("snapshot-clone", help="make a new domain from a snapshot"))
     _add_recover(
         commands.add_parser(
             "snapshot-recover", help="finish or roll back an operation that was killed"
@@ -98,11 +101,7 @@ def _add_create(create: argparse.ArgumentParser) -> None:
 def _add_revert(revert: argparse.ArgumentParser) -> None:
     revert.add_argument("domain", help="name, domid or uuid; the domain may be off")
     revert.add_argument("cfgfile", help="the file that snapshot-create wrote")
-    revert.add_argument(
-        "--running",
-        action="store_true",
-        help="run the domain afterwards, even if it was paused in the snapshot",
-    )
+    _add_state(revert)
     revert.add_argument("--force", action="store_true", help="try harder on risky reverts")
     revert.add_argument(
         "--keep-current",
@@ -110,6 +109,53 @@ def _add_revert(revert: argparse.ArgumentParser) -> None:
         help="first take a snapshot of the domain's present state",
     )
     _add_common(revert)
+
+
+def _add_clone(clone: argparse.ArgumentParser) -> None:
+    clone.add_argument("cfgfile", help="the file that snapshot-create wrote")
+    clone.add_argument("name", help="name of the new domain")
+    clone.add_argument(
+        "--disk",
+        dest="disks",
+        type=_disk,
+        action="append",
+        default=[],
+        metavar="path,format,device",
+        help="where the clone's disk is made, by a copy if there is no quicker way; for each disk",
+    )
+    clone.add_argument("--bridge", metavar="name", help="bridge for all its network devices")
+    clone.add_argument(
+        "--replace",
+        action="store_true",
+        help="destroy a clone of this name and snapshot first, with its disks",
+    )
+    _add_state(clone)
+    clone.add_argument("--force", action="store_true", help="make the clone although it is risky")
+    _add_common(clone)
+
+
+def _add_state(parser: argparse.ArgumentParser) -> None:
+    state = parser.add_mutually_exclusive_group()
+    state.add_argument(
+        "--running",
+        action="store_true",
+        help="run the domain afterwards, even if it was paused in the snapshot",
+    )
+    state.add_argument(
+        "--paused",
+        action="store_true",
+        help="leave the domain paused, even if it ran in the snapshot",
+    )
+
+
+def _disk(text: str) -> DiskRequest:
+    try:
+        found = disk_item.parse(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+    if found.internal:
+        raise argparse.ArgumentTypeError(f"{text!r} has no path: give path,format,device")
+    return found
 
 
 def _add_recover(recover: argparse.ArgumentParser) -> None:

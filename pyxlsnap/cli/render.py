@@ -1,12 +1,12 @@
 """The results of operations as text for people."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pyxlsnap.model import RunState
-from pyxlsnap.results import Plan, Recovered, Reverted, Snapshot
+from pyxlsnap.results import Artefact, Cloned, Plan, Recovered, Reverted, Snapshot
 from pyxlsnap.text import command, paused_again
 
-Result = Snapshot | Reverted | Plan | Recovered
+Result = Snapshot | Reverted | Cloned | Plan | Recovered
 
 
 def lines(result: Result) -> Iterator[str]:
@@ -17,6 +17,8 @@ def lines(result: Result) -> Iterator[str]:
         return _plan(result)
     if isinstance(result, Reverted):
         return _reverted(result)
+    if isinstance(result, Cloned):
+        return _cloned(result)
     return iter(result.lines or ("nothing to recover",))
 
 
@@ -28,12 +30,24 @@ def _snapshot(snapshot: Snapshot) -> Iterator[str]:
     )
     if snapshot.state is RunState.PAUSED:
         yield f"  {paused_again(snapshot.domain, snapshot.seconds_unpaused)}"
-    for artefact in snapshot.artefacts:
-        yield f"  {artefact.kind}: {artefact.where}"
-        yield f"    delete: {artefact.delete}"
+    yield from _artefacts(snapshot.artefacts)
     for vdev, why in snapshot.left_out.items():
         yield f"  left out: {vdev} ({why})"
     yield f"revert: {_revert_command(snapshot.domain, snapshot.cfgfile)}"
+
+
+def _artefacts(artefacts: Iterable[Artefact]) -> Iterator[str]:
+    for artefact in artefacts:
+        yield f"  {artefact.kind}: {artefact.where}"
+        yield f"    delete: {artefact.delete}"
+
+
+def _cloned(made: Cloned) -> Iterator[str]:
+    again = ", in the place of an older one" if made.replaced else ""
+    yield f"{made.domain} is cloned from {made.name} and {made.state} (domid {made.domid}{again})"
+    yield from _artefacts(made.artefacts)
+    for change in made.changes:
+        yield f"  its own: {change}"
 
 
 def _reverted(reverted: Reverted) -> Iterator[str]:
@@ -57,7 +71,12 @@ def _plan(plan: Plan) -> Iterator[str]:
         yield f"  memory file: {plan.memory_path}"
         yield f"  cfgfile: {plan.cfgfile}"
     else:
-        yield f"would revert {plan.domain} to {plan.name} (afterwards {plan.state})"
+        what = (
+            f"would revert {plan.domain} to {plan.name}"
+            if plan.operation == "revert"
+            else f"would make the clone {plan.domain} of {plan.name}"
+        )
+        yield f"{what} (afterwards {plan.state})"
         yield f"  memory file: {plan.memory_path}"
     for disk in plan.disks:
         where = f", {disk.path}" if disk.path else ""

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from pyxlsnap.create.plan import CreatePlan
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DomainNotFound, GuestEnded, OperationFailed, PyxlsnapError, XenError
+from pyxlsnap.guest.checks import attached
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.journal import CreateEntry
 from pyxlsnap.linux.locks import DomainLock
@@ -227,6 +229,7 @@ def _undo_anew(
     task = DiskTask(
         entry.name,
         started_anew=domid is not None,
+        attached=attached(guest if domid is not None else None, entry.devices),
         may_start=partial(may_start, guest),
         gone=lambda: not _runs(guest, domid),
     )

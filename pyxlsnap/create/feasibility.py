@@ -8,9 +8,9 @@ from functools import partial
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.places import generated_name
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.disks.served import ServedDisks
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DomainNotFound, PyxlsnapError, Refused
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.boot import boots_now

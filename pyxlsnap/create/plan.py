@@ -15,9 +15,10 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.last_time import recalled
 from pyxlsnap.create.places import Places, choose_places, generated_name
 from pyxlsnap.disks.advice import quicker, slow_disks
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, default_request, strategies
 from pyxlsnap.disks.served import ServedDisks
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import Refused, UsageError
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.boot import boots
@@ -91,7 +92,7 @@ class CreatePlan:
     frontends: dict[str, int] = field(default_factory=dict, repr=False)
     #: xl's process, which acts on the guest's shutdowns, will end when the guest is suspended
     loses_monitor: bool = False
-    #: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`
+    #: :attr:`pyxlsnap.disks.task.DiskTask.waiting`
     waiting: Callable[[str], None] = field(default=lambda _: None, repr=False)
 
     @property
@@ -183,7 +184,7 @@ def make_plan(
 
     :param request: defaults replace the values that its config leaves out.
     :param cancel: checked often by all slow work, also when the plan is run.
-    :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
+    :param waiting: :attr:`pyxlsnap.disks.task.DiskTask.waiting`.
     :raises UsageError, Cancelled: the name or a path cannot be used, or ``cancel`` was set.
     :raises Refused: the guest, a disk or the host does not allow the snapshot.
     """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.clone_file import IN_USE
 from pyxlsnap.delete.plan import Parts, find_guest, make_plan, parts_of, read_parts
 from pyxlsnap.delete.sequence import Deletion
 from pyxlsnap.errors import Interrupted, NeedsAttention, PyxlsnapError, Refused
@@ -96,6 +97,9 @@ def _locked(
     _, parts = _resumed(request, _find_entry(request.cfgfile))
     guest = find_guest(host, parts)
     with ExitStack() as locks:
+        # A clone that is being made reads the snapshot.
+        in_use = DomainLock(parts.uuid, domain=parts.domain, kind=IN_USE)
+        locks.callback(in_use.release)
         for uuid in sorted({parts.uuid, guest.uuid if guest else parts.uuid}):
             lock = DomainLock(uuid, domain=parts.domain)
             locks.callback(lock.release)

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.disks.protocol import DeletingStrategy, DiskStrategy, DiskTask
+from pyxlsnap.clone_file import all_clones, is_there
+from pyxlsnap.disks.protocol import DeletingStrategy, DiskStrategy
+from pyxlsnap.disks.qcow2.backing import chain_files
 from pyxlsnap.disks.registry import close_all, strategies
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import ConfigError, Refused
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
@@ -125,11 +128,12 @@ def make_plan(
     if guest:
         _refuse_state(guest)
     checks.refuse_shared(host, guest, parts.devices)
+    _refuse_clones(parts)
     task = DiskTask(
         parts.name,
         check=cancel.check,
         looks_in=_directories(request, parts),
-        attached=_attached(guest, parts),
+        attached=checks.attached(guest, parts.devices),
     )
     chosen = list(zip(parts.devices, parts.requests, strict=True))
     found = strategies(chosen, task, parts.kinds)
@@ -141,6 +145,19 @@ def make_plan(
         plan.close()
         raise
     return plan
+
+
+def _refuse_clones(parts: Parts) -> None:
+    """:raises Refused: a clone stands on a disk snapshot, at any depth."""
+    snapshots = {os.path.realpath(r.path) for r in parts.requests if r.path}
+    for clone in all_clones():
+        bases = [c.stands_on for c in clone.children if c.stands_on and is_there(c.target)]
+        below = {os.path.realpath(p) for base in bases for p in chain_files(Path(base))}
+        if found := sorted(snapshots & below):
+            raise Refused(
+                f"the clone {clone.domain} stands on {found[0]}: delete the clone first "
+                f"(pyxlsnap.delete_clone)"
+            )
 
 
 def _deleting(strategy: DiskStrategy) -> DeletingStrategy:
@@ -187,12 +204,6 @@ def _choose_disks(
             item="disks",
         )
     return [(by_vdev[r.vdev], r) for r in named]
-
-
-def _attached(guest: Guest | None, parts: Parts) -> frozenset[str]:
-    """The vdevs of the disks that the domain has now."""
-    targets = {os.path.realpath(target) for target in guest.disk_targets()} if guest else set()
-    return frozenset(d.vdev for d in parts.devices if os.path.realpath(d.target) in targets)
 
 
 def _directories(request: DeleteRequest, parts: Parts) -> tuple[Path, ...]:

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import NAME_LIMIT, NO_LINKS, sync_directory
 from pyxlsnap.model import KEPT_SUFFIX, Disk

@@ -1,57 +1,11 @@
-"""What a disk strategy is: the Protocols of a kind of storage, and what its objects are told."""
+"""What a disk strategy is: the Protocols of a kind of storage."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from pyxlsnap.linux.room import Room
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.results import Artefact
-
-
-@dataclass(frozen=True, slots=True)
-class DiskTask:
-    """The operation that a strategy works for; the same for all strategies of the operation."""
-
-    #: the snapshot's name
-    name: str
-    #: QEMU's block nodes are inactive when the disk snapshots are taken (a live HVM suspend)
-    inactive: bool = False
-    #: the user named the disks; if false, every writable disk was chosen
-    asked: bool = True
-    #: what :meth:`DiskStrategy.state` of a killed revert returned, which this revert finishes;
-    #: ``None``: this revert finishes none
-    finishes: Mapping[str, str] | None = None
-    #: the same of a killed revert to this snapshot that had not begun to destroy the domain: what
-    #: it prepared (:class:`PreparingStrategy`) may still be there
-    prepared: Mapping[str, str] | None = None
-    #: to be called often by slow work; lets the operation be cancelled, so pass on what it raises
-    check: Callable[[], None] = lambda: None
-    #: a create's checks: to be called with a warning for the user, one line
-    warn: Callable[[str], None] = lambda _: None
-    #: to be called in the checks for what the operation will write to a filesystem: a name for it,
-    #: a directory there, and the bytes; returns the bytes that the rest of the operation leaves
-    claim: Callable[[str, Path, int], int] = field(default_factory=lambda: Room().claim)
-    #: a delete: the directories in which other disk snapshots of the domain are
-    looks_in: Sequence[Path] = ()
-    #: a delete: the vdevs of the disks that the domain has now
-    attached: frozenset[str] = frozenset()
-    #: a recovery: the domain was started anew since, and is not resumed: no program works for the
-    #: killed create any more
-    started_anew: bool = False
-    #: an undo: whether the domain may be started again at any moment, which opens its disks. Then
-    #: change no image that nobody has open, but fail
-    may_start: Callable[[], bool] = lambda: False
-    #: a create, and its recovery: whether the domain is gone for which the strategy works; another
-    #: may have its disks by now. To be asked during each wait: no guest needs its result then
-    gone: Callable[[], bool] = lambda: False
-    #: to be called every few seconds by a :meth:`~DiskStrategy.settle`,
-    #: :meth:`~DiskStrategy.undo_create`, :meth:`~DiskStrategy.revert` or
-    #: :meth:`~DiskStrategy.finish_revert` that waits for another program, with what it waits for
-    #: ("QEMU to answer"): tells the user. It raises nothing, but for a recovery of every domain:
-    #: pass on what it raises then, which is no ``Exception``
-    waiting: Callable[[str], None] = lambda _: None
+from pyxlsnap.results import Artefact, CloneDisk
 
 
 class DiskStrategy(Protocol):
@@ -289,6 +243,55 @@ class DeletingStrategy(DiskStrategy, Protocol):
         Calling it again does no harm. If one disk fails, go on with the others, and raise at the
         end.
 
+        :returns: what was deleted, a line each.
+        :raises PyxlsnapError: something is left; the message says what.
+        """
+
+
+@runtime_checkable
+class CloningStrategy(DiskStrategy, Protocol):
+    """A strategy that can give a new domain disks of its own, made from its disk snapshots.
+
+    A clone (:func:`pyxlsnap.clone_snapshot`) calls :meth:`check_clone`,
+    :meth:`~DiskStrategy.state`, then :meth:`clone`, :meth:`~DiskStrategy.state` once more, and
+    :meth:`~DiskStrategy.close`. A clone that fails, its recovery, and the delete of a clone call
+    :meth:`delete_clone`. Where a strategy of another package lacks these methods, the clone is
+    refused.
+
+    The disk snapshot is only read. What the clone writes reaches neither the disk snapshot nor any
+    other domain. Clones of one disk snapshot may be made at the same time, while the disk that it
+    was taken of is in use or is reverted.
+    """
+
+    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> Sequence[CloneDisk]:
+        """Choose the disks of the clone, and check that :meth:`clone` will work.
+
+        Whatever :meth:`clone` will do is tried on something that does no harm, or checked. Leaves
+        everything as it was. Called once more just before :meth:`clone`: it then chooses the same,
+        and what takes long need not be tried again.
+
+        :param name: the clone's name; the new names should contain it.
+        :param wanted: by vdev, where the user wants a disk. A disk that is named there may be
+            copied if there is no quicker way; any other must take no longer than its metadata do.
+        :returns: a disk for each vdev, under names that nothing has yet.
+        :raises Refused: it would not work; the message says what would.
+        """
+
+    def clone(self) -> None:
+        """Make the disks. Calls :attr:`DiskTask.check` often if it copies.
+
+        :raises PyxlsnapError: it failed; :meth:`delete_clone` will be called.
+        """
+
+    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        """Delete the disks of a clone, and nothing else. No domain has them.
+
+        Called on a new object, too, without any other method before. A disk that is not there
+        counts as deleted. If one disk fails, go on with the others, and raise at the end.
+
+        :param disks: what :meth:`check_clone` returned.
+        :param state: what :meth:`~DiskStrategy.state` returned last, and those of the other
+            strategies; :meth:`clone` may have been cut off.
         :returns: what was deleted, a line each.
         :raises PyxlsnapError: something is left; the message says what.
         """

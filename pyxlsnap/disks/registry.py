@@ -12,9 +12,10 @@ from pyxlsnap.disks.copy.raw_file import RawFile
 from pyxlsnap.disks.lvm.commands import is_lvm, is_thin
 from pyxlsnap.disks.lvm.thick import LvmThick
 from pyxlsnap.disks.lvm.thin import LvmThin
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.side_by_side import side_by_side
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest

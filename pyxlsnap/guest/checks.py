@@ -112,6 +112,12 @@ def notice_disks(guest: Guest, targets: Sequence[str]) -> None:
         )
 
 
+def attached(guest: Guest | None, disks: Sequence[Disk]) -> frozenset[str]:
+    """The vdevs of those of the disks that the domain has now."""
+    targets = {os.path.realpath(target) for target in guest.disk_targets()} if guest else set()
+    return frozenset(d.vdev for d in disks if os.path.realpath(d.target) in targets)
+
+
 def refuse_config(config: DomainConfig, guest: Guest) -> None:
     """Refuse a configuration that makes a snapshot impossible."""
     found = [what for key, what in _DEVICES.items() if config.values.get(key)]

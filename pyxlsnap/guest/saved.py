@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pyxlsnap.errors import BadMemoryFile, ConfigError
+from pyxlsnap.errors import BadMemoryFile, ConfigError, OperationFailed
 from pyxlsnap.linux.files import open_regular
 from pyxlsnap.linux.owners import who_can_change
 from pyxlsnap.memory import Header
@@ -85,6 +85,25 @@ def saved_config(header: Header) -> DomainConfig:
     if config.kind and config.uuid == check_uuid(config.uuid):
         return config
     raise ValueError(f"its uuid is {config.uuid!r}")
+
+
+def open_stream(path: Path, version: tuple[int, ...], offset: int) -> BinaryIO:
+    """Open a memory file at its stream: it is there for the restore whatever becomes of its name.
+
+    :param version: what :func:`file_version` said when the file was checked.
+    :param offset: where the stream begins, bytes.
+    :raises OSError: it cannot be opened.
+    :raises OperationFailed: it is not the file that was checked, or has changed since.
+    """
+    with open_regular(path) as file:
+        if file_version(file) != version:
+            raise OperationFailed(
+                f"{path} was changed while the operation was prepared: run the command again",
+                step="check again",
+            )
+        copy = os.fdopen(os.dup(file.fileno()), "rb")
+    copy.seek(offset)
+    return copy
 
 
 def file_version(file: BinaryIO) -> tuple[int, ...]:

@@ -55,6 +55,7 @@ class DomainLock:
 
     #: the descriptor that holds the lock; -1 after :meth:`release`
     fd: int
+    _kind = fcntl.F_WRLCK
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class DomainLock:
         kind: str = "lock",
         part: tuple[int, int] = _WHOLE,
     ) -> None:
-        self._lock = _flock(fcntl.F_WRLCK, *part)
+        self._lock = _flock(self._kind, *part)
         directory = directory or paths.LOCKS
         make_directory(directory)
         path = directory / f"{uuid}.{kind}"
@@ -97,6 +98,12 @@ class DomainLock:
             unlock(self.fd)
             os.close(self.fd)
             self.fd = -1
+
+
+class SharedLock(DomainLock):
+    """A lock that many can hold at a time, while nobody holds it alone (:class:`DomainLock`)."""
+
+    _kind = fcntl.F_RDLCK
 
 
 def _take(fd: int, lock: bytes) -> bool:

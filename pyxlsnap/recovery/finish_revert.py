@@ -9,8 +9,8 @@ from pathlib import Path
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.disks.in_use import wait_for_qemu_img
 from pyxlsnap.disks.kept import drop_kept
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import strategies
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently

@@ -14,13 +14,22 @@ from pyxlsnap.create.waiting import Waiting
 from pyxlsnap.delete.operation import finish as finish_delete
 from pyxlsnap.errors import Busy, DomainNotFound, Refused, UsageError
 from pyxlsnap.guest.protocols import Host, find_if_there
-from pyxlsnap.journal import CreateEntry, DeleteEntry, Entry, Journal, RevertEntry, unfinished
+from pyxlsnap.journal import (
+    CloneEntry,
+    CreateEntry,
+    DeleteEntry,
+    Entry,
+    Journal,
+    RevertEntry,
+    unfinished,
+)
 from pyxlsnap.linux.locks import OPERATION, DomainLock
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import check_uuid
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.monitor.xl import xl_monitor
 from pyxlsnap.recovery.every import Turn, recover_every
+from pyxlsnap.recovery.finish_clone import finish_clone
 from pyxlsnap.recovery.finish_revert import Decision, carry_out, decide_now, find_guest, redo
 from pyxlsnap.recovery.undo_create import undo_create
 from pyxlsnap.request import Callbacks, RecoverRequest
@@ -36,7 +45,7 @@ def recover(
     """Recover operations that were killed, in this process.
 
     A create is rolled back; a revert that had begun to destroy the domain is finished, and so is a
-    delete that had deleted something.
+    delete that had deleted something. A clone is completed or taken back.
 
     :param cancel: ends only the wait of the caller, where the recovery itself must wait
         (:attr:`Callbacks.leave`).
@@ -102,6 +111,8 @@ def _way_to_finish(
         return partial(undo_create, host, entry, waiting)
     if isinstance(entry, DeleteEntry):
         return partial(finish_delete, host, entry)
+    if isinstance(entry, CloneEntry):
+        return partial(finish_clone, host, entry, callbacks, waiting)
     guest = find_guest(host, entry)
     decided = decide_now(host, guest, entry)
     if decided is Decision.REDO:
@@ -140,10 +151,13 @@ def _uuid_in_journals(domain: str) -> str | None:
 
 
 def _with_lines(recovered: Recovered, more: list[str]) -> Recovered:
-    back = recovered.reverted
+    back, made = recovered.reverted, recovered.cloned
     if back:
         back = replace(back, warnings=(*back.warnings, *more))
-    return replace(recovered, lines=(*recovered.lines, *more), reverted=back)
+    if made:
+        made = replace(made, warnings=(*made.warnings, *more))
+    lines = (*recovered.lines, *more)
+    return replace(recovered, lines=lines, reverted=back, cloned=made)
 
 
 def _keep_watched(host: Host, entry: Entry, callbacks: Callbacks) -> list[str]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyxlsnap.create.way_back import finish
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, NeedsAttention
 from pyxlsnap.guest import dirty_log
+from pyxlsnap.guest.checks import attached
 from pyxlsnap.guest.gone import is_gone, is_gone_soon
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
@@ -50,7 +52,7 @@ def undo_create(
 ) -> Recovered:
     """Roll a create back; if its snapshot is complete, keep the snapshot.
 
-    :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
+    :param waiting: :attr:`pyxlsnap.disks.task.DiskTask.waiting`.
     :raises NeedsAttention: the guest could not be resumed, or its disks could not be opened, or
         its only copy is out of reach, and nothing was deleted; or some disk snapshots or files
         could not be removed, and the others were.
@@ -62,6 +64,7 @@ def undo_create(
     task = DiskTask(
         entry.name,
         started_anew=anew,
+        attached=attached(guest, entry.devices) if anew else frozenset(),
         may_start=may_start,
         gone=partial(is_gone, guest) if guest else lambda: True,
         waiting=waiting,

@@ -4,12 +4,10 @@ The plan may be minutes old: a snapshot of the present state was taken, or memor
 So this comes after all that waits.
 """
 
-import os
 from typing import BinaryIO
 
 from pyxlsnap.errors import OperationFailed
-from pyxlsnap.guest.saved import file_version
-from pyxlsnap.linux.files import open_regular
+from pyxlsnap.guest.saved import open_stream
 from pyxlsnap.revert.plan import RevertPlan
 
 
@@ -26,18 +24,5 @@ def look_again(plan: RevertPlan) -> None:
 
 
 def open_memory(plan: RevertPlan) -> BinaryIO:
-    """Open the memory file, so that it is there for the restore whatever becomes of its name.
-
-    :raises OSError: it cannot be opened.
-    :raises OperationFailed: it is not the file that was checked, or has changed since.
-    """
-    with open_regular(plan.memory_path) as file:
-        if file_version(file) != plan.memory_version:
-            raise OperationFailed(
-                f"{plan.memory_path} was changed while the revert was prepared: run the command "
-                f"again",
-                step="check again",
-            )
-        copy = os.fdopen(os.dup(file.fileno()), "rb")
-    copy.seek(plan.stream_offset)
-    return copy
+    """See :func:`pyxlsnap.guest.saved.open_stream`."""
+    return open_stream(plan.memory_path, plan.memory_version, plan.stream_offset)

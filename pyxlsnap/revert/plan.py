@@ -8,32 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
-from pyxlsnap.errors import ConfigError, DomainNotFound, Refused, Risky
-from pyxlsnap.guest import checks
+from pyxlsnap.disks.task import DiskTask
+from pyxlsnap.errors import DomainNotFound, Refused, Risky
+from pyxlsnap.guest import checks, snapshot
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.guest.saved import file_version, memory_path, reading, saved_config
+from pyxlsnap.guest.risks import find_risks
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.limits import refuse_limits
-from pyxlsnap.memory import Header, read_header, walk
-from pyxlsnap.model import (
-    Disk,
-    DiskRequest,
-    DomainConfig,
-    Metadata,
-    RunState,
-    SnapshotConfig,
-    check_name,
-)
+from pyxlsnap.model import Disk, DiskRequest, DomainConfig, RunState, SnapshotConfig
 from pyxlsnap.monitor.xl import about_foreground
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
 from pyxlsnap.revert.examination import Examination
-from pyxlsnap.revert.risks import find_risks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +47,7 @@ class RevertPlan:
     state: RunState
     strategies: tuple[DiskStrategy, ...]
     warnings: tuple[str, ...]
-    #: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`
+    #: :attr:`pyxlsnap.disks.task.DiskTask.waiting`
     waiting: Callable[[str], None] = field(repr=False)
 
     @property
@@ -106,26 +97,6 @@ class RevertPlan:
         close_all(self.strategies)
 
 
-@dataclass(frozen=True, slots=True)
-class _Saved:
-    """The content of the memory file, without the memory."""
-
-    path: Path
-    version: tuple[int, ...]
-    header: Header
-    config: DomainConfig
-    #: the release of Xen that saved the memory
-    xen: tuple[int, int]
-    #: memory that the domain held, KiB
-    memory_kb: int
-
-    @property
-    def qemu(self) -> str:
-        """The version of the QEMU that saved the domain; "" if the memory file has none."""
-        meta = self.header.metadata
-        return meta.versions.get("qemu", "") if meta else ""
-
-
 @refusing_os_errors()
 def make_plan(
     host: Host,
@@ -139,33 +110,32 @@ def make_plan(
 
     :param half_way: the same revert, killed after the destroy: the risks were decided about then,
         and the entry has the domain's last name.
-    :param waiting: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`.
+    :param waiting: :attr:`pyxlsnap.disks.task.DiskTask.waiting`.
     :raises ConfigError, BadMemoryFile: the cfgfile names no memory file, or a damaged one.
     :raises Refused, Cancelled: the revert cannot be done, or ``cancel`` was set.
     :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
     """
     refuse_limits()
-    saved = _read_memory(request, cancel)
-    config = saved.config.with_name(half_way.domain) if half_way else saved.config
-    if guest := _current(host, request.domain, config):
-        config = _as_named_now(guest, config)
-    meta = saved.header.metadata
-    snapshot = _snapshot_name(request, meta)
-    chosen = _choose_disks(request, meta, config)
+    wanted = _config(request)
+    saved = snapshot.read_memory(wanted, request.cfgfile, cancel.check)
+    meta = saved.metadata
+    guest, config = _domain(host, request, saved.config, half_way)
+    name = snapshot.snapshot_name(wanted, request.cfgfile, meta)
+    chosen = snapshot.choose_disks(wanted, request.cfgfile, meta, config)
     examination = Examination(host, config, guest, chosen, saved.qemu)
     found = _look(examination, saved)
-    task = _task(config, snapshot, request.cfgfile, waiting)
+    task = _task(config, name, request.cfgfile, waiting)
     plan = RevertPlan(
         request=request,
         guest=guest,
         config=config,
         restored=with_room(config, saved.memory_kb),
         examination=examination,
-        name=snapshot,
+        name=name,
         memory_path=saved.path,
         memory_version=saved.version,
         stream_offset=saved.header.stream_offset,
-        state=RunState.RUNNING if request.running or meta is None else meta.state,
+        state=snapshot.state_after(request.running, request.paused, meta),
         strategies=strategies(chosen, task, meta.kinds if meta else {}),
         warnings=(*found.risks, *found.warnings),
         waiting=waiting,
@@ -174,7 +144,17 @@ def make_plan(
     return plan
 
 
-def _look(examination: Examination, saved: _Saved) -> Findings:
+def _domain(
+    host: Host, request: RevertRequest, saved: DomainConfig, half_way: RevertEntry | None
+) -> tuple[Guest | None, DomainConfig]:
+    """The domain, if there is one, and the saved configuration under its present name."""
+    config = saved.with_name(half_way.domain) if half_way else saved
+    if guest := _current(host, request.domain, config):
+        config = _as_named_now(guest, config)
+    return guest, config
+
+
+def _look(examination: Examination, saved: snapshot.Saved) -> Findings:
     config, guest = examination.config, examination.guest
     found = examination.look()
     vdevs = {disk.vdev for disk, _ in examination.chosen}
@@ -203,19 +183,19 @@ def _as_named_now(guest: Guest, config: DomainConfig) -> DomainConfig:
 
 
 def _task(
-    config: DomainConfig, snapshot: str, cfgfile: str, waiting: Callable[[str], None]
+    config: DomainConfig, name: str, cfgfile: str, waiting: Callable[[str], None]
 ) -> DiskTask:
     """A task that knows what an interrupted revert to this snapshot noted of the disks.
 
     If there was none, whatever has the names of kept or prepared disks is somebody else's.
     """
     killed = Journal(config.uuid).unfinished_revert(cfgfile)
-    if killed is None or killed.name != snapshot:
-        return DiskTask(snapshot, waiting=waiting)
+    if killed is None or killed.name != name:
+        return DiskTask(name, waiting=waiting)
     if killed.destroy_begun:
-        return DiskTask(snapshot, finishes=killed.disk_state, waiting=waiting)
+        return DiskTask(name, finishes=killed.disk_state, waiting=waiting)
     prepared = killed.disk_state if killed.prepares else None
-    return DiskTask(snapshot, prepared=prepared, waiting=waiting)
+    return DiskTask(name, prepared=prepared, waiting=waiting)
 
 
 def _risky(domain: str, risks: Sequence[str]) -> Risky:
@@ -228,26 +208,7 @@ def saved_uuid(request: RevertRequest) -> str:
 
     :raises ConfigError, BadMemoryFile: as :func:`make_plan`.
     """
-    path = _named_memory_path(request)
-    with reading(path) as file:
-        return saved_config(read_header(file, str(path))).uuid
-
-
-def _named_memory_path(request: RevertRequest) -> Path:
-    return memory_path(_config(request), request.cfgfile)
-
-
-def _read_memory(request: RevertRequest, cancel: Cancel) -> _Saved:
-    """Read the memory file from its header to its END."""
-    path = _named_memory_path(request)
-    with reading(path) as file:
-        version = file_version(file)
-        header = read_header(file, str(path))
-        file.seek(header.stream_offset)
-        summary = walk(file, str(path), on_bytes=lambda _: cancel.check())
-        config = saved_config(header)
-    xen = (summary.xen_major, summary.xen_minor)
-    return _Saved(path, version, header, config, xen, summary.memory_kb)
+    return snapshot.saved_uuid(_config(request), request.cfgfile)
 
 
 def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
@@ -267,51 +228,6 @@ def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
     except DomainNotFound:
         return None
     raise Refused(f"{domain!r} is called {renamed.name!r} now: use this name")
-
-
-def _snapshot_name(request: RevertRequest, meta: Metadata | None) -> str:
-    said = _config(request).name
-    if said and meta and said != meta.name:
-        raise ConfigError(
-            f"is {said!r}, but the memory file belongs to snapshot {meta.name!r}: memory and "
-            f"disks would not match; use the cfgfile of snapshot {meta.name!r}",
-            file=request.cfgfile,
-            item="name",
-        )
-    name = said or (meta.name if meta else None)
-    if not name:
-        raise ConfigError(
-            "is missing, and the memory file (made by another program) contains no name "
-            "either: add the name of the disk snapshots",
-            file=request.cfgfile,
-            item="name",
-        )
-    return check_name(name)
-
-
-def _choose_disks(
-    request: RevertRequest, meta: Metadata | None, config: DomainConfig
-) -> list[tuple[Disk, DiskRequest]]:
-    """The disks to put back, each with its disk snapshot.
-
-    The list is in the cfgfile, or else in the memory file. Without a list: all writable disks.
-
-    :raises ConfigError: the saved configuration has no such disk.
-    """
-    by_vdev = {d.vdev: d for d in config.disks}
-    named = _config(request).disks
-    if named is None and meta is not None:
-        named = meta.disks
-    if named is None:
-        named = tuple(DiskRequest(d.vdev) for d in config.disks if not d.left_out)
-    if unknown := [r.vdev for r in named if r.vdev not in by_vdev]:
-        raise ConfigError(
-            f"the saved configuration of {config.name} has no disk {', '.join(unknown)} "
-            f"(its disks: {', '.join(by_vdev) or 'none'})",
-            file=request.cfgfile,
-            item="disks",
-        )
-    return [(by_vdev[r.vdev], r) for r in named]
 
 
 def _config(request: RevertRequest) -> SnapshotConfig:

@@ -8,8 +8,9 @@ that for a revert that was killed, too.
 import logging
 from collections.abc import Callable, Iterable
 
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask, PreparingStrategy
+from pyxlsnap.disks.protocol import DiskStrategy, PreparingStrategy
 from pyxlsnap.disks.registry import close_all, strategies
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.guest.saved import reading
 from pyxlsnap.journal import RevertEntry

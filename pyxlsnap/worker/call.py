@@ -20,6 +20,7 @@ from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.linux.locks import RIVAL_S
 from pyxlsnap.request import (
     Callbacks,
+    CloneRequest,
     MonitorRequest,
     RecoverRequest,
     Request,
@@ -27,7 +28,7 @@ from pyxlsnap.request import (
     check_request,
     in_words,
 )
-from pyxlsnap.results import OnEvent, OnProgress, Recovered, Reverted
+from pyxlsnap.results import Cloned, Deleted, OnEvent, OnProgress, Recovered, Reverted
 from pyxlsnap.serialize import Message, error_from_plain, rebuild
 from pyxlsnap.worker.client import WorkerClient
 from pyxlsnap.worker.hook_calls import HookCalls
@@ -83,6 +84,9 @@ def _call_late_hooks(calls: HookCalls, request: Request, result: Message | None)
     if isinstance(request, RevertRequest) and result and not request.dry_run:
         back: Reverted = rebuild(Reverted, result)
         calls.after_revert(Moment(back.domain, back.domid, back.uuid, back.state))
+    if isinstance(request, CloneRequest) and result and not request.dry_run:
+        made: Cloned = rebuild(Cloned, result)
+        calls.after_clone(Moment(made.domain, made.domid, made.uuid, made.state))
 
 
 def _run(request: Request, worker: WorkerClient, cancel: Cancel) -> Any:
@@ -146,9 +150,9 @@ def _after(died: WorkerDied, worker: WorkerClient) -> Message:
             left=[str(e)],
             finish="; ".join(f"pyxlsnap snapshot-recover {uuid}" for uuid in worker.locked),
         ) from died
-    for result in (r.reverted or r.deleted for r in found):
+    for result in (r.reverted or r.deleted or r.cloned for r in found):
         if result:
-            operation = "revert" if isinstance(result, Reverted) else "delete"
+            operation = _FINISHED[type(result)]
             warning = f"{died}; a recovery finished the {operation}"
             return asdict(replace(result, warnings=(*result.warnings, warning)))
     if stands := [line for r in found if not r.rolled_back for line in r.lines]:
@@ -163,6 +167,9 @@ def _after(died: WorkerDied, worker: WorkerClient) -> Message:
     rest = "it was rolled back: " + "; ".join(done) if ran else "everything is as before"
     what = f"{died}; {rest}"
     raise OperationFailed(what, step="worker", undone=done) from died
+
+
+_FINISHED = {Reverted: "revert", Deleted: "delete", Cloned: "clone"}
 
 
 def _recovery(worker: WorkerClient) -> list[Recovered]:

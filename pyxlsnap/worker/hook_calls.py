@@ -59,6 +59,10 @@ class HookCalls:
         """Call the hook."""
         self._then("after_revert", self._hooks.after_revert, moment)
 
+    def after_clone(self, moment: Moment) -> None:
+        """Call the hook."""
+        self._then("after_clone", self._hooks.after_clone, moment)
+
     def _then(self, name: str, hook: Hook | None, moment: Moment) -> None:
         if failure := _failure(name, self._call(hook, moment)):
             self.failures.append(failure)

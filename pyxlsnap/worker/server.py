@@ -17,7 +17,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 
+from pyxlsnap import contents
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.clone import operation as clone
+from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.create import operation as create
 from pyxlsnap.create.feasibility import feasibility
 from pyxlsnap.delete import operation as delete
@@ -31,10 +34,14 @@ from pyxlsnap.monitor.actions import monitor
 from pyxlsnap.recovery import operation as recovery
 from pyxlsnap.request import (
     Callbacks,
+    CloneConfigurationRequest,
+    CloneRequest,
     CreateRequest,
+    DeleteCloneRequest,
     DeleteRequest,
     FeasibilityRequest,
     MonitorRequest,
+    ReadRequest,
     RecoverRequest,
     Request,
     RevertRequest,
@@ -42,16 +49,37 @@ from pyxlsnap.request import (
     in_words,
     request_from_plain,
 )
-from pyxlsnap.results import Deleted, Feasibility, Plan, Recovered, Reverted, Snapshot
+from pyxlsnap.results import (
+    CloneConfiguration,
+    Cloned,
+    Deleted,
+    Feasibility,
+    Plan,
+    Recovered,
+    Reverted,
+    Snapshot,
+)
 from pyxlsnap.revert import operation as revert
 from pyxlsnap.serialize import Message, error_to_plain
+from pyxlsnap.snapshot_info import SnapshotInfo
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.client_link import ClientLink, LogSender
 from pyxlsnap.worker.supervisor import Death, SupervisorLink, supervise
 from pyxlsnap.xen.callbacks import close_in_children
 from pyxlsnap.xen.toolstack import Toolstack
 
-Result = Snapshot | Reverted | Deleted | Recovered | Plan | Feasibility | None
+Result = (
+    Snapshot
+    | Reverted
+    | Cloned
+    | Deleted
+    | Recovered
+    | Plan
+    | Feasibility
+    | CloneConfiguration
+    | SnapshotInfo
+    | None
+)
 
 log = logging.getLogger("pyxlsnap.worker")
 
@@ -60,6 +88,9 @@ def serve(request: Request, client: ClientLink, callbacks: Callbacks, cancel: Ca
     """Run an operation, and send its result or error."""
 
     def work() -> None:
+        if isinstance(request, ReadRequest):  # needs no Xen
+            client.finish(_outcome(request, lambda: contents.read(request)))
+            return
         # First, without libxl: a wrong cfgfile is an error on any host.
         ready = _with_cfgfile(request)
         with Toolstack(operation=request.operation, domain=request.domain or "") as host:
@@ -75,6 +106,10 @@ def _with_cfgfile(request: Request) -> Request:
             return create.read_cfgfile(request)
         case RevertRequest():
             return revert.read_cfgfile(request)
+        case CloneRequest():
+            return clone.read_cfgfile(request)
+        case CloneConfigurationRequest():
+            return replace(request, clone=clone.read_cfgfile(request.clone))
         case DeleteRequest():
             return delete.read_cfgfile(request)
     return request
@@ -111,6 +146,16 @@ def perform(host: Host, request: Request, callbacks: Callbacks, cancel: Cancel) 
             return revert.preview(host, request, callbacks, cancel)
         case RevertRequest():
             return revert.revert(host, request, callbacks, cancel)
+        case CloneRequest(dry_run=True):
+            return clone.preview(host, request, callbacks, cancel)
+        case CloneRequest():
+            return clone.clone(host, request, callbacks, cancel)
+        case CloneConfigurationRequest():
+            return clone.configuration(host, request, callbacks, cancel)
+        case DeleteCloneRequest():
+            return delete_clone(host, request, callbacks, cancel)
+        case ReadRequest():
+            return contents.read(request)
         case DeleteRequest():
             return delete.delete(host, request, callbacks, cancel)
         case RecoverRequest():

@@ -337,5 +337,12 @@ class Domain:
         """
         return nodes.disk_targets(self._context, self.domid)
 
+    def nics(self) -> tuple[tuple[str, str], ...]:
+        """The MAC and the bridge of each network device, as libxl has set it up.
+
+        :meta private:
+        """
+        return nodes.nics(self._context, self.domid)
+
     def _check(self, rc: int, operation: str) -> None:
         self._context.check(rc, operation, domain=str(self))

@@ -41,6 +41,14 @@ def disk_targets(context: Context, domid: int) -> tuple[str, ...]:
     return tuple(filter(None, (_target(context, disk) for disk in disks)))
 
 
+def nics(context: Context, domid: int) -> tuple[tuple[str, str], ...]:
+    """See :meth:`pyxlsnap.xen.domain.Domain.nics`."""
+    base = f"/libxl/{domid}/device/vif"
+    read = context.xenstore_read
+    devices = [f"{base}/{device}" for device in context.xenstore_list(base)]
+    return tuple((read(f"{d}/mac") or "", read(f"{d}/bridge") or "") for d in devices)
+
+
 def _target(context: Context, disk: str) -> str:
     params = context.xenstore_read(f"{disk}/params") or ""
     # libxl writes the format before the path ("qcow2:/path") for QEMU, and for nothing else.

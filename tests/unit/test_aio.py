@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import pyxlsnap
-from pyxlsnap import aio, api
+from pyxlsnap import aio
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import AlreadyExists, Interrupted, NeedsAttention, OperationFailed
 from pyxlsnap.hooks import Moment
@@ -85,7 +85,7 @@ def test_every_function_is_there_with_the_same_signature() -> None:
         ours = str(inspect.signature(getattr(aio, name)))
         # Those are coroutine functions.
         assert ours.replace("aio.AsyncHooks", "hooks.Hooks") == str(
-            inspect.signature(getattr(api, name))
+            inspect.signature(getattr(pyxlsnap, name))
         )
 
 

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 import pyxlsnap
 from pyxlsnap.cli import app
 from pyxlsnap.disks import registry
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import (
     AlreadyExists,
     BadMemoryFile,

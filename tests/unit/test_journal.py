@@ -12,9 +12,18 @@ from hypothesis import strategies as st
 
 from pyxlsnap import paths
 from pyxlsnap.errors import AlreadyExists, Refused
-from pyxlsnap.journal import VERSION, CreateEntry, DeleteEntry, Entry, Journal, RevertEntry
+from pyxlsnap.journal import (
+    VERSION,
+    CloneEntry,
+    CreateEntry,
+    DeleteEntry,
+    Entry,
+    Journal,
+    RevertEntry,
+)
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
-from pyxlsnap.request import CreateRequest, DeleteRequest, RevertRequest
+from pyxlsnap.request import CloneRequest, CreateRequest, DeleteRequest, RevertRequest
+from pyxlsnap.results import CloneDisk
 from tests.unit.support.entries import create_entry, delete_entry, revert_entry
 from tests.unit.support.values import UUID
 
@@ -83,6 +92,29 @@ _DELETES = st.builds(
     begun=st.booleans(),
 )
 
+_CLONES = st.builds(
+    CloneEntry,
+    **_COMMON,
+    request=st.builds(
+        CloneRequest,
+        domain=_TEXT,
+        cfgfile=_TEXT,
+        disks=st.sampled_from([(), _DISKS]),
+        bridge=_TEXT,
+        edited=_TEXT,
+        replace=st.booleans(),
+    ),
+    origin=_TEXT,
+    boot=_TEXT,
+    children=st.lists(st.builds(CloneDisk, *[_TEXT] * 6), max_size=2).map(tuple),
+    disk_state=st.dictionaries(_TEXT, _TEXT, max_size=3),
+    domid=st.none() | st.integers(1, 32767),
+    changes=_TEXTS,
+    replace_begun=st.booleans(),
+    restored_domid=st.none() | st.integers(1, 32767),
+    deleting=st.booleans(),
+)
+
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
@@ -91,7 +123,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
-@given(entry=_CREATES | _REVERTS | _DELETES)
+@given(entry=_CREATES | _REVERTS | _DELETES | _CLONES)
 def test_what_is_written_is_read(journal: Journal, entry: Entry) -> None:
     journal.write(entry)
     assert Journal(UUID).read() == entry

@@ -2,24 +2,30 @@
 
 import json
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeVar, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.errors import UsageError
-from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.model import DiskRequest, SnapshotConfig
 from pyxlsnap.request import (
+    CloneConfigurationRequest,
+    CloneRequest,
     CreateRequest,
+    DeleteCloneRequest,
     DeleteRequest,
     FeasibilityRequest,
     MonitorRequest,
+    ReadRequest,
     RecoverRequest,
     Request,
     RevertRequest,
     changes_something,
+    clone_command,
     request_from_plain,
     request_to_plain,
     revert_command,
@@ -29,6 +35,7 @@ from pyxlsnap.worker.call import run
 
 R = TypeVar("R", bound=Request)
 SECONDS = st.floats(0, 1e9)
+CLONE = CloneRequest(domain="c1", cfgfile="/c")
 
 
 def all_fields(cls: type[R], **special: st.SearchStrategy[Any]) -> st.SearchStrategy[R]:
@@ -42,6 +49,10 @@ REQUESTS = st.one_of(
     REVERTS,
     all_fields(RecoverRequest, wait_s=SECONDS),
     all_fields(DeleteRequest),
+    all_fields(CloneRequest),
+    all_fields(CloneConfigurationRequest),
+    all_fields(DeleteCloneRequest),
+    all_fields(ReadRequest),
     all_fields(MonitorRequest),
     all_fields(FeasibilityRequest),
 )
@@ -80,6 +91,11 @@ def test_only_what_is_carried_out_changes_something() -> None:
     assert not changes_something(RevertRequest(domain="vm1", cfgfile="/c", dry_run=True))
     assert changes_something(DeleteRequest(cfgfile="/c"))
     assert changes_something(RecoverRequest())
+    assert changes_something(CLONE)
+    assert not changes_something(replace(CLONE, dry_run=True))
+    assert not changes_something(CloneConfigurationRequest(clone=CLONE))
+    assert changes_something(DeleteCloneRequest(domain="c1"))
+    assert not changes_something(ReadRequest(cfgfile="/c"))
     assert not changes_something(MonitorRequest(domain="vm1"))
     assert not changes_something(FeasibilityRequest(domain="vm1"))
 
@@ -94,16 +110,36 @@ def test_the_command_of_a_revert_says_the_same(request: RevertRequest) -> None:
         return
     assert words[:4] == ["pyxlsnap", "snapshot-revert", request.domain, request.cfgfile]
     assert ("--running" in words[4:]) is request.running
+    assert ("--paused" in words[4:]) is request.paused
     assert ("--force" in words[4:]) is request.force
     assert ("--no-monitor" not in words[4:]) is request.monitor
 
 
+def test_the_command_of_a_clone_says_the_same() -> None:
+    disks = (DiskRequest("xvda", "/own, b.qcow2", "qcow2"), DiskRequest("xvdb", "/b", "raw"))
+    request = replace(CLONE, disks=disks, bridge="br1", paused=True, replace=True, force=True)
+    given = build_parser().parse_args(shlex.split(clone_command(request))[1:])
+    assert (given.command, given.cfgfile, given.name) == ("snapshot-clone", "/c", "c1")
+    assert (tuple(given.disks), given.bridge) == (disks, "br1")
+    assert (given.running, given.paused, given.replace) == (False, True, True)
+    assert (given.force, given.monitor) == (True, True)
+
+
+@pytest.mark.parametrize("request_", [CLONE, RevertRequest(domain="vm1", cfgfile="/c")])
+def test_running_and_paused_exclude_each_other(request_: CloneRequest | RevertRequest) -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        run(replace(request_, running=True, paused=True), Snapshot)
+
+
 def test_every_request_says_what_operation_it_is() -> None:
     operations = [cls.operation for cls in get_args(Request)]
-    assert len(set(operations)) == len(operations) == 6
-    others = [cls for cls in get_args(Request) if cls is not DeleteRequest]
+    assert len(set(operations)) == len(operations) == 10
+    without = (DeleteRequest, ReadRequest, CloneConfigurationRequest)
+    others = [cls for cls in get_args(Request) if cls not in without]
     assert all("domain" in {f.name for f in fields(cls)} for cls in others)
     assert DeleteRequest(cfgfile="/c").domain is None  # the cfgfile says it
+    assert ReadRequest(cfgfile="/c").domain is None
+    assert CloneConfigurationRequest(clone=CLONE).domain == "c1"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class BlockCopy(CopyStrategy):
             self._check_wanted(file)
             with os_errors(file.disk, file.target, refuse=True):
                 refuse_existing(file.path)
-                with _device(file.target, os.O_RDONLY) as device:
+                with opened_device(file.target) as device:
                     file.to_copy = _size(device)
                     _read(device, 0, _buffer(), file.to_copy)  # it can be read
                 NewFile(file.path).discard()  # a file can be made there
@@ -67,7 +67,7 @@ class BlockCopy(CopyStrategy):
     def create(self) -> None:
         for file in self._files:
             wait_until_drained(file.disk, file.target)
-            with os_errors(file.disk, file.target), _device(file.target, os.O_RDONLY) as device:
+            with os_errors(file.disk, file.target), opened_device(file.target) as device:
                 copy_device(device, file.fd, check=self._task.check)
 
     # revert
@@ -79,7 +79,7 @@ class BlockCopy(CopyStrategy):
                 size = _size(snapshot.fileno())
             with (
                 os_errors(file.disk, file.target, refuse=True),
-                _device(file.target, os.O_RDONLY) as device,
+                opened_device(file.target) as device,
             ):
                 found = _size(device)
                 if any(fcntl.ioctl(device, _BLKROGET, bytes(4))):
@@ -103,7 +103,7 @@ class BlockCopy(CopyStrategy):
         with (
             os_errors(file.disk, file.target),
             open_regular(file.path) as snapshot,
-            _device(file.target, os.O_RDWR | os.O_EXCL) as device,
+            opened_device(file.target, os.O_RDWR | os.O_EXCL) as device,
         ):
             tell = partial(self._task.waiting, f"the copy back to {file.disk.vdev}")
             copy_back(snapshot.fileno(), device, check=tell)
@@ -152,7 +152,11 @@ def copy_back(snapshot: int, device: int, *, check: Callable[[], None] = lambda:
 
 
 @contextmanager
-def _device(path: Path, flags: int) -> Iterator[int]:
+def opened_device(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """A block device, open past the page cache.
+
+    :raises OSError: it cannot be opened, or is no block device.
+    """
     fd = os.open(path, flags | os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISBLK(os.fstat(fd).st_mode):

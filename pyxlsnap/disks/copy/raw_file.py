@@ -26,8 +26,8 @@ from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users, wait_until_drained, wait_until_unused
 from pyxlsnap.disks.kept import KeptFiles, refuse_long_kept
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.side_by_side import side_by_side
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import (

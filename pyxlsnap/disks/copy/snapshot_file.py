@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from pyxlsnap.disks.copy.clones import CopyClones
 from pyxlsnap.disks.copy.content import (
     BYTES_PER_S,
     MARK,
@@ -21,13 +22,13 @@ from pyxlsnap.disks.copy.content import (
 )
 from pyxlsnap.disks.failures import os_errors, refuse_missing
 from pyxlsnap.disks.in_use import users
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.standing import standing_on
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import sync_directory
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
-from pyxlsnap.results import Artefact
+from pyxlsnap.results import Artefact, CloneDisk
 from pyxlsnap.text import command
 
 
@@ -204,6 +205,7 @@ class CopyStrategy:
     def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
         self._task = task
         self._files = tuple(SnapshotFile(disk, request) for disk, request in disks)
+        self._clones = CopyClones(disks, task)
         self.vdevs = tuple(f.disk.vdev for f in self._files)
 
     def expected_seconds(self) -> float:
@@ -211,7 +213,7 @@ class CopyStrategy:
         return reflinks_s + sum(f.to_copy for f in self._files) / BYTES_PER_S
 
     def state(self) -> dict[str, str]:
-        return {f"{f.disk.vdev} token": f.token for f in self._files}
+        return {f"{f.disk.vdev} token": f.token for f in self._files} | self._clones.state()
 
     def finish_create(self) -> None:
         for file in self._files:
@@ -258,7 +260,21 @@ class CopyStrategy:
         file.delete()
         return [f"removed {file.path}"]
 
+    # clones
+
+    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
+        for file in self._files:
+            file.check_request()
+        return self._clones.check(name, wanted)
+
+    def clone(self) -> None:
+        self._clones.make()
+
+    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        return self._clones.delete(disks, state)
+
     def close(self) -> None:
+        self._clones.close()
         for file in self._files:
             file.close()
 

@@ -13,7 +13,7 @@ from functools import partial
 from pyxlsnap.disks.in_use import users, wait_until_no_users
 from pyxlsnap.disks.lvm.commands import Volume, lvm, refuse_unchangeable_group, volumes
 from pyxlsnap.disks.lvm.names import Place, device_path, is_suspended, place
-from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import refusing_os_errors

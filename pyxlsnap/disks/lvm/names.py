@@ -63,7 +63,7 @@ def place(disk: Disk, request: DiskRequest, name: str) -> Place:
     snapshot = f"{lv}-{name}" if request.internal else _asked_for(request, vg, lv)
     found = Place(disk.vdev, vg, lv, snapshot, kept, f"{lv}.{name}.new{KEPT_SUFFIX}")
     for volume in (found.snapshot, found.fresh):
-        _check_volume_name(found, volume)
+        check_volume_name(found, volume)
     return found
 
 
@@ -89,7 +89,13 @@ def _asked_for(request: DiskRequest, vg: str, lv: str) -> str:
     return path.name
 
 
-def _check_volume_name(found: Place, name: str) -> None:
+def check_volume_name(found: Place, name: str) -> None:
+    """:raises Refused: LVM does not allow a volume of this name."""
+    if not _NAME.fullmatch(name):
+        raise Refused(
+            f"{found.vdev}: {name!r} cannot be the name of a volume: choose a name of letters, "
+            f"digits and _ + . -"
+        )
     if _RESERVED.search(name):
         raise Refused(
             f"{found.vdev}: LVM reserves names like {name!r} for itself: choose another name for "

@@ -10,10 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from pyxlsnap.disks.lvm.base import LvmDisks, wait_until_closed
+from pyxlsnap.disks.lvm.clones import ThickClones
 from pyxlsnap.disks.lvm.commands import Volume, free_space, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, device_path
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import mib
 
 _CHUNK = 4096  # lvcreate's default for snapshots
@@ -27,6 +31,13 @@ class LvmThick(LvmDisks):
     kind = "LVM thick"
     options = ("-l", "100%ORIGIN")
     seconds = 1.0  # 6 to 9 s where everything is emulated, most of it waiting for udev
+
+    def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
+        super().__init__(disks, task)
+        self._clones = ThickClones([disk for disk, _ in disks], self._places, task)
+
+    def state(self) -> dict[str, str]:
+        return super().state() | self._clones.state()
 
     # create
 
@@ -74,6 +85,26 @@ class LvmThick(LvmDisks):
 
     def finish_revert(self, domid: int) -> list[str]:
         return []
+
+    # clones
+
+    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
+        return self._clones.check(name, wanted, self._refuse_lost)
+
+    def clone(self) -> None:
+        self._clones.make()
+        for at in self._places:  # a snapshot that ran full meanwhile has lost what was not copied
+            _check(at, volumes(at.vdev, at.vg))
+
+    def _refuse_lost(self, at: Place) -> None:
+        with refusing_os_errors():
+            _check(at, volumes(at.vdev, at.vg))
+
+    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        return self._clones.delete(disks, state)
+
+    def close(self) -> None:
+        self._clones.close()
 
 
 def needed(size: int, extent: int) -> int:

@@ -10,6 +10,7 @@ from functools import partial
 
 from pyxlsnap.disks.kept import kept_key
 from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, remove, wait_until_closed
+from pyxlsnap.disks.lvm.clones import ThinClones
 from pyxlsnap.disks.lvm.commands import (
     Volume,
     lvm,
@@ -18,11 +19,12 @@ from pyxlsnap.disks.lvm.commands import (
     wait_for_path,
 )
 from pyxlsnap.disks.lvm.names import Place, stays_valid
-from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import mib
 
 _FULL_PERCENT = 95.0
@@ -45,9 +47,10 @@ class LvmThin(LvmDisks):
         self._killed = task.finishes is not None or task.prepared is not None
         #: by vdev: the uuids of the new volumes that are made already; "": it is being made
         self._made: dict[str, str] = {}
+        self._clones = ThinClones(self._places)
 
     def state(self) -> dict[str, str]:
-        return super().state() | self._noted
+        return super().state() | self._noted | self._clones.state()
 
     # create
 
@@ -176,6 +179,24 @@ class LvmThin(LvmDisks):
             except DiskError as e:
                 left.append(f"the volume {at.full(at.kept)} (the disk before the revert): {e}")
         return left
+
+    # clones
+
+    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
+        chosen = []
+        for at in self._places:
+            with refusing_os_errors():
+                found = volumes(at.vdev, at.vg)
+                refuse_unchangeable_group(at.vdev, at.vg)
+                check_pool(at, found, _snapshot(at, found).pool)
+                chosen.append(self._clones.choose(at, name, wanted.get(at.vdev)))
+        return chosen
+
+    def clone(self) -> None:
+        self._clones.make()
+
+    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        return self._clones.delete(disks, state)
 
 
 def check_pool(at: Place, found: Mapping[str, Volume], name: str) -> None:

@@ -5,6 +5,8 @@ See :mod:`.external` for the order in which these things happen, and why.
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,16 +235,9 @@ class Chain:
         ):
             copy_attributes(active.fileno(), overlay)
             backing = ["-b", str(self.frozen), "-F", "qcow2"]
-            here = [f"/proc/{os.getpid()}/fd/{overlay}", *([size] if size else [])]
-            qemu_img(self.disk, "create", "-q", "-f", "qcow2", *options, *backing, *here)
-            os.fsync(overlay)
-            if not os.path.samestat(os.lstat(path), os.fstat(overlay)):
-                raise DiskError(
-                    f"another process replaced {path} while it was made: see who can write in "
-                    f"{path.parent}",
-                    vdev=self.disk.vdev,
-                )
-            sync_directory(path.parent)
+            with written_by_qemu_img(self.disk, path, overlay) as here:
+                words = [*options, *backing, here, *([size] if size else [])]
+                qemu_img(self.disk, "create", "-q", "-f", "qcow2", *words)
 
     def _take_name(self, overlay: Path) -> None:
         try:
@@ -264,6 +259,25 @@ class Chain:
             return 1 + len(image_chain(self.disk, str(self.frozen)))
         except DiskError:
             return None  # the snapshot is taken all the same
+
+
+@contextmanager
+def written_by_qemu_img(disk: Disk, path: Path, fd: int) -> Iterator[str]:
+    """The name under which qemu-img can write a file that we have open, durably.
+
+    :param path: the file's name.
+    :param fd: our descriptor of the file.
+    :raises DiskError: another process has put another file in its place.
+    """
+    yield f"/proc/{os.getpid()}/fd/{fd}"
+    os.fsync(fd)
+    if not os.path.samestat(os.lstat(path), os.fstat(fd)):
+        raise DiskError(
+            f"another process replaced {path} while it was made: see who can write in "
+            f"{path.parent}",
+            vdev=disk.vdev,
+        )
+    sync_directory(path.parent)
 
 
 @dataclass(frozen=True, slots=True)

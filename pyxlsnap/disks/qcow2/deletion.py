@@ -10,12 +10,12 @@ from pathlib import Path
 
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import stream
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.frozen import Frozen
 from pyxlsnap.disks.qcow2.inside import delete_served, in_file, notice_long_delete
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors

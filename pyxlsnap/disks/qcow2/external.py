@@ -25,11 +25,11 @@ from pyxlsnap.disks.changeable import refuse_full, refuse_unchangeable
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import wait_until_unused
 from pyxlsnap.disks.kept import KeptFiles
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import checks
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
 from pyxlsnap.disks.qcow2.trial import SLACK
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import DiskError
 from pyxlsnap.linux.files import refusing_os_errors

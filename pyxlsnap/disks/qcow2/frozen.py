@@ -11,13 +11,13 @@ from typing import Any
 
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import stream
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.printed import below
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_chain, image_info
 from pyxlsnap.disks.qcow2.rebase import rebase
 from pyxlsnap.disks.standing import has_snapshots_inside, standing_on
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import sync_directory
 from pyxlsnap.text import mib

@@ -11,7 +11,6 @@ from pyxlsnap.disks.changeable import refuse_full, refuse_unchangeable
 from pyxlsnap.disks.failures import os_errors, refuse_missing
 from pyxlsnap.disks.in_use import users, wait_until_unused
 from pyxlsnap.disks.kept import kept_key
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.backing import refuse_broken
 from pyxlsnap.disks.qcow2.features import refuse_unfit
 from pyxlsnap.disks.qcow2.inside import (
@@ -26,6 +25,7 @@ from pyxlsnap.disks.qcow2.qemu import GuestQemu, Tag, image_info, image_tags, ta
 from pyxlsnap.disks.qcow2.tables import Work
 from pyxlsnap.disks.qcow2.trial import SLACK, refuse_inapplicable
 from pyxlsnap.disks.side_by_side import side_by_side
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors

@@ -12,15 +12,16 @@ from pathlib import Path
 
 from pyxlsnap.disks.failures import refuse_missing
 from pyxlsnap.disks.in_use import has_holder
-from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.qcow2.clones import Qcow2Clones
 from pyxlsnap.disks.qcow2.deletion import Deletion
 from pyxlsnap.disks.qcow2.external import External
 from pyxlsnap.disks.qcow2.internal import Internal
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import Undo, undo_each
 from pyxlsnap.errors import DiskError, DomainNotFound, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.results import Artefact
+from pyxlsnap.results import Artefact, CloneDisk
 
 _SET_ACTIVE_SINCE = (10, 0)  # QEMU's blockdev-set-active
 _TRANSACTION_S = 0.2  # as measured; besides the work inside the images
@@ -52,6 +53,7 @@ class Qcow2:
         self._external = External([(d, r) for d, r in disks if not r.internal], task)
         self._inactive = task.inactive
         self._started_anew = task.started_anew
+        self._attached = task.attached
         self._tell = task.waiting
         self._waiting = partial(task.waiting, "QEMU to answer")
         self._gone = task.gone
@@ -59,6 +61,7 @@ class Qcow2:
         self.vdevs = tuple(d.vdev for d in self._disks)
         self._qemu = GuestQemu()
         self._deletion = Deletion(disks, task, self._qemu)
+        self._clones = Qcow2Clones(disks, task)
         self._activate: tuple[tuple[str, dict[str, object]], ...] = ()
         self._adopted = False
 
@@ -97,7 +100,7 @@ class Qcow2:
         return f"an external snapshot is quicker ('/path,qcow2,{vdevs[0]}')" if vdevs else ""
 
     def state(self) -> dict[str, str]:
-        return self._external.state() | self._internal.state()
+        return self._external.state() | self._internal.state() | self._clones.state()
 
     def prepare(self) -> None:
         self._external.prepare(self._qemu)
@@ -199,10 +202,13 @@ class Qcow2:
         self._outcome = _Outcome.ENDED if ended else _Outcome.UNKNOWN
         self._external.adopt(state)
         self._internal.adopt(began, gone=domid is None)
-        if domid is not None:
-            self._connect(domid)
+        disks = self._disks
+        if self._started_anew:  # of a disk that was detached since, the file is looked at
+            disks = tuple(disk for disk in disks if disk.vdev in self._attached)
+        if domid is not None and disks:
+            self._connect(domid, disks)
 
-    def _connect(self, domid: int) -> None:
+    def _connect(self, domid: int, disks: Sequence[Disk]) -> None:
         """Connect to the guest's QEMU; if the guest was started anew, let it boot first.
 
         The QEMU of an HVM guest has each disk twice until the PV drivers unplug the emulated one.
@@ -210,7 +216,7 @@ class Qcow2:
         end = time.monotonic() + (_BOOTS_S if self._started_anew else 0.0)
         while True:
             try:
-                return self._qemu.connect(domid, self._disks)
+                return self._qemu.connect(domid, disks)
             except Refused as e:
                 if time.monotonic() > end or self._gone():
                     raise
@@ -224,6 +230,7 @@ class Qcow2:
 
     def close(self) -> None:
         self._qemu.close()
+        self._clones.close()
 
     # revert
 
@@ -264,3 +271,14 @@ class Qcow2:
 
     def delete(self) -> list[str]:
         return self._deletion.delete()
+
+    # clones
+
+    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
+        return self._clones.check(name, wanted)
+
+    def clone(self) -> None:
+        self._clones.make()
+
+    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        return self._clones.delete(disks, state)

@@ -23,7 +23,8 @@ from pyxlsnap.disks.lvm.commands import Volume, free_space, is_lvm, is_thin, vol
 from pyxlsnap.disks.lvm.names import mapped_name
 from pyxlsnap.disks.lvm.thick import LvmThick, needed
 from pyxlsnap.disks.lvm.thin import LvmThin
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
 

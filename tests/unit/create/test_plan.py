@@ -18,9 +18,9 @@ from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.disks.copy.block_device import BlockCopy
 from pyxlsnap.disks.copy.raw_file import RawFile
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.registry import choose, default_request, strategies
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import AlreadyExists, QmpError, Refused, UsageError
 from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
 from tests.unit.support.guest import FakeGuest, config_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.disks.kept import KeptFiles, kept_path, refuse_long_kept
-from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.model import Disk
 

@@ -9,9 +9,9 @@ from textwrap import dedent
 import pytest
 
 from pyxlsnap.disks import plugins
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.registry import choose, default_request, strategies
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
 from pyxlsnap.results import Artefact, Snapshot

@@ -17,13 +17,14 @@ from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.results import Recovered
 from pyxlsnap.serialize import error_to_plain
 from tests.unit.support.errors import any_error
-from tests.unit.support.results import PLAN, REVERTED, SNAPSHOT
+from tests.unit.support.results import CLONED, PLAN, REVERTED, SNAPSHOT
 
 SCHEMA = Draft202012Validator(schema())
 COMMANDS = tuple(commands(build_parser()))
 RESULTS: dict[str, list[Any]] = {
     "snapshot-create": [SNAPSHOT, PLAN],
     "snapshot-revert": [REVERTED, replace(PLAN, operation="revert", seconds_suspended=None)],
+    "snapshot-clone": [CLONED, replace(PLAN, operation="clone", seconds_suspended=None)],
     "snapshot-recover": [
         Recovered((), rolled_back=True),
         Recovered(("done",), rolled_back=False, reverted=REVERTED),

@@ -17,7 +17,7 @@ from pyxlsnap import cfgfile, paths
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.disks import rivals
-from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import (
     Busy,

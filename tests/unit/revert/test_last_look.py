@@ -77,7 +77,7 @@ def touched(path: Path) -> None:
 @pytest.mark.parametrize("change", [truncated, replaced, touched])
 def test_the_memory_file_is_another_one(case: Case, change: Callable[[Path], None]) -> None:
     change(case.memory)
-    case.is_refused(f"{case.memory} was changed while the revert was prepared")
+    case.is_refused(f"{case.memory} was changed while the operation was prepared")
 
 
 def test_the_memory_file_is_gone(case: Case) -> None:

@@ -4,8 +4,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.qemu import DOMID, Qemu, qemu_img, whole
 

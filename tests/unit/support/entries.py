@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from pyxlsnap.journal import CreateEntry, DeleteEntry, Journal, RevertEntry
+from pyxlsnap.journal import CloneEntry, CreateEntry, DeleteEntry, Journal, RevertEntry
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
-from pyxlsnap.request import CreateRequest, DeleteRequest, RevertRequest
-from tests.unit.support.values import UUID
+from pyxlsnap.request import CloneRequest, CreateRequest, DeleteRequest, RevertRequest
+from pyxlsnap.results import CloneDisk
+from tests.unit.support.values import OTHER_UUID, UUID
 
 _COMMON: dict[str, Any] = {
     "uuid": UUID,
@@ -42,6 +43,14 @@ def delete_entry(**more: Any) -> DeleteEntry:
     config = SnapshotConfig(name="snap", memory_path="/m.save", disks=(DiskRequest("xvda"),))
     request = DeleteRequest(cfgfile="/m.cfg", config=config)
     return DeleteEntry(**{"request": request, **common, **more})
+
+
+def clone_entry(**more: Any) -> CloneEntry:
+    """The entry of a clone; ``more`` goes in the place of what is usual."""
+    own = {"origin": OTHER_UUID, "boot": "boot", "disk_state": {"xvda child": "t"}}
+    child = CloneDisk("xvda", "/d.c", "qcow2", "overlay", "rm /d.c", "/d.snap")
+    request = CloneRequest(domain="vm1", cfgfile="/m.cfg")
+    return CloneEntry(**{"request": request, "children": (child,), **_COMMON, **own, **more})
 
 
 def killed_revert(uuid: str = UUID) -> RevertEntry:

@@ -349,6 +349,10 @@ class FakeGuest:
             there = tuple(d.target for d in self.configuration.disks if d.target)
             return there + self.attached
 
+    def nics(self) -> tuple[tuple[str, str], ...]:
+        found = self.configuration.devices("nics")
+        return tuple((str(n.get("mac", "")), str(n.get("bridge", ""))) for n in found)
+
 
 if TYPE_CHECKING:
 

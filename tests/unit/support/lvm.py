@@ -16,7 +16,8 @@ from pyxlsnap.disks import in_use
 from pyxlsnap.disks.lvm import commands, names
 from pyxlsnap.disks.lvm.thick import LvmThick
 from pyxlsnap.disks.lvm.thin import LvmThin
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.model import Disk, DiskRequest
 
 VG = "vg-0"

@@ -1,8 +1,8 @@
 """A result of each kind, as the command line shows it."""
 
 from pyxlsnap.model import RunState
-from pyxlsnap.results import Artefact, Plan, PlannedDisk, Reverted, Snapshot
-from tests.unit.support.values import UUID
+from pyxlsnap.results import Artefact, Cloned, CloneDisk, Plan, PlannedDisk, Reverted, Snapshot
+from tests.unit.support.values import OTHER_UUID, UUID
 
 SNAPSHOT = Snapshot(
     name="snap",
@@ -19,6 +19,17 @@ SNAPSHOT = Snapshot(
     seconds_suspended=0.25,
 )
 REVERTED = Reverted("snap", "vm1", 8, UUID, RunState.PAUSED, ("xvda",), ("careful",))
+CLONED = Cloned(
+    name="snap",
+    domain="vm1-a",
+    domid=9,
+    uuid=OTHER_UUID,
+    state=RunState.RUNNING,
+    disks=(CloneDisk("xvda", "/a.snap.vm1-a", "qcow2", "overlay", "rm /a", "/a.snap"),),
+    artefacts=(Artefact("domain", "vm1-a", "xl destroy vm1-a"),),
+    changes=("network device 0: MAC 00:16:3e:00:00:01",),
+    warnings=("careful",),
+)
 PLAN = Plan(
     operation="create",
     name="snap",

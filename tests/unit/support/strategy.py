@@ -1,15 +1,19 @@
 """Disks of the small world, typed against :class:`pyxlsnap.disks.protocol.DiskStrategy`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyxlsnap.disks.protocol import DeletingStrategy, DiskTask, PreparingStrategy
+from pyxlsnap.disks.protocol import CloningStrategy, DeletingStrategy, PreparingStrategy
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import (
     AlreadyExists,
     DiskError,
     Refused,
 )
-from pyxlsnap.results import Artefact
+from pyxlsnap.linux.files import refuse_existing
+from pyxlsnap.model import DiskRequest
+from pyxlsnap.results import Artefact, CloneDisk
 
 if TYPE_CHECKING:
     from tests.unit.support.world import World
@@ -31,6 +35,7 @@ class FakeStrategy:
         killed = task.prepared if task.prepared is not None else task.finishes
         self._readied = {v for v in vdevs if f"{v} fake" in (killed or {})}
         self._reached = True
+        self._children: list[CloneDisk] = []
 
     def check_create(self, domid: int) -> None:
         with self._world.doing("check_create"):
@@ -151,6 +156,34 @@ class FakeStrategy:
             gone = [key for key in there if self._storage.snapshots.pop(key, None) is not None]
             return [f"deleted {name} of {vdev}" for vdev, name in gone]
 
+    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
+        with self._world.doing("check_clone"):
+            for vdev in self.vdevs:
+                if (vdev, self._name) not in self._storage.snapshots:
+                    raise Refused(f"{vdev} has no disk snapshot {self._name!r}")
+            self._children = [self._child(vdev, name) for vdev in self.vdevs]
+            for child in self._children:
+                refuse_existing(Path(child.target))
+            return self._children
+
+    def _child(self, vdev: str, name: str) -> CloneDisk:
+        target = str(self._world.root / "images" / f"{vdev}.{name}")
+        return CloneDisk(vdev, target, "qcow2", "overlay", f"rm {target}", "")
+
+    def clone(self) -> None:
+        with self._world.doing(f"clone {self.vdevs[0]}"):
+            for child in self._children:
+                Path(child.target).touch(exist_ok=False)
+
+    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        with self._world.doing(f"delete clone {self.vdevs[0]}"):
+            used = {t for g in self._world.host.guests if g.exists for t in g.disk_targets()}
+            assert not used & {disk.target for disk in disks}, "a guest has it"
+            there = [disk.target for disk in disks if Path(disk.target).exists()]
+            for target in there:
+                Path(target).unlink()
+            return [f"removed {target}" for target in there]
+
     def _refuse_taken(self) -> None:
         for vdev in self.vdevs:
             if (vdev, self._name) in self._storage.snapshots:
@@ -166,4 +199,7 @@ if TYPE_CHECKING:
         return fake
 
     def _preparing(fake: FakeStrategy) -> PreparingStrategy:
+        return fake
+
+    def _cloning(fake: FakeStrategy) -> CloningStrategy:
         return fake

@@ -9,6 +9,8 @@ from types import MappingProxyType
 
 import pytest
 
+import pyxlsnap.clone.plan
+import pyxlsnap.clone.removal
 import pyxlsnap.create.ended
 import pyxlsnap.create.feasibility
 import pyxlsnap.create.plan
@@ -19,7 +21,8 @@ import pyxlsnap.recovery.undo_create
 import pyxlsnap.revert.plan
 import pyxlsnap.revert.ready
 from pyxlsnap import paths
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.host import FakeHost
@@ -134,6 +137,8 @@ PLACES = {
     "XEN_SCRIPTS": "scripts",
 }
 CHOOSERS = (
+    pyxlsnap.clone.plan,
+    pyxlsnap.clone.removal,
     pyxlsnap.create.ended,
     pyxlsnap.create.plan,
     pyxlsnap.delete.plan,

@@ -12,7 +12,8 @@ from pyxlsnap.disks import in_use
 from pyxlsnap.disks.copy import block_device
 from pyxlsnap.disks.copy import content as copying
 from pyxlsnap.disks.copy.block_device import BlockCopy
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.loop_files import looped, opened, run

@@ -9,7 +9,8 @@ import pytest
 from pyxlsnap.disks.copy import raw_file
 from pyxlsnap.disks.copy.content import MARK
 from pyxlsnap.disks.copy.raw_file import RawFile, default_request
-from pyxlsnap.disks.protocol import DeletingStrategy, DiskTask
+from pyxlsnap.disks.protocol import DeletingStrategy
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk
 from tests.unit.support.qemu import qemu_img

@@ -13,7 +13,8 @@ from pyxlsnap.cancel import Cancelled
 from pyxlsnap.disks import in_use
 from pyxlsnap.disks.copy import content, raw_file, snapshot_file
 from pyxlsnap.disks.copy.raw_file import RawFile, default_request
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
+from pyxlsnap.disks.protocol import DiskStrategy
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.text import mib

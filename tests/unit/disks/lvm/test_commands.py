@@ -8,7 +8,7 @@ import pytest
 
 from pyxlsnap.disks.lvm import commands, names
 from pyxlsnap.disks.lvm.thin import LvmThin
-from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.lvm import VG, FakeLvm

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pyxlsnap.disks.lvm import commands
 from pyxlsnap.disks.lvm.thick import copy_differences, needed
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.registry import strategies
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
 from tests.unit.support.lvm import (

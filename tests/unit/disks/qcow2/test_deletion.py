@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from pyxlsnap.cancel import Cancelled
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import stream
 from pyxlsnap.disks.qcow2.qemu import GuestQemu
 from pyxlsnap.disks.qcow2.qmp import QmpConnection
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.standing import backing_name
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.chains import Chains

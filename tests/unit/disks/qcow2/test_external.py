@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.disks import in_use
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import chain
 from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.chains import take

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.errors import refusal
 from tests.unit.support.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pyxlsnap.disks import in_use
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.disks.qcow2 import strategy as strategy_module
 from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.qemu import DOMID, VDEVS, Qemu, content, qemu_img, tags, write
@@ -157,7 +157,8 @@ class TestCreate:
                 boots.pop().close()
                 boots.append(Qemu(run_dir, {d.vdev: d.target for d in disks}))
 
-        task = DiskTask("snap", started_anew=True, waiting=unplugs_late)
+        attached = frozenset(d.vdev for d in disks)
+        task = DiskTask("snap", started_anew=True, attached=attached, waiting=unplugs_late)
         heir = Qcow2([(d, DiskRequest(d.vdev)) for d in disks], task)
         heir.adopt_create(DOMID, began=0.0, state={})
         assert len(heir.undo_create()) == 2
@@ -169,7 +170,8 @@ class TestCreate:
     def test_a_guest_that_does_not_boot_is_not_waited_for(
         self, disks: list[Disk], boots: list[Qemu], anew: bool, gone: bool
     ) -> None:
-        task = DiskTask("snap", started_anew=anew, gone=lambda: gone)
+        attached = frozenset(d.vdev for d in disks)
+        task = DiskTask("snap", started_anew=anew, attached=attached, gone=lambda: gone)
         heir = Qcow2([(d, DiskRequest(d.vdev)) for d in disks], task)
         with pytest.raises(Refused, match="open twice"):
             heir.adopt_create(DOMID, began=0.0, state={})

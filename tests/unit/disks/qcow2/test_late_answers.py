@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import qemu, qmp
 from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, DomainNotFound, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.qcow2 import inside, qemu, qmp, tables
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.qcow2.tables import work_of
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.processes import process_name

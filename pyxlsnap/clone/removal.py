@@ -1,0 +1,186 @@
+"""Taking a clone apart: its domain, its disks, its file. Nothing else is touched.
+
+A delete, a replacement, the undo of a clone and its recovery do this with the same functions.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone.names import lock_name, refuse_unfinished
+from pyxlsnap.clone_file import CloneFile, find_clone
+from pyxlsnap.create.waiting import Reports
+from pyxlsnap.disks.protocol import CloningStrategy
+from pyxlsnap.disks.registry import close_all, strategies
+from pyxlsnap.disks.task import DiskTask
+from pyxlsnap.disks.undo import LeftOver, undo_each
+from pyxlsnap.errors import DomainNotFound, NeedsAttention, OperationFailed, PyxlsnapError
+from pyxlsnap.guest.destroy import destroy
+from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.journal import CloneEntry, Journal, boot_id
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.request import Callbacks, DeleteCloneRequest
+from pyxlsnap.results import Deleted, Progress
+
+
+def delete_clone(
+    host: Host, request: DeleteCloneRequest, callbacks: Callbacks, cancel: Cancel | None = None
+) -> Deleted:
+    """Destroy a clone and delete its disks, in this process.
+
+    :raises DomainNotFound: there is no clone of this name.
+    :raises Busy, Refused: another operation on it is under way, or was killed.
+    :raises NeedsAttention: it failed when it had begun; the error lists what is left.
+    """
+    with _locked(request, callbacks) as entry:
+        (cancel or Cancel()).check()
+        return finish_delete(host, entry, callbacks)
+
+
+@contextmanager
+def _locked(request: DeleteCloneRequest, callbacks: Callbacks) -> Iterator[CloneEntry]:
+    """Hold the locks of a clone.
+
+    :returns: its entry, which is in the journal by now.
+    """
+    name = request.domain
+    with ExitStack() as locks:
+        locks.callback(lock_name(name).release)
+        refuse_unfinished(name)
+        if (found := find_clone(name)) is None:
+            raise DomainNotFound(f"there is no clone {name!r} of pyxlsnap", domain=name)
+        lock = DomainLock(found.uuid, domain=name)
+        locks.callback(lock.release)
+        callbacks.share_lock(found.uuid, lock.fd)
+        journal = Journal(found.uuid)
+        journal.refuse_unfinished()
+        entry = replace(found, deleting=True, boot=boot_id())
+        journal.write(entry)
+        yield entry
+
+
+def finish_delete(host: Host, entry: CloneEntry, callbacks: Callbacks) -> Deleted:
+    """Do the steps of a delete whose entry is in the journal. The caller holds the clone's lock.
+
+    :raises NeedsAttention: a step failed; the journal stays, but for a disk that is not the
+        clone's any more, which only a person can delete.
+    """
+    lines: list[str] = []
+    try:
+        callbacks.on_progress(Progress("destroy"))
+        if guest := find_if_there(host, entry.uuid):
+            lines += destroyed(guest)
+        callbacks.on_progress(Progress("disks"))
+        lines += remove_disks(entry, Reports(callbacks))
+    except LeftOver as e:
+        _forget(entry)
+        raise _unfinished(entry, e, lines, e.finish) from e
+    except Exception as e:
+        finish = f"pyxlsnap snapshot-recover {entry.uuid}"
+        raise _unfinished(entry, e, lines, finish) from e
+    _forget(entry)
+    return Deleted(entry.name, entry.domain, entry.uuid, entry.cfgfile, tuple(lines))
+
+
+def _forget(entry: CloneEntry) -> None:
+    CloneFile(entry.uuid).clear()
+    Journal(entry.uuid).clear()
+
+
+def _unfinished(
+    entry: CloneEntry, cause: Exception, lines: list[str], finish: str
+) -> NeedsAttention:
+    return NeedsAttention(
+        f"deleting the clone {entry.domain} of {entry.name} failed: {cause}",
+        step="delete",
+        undone=lines,
+        left=[str(cause)],
+        finish=finish,
+    )
+
+
+def destroyed(guest: Guest) -> list[str]:
+    """Destroy a clone's domain, unless it has ended meanwhile; a line if it was destroyed."""
+    try:
+        destroy(guest)
+    except DomainNotFound:
+        return []
+    return [f"destroyed {guest.name} (domid {guest.domid})"]
+
+
+def remove_disks(entry: CloneEntry, waiting: Callable[[str], None]) -> list[str]:
+    """Delete the disks of a clone, whose domain is destroyed; returns what was deleted.
+
+    :raises LeftOver: a disk is not the clone's any more: only a person can delete it.
+    :raises PyxlsnapError: a disk could not be deleted.
+    """
+    made = {child.vdev for child in entry.children}
+    pairs = zip(entry.devices, entry.disks, strict=True)
+    chosen = [(disk, request) for disk, request in pairs if disk.vdev in made]
+    task = DiskTask(entry.name, waiting=waiting)
+    found = strategies(chosen, task, entry.kinds, trusted=True)
+    try:
+        return _remove(found, entry)
+    finally:
+        close_all(found)
+
+
+def _remove(found: tuple[object, ...], entry: CloneEntry) -> list[str]:
+    undos = []
+    for strategy in found:
+        if not isinstance(strategy, CloningStrategy):
+            raise OperationFailed(
+                "the disk strategy that made the clone's disks can delete none: install the "
+                "release of it that can",
+                step="disks",
+            )
+        disks = [child for child in entry.children if child.vdev in strategy.vdevs]
+        undos.append((strategy, disks))
+    removed, failed = [], []
+    for strategy, disks in undos:
+        try:
+            removed += strategy.delete_clone(disks, entry.disk_state)
+        except PyxlsnapError as e:
+            failed.append(e)
+    if failed:
+        undo_each([_raising(e) for e in failed])
+    return removed
+
+
+def _raising(error: PyxlsnapError) -> Callable[[], list[str]]:
+    def undo() -> list[str]:
+        raise error
+
+    return undo
+
+
+def take_back(
+    entry: CloneEntry, old: CloneEntry | None, waiting: Callable[[str], None]
+) -> list[str]:
+    """Delete the disks of a clone that is not completed; its domain is destroyed.
+
+    If the clone before it was destroyed already, that one's disks are deleted, too. The file of the
+    clone is deleted unless it is still that of the clone before.
+
+    :param old: the clone that was to be replaced; ``None``: none.
+    :raises PyxlsnapError: something is left.
+    """
+    lines = remove_disks(entry, waiting)
+    if old and not entry.replace_begun:
+        return lines
+    if old:
+        lines += remove_disks(old, waiting)
+    CloneFile(entry.uuid).clear()
+    return lines
+
+
+def remove_old_disks(old: CloneEntry | None, waiting: Callable[[str], None]) -> list[str]:
+    """Delete the disks of a clone that was replaced; returns a warning for what is left."""
+    if old is None:
+        return []
+    try:
+        remove_disks(old, waiting)
+    except PyxlsnapError as e:
+        return [f"a disk of the clone that was replaced could not be deleted: {e}"]
+    return []

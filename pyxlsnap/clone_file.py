@@ -1,0 +1,97 @@
+"""The file of a clone (``/var/lib/pyxlsnap/<uuid>.clone``): what the clone is made of.
+
+The file is to a clone what a cfgfile is to a snapshot. A clone has disks of its own, and nothing
+else tells whose they are when the clone is off. So the journal of a clone is not removed at the
+end: it gets another name. That rename ends the operation. The file is removed with the clone.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+from pyxlsnap import paths
+from pyxlsnap.errors import Refused
+from pyxlsnap.journal import CloneEntry, Journal
+from pyxlsnap.linux.files import sync_directory
+
+log = logging.getLogger(__name__)
+
+#: kind of the lock on the snapshots of a domain: clones share it, a delete of one holds it alone
+IN_USE = "snapshots.lock"
+
+_SUFFIX = ".clone"
+
+
+class CloneFile(Journal):
+    """The file of one clone."""
+
+    def __init__(self, uuid: str) -> None:
+        super().__init__(uuid)
+        self._journal = self.path
+        self.path = self.path.with_suffix(_SUFFIX)
+
+    def publish(self) -> None:
+        """Give the journal of the clone its final name, in the place of an older file.
+
+        :raises OSError: that failed; the journal is as before.
+        """
+        os.rename(self._journal, self.path)
+        sync_directory(self.path.parent)
+
+    def entry(self) -> CloneEntry | None:
+        """What the clone is made of; ``None`` if there is no such clone.
+
+        :raises Refused: the file cannot be read.
+        """
+        found = self.read()
+        if found is not None and not isinstance(found, CloneEntry):
+            raise Refused(f"{self.path} is not the file of a clone: move it away")
+        return found
+
+
+def all_clones() -> list[CloneEntry]:
+    """All clones on this host, also those whose domain is off.
+
+    :raises Refused: a file cannot be read: its clone may stand on any snapshot.
+    """
+    uuids = sorted(path.stem for path in paths.JOURNALS.glob(f"*{_SUFFIX}"))
+    return [entry for uuid in uuids if (entry := CloneFile(uuid).entry())]
+
+
+def unfinished_clones() -> list[CloneEntry]:
+    """The clones that are being made or deleted, or whose operation was killed.
+
+    A journal that cannot be read is passed over: it may be of another operation.
+    """
+    found = []
+    for path in sorted(paths.JOURNALS.glob("*.journal")):
+        try:
+            entry = Journal(path.stem).read()
+        except Refused:
+            continue
+        if isinstance(entry, CloneEntry):
+            found.append(entry)
+    return found
+
+
+def find_clone(name: str) -> CloneEntry | None:
+    """The clone of this name; ``None`` if there is none.
+
+    :raises Refused: the file of some clone cannot be read.
+    """
+    return next((entry for entry in all_clones() if entry.domain == name), None)
+
+
+def clones_of(origin: str, name: str) -> list[CloneEntry]:
+    """The clones of one snapshot.
+
+    :param origin: the uuid of the snapshot's domain.
+    :param name: the snapshot's name.
+    :raises Refused: the file of some clone cannot be read.
+    """
+    return [entry for entry in all_clones() if (entry.origin, entry.name) == (origin, name)]
+
+
+def is_there(target: str) -> bool:
+    """Whether something has the path of a clone's disk. (A volume has one while it is active.)"""
+    return os.path.lexists(Path(target))

@@ -1,0 +1,154 @@
+"""The disks of a clone whose disk snapshots are qcow2: overlays of frozen files, or copies.
+
+An overlay names the frozen file by its absolute path, and depends on it. A disk snapshot inside an
+image has no file of its own that an overlay could stand on: its content is copied, only where the
+user has named the disk with a path, and while nobody has the image open.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from pyxlsnap.disks.copy.child import ChildFile
+from pyxlsnap.disks.copy.clones import delete_files, refuse_format, refused_copy
+from pyxlsnap.disks.copy.content import Space, copy_attributes, new_file, refuse_no_room
+from pyxlsnap.disks.failures import os_errors
+from pyxlsnap.disks.in_use import users
+from pyxlsnap.disks.qcow2.backing import refuse_broken
+from pyxlsnap.disks.qcow2.chain import written_by_qemu_img
+from pyxlsnap.disks.qcow2.qemu import image_tags, qemu_img
+from pyxlsnap.disks.task import DiskTask
+from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.linux.files import open_regular, refusing_os_errors, temporary_name
+from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.results import CloneDisk
+from pyxlsnap.text import command
+
+
+class Qcow2Clones:
+    """The clone's side of :class:`~.strategy.Qcow2`."""
+
+    def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
+        self._disks, self._task = tuple(disks), task
+        self._files: dict[str, ChildFile] = {}
+        #: the vdevs whose overlay was tried
+        self._tried: set[str] = set()
+
+    def check(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
+        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.check_clone`."""
+        return [self._check(d, r, wanted.get(d.vdev), name) for d, r in self._disks]
+
+    def _check(
+        self, disk: Disk, request: DiskRequest, asked: DiskRequest | None, name: str
+    ) -> CloneDisk:
+        refuse_format(disk, asked, "qcow2")
+        if request.internal and asked is None:
+            raise refused_copy(
+                disk,
+                f"the disk snapshot {self._task.name!r} is inside {disk.target}",
+                f"{disk.target}.{name}",
+                "qcow2",
+            )
+        base = disk.target if request.internal else request.path
+        file = self._file(disk, Path(asked.path if asked else f"{base}.{name}"))
+        file.check()
+        delete = command(["rm", str(file.path)])
+        if request.internal:
+            self._check_copy(disk, file)
+            return CloneDisk(disk.vdev, str(file.path), "qcow2", "copy", delete)
+        with refusing_os_errors():
+            self._try_overlay(disk, Path(request.path), file)
+        return CloneDisk(disk.vdev, str(file.path), "qcow2", "overlay", delete, request.path)
+
+    def _file(self, disk: Disk, path: Path) -> ChildFile:
+        """The same object when it is asked for again: its token is in the journal."""
+        return self._files.setdefault(disk.vdev, ChildFile(disk, path))
+
+    def _try_overlay(self, disk: Disk, frozen: Path, file: ChildFile) -> None:
+        """Open the frozen file with all that it stands on, and make an overlay to throw away."""
+        if not frozen.is_file():
+            raise Refused(
+                f"{disk.vdev}: there is no file {frozen}, the disk snapshot: without it no clone "
+                f"can be made"
+            )
+        if os.path.exists(disk.target) and frozen.samefile(disk.target):
+            raise Refused(f"{disk.vdev}: {frozen} is the disk, not a snapshot of it")
+        refuse_broken(disk, frozen)
+        if disk.vdev in self._tried:
+            return
+        trial = temporary_name(file.path)
+        with os_errors(disk, trial, refuse=True), open_regular(frozen) as like:
+            try:
+                with new_file(trial) as fd:
+                    copy_attributes(like.fileno(), fd)
+                    _write_overlay(disk, trial, fd, frozen)
+            finally:
+                trial.unlink(missing_ok=True)
+        self._tried.add(disk.vdev)
+
+    def _check_copy(self, disk: Disk, file: ChildFile) -> None:
+        """:raises Refused: the disk snapshot is not there, or its image is in use."""
+        with refusing_os_errors():
+            _refuse_open(disk)
+            if self._task.name not in [tag.name for tag in image_tags(disk)]:
+                raise Refused(
+                    f"{disk.vdev}: {disk.target} has no disk snapshot {self._task.name!r} inside"
+                )
+            size = Path(disk.target).stat().st_blocks * 512
+        space = Space(disk, Path(disk.target), size, file.path.parent)
+        refuse_no_room([space], self._task.claim)
+
+    def make(self) -> None:
+        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.clone`."""
+        for disk, request in self._disks:
+            base = Path(disk.target if request.internal else request.path)
+            file = self._files[disk.vdev]
+            with os_errors(disk, file.path):
+                with open_regular(base) as like:
+                    file.make(like=like.fileno())
+                if request.internal:
+                    self._copy(disk, file)
+                else:
+                    _write_overlay(disk, file.path, file.fd, base)
+                file.finish()
+
+    def _copy(self, disk: Disk, file: ChildFile) -> None:
+        _refuse_open(disk)
+        tell: Callable[[], None] = partial(self._task.waiting, f"qemu-img to copy {disk.vdev}")
+        with written_by_qemu_img(disk, file.path, file.fd) as here:
+            source = ["-l", f"snapshot.name={self._task.name}", disk.target]
+            words = ["-f", "qcow2", "-O", "qcow2", *source, here]
+            qemu_img(disk, "convert", *words, waiting=tell)
+
+    def delete(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.delete_clone`."""
+        return delete_files([disk for disk, _ in self._disks], disks, state)
+
+    def state(self) -> dict[str, str]:
+        """What tells the clone's files from others; nothing before :meth:`check`."""
+        return {k: v for file in self._files.values() for k, v in file.state().items()}
+
+    def close(self) -> None:
+        """Close the files. Idempotent."""
+        for file in self._files.values():
+            file.close()
+
+
+def _refuse_open(disk: Disk) -> None:
+    """:raises DiskError: somebody has the image open: what qemu-img reads of it may be old."""
+    target = Path(disk.target)
+    with os_errors(disk, target):
+        found = users(target)
+    if found:
+        raise DiskError(
+            f"{target} is in use by {', '.join(found)}, and a disk snapshot inside an image can be "
+            f"copied only while nobody uses it: shut the domain down first, or take an external "
+            f"snapshot",
+            vdev=disk.vdev,
+        )
+
+
+def _write_overlay(disk: Disk, path: Path, fd: int, frozen: Path) -> None:
+    with written_by_qemu_img(disk, path, fd) as here:
+        qemu_img(disk, "create", "-q", "-f", "qcow2", "-b", str(frozen), "-F", "qcow2", here)

@@ -1,0 +1,148 @@
+"""Recovering a clone whose process was killed: complete it, or take it back."""
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+from pyxlsnap.clone.removal import destroyed, finish_delete, remove_old_disks, take_back
+from pyxlsnap.clone.report import cloned
+from pyxlsnap.clone_file import CloneFile
+from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
+from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.resume import patiently
+from pyxlsnap.journal import CloneEntry, Journal, boot_id
+from pyxlsnap.linux.waiting import until
+from pyxlsnap.model import DomainInfo, RunState
+from pyxlsnap.request import Callbacks
+from pyxlsnap.results import Recovered
+
+_DYING_S, _DYING_POLL_S = 30.0, 0.1
+
+
+class Decision(Enum):
+    """The ways to handle a clone that was killed; :func:`decide` has the table."""
+
+    #: the clone is restored: do the remaining steps
+    COMPLETE = auto()
+    #: remove what was made; a domain of this uuid is that of the clone which was not replaced yet
+    TAKE_BACK = auto()
+    #: the same, and destroy the domain: it is incomplete, or was to be replaced
+    DESTROY = auto()
+    #: the clone was being deleted: do the remaining steps
+    DELETE = auto()
+    #: a person must decide: a user or program has started a domain with the clone's uuid
+    ASK = auto()
+
+
+def decide(
+    entry: CloneEntry, now: DomainInfo | None, *, same_boot: bool, replaces: bool
+) -> Decision:
+    """Decide about a clone that was killed. The first row that fits decides:
+
+    ======== ======== ============= ================================= =========
+    deleting restored destroy begun domain now                        decision
+    ======== ======== ============= ================================= =========
+    yes                                                               DELETE
+    no       yes                    there, and the same boot          COMPLETE
+    no                              none                              TAKE_BACK
+    no                no            there, and it replaces a clone    TAKE_BACK
+    no                              the one to be replaced            DESTROY
+    no                              dying, or never run               DESTROY
+    no                              any other                         ASK
+    ======== ======== ============= ================================= =========
+
+    The domain to be replaced is known by its domid, which holds for one boot of the host. Nobody
+    else knows the uuid of a clone that has not been published, so a domain that has never run is
+    what a restore has left.
+
+    :param now: the domain of the entry's uuid.
+    :param same_boot: the host has not been rebooted since the entry was written.
+    :param replaces: there is a clone that this one was to replace.
+    """
+    if entry.deleting:
+        return Decision.DELETE
+    if entry.restored_domid is not None and now and same_boot:
+        return Decision.COMPLETE
+    if now is None or (replaces and not entry.replace_begun):
+        return Decision.TAKE_BACK
+    is_old = replaces and same_boot and now.domid == entry.domid
+    if is_old or now.dying or not now.has_run:
+        return Decision.DESTROY
+    return Decision.ASK
+
+
+def finish_clone(
+    host: Host, entry: CloneEntry, callbacks: Callbacks, waiting: Callable[[str], None]
+) -> Recovered:
+    """Complete a clone that was killed, or take it back. The caller holds the clone's lock.
+
+    :raises NeedsAttention: a person must decide; the journal stays.
+    """
+    old = CloneFile(entry.uuid).entry()
+    guest = find_if_there(host, entry.uuid)
+    now, same_boot = _info(guest), entry.boot == boot_id()
+    decided = decide(entry, now, same_boot=same_boot, replaces=old is not None)
+    what = f"the clone {entry.domain} of {entry.name}"
+    match decided:
+        case Decision.DELETE:
+            deleted = finish_delete(host, entry, callbacks)
+            return Recovered(
+                (f"deleted {what}", *deleted.lines), rolled_back=False, deleted=deleted
+            )
+        case Decision.COMPLETE if guest:
+            return _complete(guest, entry, old, waiting)
+        case Decision.ASK:
+            raise _started(guest, entry)
+    lines = [f"took back {what}"] if decided is Decision.TAKE_BACK else [f"removed {what}"]
+    try:
+        if guest and decided is Decision.DESTROY:
+            lines += destroyed(guest)
+            until(
+                lambda: find_if_there(host, entry.uuid) is None,
+                within_s=_DYING_S,
+                poll_s=_DYING_POLL_S,
+            )
+        lines += take_back(entry, old, waiting)
+    except PyxlsnapError as e:
+        raise NeedsAttention(
+            f"taking back {what} failed: {e}",
+            step="recover",
+            undone=lines,
+            left=[str(e)],
+            finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+        ) from e
+    return Recovered(tuple(lines), rolled_back=not entry.replace_begun)
+
+
+def _info(guest: Guest | None) -> DomainInfo | None:
+    try:
+        return guest.info() if guest else None
+    except DomainNotFound:
+        return None  # it ended just now
+
+
+def _complete(
+    guest: Guest, entry: CloneEntry, old: CloneEntry | None, waiting: Callable[[str], None]
+) -> Recovered:
+    """Do the steps after the restore; the caller starts the monitor."""
+    if not guest.info().has_run and not entry.paused:  # else the user has paused it
+        patiently(guest, guest.unpause, waiting)
+    warnings = remove_old_disks(old if entry.replace_begun else None, waiting)
+    state = RunState.PAUSED if entry.paused else RunState.RUNNING
+    CloneFile(entry.uuid).publish()
+    made = cloned(entry, guest, state, warnings)
+    line = f"{guest.name} is cloned from {entry.name} and {state}"
+    return Recovered((line, *warnings), rolled_back=False, cloned=made)
+
+
+def _started(guest: Guest | None, entry: CloneEntry) -> NeedsAttention:
+    why = (
+        f"{guest} was started with the uuid of the clone {entry.domain}, whose making was killed, "
+        f"and may use its disks"
+    )
+    return NeedsAttention(
+        f"{why}: shut that domain down, then run the command again; or keep it and remove "
+        f"{Journal(entry.uuid).path}",
+        step="recover",
+        left=[why],
+        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+    )

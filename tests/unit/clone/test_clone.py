@@ -1,0 +1,405 @@
+"""A clone with a fault at every step, killed after every step: there is a whole clone, or none."""
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pyxlsnap import paths
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone.removal import delete_clone
+from pyxlsnap.clone.sequence import Cloning
+from pyxlsnap.clone_file import CloneFile, find_clone
+from pyxlsnap.errors import (
+    AlreadyExists,
+    Busy,
+    DiskError,
+    DomainNotFound,
+    Interrupted,
+    NeedsAttention,
+    OperationFailed,
+    Refused,
+    UsageError,
+    XenError,
+)
+from pyxlsnap.guest.snapshot import state_after
+from pyxlsnap.journal import CloneEntry, Journal
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.model import DiskRequest, RunState
+from pyxlsnap.request import Callbacks, DeleteCloneRequest
+from pyxlsnap.results import Deleted
+from tests.unit.support import operations
+from tests.unit.support.clones import CLONE, CLONE_UUID, SNAPSHOT, Origin
+from tests.unit.support.faults import FailsAtStep, run_until
+from tests.unit.support.values import UUID
+from tests.unit.support.world import World
+
+NEW = (
+    *("memory", "check again", "journal", "disks"),
+    *("restore", "unpause", "monitor", "clone file"),
+)
+REPLACED = (*NEW[:4], "destroy", *NEW[4:7], "old disks", NEW[7])
+FAULTS: dict[str, Callable[[], BaseException]] = {
+    "xen": lambda: XenError("no", rc=-3, operation="some call"),
+    "full": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "bug": lambda: RuntimeError("a bug"),
+    "ctrl-c": KeyboardInterrupt,
+}
+
+
+class Faulty(FailsAtStep, Cloning):
+    """A clone that fails at one of its steps."""
+
+
+@pytest.fixture
+def origin(world: World) -> Origin:
+    return Origin(world)
+
+
+def words(**found: Any) -> dict[str, Any]:
+    """Words of a request."""
+    return found
+
+
+def faulty(origin: Origin, step: str, when: str, fault: Callable[[], None]) -> Faulty:
+    cloning = Faulty(origin.world.host, origin.plan(replace=True))
+    cloning.at, cloning.when, cloning.fault = step, when, fault
+    return cloning
+
+
+def raising(make: Callable[[], BaseException]) -> Callable[[], None]:
+    def fault() -> None:
+        raise make()
+
+    return fault
+
+
+def delete(origin: Origin, name: str = CLONE) -> Deleted:
+    return delete_clone(origin.world.host, DeleteCloneRequest(domain=name), Callbacks())
+
+
+def recover(origin: Origin) -> tuple[str, ...]:
+    recovered = operations.recover(origin.world.host, CLONE_UUID, start_monitor=lambda _: None)
+    return recovered.lines
+
+
+def assert_cloned(origin: Origin, *, paused: bool = False) -> None:
+    found = origin.find()
+    assert found
+    assert (found.memory, found.paused) == ("then", paused)
+    assert found.uuid != UUID
+    assert set(found.disk_targets()) == {
+        str(origin.world.root / "images" / name) for name in origin.children()
+    }
+    assert len(origin.children()) == 2
+    assert Journal(found.uuid).read() is None
+    entry = find_clone(CLONE)
+    assert entry
+    assert entry.uuid == found.uuid
+    assert origin.guest.exists
+    assert origin.guest.memory == "since"
+
+
+def test_a_clone_has_the_memory_and_its_own_disks(origin: Origin) -> None:
+    made = origin.clone()
+    assert_cloned(origin)
+    found = origin.find()
+    assert found
+    assert (made.domid, made.uuid, made.name) == (found.domid, found.uuid, SNAPSHOT)
+    assert [a.kind for a in made.artefacts] == ["domain", "disk", "disk", "clone file"]
+    assert origin.world.photo().disk_snapshots == origin.before.disk_snapshots
+
+
+def test_the_steps_are_those_of_the_tables(origin: Origin) -> None:
+    names = [name for name, _ in Cloning(origin.world.host, origin.plan()).steps()]
+    assert tuple(names) == NEW
+    origin.clone()
+    again = Cloning(origin.world.host, origin.plan(replace=True))
+    assert tuple(name for name, _ in again.steps()) == REPLACED
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", NEW)
+def test_a_fault_at_any_step_leaves_nothing(
+    origin: Origin, step: str, when: str, fault: str
+) -> None:
+    with pytest.raises(OperationFailed) as caught:
+        faulty(origin, step, when, raising(FAULTS[fault])).run()
+    assert type(caught.value) is (Interrupted if fault == "ctrl-c" else OperationFailed)
+    origin.assert_as_before()
+
+
+@pytest.mark.parametrize("step", NEW)
+def test_a_clone_that_is_killed_is_cloned_or_gone(origin: Origin, step: str) -> None:
+    run_until(Cloning(origin.world.host, origin.plan()).steps(), step)
+    lines = recover(origin)
+    if NEW.index(step) >= NEW.index("restore"):
+        assert_cloned(origin)
+    else:
+        origin.assert_as_before()
+    if step not in ("memory", "check again", "clone file"):
+        assert lines
+    assert recover(origin) == ()
+
+
+def test_a_domain_that_a_killed_restore_has_left_is_destroyed(origin: Origin) -> None:
+    cloning = Cloning(origin.world.host, origin.plan())
+    run_until(cloning.steps(), "disks")
+    left = origin.world.host.start(origin.plan("vm1-b").config.with_name(CLONE))
+    left.uuid, left.has_run, left.paused = CLONE_UUID, False, True
+    recover(origin)
+    assert not left.exists
+    origin.assert_as_before()
+
+
+def test_a_domain_that_somebody_has_started_is_left_to_a_person(origin: Origin) -> None:
+    run_until(Cloning(origin.world.host, origin.plan()).steps(), "disks")
+    left = origin.world.host.start(origin.plan("vm1-b").config.with_name(CLONE))
+    left.uuid = CLONE_UUID
+    with pytest.raises(NeedsAttention, match="was started with the uuid of the clone"):
+        recover(origin)
+    assert left.exists
+    assert len(origin.children()) == 2
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", REPLACED[: REPLACED.index("destroy")])
+def test_a_replacement_that_fails_before_the_destroy_changes_nothing(
+    origin: Origin, step: str, when: str
+) -> None:
+    origin.clone()
+    old, before = origin.find(), origin.world.photo()
+    with pytest.raises(OperationFailed):
+        faulty(origin, step, when, raising(FAULTS["xen"])).run()
+    assert origin.find() is old
+    assert origin.world.photo() == before
+
+
+@pytest.mark.parametrize("step", REPLACED[REPLACED.index("restore") : -1])
+def test_a_replacement_that_fails_later_leaves_nothing_and_says_so(
+    origin: Origin, step: str
+) -> None:
+    origin.clone()
+    with pytest.raises(NeedsAttention, match="is destroyed") as caught:
+        faulty(origin, step, "before", raising(FAULTS["xen"])).run()
+    origin.assert_as_before()
+    assert "snapshot-clone" in caught.value.finish
+    assert "--replace" in caught.value.finish
+
+
+@pytest.mark.parametrize("step", REPLACED)
+def test_a_replacement_that_is_killed_is_cloned_or_gone(origin: Origin, step: str) -> None:
+    uuid = origin.clone().uuid
+    old = origin.find()
+    run_until(Cloning(origin.world.host, origin.plan(replace=True)).steps(), step)
+    operations.recover(origin.world.host, uuid, start_monitor=lambda _: None)
+    if REPLACED.index(step) < REPLACED.index("destroy"):
+        assert origin.find() is old
+        assert_cloned(origin)
+    elif REPLACED.index(step) < REPLACED.index("restore"):
+        origin.assert_as_before()
+    else:
+        assert origin.find() is not old
+        assert_cloned(origin)
+
+
+def test_a_clone_is_replaced_again_and_again(origin: Origin) -> None:
+    made = [origin.clone(replace=True) for _ in range(4)]
+    assert_cloned(origin)
+    assert len({m.uuid for m in made}) == 1
+    assert [m.replaced for m in made] == [False, True, True, True]
+    assert made[1].disks != made[2].disks == made[0].disks
+
+
+def test_a_clone_of_that_name_is_kept_without_replace(origin: Origin) -> None:
+    origin.clone()
+    with pytest.raises(AlreadyExists, match="there is a clone vm1-a"):
+        origin.clone()
+    assert_cloned(origin)
+
+
+def test_a_domain_that_is_no_clone_is_never_replaced(origin: Origin) -> None:
+    with pytest.raises(Refused, match="holds vm1"):
+        origin.clone("vm1", replace=True)
+    origin.assert_as_before()
+
+
+def test_a_clone_of_another_snapshot_is_not_replaced(origin: Origin) -> None:
+    origin.clone()
+    entry = find_clone(CLONE)
+    assert entry
+    CloneFile(entry.uuid).rewrite(replace(entry, origin=CLONE_UUID))
+    with pytest.raises(Refused, match="delete it first"):
+        origin.clone(replace=True)
+
+
+def test_a_delete_removes_all_of_a_clone(origin: Origin) -> None:
+    origin.clone()
+    done = delete(origin)
+    assert done.lines[0].startswith("destroyed vm1-a")
+    assert len(done.lines) == 3
+    origin.assert_as_before()
+    with pytest.raises(DomainNotFound, match="no clone"):
+        delete(origin)
+
+
+def test_the_disks_of_a_clone_that_is_off_are_deleted(origin: Origin) -> None:
+    origin.clone()
+    found = origin.find()
+    assert found
+    found.exists = False
+    delete(origin)
+    origin.assert_as_before()
+
+
+def test_a_delete_that_fails_is_finished_by_a_recovery(origin: Origin) -> None:
+    uuid = origin.clone().uuid
+    origin.world.fail("delete clone xvda", DiskError("busy", vdev="xvda"))
+    with pytest.raises(NeedsAttention, match="busy") as caught:
+        delete(origin)
+    assert caught.value.finish == f"pyxlsnap snapshot-recover {uuid}"
+    assert origin.find() is None
+    assert origin.children() == {"xvda.vm1-a"}
+    origin.world.faults.clear()
+    operations.recover(origin.world.host, uuid)
+    origin.assert_as_before()
+
+
+def test_a_clone_whose_parts_were_deleted_by_hand_is_forgotten(origin: Origin) -> None:
+    made = origin.clone()
+    found = origin.find()
+    assert found
+    found.exists = False
+    for disk in made.disks:
+        (origin.world.root / disk.target).unlink()
+    assert origin.clone().uuid == made.uuid
+    assert_cloned(origin)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_clone_that_is_left_paused_has_run_no_instruction(origin: Origin, paused: bool) -> None:
+    made = origin.clone(**words(paused=paused))
+    assert made.state is (RunState.PAUSED if paused else RunState.RUNNING)
+    found = origin.find()
+    assert found
+    assert (found.paused, found.has_run) == (paused, not paused)
+
+
+@pytest.mark.parametrize(
+    ("running", "paused", "saved", "after"),
+    [
+        (False, False, RunState.RUNNING, RunState.RUNNING),
+        (False, False, RunState.PAUSED, RunState.PAUSED),
+        (True, False, RunState.PAUSED, RunState.RUNNING),
+        (False, True, RunState.RUNNING, RunState.PAUSED),
+        (False, False, None, RunState.RUNNING),
+        (False, True, None, RunState.PAUSED),
+    ],
+)
+def test_the_state_afterwards(
+    origin: Origin, running: bool, paused: bool, saved: RunState | None, after: RunState
+) -> None:
+    meta = origin.plan().saved.metadata
+    assert meta
+    said = replace(meta, state=saved) if saved else None
+    assert state_after(running, paused, said) is after
+
+
+def test_a_cancel_before_the_restore_is_undone(origin: Origin) -> None:
+    cancel = Cancel()
+    origin.world.on_event = lambda verb: cancel.set() if verb == "clone xvdb" else None
+    with pytest.raises(Interrupted):
+        origin.clone(cancel=cancel)
+    origin.assert_as_before()
+
+
+def test_an_undo_that_fails_leaves_the_journal(origin: Origin) -> None:
+    origin.world.fail("restore", XenError("no", rc=-3, operation="restore"))
+    origin.world.fail("delete clone xvdb", DiskError("busy", vdev="xvdb"))
+    with pytest.raises(NeedsAttention, match="undoing it failed") as caught:
+        origin.clone()
+    assert "snapshot-recover" in caught.value.finish
+    (entry,) = [Journal(p.stem).read() for p in paths.JOURNALS.glob("*.journal")]
+    assert isinstance(entry, CloneEntry)
+    with pytest.raises(Refused, match="was killed or failed"):
+        origin.clone()
+    origin.world.faults.clear()
+    operations.recover(origin.world.host, entry.uuid)
+    origin.assert_as_before()
+
+
+def test_only_one_operation_makes_a_clone_of_a_name(origin: Origin) -> None:
+    def again(verb: str) -> None:
+        if verb == "clone xvda":
+            with pytest.raises(Busy):
+                origin.clone()
+
+    origin.world.on_event = again
+    origin.clone()
+    assert_cloned(origin)
+
+
+def test_another_clone_is_made_meanwhile(origin: Origin) -> None:
+    def another(verb: str) -> None:
+        if verb == "clone xvdb":
+            origin.world.on_event = lambda _: None
+            origin.clone("vm1-b")
+
+    origin.world.on_event = another
+    origin.clone()
+    assert origin.find("vm1-a")
+    assert origin.find("vm1-b")
+    assert len(origin.children()) == 4
+
+
+def test_a_clone_is_made_while_an_operation_on_the_original_is_under_way(origin: Origin) -> None:
+    lock = DomainLock(UUID, domain="vm1")
+    try:
+        origin.clone()
+    finally:
+        lock.release()
+    assert_cloned(origin)
+
+
+def test_the_snapshot_is_not_deleted_meanwhile(origin: Origin) -> None:
+    def delete_it(verb: str) -> None:
+        if verb == "clone xvda":
+            with pytest.raises(Busy):
+                operations.delete(origin.world.host, origin.cfg)
+
+    origin.world.on_event = delete_it
+    origin.clone()
+    assert_cloned(origin)
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "a/b", "7", "a b", "x" * 65])
+def test_a_name_that_no_clone_can_have(origin: Origin, name: str) -> None:
+    with pytest.raises(UsageError, match="name"):
+        origin.clone(name)
+
+
+def test_a_disk_that_the_snapshot_does_not_have(origin: Origin) -> None:
+    with pytest.raises(UsageError, match="has no disk xvdz"):
+        origin.clone(disks=(DiskRequest("xvdz", "/x", "raw"),))
+
+
+def test_an_outdated_memory_file(origin: Origin) -> None:
+    cloning = Cloning(origin.world.host, origin.plan())
+    origin.memory_path.write_bytes(origin.memory_path.read_bytes() + b" ")
+    with pytest.raises(OperationFailed, match="was changed while the operation was prepared"):
+        cloning.run()
+
+
+def test_the_plan_of_a_clone(origin: Origin) -> None:
+    plan = origin.plan().summary()
+    assert (plan.operation, plan.name, plan.domain, plan.uuid) == (
+        "clone",
+        SNAPSHOT,
+        CLONE,
+        CLONE_UUID,
+    )
+    assert [d.how for d in plan.disks] == ["overlay", "overlay"]
+    origin.assert_as_before()

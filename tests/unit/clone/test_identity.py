@@ -1,0 +1,191 @@
+"""What a clone has of its own in its configuration, and what is refused because it is shared."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyxlsnap.clone.identity import Wanted, own
+from pyxlsnap.clone.shared import check_edited, refuse_still_shared
+from pyxlsnap.errors import Refused, UsageError
+from pyxlsnap.model import Disk, DomainConfig
+from pyxlsnap.results import CloneDisk
+from tests.unit.support.guest import config_of
+from tests.unit.support.values import BRIDGE, OTHER_UUID
+
+DISK = Disk("xvda", "/srv/a.qcow2", "qcow2", "qdisk")
+CHILD = CloneDisk("xvda", "/srv/a.snap.c1", "qcow2", "overlay", "rm", "/srv/a.snap")
+MAC = "00:16:3e:00:00:01"
+
+
+def wanted(**more: Any) -> Wanted:
+    return Wanted(**{"name": "c1", "uuid": OTHER_UUID, "disks": [CHILD], **more})
+
+
+def hvm(**emulated: Any) -> DomainConfig:
+    saved = config_of(DISK)
+    values = json.loads(saved.json)
+    values["b_info"]["type.hvm"] |= emulated
+    return DomainConfig.parse(json.dumps(values))
+
+
+def nic(kind: str, nictype: str, **more: Any) -> DomainConfig:
+    device = {"devid": 0, "mac": MAC, "bridge": BRIDGE, "nictype": nictype, **more}
+    return config_of(DISK, kind=kind, nics=[device])
+
+
+def of_hvm(config: DomainConfig) -> Any:
+    return config.section("b_info")["type.hvm"]
+
+
+def test_name_uuid_and_disks_are_its_own() -> None:
+    config, _ = own(config_of(DISK), wanted())
+    assert (config.name, config.uuid) == ("c1", OTHER_UUID)
+    (disk,) = config.disks
+    assert (disk.vdev, disk.target, disk.format, disk.backend) == (
+        "xvda",
+        CHILD.target,
+        "qcow2",
+        "qdisk",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "nictype", "kept"),
+    [
+        ("pv", "vif", False),
+        ("pvh", "vif", False),
+        ("hvm", "vif", False),
+        ("hvm", "vif_ioemu", True),
+    ],
+)
+def test_only_an_emulated_network_device_keeps_its_mac(kind: str, nictype: str, kept: bool) -> None:
+    config, changes = own(nic(kind, nictype), wanted())
+    mac = config.devices("nics")[0]["mac"]
+    assert (mac == MAC) is kept
+    assert changes == ([] if kept else [f"network device 0: MAC {mac}"])
+
+
+@given(st.uuids(), st.integers(0, 7))
+def test_a_mac_is_one_of_xens_the_same_each_time_and_nobody_elses(uuid: Any, number: int) -> None:
+    devices = [{"devid": n, "nictype": "vif", "mac": MAC} for n in range(8)]
+    saved = config_of(DISK, kind="pv", nics=devices)
+
+    def mac(**more: Any) -> str:
+        config, _ = own(saved, wanted(uuid=str(uuid), **more))
+        return str(config.devices("nics")[number]["mac"])
+
+    first = mac()
+    assert first == mac()
+    assert first.startswith("00:16:3e:")
+    assert mac(macs={first}) != first
+
+
+def test_all_network_devices_go_to_the_wanted_bridge() -> None:
+    config, changes = own(nic("hvm", "vif_ioemu", ifname="web1"), wanted(bridge="isolated"))
+    assert config.devices("nics")[0] == {
+        "devid": 0,
+        "mac": MAC,
+        "bridge": "isolated",
+        "nictype": "vif_ioemu",
+    }
+    assert len(changes) == 2
+
+
+def test_a_fixed_vnc_display_becomes_a_free_one() -> None:
+    vnc = {"enable": "True", "listen": "0.0.0.0:3", "display": 3, "findunused": "False"}
+    config, changes = own(hvm(vnc=vnc), wanted())
+    assert of_hvm(config)["vnc"] == {"enable": "True", "listen": "0.0.0.0", "findunused": "True"}
+    assert changes == ["VNC: a free display of 0.0.0.0"]
+
+
+def test_a_free_vnc_display_stays_as_it_is() -> None:
+    vnc = {"enable": "True", "findunused": "True"}
+    config, changes = own(hvm(vnc=vnc), wanted())
+    assert of_hvm(config)["vnc"] == vnc
+    assert changes == []
+
+
+def test_sockets_and_files_of_serial_lines_and_channels_are_its_own() -> None:
+    saved = hvm(serial="unix:/run/a.sock,server=on", serial_list=["file:/var/log/a", "pty"])
+    values = json.loads(saved.json)
+    values["channels"] = [{"name": "agent", "connection.socket": {"path": "/run/agent"}}]
+    config, changes = own(DomainConfig.parse(json.dumps(values)), wanted())
+    assert of_hvm(config)["serial"] == "unix:/run/a.sock.c1,server=on"
+    assert of_hvm(config)["serial_list"] == ["file:/var/log/a.c1", "pty"]
+    assert config.devices("channels")[0]["connection.socket"] == {"path": "/run/agent.c1"}
+    assert len(changes) == 3
+    refuse_still_shared(saved, config, {"xvda"})
+
+
+@pytest.mark.parametrize(
+    ("emulated", "build", "what"),
+    [
+        ({"serial": "tcp:127.0.0.1:4000,server"}, {}, "serial line tcp"),
+        ({"serial": "pipe:/run/p"}, {}, "serial line pipe"),
+        ({"serial_list": ["/dev/ttyS0"]}, {}, "serial line /dev/ttyS0"),
+        ({"spice": {"enable": "True", "port": 5901}}, {}, "SPICE port 5901"),
+        ({}, {"extra_hvm": ["-chardev", "socket,path=/run/x"]}, "device_model_args"),
+    ],
+)
+def test_what_cannot_be_its_own_is_refused_by_name(
+    emulated: dict[str, Any], build: dict[str, Any], what: str
+) -> None:
+    values = json.loads(hvm(**emulated).json)
+    values["b_info"] |= build
+    saved = DomainConfig.parse(json.dumps(values))
+    config, _ = own(saved, wanted())
+    with pytest.raises(Refused, match=what):
+        refuse_still_shared(saved, config, {"xvda"})
+
+
+def test_a_socket_whose_path_becomes_too_long() -> None:
+    saved = hvm(serial=f"unix:/{'x' * 106},server")
+    config, _ = own(saved, wanted())
+    with pytest.raises(Refused, match="too long for a socket"):
+        refuse_still_shared(saved, config, {"xvda"})
+
+
+def test_a_writable_disk_that_is_not_in_the_snapshot() -> None:
+    saved = config_of(DISK, Disk("xvdb", "/srv/b", "raw", "phy"))
+    config, _ = own(saved, wanted())
+    with pytest.raises(Refused, match="the writable disk xvdb"):
+        refuse_still_shared(saved, config, {"xvda"})
+
+
+def test_a_read_only_disk_is_shared() -> None:
+    saved = config_of(DISK, Disk("xvdb", "/srv/b", "raw", "phy", readwrite=False))
+    config, _ = own(saved, wanted())
+    refuse_still_shared(saved, config, {"xvda"})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("c_info", "name", "x"),
+        ("c_info", "uuid", "x"),
+        ("c_info", "type", "pv"),
+        ("b_info", "max_vcpus", 9),
+        ("b_info", "max_memkb", 9),
+        ("b_info", "target_memkb", 9),
+    ],
+)
+def test_what_the_memory_fixes_cannot_be_edited(section: str, key: str, value: object) -> None:
+    config, _ = own(config_of(DISK), wanted())
+    values = json.loads(config.json)
+    values[section][key] = value
+    with pytest.raises(UsageError, match=key):
+        check_edited(config, DomainConfig.parse(json.dumps(values)), {"xvda"})
+
+
+def test_the_clones_disks_cannot_be_edited_and_other_things_can() -> None:
+    config, _ = own(nic("pv", "vif"), wanted())
+    values = json.loads(config.json)
+    values["nics"][0]["bridge"] = "other"
+    values["on_reboot"] = "destroy"
+    check_edited(config, DomainConfig.parse(json.dumps(values)), {"xvda"})
+    values["disks"][0]["pdev_path"] = "/srv/a.qcow2"
+    with pytest.raises(UsageError, match="disk"):
+        check_edited(config, DomainConfig.parse(json.dumps(values)), {"xvda"})

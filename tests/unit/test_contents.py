@@ -1,0 +1,208 @@
+"""What a cfgfile stands for, as a value: whole, incomplete, and with clones."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap import cfgfile, contents
+from pyxlsnap.clone_file import CloneFile
+from pyxlsnap.delete import plan as delete_plan
+from pyxlsnap.disks import contents as disk_contents
+from pyxlsnap.disks.contents import look
+from pyxlsnap.errors import ConfigError, Refused
+from pyxlsnap.journal import Journal
+from pyxlsnap.model import Disk, DiskRequest, RunState
+from pyxlsnap.request import DeleteRequest, ReadRequest
+from pyxlsnap.results import CloneDisk
+from pyxlsnap.serialize import rebuild
+from pyxlsnap.snapshot_info import SnapshotInfo
+from tests.unit.support import operations
+from tests.unit.support.clones import CLONE, SNAPSHOT, Origin
+from tests.unit.support.entries import clone_entry
+from tests.unit.support.lvm import FakeLvm, create, install, populate
+from tests.unit.support.qemu import qemu_img
+from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.world import World
+
+
+def read(cfg: Path) -> SnapshotInfo:
+    return contents.read(ReadRequest(cfgfile=str(cfg)))
+
+
+def test_a_snapshot_is_described(world: World) -> None:
+    origin = Origin(world)
+    found = read(origin.cfg)
+    assert (found.name, found.domain, found.uuid) == (SNAPSHOT, "vm1", UUID)
+    assert (found.guest_kind, found.state) == ("hvm", RunState.RUNNING)
+    assert found.created
+    assert {"xen", "pyxlsnap"} <= found.versions.keys()
+    assert found.memory_kb
+    assert found.size_bytes
+    assert [(d.vdev, d.kind) for d in found.disks] == [("xvda", "fake"), ("xvdb", "fake")]
+    assert (found.left_out, found.clones, found.missing) == ({}, (), ())
+    assert rebuild(SnapshotInfo, json.loads(json.dumps(asdict(found)))) == found
+
+
+def test_its_clones_are_named(world: World) -> None:
+    origin = Origin(world)
+    made = origin.clone()
+    (clone,) = read(origin.cfg).clones
+    assert (clone.domain, clone.uuid) == (CLONE, made.uuid)
+    assert clone.disks == {d.vdev: d.target for d in made.disks}
+
+
+def test_without_its_memory_file(world: World) -> None:
+    origin = Origin(world)
+    origin.memory_path.unlink()
+    found = read(origin.cfg)
+    assert (found.name, found.domain, found.state, found.memory_kb) == (SNAPSHOT, "", None, None)
+    assert str(origin.memory_path) in found.missing[0]
+    assert [d.vdev for d in found.disks] == ["xvda", "xvdb"]
+
+
+def test_with_half_a_memory_file(world: World) -> None:
+    origin = Origin(world)
+    data = origin.memory_path.read_bytes()
+    origin.memory_path.write_bytes(data[:-20])
+    (why,) = read(origin.cfg).missing
+    assert str(origin.memory_path) in why
+
+
+def test_a_cfgfile_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.cfg").write_text("nonsense")
+    with pytest.raises(ConfigError):
+        read(tmp_path / "a.cfg")
+
+
+def test_a_cfgfile_of_another_memory_file(world: World) -> None:
+    origin = Origin(world)
+    other = replace(cfgfile.read(origin.cfg), name="other")
+    origin.cfg.write_text(cfgfile.render(other))
+    with pytest.raises(ConfigError, match="belongs to snapshot"):
+        read(origin.cfg)
+
+
+def test_a_file_of_a_clone_that_cannot_be_read(world: World) -> None:
+    origin = Origin(world)
+    CloneFile(UUID).path.write_text("{")
+    with pytest.raises(Refused, match="cannot be read"):
+        read(origin.cfg)
+
+
+# disk snapshots
+
+
+def test_a_frozen_file_and_what_stands_on_it(tmp_path: Path) -> None:
+    base, frozen, active = (tmp_path / n for n in ("base", "frozen", "active"))
+    qemu_img("create", "-q", "-f", "qcow2", str(base), "1M")
+    for below, above in ((base, frozen), (frozen, active)):
+        qemu_img("create", "-q", "-f", "qcow2", "-b", str(below), "-F", "qcow2", str(above))
+    other = tmp_path / "clones"
+    other.mkdir()
+    qemu_img("create", "-q", "-f", "qcow2", "-b", str(frozen), "-F", "qcow2", str(other / "c1"))
+    disk = Disk("xvda", str(active), "qcow2")
+    request = DiskRequest("xvda", str(frozen), "qcow2")
+    found = look(disk, request, "qcow2", "snap", [other])
+    assert (found.where, found.stands_on) == (str(frozen), (str(base),))
+    assert set(found.supports) == {str(active), str(other / "c1")}
+    assert found.size_bytes
+    assert not found.missing
+    base.unlink()
+    assert "is gone" in look(disk, request, "qcow2", "snap", []).missing
+    frozen.unlink()
+    assert "no file" in look(disk, request, "qcow2", "snap", []).missing
+
+
+def test_a_disk_snapshot_inside_an_image(tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", str(image), "1M")
+    qemu_img("snapshot", "-c", "snap", str(image))
+    disk = Disk("xvda", str(image), "qcow2")
+    found = look(disk, DiskRequest("xvda"), "qcow2", "snap", [])
+    assert (found.where, found.missing) == (f"snap in {image}", "")
+    assert "no disk snapshot" in look(disk, DiskRequest("xvda"), "qcow2", "none", []).missing
+    image.unlink()
+    assert look(disk, DiskRequest("xvda"), "qcow2", "snap", []).missing
+
+
+@pytest.mark.parametrize("kind", ["raw file", "block device"])
+def test_a_copy(tmp_path: Path, kind: str) -> None:
+    copy = tmp_path / "a.snap"
+    disk, request = Disk("xvda", "/d", "raw"), DiskRequest("xvda", str(copy), "raw")
+    assert "no file" in look(disk, request, kind, "snap", []).missing
+    copy.write_bytes(b"x" * 8192)
+    found = look(disk, request, kind, "snap", [])
+    assert (found.size_bytes, found.missing) == (8192, "")
+
+
+@pytest.mark.parametrize(("kind", "depends"), [("thin", False), ("thick", True)])
+def test_a_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, depends: bool
+) -> None:
+    fake = FakeLvm(tmp_path)
+    populate(fake)
+    install(fake, monkeypatch)
+    disk = Disk("xvda", str(fake.path(f"{kind}-a")), "raw")
+    request = DiskRequest("xvda")
+    assert "no volume" in look(disk, request, f"LVM {kind}", "snap", []).missing
+    create(fake, kind)
+    found = look(disk, request, f"LVM {kind}", "snap", [])
+    assert (bool(found.stands_on), found.missing) == (depends, "")
+    if depends:  # (LVM tells it of an active one only)
+        fake.lvs[f"{kind}-a-snap"].invalid = True
+        assert "run full" in look(disk, request, f"LVM {kind}", "snap", []).missing
+
+
+def test_a_look_that_fails_is_a_part_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hangs(_: object) -> None:
+        raise TimeoutError(110, "no answer within 5 s", "/nfs/a")
+
+    monkeypatch.setattr(disk_contents, "stat_within", hangs)
+    disk, request = Disk("xvda", "/d", "raw"), DiskRequest("xvda", "/nfs/a", "raw")
+    assert look(disk, request, "raw file", "snap", []).missing == "xvda: no answer within 5 s"
+
+
+# a delete
+
+
+def stands(world: World, origin: Origin, image: Path) -> None:
+    """A clone of another snapshot whose disk stands on an image."""
+    own = world.root / "images" / "c1"
+    own.touch()
+    disk = CloneDisk("xvda", str(own), "qcow2", "overlay", "rm", str(image))
+    entry = clone_entry(uuid=OTHER_UUID, domain="c1", children=(disk,))
+    Journal(OTHER_UUID).write(entry)
+    CloneFile(OTHER_UUID).publish()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_snapshot_on_which_a_clone_stands_is_not_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch, deep: bool
+) -> None:
+    """Also if a later disk snapshot is between them."""
+    origin = Origin(world)
+    frozen, later = (world.root / "images" / n for n in ("frozen", "later"))
+    for path in (frozen, later):
+        path.touch()
+    stands(world, origin, later if deep else frozen)
+    chains = {later: [later, frozen], frozen: [frozen]}
+    find: Callable[[Path], list[Path]] = chains.__getitem__
+    monkeypatch.setattr(delete_plan, "chain_files", find)
+    wanted = DeleteRequest(cfgfile=str(origin.cfg), config=cfgfile.read(origin.cfg))
+    parts = delete_plan.read_parts(wanted)
+    external = tuple(replace(r, path=str(frozen), format="qcow2") for r in parts.requests)
+    with pytest.raises(Refused, match="the clone c1 stands on"):
+        delete_plan.make_plan(world.host, wanted, replace(parts, requests=external))
+
+
+def test_a_snapshot_whose_clones_stand_on_nothing_is_deleted(world: World) -> None:
+    origin = Origin(world)
+    origin.clone()
+    operations.delete(world.host, origin.cfg)
+    assert not origin.cfg.exists()
+    assert origin.find()
