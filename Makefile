@@ -39,6 +39,9 @@ endif
 JOBS ?= 3
 # Machines of the lab at a time: each takes a core and 2 GiB.
 LABS ?= 2
+# How much longer than usual the lab waits, on a machine that has other work.
+PATIENCE ?= 1
+export PATIENCE
 # How long each reader is fuzzed.
 SECONDS ?= 600
 # How often each is measured by make bench.
