@@ -3,7 +3,8 @@
 # make check   lint, types and layers only
 # make format  the format, and what lint can mend by itself
 # make smoke   a few of the lab's tests; make test runs them on each Xen that it does not test whole
-# make soak    the lab tests that take too long for that, and the README's table of what they saw
+# make soak    the lab tests that take too long for that, and the README's table of what they saw;
+#              before them (not with XEN=…) make newest, and make smoke on Debian unstable
 # make bench   how long snapshots and reverts take, beside xl and a C program on libxl, ROUNDS (5)
 #              times; the README's tables and picture of it
 # make docs    the reference documentation, into build/docs/html; what is generated, into docs/share
@@ -14,15 +15,20 @@
 # make fuzz    the readers of config and memory files and the stream writer (with ASan and UBSan),
 #              SECONDS each (600), with libFuzzer
 #
-# XEN=4.20     after any of these: the lab runs that Xen, not 4.17
+# make newest  the unit tests with the Python and the QEMU of Debian unstable
+#
+# XEN=4.20     after any of these: the lab runs that Xen, not 4.17; XEN=unstable: Debian unstable
 #
 # make clean   what was built in the tree (the lab's image stays: make prune)
 
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
-# The lab's: that of Debian 12, and that of Debian 13.
-XENS := 4.17 4.20
+# The lab's: those of Debian 12, 13 and unstable.
+XENS := 4.17 4.20 unstable
 XEN ?= 4.17
+# What make test runs a few tests on; unstable is left to make soak, the usual one.
+SMOKED := $(filter-out $(XEN) unstable,$(XENS))
+SOAKED_TOO := $(if $(filter $(XEN),$(firstword $(XENS))),newest smoke-unstable)
 # The Debian releases that packages are made for.
 SUITES ?= bookworm trixie
 export XEN
@@ -33,6 +39,9 @@ endif
 JOBS ?= 3
 # Machines of the lab at a time: each takes a core and 2 GiB.
 LABS ?= 2
+# How much longer than usual the lab waits, on a machine that has other work.
+PATIENCE ?= 1
+export PATIENCE
 # How long each reader is fuzzed.
 SECONDS ?= 600
 # How often each is measured by make bench.
@@ -40,9 +49,9 @@ ROUNDS ?= 5
 PY := $(VENV)/bin/python
 SOURCES := pyxlsnap build_ffi.py contrib docs release tests examples
 
-.PHONY: demo test check format docs html unit lab smoke soak bench dist deb release fuzz clean prune
+.PHONY: demo test check format docs html unit lab smoke soak bench dist deb release fuzz newest clean prune
 
-test: check html unit lab $(patsubst %,smoke-%,$(filter-out $(XEN),$(XENS)))
+test: check html unit lab $(SMOKED:%=smoke-%)
 
 check: $(VENV)/built
 	$(PY) -m ruff format --check $(SOURCES)
@@ -73,10 +82,13 @@ smoke-%: $(VENV)/built
 	XEN=$* $(PY) -m tests.lab state
 	XEN=$* $(PY) -m pytest tests/lab -m smoke -n $(LABS) --dist worksteal --durations=0
 
-soak: $(VENV)/built
+soak: $(VENV)/built $(SOAKED_TOO)
 	$(PY) -m tests.lab state
 	$(PY) -m pytest tests/lab -m soak -n $(LABS) --dist worksteal --durations=0
 	$(PY) -m tests.lab.harness.support
+
+newest: $(VENV)/built
+	JOBS=$(JOBS) $(PY) -m tests.newest
 
 # Nothing else should run on the machine meanwhile.
 bench: $(VENV)/bench-ready $(VENV)/built

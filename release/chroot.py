@@ -60,7 +60,7 @@ class Chroot:
 
     @property
     def key(self) -> str:
-        return cache.digest(self.suite, *self._options())
+        return cache.digest(self.suite, *self._options(), *image.age(self.suite))
 
     @property
     def root(self) -> Path:

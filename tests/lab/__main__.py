@@ -1,6 +1,6 @@
 """For developers: ``python -m tests.lab image|state|shell|run CMD...|prune``.
 
-``XEN=4.20`` before it: on another Xen than usual.
+``XEN=4.20`` or ``XEN=unstable`` before it: on another Xen than usual.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import sys
 
 from release import deb
 from release.chroot import KIND
+from tests import newest
 from tests.lab.harness import cache, image, state
 from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.install import install
@@ -65,9 +66,8 @@ def prompt(text: str) -> str | None:
 def prune(say: cache.Say) -> int:
     images = [image.key(release) for release in image.RELEASES.values()]
     keep = {f"image-{key}" for key in images} | {f"state-{state.key(key)}" for key in images}
-    for suite in deb.SUITES:
-        for chroot in (deb.build_chroot(suite), deb.check_chroot(suite)):
-            keep.add(f"{KIND}-{chroot.key}")
+    chroots = [make(suite) for suite in deb.SUITES for make in (deb.build_chroot, deb.check_chroot)]
+    keep |= {f"{KIND}-{chroot.key}" for chroot in (*chroots, newest.CHROOT)}
     for kind in ("image", "state", KIND, "deb", "folder"):
         with cache.locked(kind, say):
             for directory in cache.home().glob(f"{kind}-*"):

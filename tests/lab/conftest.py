@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.harness import cache, image
+from tests.lab.harness import cache, image, patience
 from tests.lab.harness.lab import Lab
+from tests.lab.harness.patience import patient
 from tests.lab.harness.snapshots import forget
 
 TOOLS = ["qemu-system-x86_64", "qemu-img", "mmdebstrap", "mke2fs", "zstd", "setpriv"]
@@ -25,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "smoke: `make test` runs it on every Xen that the lab has")
     try:
         image.wanted()
+        patience.factor()
     except SystemExit as e:
         raise pytest.UsageError(str(e)) from None
 
@@ -34,7 +36,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.lab)
+            if patience.factor() > 1:
+                wait_longer(item)
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def wait_longer(item: pytest.Item) -> None:
+    """Give a test the time that ``PATIENCE`` asks for."""
+    if (marker := item.get_closest_marker("timeout")) is not None:
+        seconds = float(marker.args[0])
+    else:
+        seconds = float(item.config.getini("timeout"))
+    item.add_marker(pytest.mark.timeout(patient(seconds)), append=False)
 
 
 @pytest.hookimpl(wrapper=True)

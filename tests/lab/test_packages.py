@@ -6,7 +6,8 @@ operation really is under way, with its guest suspended.
 
 import pytest
 
-from tests.lab.harness import cache, packages
+from release import deb
+from tests.lab.harness import cache, image, packages
 from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.faults import Case, run_case
 from tests.lab.harness.guests import Guest
@@ -16,7 +17,12 @@ from tests.lab.harness.reverts import check_back, goes_on, take
 from tests.lab.harness.snapshots import SNAPSHOTS, disk_snapshots, pyxlsnap, revert
 from tests.project import PROJECT, UNIT
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(
+        image.wanted().suite not in deb.SUITES, reason="no packages are made for this Debian"
+    ),
+]
 
 # While the guest is suspended: a removal, which is refused, and an upgrade.
 MEANWHILE = f"""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from .patience import patient
+
 GREETING = b"LAB1\n"
 CONNECT_TIMEOUT = 30.0
 
@@ -159,7 +161,7 @@ class Running:
 
     def _await(self, condition: Callable[[], bool], timeout: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(condition, timeout)
+            return self._changed.wait_for(condition, patient(timeout))
 
     def _receive(self) -> None:
         incoming = self._connection.makefile("rb")
@@ -213,7 +215,7 @@ class Dom0:
     ) -> Running:
         """Start a command and let it run. Its input stays open until ``end_input``."""
         argv = ["bash", "-c", command] if isinstance(command, str) else command
-        connection = self._connect(CONNECT_TIMEOUT)
+        connection = self._connect(patient(CONNECT_TIMEOUT))
         request = {"argv": argv, "cwd": cwd, "env": dict(env or {})}
         connection.sendall(json.dumps(request).encode() + b"\n")
         return Running(connection, command)

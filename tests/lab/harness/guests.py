@@ -9,6 +9,7 @@ from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
 from .dom0 import CommandTimeout, Dom0
+from .patience import patient
 
 # Everything is in the lab's own directories in the dom0.
 DISKS, CONFIGS, LOGS = "/lab/disk", "/lab/cfg", "/var/log/xen"
@@ -231,7 +232,7 @@ class Guest:
     def _wait(self, mark: int, n: int, timeout: float, count: int = 1) -> Tick:
         # One command that follows the log, not one for each look at it: those are slow. By name
         # (-F), because the log may not be there yet.
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patient(timeout)
         seen = []
         with self.dom0.start(["tail", "-c", f"+{mark + 1}", "-F", "-s", "0.1", self.log]) as log:
             try:

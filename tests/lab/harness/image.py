@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from . import cache
@@ -19,22 +20,44 @@ FILES = Path(__file__).parent / "files"
 class Release:
     """The Debian release of the dom0, and the Xen in it."""
 
+    #: what ``XEN=`` selects the release by
+    name: str
     suite: str
+    #: what people call the release
+    debian: str
     xen: str
     #: the process with which xl watches a domain stays when that is suspended
     xl_stays: bool
+    #: where packages of the release have the kernel's modules
+    modules: str = "/lib/modules"
+    #: what this release needs besides
+    extra: tuple[str, ...] = ()
+    #: what runs in the chroot before files/setup.py, which then finds what it looks for
+    prepare: str = ""
 
     @property
     def packages(self) -> list[str]:
-        return [*PACKAGES, f"xen-hypervisor-{self.xen}-amd64", f"xen-utils-{self.xen}"]
+        xen = [f"xen-hypervisor-{self.xen}-amd64", f"xen-utils-{self.xen}"]
+        return [*PACKAGES, *xen, *self.extra]
 
 
-#: By the Xen in them; the first is what is taken where nothing is said.
+#: By what ``XEN=`` says; the first is what is taken where nothing is said.
 RELEASES = {
-    release.xen: release
+    release.name: release
     for release in (
-        Release(suite="bookworm", xen="4.17", xl_stays=False),
-        Release(suite="trixie", xen="4.20", xl_stays=True),
+        Release(name="4.17", suite="bookworm", debian="12", xen="4.17", xl_stays=False),
+        Release(name="4.20", suite="trixie", debian="13", xen="4.20", xl_stays=True),
+        Release(
+            name="unstable",
+            suite="sid",
+            debian="unstable",
+            xen="4.20",
+            xl_stays=True,
+            modules="/usr/lib/modules",
+            extra=("initramfs-tools",),  # else the kernel brings dracut, which is much more
+            # Linux 7 has renamed the checksum that ext4 asks for.
+            prepare="echo alias crc32c_generic crc32c-cryptoapi >/etc/modprobe.d/lab.conf",
+        ),
     )
 }
 
@@ -59,6 +82,8 @@ ROOT_SIZE = "8G"  # apparent: room for memory files of guests
 FEATURES = "^metadata_csum,^64bit,^has_journal"
 MKE2FS = ["mke2fs", "-q", "-t", "ext4", "-O", FEATURES, "-E", "lazy_itable_init=1,root_owner=0:0"]
 PARTS = ("", "updates", "security")
+# Suites that change all the time, and have no parts: what is built of one is good for a month.
+ROLLING = ("sid",)
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -87,14 +112,14 @@ class Image:
 
 
 def wanted() -> Release:
-    """The release that the environment asks for (``XEN=4.20``).
+    """The release that the environment asks for (``XEN=4.20``, ``XEN=unstable``).
 
     :raises SystemExit: the lab does not have it; a line that says so.
     """
-    xen = os.environ.get("XEN") or next(iter(RELEASES))
-    if xen not in RELEASES:
-        raise SystemExit(f"XEN={xen}: the lab has {' and '.join(RELEASES)}")
-    return RELEASES[xen]
+    name = os.environ.get("XEN") or next(iter(RELEASES))
+    if name not in RELEASES:
+        raise SystemExit(f"XEN={name}: the lab has {' and '.join(RELEASES)}")
+    return RELEASES[name]
 
 
 def ensure(say: cache.Say) -> Image:
@@ -110,7 +135,12 @@ def key(release: Release) -> str:
     somewhere = Path()
     options = _options(release, somewhere, somewhere)
     files = [data for p in sorted(FILES.iterdir()) for data in (p.name, p.read_bytes())]
-    return cache.digest(release.suite, *options, *MKE2FS, ROOT_SIZE, *files)
+    return cache.digest(release.suite, *options, *MKE2FS, ROOT_SIZE, *files, *age(release.suite))
+
+
+def age(suite: str) -> list[str]:
+    """What the key of something built of a suite has beside the recipe."""
+    return [f"{date.today():%Y-%m}"] if suite in ROLLING else []
 
 
 def sources(suite: str) -> list[str]:
@@ -125,7 +155,11 @@ def sources(suite: str) -> list[str]:
     for index in indexes.splitlines():
         uri, codename, component, origin, kind, signer = index.split("\t")
         own, _, part = codename.partition("-")
-        if part in PARTS and (component, origin, kind) == ("main", "Debian", "deb"):
+        if part in (PARTS[:1] if suite in ROLLING else PARTS) and (component, origin, kind) == (
+            "main",
+            "Debian",
+            "deb",
+        ):
             # apt leaves a field that it has no value for as it was, "$(...)" and all; and a key
             # given in the text of a source cannot be passed on in a line.
             signed_by = signer if signer.startswith("/") else KEYRING
@@ -184,10 +218,11 @@ def _options(release: Release, files: Path, out: Path) -> list[str]:
     """What mmdebstrap is told on every machine."""
     hooks = [
         f'mkdir "$1/lab" && cp {shlex.quote(str(files))}/* "$1/lab/"',
+        *([f'chroot "$1" sh -c {shlex.quote(release.prepare)}'] if release.prepare else []),
         'chroot "$1" python3 /lab/setup.py',
         f'mv "$1"/out/* {shlex.quote(str(out))}/ && rmdir "$1/out"',
     ]
-    excluded = [f"/lib/modules/*/kernel/{name}/*" for name in UNUSED_MODULES]
+    excluded = [f"{release.modules}/*/kernel/{name}/*" for name in UNUSED_MODULES]
     excluded += [f"/usr/share/{name}/*" for name in UNUSED_SHARE]
     settings = ['Apt::Install-Recommends "false"', 'Acquire::Languages "none"']
     return [

@@ -21,6 +21,7 @@ from typing import Any, Self
 from . import cache
 from .dom0 import CommandFailed, Dom0
 from .image import Image
+from .patience import patient
 
 QEMU = "qemu-system-x86_64"
 # Plain CPU on purpose. SMAP kills the dom0, RDTSCP kills PVH guests, and AVX/XSAVE bring rare odd
@@ -66,20 +67,20 @@ class Machine:
     def boot(cls, image: Image) -> Self:
         """Boot Xen and dom0 from the image: some 20 s."""
         machine = cls(image, image.disk)
-        machine._await_agent(BOOT_TIMEOUT)
+        machine._await_agent(patient(BOOT_TIMEOUT))
         return machine
 
     @classmethod
     def start(cls, image: Image, memory: Path, disk: Path) -> Self:
         """Start from a saved state: some 3 s."""
         machine = cls(image, disk, memory)
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + patient(START_TIMEOUT)
         while machine.qmp("query-status")["status"] == "inmigrate":
             if time.monotonic() > deadline:
                 raise machine._failed("the saved state was not loaded")
             time.sleep(0.05)
         machine.qmp("cont")
-        machine._await_agent(START_TIMEOUT)
+        machine._await_agent(patient(START_TIMEOUT))
         machine.dom0.run(f"date -u -s @{time.time():.3f}")  # it stood still in the file
         return machine
 
@@ -145,7 +146,7 @@ class Machine:
         self._lock.close()
 
     def _connect_qmp(self) -> "Qmp":
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + patient(START_TIMEOUT)
         while True:
             try:
                 return Qmp(self.directory / "qmp.sock")
@@ -183,7 +184,7 @@ class Qmp:
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(START_TIMEOUT)
+        self._socket.settimeout(patient(START_TIMEOUT))
         self._socket.connect(str(path))
         self._file = self._socket.makefile("rw")
         self._file.readline()  # the greeting

@@ -48,6 +48,8 @@ class Record:
     seconds_suspended: float = 0.0
     #: what was said instead of doing it
     refused: str = ""
+    #: the versions of what else counts there; "" in records from before it was kept
+    host: str = ""
 
     def __str__(self) -> str:
         return "refused" if self.refused else f"works, {self.disks} disks"
@@ -58,35 +60,76 @@ CELLS = [Cell(*cell) for cell in itertools.product(STANDARD, (False, True), (Fal
 REFUSED = [cell for cell in CELLS if cell.guest == "pv" and cell.live]
 MATRIX = [cell for cell in CELLS if cell not in REFUSED]
 
+#: the records of a release of the lab, by cell; and of all releases, by their names
+Records = dict[str, Record]
+Releases = dict[str, Records]
+
+_HOST = r"""
+xl info | sed -n 's/^xen_version *: //p'
+/usr/libexec/xen-qemu-system-i386 --version | sed -n '1s/.*version \([0-9.]*[0-9]\).*/QEMU \1/p'
+uname -r | sed 's/^\([0-9.]*[0-9]\).*/Linux \1/'
+python3 --version
+"""
+
 
 def record(
     dom0: Dom0, cell: Cell, disks: int, seconds_suspended: float = 0.0, refused: str = ""
 ) -> None:
-    """Keep what was seen in a cell, for the next table, which is of the first Xen of the lab."""
-    if wanted().xen != next(iter(RELEASES)):
-        return
-    xen = dom0.run("xl info | sed -n 's/^xen_version *: //p'").out.strip()
-    seen = Record(xen, str(date.today()), disks, round(seconds_suspended, 2), refused)
-    RECORDS.mkdir(exist_ok=True)
-    (RECORDS / f"{cell}.json").write_text(json.dumps(asdict(seen)) + "\n")
+    """Keep what was seen in a cell on the release that is wanted, for the next table."""
+    xen, *host = dom0.run(_HOST).out.splitlines()
+    seen = Record(
+        *(xen, str(date.today()), disks, round(seconds_suspended, 2), refused), ", ".join(host)
+    )
+    directory = RECORDS / wanted().name
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{cell}.json").write_text(json.dumps(asdict(seen)) + "\n")
 
 
-def load(table: Path = TABLE) -> dict[str, Record]:
-    """The records by cell."""
-    return {cell: Record(**seen) for cell, seen in json.loads(table.read_text()).items()}
+def load(table: Path = TABLE) -> Releases:
+    """The records by release and cell."""
+    return {
+        release: {cell: Record(**seen) for cell, seen in records.items()}
+        for release, records in json.loads(table.read_text()).items()
+    }
 
 
-def render(records: dict[str, Record]) -> str:
-    """The table, as Markdown."""
+def render(releases: Releases) -> str:
+    """The table, as Markdown, with a line below for each release."""
     ways = [cell.way for cell in CELLS if cell.guest == STANDARD[0]]
-    rows = [["guest", *(way.replace("-", ", ") for way in ways)], ["---"] * (1 + len(ways))]
-    for guest in STANDARD:
-        cells = [str(records.get(str(c), "not seen yet")) for c in CELLS if c.guest == guest]
-        rows.append([guest.upper(), *cells])
+    rows = [["Debian", "guest", *(way.replace("-", ", ") for way in ways)]]
+    rows.append(["---"] * len(rows[0]))
+    for release, records in releases.items():
+        for guest in STANDARD:
+            cells = [str(records.get(str(c), "not seen yet")) for c in CELLS if c.guest == guest]
+            rows.append([RELEASES[release].debian, guest.upper(), *cells])
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    xens, dates = ({getattr(r, name) for r in records.values()} for name in ("xen", "seen"))
-    when = " to ".join(sorted({min(dates), max(dates)}))
-    return "\n".join([*lines, "", f"Xen {', '.join(sorted(xens))}; {when}."]) + "\n"
+    seen = [f"- Debian {RELEASES[r].debian}: {_when(records)}" for r, records in releases.items()]
+    return "\n".join([*lines, "", *seen]) + "\n"
+
+
+def _when(records: Records) -> str:
+    """On what the cells of a release were seen, and when."""
+    xens, dates, hosts = (
+        {getattr(r, name) for r in records.values()} - {""} for name in ("xen", "seen", "host")
+    )
+    what = ", ".join([f"Xen {' and '.join(sorted(xens))}", *sorted(hosts)])
+    return f"{what}; {' to '.join(sorted({min(dates), max(dates)}))}."
+
+
+def gather(releases: Releases, directory: Path = RECORDS) -> Releases:
+    """The records with those that runs have left since, in the lab's order."""
+    known: Releases = {}
+    for release in RELEASES:
+        records = dict(releases.get(release, {}))
+        for cell in map(str, CELLS):
+            path = directory / release / f"{cell}.json"
+            if path.exists():
+                records[cell] = Record(**json.loads(path.read_text()))
+        if records:
+            known[release] = {
+                str(cell): records[str(cell)] for cell in CELLS if str(cell) in records
+            }
+    return known
 
 
 def put(readme: str, table: str, begin: str = BEGIN) -> str:
@@ -100,16 +143,16 @@ def put(readme: str, table: str, begin: str = BEGIN) -> str:
 
 
 def main() -> int:
-    records = load() if TABLE.exists() else {}
-    for cell in CELLS:
-        path = RECORDS / f"{cell}.json"
-        if path.exists():
-            records[str(cell)] = Record(**json.loads(path.read_text()))
-    known = {cell: asdict(records[cell]) for cell in map(str, CELLS) if cell in records}
-    TABLE.write_text(json.dumps(known, indent=1) + "\n")
-    README.write_text(put(README.read_text(), render(records)))
-    missing = [str(cell) for cell in CELLS if str(cell) not in records]
-    print(f"not seen yet: {', '.join(missing) or 'nothing'}")
+    releases = gather(load() if TABLE.exists() else {})
+    text = {
+        release: {cell: asdict(seen) for cell, seen in records.items()}
+        for release, records in releases.items()
+    }
+    TABLE.write_text(json.dumps(text, indent=1) + "\n")
+    README.write_text(put(README.read_text(), render(releases)))
+    seen_here = releases.get(wanted().name, {})
+    missing = [str(cell) for cell in CELLS if str(cell) not in seen_here]
+    print(f"not seen yet on {wanted().name}: {', '.join(missing) or 'nothing'}")
     return 1 if missing else 0
 
 

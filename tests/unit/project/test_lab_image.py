@@ -1,9 +1,12 @@
 """The lab's Debian comes from this machine's own mirror, whatever release the machine has."""
 
 from collections.abc import Sequence
+from datetime import date
+from types import SimpleNamespace
 
 import pytest
 
+from release.chroot import Chroot
 from tests.lab.harness import image
 
 MIRROR, SECURITY = "mirror:/debian/", "mirror:/security/"
@@ -57,8 +60,35 @@ def test_the_xen_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XEN", "4.20")
     assert image.wanted().suite == "trixie"
     monkeypatch.setenv("XEN", "5.0")
-    with pytest.raises(SystemExit, match=r"^XEN=5\.0: the lab has 4\.17 and 4\.20$"):
+    with pytest.raises(SystemExit, match=r"^XEN=5\.0: the lab has 4\.17 and 4\.20 and unstable$"):
         image.wanted()
+    monkeypatch.setenv("XEN", "unstable")
+    assert image.wanted().suite == "sid"
+    assert {"xen-hypervisor-4.20-amd64", "xen-utils-4.20"} <= set(image.wanted().packages)
+
+
+def test_unstable_has_neither_updates_nor_security(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [BOOKWORM[0].replace("bookworm", "sid")]
+    assert sources(monkeypatch, "sid", HOST) == whole
+    own = ("mirror:/sid/", "sid", "main", "Debian", "deb", UNSET)
+    found = sources(monkeypatch, "sid", [*HOST, own])
+    assert found == [f"deb [signed-by={image.KEYRING}] mirror:/sid/ sid main"]
+
+
+@pytest.mark.parametrize("release", image.RELEASES.values(), ids=str)
+def test_what_is_built_of_unstable_is_good_for_a_month(
+    monkeypatch: pytest.MonkeyPatch, release: image.Release
+) -> None:
+    chroot = Chroot(release.suite, ())
+
+    def keys(today: date) -> list[str]:
+        monkeypatch.setattr(image, "date", SimpleNamespace(today=lambda: today))
+        return [image.key(release), chroot.key]
+
+    first, later, next_month = map(keys, (date(2026, 11, 1), date(2026, 11, 30), date(2026, 12, 1)))
+    assert first == later
+    changed = [one != other for one, other in zip(first, next_month, strict=True)]
+    assert changed == [release.name == "unstable"] * 2
 
 
 def test_each_release_has_an_image_of_its_own() -> None:

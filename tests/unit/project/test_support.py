@@ -1,18 +1,42 @@
 """The README's support table says what the matrix in the lab has seen, and nothing else."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
-from tests.lab.harness.support import BEGIN, CELLS, END, MATRIX, README, REFUSED, load, put, render
+from tests.lab.harness.image import RELEASES
+from tests.lab.harness.support import (
+    BEGIN,
+    CELLS,
+    END,
+    MATRIX,
+    README,
+    REFUSED,
+    gather,
+    load,
+    put,
+    render,
+)
+
+FIRST = next(iter(RELEASES))
+CELL = str(CELLS[0])
 
 
-def test_every_cell_of_the_matrix_has_been_seen() -> None:
-    assert list(load()) == [str(cell) for cell in CELLS]
+def test_every_cell_of_the_matrix_has_been_seen_on_the_first_release() -> None:
+    assert list(load()[FIRST]) == [str(cell) for cell in CELLS]
+
+
+def test_there_is_no_release_that_the_lab_does_not_have() -> None:
+    assert set(load()) <= set(RELEASES)
 
 
 def test_what_was_refused_is_what_cannot_be() -> None:
-    records = load()
-    assert [cell for cell in CELLS if records[str(cell)].refused] == REFUSED
-    assert all(records[str(cell)].seconds_suspended > 0 for cell in MATRIX)
+    for records in load().values():
+        seen = [cell for cell in CELLS if str(cell) in records]
+        assert [cell for cell in seen if records[str(cell)].refused] == [
+            cell for cell in seen if cell in REFUSED
+        ]
+        assert all(records[str(c)].seconds_suspended > 0 for c in seen if c in MATRIX)
 
 
 def test_the_readme_has_the_table_that_follows() -> None:
@@ -20,17 +44,38 @@ def test_the_readme_has_the_table_that_follows() -> None:
 
 
 def test_a_cell_without_a_result_shows() -> None:
-    records = load()
-    cell = str(CELLS[0])
-    without = {name: record for name, record in records.items() if name != cell}
-    assert render(without).count("not seen yet") == render(records).count("not seen yet") + 1
+    records = load()[FIRST]
+    without = {name: record for name, record in records.items() if name != CELL}
+    assert render({FIRST: records}).count("not seen yet") == 0
+    assert render({FIRST: without}).count("not seen yet") == 1
 
 
 def test_another_result_makes_another_table() -> None:
-    records = load()
-    cell = str(CELLS[0])
-    worse = render(records | {cell: replace(records[cell], refused="no")})
-    assert worse.count("refused") == render(records).count("refused") + 1
+    records = load()[FIRST]
+    worse = render({FIRST: records | {CELL: replace(records[CELL], refused="no")}})
+    assert worse.count("refused") == render({FIRST: records}).count("refused") + 1
+
+
+def test_each_release_has_rows_and_a_date_of_its_own() -> None:
+    record = load()[FIRST][CELL]
+    newer = replace(record, xen="4.20.4", seen="2026-11-29", host="QEMU 11.1.3, Linux 7.2.13")
+    table = render({FIRST: {CELL: record}, "unstable": {CELL: newer}})
+    assert "- Debian 12: Xen 4.17.7; 2026-11-23.\n" in table
+    assert "- Debian unstable: Xen 4.20.4, QEMU 11.1.3, Linux 7.2.13; 2026-11-29.\n" in table
+    assert [line for line in table.splitlines() if line.startswith("| unstable | PV |")] == [
+        "| unstable | PV | works, 5 disks | not seen yet | not seen yet | not seen yet |"
+    ]
+
+
+def test_what_a_run_has_left_replaces_what_was_known_of_its_release(tmp_path: Path) -> None:
+    known = load()
+    newer = replace(known[FIRST][CELL], seen="2099-01-01", disks=1)
+    (tmp_path / "unstable").mkdir()
+    (tmp_path / "unstable" / f"{CELL}.json").write_text(json.dumps(asdict(newer)))
+    assert gather({FIRST: known[FIRST]}, tmp_path) == {
+        FIRST: known[FIRST],
+        "unstable": {CELL: newer},
+    }
 
 
 def test_nothing_but_the_table_is_replaced() -> None:
