@@ -3,117 +3,26 @@
 Only the result goes to stdout; everything else goes to stderr.
 """
 
-import argparse
-import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyxlsnap import api
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.cli import render
 from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.errors import Interrupted, NeedsAttention, OperationFailed, PyxlsnapError
-from pyxlsnap.results import Plan, Progress, Recovered, Reverted, Snapshot
-from pyxlsnap.serialize import error_to_plain
 from pyxlsnap.text import one_line
-from pyxlsnap.worker.start import fork_allowed
+
+if TYPE_CHECKING:
+    from pyxlsnap.cli.render import Result
 
 #: the version of the JSON documents on stdout
 JSON_VERSION = 1
-
-
-def _create(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Snapshot | Plan:
-    if given.dry_run:
-        return api.plan_create(
-            given.domain,
-            cfgfile=given.cfgfile,
-            name=given.name,
-            live=given.live,
-            max_downtime=given.max_downtime,
-            max_rate=given.max_rate,
-            cancel=cancel,
-        )
-    return api.create_snapshot(
-        given.domain,
-        cfgfile=given.cfgfile,
-        name=given.name,
-        live=given.live,
-        max_downtime=given.max_downtime,
-        max_rate=given.max_rate,
-        monitor=given.monitor,
-        on_progress=progress,
-        cancel=cancel,
-    )
-
-
-def _revert(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Reverted | Plan:
-    if given.dry_run:
-        return api.plan_revert(
-            given.domain,
-            given.cfgfile,
-            running=given.running,
-            force=given.force,
-            keep_current=given.keep_current,
-            cancel=cancel,
-        )
-    return api.revert_snapshot(
-        given.domain,
-        given.cfgfile,
-        running=given.running,
-        force=given.force,
-        keep_current=given.keep_current,
-        monitor=given.monitor,
-        on_progress=progress,
-        cancel=cancel,
-    )
-
-
-def _recover(given: argparse.Namespace, progress: "_Bar", cancel: Cancel) -> Recovered:
-    return api.recover(given.domain, on_progress=progress, cancel=cancel)
-
-
-#: the function that runs each command of the parser
-RUN: Mapping[str, Callable[[argparse.Namespace, "_Bar", Cancel], render.Result]] = {
-    "snapshot-create": _create,
-    "snapshot-revert": _revert,
-    "snapshot-recover": _recover,
-}
-
-
-class _Bar:
-    """A progress bar, if stderr is a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            # No thread of its own: a process with one thread can fork.
-            bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})
-            self._bar = bar(unit="B", unit_scale=True, unit_divisor=1024)
-        self._phase: tuple[str, int] = ("", 0)
-
-    def __call__(self, progress: Progress) -> None:
-        if self._bar is None:
-            return
-        if (phase := (progress.phase, progress.iteration)) != self._phase:
-            self._phase = phase
-            again = f", pass {progress.iteration + 1}" if progress.iteration else ""
-            self._bar.reset(progress.bytes_expected or None)
-            self._bar.set_description(progress.phase + again)
-        self._bar.update(progress.bytes_done - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 class _Signals:
@@ -159,6 +68,8 @@ def _write(text: str) -> str | None:
 
 
 def _document(command: str, **content: Any) -> str:
+    import json
+
     return json.dumps({"pyxlsnap": JSON_VERSION, "command": command, **content}, indent=2)
 
 
@@ -203,12 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     _open_missing_streams()
     if argv is None:  # the process is ours, and not that of a program that calls this function
-        with fork_allowed():
-            return _run(sys.argv[1:])
-    return _run(argv)
+        return _run(sys.argv[1:], may_fork=True)
+    return _run(argv, may_fork=False)
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], *, may_fork: bool) -> int:
     as_json = "--json" in argv
     command = ""
     signals = _Signals(cancel := Cancel())
@@ -216,27 +126,45 @@ def _run(argv: Sequence[str]) -> int:
         arguments = build_parser().parse_args(argv)
         command = arguments.command
         _set_up_logging(arguments.verbose)
-        with closing(_Bar()) as bar:
+        # Only here: a wrong command line and --help need none of the modules below.
+        from pyxlsnap.cli.commands import RUN, Bar
+        from pyxlsnap.worker.start import fork_allowed
+
+        with fork_allowed(may_fork), closing(Bar()) as bar:
             result = RUN[command](arguments, bar, cancel)
-        for warning in getattr(result, "warnings", ()):
-            _say(f"pyxlsnap: warning: {one_line(warning)}")
-        if as_json:
-            text = _document(command, exit_code=0, result=asdict(result))
-        else:
-            text = "\n".join(map(one_line, render.lines(result)))
-        if (why := _write(text)) is not None:
-            raise _unwritten(result, why)
+        _show(command, result, as_json=as_json)
     except PyxlsnapError as error:
         _fail(error)
         code = _exit_code(error, signals)
         if as_json:
+            from pyxlsnap.serialize import error_to_plain
+
             _write(_document(command, exit_code=code, error=error_to_plain(error)))
         return code
     return 0
 
 
-def _unwritten(result: render.Result, why: str) -> OperationFailed:
+def _show(command: str, result: "Result", *, as_json: bool) -> None:
+    """:raises OperationFailed, NeedsAttention: the result could not be written."""
+    for warning in getattr(result, "warnings", ()):
+        _say(f"pyxlsnap: warning: {one_line(warning)}")
+    if as_json:
+        from dataclasses import asdict
+
+        text = _document(command, exit_code=0, result=asdict(result))
+    else:
+        from pyxlsnap.cli import render
+
+        text = "\n".join(map(one_line, render.lines(result)))
+    if (why := _write(text)) is not None:
+        raise _unwritten(result, why)
+
+
+def _unwritten(result: "Result", why: str) -> OperationFailed:
     """The error for a result that could not be written: the operation itself is done."""
+    from pyxlsnap.cli import render
+    from pyxlsnap.results import Plan
+
     left = [line.strip() for line in render.lines(result)]
     what = f"the result could not be written to stdout ({why})"
     if isinstance(result, Plan):

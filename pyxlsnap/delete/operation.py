@@ -95,6 +95,8 @@ def _locked(
     """
     _, parts = _resumed(request, _find_entry(request.cfgfile))
     guest = find_guest(host, parts)
+    if guest and guest.device_model_pid() is not None:
+        callbacks.will_ask_qemu()
     with ExitStack() as locks:
         for uuid in sorted({parts.uuid, guest.uuid if guest else parts.uuid}):
             lock = DomainLock(uuid, domain=parts.domain)

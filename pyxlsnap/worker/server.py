@@ -18,17 +18,12 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.create import operation as create
-from pyxlsnap.create.feasibility import feasibility
-from pyxlsnap.delete import operation as delete
 from pyxlsnap.errors import Interrupted, PyxlsnapError
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.linux.limits import raise_limits
 from pyxlsnap.linux.locks import RIVAL_S
 from pyxlsnap.linux.processes import fresh_signals
 from pyxlsnap.monitor import launch
-from pyxlsnap.monitor.actions import monitor
-from pyxlsnap.recovery import operation as recovery
 from pyxlsnap.request import (
     Callbacks,
     CreateRequest,
@@ -43,8 +38,8 @@ from pyxlsnap.request import (
     request_from_plain,
 )
 from pyxlsnap.results import Deleted, Feasibility, Plan, Recovered, Reverted, Snapshot
-from pyxlsnap.revert import operation as revert
 from pyxlsnap.serialize import Message, error_to_plain
+from pyxlsnap.worker import modules
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.client_link import ClientLink, LogSender
 from pyxlsnap.worker.supervisor import Death, SupervisorLink, supervise
@@ -72,11 +67,17 @@ def serve(request: Request, client: ClientLink, callbacks: Callbacks, cancel: Ca
 def _with_cfgfile(request: Request) -> Request:
     match request:
         case CreateRequest():
-            return create.read_cfgfile(request)
+            from pyxlsnap.create.operation import read_cfgfile as read_creates
+
+            return read_creates(request)
         case RevertRequest():
-            return revert.read_cfgfile(request)
+            from pyxlsnap.revert.operation import read_cfgfile as read_reverts
+
+            return read_reverts(request)
         case DeleteRequest():
-            return delete.read_cfgfile(request)
+            from pyxlsnap.delete.operation import read_cfgfile as read_deletes
+
+            return read_deletes(request)
     return request
 
 
@@ -103,27 +104,39 @@ def _plain_error(error: Exception) -> Message:
 def perform(host: Host, request: Request, callbacks: Callbacks, cancel: Cancel) -> Result:
     """Run the operation that a request asks for."""
     match request:
-        case CreateRequest(dry_run=True):
-            return create.preview(host, request, callbacks, cancel)
         case CreateRequest():
-            return create.create(host, request, callbacks, cancel)
-        case RevertRequest(dry_run=True):
-            return revert.preview(host, request, callbacks, cancel)
+            from pyxlsnap.create import operation as create
+
+            do = create.preview if request.dry_run else create.create
+            return do(host, request, callbacks, cancel)
         case RevertRequest():
-            return revert.revert(host, request, callbacks, cancel)
+            from pyxlsnap.revert import operation as revert
+
+            go_back = revert.preview if request.dry_run else revert.revert
+            return go_back(host, request, callbacks, cancel)
         case DeleteRequest():
+            from pyxlsnap.delete import operation as delete
+
             return delete.delete(host, request, callbacks, cancel)
         case RecoverRequest():
+            from pyxlsnap.recovery import operation as recovery
+
             return recovery.recover(host, request, callbacks, cancel)
         case MonitorRequest():
+            from pyxlsnap.monitor.actions import monitor
+
             monitor(host, request.domain, on_event=callbacks.on_event, cancel=cancel)
             return None
         case FeasibilityRequest():
+            from pyxlsnap.create.feasibility import feasibility
+
             return feasibility(host, request, cancel)
 
 
 def recover_from(death: Death, client: ClientLink, *, watch: bool) -> None:
     """Recover from the death of the worker, and report the death and the recovery."""
+    from pyxlsnap.recovery import operation as recovery
+
     message: Message = {"died": death.how, "recovered": []}
     cancel = Cancel()
     threading.Thread(target=client.listen, args=(cancel,), daemon=True).start()
@@ -189,6 +202,7 @@ class _Worker:
             share_lock=client.share_lock,
             start_monitor=start if self.watch else None,
             prepare_monitor=prepare,
+            will_ask_qemu=supervisor.load_qmp if supervisor else modules.load_qmp,
         )
         if not self._hooks:
             return found
@@ -209,6 +223,7 @@ def main() -> None:
     if message is None:
         return
     worker = _Worker(channel, message)
+    modules.load(worker.request)
     if isinstance(worker.request, RecoverRequest) or not changes_something(worker.request):
         worker.work()
     elif death := supervise(worker.work):

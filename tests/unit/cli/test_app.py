@@ -16,6 +16,7 @@ import pytest
 import pyxlsnap
 from pyxlsnap import api
 from pyxlsnap.cli import app
+from pyxlsnap.cli.commands import Bar
 from pyxlsnap.errors import (
     Interrupted,
     NeedsAttention,
@@ -447,7 +448,7 @@ def test_options_reach_the_api(
 def test_progress_is_not_shown_on_a_pipe(
     fake: Api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reports(domain: str, *, on_progress: app._Bar, **_: object) -> Snapshot:
+    def reports(domain: str, *, on_progress: Bar, **_: object) -> Snapshot:
         for n in range(3):
             on_progress(Progress("memory", n, 3, n))
         return SNAPSHOT
