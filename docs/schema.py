@@ -12,7 +12,8 @@ from sphinx.pycode import ModuleAnalyzer
 
 import pyxlsnap
 from docs.commands import commands
-from pyxlsnap.cli.app import JSON_VERSION, RUN
+from pyxlsnap.cli.app import JSON_VERSION
+from pyxlsnap.cli.commands import RUN
 from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.cli.progress import ProgressLine
 from pyxlsnap.cli.stderr import LINE_VERSION, LogLine

@@ -14,7 +14,6 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import UsageError
 from pyxlsnap.hooks import Hooks
 from pyxlsnap.model import SnapshotConfig, check_uuid
-from pyxlsnap.monitor import launch
 from pyxlsnap.request import (
     CreateRequest,
     DeleteRequest,
@@ -313,6 +312,8 @@ def start_monitor(uuid: str) -> None:
     :raises UsageError: ``uuid`` is not a uuid. Nothing was started.
     :raises OperationFailed: the process could not be started, and no process watches the domain.
     """
+    from pyxlsnap.monitor import launch  # only here: the other calls do not need the module
+
     launch.start_monitor(check_uuid(uuid))
 
 

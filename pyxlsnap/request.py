@@ -308,6 +308,10 @@ def _share_with_nobody(_uuid: str, _fd: int) -> None:
     """The default of ``share_lock``."""
 
 
+def _ask_nobody() -> None:
+    """The default of ``will_ask_qemu``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
     """The functions that an operation calls while it runs, in its process and on its thread."""
@@ -325,3 +329,5 @@ class Callbacks:
     start_monitor: StartMonitor | None = None
     #: the same in two steps, for a domain that is only restored yet; ``None``: in one
     prepare_monitor: PrepareMonitor | None = None
+    #: called before the domain is locked, if the operation or its undo may talk to its QEMU
+    will_ask_qemu: Callable[[], None] = _ask_nobody

@@ -3,121 +3,27 @@
 Only the result goes to stdout; everything else goes to stderr.
 """
 
-import argparse
-import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyxlsnap import api, clones
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.cli import render
 from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.cli.stderr import Handler, Output, wanted
 from pyxlsnap.errors import Interrupted, NeedsAttention, OperationFailed, PyxlsnapError
-from pyxlsnap.results import Cloned, OnProgress, Plan, Recovered, Reverted, Snapshot
-from pyxlsnap.serialize import error_to_plain
 from pyxlsnap.text import one_line
-from pyxlsnap.worker.start import fork_allowed
+
+if TYPE_CHECKING:
+    from pyxlsnap.cli.render import Result
 
 #: the version of the JSON documents on stdout
 JSON_VERSION = 1
-
-
-def _create(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) -> Snapshot | Plan:
-    if given.dry_run:
-        return api.plan_create(
-            given.domain,
-            cfgfile=given.cfgfile,
-            name=given.name,
-            live=given.live,
-            max_downtime=given.max_downtime,
-            max_rate=given.max_rate,
-            cancel=cancel,
-        )
-    return api.create_snapshot(
-        given.domain,
-        cfgfile=given.cfgfile,
-        name=given.name,
-        live=given.live,
-        max_downtime=given.max_downtime,
-        max_rate=given.max_rate,
-        monitor=given.monitor,
-        on_progress=progress,
-        cancel=cancel,
-    )
-
-
-def _revert(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) -> Reverted | Plan:
-    if given.dry_run:
-        return api.plan_revert(
-            given.domain,
-            given.cfgfile,
-            running=given.running,
-            paused=given.paused,
-            force=given.force,
-            keep_current=given.keep_current,
-            cancel=cancel,
-        )
-    return api.revert_snapshot(
-        given.domain,
-        given.cfgfile,
-        running=given.running,
-        paused=given.paused,
-        force=given.force,
-        keep_current=given.keep_current,
-        monitor=given.monitor,
-        on_progress=progress,
-        cancel=cancel,
-    )
-
-
-def _clone(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) -> Cloned | Plan:
-    if given.dry_run:
-        return clones.plan_clone(
-            given.cfgfile,
-            given.name,
-            disks=given.disks,
-            bridge=given.bridge,
-            running=given.running,
-            paused=given.paused,
-            replace=given.replace,
-            force=given.force,
-            cancel=cancel,
-        )
-    return clones.clone_snapshot(
-        given.cfgfile,
-        given.name,
-        disks=given.disks,
-        bridge=given.bridge,
-        running=given.running,
-        paused=given.paused,
-        replace=given.replace,
-        force=given.force,
-        monitor=given.monitor,
-        on_progress=progress,
-        cancel=cancel,
-    )
-
-
-def _recover(given: argparse.Namespace, progress: OnProgress, cancel: Cancel) -> Recovered:
-    return api.recover(given.domain, on_progress=progress, cancel=cancel)
-
-
-#: the function that runs each command of the parser
-RUN: Mapping[str, Callable[[argparse.Namespace, OnProgress, Cancel], render.Result]] = {
-    "snapshot-create": _create,
-    "snapshot-revert": _revert,
-    "snapshot-clone": _clone,
-    "snapshot-recover": _recover,
-}
 
 
 class _Signals:
@@ -157,6 +63,8 @@ def _write(text: str) -> str | None:
 
 
 def _document(command: str, **content: Any) -> str:
+    import json
+
     return json.dumps({"pyxlsnap": JSON_VERSION, "command": command, **content}, indent=2)
 
 
@@ -194,12 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     _open_missing_streams()
     if argv is None:  # the process is ours, and not that of a program that calls this function
-        with fork_allowed():
-            return _run(sys.argv[1:])
-    return _run(argv)
+        return _run(sys.argv[1:], may_fork=True)
+    return _run(argv, may_fork=False)
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], *, may_fork: bool) -> int:
     as_json = "--json" in argv
     command = ""
     output = Output(wanted(argv))
@@ -209,27 +116,45 @@ def _run(argv: Sequence[str]) -> int:
         command = arguments.command
         output = signals.output = Output(arguments.progress)
         _set_up_logging(arguments.verbose, output)
-        with closing(output):
+        # Only here: a wrong command line and --help need none of the modules below.
+        from pyxlsnap.cli.commands import RUN
+        from pyxlsnap.worker.start import fork_allowed
+
+        with fork_allowed(may_fork), closing(output):
             result = RUN[command](arguments, output.progress, cancel)
-        for warning in getattr(result, "warnings", ()):
-            output.warn(warning)
-        if as_json:
-            text = _document(command, exit_code=0, result=asdict(result))
-        else:
-            text = "\n".join(map(one_line, render.lines(result)))
-        if (why := _write(text)) is not None:
-            raise _unwritten(result, why)
+        _show(command, result, output, as_json=as_json)
     except PyxlsnapError as error:
         _fail(error, output)
         code = _exit_code(error, signals)
         if as_json:
+            from pyxlsnap.serialize import error_to_plain
+
             _write(_document(command, exit_code=code, error=error_to_plain(error)))
         return code
     return 0
 
 
-def _unwritten(result: render.Result, why: str) -> OperationFailed:
+def _show(command: str, result: "Result", output: Output, *, as_json: bool) -> None:
+    """:raises OperationFailed, NeedsAttention: the result could not be written."""
+    for warning in getattr(result, "warnings", ()):
+        output.warn(warning)
+    if as_json:
+        from dataclasses import asdict
+
+        text = _document(command, exit_code=0, result=asdict(result))
+    else:
+        from pyxlsnap.cli import render
+
+        text = "\n".join(map(one_line, render.lines(result)))
+    if (why := _write(text)) is not None:
+        raise _unwritten(result, why)
+
+
+def _unwritten(result: "Result", why: str) -> OperationFailed:
     """The error for a result that could not be written: the operation itself is done."""
+    from pyxlsnap.cli import render
+    from pyxlsnap.results import Plan
+
     left = [line.strip() for line in render.lines(result)]
     what = f"the result could not be written to stdout ({why})"
     if isinstance(result, Plan):

@@ -1,6 +1,5 @@
 """Making a clone, in this process: the locks, the plan, and the run of the sequence."""
 
-import uuid as uuids
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -106,7 +105,7 @@ def _locked(
             locks.callback(SharedLock(origin, domain=request.cfgfile, kind=IN_USE).release)
             refuse_unfinished(name)
             found = find_clone(name)
-            uuid = (found.uuid if found else request.uuid) or str(uuids.uuid4())
+            uuid = (found.uuid if found else request.uuid) or _new_uuid()
             lock = DomainLock(uuid, domain=name)
             locks.callback(lock.release)
             callbacks.share_lock(uuid, lock.fd)
@@ -153,3 +152,9 @@ def _same_file(a: str, b: str) -> bool:
         return Path(a).samefile(b)
     except OSError:
         return a == b
+
+
+def _new_uuid() -> str:
+    from uuid import uuid4  # only here: this takes long to load
+
+    return str(uuid4())

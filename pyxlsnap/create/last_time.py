@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from pathlib import Path
-from statistics import median_low
 from typing import NamedTuple
 
 from pyxlsnap import paths
@@ -60,7 +59,8 @@ def recalled(uuid: str, live: bool, memory_kb: int) -> float | None:
     found = [t for t in _noted(_path(uuid)).get(_kind(live), []) if abs(now - t.noted) < _COUNTS_S]
     if not found:
         return None
-    return median_low(t.seconds if live else t.seconds * memory_kb / t.memory_kb for t in found)
+    times = sorted(t.seconds if live else t.seconds * memory_kb / t.memory_kb for t in found)
+    return times[(len(times) - 1) // 2]
 
 
 def _path(uuid: str) -> Path:

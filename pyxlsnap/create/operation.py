@@ -101,6 +101,8 @@ def _planned(
     """Make a plan, and hold the domain's lock while the plan is used."""
     request = read_cfgfile(request)
     guest = host.find(request.domain)
+    if guest.device_model_pid() is not None:
+        callbacks.will_ask_qemu()
     lock = DomainLock(guest.uuid, domain=str(guest.name))
     try:
         lock.open_to_monitor()

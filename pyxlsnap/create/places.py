@@ -1,9 +1,9 @@
 """The names of a snapshot and of its files: those that the user gave, and the defaults."""
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
@@ -26,7 +26,7 @@ class Places:
 
 def generated_name(created: float) -> str:
     """The name of a snapshot for which the user chose no name: the time."""
-    return datetime.fromtimestamp(created).strftime("%Y%m%d-%H%M%S")
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(created))
 
 
 def choose_places(

@@ -96,6 +96,8 @@ def _locked(
     """
     _, parts = _resumed(request, _find_entry(request.cfgfile))
     guest = find_guest(host, parts)
+    if guest and guest.device_model_pid() is not None:
+        callbacks.will_ask_qemu()
     with ExitStack() as locks:
         # A clone that is being made reads the snapshot.
         in_use = DomainLock(parts.uuid, domain=parts.domain, kind=IN_USE)

@@ -7,14 +7,21 @@ A package with a strategy names a class (or a function, see :class:`pyxlsnap.Dis
     zfs = "storage.snapshots:ZfsVolumes"
 """
 
+import os
+import sys
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING
 
 from pyxlsnap.disks.protocol import DiskKind
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 GROUP = "pyxlsnap.disks"
+_INFORMATION = (".dist-info", ".egg-info", ".egg")
 
 
 def find(disk: Disk) -> DiskKind | None:
@@ -39,10 +46,48 @@ def installed() -> tuple[tuple[str, DiskKind], ...]:
 
     :raises Refused: a kind cannot be loaded.
     """
+    if not _may_be_named():
+        return ()
+    from importlib.metadata import entry_points  # only here: this takes long to load
+
     return tuple((entry.name, _load(entry)) for entry in sorted(entry_points(group=GROUP)))
 
 
-def _load(entry: EntryPoint) -> DiskKind:
+def _may_be_named() -> bool:
+    """Whether some installed package may name a kind of storage.
+
+    :mod:`importlib.metadata` finds the same files. It is asked where this finds one, and where
+    packages may be installed in another way than in directories.
+    """
+    if any(hasattr(f, "find_distributions") for f in sys.meta_path if f is not PathFinder):
+        return True
+    return any(_may_be_named_in(entry or ".") for entry in sys.path)
+
+
+def _may_be_named_in(entry: str) -> bool:
+    try:
+        names = os.listdir(entry)  # noqa: PTH208
+    except FileNotFoundError:
+        return False
+    except OSError:  # a zip file
+        return True
+    if entry.lower().endswith(".egg"):
+        return True
+    files = (f"{entry}/{n}/entry_points.txt" for n in names if n.lower().endswith(_INFORMATION))
+    return any(_is_named_in(file) for file in files)
+
+
+def _is_named_in(file: str) -> bool:
+    try:
+        with open(file, "rb") as found:
+            return GROUP.encode() in found.read()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _load(entry: "EntryPoint") -> DiskKind:
     try:
         kind: DiskKind = entry.load()
     except Exception as e:

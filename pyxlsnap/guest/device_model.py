@@ -15,7 +15,6 @@ from typing import Any
 
 from pyxlsnap import paths
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX
-from pyxlsnap.disks.qcow2.qmp import QmpConnection, socket_path
 from pyxlsnap.errors import QmpError, Refused
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.model import Disk, DomainConfig, GuestKind
@@ -113,6 +112,8 @@ def examine_device_model(guest: Guest, config: DomainConfig) -> DeviceModel:
     pid = guest.device_model_pid()
     if config.kind is not GuestKind.HVM or pid is None:
         return DeviceModel()  # the QEMU of another kind of guest serves only what is in xenstore
+    from pyxlsnap.disks.qcow2.qmp import QmpConnection, socket_path  # asyncio takes long to load
+
     try:
         connection = QmpConnection(socket_path(guest.domid))
         try:

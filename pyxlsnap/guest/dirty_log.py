@@ -8,7 +8,6 @@ slower.
 
 import logging
 
-from pyxlsnap.disks.qcow2.qmp import QmpConnection, socket_path
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.guest.protocols import Guest
 
@@ -40,6 +39,8 @@ def switch_off(guest: Guest) -> None:
 
 
 def _switch_off(guest: Guest) -> None:
+    from pyxlsnap.disks.qcow2.qmp import QmpConnection, socket_path  # asyncio takes long to load
+
     connection = QmpConnection(socket_path(guest.domid), timeout_s=_ANSWER_S)
     try:
         if connection.version() == _DELICATE:

@@ -1,6 +1,5 @@
 """Where a file has blocks of its own, so that writing there takes no more space."""
 
-import ctypes
 import fcntl
 import struct
 import sys
@@ -32,6 +31,8 @@ def space_to_write(fd: int, ranges: list[tuple[int, int]]) -> int:
 
 
 def _writes_in_place(fd: int) -> bool:
+    import ctypes  # only here: this takes long to load
+
     found = ctypes.create_string_buffer(_STATFS_SIZE)
     if ctypes.CDLL(None).fstatfs(fd, found):
         return False

@@ -11,7 +11,6 @@ from functools import partial
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.waiting import Waiting
-from pyxlsnap.delete.operation import finish as finish_delete
 from pyxlsnap.errors import Busy, DomainNotFound, Refused, UsageError
 from pyxlsnap.guest.protocols import Host, find_if_there
 from pyxlsnap.journal import (
@@ -29,9 +28,6 @@ from pyxlsnap.model import check_uuid
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.monitor.xl import xl_monitor
 from pyxlsnap.recovery.every import Turn, recover_every
-from pyxlsnap.recovery.finish_clone import finish_clone
-from pyxlsnap.recovery.finish_revert import Decision, carry_out, decide_now, find_guest, redo
-from pyxlsnap.recovery.undo_create import undo_create
 from pyxlsnap.request import Callbacks, RecoverRequest
 from pyxlsnap.results import Recovered
 
@@ -100,19 +96,29 @@ def _recover_one(
     finally:
         lock.release()
     assert isinstance(entry, RevertEntry)
+    from pyxlsnap.recovery.finish_revert import redo
+
     return redo(host, entry, callbacks)
 
 
 def _way_to_finish(
     host: Host, entry: Entry, waiting: Callable[[str], None], callbacks: Callbacks
 ) -> Callable[[], Recovered] | None:
-    """The recovery to run under the lock; ``None``: :func:`redo`, which takes the lock."""
+    """The recovery to run under the lock; ``None``: ``redo``, which takes the lock."""
     if isinstance(entry, CreateEntry):
+        from pyxlsnap.recovery.undo_create import undo_create
+
         return partial(undo_create, host, entry, waiting)
     if isinstance(entry, DeleteEntry):
+        from pyxlsnap.delete.operation import finish as finish_delete
+
         return partial(finish_delete, host, entry)
     if isinstance(entry, CloneEntry):
+        from pyxlsnap.recovery.finish_clone import finish_clone
+
         return partial(finish_clone, host, entry, callbacks, waiting)
+    from pyxlsnap.recovery.finish_revert import Decision, carry_out, decide_now, find_guest
+
     guest = find_guest(host, entry)
     decided = decide_now(host, guest, entry)
     if decided is Decision.REDO:

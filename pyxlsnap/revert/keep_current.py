@@ -1,8 +1,8 @@
 """The snapshot of the present state that a revert takes first (``--keep-current``)."""
 
 import logging
+import time
 from dataclasses import replace
-from datetime import datetime
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.plan import CreatePlan, make_plan
@@ -34,7 +34,7 @@ def plan_present(host: Host, plan: RevertPlan, callbacks: Callbacks, cancel: Can
             f"--keep-current"
         )
     Journal(guest.uuid).refuse_unfinished()
-    name = f"before-{plan.name[:_KEPT_NAME]}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"before-{plan.name[:_KEPT_NAME]}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = SnapshotConfig(
         name=name,
         description=f"before a revert to {plan.name}",

@@ -10,12 +10,11 @@ from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.disks.in_use import wait_for_qemu_img
 from pyxlsnap.errors import DomainNotFound, Interrupted, Refused
-from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.request import Callbacks, RevertRequest
 from pyxlsnap.results import Plan, Progress, Reverted
-from pyxlsnap.revert.keep_current import plan_present, take_present
 from pyxlsnap.revert.plan import RevertPlan, make_plan, saved_uuid
 from pyxlsnap.revert.ready import take_back
 from pyxlsnap.revert.sequence import Reversion
@@ -45,6 +44,8 @@ def revert(
         recheck(plan.guest)
         kept = ""
         if request.keep_current:
+            from pyxlsnap.revert.keep_current import plan_present, take_present
+
             with closing(plan_present(host, plan, callbacks, cancel)) as present:
                 kept = take_present(present, plan, callbacks, cancel)
         return Reversion(host, plan, callbacks, cancel, present_cfgfile=kept).run()
@@ -60,6 +61,8 @@ def preview(
     cancel = cancel or Cancel()
     with _planned(host, request, callbacks, cancel) as plan:
         if request.keep_current:
+            from pyxlsnap.revert.keep_current import plan_present
+
             plan_present(host, plan, callbacks, cancel).close()
         return plan.summary()
 
@@ -91,7 +94,7 @@ def _planned(
     half_way: RevertEntry | None = None
     with ExitStack() as locks:
         try:
-            for uuid in _uuids(host, request):
+            for uuid in _uuids(host, request, callbacks):
                 lock = DomainLock(uuid, domain=request.domain, wait_s=request.wait_s)
                 locks.callback(lock.release)
                 callbacks.share_lock(uuid, lock.fd)
@@ -129,11 +132,12 @@ def _is_half_way(host: Host, request: RevertRequest, entry: RevertEntry) -> bool
         return True
 
 
-def _uuids(host: Host, request: RevertRequest) -> list[str]:
+def _uuids(host: Host, request: RevertRequest, callbacks: Callbacks) -> list[str]:
     """The uuids of the saved domain and of the domain that exists now."""
     uuids = {saved_uuid(request)}
-    try:
-        uuids.add(host.find(request.domain).uuid)
-    except DomainNotFound:
-        pass  # the domain is off, or the name is wrong: the plan finds out
+    # Without a domain, it is off, or the name is wrong: the plan finds out.
+    if guest := find_if_there(host, request.domain):
+        uuids.add(guest.uuid)
+        if request.keep_current and guest.device_model_pid() is not None:
+            callbacks.will_ask_qemu()
     return sorted(uuids)

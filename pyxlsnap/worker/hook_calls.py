@@ -1,9 +1,9 @@
 """Calls the hooks of the embedder for one operation, in the caller's process."""
 
 import contextvars
-import inspect
 import threading
 import time
+import types
 from functools import partial
 
 from pyxlsnap.hooks import Hook, Hooks, Moment
@@ -121,6 +121,6 @@ def _failure(name: str, error: BaseException | None) -> str | None:
 
 def _refuse_coroutine(returned: object) -> None:
     """Refuse a coroutine function: its call makes a coroutine, and runs nothing of it."""
-    if inspect.iscoroutine(returned):
+    if isinstance(returned, types.CoroutineType):
         returned.close()
         raise TypeError("the hook is a coroutine function, which only pyxlsnap.aio can call")

@@ -17,21 +17,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 
-from pyxlsnap import contents
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.clone import operation as clone
-from pyxlsnap.clone.removal import delete_clone
-from pyxlsnap.create import operation as create
-from pyxlsnap.create.feasibility import feasibility
-from pyxlsnap.delete import operation as delete
 from pyxlsnap.errors import Interrupted, PyxlsnapError
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.linux.limits import raise_limits
 from pyxlsnap.linux.locks import RIVAL_S
 from pyxlsnap.linux.processes import fresh_signals
 from pyxlsnap.monitor import launch
-from pyxlsnap.monitor.actions import monitor
-from pyxlsnap.recovery import operation as recovery
 from pyxlsnap.request import (
     Callbacks,
     CloneConfigurationRequest,
@@ -59,9 +51,9 @@ from pyxlsnap.results import (
     Reverted,
     Snapshot,
 )
-from pyxlsnap.revert import operation as revert
 from pyxlsnap.serialize import Message, error_to_plain
 from pyxlsnap.snapshot_info import SnapshotInfo
+from pyxlsnap.worker import modules
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.client_link import ClientLink, LogSender
 from pyxlsnap.worker.supervisor import Death, SupervisorLink, supervise
@@ -89,6 +81,8 @@ def serve(request: Request, client: ClientLink, callbacks: Callbacks, cancel: Ca
 
     def work() -> None:
         if isinstance(request, ReadRequest):  # needs no Xen
+            from pyxlsnap import contents
+
             client.finish(_outcome(request, lambda: contents.read(request)))
             return
         # First, without libxl: a wrong cfgfile is an error on any host.
@@ -103,15 +97,25 @@ def serve(request: Request, client: ClientLink, callbacks: Callbacks, cancel: Ca
 def _with_cfgfile(request: Request) -> Request:
     match request:
         case CreateRequest():
-            return create.read_cfgfile(request)
+            from pyxlsnap.create.operation import read_cfgfile as read_creates
+
+            return read_creates(request)
         case RevertRequest():
-            return revert.read_cfgfile(request)
+            from pyxlsnap.revert.operation import read_cfgfile as read_reverts
+
+            return read_reverts(request)
         case CloneRequest():
-            return clone.read_cfgfile(request)
+            from pyxlsnap.clone.operation import read_cfgfile as read_clones
+
+            return read_clones(request)
         case CloneConfigurationRequest():
-            return replace(request, clone=clone.read_cfgfile(request.clone))
+            from pyxlsnap.clone.operation import read_cfgfile as read_clones
+
+            return replace(request, clone=read_clones(request.clone))
         case DeleteRequest():
-            return delete.read_cfgfile(request)
+            from pyxlsnap.delete.operation import read_cfgfile as read_deletes
+
+            return read_deletes(request)
     return request
 
 
@@ -138,37 +142,63 @@ def _plain_error(error: Exception) -> Message:
 def perform(host: Host, request: Request, callbacks: Callbacks, cancel: Cancel) -> Result:
     """Run the operation that a request asks for."""
     match request:
-        case CreateRequest(dry_run=True):
-            return create.preview(host, request, callbacks, cancel)
-        case CreateRequest():
-            return create.create(host, request, callbacks, cancel)
-        case RevertRequest(dry_run=True):
-            return revert.preview(host, request, callbacks, cancel)
-        case RevertRequest():
-            return revert.revert(host, request, callbacks, cancel)
-        case CloneRequest(dry_run=True):
-            return clone.preview(host, request, callbacks, cancel)
-        case CloneRequest():
-            return clone.clone(host, request, callbacks, cancel)
-        case CloneConfigurationRequest():
-            return clone.configuration(host, request, callbacks, cancel)
-        case DeleteCloneRequest():
-            return delete_clone(host, request, callbacks, cancel)
         case ReadRequest():
+            from pyxlsnap import contents
+
             return contents.read(request)
+        case CreateRequest():
+            from pyxlsnap.create import operation as create
+
+            do = create.preview if request.dry_run else create.create
+            return do(host, request, callbacks, cancel)
+        case RevertRequest():
+            from pyxlsnap.revert import operation as revert
+
+            go_back = revert.preview if request.dry_run else revert.revert
+            return go_back(host, request, callbacks, cancel)
+        case CloneRequest() | CloneConfigurationRequest():
+            return _clone(host, request, callbacks, cancel)
+        case DeleteCloneRequest():
+            from pyxlsnap.clone.removal import delete_clone
+
+            return delete_clone(host, request, callbacks, cancel)
         case DeleteRequest():
+            from pyxlsnap.delete import operation as delete
+
             return delete.delete(host, request, callbacks, cancel)
         case RecoverRequest():
+            from pyxlsnap.recovery import operation as recovery
+
             return recovery.recover(host, request, callbacks, cancel)
         case MonitorRequest():
+            from pyxlsnap.monitor.actions import monitor
+
             monitor(host, request.domain, on_event=callbacks.on_event, cancel=cancel)
             return None
         case FeasibilityRequest():
+            from pyxlsnap.create.feasibility import feasibility
+
             return feasibility(host, request, cancel)
+
+
+def _clone(
+    host: Host,
+    request: CloneRequest | CloneConfigurationRequest,
+    callbacks: Callbacks,
+    cancel: Cancel,
+) -> Cloned | Plan | CloneConfiguration:
+    from pyxlsnap.clone import operation as clone
+
+    if isinstance(request, CloneConfigurationRequest):
+        return clone.configuration(host, request, callbacks, cancel)
+    do = clone.preview if request.dry_run else clone.clone
+    return do(host, request, callbacks, cancel)
 
 
 def recover_from(death: Death, client: ClientLink, *, watch: bool) -> None:
     """Recover from the death of the worker, and report the death and the recovery."""
+    from pyxlsnap.recovery import operation as recovery
+
     message: Message = {"died": death.how, "recovered": []}
     cancel = Cancel()
     threading.Thread(target=client.listen, args=(cancel,), daemon=True).start()
@@ -234,6 +264,7 @@ class _Worker:
             share_lock=client.share_lock,
             start_monitor=start if self.watch else None,
             prepare_monitor=prepare,
+            will_ask_qemu=supervisor.load_qmp if supervisor else modules.load_qmp,
         )
         if not self._hooks:
             return found
@@ -254,6 +285,7 @@ def main() -> None:
     if message is None:
         return
     worker = _Worker(channel, message)
+    modules.load(worker.request)
     if isinstance(worker.request, RecoverRequest) or not changes_something(worker.request):
         worker.work()
     elif death := supervise(worker.work):

@@ -18,14 +18,14 @@ _may_fork = False
 
 
 @contextmanager
-def fork_allowed() -> Iterator[None]:
+def fork_allowed(allowed: bool = True) -> Iterator[None]:
     """Start workers as copies of this process meanwhile, as long as it has one thread.
 
     For the command line only: its process has no state that a worker must not have, and a copy does
     not load Python again.
     """
     global _may_fork
-    _may_fork = True
+    _may_fork = allowed
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ wait for a program to start. The supervisor is the parent, so that no zombie is 
 them dies. It opens libxl only to recover, so that a fault in libxl kills only the child.
 """
 
+import logging
 import os
 import select
 import signal
@@ -13,12 +14,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pyxlsnap.errors import Refused
 from pyxlsnap.linux.locks import unlock
 from pyxlsnap.linux.processes import Process, how_ended, is_killed
 from pyxlsnap.monitor import launch
 from pyxlsnap.monitor.process import watch_in_a_copy
+from pyxlsnap.worker import modules
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.xen.callbacks import close_in_children
+
+log = logging.getLogger("pyxlsnap.worker")
 
 _EXIT_S = 10.0
 _LOOK_S = 2.0
@@ -59,6 +64,21 @@ class SupervisorLink:
         with theirs:
             self._send({"watch": uuid, "waits": True}, theirs.fileno())
         return launch.WaitingProcess(uuid, ours)
+
+    def load_qmp(self) -> None:
+        """Load what it takes to talk to a guest's QEMU, here and in the supervisor.
+
+        Return when both have loaded it. A supervisor that cannot is as one that was killed.
+        """
+        try:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+        except OSError as e:
+            raise Refused(f"no pipe to the supervisor: {e.strerror}") from e
+        with os.fdopen(reader, "rb") as pipe:
+            self._send({"load": "qmp"}, writer)
+            os.close(writer)
+            modules.load_qmp()  # side by side with the supervisor
+            pipe.read()
 
     def answered(self) -> None:
         """Tell the supervisor that the caller has the result, so that no recovery is needed."""
@@ -110,6 +130,8 @@ def _wait_for(pid: int, channel: Channel) -> Death | None:
         while not answered and (message := _next(channel, process, pid)):
             answered = "answered" in message
             locks += [message["lock"]] if "lock" in message else []
+            if "load" in message:
+                _load_qmp(channel.fds.pop())
             if "watch" in message:
                 _start_watch(message["watch"], channel.fds.pop(), waits="waits" in message)
         if answered and not process.ended(within_s=_EXIT_S):
@@ -127,6 +149,16 @@ def _reap(process: Process, pid: int) -> str:
         if is_killed(pid):
             return _STUCK
     return how_ended(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def _load_qmp(writer: int) -> None:
+    """Load what it takes to undo the child's work, and close a pipe then."""
+    try:
+        modules.load_qmp()
+    except Exception:  # the child says so, too, and does nothing
+        log.exception("the connection to QEMU could not be loaded")
+    finally:
+        os.close(writer)
 
 
 def _start_watch(uuid: str, writer: int, *, waits: bool = False) -> None:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from uuid import uuid4
 
 from pyxlsnap.errors import DomainNotFound, GuestTimeout, Refused, XenError
 from pyxlsnap.linux.waiting import until
@@ -255,6 +254,8 @@ class Domain:
         :param suffix: appended to its name.
         :raises XenError: libxl could not.
         """
+        from uuid import uuid4  # only here: this takes long to load
+
         with self._context.calling() as ctx, self._context.parsed(config) as parsed:
             new = ffi.new("libxl_uuid *", [uuid4().bytes])
             rc = C.libxl_domain_preserve(

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.errors import DiskError, QmpError, Refused
 from pyxlsnap.linux.files import scratch_file, scratch_text
 from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import Disk
+
+if TYPE_CHECKING:
+    from pyxlsnap.disks.qcow2 import qmp
 
 _TELL_EVERY_S = 5.0
 _ASK_EVERY_S = 1.0
@@ -52,6 +54,8 @@ class GuestQemu:
         :raises QmpError: QEMU does not answer.
         :raises Refused: it does not have a disk, or has it twice; the other disks were found.
         """
+        from pyxlsnap.disks.qcow2 import qmp  # only here: asyncio takes long to load
+
         self._domid = domid
         self._connection = qmp.QmpConnection(qmp.socket_path(domid))
         self._find(disks)
@@ -102,6 +106,8 @@ class GuestQemu:
     def _until_answered(
         self, disks: Sequence[Disk], waiting: Callable[[], None], unheld: Callable[[], bool]
     ) -> list[dict[str, Any]] | None:
+        from pyxlsnap.disks.qcow2 import qmp
+
         while True:
             try:
                 if self._connection is None:
@@ -159,7 +165,7 @@ class GuestQemu:
         """The snapshots in a disk's image."""
         return tags_of(self.image(vdev))
 
-    def _connected(self) -> qmp.QmpConnection:
+    def _connected(self) -> "qmp.QmpConnection":
         if self._connection is None:
             raise QmpError("not connected to the guest's QEMU", command="connect")
         return self._connection

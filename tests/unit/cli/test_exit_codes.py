@@ -39,7 +39,7 @@ def documented(lines: str, pattern: str) -> dict[int, str]:
     return {int(code): meaning for codes, meaning in plainly.items() for code in codes.split(", ")}
 
 
-README = documented((ROOT / "README.md").read_text(), r"^\| (\d+(?:, \d+)*) \| (.*) \|$")
+README = documented((ROOT / "README.md").read_text(), r"^\| (\d+(?:, \d+)*) \| ([^|]*) \|$")
 HELP = documented(build_parser().epilog or "", r"^  (\d+(?:, \d+)*)  (.*)$")
 
 

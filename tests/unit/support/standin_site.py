@@ -91,6 +91,7 @@ class Call:
     before_suspend: Hook | None = None
     start_monitor: StartMonitor | None = None
     prepare_monitor: PrepareMonitor | None = None
+    will_ask_qemu: Callable[[], None] = lambda: None
     leave: Callable[[PyxlsnapError], None] = lambda _: None
     #: the pipe of a watching process
     writer: int = -1
@@ -212,6 +213,7 @@ class _Operations:
             before_suspend=callbacks.before_suspend if asked else None,
             start_monitor=callbacks.start_monitor,
             prepare_monitor=callbacks.prepare_monitor,
+            will_ask_qemu=callbacks.will_ask_qemu,
             leave=callbacks.leave,
         )
 
