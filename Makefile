@@ -6,8 +6,9 @@
 # make soak    the lab tests that take too long for that, and the README's table of what they saw;
 #              before them (not with XEN=…) make newest, and make smoke on Debian unstable
 # make bench   how long snapshots and reverts take, beside xl and a C program on libxl, ROUNDS (5)
-#              times; the README's tables and picture of it
-# make docs    the reference documentation, into build/docs/html; what is generated, into docs/share
+#              times; the tables and pictures of README and docs/how-fast.rst
+# make docs    the documentation, into build/docs/html; what is generated, into docs/share; the README's
+#              time line
 # make dist    the sdist and the wheel, in dist/, checked
 # make deb     the Debian packages, in dist/SUITE/, for each of SUITES (bookworm trixie): built twice in
 #              a clean Debian, compared, checked by lintian, tried
@@ -65,6 +66,7 @@ format: $(VENV)/ready
 
 docs: html
 	$(PY) -m docs.generate
+	$(PY) -m docs.timeline
 
 html: $(VENV)/built
 	$(PY) -m sphinx -q -E -W --keep-going -b html docs build/docs/html

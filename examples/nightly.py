@@ -1,8 +1,8 @@
 """Take a snapshot of each domain that is named, and keep the newest ones; for cron or a timer.
 
 usage: nightly.py KEEP DOMAIN... The exit status is that of the worst failure. Set
-``KillMode=process`` in the unit that runs the script (see pyxlsnap's README). Only snapshots of
-this script are deleted, and only after a new one was taken.
+``KillMode=process`` in the unit that runs the script (see SYSTEMD in pyxlsnap(1)). Only snapshots
+of this script are deleted, and only after a new one was taken.
 """
 
 import sys

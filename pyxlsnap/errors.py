@@ -24,9 +24,9 @@
         ├── GuestEnded                      .reason: the guest rebooted or powered off meanwhile
         └── NeedsAttention                  .finish: a person must finish the operation
 
-Every class has an ``exit_code``, the exit status of the command line (see README). The message is
-for people; programs use the attributes. An error in the worker process is raised in the caller with
-the same class and attributes.
+Every class has an ``exit_code``, the exit status of the command line (see pyxlsnap(1)). The message
+is for people; programs use the attributes. An error in the worker process is raised in the caller
+with the same class and attributes.
 """
 
 from collections.abc import Iterable, Sequence

@@ -8,13 +8,16 @@ from tests.readme import Block
 
 GUIDE = PROJECT / "docs" / "guide"
 _BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n\n((?: {3}.*\n|\n)+)", re.MULTILINE)
-#: the blocks that need a real Xen, and are run by tests/lab/test_guide.py: page and number
+#: the blocks that need a real Xen: page and number. tests/lab/test_guide.py runs them, and those of
+#: the page "library" tests/lab/test_readme.py
 IN_LAB = {
     ("backups", 4),
     ("moving", 0),
     ("moving", 1),
     ("disaster-recovery", 2),
     ("disaster-recovery", 3),
+    ("library", 1),
+    ("library", 2),
 }
 
 

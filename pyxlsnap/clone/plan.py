@@ -283,8 +283,11 @@ def _risks(look: Look, chosen: Sequence[tuple[Disk, DiskRequest]]) -> list[str]:
 
 
 def _risky(clone: str, name: str, risks: Sequence[str]) -> Risky:
-    what = f"making the clone {clone} of {name} is risky: {'; '.join(risks)}"
-    return Risky(f"{what}; to make it anyway, add --force", reasons=risks)
+    return Risky(
+        f"making the clone {clone} of {name} is risky: {'; '.join(risks)}; to make it anyway, "
+        f"add --force",
+        reasons=risks,
+    )
 
 
 def read_origin(request: CloneRequest) -> str:

@@ -149,6 +149,7 @@ def create(task: Task, name: str, *words: str) -> tuple[dict[str, float], dict[s
     own = {
         "reported_suspended_s": result["seconds_suspended"],
         "disk_snapshots_s": result["seconds"]["disk snapshots"],
+        "after_s": after(result, "resume"),
     }
     return _taken(done, watch, Path(result["memory_path"])) | own, result
 
@@ -163,6 +164,13 @@ def _taken(done: Done, watch: Watch, path: Path) -> dict[str, float]:
         "file_bytes": found.st_size,
         "disk_bytes": found.st_blocks * 512,
     }
+
+
+def after(result: dict[str, Any], step: str) -> float:
+    """The seconds of the steps after this one."""
+    steps = list(result["seconds"])
+    late = steps[steps.index(step) + 1 :] if step in steps else []
+    return float(sum(result["seconds"][name] for name in late))
 
 
 def forget(result: dict[str, Any]) -> None:
@@ -181,8 +189,13 @@ def forget(result: dict[str, Any]) -> None:
 def revert(task: Task, result: dict[str, Any]) -> dict[str, float]:
     """``pyxlsnap snapshot-revert``."""
     done = timed("pyxlsnap", "--json", "snapshot-revert", task.domain, result["cfgfile"])
-    off = json.loads(done.out)["result"]["seconds_off"]
-    return {"whole_s": done.seconds, "cpu_s": done.cpu_seconds, "off_s": off}
+    result = json.loads(done.out)["result"]
+    return {
+        "whole_s": done.seconds,
+        "cpu_s": done.cpu_seconds,
+        "off_s": result["seconds_off"],
+        "after_s": after(result, "unpause"),
+    }
 
 
 def xl_revert(task: Task) -> dict[str, float]:

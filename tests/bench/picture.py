@@ -1,4 +1,4 @@
-"""The picture of the README: for how long a guest is suspended, ours beside the others'."""
+"""The picture of "How fast": for how long a guest is suspended, ours beside the others'."""
 
 from collections.abc import Mapping
 from pathlib import Path

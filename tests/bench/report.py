@@ -1,4 +1,4 @@
-"""What a run of the bench says: what must be reached, and the README's tables.
+"""What a run of the bench says: what must be reached, and the tables of README and how-fast.rst.
 
     python -m tests.bench.report [FILE]     # build/bench.json
 
@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from docs import timeline
+from docs.timeline import Span, Times
 from tests.bench.measure import Way
 from tests.lab.harness.support import README, put
 
 BEGIN: Final = "<!-- python -m tests.bench.report -->\n"
 PICTURE: Final = "docs/how-fast.svg"
+#: the page with all tables, and the comments around them
+PAGE: Final = README.parent / "docs" / "how-fast.rst"
+PAGE_BEGIN, PAGE_END = ".. python -m tests.bench.report\n", ".. end\n"
 MIB: Final = 1 << 20
 #: seconds for which a live snapshot suspended the guest of the base cell before there was the
 #: stream writer, in the same lab (commit 991ed66)
 BEFORE_S: Final = 0.47
-#: the columns of the README's table
+#: the columns of the tables
 SAVES: Final = (Way.XL_SAVE, Way.BARE_STOPPED, Way.STOPPED, Way.BARE_LIVE, Way.LIVE)
 HEADS: Final = {
     Way.XL_SAVE: "`xl save -c`",
@@ -167,7 +172,7 @@ def _writer_memory(bench: Bench) -> Iterator[Found]:
         yield name, found["writer"]["memory_mib"]["median"] - 2 * pages / MIB
 
 
-# The README's table
+# The tables: a few lines for README (Markdown), everything for docs/how-fast.rst
 
 
 def seconds(spread: Mapping[str, float] | None) -> str:
@@ -179,19 +184,44 @@ def seconds(spread: Mapping[str, float] | None) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def table(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
     """Some rows, the first of them the heads, as Markdown."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def table(rows: list[list[str]]) -> str:
+    """Some rows, the first of them the heads, as a grid of reStructuredText."""
+    cells = [[cell.replace("`", "``") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [f"+{'+'.join('-' * (width + 2) for width in widths)}+"]
+    for number, row in enumerate(cells):
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append(f"| {' | '.join(padded)} |")
+        lines.append(lines[0].replace("-", "=") if number == 0 else lines[0])
+    return "".join(f"{line}\n" for line in lines)
+
+
+def summary(bench: Bench) -> str:
+    """What README says of a run: the picture, and the first guest."""
+    base = Figures(bench.get("lab", {}).get("base", {}))
+    saved = [seconds(base.spread(way, "suspended_s")) for way in SAVES]
+    back = [seconds(base.spread(way, "off_s")) for way in (Way.XL_REVERT, Way.REVERT)]
+    rows = [
+        ["seconds, in the emulated lab", *(HEADS[way] for way in SAVES)],
+        ["a snapshot suspended the guest", *saved],
+        ["a revert stopped the guest", f"`xl` by hand: {back[0]}", "", back[1], "", ""],
+    ]
+    picture = f"![For how long a guest is suspended]({PICTURE})\n\n"
+    return f"{picture}{markdown(rows)}\n{_when(bench)}"
+
+
 def render(bench: Bench) -> str:
-    """What the README says of a run: two tables, and how they were made."""
+    """What docs/how-fast.rst says of a run: its tables, and how they were made."""
     lab: Mapping[str, Any] = bench.get("lab", {})
     cells = {name: (cell["what"], Figures(cell)) for name, cell in lab.items() if "ways" in cell}
-    xens = ", ".join(sorted({cell["xen"] for cell in lab.values() if "xen" in cell}))
     parts = [
-        f"![For how long a guest is suspended]({PICTURE})\n",
+        f"\n.. image:: {Path(PICTURE).name}\n   :alt: For how long a guest is suspended\n",
         "Seconds for which a snapshot suspended the guest, median (minimum to maximum). Each guest "
         "differs from the first in what its line says:\n",
         _table_of(cells, SAVES, "suspended_s"),
@@ -199,12 +229,41 @@ def render(bench: Bench) -> str:
         _table_of(cells, (Way.XL_REVERT, Way.REVERT), "off_s"),
         "The first guest, by every way:\n",
         _every_way(Figures(lab.get("base", {}))),
-        _native(bench),
+        _native(bench).replace("`", "``"),
         "The targets, each with the worst that was found (for sizes and times: of the medians):\n",
         table([["target", "found", "at most"], *([x.what, *x.shown()] for x in must_reach(bench))]),
-        f"Xen {xens}; {bench['date']}; {bench['rounds']} rounds, in turn.\n",
+        _when(bench),
     ]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _when(bench: Bench) -> str:
+    lab: Mapping[str, Any] = bench.get("lab", {})
+    xens = ", ".join(sorted({cell["xen"] for cell in lab.values() if "xen" in cell}))
+    return f"Xen {xens}; {bench['date']}; {bench['rounds']} rounds, in turn.\n"
+
+
+def times_of(bench: Bench) -> Times | None:
+    """The time line of the first guest; ``None`` if a figure is missing."""
+    base = Figures(bench.get("lab", {}).get("base", {}))
+    create = _span(base, Way.LIVE, "reported_suspended_s")
+    revert = _span(base, Way.REVERT, "off_s")
+    if not (create and revert):
+        return None
+    what = bench["lab"]["base"]["what"]
+    return Times(
+        guest=f"the first guest of the bench ({what}), in the emulated lab",
+        source=f"medians of make bench: {_when(bench).strip()}",
+        create=create,
+        revert=revert,
+    )
+
+
+def _span(cell: Figures, way: Way, stopped: str) -> Span | None:
+    whole, during, after = (cell.median(way, key) for key in ("whole_s", stopped, "after_s"))
+    if whole is None or during is None or after is None:
+        return None
+    return Span(before=max(whole - during - after, 0.0), stopped=during, after=after)
 
 
 def _table_of(cells: Mapping[str, tuple[str, Figures]], ways: tuple[Way, ...], key: str) -> str:
@@ -246,12 +305,16 @@ def _native(bench: Bench) -> str:
 
 
 def publish(bench: Bench) -> None:
-    """Put a run into the README, and draw the picture."""
+    """Put a run into README and docs/how-fast.rst, and draw the pictures."""
     from tests.bench.picture import draw  # needs matplotlib, which only `make bench` installs
 
     draw(bench, README.parent / PICTURE)
-    README.write_text(put(README.read_text(), render(bench), BEGIN))
-    print(f"wrote the README's tables and {PICTURE}")
+    README.write_text(put(README.read_text(), summary(bench), BEGIN))
+    PAGE.write_text(put(PAGE.read_text(), render(bench), PAGE_BEGIN, PAGE_END))
+    if times := times_of(bench):
+        times.write()
+        timeline.PICTURE.write_text(timeline.draw(times))
+    print(f"wrote README, docs/{PAGE.name}, {PICTURE} and docs/{timeline.PICTURE.name}")
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
-"""The way of a new user: all that the README says to type.
+"""The way of a new user: all that the README says to type, and the programs of the guide.
 
-Nothing is copied here: what is run is what stands in the README's code blocks, with guests of the
-lab for those that it names. To install the package in a dom0 takes long under emulation:
+Nothing is copied here: what is run is what stands in the code blocks, with guests of the lab for
+those that they name. test_packages.py installs the packages. To build in a dom0 takes long under
+emulation:
 `make test` uses the package that the lab has, and installs natively (unit: test_packaging.py).
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.version import VERSION
+from tests.guide import blocks
 from tests.lab.harness import cache
 from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.guests import Guest
@@ -24,7 +26,7 @@ from tests.readme import shell_lines, texts
 CLONE, WHEELS = "/tmp/clone", "/tmp/wheels"
 # (Optimizing is a quarter of what pip does under emulation.)
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS, "CFLAGS": "-O0"}
-#: what the embedder of the README has of its own
+#: what the embedder of the guide has of its own
 HOOKS = """\
 freeze, thaw, set_clock = [
     lambda moment, name=name: print(name, moment.domain, moment.domid, moment.uuid)
@@ -34,12 +36,13 @@ freeze, thaw, set_clock = [
 
 
 def install(dom0: Dom0, clone: Path) -> None:
-    """Type what the README says; nothing of the clone is left afterwards."""
+    """Type what the README says of sources; nothing of the clone is left afterwards."""
     dom0.push(copy_of_the_project(clone), CLONE)
     dom0.push(wheels(dom0, cache.progress()), WHEELS)
-    for line in shell_lines():
-        if not line.startswith("make "):  # those run the tests
-            dom0.run(line, cwd=CLONE, env=OFFLINE, timeout=SLOW)
+    lines = shell_lines("From source")
+    assert len(lines) > 3
+    for line in lines:
+        dom0.run(line, cwd=CLONE, env=OFFLINE, timeout=SLOW)
     dom0.run(["rm", "-r", CLONE, WHEELS])
 
 
@@ -93,8 +96,8 @@ def commands(lab: Lab) -> None:
 
 
 def programs(lab: Lab, interpreter: str) -> None:
-    """Run the README's programs, which use an embedder's hooks and a second guest, too."""
-    simple, concurrent, hooked = texts("python")
+    """Run the guide's programs, which use an embedder's hooks and a second guest, too."""
+    simple, concurrent, hooked = (b.text for b in blocks("library") if b.language == "python")
     guest = lab.guest("pvh")
     old = guest.domid()
     said = python(guest, interpreter, simple)
@@ -113,7 +116,7 @@ def programs(lab: Lab, interpreter: str) -> None:
 
 
 def python(guest: Guest, interpreter: str, block: str) -> list[str]:
-    """Run a program of the README's; what it printed."""
+    """Run a program of the guide's; what it printed."""
     program = [interpreter, "-c", of_ours(block, guest)]
     return guest.dom0.run(program, timeout=SLOW).out.splitlines()
 
@@ -126,7 +129,7 @@ def cfgfiles(guests: Sequence[Guest]) -> list[set[str]]:
 
 
 def of_ours(text: str, web1: Guest) -> str:
-    """What the README says, of a guest of ours, which has one disk more."""
+    """What is said of web1, of a guest of ours, which has one disk more."""
     for theirs, ours in (
         ("/srv/web1.qcow2", web1.disks["xvda"]),
         ("disks: xvda", f"disks: {', '.join(web1.disks)}"),

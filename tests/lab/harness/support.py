@@ -132,14 +132,15 @@ def gather(releases: Releases, directory: Path = RECORDS) -> Releases:
     return known
 
 
-def put(readme: str, table: str, begin: str = BEGIN) -> str:
-    """The README with this table in the place of the one that it has.
+def put(readme: str, table: str, begin: str = BEGIN, end: str = END) -> str:
+    """The README, or another page, with this table in the place of the one that it has.
 
     :param begin: the line before the table.
+    :param end: the line after it.
     """
     head, _, rest = readme.partition(begin)
-    _, _, tail = rest.partition(END)
-    return f"{head}{begin}{table}{END}{tail}"
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}{table}{end}{tail}"
 
 
 def main() -> int:

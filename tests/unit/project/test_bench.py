@@ -3,16 +3,20 @@
 import argparse
 import copy
 import dataclasses
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import docutils.core
 import pytest
 
+from docs.timeline import Span
 from pyxlsnap.memory import write_header
 from pyxlsnap.xen.xlcfg import parse_cfg
 from tests.bench import measure, native
@@ -22,7 +26,18 @@ from tests.bench.figures import spreads
 from tests.bench.guest import BenchGuest
 from tests.bench.in_lab import HERE
 from tests.bench.measure import Way
-from tests.bench.report import BEGIN, MIB, must_reach, render, seconds
+from tests.bench.report import (
+    BEGIN,
+    MIB,
+    PAGE,
+    PAGE_BEGIN,
+    PAGE_END,
+    must_reach,
+    render,
+    seconds,
+    summary,
+    times_of,
+)  # fmt: skip
 from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.support import END, README, put
 from tests.unit.support import streams
@@ -114,29 +129,72 @@ def test_what_was_not_measured_is_not_reached() -> None:
     }
     for bench in (failed, {}):
         assert {str(line).split("  ")[0] for line in must_reach(bench)} == {"not measured"}
-    assert "| live, suspended | not measured | 0.470 s |" in render(failed)
-    tables = [line for line in render(failed).splitlines() if line.startswith("| ---")]
+    assert "| live, suspended | not measured | 0.470 s |" in plain(render(failed))
+    tables = [line for line in render(failed).splitlines() if line.startswith("+==")]
     assert len(tables) == 1  # of what must be reached
+    assert times_of(failed) is None
+
+
+def plain(text: str) -> str:
+    """Tables without the spaces that only align the columns."""
+    return re.sub(" +", " ", text)
 
 
 def test_the_readme_gets_the_figures_and_nothing_else_changes() -> None:
     readme = README.read_text()
     assert readme.count(BEGIN) == 1
-    new = put(readme, render(made_up()), BEGIN)
+    new = put(readme, summary(made_up()), BEGIN)
     before, _, rest = new.partition(BEGIN)
     tables, _, after = rest.partition(END)
     assert readme.startswith(before + BEGIN)
     assert readme.endswith(END + after)
-    rows = [line for line in tables.splitlines() if line.startswith(f"| {BASE.what} ")]
-    assert rows == [
-        f"| {BASE.what} | 8.0 (7.9 to 8.1) |  | 8.0 (7.9 to 8.1) |  | 0.33 (0.23 to 0.43) |",
-        f"| {BASE.what} |  | 12.5 (12.4 to 12.6) |",
-    ]
-    assert "| pyxlsnap, live | 9.0 (8.9 to 9.1) | 4.0 (3.9 to 4.1) | 259.0 | 61.0 |" in tables
-    assert "`snapshot-create` 0.31." in tables
-    assert "| live, suspended | 0.330 s (base) | 0.470 s |" in tables
+    assert len(new.splitlines()) <= 200
+    assert "| 8.0 (7.9 to 8.1) |  | 8.0 (7.9 to 8.1) |  | 0.33 (0.23 to 0.43) |" in tables
+    assert "12.5 (12.4 to 12.6)" in tables
     assert "Xen 4.17.7; 2026-11-29; 5 rounds" in tables
     assert put(new, "Not measured yet.\n", BEGIN) == put(readme, "Not measured yet.\n", BEGIN)
+
+
+def test_the_page_gets_all_figures_and_nothing_else_changes() -> None:
+    page = PAGE.read_text()
+    assert (page.count(PAGE_BEGIN), page.count(PAGE_END)) == (1, 1)
+    new = put(page, render(made_up()), PAGE_BEGIN, PAGE_END)
+    before, _, rest = new.partition(PAGE_BEGIN)
+    tables, _, after = rest.partition(PAGE_END)
+    assert page.startswith(before + PAGE_BEGIN)
+    assert page.endswith(PAGE_END + after)
+    tables = plain(tables)
+    rows = [line for line in tables.splitlines() if line.startswith(f"| {BASE.what} ")]
+    assert rows == [
+        f"| {BASE.what} | 8.0 (7.9 to 8.1) | | 8.0 (7.9 to 8.1) | | 0.33 (0.23 to 0.43) |",
+        f"| {BASE.what} | | 12.5 (12.4 to 12.6) |",
+    ]
+    assert "| pyxlsnap, live | 9.0 (8.9 to 9.1) | 4.0 (3.9 to 4.1) | 259.0 | 61.0 |" in tables
+    assert "``snapshot-create`` 0.31." in tables
+    assert "| live, suspended | 0.330 s (base) | 0.470 s |" in tables
+    assert "Xen 4.17.7; 2026-11-29; 5 rounds" in tables
+    assert problems(render(made_up())) == []
+
+
+def problems(text: str) -> list[str]:
+    """What docutils says of reStructuredText."""
+    stream = io.StringIO()
+    settings = {"warning_stream": stream, "report_level": 2}
+    docutils.core.publish_doctree(text, settings_overrides=settings)
+    return stream.getvalue().splitlines()
+
+
+def test_the_time_line_has_the_medians() -> None:
+    bench = made_up()
+    assert times_of(bench) is None
+    ways = bench["lab"]["base"]["ways"]
+    ways["pyxlsnap, live"] |= {"reported_suspended_s": spread(0.5), "after_s": spread(1.0)}
+    ways["pyxlsnap, revert"] |= {"after_s": spread(0.5)}
+    times = times_of(bench)
+    assert times
+    assert times.create == Span(before=7.5, stopped=0.5, after=1.0)
+    assert times.revert == Span(before=5.0, stopped=12.5, after=0.5)
+    assert "2026-11-29" in times.source
 
 
 def test_a_figure_is_shown_with_its_spread() -> None:
@@ -216,9 +274,11 @@ watch) echo ready; sleep 0.1; echo 0.125 ;;
 esac""",
     "pyxlsnap": """case $2 in
 snapshot-create) at=$SNAPSHOT.$5; cp "$SAVED" "$at.save"; echo >"$at.cfg"
-echo '{"result": {"seconds_suspended": 0.11, "seconds": {"disk snapshots": 0.05},
+echo '{"result": {"seconds_suspended": 0.11,
+"seconds": {"disk snapshots": 0.05, "resume": 0.01, "watch": 0.25},
 "memory_path": "'$at.save'", "cfgfile": "'$at.cfg'"}}' ;;
-snapshot-revert) test -e "$4" && echo '{"result": {"seconds_off": 6.5}}' ;;
+snapshot-revert) test -e "$4" && echo '{"result": {"seconds_off": 6.5,
+"seconds": {"unpause": 1, "monitor": 0.5}}}' ;;
 esac""",
 }
 
@@ -274,7 +334,8 @@ def test_each_way_is_measured_in_turn(
     assert {found[way]["file_bytes"] for way in saves} == {size}
     assert found[Way.BARE_LIVE]["reported_suspended_s"] == 0.12
     assert found[Way.LIVE]["reported_suspended_s"] == 0.11
-    assert found[Way.REVERT]["off_s"] == 6.5
+    assert found[Way.LIVE]["after_s"] == 0.25
+    assert (found[Way.REVERT]["off_s"], found[Way.REVERT]["after_s"]) == (6.5, 0.5)
     assert found[Way.XL_REVERT]["off_s"] == found[Way.XL_REVERT]["whole_s"] > 0
     assert found[Way.XL_SAVE]["not_zero_bytes"] == 4096
     images = [f"snapshot -{verb} peer {disk}.qcow2" for verb in "caa" for disk in "ab"]

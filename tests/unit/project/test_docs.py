@@ -1,6 +1,5 @@
 """The documentation: nothing that is public goes without, and what is generated is as the code."""
 
-import argparse
 import inspect
 import re
 import shlex
@@ -9,16 +8,17 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from sphinx.pycode import ModuleAnalyzer
 
 import pyxlsnap
-from docs import generate
-from docs.commands import commands
+from docs import generate, timeline
+from docs.timeline import Span
 from pyxlsnap import aio, cfgfile, paths
 from pyxlsnap.cli.parser import build_parser
-from tests.readme import README, texts
+from tests.readme import README
 
 SHARE = Path(generate.__file__).parent / "share"
 PAGES = {page.name: page for page in SHARE.glob("man/*/*")}
@@ -180,22 +180,32 @@ def test_the_commands_that_are_shown_can_be_given(page: Path) -> None:
     }
 
 
-def test_the_readme_has_every_option() -> None:
-    (usage,) = texts("text")
-    general, _, rest = usage.partition("\n")
-    assert options(general) == optional(build_parser()) - {"--version", "--verbose"}
-    assert "[-v]" in general
-    for name, parser in commands(build_parser()).items():
-        (text,) = re.findall(rf"^{name}((?: .*\n)+)", rest, re.MULTILINE)
-        assert options(text) == optional(parser)
+def test_the_picture_is_what_the_times_make() -> None:
+    """If not: ``make docs``."""
+    assert timeline.PICTURE.read_text() == timeline.draw(timeline.Times.read())
 
 
-def options(text: str) -> set[str]:
-    """The long options that a text names."""
-    return set(re.findall(r"--[a-z-]+", text))
+def test_the_picture_is_xml_and_says_the_seconds() -> None:
+    times = timeline.Times("<a guest>", "a & b", Span(5, 0.25, 1), Span(0, 61, 0.5))
+    root = ElementTree.fromstring(timeline.draw(times))
+    said = [e.text or "" for e in root.iter() if e.tag.endswith("text")]
+    assert "suspended for 0.25 s: disk snapshots" in said
+    assert any(text.startswith("stopped for 61.0 s") for text in said)
+    boxes = [e for e in root.iter() if e.tag.endswith("rect")]
+    width = float(root.attrib["viewBox"].split()[2])
+    assert all(float(b.attrib["x"]) + float(b.attrib["width"]) <= width for b in boxes)
 
 
-def optional(parser: argparse.ArgumentParser) -> set[str]:
-    """The long options of a parser."""
-    strings = {s for action in parser._actions for s in action.option_strings}
-    return {s for s in strings if s.startswith("--")} - {"--help"}
+def test_the_seconds_of_a_result() -> None:
+    seconds = {"journal": 1.0, "suspend": 4.0, "resume": 0.5, "watch": 0.25, "cfgfile": 0.25}
+    create = {"seconds": seconds, "seconds_suspended": 0.5}
+    assert Span.of_result(create) == Span(before=5.0, stopped=0.5, after=0.5)
+    steps = {"journal": 1.0, "destroy": 2.0, "unpause": 1.0, "clean up": 0.5}
+    revert = {"seconds": steps, "seconds_off": 2.5}
+    assert Span.of_result(revert) == Span(before=1.5, stopped=2.5, after=0.5)
+
+
+def test_the_times_are_read_as_they_were_written(tmp_path: Path) -> None:
+    times = timeline.Times("a", "b", Span(1.5, 0.25, 1), Span(0, 61, 0.5))
+    times.write(tmp_path / "times.json")
+    assert timeline.Times.read(tmp_path / "times.json") == times

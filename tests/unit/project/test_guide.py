@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
+from pyxlsnap.disks import plugins
 from pyxlsnap.model import SnapshotConfig as Config
 from tests.guide import IN_LAB, blocks, pages
 from tests.playbook import PLAYBOOK, SOURCE
@@ -21,7 +24,9 @@ from tests.unit.support.values import OTHER_UUID, UUID
 #: the blocks that are run here
 HERE = {
     ("backups", 0), ("backups", 1), ("backups", 2), ("backups", 3),
+    ("clones", 0), ("clones", 1),
     ("disaster-recovery", 0), ("disaster-recovery", 1),
+    ("library", 0), ("library", 3),
     ("many-hosts", 0), ("many-hosts", 1), ("many-hosts", 2),
     ("sandboxes", 0), ("sandboxes", 1),
 }  # fmt: skip
@@ -134,6 +139,39 @@ def test_a_sandbox(site: Site) -> None:
         "second running",
     ]
     assert (site.host.guest.memory, site.world.storage.content["xvda"]) == ("then", "then")
+
+
+def clone_names(site: Site) -> list[str]:
+    load(site.world)
+    return [g.name for g in site.world.host.guests if g.exists and g.name != "web1"]
+
+
+def test_a_clone_and_its_replacement(site: Site) -> None:
+    operations.create(site.world.host, "web1", Config("base"))
+    said = site.run("clones", 0)
+    assert said.count("vm1") >= 2
+    assert clone_names(site) == ["vm1"]
+    assert site.guest.exists
+
+
+def test_a_clone_of_a_program(site: Site) -> None:
+    operations.create(site.world.host, "web1", Config("base"))
+    assert site.run("clones", 1) == "()\n"
+    assert clone_names(site) == []
+
+
+def test_a_snapshot_of_a_program(site: Site) -> None:
+    said = site.run("library", 0)
+    assert "Progress(phase='checking'" in said
+    assert site.host.guest.runs
+    assert not list((site.world.directory / UUID).iterdir())
+
+
+def test_the_entry_point_of_a_disk_strategy_is_the_one_that_is_looked_for() -> None:
+    text = blocks("library")[3].text
+    ((group, entries),) = tomllib.loads(text)["project"]["entry-points"].items()
+    assert group == plugins.GROUP
+    assert [re.fullmatch(r"[\w.]+:\w+", value) is not None for value in entries.values()] == [True]
 
 
 def test_a_crash_of_the_host(site: Site) -> None:

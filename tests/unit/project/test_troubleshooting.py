@@ -32,6 +32,11 @@ MADE_ELSEWHERE: dict[tuple[str, str], tuple[str, ...]] = {
     ("revert/disk_files.py", "f'{disk.vdev}: {path}{which} {found}'"): (
         "…: … is gone, and the guest's QEMU still has it",
     ),
+    ("revert/operation.py", "'; '.join(left)"): (
+        "what the revert to … had prepared may be left",
+        "what the revert had prepared for … could not be removed",
+    ),
+    ("xen/context.py", "why"): ("this pyxlsnap is built for Xen …, and Xen … runs",),
     ("xen/xlcfg.py", "_complaint(report, rc)"): ("line:…: config parsing error near …",),
 }
 
