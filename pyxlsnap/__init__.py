@@ -44,14 +44,8 @@ if TYPE_CHECKING:
         start_monitor,
     )
     from pyxlsnap.cancel import Cancel
-    from pyxlsnap.disks.protocol import (
-        AdvisingStrategy,
-        DeletingStrategy,
-        DiskKind,
-        DiskStrategy,
-        DiskTask,
-        PreparingStrategy,
-    )
+    from pyxlsnap.disks.abilities import AdvisingStrategy, DeletingStrategy, PreparingStrategy
+    from pyxlsnap.disks.protocol import DiskKind, DiskStrategy, DiskTask
     from pyxlsnap.errors import (
         Aborted,
         AlreadyExists,
@@ -173,8 +167,8 @@ logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())
 # A module is loaded when one of its names is asked for: a program that uses one part does not load
 # the others. The low level comes last, because it loads libxl.
 _HOMES = (
-    *("errors", "cancel", "hooks", "model", "results", "disks.protocol", "api"),
-    *("xen.toolstack", "xen.domain"),
+    *("errors", "cancel", "hooks", "model", "results", "disks.protocol"),
+    *("disks.abilities", "api", "xen.toolstack", "xen.domain"),
 )
 
 

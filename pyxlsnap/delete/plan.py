@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.disks.protocol import DeletingStrategy, DiskStrategy, DiskTask
+from pyxlsnap.disks.abilities import DeletingStrategy
+from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import ConfigError, Refused
 from pyxlsnap.guest import checks

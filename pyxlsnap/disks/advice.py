@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from pyxlsnap.disks.protocol import AdvisingStrategy, DiskStrategy
+from pyxlsnap.disks.abilities import AdvisingStrategy
+from pyxlsnap.disks.protocol import DiskStrategy
 
 _LONG_S = 2.0
 

@@ -8,7 +8,8 @@ that for a revert that was killed, too.
 import logging
 from collections.abc import Callable, Iterable
 
-from pyxlsnap.disks.protocol import DiskStrategy, DiskTask, PreparingStrategy
+from pyxlsnap.disks.abilities import PreparingStrategy
+from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.guest.saved import reading

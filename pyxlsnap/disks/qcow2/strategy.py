@@ -92,7 +92,7 @@ class Qcow2:
         return _TRANSACTION_S + self._internal.expected_seconds()
 
     def quicker(self) -> str:
-        """See :class:`pyxlsnap.disks.protocol.AdvisingStrategy`."""
+        """See :class:`pyxlsnap.disks.abilities.AdvisingStrategy`."""
         vdevs = [disk.vdev for disk in self._internal.disks]
         return f"an external snapshot is quicker ('/path,qcow2,{vdevs[0]}')" if vdevs else ""
 

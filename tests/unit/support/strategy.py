@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from pyxlsnap.disks.protocol import DeletingStrategy, DiskTask, PreparingStrategy
+from pyxlsnap.disks.abilities import DeletingStrategy, PreparingStrategy
+from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.errors import (
     AlreadyExists,
     DiskError,
