@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     )
     from pyxlsnap.cancel import Cancel
     from pyxlsnap.clones import clone_snapshot, delete_clone, plan_clone
-    from pyxlsnap.disks.protocol import (
+    from pyxlsnap.disks.abilities import (
         AdvisingStrategy,
+        BesideStrategy,
         CloningStrategy,
         DeletingStrategy,
-        DiskKind,
-        DiskStrategy,
         PreparingStrategy,
     )
+    from pyxlsnap.disks.protocol import DiskKind, DiskStrategy
     from pyxlsnap.disks.task import DiskTask
     from pyxlsnap.errors import (
         Aborted,
@@ -153,6 +153,7 @@ __all__ = [  # noqa: RUF022
     "DiskKind",
     "DiskStrategy",
     "AdvisingStrategy",
+    "BesideStrategy",
     "DeletingStrategy",
     "CloningStrategy",
     "PreparingStrategy",
@@ -190,18 +191,8 @@ logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())
 # A module is loaded when one of its names is asked for: a program that uses one part does not load
 # the others. The low level comes last, because it loads libxl.
 _HOMES = (
-    *(
-        "errors",
-        "cancel",
-        "hooks",
-        "model",
-        "results",
-        "snapshot_info",
-        "disks.protocol",
-        "api",
-        "clones",
-    ),
-    *("xen.toolstack", "xen.domain"),
+    *("errors", "cancel", "hooks", "model", "results", "snapshot_info", "disks.protocol"),
+    *("disks.task", "disks.abilities", "api", "clones", "xen.toolstack", "xen.domain"),
 )
 
 

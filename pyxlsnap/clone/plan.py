@@ -11,7 +11,8 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone.identity import Wanted, own
 from pyxlsnap.clone.look import Look
 from pyxlsnap.clone.shared import check_edited, other_nics
-from pyxlsnap.disks.protocol import CloningStrategy, DiskStrategy
+from pyxlsnap.disks.abilities import CloningStrategy
+from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import ConfigError, Refused, Risky, UsageError

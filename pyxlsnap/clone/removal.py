@@ -11,7 +11,7 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone.names import lock_name, refuse_unfinished
 from pyxlsnap.clone_file import CloneFile, find_clone
 from pyxlsnap.create.waiting import Reports
-from pyxlsnap.disks.protocol import CloningStrategy
+from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver, undo_each

@@ -23,6 +23,7 @@ from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.journal import CreateEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.linux.waiting import until
+from pyxlsnap.model import DomainInfo
 from pyxlsnap.monitor.steady import is_steady, may_start
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,14 @@ def how_ended(guest: Guest) -> str | None:
         is gone.
     """
     try:
-        info = guest.check_same()
+        return _reason(guest.check_same())
     except DomainNotFound:
         return ""
     except XenError:
         return None
+
+
+def _reason(info: DomainInfo) -> str | None:
     if info.suspended or not info.shutdown:
         return None
     return info.shutdown_reason or "unknown"  # a guest may give Xen any number
@@ -94,53 +98,49 @@ def noticing_end(
     libxl waits up to a minute for a guest that will never answer its suspend request. A suspended
     guest cannot end by itself, so the watch ends at the suspend: the window need not wait for it.
 
-    :param over: called when the watch ends, on another thread. (libxl's own report of the suspend
-        may come late, or be lost.)
+    :param over: called when the watch ends, on another thread, once or twice. (libxl's own report
+        of the suspend may come late, or be lost.)
     """
-    left = threading.Event()
+    left, unwatched = threading.Event(), threading.Event()
 
     def run() -> None:
         try:
-            _watch(guest, left, noticed)
+            with guest.on_its_own() as own:
+                noticed.reason = _end(own, left)
+                if noticed.reason is None:
+                    over()
+                    unwatched.set()  # to close a context takes a moment
+                    return
+            while not left.wait(_POLL_S) and not guest.abort():
+                pass
+        except PyxlsnapError as e:  # libxl's own limits hold
+            log.warning("it is not noticed if %s ends by itself: %s", guest, e)
         finally:
             over()
+            unwatched.set()
 
-    watch = threading.Thread(target=run, name="pyxlsnap-end", daemon=True)
-    watch.start()
+    threading.Thread(target=run, name="pyxlsnap-end", daemon=True).start()
     try:
         yield
     finally:
         left.set()
-        watch.join()
-
-
-def _watch(guest: Guest, left: threading.Event, noticed: Noticed) -> None:
-    try:
-        with guest.on_its_own() as own:
-            noticed.reason = _end(own, left)
-        if noticed.reason is None:
-            return
-        while not left.wait(_POLL_S) and not guest.abort():
-            pass
-    except PyxlsnapError as e:  # libxl's own limits hold
-        log.warning("it is not noticed if %s ends by itself: %s", guest, e)
+        unwatched.wait()
 
 
 def _end(guest: Guest, left: threading.Event) -> str | None:
     """Why a guest ends by itself before it is suspended, and before ``left`` is set."""
     while not left.wait(_POLL_S):
-        if (reason := how_ended(guest)) is not None:
-            return reason
-        if _is_suspended(guest):
+        try:
+            info = guest.check_same()
+        except DomainNotFound:
+            return ""
+        except XenError:
+            continue  # the next look tells
+        if info.suspended:
             return None
+        if (reason := _reason(info)) is not None:
+            return reason
     return None
-
-
-def _is_suspended(guest: Guest) -> bool:
-    try:
-        return guest.info().suspended
-    except (DomainNotFound, XenError):
-        return False  # the next look tells
 
 
 class Window:

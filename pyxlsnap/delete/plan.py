@@ -11,7 +11,8 @@ from pathlib import Path
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone_file import all_clones, is_there
-from pyxlsnap.disks.protocol import DeletingStrategy, DiskStrategy
+from pyxlsnap.disks.abilities import DeletingStrategy
+from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.qcow2.backing import chain_files
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask

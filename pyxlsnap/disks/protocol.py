@@ -1,11 +1,11 @@
 """What a disk strategy is: the Protocols of a kind of storage."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.model import Disk, DiskRequest
-from pyxlsnap.results import Artefact, CloneDisk
+from pyxlsnap.results import Artefact
 
 
 class DiskStrategy(Protocol):
@@ -16,7 +16,8 @@ class DiskStrategy(Protocol):
     order:
 
     - a create: :meth:`check_create`, :meth:`expected_seconds`, :meth:`state`, :meth:`prepare`,
-      :meth:`create` (the guest is suspended), :meth:`finish_create`, :meth:`artefacts`;
+      :meth:`create` (the guest is suspended), :meth:`finish_create`, :meth:`artefacts`; a
+      :class:`BesideStrategy` takes disk snapshots before :meth:`create`, too;
     - a create that fails: :meth:`settle`, then the guest is resumed, then :meth:`undo_create`;
     - a recovery after the worker of a create was killed: :meth:`adopt_create`, :meth:`settle`, then
       the guest is resumed, then :meth:`undo_create`, or :meth:`finish_create` if the snapshot is
@@ -26,6 +27,9 @@ class DiskStrategy(Protocol):
       restored, then :meth:`finish_revert`.
 
     :meth:`close` comes last in each. A plan (``--dry-run``) ends after the checks.
+
+    Only one method of an object is called at a time, but not always on the same thread. The same
+    holds for all objects of other packages together.
 
     An exception of any kind ends the operation; a create is then undone. The messages of
     :class:`~pyxlsnap.DiskError` and :class:`~pyxlsnap.Refused` are shown to the user as they are:
@@ -71,7 +75,9 @@ class DiskStrategy(Protocol):
         """
 
     def create(self) -> None:
-        """Take the disk snapshots, all or none. The guest is suspended: be quick.
+        """Take the disk snapshots that are not taken yet, all or none.
+
+        The guest is suspended, and waits for nothing else: be quick. Its memory is complete.
 
         :raises PyxlsnapError: it failed; :meth:`settle` and :meth:`undo_create` will be called.
         """
@@ -164,137 +170,6 @@ class DiskStrategy(Protocol):
 
     def close(self) -> None:
         """Close connections and files. Calling it again does no harm."""
-
-
-@runtime_checkable
-class AdvisingStrategy(Protocol):
-    """A strategy that knows a quicker way to take disk snapshots than the requested one."""
-
-    def quicker(self) -> str:
-        """The quicker way, for a message: "an external snapshot is quicker (…)"; "" if none.
-
-        Called after :meth:`~DiskStrategy.check_create`, if :meth:`~DiskStrategy.expected_seconds`
-        says that the guest will be suspended for long.
-        """
-
-
-@runtime_checkable
-class PreparingStrategy(DiskStrategy, Protocol):
-    """A strategy that can do a part of its revert beforehand, while the domain still runs.
-
-    So the domain is off for a shorter time. A revert of a domain that is there calls
-    :meth:`~DiskStrategy.check_revert`, :meth:`prepare_revert`, :meth:`~DiskStrategy.check_revert`
-    again, then :meth:`~DiskStrategy.revert`; if it ends before the destroy, :meth:`undo_prepared`.
-    """
-
-    def prepare_revert(self, check: Callable[[], None]) -> None:
-        """Make what :meth:`~DiskStrategy.revert` needs, under names that the journal has.
-
-        Changes neither the disks, which the domain uses, nor the disk snapshots. What was made may
-        not fit any more when :meth:`~DiskStrategy.revert` comes to use it: make it again there.
-
-        :param check: to be called often by slow work; pass on what it raises.
-        :raises PyxlsnapError: it failed; :meth:`undo_prepared` will be called.
-        """
-
-    def undo_prepared(self) -> None:
-        """Remove what :meth:`prepare_revert` made, and nothing else.
-
-        Calling it again does no harm, also if nothing was made. A recovery calls this on a new
-        object without any other method before: :attr:`DiskTask.prepared` tells of the dead one. If
-        one disk fails, go on with the others, and raise at the end.
-
-        :raises PyxlsnapError: something is left; the message says what.
-        """
-
-
-@runtime_checkable
-class DeletingStrategy(DiskStrategy, Protocol):
-    """A strategy that can delete its disk snapshots, for :func:`pyxlsnap.delete_snapshot`.
-
-    A delete calls :meth:`check_delete`, :meth:`prepare_delete`, then :meth:`delete`, and
-    :meth:`~DiskStrategy.close`. Where a strategy of another package lacks these methods, the delete
-    is refused.
-    """
-
-    def check_delete(self, domid: int | None) -> None:
-        """Check that the disk snapshots can be deleted, and connect to what it needs.
-
-        Changes nothing. A disk snapshot that is not there counts as deleted.
-
-        :param domid: the domain, running or paused; ``None`` if it is off.
-        :raises Refused: a disk snapshot cannot be deleted safely, or was not made by pyxlsnap; the
-            message says what to do.
-        """
-
-    def prepare_delete(self) -> list[str]:
-        """Make everything independent of the disk snapshots, which stay whole. This may be slow.
-
-        Calls :attr:`DiskTask.check` often. If this is cut off, nothing is lost, and calling it
-        again (on a new object, after :meth:`check_delete`) does the rest.
-
-        :returns: what was changed, a line each.
-        :raises PyxlsnapError: it failed; the disk snapshots are whole.
-        """
-
-    def delete(self) -> list[str]:
-        """Delete the disk snapshots, and nothing else.
-
-        Calling it again does no harm. If one disk fails, go on with the others, and raise at the
-        end.
-
-        :returns: what was deleted, a line each.
-        :raises PyxlsnapError: something is left; the message says what.
-        """
-
-
-@runtime_checkable
-class CloningStrategy(DiskStrategy, Protocol):
-    """A strategy that can give a new domain disks of its own, made from its disk snapshots.
-
-    A clone (:func:`pyxlsnap.clone_snapshot`) calls :meth:`check_clone`,
-    :meth:`~DiskStrategy.state`, then :meth:`clone`, :meth:`~DiskStrategy.state` once more, and
-    :meth:`~DiskStrategy.close`. A clone that fails, its recovery, and the delete of a clone call
-    :meth:`delete_clone`. Where a strategy of another package lacks these methods, the clone is
-    refused.
-
-    The disk snapshot is only read. What the clone writes reaches neither the disk snapshot nor any
-    other domain. Clones of one disk snapshot may be made at the same time, while the disk that it
-    was taken of is in use or is reverted.
-    """
-
-    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> Sequence[CloneDisk]:
-        """Choose the disks of the clone, and check that :meth:`clone` will work.
-
-        Whatever :meth:`clone` will do is tried on something that does no harm, or checked. Leaves
-        everything as it was. Called once more just before :meth:`clone`: it then chooses the same,
-        and what takes long need not be tried again.
-
-        :param name: the clone's name; the new names should contain it.
-        :param wanted: by vdev, where the user wants a disk. A disk that is named there may be
-            copied if there is no quicker way; any other must take no longer than its metadata do.
-        :returns: a disk for each vdev, under names that nothing has yet.
-        :raises Refused: it would not work; the message says what would.
-        """
-
-    def clone(self) -> None:
-        """Make the disks. Calls :attr:`DiskTask.check` often if it copies.
-
-        :raises PyxlsnapError: it failed; :meth:`delete_clone` will be called.
-        """
-
-    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
-        """Delete the disks of a clone, and nothing else. No domain has them.
-
-        Called on a new object, too, without any other method before. A disk that is not there
-        counts as deleted. If one disk fails, go on with the others, and raise at the end.
-
-        :param disks: what :meth:`check_clone` returned.
-        :param state: what :meth:`~DiskStrategy.state` returned last, and those of the other
-            strategies; :meth:`clone` may have been cut off.
-        :returns: what was deleted, a line each.
-        :raises PyxlsnapError: something is left; the message says what.
-        """
 
 
 class DiskKind(Protocol):

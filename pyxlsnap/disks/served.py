@@ -7,15 +7,15 @@ snapshot of the new file would be of other data, and an external one would lead 
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.disks.in_use import is_over
 from pyxlsnap.disks.qcow2.qemu import image_chain
 from pyxlsnap.errors import DiskError, Refused
-from pyxlsnap.linux.processes import identity, open_files, process_text
+from pyxlsnap.linux.processes import Opened, identity, leads_to, open_files, process_text
 from pyxlsnap.model import Disk
 
 _VDEV = re.compile(r"(xvd|hd|sd)([a-z]+)([0-9]*)")
@@ -31,6 +31,8 @@ class ServedDisks:
     device_model: int | None
     #: each disk with its own file, and then the backing files of that
     files: tuple[tuple[Disk, tuple[str, ...]], ...]
+    #: by file: a descriptor that the QEMU had for it when it was last looked for
+    numbers: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, disks: Sequence[Disk], domid: int, device_model: int | None) -> "ServedDisks":
@@ -49,7 +51,7 @@ class ServedDisks:
             if found := self._replaced(disk, files, writable=True):
                 raise Refused(f"{disk.vdev}: {_text(disk, *found)}")
 
-    def notice_replaced(self, vdevs: Sequence[str]) -> None:
+    def notice_replaced(self, vdevs: Collection[str]) -> None:
         """Look once more at some of the disks, just before their snapshots are taken.
 
         :raises DiskError: a disk's path leads to another file than the guest has.
@@ -74,12 +76,24 @@ class ServedDisks:
             return None if right else (disk.target, device.resolve().name)
         if self.device_model is None or (disk.backend != "qdisk" and disk.format != "qcow2"):
             return None
+        if not writable and all(self._is_still_open(self.device_model, file) for file in files):
+            return None
         there = open_files(self.device_model)
         for file in files:
-            mode = _mode(there, file)
-            if mode is None or (writable and file == disk.target and mode == os.O_RDONLY):
+            opened = _opened(there, file)
+            read_only = opened is not None and opened.mode == os.O_RDONLY
+            if opened is None or (writable and file == disk.target and read_only):
                 return file, process_text(self.device_model)
+            self.numbers[file] = opened.number
         return None
+
+    def _is_still_open(self, device_model: int, file: str) -> bool:
+        """A look at one descriptor: a guest may be suspended, and a QEMU has many of them."""
+        try:
+            wanted = identity(Path(file).stat())
+        except OSError:
+            return False
+        return file in self.numbers and leads_to(device_model, self.numbers[file], wanted)
 
 
 def is_local(disk: Disk) -> bool:
@@ -107,7 +121,7 @@ def _files(disk: Disk) -> tuple[str, ...]:
     return (disk.target, *(name for name in images[1:] if name.startswith("/")))
 
 
-def _mode(there: Mapping[tuple[int, int], int], file: str) -> int | None:
+def _opened(there: Mapping[tuple[int, int], Opened], file: str) -> Opened | None:
     """How a file is open; ``None``: it is not."""
     try:
         return there.get(identity(Path(file).stat()))

@@ -15,13 +15,16 @@ class DiskTask:
     name: str
     #: QEMU's block nodes are inactive when the disk snapshots are taken (a live HVM suspend)
     inactive: bool = False
+    #: the QEMU of the domain's disks is its device model (HVM). libxl needs an answer of it at the
+    #: end of the memory, and waits for that for ten seconds
+    device_model: bool = False
     #: the user named the disks; if false, every writable disk was chosen
     asked: bool = True
     #: what ``DiskStrategy.state`` of a killed revert returned, which this revert finishes;
     #: ``None``: this revert finishes none
     finishes: Mapping[str, str] | None = None
     #: the same of a killed revert to this snapshot that had not begun to destroy the domain: what
-    #: it prepared (:class:`~pyxlsnap.disks.protocol.PreparingStrategy`) may still be there
+    #: it prepared (:class:`~pyxlsnap.disks.abilities.PreparingStrategy`) may still be there
     prepared: Mapping[str, str] | None = None
     #: to be called often by slow work; lets the operation be cancelled, so pass on what it raises
     check: Callable[[], None] = lambda: None

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pyxlsnap import paths
 from pyxlsnap.linux.stalled import Mounts, mount_of, served_mounts, stat_within
@@ -164,12 +165,21 @@ def identity(found: os.stat_result) -> tuple[int, int]:
     return (found.st_dev, found.st_ino)
 
 
-def open_files(pid: int) -> dict[tuple[int, int], int]:
-    """The files that a process has open, by :func:`identity`: ``os.O_RDONLY`` or ``os.O_RDWR``.
+class Opened(NamedTuple):
+    """How a process has a file open."""
+
+    #: ``os.O_RDONLY`` or ``os.O_RDWR``
+    mode: int
+    #: one of its descriptors for the file
+    number: int
+
+
+def open_files(pid: int) -> dict[tuple[int, int], Opened]:
+    """The files that a process has open, by :func:`identity`.
 
     Empty if the process has ended.
     """
-    found: dict[tuple[int, int], int] = {}
+    found: dict[tuple[int, int], Opened] = {}
     process = paths.PROC / str(pid)
     for number in _listed(f"{process}/fd"):
         try:
@@ -178,8 +188,16 @@ def open_files(pid: int) -> dict[tuple[int, int], int]:
         except OSError:
             continue  # closed meanwhile
         mode = os.O_RDONLY if _flags(info) & os.O_ACCMODE == os.O_RDONLY else os.O_RDWR
-        found[key] = max(mode, found.get(key, mode))
+        found[key] = max(Opened(mode, int(number)), found.get(key, Opened(mode, -1)))
     return found
+
+
+def leads_to(pid: int, number: int, wanted: tuple[int, int]) -> bool:
+    """Whether a descriptor of a process leads to a file.
+
+    :param wanted: see :func:`identity`.
+    """
+    return _leads_to(f"{paths.PROC}/{pid}/fd/{number}", wanted)
 
 
 @dataclass(frozen=True, slots=True)

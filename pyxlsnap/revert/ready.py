@@ -8,7 +8,8 @@ that for a revert that was killed, too.
 import logging
 from collections.abc import Callable, Iterable
 
-from pyxlsnap.disks.protocol import DiskStrategy, PreparingStrategy
+from pyxlsnap.disks.abilities import PreparingStrategy
+from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import PyxlsnapError

@@ -34,7 +34,7 @@ class CopyClones:
         self._reflinks: set[str] = set()
 
     def check(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.check_clone`."""
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.check_clone`."""
         found, spaces = [], []
         for disk, request in self._disks:
             asked = wanted.get(disk.vdev)
@@ -71,7 +71,7 @@ class CopyClones:
         return Space(disk, snapshot, size, file.path.parent)
 
     def make(self) -> None:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.clone`."""
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.clone`."""
         for disk, request in self._disks:
             file, snapshot = self._files[disk.vdev], Path(request.path)
             with os_errors(disk, snapshot), open_regular(snapshot) as source:
@@ -81,7 +81,7 @@ class CopyClones:
                 file.finish()
 
     def delete(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.delete_clone`."""
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.delete_clone`."""
         return delete_files([disk for disk, _ in self._disks], disks, state)
 
     def state(self) -> dict[str, str]:

@@ -62,7 +62,7 @@ class ThinClones:
         return CloneDisk(at.vdev, str(path), "raw", "thin snapshot", delete)
 
     def make(self) -> None:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.clone`."""
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.clone`."""
         for at in self._places:
             name = self._names[at.vdev]
             tags = [w for tag in (TAG, self._tag(at)) for w in ("--addtag", tag)]
@@ -79,7 +79,7 @@ class ThinClones:
         return {f"{vdev} clone": self._tokens[vdev] for vdev in self._names}
 
     def delete(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.delete_clone`."""
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.delete_clone`."""
         found = {disk.vdev: Path(disk.target).name for disk in disks}
         places = [at for at in self._places if at.vdev in found]
         tags = {at.vdev: f"{CLONE_TAG}{state.get(f'{at.vdev} clone', '')}" for at in places}
@@ -100,7 +100,7 @@ class ThickClones:
         wanted: Mapping[str, DiskRequest],
         refuse_lost: Callable[[Place], None],
     ) -> list[CloneDisk]:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.check_clone`.
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.check_clone`.
 
         :param refuse_lost: refuses a disk snapshot that is not there, or has lost its content.
         """
@@ -127,7 +127,7 @@ class ThickClones:
         return found
 
     def make(self) -> None:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.clone`."""
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.clone`."""
         for at in self._places:
             disk, file = self._disks[at.vdev], self._files[at.vdev]
             source = device_path(at.vg, at.snapshot)
@@ -141,7 +141,7 @@ class ThickClones:
         return {k: v for file in self._files.values() for k, v in file.state().items()}
 
     def delete(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.delete_clone`."""
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.delete_clone`."""
         return delete_files([*self._disks.values()], disks, state)
 
     def close(self) -> None:

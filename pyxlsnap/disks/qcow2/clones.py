@@ -36,7 +36,7 @@ class Qcow2Clones:
         self._tried: set[str] = set()
 
     def check(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.check_clone`."""
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.check_clone`."""
         return [self._check(d, r, wanted.get(d.vdev), name) for d, r in self._disks]
 
     def _check(
@@ -100,7 +100,7 @@ class Qcow2Clones:
         refuse_no_room([space], self._task.claim)
 
     def make(self) -> None:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.clone`."""
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.clone`."""
         for disk, request in self._disks:
             base = Path(disk.target if request.internal else request.path)
             file = self._files[disk.vdev]
@@ -122,7 +122,7 @@ class Qcow2Clones:
             qemu_img(disk, "convert", *words, waiting=tell)
 
     def delete(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
-        """See :meth:`pyxlsnap.disks.protocol.CloningStrategy.delete_clone`."""
+        """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.delete_clone`."""
         return delete_files([disk for disk, _ in self._disks], disks, state)
 
     def state(self) -> dict[str, str]:

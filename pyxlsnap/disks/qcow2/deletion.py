@@ -42,7 +42,7 @@ class Deletion:
         self._served: set[str] = set()
 
     def check(self, domid: int | None) -> None:
-        """See :meth:`pyxlsnap.disks.protocol.DeletingStrategy.check_delete`."""
+        """See :meth:`pyxlsnap.disks.abilities.DeletingStrategy.check_delete`."""
         with refusing_os_errors():
             served = [disk for disk in self._disks if in_use(disk)]
             for disk in self._disks:
@@ -101,11 +101,11 @@ class Deletion:
         return [tag.name for tag in image_tags(disk)] if Path(disk.target).exists() else []
 
     def free(self) -> list[str]:
-        """See :meth:`pyxlsnap.disks.protocol.DeletingStrategy.prepare_delete`."""
+        """See :meth:`pyxlsnap.disks.abilities.DeletingStrategy.prepare_delete`."""
         return [line for frozen in self._frozen for line in frozen.free()]
 
     def delete(self) -> list[str]:
-        """See :meth:`pyxlsnap.disks.protocol.DeletingStrategy.delete`."""
+        """See :meth:`pyxlsnap.disks.abilities.DeletingStrategy.delete`."""
         inside = [partial(self._delete_inside, disk) for disk in self._inside]
         return undo_each([*inside, *(frozen.delete for frozen in self._frozen)])
 

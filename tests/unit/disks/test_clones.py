@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.disks import in_use
+from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.copy.content import MARK
 from pyxlsnap.disks.copy.raw_file import RawFile
-from pyxlsnap.disks.protocol import CloningStrategy
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver

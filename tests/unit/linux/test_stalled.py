@@ -165,5 +165,5 @@ def test_the_fdinfo_of_an_io_uring(
     (process / "fd" / "3").symlink_to(tmp_path / "image")
     (process / "fdinfo" / "3").write_text(info)
     monkeypatch.setattr(paths, "PROC", tmp_path)
-    assert list(open_files(7).values()) == [os.O_RDWR]
+    assert list(open_files(7).values()) == [(os.O_RDWR, 3)]
     assert [link.writable for link in links_of(7)] == [True]

@@ -276,6 +276,7 @@ esac""",
 snapshot-create) at=$SNAPSHOT.$5; cp "$SAVED" "$at.save"; echo >"$at.cfg"
 echo '{"result": {"seconds_suspended": 0.11,
 "seconds": {"disk snapshots": 0.05, "resume": 0.01, "watch": 0.25},
+"seconds_beside": 0.02,
 "memory_path": "'$at.save'", "cfgfile": "'$at.cfg'"}}' ;;
 snapshot-revert) test -e "$4" && echo '{"result": {"seconds_off": 6.5,
 "seconds": {"unpause": 1, "monitor": 0.5}}}' ;;

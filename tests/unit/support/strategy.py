@@ -4,7 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyxlsnap.disks.protocol import CloningStrategy, DeletingStrategy, PreparingStrategy
+from pyxlsnap.disks.abilities import (
+    BesideStrategy,
+    CloningStrategy,
+    DeletingStrategy,
+    PreparingStrategy,
+)
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import (
     AlreadyExists,
@@ -28,6 +33,7 @@ class FakeStrategy:
         self._world = world
         self._storage = world.storage
         self.vdevs = vdevs
+        self.task = task
         self._name = task.name
         self._waiting = task.waiting
         self._kept = {v for v in vdevs if f"{v} kept" in (task.finishes or {})}
@@ -193,7 +199,23 @@ class FakeStrategy:
         self._world.events.append(f"close {self.vdevs[0]}")
 
 
+class FakeBeside(FakeStrategy):
+    """Disks whose snapshots are taken beside the memory."""
+
+    def beside(self) -> tuple[str, ...]:
+        return self.vdevs
+
+    def create_beside(self) -> None:
+        super().create()
+
+    def create(self) -> None:
+        raise AssertionError("nothing is left to be taken")
+
+
 if TYPE_CHECKING:
+
+    def _beside(fake: FakeBeside) -> BesideStrategy:
+        return fake
 
     def _strategy(fake: FakeStrategy) -> DeletingStrategy:
         return fake

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pyxlsnap.disks.abilities import DeletingStrategy
 from pyxlsnap.disks.copy import raw_file
 from pyxlsnap.disks.copy.content import MARK
 from pyxlsnap.disks.copy.raw_file import RawFile, default_request
-from pyxlsnap.disks.protocol import DeletingStrategy
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap.disks.protocol import DeletingStrategy
+from pyxlsnap.disks.abilities import DeletingStrategy
 from pyxlsnap.errors import DiskError, Refused
 from tests.unit.support.lvm import (
     VG,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap.disks.protocol import PreparingStrategy
+from pyxlsnap.disks.abilities import PreparingStrategy
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.model import KEPT_SUFFIX
 from tests.unit.support import lvm
