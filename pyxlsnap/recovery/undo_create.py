@@ -71,11 +71,10 @@ def undo_create(
     )
     adopted = _adopt(guest.domid if guest else None, entry, task)
     try:
-        done = []
+        done = [paused_again(entry.domain, ran_s, "at most ")] if ran_s else []
         if guest and _resume(guest, entry, adopted, waiting):
-            done = [f"resumed {guest.name}"]
+            done.insert(0, f"resumed {guest.name}")
             entry = _without_way_back(entry)
-        done += [paused_again(entry.domain, ran_s, "at most ")] if ran_s else []
         _notice_silent(entry, done)
         whole = kept.is_whole(entry)
         if entry.way_back and not whole:
