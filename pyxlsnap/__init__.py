@@ -44,7 +44,12 @@ if TYPE_CHECKING:
         start_monitor,
     )
     from pyxlsnap.cancel import Cancel
-    from pyxlsnap.disks.abilities import AdvisingStrategy, DeletingStrategy, PreparingStrategy
+    from pyxlsnap.disks.abilities import (
+        AdvisingStrategy,
+        BesideStrategy,
+        DeletingStrategy,
+        PreparingStrategy,
+    )
     from pyxlsnap.disks.protocol import DiskKind, DiskStrategy, DiskTask
     from pyxlsnap.errors import (
         Aborted,
@@ -131,6 +136,7 @@ __all__ = [  # noqa: RUF022
     "DiskKind",
     "DiskStrategy",
     "AdvisingStrategy",
+    "BesideStrategy",
     "DeletingStrategy",
     "PreparingStrategy",
     "DiskTask",

@@ -16,6 +16,30 @@ class Cancelled(BaseException):
     """
 
 
+class Halt:
+    """Ends the slow work of a part of an operation. Any thread may set it."""
+
+    def __init__(self) -> None:
+        self._set = threading.Event()
+
+    def is_set(self) -> bool:
+        """Whether the work is to end."""
+        return self._set.is_set()
+
+    def set(self) -> None:
+        """End the work. Idempotent; it does not wait."""
+        self._set.set()
+
+    def clear(self) -> None:
+        """The work has ended: its undo may be slow again."""
+        self._set.clear()
+
+    def check(self) -> None:
+        """:raises Cancelled: the work is to end."""
+        if self._set.is_set():
+            raise Cancelled
+
+
 class Cancel:
     """A token to cancel operations. Any thread may call :meth:`set`.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from pyxlsnap.cancel import Cancel, Cancelled
@@ -27,14 +26,14 @@ def is_interrupt(cause: BaseException, cancel: Cancel) -> bool:
     return aborted or isinstance(cause, (Cancelled, KeyboardInterrupt))
 
 
-def describe(
-    step: str, cause: BaseException, domain: str, memory: Path, *, interrupted: bool
-) -> str:
+def describe(step: str, cause: BaseException, plan: CreatePlan, *, interrupted: bool) -> str:
     """What happened, at which step, and why.
 
+    If the filesystem of the memory file is full, the text says so.
+
     :param interrupted: see :func:`is_interrupt`.
-    :param memory: the memory file: if its filesystem is full, the text says so.
     """
+    domain, memory = plan.guest.name, plan.memory_path
     if interrupted:
         return f"the snapshot of {domain} was interrupted ({step})"
     said = str(cause) or type(cause).__name__

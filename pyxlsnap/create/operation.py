@@ -111,7 +111,7 @@ def _planned(
         make = partial(make_plan, host, guest, request, cancel, waiting)
         with closing(plan_unless_ended(guest, make)) as plan:
             if request.max_downtime is not None:
-                plan.refuse_slow(request.max_downtime)
+                plan.downtime.refuse_longer(request.max_downtime)
             yield plan, lock
     except Cancelled:
         raise Interrupted(f"the snapshot of {guest.name} was interrupted", step="plan") from None

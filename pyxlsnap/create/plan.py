@@ -11,17 +11,18 @@ from functools import partial
 from pathlib import Path
 
 from pyxlsnap import cfgfile
-from pyxlsnap.cancel import Cancel
-from pyxlsnap.create.last_time import recalled
+from pyxlsnap.cancel import Cancel, Halt
+from pyxlsnap.create.downtime import Downtime
+from pyxlsnap.create.examination import Examined, examine
 from pyxlsnap.create.places import Places, choose_places, generated_name
-from pyxlsnap.disks.advice import quicker, slow_disks
+from pyxlsnap.disks.abilities import BesideStrategy
+from pyxlsnap.disks.advice import slow_disks
 from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
-from pyxlsnap.disks.registry import close_all, default_request, strategies
+from pyxlsnap.disks.registry import close_all, default_request, lanes, strategies
 from pyxlsnap.disks.served import ServedDisks
 from pyxlsnap.errors import Refused, UsageError
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.boot import boots
-from pyxlsnap.guest.device_model import examine_device_model
 from pyxlsnap.guest.frontends import wait_until_steady
 from pyxlsnap.guest.gone import is_gone
 from pyxlsnap.guest.protocols import Guest, Host
@@ -42,34 +43,6 @@ from pyxlsnap.monitor.steady import may_start
 from pyxlsnap.request import CreateRequest
 from pyxlsnap.results import Plan, PlannedDisk
 
-# Cautious estimates for the expected downtime on real hardware: the last pass of a live save and
-# the work after it, the rate at which a suspended domain's memory is written, and the resume.
-_LAST_PASS_S = 0.3
-_SAVED_KB_PER_S = 256 * 1024
-_RESUME_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """A domain that can be snapshotted."""
-
-    config: DomainConfig
-    state: RunState
-    #: the host paths of all disks of the domain
-    targets: tuple[str, ...]
-    #: its paravirtual devices
-    devices: frozenset[str]
-    #: the domain's memory, KiB
-    memory_kb: int
-    #: for how long the memory is expected to suspend the domain, seconds
-    memory_s: float
-    #: that time is one of its last snapshots, and not the default
-    measured: bool
-    #: versions of the programs that save the domain, by name
-    versions: dict[str, str]
-    #: the disks that its QEMU emulates
-    emulated: frozenset[str]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreatePlan:
@@ -89,6 +62,12 @@ class CreatePlan:
     warnings: tuple[str, ...] = ()
     #: the xenbus state of each paravirtual device
     frontends: dict[str, int] = field(default_factory=dict, repr=False)
+    #: the strategies that take disk snapshots beside the memory: see :func:`lanes`
+    lanes: tuple[tuple[BesideStrategy, ...], ...] = field(default=(), repr=False)
+    #: the vdevs of the disks whose snapshots they take so
+    beside: frozenset[str] = frozenset()
+    #: set if the memory has failed: ends slow work on the disks
+    halt: Halt = field(default_factory=Halt, repr=False)
     #: xl's process, which acts on the guest's shutdowns, will end when the guest is suspended
     loses_monitor: bool = False
     #: :attr:`pyxlsnap.disks.protocol.DiskTask.waiting`
@@ -115,35 +94,17 @@ class CreatePlan:
         return self.metadata.state is RunState.PAUSED
 
     @property
-    def seconds_suspended(self) -> float:
+    def downtime(self) -> Downtime:
         """An estimate of how long the domain will be suspended."""
-        return self.examined.memory_s + sum(s.expected_seconds() for s in self.strategies)
-
-    def refuse_slow(self, max_downtime: float) -> None:
-        """:raises Refused: the domain is expected to be suspended for longer."""
-        if self.seconds_suspended <= max_downtime:
-            return
-        disks = max(self.strategies, key=lambda s: s.expected_seconds(), default=None)
-        slowest = disks.expected_seconds() if disks else 0.0
-        if not self.live and self.seconds_suspended - slowest > max_downtime:
-            way_out = "take a live snapshot (--live)"
-        elif disks and slowest > _LAST_PASS_S:
-            way_out = f"most of this time is for {', '.join(disks.vdevs)} ({disks.kind})"
-            way_out += f"; {way}" if (way := quicker(disks)) else ""
-        else:
-            way_out = "no shorter time is possible: allow more"
-        raise Refused(
-            f"{self.guest.name} is expected to be suspended for about "
-            f"{self.seconds_suspended:.1f} s{self._measured()}, and max_downtime allows "
-            f"{max_downtime:g} s: {way_out}"
-        )
-
-    def _measured(self) -> str:
-        """Where the estimate comes from, if it may change by itself: a part of a sentence."""
-        if not self.examined.measured:
-            return ""
-        return (
-            f" (its last snapshots within a day needed {self.examined.memory_s:.1f} s for memory)"
+        examined = self.examined
+        return Downtime(
+            domain=self.guest.name,
+            live=self.live,
+            memory_s=examined.memory_s,
+            measured=examined.measured,
+            strategies=self.strategies,
+            lanes=self.lanes,
+            beside=self.beside,
         )
 
     def summary(self) -> Plan:
@@ -163,7 +124,7 @@ class CreatePlan:
             ),
             left_out=self.left_out,
             warnings=self.warnings,
-            seconds_suspended=self.seconds_suspended,
+            seconds_suspended=self.downtime.seconds,
         )
 
     def close(self) -> None:
@@ -190,14 +151,15 @@ def make_plan(
     wanted = _checked(request)
     created = int(time.time())
     name = check_name(wanted.name or generated_name(created))
-    examined = _examine(host, guest, live=request.live)
+    examined = examine(host, guest, live=request.live)
     chosen, left_out, warnings = _choose_disks(examined.config, wanted.disks, name)
     devices, requests = tuple(disk for disk, _ in chosen), tuple(asked for _, asked in chosen)
     checks.refuse_shared(host, guest, devices)
     places = choose_places(guest, wanted, name, requests)
     warnings += changeable_place(places.memory.parent)
-    task = _task(name, guest, request, examined)
-    task = replace(task, check=cancel.check, waiting=waiting, warn=warnings.append)
+    halt, task = Halt(), _task(name, guest, request, examined)
+    check = partial(_check_both, cancel, halt)
+    task = replace(task, check=check, waiting=waiting, warn=warnings.append)
     need_kb = checks.memory_file_kb(examined.memory_kb, examined.config)
     checks.refuse_full(places.memory.parent, need_kb, task.claim)
     found = strategies(chosen, task)
@@ -213,10 +175,23 @@ def make_plan(
         left_out=left_out,
         loses_monitor=loses_monitor(host, guest),
         waiting=waiting,
+        halt=halt,
     )
-    frontends = _connect(plan, cancel)  # (the checks of disks may add to ``warnings``)
-    told = (*warnings, *notice_foreground(host, guest), *slow_disks(found))
-    return replace(plan, frontends=frontends, warnings=told)
+    return _with_warnings(_connected(plan, cancel), host, warnings)
+
+
+def _with_warnings(plan: CreatePlan, host: Host, warnings: Sequence[str]) -> CreatePlan:
+    """The plan with all that the user is told.
+
+    :param warnings: those that the checks found, also those of the disks.
+    """
+    slow = slow_disks(plan.strategies, dict.fromkeys(plan.beside, plan.examined.memory_s))
+    return replace(plan, warnings=(*warnings, *notice_foreground(host, plan.guest), *slow))
+
+
+def _check_both(cancel: Cancel, halt: Halt) -> None:
+    cancel.check()
+    halt.check()
 
 
 def _checked(request: CreateRequest) -> SnapshotConfig:
@@ -259,45 +234,17 @@ def _task(name: str, guest: Guest, request: CreateRequest, examined: Examined) -
     return DiskTask(
         name,
         inactive=request.live and examined.config.kind is GuestKind.HVM,
+        device_model=examined.config.kind is GuestKind.HVM,
         asked=request.config.disks is not None,
         may_start=partial(may_start, guest),
         gone=partial(is_gone, guest),
     )
 
 
-def _examine(host: Host, guest: Guest, *, live: bool) -> Examined:
-    """:raises Refused: the domain cannot be snapshotted in its present state."""
-    state = checks.run_state(guest)
-    devices = frozenset(guest.frontend_states())  # before the configuration that is saved
-    config, targets = guest.config(), guest.disk_targets()
-    checks.refuse_config(config, guest)
-    checks.refuse_silent(config.disks)
-    qemu = examine_device_model(guest, config)
-    if live:
-        checks.refuse_live(host, config, guest)
-    versions = checks.versions(host) | ({"qemu": qemu.version} if qemu.version else {})
-    memory_kb = guest.info().memory_kb
-    memory_s = recalled(guest.uuid, live, memory_kb)
-    measured = memory_s is not None
-    if memory_s is None:
-        memory_s = _RESUME_S + (_LAST_PASS_S if live else memory_kb / _SAVED_KB_PER_S)
-    return Examined(
-        config=config,
-        state=state,
-        targets=targets,
-        devices=devices,
-        memory_kb=memory_kb,
-        memory_s=memory_s,
-        measured=measured,
-        versions=versions,
-        emulated=qemu.emulated,
-    )
-
-
-def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:
+def _connected(plan: CreatePlan, cancel: Cancel) -> CreatePlan:
     """Let the disk strategies connect, to QEMU for example; on failure close all connections.
 
-    :returns: the xenbus state of each device.
+    :returns: the plan with what is known now: the devices, and what can be done beside the memory.
     :raises Refused: a disk, or a device of the guest, is not ready.
     """
     examined = plan.examined
@@ -319,10 +266,12 @@ def _connect(plan: CreatePlan, cancel: Cancel) -> dict[str, int]:
                 f"devices of {plan.guest.name} were attached or detached meanwhile "
                 f"({', '.join(sorted(changed))}): try again"
             )
+        able = lanes(plan.strategies)
+        beside = frozenset(vdev for lane in able for s in lane for vdev in s.beside())
     except BaseException:
         plan.close()
         raise
-    return found
+    return replace(plan, frontends=found, lanes=able, beside=beside)
 
 
 def _choose_disks(

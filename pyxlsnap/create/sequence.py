@@ -1,7 +1,7 @@
 """Taking a snapshot: the sequence, readable from top to bottom in :meth:`Creation.steps`.
 
-The guest is suspended from the end of ``suspend`` to ``resume``. Between them are only the steps
-that make the snapshot consistent.
+The guest is suspended from some moment of ``suspend`` to the end of ``resume``: for what makes the
+snapshot consistent, and nothing else. What can be done beside its memory is: :mod:`.beside`.
 """
 
 import logging
@@ -14,6 +14,8 @@ from functools import partial
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import ended as the_end
 from pyxlsnap.create import failures, way_back
+from pyxlsnap.create.beside import Beside, notice_resumed
+from pyxlsnap.create.bring_back import bring_back
 from pyxlsnap.create.entry import entry_of
 from pyxlsnap.create.files import SnapshotFiles
 from pyxlsnap.create.paused import Unpauser
@@ -21,7 +23,6 @@ from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.report import snapshot_of
 from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.errors import (
-    DomainNotFound,
     GuestTimeout,
     Interrupted,
     NeedsAttention,
@@ -29,17 +30,19 @@ from pyxlsnap.errors import (
     PyxlsnapError,
 )
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.boot import notice_unready
-from pyxlsnap.guest.gone import is_gone_soon
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.hooks import Moment
-from pyxlsnap.journal import Journal, way_back_command
+from pyxlsnap.journal import Journal
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.request import Callbacks
 from pyxlsnap.results import Progress, Snapshot, Step
 
 log = logging.getLogger(__name__)
+
+_DISKS = "disk snapshots"
+#: libxl waits for the QEMU of an HVM guest twice as long at the end of the memory
+_QEMU_BUSY_S = 5.0
 
 
 class Creation:
@@ -67,9 +70,10 @@ class Creation:
         self._suspend_began = False
         self._memory_complete = False
         self._disks_done = False
-        #: the disk strategies that may have taken disk snapshots
+        self._beside = Beside(plan)
+        #: the disk strategies that may have taken disk snapshots after the memory
         self._begun: list[DiskStrategy] = []
-        self._resumed = self._resumed_by_undo = False
+        self._resumed = False
         self._suspended_at = 0.0
         self._seconds_suspended = 0.0
         self._noticed = the_end.Noticed()
@@ -87,7 +91,7 @@ class Creation:
             ("prepare disks", self._prepare_disks),
             ("before suspend", self._tell_before_suspend),
             ("suspend", self._suspend),
-            ("disk snapshots", self._snapshot_disks),
+            (_DISKS, self._snapshot_disks),
             ("resume", self._resume),
             ("watch", self._watch),
             ("finish disks", self._finish_disks),
@@ -112,9 +116,13 @@ class Creation:
         except BaseException as cause:
             raise self._undo(step, cause) from cause
         self._journal.clear()
+        made = snapshot_of(self._plan, [*self._keep_watched(), *self._files.warnings])
+        if self._qemu_was_busy():
+            failures.stop_recording(self._plan)
         return replace(
-            snapshot_of(self._plan, [*self._keep_watched(), *self._files.warnings]),
+            made,
             seconds_suspended=self._seconds_suspended,
+            seconds_beside=self._beside.seconds,
             seconds_unpaused=self._unpauser.seconds,
             seconds=self._seconds,
         )
@@ -122,8 +130,9 @@ class Creation:
     def _suspending(self, progress: Progress) -> None:
         """Pass progress on; libxl may report that the guest is suspended: it waits for us now."""
         if progress.phase == "domain now suspended":
-            self._files.lift_limit()
             self._suspended_at = time.monotonic()
+            self._beside.begin()
+            self._files.lift_limit()
         self._callbacks.on_progress(progress)
 
     def _write_journal(self) -> None:
@@ -152,10 +161,15 @@ class Creation:
         unpauser = self._unpauser if self._plan.paused else nullcontext()
         end = the_end.noticing_end(self._guest, self._noticed, over=self._files.lift_limit)
         receiver = self._files.receiver(self._guest.abort, self._cancel.check)
-        with receiver, unpauser, end, self._cancel.armed(self._guest.abort):
-            self._suspend_began = True
-            fd = receiver.fileno()
-            self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
+        try:
+            with receiver, unpauser, end, self._cancel.armed(self._guest.abort), self._beside:
+                self._suspend_began = True
+                fd = receiver.fileno()
+                self._guest.suspend(fd, live=self._plan.live, on_progress=self._suspending)
+        except Exception:
+            self._beside.stop()
+            self._beside.raise_failure()  # for which libxl was aborted
+            raise
         self._memory_complete = True
 
     def _note_unpause(self) -> None:
@@ -163,17 +177,18 @@ class Creation:
         self._journal.rewrite(self._entry)
 
     def _snapshot_disks(self) -> None:
-        checks.notice_disks(self._guest, self._plan.examined.targets)
-        notice_unready(self._guest, self._plan.examined.config, self._plan.frontends)
+        self._beside.finish()
         for strategy in self._plan.strategies:
-            self._check_suspended()
-            self._plan.served.notice_replaced(strategy.vdevs)
+            if self._plan.beside.issuperset(strategy.vdevs):
+                continue
+            notice_resumed(self._guest)
+            self._plan.served.notice_replaced(set(strategy.vdevs) - self._plan.beside)
             self._begun.append(strategy)
             strategy.create()
         self._disks_done = True
 
     def _resume(self) -> None:
-        self._check_suspended()
+        notice_resumed(self._guest)
         resume = partial(self._guest.resume, paused=self._plan.paused)
         patiently(self._guest, resume, self._plan.waiting)
         if self._suspended_at:
@@ -182,16 +197,15 @@ class Creation:
         self._window.end()
         self._callbacks.on_progress(Progress("resumed"))
 
-    def _check_suspended(self) -> None:
-        """:raises OperationFailed: the guest was resumed, and may have written to its disks."""
-        if not self._guest.check_same().suspended:
-            what = f"another program has resumed {self._guest.name}"
-            raise OperationFailed(f"{what}: memory and disks do not match", step="suspended")
+    def _qemu_was_busy(self) -> bool:
+        """Whether the guest's QEMU may have given libxl no answer at the end of the memory."""
+        return self._beside.seconds_of("qcow2") > _QEMU_BUSY_S
 
     def _watch(self) -> None:
         self._keep_watched()
 
     def _finish_disks(self) -> None:
+        self._beside.close()
         for strategy in self._plan.strategies:
             strategy.finish_create()
 
@@ -215,9 +229,10 @@ class Creation:
 
     def _undo(self, step: str, cause: BaseException) -> PyxlsnapError:
         """Undo: the guest first, then disks and files. Returns the error to raise."""
+        failures.in_spite_of_ctrl_c(self._beside.stop)
+        step = _DISKS if cause is self._beside.error else step
         interrupted = failures.is_interrupt(cause, self._cancel)
-        memory = self._plan.memory_path
-        what = failures.describe(step, cause, self._guest.name, memory, interrupted=interrupted)
+        what = failures.describe(step, cause, self._plan, interrupted=interrupted)
         log.info("%s; undoing", what)  # the error says the same
         undone: list[str] = []
         left: list[str] = []
@@ -225,13 +240,13 @@ class Creation:
         ran = ""
         ended: str | None = None
         try:
-            ended = failures.in_spite_of_ctrl_c(lambda: self._bring_guest_back(undone))
+            ended = failures.in_spite_of_ctrl_c(lambda: self._bring_back(undone))
         except GuestTimeout as e:  # the guest runs, but may yet suspend
             left.append(str(e))
         except BaseException as e:  # even after a bug: do not delete the guest's only copy
             return self._keep_everything(step, f"{what}{self._unpauser.how_long()}", e)
         else:
-            unwatched = self._when_back(ended)
+            unwatched = self._when_back(ended, resumed=bool(undone))
             ran = self._unpauser.how_long() if ended is None else ""
             if self._callbacks.start_monitor:  # the caller had asked for a watch
                 left += unwatched
@@ -239,7 +254,8 @@ class Creation:
         if reason is not None:
             what = the_end.describe_end(self._guest.name, reason, step)
         leftovers = failures.clean_up(reversed(self._cleanups), undone, left)
-        if ended is None and self._suspend_began and not self._memory_complete:
+        aborted = self._suspend_began and not self._memory_complete
+        if ended is None and (aborted or self._qemu_was_busy()):
             failures.stop_recording(self._plan)
         finish = self._recover if left else "; ".join(e.finish for e in leftovers)
         if self._journal_is_ours and not left:
@@ -256,13 +272,16 @@ class Creation:
         rest = ran or "; everything is as before"
         return cls(f"{what}{rest}{but}", step=step, undone=undone)
 
-    def _when_back(self, ended: str | None) -> list[str]:
-        """The guest runs, or has ended: tell this, and have it watched; returns warnings."""
+    def _when_back(self, ended: str | None, *, resumed: bool) -> list[str]:
+        """The guest runs, or has ended: tell this, and have it watched; returns warnings.
+
+        :param resumed: the undo had to resume it.
+        """
         self._window.end()
         if ended is None:
             self._tell_resumed()
         # xl's process has seen a suspend, and ended; one that has seen the guest's end acts.
-        there = ended is None or (ended and self._resumed_by_undo)
+        there = ended is None or (ended and resumed)
         return self._keep_watched() if there else []
 
     def _why_ended(self, step: str, ended: str | None) -> str | None:
@@ -275,38 +294,16 @@ class Creation:
         noticed = self._noticed.reason if step == "suspend" else None
         return ended or (ended if noticed is None else noticed)
 
-    def _bring_guest_back(self, undone: list[str]) -> str | None:
-        """Let the guest run, before anything is removed.
-
-        :returns: why the guest has ended by itself (:func:`how_ended`); ``None``: it runs.
-        """
+    def _bring_back(self, undone: list[str]) -> str | None:
+        """See :func:`bring_back`."""
         if self._resumed:
             return None
-        try:
-            # (A guest that has ended needs no settling.)
-            if self._suspend_began and the_end.how_ended(self._guest) is None:
-                self._ensure_running(undone)
-            return the_end.how_ended(self._guest)
-        except DomainNotFound:
-            return ""
-        except PyxlsnapError as e:
-            if isinstance(e, GuestTimeout) or not is_gone_soon(self._guest):
-                raise
-            return ""
-
-    def _ensure_running(self, undone: list[str]) -> None:
-        for strategy in self._plan.strategies:
-            strategy.settle()
-        ensure = partial(self._guest.ensure_running, paused=self._plan.paused)
-        if self._memory_complete:  # the guest is suspended, or was resumed already
-            ensure = partial(ensure, settle_s=0.0, request_s=0.0)
-        waiting, known = self._plan.waiting, self._memory_complete
-        if patiently(self._guest, ensure, waiting, at_once=known):
-            undone.append(f"resumed {self._guest.name}")
-            self._resumed_by_undo = True
+        began, complete = self._suspend_began, self._memory_complete
+        return bring_back(self._plan, undone, suspend_began=began, memory_complete=complete)
 
     def _undo_disks(self, strategy: DiskStrategy) -> list[str]:
-        if strategy not in self._begun:
+        beside = self._beside.begun and not self._plan.beside.isdisjoint(strategy.vdevs)
+        if not beside and strategy not in self._begun:
             return strategy.undo_create()
         self._window.begin()  # else a monitor starts the guest again meanwhile, on its disks
         try:
@@ -322,29 +319,11 @@ class Creation:
             log.exception("the progress callback failed")
 
     def _keep_everything(self, step: str, what: str, error: BaseException) -> PyxlsnapError:
-        """The guest cannot be resumed: memory file and disks are its only copy.
-
-        The journal stays: a recovery tries again to resume the guest, and a revert to the cfgfile
-        that is written here ends it.
-        """
-        left = [
-            f"{self._guest} is suspended and cannot be resumed ({error or type(error).__name__})"
-        ]
-        finish = self._recover
+        """The guest cannot be resumed: memory file and disks are its only copy."""
+        left = f"{self._guest} is suspended and cannot be resumed ({error or type(error).__name__})"
+        failed = NeedsAttention(what, step=step, left=[left], finish=self._recover)
+        entry = None
         if self._memory_complete:
-            entry = replace(
-                self._entry, way_back=str(self._plan.cfgfile), has_disks=self._disks_done
-            )
-            try:
-                left += way_back.keep(self._plan, self._files, entry)
-                finish = way_back_command(entry)
-            except (PyxlsnapError, OSError) as e:
-                left.append(f"its memory is in {self._files.memory} ({e})")
-        self._files.close()
-        return NeedsAttention(
-            f"{what}; {'; '.join(left)}; nothing was deleted; `{self._recover}` tries again to "
-            f"resume the guest",
-            step=step,
-            left=left,
-            finish=finish,
-        )
+            way = str(self._plan.cfgfile)
+            entry = replace(self._entry, way_back=way, has_disks=self._disks_done)
+        return way_back.keep_everything(self._plan, self._files, entry, failed)

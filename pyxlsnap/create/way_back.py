@@ -7,10 +7,41 @@ from pyxlsnap import cfgfile
 from pyxlsnap.create.files import SnapshotFiles
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.disks.protocol import DiskStrategy
-from pyxlsnap.journal import CreateEntry, Journal
+from pyxlsnap.errors import NeedsAttention, PyxlsnapError
+from pyxlsnap.journal import CreateEntry, Journal, way_back_command
 from pyxlsnap.model import SnapshotConfig
 
 log = logging.getLogger(__name__)
+
+
+def keep_everything(
+    plan: CreatePlan, files: SnapshotFiles, entry: CreateEntry | None, failed: NeedsAttention
+) -> NeedsAttention:
+    """Keep what was made: the guest cannot be resumed.
+
+    The journal stays: a recovery tries again to resume the guest, and a revert to the cfgfile that
+    is written here ends it.
+
+    :param entry: see :func:`keep`; ``None``: the memory is not complete, so nothing is published.
+    :param failed: what happened, and what is left; its ``finish`` recovers.
+    :returns: the error to raise.
+    """
+    left, recover = list(failed.left), failed.finish
+    finish = recover
+    if entry:
+        try:
+            left += keep(plan, files, entry)
+            finish = way_back_command(entry)
+        except (PyxlsnapError, OSError) as e:
+            left.append(f"its memory is in {files.memory} ({e})")
+    files.close()
+    return NeedsAttention(
+        f"{failed}; {'; '.join(left)}; nothing was deleted; `{recover}` tries again to resume the "
+        f"guest",
+        step=failed.step,
+        left=left,
+        finish=finish,
+    )
 
 
 def keep(plan: CreatePlan, files: SnapshotFiles, entry: CreateEntry) -> list[str]:

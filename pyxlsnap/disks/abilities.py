@@ -1,6 +1,6 @@
 """What a disk strategy may be able to do besides: Protocols that it has or has not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol, runtime_checkable
 
 from pyxlsnap.disks.protocol import DiskStrategy
@@ -15,6 +15,37 @@ class AdvisingStrategy(Protocol):
 
         Called after :meth:`~DiskStrategy.check_create`, if :meth:`~DiskStrategy.expected_seconds`
         says that the guest will be suspended for long.
+        """
+
+
+@runtime_checkable
+class BesideStrategy(DiskStrategy, Protocol):
+    """A strategy that takes disk snapshots while libxl still writes the guest's memory.
+
+    The guest is suspended for less time then: in a snapshot that is not live, the disk snapshots
+    take no time of their own as long as the memory takes longer. Only snapshots for which
+    :meth:`~DiskStrategy.undo_create` leaves no trace can be taken so, because the memory may fail
+    afterwards. Where a strategy lacks these methods, all its snapshots wait for the memory.
+    """
+
+    def beside(self) -> Collection[str]:
+        """The vdevs of the disks whose snapshots :meth:`create_beside` takes.
+
+        Called once, after :meth:`~DiskStrategy.check_create`. If disks are missing here,
+        :meth:`~DiskStrategy.create` is called for them when the memory is complete.
+        """
+
+    def create_beside(self) -> None:
+        """Take the disk snapshots of the disks that :meth:`beside` named, all or none.
+
+        The guest is suspended. Called on another thread than the methods before, while strategies
+        of pyxlsnap may be at work on others. If the guest's QEMU is its device model
+        (:attr:`DiskTask.device_model`), do not keep it busy for longer than five seconds, and do
+        not let it continue. If the memory fails meanwhile, :attr:`DiskTask.check` raises an
+        exception.
+
+        :raises PyxlsnapError: it failed, and the memory is given up. :meth:`~DiskStrategy.settle`
+            and :meth:`~DiskStrategy.undo_create` will be called.
         """
 
 

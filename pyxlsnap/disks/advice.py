@@ -1,6 +1,7 @@
 """What a user should know of disk snapshots that take long."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from pyxlsnap.disks.abilities import AdvisingStrategy
 from pyxlsnap.disks.protocol import DiskStrategy
@@ -13,11 +14,20 @@ def quicker(strategy: DiskStrategy) -> str:
     return strategy.quicker() if isinstance(strategy, AdvisingStrategy) else ""
 
 
-def slow_disks(strategies: Sequence[DiskStrategy]) -> list[str]:
-    """A warning for each strategy that takes long while there is a quicker way."""
-    slow = [s for s in strategies if s.expected_seconds() > _LONG_S and quicker(s)]
-    return [
-        f"{', '.join(s.vdevs)}: the disk snapshots are expected to take "
-        f"{s.expected_seconds():.0f} s, and the guest is suspended meanwhile: {quicker(s)}"
-        for s in slow
-    ]
+def slow_disks(
+    strategies: Sequence[DiskStrategy], hidden_s: Mapping[str, float] = MappingProxyType({})
+) -> list[str]:
+    """A warning for each strategy that takes long while there is a quicker way.
+
+    :param hidden_s: by vdev, for how long a strategy can work without keeping the guest waiting.
+    """
+    found = []
+    for strategy in strategies:
+        seconds = strategy.expected_seconds()
+        hidden = min((hidden_s.get(vdev, 0.0) for vdev in strategy.vdevs), default=0.0)
+        if seconds - hidden > _LONG_S and (way := quicker(strategy)):
+            found.append(
+                f"{', '.join(strategy.vdevs)}: the disk snapshots are expected to take "
+                f"{seconds:.0f} s, and the guest is suspended meanwhile: {way}"
+            )
+    return found

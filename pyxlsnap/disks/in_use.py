@@ -28,6 +28,7 @@ from pyxlsnap.model import Disk
 
 _UNUSED_S, _UNUSED_POLL_S = 60.0, 0.1
 _DRAINED_S, _DRAINED_POLL_S = 5.0, 0.005
+_QUIET_LOOKS = 3  # the guest may have told blkback of a request just before it was suspended
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +137,29 @@ def wait_until_no_users(
         )
 
 
-def wait_until_drained(disk: Disk, target: Path) -> None:
+def wait_until_drained(disk: Disk, target: Path, queues: Sequence[Path]) -> None:
     """Wait until blkback's requests are done, on the disk or on the loop devices over it.
 
     A suspended guest submits no more requests, but blkback goes on with those it has. A request may
     be missed here: blkback has not passed it on yet, or QEMU has it and tells nobody. The guest has
     no answer to such a request, so its driver sends it again after a restore. The disk's state is
-    sound with or without the request; waiting only makes it quieter.
+    sound with or without the request; waiting only makes it quieter. So blkback must be seen idle
+    several times in a row.
 
+    :param queues: what :func:`request_queues` found.
     :raises DiskError: they are not done within some seconds.
     """
     with os_errors(disk, target):
-        queues = [queue.resolve() for queue in _queues(target)]
-        drained = until(lambda: not _busy(queues), within_s=_DRAINED_S, poll_s=_DRAINED_POLL_S)
-        if not drained and (busy := _busy(queues)):
+        looks = 0
+
+        def quiet() -> bool:
+            nonlocal looks
+            looks = 0 if _busy(queues) else looks + 1
+            return looks >= _QUIET_LOOKS
+
+        if not queues or until(quiet, within_s=_DRAINED_S, poll_s=_DRAINED_POLL_S):
+            return
+        if busy := _busy(queues):
             raise DiskError(
                 f"{busy[0].name}, which serves {target}, has had I/O in flight for "
                 f"{_DRAINED_S:g} s: see whether the storage under it is well (dmesg)",
@@ -157,16 +167,19 @@ def wait_until_drained(disk: Disk, target: Path) -> None:
             )
 
 
-def _busy(queues: list[Path]) -> list[Path]:
+def _busy(queues: Sequence[Path]) -> list[Path]:
     """The block devices among these that have requests in flight."""
     return [q for q in queues if sum(map(int, (q / "inflight").read_text().split()))]
 
 
-def _queues(target: Path) -> list[Path]:
-    """The block devices, in /sys, that a disk's requests go through."""
+def request_queues(target: Path) -> list[Path]:
+    """The block devices, in /sys, that a disk's requests go through.
+
+    :raises OSError: there is no such disk.
+    """
     if target.is_block_device():
-        return [sys_directory(target.stat().st_rdev)]
-    return [paths.SYS / "block" / name for name in loops_over(target)]
+        return [sys_directory(target.stat().st_rdev).resolve()]
+    return [(paths.SYS / "block" / name).resolve() for name in loops_over(target)]
 
 
 def loops_over(target: Path) -> list[str]:

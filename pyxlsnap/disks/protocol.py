@@ -18,6 +18,9 @@ class DiskTask:
     name: str
     #: QEMU's block nodes are inactive when the disk snapshots are taken (a live HVM suspend)
     inactive: bool = False
+    #: the QEMU of the domain's disks is its device model (HVM). libxl needs an answer of it at the
+    #: end of the memory, and waits for that for ten seconds
+    device_model: bool = False
     #: the user named the disks; if false, every writable disk was chosen
     asked: bool = True
     #: what :meth:`DiskStrategy.state` of a killed revert returned, which this revert finishes;
@@ -62,7 +65,8 @@ class DiskStrategy(Protocol):
     order:
 
     - a create: :meth:`check_create`, :meth:`expected_seconds`, :meth:`state`, :meth:`prepare`,
-      :meth:`create` (the guest is suspended), :meth:`finish_create`, :meth:`artefacts`;
+      :meth:`create` (the guest is suspended), :meth:`finish_create`, :meth:`artefacts`; a
+      :class:`BesideStrategy` takes disk snapshots before :meth:`create`, too;
     - a create that fails: :meth:`settle`, then the guest is resumed, then :meth:`undo_create`;
     - a recovery after the worker of a create was killed: :meth:`adopt_create`, :meth:`settle`, then
       the guest is resumed, then :meth:`undo_create`, or :meth:`finish_create` if the snapshot is
@@ -72,6 +76,9 @@ class DiskStrategy(Protocol):
       restored, then :meth:`finish_revert`.
 
     :meth:`close` comes last in each. A plan (``--dry-run``) ends after the checks.
+
+    Only one method of an object is called at a time, but not always on the same thread. The same
+    holds for all objects of other packages together.
 
     An exception of any kind ends the operation; a create is then undone. The messages of
     :class:`~pyxlsnap.DiskError` and :class:`~pyxlsnap.Refused` are shown to the user as they are:
@@ -117,7 +124,9 @@ class DiskStrategy(Protocol):
         """
 
     def create(self) -> None:
-        """Take the disk snapshots, all or none. The guest is suspended: be quick.
+        """Take the disk snapshots that are not taken yet, all or none.
+
+        The guest is suspended, and waits for nothing else: be quick. Its memory is complete.
 
         :raises PyxlsnapError: it failed; :meth:`settle` and :meth:`undo_create` will be called.
         """

@@ -6,9 +6,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pyxlsnap.disks import plugins
+from pyxlsnap.disks.abilities import BesideStrategy
 from pyxlsnap.disks.copy import raw_file
 from pyxlsnap.disks.copy.block_device import BlockCopy
 from pyxlsnap.disks.copy.raw_file import RawFile
+from pyxlsnap.disks.lvm.base import LvmDisks
 from pyxlsnap.disks.lvm.commands import is_lvm, is_thin
 from pyxlsnap.disks.lvm.thick import LvmThick
 from pyxlsnap.disks.lvm.thin import LvmThin
@@ -111,6 +113,22 @@ def strategies(
                     f"{moved if was in OURS else f'install the strategy {was!r} again'}"
                 )
     return found
+
+
+def lanes(strategies: Iterable[DiskStrategy]) -> tuple[tuple[BesideStrategy, ...], ...]:
+    """The strategies that take disk snapshots beside the memory, in groups.
+
+    Groups can work side by side, the strategies of one group one after the other: all of other
+    packages are one group, because they may share more than a disk, and so are ours of LVM.
+
+    :param strategies: their :meth:`~DiskStrategy.check_create` was called.
+    """
+    groups: dict[object, list[BesideStrategy]] = {}
+    for strategy in strategies:
+        if isinstance(strategy, BesideStrategy) and strategy.beside():
+            lvm = LvmDisks if isinstance(strategy, LvmDisks) else type(strategy)
+            groups.setdefault(lvm if type(strategy) in KINDS else None, []).append(strategy)
+    return tuple(map(tuple, groups.values()))
 
 
 def _refuse_kind_of_ours(strategy: DiskStrategy) -> None:

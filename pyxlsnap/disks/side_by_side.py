@@ -1,7 +1,11 @@
 """Work on several disks at once: each on a thread of its own."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
 
 _AT_ONCE = 4
 
@@ -41,3 +45,21 @@ def side_by_side(works: Sequence[Callable[[], object]]) -> None:
         for other in failures[1:]:
             failures[0].add_note(str(other))
         raise failures[0]
+
+
+def grouped(
+    items: Iterable[_Item], key: Callable[[_Item], Hashable], do: Callable[[_Item], object]
+) -> None:
+    """Do it with each item: those of one key one after the other, the groups side by side.
+
+    :raises BaseException: as :func:`side_by_side`.
+    """
+    groups: dict[Hashable, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+
+    def one_by_one(group: Sequence[_Item]) -> None:
+        for item in group:
+            do(item)
+
+    side_by_side([partial(one_by_one, group) for group in groups.values()])

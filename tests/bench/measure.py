@@ -149,6 +149,7 @@ def create(task: Task, name: str, *words: str) -> tuple[dict[str, float], dict[s
     own = {
         "reported_suspended_s": result["seconds_suspended"],
         "disk_snapshots_s": result["seconds"]["disk snapshots"],
+        "disks_beside_s": result["seconds_beside"],
     }
     return _taken(done, watch, Path(result["memory_path"])) | own, result
 
@@ -332,9 +333,10 @@ def main() -> None:
 
     ``whole_s`` and ``cpu_s``: the command; ``suspended_s``: the guest, seen from outside;
     ``reported_suspended_s``: the same as the program reports it; ``disk_snapshots_s``: a part of
-    it; ``off_s``: from before the destroy to the guest that runs again; ``file_bytes`` and
-    ``disk_bytes``: the memory file, and what it takes on the disk; ``memory_bytes`` and
-    ``not_zero_bytes``: the guest's memory in the file of xl, in the first round.
+    it, after the memory; ``disks_beside_s``: for the disks, beside the memory; ``off_s``: from
+    before the destroy to the guest that runs again; ``file_bytes`` and ``disk_bytes``: the memory
+    file, and what it takes on the disk; ``memory_bytes`` and ``not_zero_bytes``: the guest's memory
+    in the file of xl, in the first round.
     """
     task = Task(**json.loads(sys.argv[1]))
     FILES.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,9 @@ def ends(sequence: type[Creation | Reversion]) -> list[str]:
 
 IN_MEMORY, REQUESTED, SUSPENDED = "in memory", "requested", "after suspend"
 BETWEEN_DISKS, PUBLISHED = "after create of raw file", "after cfgfile"
-CREATE = ["before journal", *ends(Creation), IN_MEMORY, REQUESTED, BETWEEN_DISKS]
+# On the threads that take the disk snapshots while the memory is written.
+BESIDE = ["beside raw file", "after create of qcow2"]
+CREATE = ["before journal", *ends(Creation), IN_MEMORY, REQUESTED, BETWEEN_DISKS, *BESIDE]
 
 DESTROYED, IN_RESTORE = "after destroy", "in restore"
 FIRST_DISK = "after qemu-img snapshot -a of xvda"
@@ -89,7 +91,7 @@ def marked(round_: list[Cell], all_: list[Cell]) -> list[object]:
 def all_creates() -> list[Cell]:
     found: list[Cell] = []
     for kind in KINDS:
-        key, fails = [IN_MEMORY, SUSPENDED, "after resume"], [SUSPENDED, *ends(Creation)]
+        key, fails = [IN_MEMORY, SUSPENDED, "after resume"], [SUSPENDED, *ends(Creation), *BESIDE]
         found += cells(CREATE, key, fails, kind)
         found += [Cell(kind, IN_MEMORY, "helper"), Cell(kind, "in suspend", "time out")]
         found += [Cell(kind, SUSPENDED, who) for who in ("worker", "caller", "all")]

@@ -13,7 +13,7 @@ from pathlib import Path
 from pyxlsnap.disks.copy.content import Space, refuse_no_room
 from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
 from pyxlsnap.disks.failures import os_errors
-from pyxlsnap.disks.in_use import wait_until_drained, wait_until_unused
+from pyxlsnap.disks.in_use import wait_until_unused
 from pyxlsnap.disks.side_by_side import side_by_side
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import NewFile, open_regular, refuse_existing
@@ -64,11 +64,10 @@ class BlockCopy(CopyStrategy):
         for file in self._files:
             file.make()
 
-    def create(self) -> None:
-        for file in self._files:
-            wait_until_drained(file.disk, file.target)
-            with os_errors(file.disk, file.target), _device(file.target, os.O_RDONLY) as device:
-                copy_device(device, file.fd, check=self._task.check)
+    def copy(self, file: SnapshotFile) -> None:
+        file.wait_until_drained()
+        with os_errors(file.disk, file.target), _device(file.target, os.O_RDONLY) as device:
+            copy_device(device, file.fd, check=self._task.check)
 
     # revert
 

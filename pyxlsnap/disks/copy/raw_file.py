@@ -24,7 +24,7 @@ from pyxlsnap.disks.copy.content import (
 )
 from pyxlsnap.disks.copy.snapshot_file import CopyStrategy, SnapshotFile
 from pyxlsnap.disks.failures import os_errors
-from pyxlsnap.disks.in_use import users, wait_until_drained, wait_until_unused
+from pyxlsnap.disks.in_use import users, wait_until_unused
 from pyxlsnap.disks.kept import KeptFiles, refuse_long_kept
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.disks.side_by_side import side_by_side
@@ -115,14 +115,13 @@ class RawFile(CopyStrategy):
                 file.make(like=source.fileno())
                 os.fsync(source.fileno())  # so that little is left to flush in the window
 
-    def create(self) -> None:
-        for file in self._files:
-            wait_until_drained(file.disk, file.target)
-            with os_errors(file.disk, file.target), open_regular(file.target) as source:
-                # Data written to a loop device is in the page cache of its file. A reflink flushes
-                # the cache itself; a copy must not take unwritten data for a hole.
-                os.fsync(source.fileno())
-                copy_file(source.fileno(), file.fd, reflink=file.reflink, check=self._task.check)
+    def copy(self, file: SnapshotFile) -> None:
+        file.wait_until_drained()
+        with os_errors(file.disk, file.target), open_regular(file.target) as source:
+            # Data written to a loop device is in the page cache of its file. A reflink flushes
+            # the cache itself; a copy must not take unwritten data for a hole.
+            os.fsync(source.fileno())
+            copy_file(source.fileno(), file.fd, reflink=file.reflink, check=self._task.check)
 
     # revert
 

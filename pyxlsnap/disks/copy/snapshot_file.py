@@ -8,7 +8,7 @@ was free when the journal was written.
 import errno
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from pyxlsnap.disks.copy.content import (
     set_attribute,
 )
 from pyxlsnap.disks.failures import os_errors, refuse_missing
-from pyxlsnap.disks.in_use import users
+from pyxlsnap.disks.in_use import request_queues, users, wait_until_drained
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.side_by_side import grouped
 from pyxlsnap.disks.standing import standing_on
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
@@ -44,6 +45,8 @@ class SnapshotFile:
         #: how long a reflink takes, seconds
         self.reflink_s = 0.0
         self.token = os.urandom(16).hex()
+        #: the block devices that the disk's requests go through; found by :meth:`make`
+        self._queues: list[Path] = []
         self._fd = -1
         self._made: tuple[int, int] | None = None
         self._began: float | None = None
@@ -88,6 +91,19 @@ class SnapshotFile:
             set_attribute(self._fd, MARK, self.token.encode())
             if like is not None:
                 copy_attributes(like, self._fd)
+        with os_errors(self.disk, self.target):
+            self._queues = request_queues(self.target)
+
+    def filesystem(self) -> int:
+        """The number of the filesystem that the file is on.
+
+        :raises DiskError: :meth:`make` was not called.
+        """
+        return os.fstat(self.fd).st_dev
+
+    def wait_until_drained(self) -> None:
+        """See :func:`pyxlsnap.disks.in_use.wait_until_drained`."""
+        wait_until_drained(self.disk, self.target, self._queues)
 
     def finish(self) -> None:
         """Make the file read-only, and durable. Slow if the file is big."""
@@ -205,6 +221,24 @@ class CopyStrategy:
         self._task = task
         self._files = tuple(SnapshotFile(disk, request) for disk, request in disks)
         self.vdevs = tuple(f.disk.vdev for f in self._files)
+        self._copied = False
+
+    def beside(self) -> Collection[str]:
+        """See :class:`pyxlsnap.disks.abilities.BesideStrategy`."""
+        return self.vdevs
+
+    def create_beside(self) -> None:
+        """Copy the disks; those to different filesystems at the same time."""
+        if not self._copied:
+            grouped(self._files, SnapshotFile.filesystem, self.copy)
+            self._copied = True
+
+    def create(self) -> None:
+        self.create_beside()
+
+    def copy(self, file: SnapshotFile) -> None:
+        """Copy one disk into its file. The guest is suspended."""
+        raise NotImplementedError
 
     def expected_seconds(self) -> float:
         reflinks_s = sum(f.reflink_s for f in self._files)

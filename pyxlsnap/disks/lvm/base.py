@@ -7,13 +7,14 @@ removes what this operation made, and nothing else.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from pyxlsnap.disks.in_use import users, wait_until_no_users
 from pyxlsnap.disks.lvm.commands import Volume, lvm, refuse_unchangeable_group, volumes
 from pyxlsnap.disks.lvm.names import Place, device_path, is_suspended, place
 from pyxlsnap.disks.protocol import DiskTask
+from pyxlsnap.disks.side_by_side import grouped
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
@@ -47,6 +48,7 @@ class LvmDisks:
         self._targets = {disk.vdev: disk.target for disk, _ in disks}
         self._tokens = {vdev: os.urandom(8).hex() for vdev in self.vdevs}
         self._waiting = task.waiting
+        self._check = task.check
         self._begun = False
         self._sizes: dict[str, int] = {}
 
@@ -108,19 +110,30 @@ class LvmDisks:
     def prepare(self) -> None:
         pass
 
-    def create(self) -> None:
-        """Take the snapshots, one command for each disk.
+    def beside(self) -> Collection[str]:
+        """See :class:`pyxlsnap.disks.abilities.BesideStrategy`."""
+        return self.vdevs
+
+    def create_beside(self) -> None:
+        """Take the snapshots, one command for each disk. LVM does one in a group at a time.
 
         lvcreate suspends the origin's device, "with filesystem sync with device flush" as -vvvv
         says. The suspend returns when blkback's requests in flight have reached the volume.
         """
-        self._begun = True
-        for at in self._places:
-            tags = (TAG, f"{OF_TAG}{at.lv}", self._token_tag(at))
-            tagging = [word for tag in tags for word in ("--addtag", tag)]
-            name = ("-n", at.snapshot, at.full(at.lv))
-            options = (*self.options, *tagging, *name)
-            lvm(at.vdev, "lvcreate", "-s", *options, timeout_s=_WINDOW_S)
+        if not self._begun:
+            self._begun = True
+            grouped(self._places, lambda at: at.vg, self._take)
+
+    def create(self) -> None:
+        self.create_beside()
+
+    def _take(self, at: Place) -> None:
+        self._check()
+        tags = (TAG, f"{OF_TAG}{at.lv}", self._token_tag(at))
+        tagging = [word for tag in tags for word in ("--addtag", tag)]
+        name = ("-n", at.snapshot, at.full(at.lv))
+        options = (*self.options, *tagging, *name)
+        lvm(at.vdev, "lvcreate", "-s", *options, timeout_s=_WINDOW_S)
 
     def _token_tag(self, at: Place) -> str:
         return f"{TAG}.{self._tokens[at.vdev]}"

@@ -1,11 +1,13 @@
-"""qcow2 disks, with internal or external snapshots: all taken in one QMP transaction.
+"""qcow2 disks, with internal or external snapshots, taken in QMP transactions.
 
-The transaction is the commit point of the whole snapshot: QEMU does all of it, or nothing.
+QEMU does all of a transaction, or nothing. Internal snapshots can be deleted again, so mostly they
+are taken in a transaction of their own, beside the memory. External ones cannot be undone: their
+transaction comes last, and is the commit point of the whole snapshot.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,9 @@ from pyxlsnap.errors import DiskError, DomainNotFound, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
-_SET_ACTIVE_SINCE = (10, 0)  # QEMU's blockdev-set-active
+_SET_ACTIVE, _SET_ACTIVE_SINCE = "blockdev-set-active", (10, 0)
+# libxl gives up after ten seconds, and QEMU would go on recording the guest's changes of memory.
+_LIBXL_WAITS_S = 5.0
 _TRANSACTION_S = 0.2  # as measured; besides the work inside the images
 _BOOTS_S, _BOOTS_POLL_S = 300.0, 1.0
 
@@ -50,7 +54,7 @@ class Qcow2:
         self._disks = tuple(disk for disk, _ in disks)
         self._internal = Internal([disk for disk, request in disks if request.internal], task)
         self._external = External([(d, r) for d, r in disks if not r.internal], task)
-        self._inactive = task.inactive
+        self._inactive, self._device_model = task.inactive, task.device_model
         self._started_anew = task.started_anew
         self._tell = task.waiting
         self._waiting = partial(task.waiting, "QEMU to answer")
@@ -60,7 +64,7 @@ class Qcow2:
         self._qemu = GuestQemu()
         self._deletion = Deletion(disks, task, self._qemu)
         self._activate: tuple[tuple[str, dict[str, object]], ...] = ()
-        self._adopted = False
+        self._adopted = self._internal_done = False
 
     # create
 
@@ -84,9 +88,21 @@ class Qcow2:
         if not (self._inactive and self._internal.disks):
             return ()
         if self._qemu.version() >= _SET_ACTIVE_SINCE:
-            return (("blockdev-set-active", {"active": True}),)
+            return ((_SET_ACTIVE, {"active": True}),)
         # The guest cannot run in between: for Xen it is shut down.
         return (("cont", {}), ("stop", {}))
+
+    def beside(self) -> Collection[str]:
+        """See :class:`pyxlsnap.disks.abilities.BesideStrategy`.
+
+        The devices of an HVM guest, whose state is saved by then, must not run while the memory is
+        read (``cont``), and QEMU must answer libxl at its end.
+        """
+        if self._device_model:
+            quiet = all(command == _SET_ACTIVE for command, _ in self._activate)
+            if not quiet or self.expected_seconds() > _LIBXL_WAITS_S:
+                return ()
+        return [disk.vdev for disk in self._internal.disks]
 
     def expected_seconds(self) -> float:
         return _TRANSACTION_S + self._internal.expected_seconds()
@@ -102,21 +118,41 @@ class Qcow2:
     def prepare(self) -> None:
         self._external.prepare(self._qemu)
 
+    def create_beside(self) -> None:
+        # The guest may have told QEMU of requests just before it was suspended. QEMU has seen that
+        # when it answers, and a transaction waits for all requests that QEMU has taken.
+        self._qemu.execute("query-status")
+        self._take(internal=True, external=False)
+        self._internal_done = True
+        if self._external.disks:
+            self._outcome = _Outcome.NOTHING  # of the other transaction
+
     def create(self) -> None:
+        if self._internal_done and not self._external.disks:
+            return
+        self._take(internal=not self._internal_done, external=True)
+        self._external.switched()
+
+    def _take(self, *, internal: bool, external: bool) -> None:
+        """Take snapshots in one transaction.
+
+        :raises QmpError: QEMU refused it, or did not answer in time (then the outcome is unknown).
+        """
         self._outcome = _Outcome.UNKNOWN
         try:
-            for command, arguments in self._activate:
+            for command, arguments in self._activate if internal else ():
                 self._qemu.execute(command, arguments)
-            actions = self._internal.actions(self._qemu) + self._external.actions(self._qemu)
-            expected_s = self._internal.expected_seconds()
+            actions = self._internal.actions(self._qemu) if internal else []
+            actions += self._external.actions(self._qemu) if external else []
+            expected_s = self._internal.expected_seconds() if internal else 0.0
             self._qemu.execute("transaction", {"actions": actions}, expected_s=expected_s)
         except QmpError as e:
             if e.refused:
                 self._outcome = _Outcome.NOTHING
-                self._internal.refused()
+                if internal:
+                    self._internal.refused()
             raise
         self._outcome = _Outcome.DONE
-        self._external.switched()
 
     def finish_create(self) -> None:
         self._external.protect()

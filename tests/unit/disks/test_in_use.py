@@ -10,7 +10,7 @@ import pytest
 
 from pyxlsnap import paths
 from pyxlsnap.disks import in_use
-from pyxlsnap.disks.in_use import users, wait_until_drained, wait_until_unused
+from pyxlsnap.disks.in_use import request_queues, users, wait_until_drained, wait_until_unused
 from pyxlsnap.errors import DiskError
 from pyxlsnap.model import Disk
 from tests.unit.support.loop_files import looped, need_root, opened, run, wait_for
@@ -40,8 +40,13 @@ def sys_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk) -> Pat
     return tree
 
 
+def drain(disk: Disk, target: Path) -> None:
+    """Look for the queues, as a strategy does beforehand, and wait."""
+    wait_until_drained(disk, target, request_queues(target))
+
+
 def test_without_requests_nothing_is_waited_for(sys_tree: Path, disk: Disk) -> None:
-    wait_until_drained(disk, Path(disk.target))
+    drain(disk, Path(disk.target))
 
 
 @pytest.mark.parametrize("inflight", ["1 0", "0 1"])
@@ -55,8 +60,19 @@ def test_requests_in_flight_are_waited_for(sys_tree: Path, disk: Disk, inflight:
 
     began = time.monotonic()
     threading.Timer(0.1, end).start()
-    wait_until_drained(disk, Path(disk.target))
+    drain(disk, Path(disk.target))
     assert time.monotonic() - began >= 0.1
+
+
+def test_a_request_that_blkback_passes_on_a_moment_later_is_waited_for(
+    sys_tree: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest had put it on the ring just before it was suspended."""
+    queue = sys_tree / "block/loop9"
+    looks: list[list[Path]] = [[], [queue], [queue], [], [], []]
+    monkeypatch.setattr(in_use, "_busy", lambda _: looks.pop(0))
+    drain(disk, Path(disk.target))
+    assert looks == []
 
 
 def test_a_request_that_never_ends_is_not_waited_for_for_ever(
@@ -65,13 +81,13 @@ def test_a_request_that_never_ends_is_not_waited_for_for_ever(
     monkeypatch.setattr(in_use, "_DRAINED_S", 0.05)
     (sys_tree / "block/loop9/inflight").write_text("0 3\n")
     with pytest.raises(DiskError, match=r"xvda: loop9, which serves .*disk\.raw"):
-        wait_until_drained(disk, Path(disk.target))
+        drain(disk, Path(disk.target))
 
 
 def test_a_device_whose_requests_nobody_knows_is_an_error(sys_tree: Path, disk: Disk) -> None:
     (sys_tree / "block/loop9/inflight").unlink()
     with pytest.raises(DiskError, match=r"xvda: .*inflight: No such"):
-        wait_until_drained(disk, Path(disk.target))
+        drain(disk, Path(disk.target))
 
 
 def test_a_real_loop_device_is_found_and_drained(disk: Disk, tmp_path: Path) -> None:
@@ -80,8 +96,8 @@ def test_a_real_loop_device_is_found_and_drained(disk: Disk, tmp_path: Path) -> 
     for name in (disk.target, tmp_path / "link", tmp_path / "strange \n name"):
         with looped(Path(name)) as device:
             wait_for(lambda: users(Path(disk.target)) == [device.name])
-            wait_until_drained(disk, Path(disk.target))
-            wait_until_drained(disk, device)
+            drain(disk, Path(disk.target))
+            drain(disk, device)
     wait_for(lambda: users(Path(disk.target)) == [])
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from pyxlsnap.disks.side_by_side import side_by_side
+from pyxlsnap.disks.side_by_side import grouped, side_by_side
 
 
 class Postponed(BaseException):
@@ -73,3 +73,27 @@ def test_what_has_not_begun_is_not_begun_after_a_failure() -> None:
     with pytest.raises(OSError, match=r"\d"):
         side_by_side([partial(work, number) for number in range(9)])
     assert sorted(begun) == [0, 1, 2, 3]
+
+
+class TestGroups:
+    def test_items_of_one_key_are_done_in_their_order_on_one_thread(self) -> None:
+        done: list[tuple[int, threading.Thread]] = []
+        grouped(range(8), lambda _: "", lambda n: done.append((n, threading.current_thread())))
+        assert [number for number, _ in done] == list(range(8))
+        assert len({thread for _, thread in done}) == 1
+
+    def test_groups_are_done_at_the_same_time(self) -> None:
+        both = threading.Barrier(2, timeout=20)
+        grouped(["a1", "b1", "a2", "b2"], lambda item: item[0], lambda _: both.wait())
+        assert not both.broken
+
+    def test_what_follows_a_failure_in_its_group_is_not_begun(self) -> None:
+        done: list[int] = []
+
+        def work(number: int) -> None:
+            done.append(number)
+            raise OSError(str(number))
+
+        with pytest.raises(OSError, match="0"):
+            grouped(range(3), lambda _: "", work)
+        assert done == [0]

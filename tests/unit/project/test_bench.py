@@ -217,6 +217,7 @@ esac""",
     "pyxlsnap": """case $2 in
 snapshot-create) at=$SNAPSHOT.$5; cp "$SAVED" "$at.save"; echo >"$at.cfg"
 echo '{"result": {"seconds_suspended": 0.11, "seconds": {"disk snapshots": 0.05},
+"seconds_beside": 0.02,
 "memory_path": "'$at.save'", "cfgfile": "'$at.cfg'"}}' ;;
 snapshot-revert) test -e "$4" && echo '{"result": {"seconds_off": 6.5}}' ;;
 esac""",

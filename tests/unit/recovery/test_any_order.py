@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pyxlsnap import cfgfile
 from pyxlsnap.create import entry as create_entry
@@ -37,7 +37,7 @@ from pyxlsnap.revert.plan import RevertPlan
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations
 from tests.unit.support.entries import killed_revert
-from tests.unit.support.faults import FailsAtStep, run_until
+from tests.unit.support.faults import FailsAtStep, kill, run_until
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create, plan_delete, plan_revert
 from tests.unit.support.values import UUID
@@ -142,6 +142,10 @@ class AnyOrder(RuleBasedStateMachine):
 
     # Taking snapshots
 
+    @initialize(beside=st.sets(st.sampled_from(VDEVS)))
+    def some_disks_are_beside_the_memory(self, beside: set[str]) -> None:
+        self.world.beside = beside
+
     def _wanted(self) -> SnapshotConfig:
         self.count += 1
         return SnapshotConfig(name=f"s-{self.count}")
@@ -220,7 +224,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(step=st.sampled_from(CREATE[:-1]), crash=st.booleans())
     def create_that_is_killed(self, step: str, crash: bool) -> None:
         plan = plan_create(self.world.host, self.guest, self._wanted())
-        run_until(Creation(plan).steps(), step)
+        kill(Creation(plan), step)
         self._killed(self._recover, crash)
 
     @precondition(lambda self: self.finish is None)
@@ -228,9 +232,8 @@ class AnyOrder(RuleBasedStateMachine):
     def create_that_is_killed_in_a_step(self, verb: str, after: bool, crash: bool) -> None:
         plan = plan_create(self.world.host, self.guest, self._wanted())
         self.world.fail(verb, Killed(), after=after)
-        steps = Creation(plan).steps()
         try:
-            run_until(steps[:-1], "")
+            kill(Creation(plan), CREATE[-2])
         except Killed:
             pass
         finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import pyxlsnap.create.plan as create_plan
+import pyxlsnap.create.examination as create_examination
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.sequence import Creation
@@ -560,7 +560,7 @@ class TestHost:
 
     def saved_by(self, world: World, monkeypatch: pytest.MonkeyPatch, version: str) -> Case:
         model = DeviceModel(version)
-        monkeypatch.setattr(create_plan, "examine_device_model", lambda *_: model)
+        monkeypatch.setattr(create_examination, "examine_device_model", lambda *_: model)
         world.host.device_model_path = shutil.which("qemu-system-i386") or ""
         return Case(world)
 

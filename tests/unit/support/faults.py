@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from pyxlsnap.create.sequence import Creation
 from pyxlsnap.results import Step
 
 
@@ -18,6 +19,17 @@ def run_until(steps: list[Step], last: str) -> None:
         do()
         if name == last:
             return
+
+
+def kill(creation: Creation, last: str = "") -> None:
+    """Do the steps of a create up to that one; then the process is dead, with all its threads.
+
+    Without ``last``, something raises an exception that stands for the kill.
+    """
+    try:
+        run_until(creation.steps(), last)
+    finally:
+        creation._beside.stop()
 
 
 class FailsAtStep:

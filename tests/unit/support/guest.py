@@ -139,6 +139,10 @@ class FakeGuest:
         self.stub_domain = False
         self.stream = streams.hvm_stream()
         self.while_suspending: Callable[[], None] = lambda: None
+        #: called when it is suspended, and a part of its memory is still to be written
+        self.while_suspended: Callable[[], None] = lambda: None
+        #: libxl's report of the suspend comes, and is not lost
+        self.reports_suspend = True
         #: the name that it has now, if it was renamed
         self.present = ""
         #: disks that were attached meanwhile
@@ -209,9 +213,11 @@ class FakeGuest:
             self.write(fd, stream[:half], aborts)
             report(Progress("memory", 1, 2))
             self.while_suspending()
-            self.write(fd, stream[half:], aborts)
-            report(Progress("domain now suspended"))
             self.suspended = True
+            if self.reports_suspend:
+                report(Progress("domain now suspended"))
+            self.while_suspended()
+            self.write(fd, stream[half:], aborts)
 
     def write(self, fd: int, data: bytes, aborts: int) -> None:
         """As libxl writes: it looks for an abort again and again."""

@@ -235,6 +235,7 @@ def strategy(
     form: str = "",
     finishes: Mapping[str, str] | None = None,
     prepared: Mapping[str, str] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> DiskStrategy:
     """The strategy for the volumes of a kind, as xvda and xvdb."""
     disks = [
@@ -244,7 +245,8 @@ def strategy(
         )
         for x in lvs
     ]
-    made: DiskStrategy = KINDS[kind](disks, DiskTask(name, finishes=finishes, prepared=prepared))
+    task = DiskTask(name, finishes=finishes, prepared=prepared, check=check)
+    made: DiskStrategy = KINDS[kind](disks, task)
     return made
 
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.model import Disk
@@ -101,13 +102,19 @@ class Qemu:
         """Wait until it has its images open: then it greets."""
         qmp.QmpConnection(self.own).close()
 
+    def execute(self, command: str, arguments: dict[str, object]) -> Any:
+        """What another program tells it."""
+        connection = qmp.QmpConnection(self.own)
+        try:
+            return connection.execute(command, arguments)
+        finally:
+            connection.close()
+
     def write(self, vdev: str, pattern: int, at: int = 0) -> None:
         """What the guest would write."""
-        connection = qmp.QmpConnection(self.own)
         device = f"/machine/peripheral/{vdev}/virtio-backend"
         command = f'qemu-io -d {device} "write -P {pattern} {at} 64k"'
-        said = connection.execute("human-monitor-command", {"command-line": command})
-        connection.close()
+        said = self.execute("human-monitor-command", {"command-line": command})
         assert "rror" not in said, said
 
     def kill(self) -> None:

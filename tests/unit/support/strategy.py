@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from pyxlsnap.disks.abilities import DeletingStrategy, PreparingStrategy
+from pyxlsnap.disks.abilities import BesideStrategy, DeletingStrategy, PreparingStrategy
 from pyxlsnap.disks.protocol import DiskTask
 from pyxlsnap.errors import (
     AlreadyExists,
@@ -25,6 +25,7 @@ class FakeStrategy:
         self._world = world
         self._storage = world.storage
         self.vdevs = vdevs
+        self.task = task
         self._name = task.name
         self._waiting = task.waiting
         self._kept = {v for v in vdevs if f"{v} kept" in (task.finishes or {})}
@@ -161,7 +162,23 @@ class FakeStrategy:
         self._world.events.append(f"close {self.vdevs[0]}")
 
 
+class FakeBeside(FakeStrategy):
+    """Disks whose snapshots are taken beside the memory."""
+
+    def beside(self) -> tuple[str, ...]:
+        return self.vdevs
+
+    def create_beside(self) -> None:
+        super().create()
+
+    def create(self) -> None:
+        raise AssertionError("nothing is left to be taken")
+
+
 if TYPE_CHECKING:
+
+    def _beside(fake: FakeBeside) -> BesideStrategy:
+        return fake
 
     def _strategy(fake: FakeStrategy) -> DeletingStrategy:
         return fake

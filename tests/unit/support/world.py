@@ -23,7 +23,7 @@ from pyxlsnap.disks.protocol import DiskStrategy, DiskTask
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.host import FakeHost
-from tests.unit.support.strategy import FakeStrategy
+from tests.unit.support.strategy import FakeBeside, FakeStrategy
 from tests.unit.support.values import BRIDGE, UUID
 
 
@@ -56,7 +56,10 @@ class World:
         self.host = FakeHost(self)
         #: what was there when a suspended guest was last resumed
         self.at_resume: Photo | None = None
+        self.on_begin: Callable[[str], None] = lambda _: None
         self.on_event: Callable[[str], None] = lambda _: None
+        #: the disks whose snapshots are taken beside the memory
+        self.beside: set[str] = set()
         #: what each disk strategy says
         self.expected_seconds = 0.0
         #: what each disk strategy does in its settle, with its task's ``waiting``
@@ -76,6 +79,7 @@ class World:
     def doing(self, verb: str) -> Iterator[None]:
         if error := self.faults.get((verb, "before")):
             raise error
+        self.on_begin(verb)
         yield
         self.events.append(verb)
         self.on_event(verb)
@@ -118,7 +122,8 @@ class World:
     ) -> tuple[DiskStrategy, ...]:
         """In the place of the registry's :func:`strategies`: one strategy for each disk."""
         assert set(recorded.values()) <= {FakeStrategy.kind}
-        return tuple(FakeStrategy(self, (disk.vdev,), task) for disk, _ in disks)
+        kinds = [FakeBeside if d.vdev in self.beside else FakeStrategy for d, _ in disks]
+        return tuple(k(self, (d.vdev,), task) for k, (d, _) in zip(kinds, disks, strict=True))
 
 
 # What the package knows of the machine's directories, and what is chosen for a kind of storage.

@@ -5,7 +5,8 @@ does what FAULT_DO says: "hold" until there is FAULT_DIR/go or the operation is 
 "fail", or "time out". Only the first process that comes there does; whoever recovers passes.
 
 The points come from the code as it runs: "before" the first step and "after" each one; "after" a
-strategy has done its disks, and each run of qemu-img in a revert. Besides, "at suspend" is when
+strategy has done its disks, and each run of qemu-img in a revert; "beside" when a strategy is about
+to, on the thread of the disks while the memory is written. Besides, "at suspend" is when
 libxl is about to be called, "in memory" when some of it has been written, "in suspend" when the
 guest is suspended and libxl has not yet said so, and "after begin" when a revert is about to
 destroy.
@@ -62,6 +63,17 @@ class Points:
         return True
 
 
+def watch_beside(points: Points, strategy: Any) -> None:
+    """Put the points into what a strategy does while the memory is written."""
+    do = points.after(f"create of {strategy.kind}", strategy.create_beside)
+
+    def beside() -> None:
+        points.reached(f"beside {strategy.kind}")
+        do()
+
+    strategy.create_beside = beside
+
+
 def watch(points: Points) -> None:
     """Put the points into the code."""
     from pyxlsnap.create.sequence import Creation
@@ -79,6 +91,8 @@ def watch(points: Points) -> None:
             for strategy in self._plan.strategies:
                 do = points.after(f"{verb} of {strategy.kind}", getattr(strategy, verb))
                 setattr(strategy, verb, do)
+                if verb == "create" and hasattr(strategy, "create_beside"):
+                    watch_beside(points, strategy)
             (first, begin), *rest = steps(self)
 
             def beginning() -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -326,15 +327,49 @@ def test_the_window_begins_when_the_disk_is_quiet(
     strategy.check_create(7)
     strategy.prepare()
 
-    def busy(disk: Disk, target: Path) -> None:
+    def busy(disk: Disk, *_: object) -> None:
         raise DiskError("busy", vdev=disk.vdev)
 
-    monkeypatch.setattr(raw_file, "wait_until_drained", busy)
+    monkeypatch.setattr(snapshot_file, "wait_until_drained", busy)
     with pytest.raises(DiskError, match="busy"):
         strategy.create()
     assert snapshot(disk).stat().st_size == 0
     assert strategy.undo_create() == [f"removed {snapshot(disk)}"]
     assert strategy.undo_create() == []
+
+
+def test_a_copy_beside_the_memory_is_not_made_again(tmp_path: Path, used: None) -> None:
+    disk = make_disk(tmp_path)
+    strategy = made([disk])
+    strategy.check_create(7)
+    strategy.prepare()
+    assert list(strategy.beside()) == [disk.vdev]
+    strategy.create_beside()
+    before = snapshot(disk).stat()
+    strategy.create()
+    after = snapshot(disk).stat()
+    assert (after.st_ctime_ns, after.st_size) == (before.st_ctime_ns, before.st_size)
+    assert snapshot(disk).read_bytes() == Path(disk.target).read_bytes()
+    strategy.undo_create()
+
+
+def test_copies_to_one_filesystem_are_made_one_after_the_other(
+    tmp_path: Path, used: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [make_disk(tmp_path, vdev) for vdev in ("xvda", "xvdb")]
+    strategy = made(found)
+    strategy.check_create(7)
+    strategy.prepare()
+    threads: list[threading.Thread] = []
+
+    def note(*_: object, **__: object) -> None:
+        threads.append(threading.current_thread())
+
+    monkeypatch.setattr(raw_file, "copy_file", note)
+    strategy.create_beside()
+    assert len(threads) == 2
+    assert len(set(threads)) == 1
+    strategy.undo_create()
 
 
 def test_what_a_loop_device_was_given_is_in_the_snapshot(place: Path) -> None:

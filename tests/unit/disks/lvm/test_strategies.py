@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyxlsnap.cancel import Cancelled, Halt
+from pyxlsnap.disks.abilities import BesideStrategy
 from pyxlsnap.disks.lvm import commands
 from pyxlsnap.disks.lvm.thick import copy_differences, needed
 from pyxlsnap.disks.protocol import DiskTask
@@ -46,6 +48,36 @@ class TestCreate:
         assert all("pyxlsnap" in lv.tags for lv in made)
         assert one.vdevs == ("xvda", "xvdb")
         assert one.expected_seconds() > 0
+
+    def test_snapshots_that_were_taken_beside_the_memory_are_not_taken_again(
+        self, fake: FakeLvm, kind: str
+    ) -> None:
+        one = strategy(fake, kind)
+        assert isinstance(one, BesideStrategy)
+        one.check_create(1)
+        assert list(one.beside()) == ["xvda", "xvdb"]
+        one.create_beside()
+        before = len(fake.log)
+        one.create()
+        assert fake.log[before:] == []
+        one.settle()
+        assert len(one.undo_create()) == 2
+        assert not [name for name in fake.lvs if name.endswith("-snap")]
+
+    def test_a_cancel_ends_it_between_two_commands(self, fake: FakeLvm, kind: str) -> None:
+        """Or memory that has failed meanwhile."""
+        halt = Halt()
+        one = strategy(fake, kind, check=halt.check)
+        one.check_create(1)
+        before = len(fake.log)
+        fake.hook = lambda when, _: halt.set() if when == "after" else None
+        with pytest.raises(Cancelled):
+            one.create()
+        fake.hook = lambda when, command: None
+        assert [c[0] for c in fake.log[before:]] == ["lvcreate"]
+        one.settle()
+        assert len(one.undo_create()) == 1
+        assert not [name for name in fake.lvs if name.endswith("-snap")]
 
     def test_the_check_changes_nothing(self, fake: FakeLvm, kind: str) -> None:
         strategy(fake, kind).check_create(1)

@@ -1,0 +1,257 @@
+"""The window: what is done while the guest is suspended, beside its memory.
+
+libxl reports that the guest is suspended, and goes on with the memory: in a live snapshot with what
+has changed last, else with all of it. The guest's disks are at rest from then on. So the disk
+snapshots that can be undone are taken at the same time, on threads of their own, and on another the
+devices are looked at for the last time. What cannot be undone follows when the memory is complete.
+A report that is lost lets all of this begin when libxl has returned.
+
+So says Xen's source, from 4.16 to 4.22:
+
+* The report comes when Xen has the guest for suspended. For an HVM guest libxl has stopped QEMU by
+  then, and has its state. The QEMU of other guests goes on with the requests that it has. A driver
+  in a restored guest sends all requests again whose end it has not seen; Linux's reads no old ring.
+* At the end libxl tells the QEMU of an HVM guest to record no more, waits for ten seconds, and
+  succeeds without an answer, too.
+
+The journal needs no note of the beginning: it has named all that a strategy may make since before
+anything was made, and a recovery takes each disk snapshot for one that may have been begun.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from types import TracebackType
+
+from pyxlsnap.create.plan import CreatePlan
+from pyxlsnap.disks.abilities import BesideStrategy
+from pyxlsnap.errors import OperationFailed, PyxlsnapError
+from pyxlsnap.guest import checks
+from pyxlsnap.guest.boot import notice_unready
+from pyxlsnap.guest.protocols import Guest
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.05
+_TELL_EVERY_S = 5.0
+
+
+class _Thread:
+    """One of the threads.
+
+    :param run: called on the thread with a function that ends the wait for the work: what ``run``
+        does after that (such as closing a context) keeps nobody waiting.
+    """
+
+    def __init__(self, name: str, run: Callable[[Callable[[], None]], None]) -> None:
+        self._run = run
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._do, name=f"pyxlsnap-{name}", daemon=True)
+        self._done.set()  # until it is started
+
+    def start(self) -> None:
+        """:raises RuntimeError: the system has no more threads."""
+        self._done.clear()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._done.set()
+            raise
+
+    def _do(self) -> None:
+        try:
+            self._run(self._done.set)
+        finally:
+            self._done.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the work is done; whether it is, or was never begun."""
+        return self._done.wait(timeout_s)
+
+    def join(self) -> None:
+        """Wait until the thread has ended, if it was started."""
+        if self._thread.ident:
+            self._thread.join()
+
+
+class Beside:
+    """Put around the call of libxl that suspends the guest and writes its memory.
+
+    :meth:`begin` lets the work begin, :meth:`finish` waits for it. A failure aborts the call of
+    libxl, and is raised by :meth:`finish`. If the call fails, the work is given up.
+    """
+
+    def __init__(self, plan: CreatePlan) -> None:
+        self._plan = plan
+        self._guest = plan.guest
+        self._lock = threading.Lock()
+        self._go = threading.Event()
+        #: the call of libxl has returned: an abort would reach the next call
+        self._over = False
+        self._began_at = self._ended_at = 0.0
+        self._looked = False
+        self._took: dict[str, float] = {}
+        self._threads = [_Thread("devices", self._look)]
+        self._threads += [
+            _Thread(f"disks-{number}", partial(self._take, lane))
+            for number, lane in enumerate(plan.lanes)
+        ]
+        #: the first failure
+        self.error: BaseException | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether disk snapshots may have been taken."""
+        return bool(self._began_at)
+
+    @property
+    def seconds(self) -> float:
+        """For how long the disk snapshots were under way."""
+        return max(0.0, self._ended_at - self._began_at)
+
+    def seconds_of(self, kind: str) -> float:
+        """For how long the strategy of that kind was at work, also in vain; 0.0 if it was not."""
+        return self._took.get(kind, 0.0)
+
+    def __enter__(self) -> "Beside":
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            self._call_is_over()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._call_is_over()
+        if kind is not None:
+            self._give_up()
+
+    def begin(self) -> None:
+        """The guest is suspended. Any thread may call this; it does not wait. Idempotent."""
+        self._began_at = self._began_at or time.monotonic()
+        self._go.set()
+
+    def finish(self) -> None:
+        """Wait until all is done; begin, if that has not been done. The call of libxl has returned.
+
+        :raises BaseException: the first failure.
+        """
+        self.begin()
+        for thread in self._threads:
+            thread.wait()
+        self.raise_failure()
+        if not self._looked:
+            look_at(self._guest, self._plan)
+
+    def raise_failure(self) -> None:
+        """:raises BaseException: the first failure, if any."""
+        if self.error:
+            raise self.error
+
+    def stop(self) -> None:
+        """Give up, and wait until nothing is under way any more, however long that takes.
+
+        The guest may be suspended; the user is told of the wait. Idempotent.
+        """
+        self._give_up()
+        for thread in self._threads:
+            while not thread.wait(_TELL_EVERY_S):
+                self._plan.waiting("the disk snapshots that are under way")
+        self._plan.halt.clear()
+
+    def close(self) -> None:
+        """Wait until the threads have ended. To be called after :meth:`finish` or :meth:`stop`."""
+        for thread in self._threads:
+            thread.join()
+
+    def _call_is_over(self) -> None:
+        with self._lock:
+            self._over = True
+
+    def _give_up(self) -> None:
+        self._plan.halt.set()
+        self._go.set()
+
+    def _goes(self) -> bool:
+        """Wait for :meth:`begin`; whether there is still something to do."""
+        self._go.wait()
+        return not self._plan.halt.is_set()
+
+    def _look(self, done: Callable[[], None]) -> None:
+        """Look at the devices. (Without a context of its own it is done by :meth:`finish`.)"""
+        with ExitStack() as closing:
+            try:
+                own = closing.enter_context(self._guest.on_its_own())
+            except PyxlsnapError as e:
+                log.info("the devices of %s are looked at after its memory: %s", self._guest, e)
+                return
+            try:
+                if self._goes():
+                    look_at(own, self._plan)
+                    self._looked = True
+            except BaseException as e:
+                self._failed(e)
+            finally:
+                done()
+
+    def _take(self, lane: Sequence[BesideStrategy], _: Callable[[], None]) -> None:
+        try:
+            if not self._goes():
+                return
+            for strategy in lane:
+                self._plan.halt.check()
+                log.debug("%s: %s, beside the memory", self._guest, strategy.kind)
+                begun = time.monotonic()
+                try:
+                    strategy.create_beside()
+                finally:
+                    self._note(strategy.kind, begun)
+        except BaseException as e:
+            self._failed(e)
+
+    def _note(self, kind: str, begun: float) -> None:
+        with self._lock:
+            self._ended_at = time.monotonic()
+            self._took[kind] = self._ended_at - begun
+
+    def _failed(self, error: BaseException) -> None:
+        """Give up, and abort the call of libxl. A failure after another one is its consequence."""
+        with self._lock:
+            if self.error is None and not self._plan.halt.is_set():
+                self.error = error
+            self._give_up()
+        while not self._aborted():
+            time.sleep(_RETRY_S)
+
+    def _aborted(self) -> bool:
+        with self._lock:  # no abort may begin when the call has returned
+            return self._over or self._guest.abort()
+
+
+def notice_resumed(guest: Guest) -> None:
+    """Make sure that the guest is still suspended: else it may have written to its disks.
+
+    :raises OperationFailed: another program has resumed it.
+    :raises DomainNotFound: it is gone.
+    """
+    if not guest.check_same().suspended:
+        what = f"another program has resumed {guest.name}"
+        raise OperationFailed(f"{what}: memory and disks do not match", step="suspended")
+
+
+def look_at(guest: Guest, plan: CreatePlan) -> None:
+    """Make sure that a suspended guest can be restored with its devices as they are.
+
+    And that its disks, and what their paths lead to, are those of the plan.
+
+    :raises OperationFailed, DiskError, Refused: it cannot, or they are not.
+    """
+    notice_unready(guest, plan.examined.config, plan.frontends)
+    checks.notice_disks(guest, plan.examined.targets)
+    plan.served.notice_replaced(plan.beside)
