@@ -96,9 +96,11 @@ class SnapshotFile:
             self._queues = request_queues(self.target)
 
     def filesystem(self) -> int:
-        """The number of the filesystem that the file is on. To be called after :meth:`make`."""
-        assert self._made
-        return self._made[0]
+        """The number of the filesystem that the file is on.
+
+        :raises DiskError: :meth:`make` was not called.
+        """
+        return os.fstat(self.fd).st_dev
 
     def wait_until_drained(self) -> None:
         """See :func:`pyxlsnap.disks.in_use.wait_until_drained`."""
