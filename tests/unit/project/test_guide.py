@@ -46,6 +46,7 @@ class Site:
         self.world = self.host.world
         self.guest = self.world.guest(self.world.image("xvda", "then"), name="web1")
         self.guest.memory = "then"
+        (self.world.root / "net" / "isolated" / "bridge").mkdir(parents=True)
         self.bin = here / "bin"
         self.bin.mkdir()
         self.host.script(self.bin / "pyxlsnap")

@@ -1,13 +1,16 @@
 """The unit that recovers at boot: ordered as what starts the domains is, and before that."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 UNIT = Path(__file__).parents[3] / "pyxlsnap/systemd/pyxlsnap-recover.service"
+DOCS = Path(__file__).parents[3] / "docs"
 #: of Xen's own unit (tools/hotplug/Linux/systemd/xendomains.service.in)
 OF_XEN = {
     "After": "proc-xen.mount xenstored.service xenconsoled.service xen-init-dom0.service "
@@ -30,6 +33,15 @@ def ordering(text: str) -> dict[str, set[str]]:
         if equals and not line.startswith("#"):
             found.setdefault(key, set()).update(value.split())
     return found
+
+
+def test_a_worker_may_outlive_every_unit_that_is_shown() -> None:
+    pages = [path.read_text() for path in DOCS.rglob("*.rst")]
+    shown = [u for page in pages for u in re.findall(r"(?:^ {3}.*\n|^\n)+", page, re.MULTILINE)]
+    services = [UNIT.read_text(), *(unit for unit in shown if "[Service]" in unit)]
+    assert len(services) >= 3
+    for service in services:
+        assert ordering(dedent(service))["KillMode"] == {"process"}
 
 
 @pytest.mark.parametrize("wanted", [OF_XEN, OF_DEBIAN], ids=["xen", "debian"])
