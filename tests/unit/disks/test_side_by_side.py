@@ -1,5 +1,6 @@
 """Work on several disks at once."""
 
+import signal
 import threading
 from functools import partial
 
@@ -73,3 +74,65 @@ def test_what_has_not_begun_is_not_begun_after_a_failure() -> None:
     with pytest.raises(OSError, match=r"\d"):
         side_by_side([partial(work, number) for number in range(9)])
     assert sorted(begun) == [0, 1, 2, 3]
+
+
+def test_a_note_of_a_note_is_not_lost() -> None:
+    """The works of one kind of storage are side by side, and so are the kinds."""
+    all_begun = threading.Barrier(3, timeout=20)
+
+    def fails(word: str) -> None:
+        all_begun.wait()
+        raise OSError(word)
+
+    def kind() -> None:
+        side_by_side([partial(fails, "two"), partial(fails, "three")])
+
+    with pytest.raises(OSError, match=r"one|two|three") as caught:
+        side_by_side([partial(fails, "one"), kind])
+    assert {str(caught.value), *caught.value.__notes__} == {"one", "two", "three"}
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_too_few_threads_do_all_works(given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, start = [None] * given, threading.Thread.start
+
+    def start_if_left(thread: threading.Thread) -> None:
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_left)
+    done: list[int] = []
+    side_by_side([partial(done.append, number) for number in range(9)])
+    assert sorted(done) == list(range(9))
+    assert not [t for t in threading.enumerate() if t.name == "pyxlsnap-disk"]
+
+
+def test_an_interrupt_does_not_leave_a_work_alone() -> None:
+    both, handled = threading.Barrier(2, timeout=20), threading.Event()
+    left, ended = threading.Event(), threading.Event()
+
+    def interrupt(*_: object) -> None:
+        handled.set()
+        raise KeyboardInterrupt
+
+    def interrupts() -> None:
+        both.wait()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def goes_on() -> None:
+        both.wait()
+        assert handled.wait(20)
+        left.wait(0.2)
+        ended.set()
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side([interrupts, goes_on])
+        was_ended = ended.is_set()
+    finally:
+        left.set()
+        signal.signal(signal.SIGINT, before)
+    assert was_ended
