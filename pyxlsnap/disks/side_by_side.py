@@ -10,8 +10,8 @@ def side_by_side(works: Sequence[Callable[[], object]]) -> None:
     """Do all works, a few at a time, and return when all have ended.
 
     A work that has begun is never left alone: if one fails, the others go on to their ends, and
-    those that have not begun are not begun. The same holds if this thread is interrupted, or if the
-    system gives fewer threads. One work is done on this thread.
+    those that have not begun are not begun. The same holds if the system gives fewer
+    threads. One work is done on this thread.
 
     :raises BaseException: the first failure. The other failures are notes on it.
     """

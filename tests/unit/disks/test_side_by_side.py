@@ -1,6 +1,5 @@
 """Work on several disks at once."""
 
-import signal
 import threading
 from functools import partial
 
@@ -107,32 +106,3 @@ def test_too_few_threads_do_all_works(given: int, monkeypatch: pytest.MonkeyPatc
     side_by_side([partial(done.append, number) for number in range(9)])
     assert sorted(done) == list(range(9))
     assert not [t for t in threading.enumerate() if t.name == "pyxlsnap-disk"]
-
-
-def test_an_interrupt_does_not_leave_a_work_alone() -> None:
-    both, handled = threading.Barrier(2, timeout=20), threading.Event()
-    left, ended = threading.Event(), threading.Event()
-
-    def interrupt(*_: object) -> None:
-        handled.set()
-        raise KeyboardInterrupt
-
-    def interrupts() -> None:
-        both.wait()
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    def goes_on() -> None:
-        both.wait()
-        assert handled.wait(20)
-        left.wait(0.2)
-        ended.set()
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            side_by_side([interrupts, goes_on])
-        was_ended = ended.is_set()
-    finally:
-        left.set()
-        signal.signal(signal.SIGINT, before)
-    assert was_ended
