@@ -14,7 +14,8 @@ def side_by_side(works: Sequence[Callable[[], object]]) -> None:
     """Do all works, a few at a time, and return when all have ended.
 
     A work that has begun is never left alone: if one fails, the others go on to their ends, and
-    those that have not begun are not begun. One work is done on this thread.
+    those that have not begun are not begun. The same holds if the system gives fewer
+    threads. One work is done on this thread.
 
     :raises BaseException: the first failure. The other failures are notes on it.
     """
@@ -36,14 +37,11 @@ def side_by_side(works: Sequence[Callable[[], object]]) -> None:
             except BaseException as e:
                 failures.append(e)
 
-    threads = [threading.Thread(target=do, name="pyxlsnap-disk") for _ in works[:_AT_ONCE]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    _run(do, min(len(works), _AT_ONCE), failures)
     if failures:
         for other in failures[1:]:
-            failures[0].add_note(str(other))
+            for line in texts(other):
+                failures[0].add_note(line)
         raise failures[0]
 
 
@@ -63,3 +61,31 @@ def grouped(
             do(item)
 
     side_by_side([partial(one_by_one, group) for group in groups.values()])
+
+
+def texts(failure: BaseException) -> list[str]:
+    """The text of a failure, and of the others that :func:`side_by_side` has noted on it."""
+    return [str(failure), *getattr(failure, "__notes__", ())]
+
+
+def _run(do: Callable[[], None], count: int, failures: list[BaseException]) -> None:
+    """Call ``do`` on some threads, and wait until all of them have ended.
+
+    :param failures: gets what interrupts the wait.
+    """
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=do, name="pyxlsnap-disk")
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:  # the system gives no more threads
+        do()
+    except BaseException as e:
+        failures.append(e)
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except BaseException as e:
+                failures.append(e)

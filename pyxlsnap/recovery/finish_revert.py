@@ -193,7 +193,7 @@ def _leave(guest: Guest, entry: RevertEntry) -> Recovered:
         f"{guest} runs and was left alone; kept copies of its disks, from before the revert to "
         f"{entry.name}, may be left"
     )
-    return Recovered((line,), rolled_back=False)
+    return Recovered((line, *take_back(entry)), rolled_back=False)
 
 
 def find_guest(host: Host, entry: RevertEntry) -> Guest | None:

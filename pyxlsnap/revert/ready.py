@@ -6,13 +6,13 @@ that for a revert that was killed, too.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from pyxlsnap.disks.abilities import PreparingStrategy
 from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
-from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.errors import NeedsAttention, PyxlsnapError
 from pyxlsnap.guest.saved import reading
 from pyxlsnap.journal import RevertEntry
 from pyxlsnap.linux.read_ahead import read_ahead
@@ -100,6 +100,24 @@ def take_back(entry: RevertEntry) -> list[str]:
         return _undo(found)
     finally:
         close_all(found)
+
+
+def not_taken_back(
+    what: str, domain: str, uuid: str, step: str, left: Sequence[str]
+) -> NeedsAttention:
+    """Make (not raise) the error of a revert that has changed nothing, but has left something.
+
+    The journal stays, so that a recovery can remove what is left.
+
+    :param what: what has happened.
+    """
+    finish = f"pyxlsnap snapshot-recover {uuid}"
+    return NeedsAttention(
+        f"{what}; {'; '.join(left)}; {domain} is as before; to remove that, run `{finish}`",
+        step=step,
+        left=left,
+        finish=finish,
+    )
 
 
 def _undo(strategies: Iterable[DiskStrategy]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.disks.kept import drop_kept
 from pyxlsnap.disks.registry import revert_all
+from pyxlsnap.disks.side_by_side import texts
 from pyxlsnap.errors import (
     DomainNotFound,
     Interrupted,
@@ -35,7 +36,7 @@ from pyxlsnap.results import Progress, Reverted, Step
 from pyxlsnap.revert.last_look import look_again, open_memory
 from pyxlsnap.revert.other_watch import ending_xl
 from pyxlsnap.revert.plan import RevertPlan
-from pyxlsnap.revert.ready import Ready
+from pyxlsnap.revert.ready import Ready, not_taken_back
 
 log = logging.getLogger(__name__)
 
@@ -263,14 +264,19 @@ class Reversion:
         plan = self._plan
         interrupted = isinstance(cause, Cancelled | KeyboardInterrupt)
         what = f"reverting {plan.config.name} to {plan.name} " + (
-            f"was interrupted ({step})" if interrupted else f"failed ({step}): {cause}"
+            f"was interrupted ({step})"
+            if interrupted
+            else f"failed ({step}): {'; '.join(texts(cause))}"
         )
         if self._present_cfgfile:
             what += f" (the snapshot of the present state stays: {self._present_cfgfile})"
         if not self._finishing and (not self._destroying or self._is_untouched()):
             self._room.give_back()
+            if self._prepares and self._entry.destroy_begun:
+                # Else a recovery would do the revert if the domain is off by then.
+                self._say(destroy_begun=False)
             if left := self._ready.undo() if self._prepares else []:
-                return self._not_taken_back(f"{what}; {'; '.join(left)}", step, left)
+                return not_taken_back(what, plan.config.name, plan.config.uuid, step, left)
             self._clear_journal()
             if type(cause) is Refused and not self._present_cfgfile:
                 return Refused(f"{what}; nothing was changed")
@@ -287,16 +293,6 @@ class Reversion:
             step=step,
             left=left,
             finish=revert_command(self._entry.request),
-        )
-
-    def _not_taken_back(self, what: str, step: str, left: list[str]) -> NeedsAttention:
-        """The domain is as it was, but what was made ready is left: so the journal stays."""
-        finish = f"pyxlsnap snapshot-recover {self._plan.config.uuid}"
-        return NeedsAttention(
-            f"{what}; {self._plan.config.name} is as before; to remove that, run `{finish}`",
-            step=step,
-            left=left,
-            finish=finish,
         )
 
     def _clear_journal(self) -> None:

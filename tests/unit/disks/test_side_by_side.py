@@ -97,3 +97,36 @@ class TestGroups:
         with pytest.raises(OSError, match="0"):
             grouped(range(3), lambda _: "", work)
         assert done == [0]
+
+
+def test_a_note_of_a_note_is_not_lost() -> None:
+    """The works of one kind of storage are side by side, and so are the kinds."""
+    all_begun = threading.Barrier(3, timeout=20)
+
+    def fails(word: str) -> None:
+        all_begun.wait()
+        raise OSError(word)
+
+    def kind() -> None:
+        side_by_side([partial(fails, "two"), partial(fails, "three")])
+
+    with pytest.raises(OSError, match=r"one|two|three") as caught:
+        side_by_side([partial(fails, "one"), kind])
+    assert {str(caught.value), *caught.value.__notes__} == {"one", "two", "three"}
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_too_few_threads_do_all_works(given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, start = [None] * given, threading.Thread.start
+
+    def start_if_left(thread: threading.Thread) -> None:
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_left)
+    done: list[int] = []
+    side_by_side([partial(done.append, number) for number in range(9)])
+    assert sorted(done) == list(range(9))
+    assert not [t for t in threading.enumerate() if t.name == "pyxlsnap-disk"]

@@ -158,6 +158,25 @@ def test_what_cannot_be_taken_back_is_named_and_a_recovery_removes_it(case: Case
     assert case.world.photo() == case.before
 
 
+@pytest.mark.parametrize("reboot", [False, True])
+def test_a_recovery_of_what_is_left_does_not_do_the_revert(
+    case: Case, reboot: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user was told that the domain is as before, and has shut it down since."""
+    case.world.fail("destroy", XenError("no", rc=-3, operation="destroy"))
+    case.world.fail("unready xvdb", DiskError("it is busy", vdev="xvdb"))
+    with pytest.raises(NeedsAttention, match="vm1 is as before"):
+        case.run()
+    case.world.faults.clear()
+    case.guest.exists = False
+    if reboot:
+        monkeypatch.setattr("pyxlsnap.recovery.finish_revert.boot_id", lambda: "another")
+    found = operations.recover(case.world.host, UUID)
+    assert (found.lines, found.rolled_back) == (("vm1 was not touched",), True)
+    assert set(case.world.storage.content.values()) == {"since"}
+    assert case.world.photo() == case.before
+
+
 @pytest.mark.parametrize("step", ["prepare", "memory", "check again"])
 def test_a_recovery_removes_what_a_killed_revert_had_made_ready(case: Case, step: str) -> None:
     case.killed(step)
@@ -166,6 +185,15 @@ def test_a_recovery_removes_what_a_killed_revert_had_made_ready(case: Case, step
     assert (found.lines, found.rolled_back) == (("vm1 was not touched",), True)
     assert case.world.photo() == case.before
     assert case.guest.runs
+
+
+def test_a_recovery_removes_it_from_a_domain_that_was_started_since(case: Case) -> None:
+    case.killed("destroy")
+    again = case.world.host.start(case.guest.configuration)
+    found = operations.recover(case.world.host, UUID)
+    assert "runs and was left alone" in found.lines[0]
+    assert again.runs
+    assert case.world.photo() == case.before
 
 
 @pytest.mark.parametrize("step", ["journal", "prepare", "check again", "destroy", "disks"])

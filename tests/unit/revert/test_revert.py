@@ -22,6 +22,7 @@ from pyxlsnap.errors import (
     BadMemoryFile,
     Busy,
     ConfigError,
+    DiskError,
     DomainNotFound,
     Interrupted,
     NeedsAttention,
@@ -204,6 +205,14 @@ def test_a_verb_that_fails_within_a_step_is_finished_too(
     case.world.faults.clear()
     case.run(UUID)
     case.assert_reverted()
+
+
+def test_the_failures_of_all_disks_are_told(case: Case) -> None:
+    first = DiskError("no", vdev="xvda")
+    first.add_note("xvdb: no space")  # as of disks that are put back side by side
+    case.world.fail("revert xvda", first)
+    with pytest.raises(NeedsAttention, match=r"failed \(disks\): xvda: no; xvdb: no space; "):
+        case.run()
 
 
 def test_a_destroy_that_fails_changes_nothing(case: Case) -> None:
