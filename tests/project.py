@@ -6,7 +6,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 SHIPPED = (
     *("pyxlsnap", "include", "docs", "build_ffi.py", "pyproject.toml", "MANIFEST.in"),
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "Makefile"),
 )
 SHARE = PROJECT / "docs" / "share"
 UNIT = PROJECT / "pyxlsnap" / "systemd" / "pyxlsnap-recover.service"
