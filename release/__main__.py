@@ -24,13 +24,17 @@ def main() -> int:
     debian.add_argument("suites", nargs="*", metavar="SUITE", help=" ".join(deb.SUITES))
     verbs.add_parser("rest", help="say what a release still needs from a person")
     arguments = parser.parse_args()
-    match arguments.verb:
-        case "dist":
-            build_dist()
-        case "deb":
-            return build_debs(arguments.suites or deb.SUITES)
-        case "rest":
-            print("\n".join(rest()))
+    try:
+        match arguments.verb:
+            case "dist":
+                build_dist()
+            case "deb":
+                return build_debs(arguments.suites or deb.SUITES)
+            case "rest":
+                print("\n".join(rest()))
+    except changelog.NoDate as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
@@ -65,9 +69,10 @@ def rest() -> list[str]:
     heading = f"## {VERSION} - YYYY-MM-DD"
     steps = [
         *([] if changelog.release_date() else [f"date CHANGELOG.md ({heading}), and begin again"]),
-        "read the report of `make soak` and `make bench`, and README's tables of them",
+        "run `make bench` while nothing else runs; read its report and that of `make soak`, and"
+        " README's tables of them",
         f"put an address that is read in the place of {changelog.MAINTAINER}, in debian/control,"
-        " release/python-qemu-qmp/debian/control and release/changelog.py",
+        " release/python-qemu-qmp/debian/control, release/changelog.py and pyproject.toml",
         f"sign and push the tag v{VERSION}",
         f"upload dist/pyxlsnap-{VERSION}.tar.gz to PyPI (twine upload); not the wheel: it works"
         " only with the Xen and the C library that it was built against",

@@ -1,9 +1,11 @@
 """Versions and dates: all follow from ``pyxlsnap/version.py``, CHANGELOG.md and git."""
 
+import os
 import re
 import subprocess
 from datetime import UTC, date, datetime
 from email.utils import format_datetime
+from pathlib import Path
 
 from pyxlsnap.version import VERSION
 from tests.project import PROJECT
@@ -20,11 +22,33 @@ def release_date(text: str | None = None) -> date | None:
     return date.fromisoformat(found[1]) if found else None
 
 
-def commit_date() -> date:
-    """The day of the last commit, in UTC."""
+class NoDate(Exception):
+    """Nothing tells the day of this tree; the text says what is missing."""
+
+
+def commit_date(tree: Path = PROJECT) -> date:
+    """The day of the last commit, in UTC; without git that of ``$SOURCE_DATE_EPOCH``.
+
+    :raises NoDate: there is neither, as in a tree that was unpacked from an archive.
+    """
+    seconds = os.environ.get("SOURCE_DATE_EPOCH") or _committed(tree)
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC).date()
+    except (ValueError, OverflowError) as e:
+        raise NoDate(f"SOURCE_DATE_EPOCH is no time: {seconds!r}") from e
+
+
+def _committed(tree: Path) -> str:
     command = ["git", "log", "-1", "--format=%ct"]
-    run = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True)
-    return datetime.fromtimestamp(int(run.stdout), UTC).date()
+    try:
+        run = subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as e:
+        said = getattr(e, "stderr", "") or str(e)
+        raise NoDate(
+            f"git does not tell the day of {tree} ({said.strip()}): set SOURCE_DATE_EPOCH to the "
+            f"seconds since 1970, or date the release in CHANGELOG.md"
+        ) from e
+    return run.stdout
 
 
 def day() -> date:

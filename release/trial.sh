@@ -4,6 +4,7 @@
 set -eu
 uuid=6b1f0c3e-0000-4000-8000-00000000c0de
 journal=/var/lib/pyxlsnap/$uuid.journal
+clone=/var/lib/pyxlsnap/$uuid.clone
 snapshot=/var/lib/xen/snapshots/$uuid/s.cfg
 
 fail() {
@@ -93,6 +94,12 @@ test ! -e /etc/logrotate.d/pyxlsnap || fail "a configuration file was left"
 
 apt install /tmp/newer/*.deb
 rm "$journal"
+touch "$clone"
+says "which describes clones" 0 apt purge pyxlsnap python3-pyxlsnap
+test -e "$clone" || fail "the file of a clone was lost"
+
+apt install /tmp/newer/*.deb
+rm "$clone"
 apt purge pyxlsnap python3-pyxlsnap
 test ! -e "${journal%/*}" || fail "an empty directory was left"
 test -e "$snapshot" || fail "a snapshot was lost"

@@ -44,8 +44,9 @@ class _Signals:
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         if not self.caught:
             self.caught = number
-            self.output.say("interrupted: ending as soon as it is safe", "warning", before="")
+            # First, as nobody may read stderr.
             threading.Thread(target=self._cancel.set, daemon=True).start()
+            self.output.say("interrupted: ending as soon as it is safe", "warning", before="")
 
 
 def _write(text: str) -> str | None:

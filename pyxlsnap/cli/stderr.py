@@ -96,11 +96,15 @@ def document(line: ProgressLine | LogLine) -> dict[str, Any]:
 
 
 def write(line: str) -> None:
-    """Write a line to stderr."""
+    """Write a line to stderr, in one piece: other threads write lines, too.
+
+    A closed stderr is no reason to stop the operation. Nor is a signal's handler that writes while
+    a line is written: Python may refuse that (RuntimeError).
+    """
     try:
-        print(line, file=sys.stderr)
-    except OSError:
-        pass  # a closed stderr is no reason to stop the operation
+        sys.stderr.write(f"{line}\n")
+    except (OSError, RuntimeError):
+        pass
 
 
 def wanted(argv: Sequence[str]) -> str:

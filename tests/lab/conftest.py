@@ -24,6 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "soak: takes long; `make soak` runs it, not `make test`")
     config.addinivalue_line("markers", "long: begins before the others, or one machine ends alone")
     config.addinivalue_line("markers", "smoke: `make test` runs it on every Xen that the lab has")
+    config.addinivalue_line(
+        "markers",
+        "once: `make test` runs it on the first Xen of the lab; on others it is a soak test",
+    )
     try:
         image.wanted()
         patience.factor()
@@ -31,13 +35,17 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(e)) from None
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    other = image.wanted().xen != next(iter(image.RELEASES))
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.lab)
             if patience.factor() > 1:
                 wait_longer(item)
+        if other and item.get_closest_marker("once"):
+            item.add_marker(pytest.mark.soak)
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

@@ -49,6 +49,10 @@ options:
     description: Run the domain after a revert, even if it was paused in the snapshot.
     type: bool
     default: false
+  paused:
+    description: Leave the domain paused after a revert, even if it ran in the snapshot.
+    type: bool
+    default: false
   force:
     description: Do a revert that cannot be shown to be safe (exit status 5).
     type: bool
@@ -121,6 +125,7 @@ OPTIONS = {
     "max_downtime": {"type": "float"},
     "max_rate": {"type": "float"},
     "running": {"type": "bool", "default": False},
+    "paused": {"type": "bool", "default": False},
     "force": {"type": "bool", "default": False},
     "keep_current": {"type": "bool", "default": False},
     "monitor": {"type": "bool", "default": True},
@@ -129,7 +134,7 @@ OPTIONS = {
 #: the options of the module that each operation has, but for domain, cfgfile and monitor
 _OF_OPERATION = {
     "create": ("name", "live", "max_downtime", "max_rate"),
-    "revert": ("running", "force", "keep_current"),
+    "revert": ("running", "paused", "force", "keep_current"),
     "recover": (),
 }
 _PLACES = ["/usr/local/sbin", "/usr/local/bin", "/opt/pyxlsnap/bin"]
@@ -181,6 +186,7 @@ def main() -> None:
             ("operation", "create", ["domain"]),
             ("operation", "revert", ["domain", "cfgfile"]),
         ],
+        mutually_exclusive=[("running", "paused")],
         supports_check_mode=True,
     )
     parameters = module.params

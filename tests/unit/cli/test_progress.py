@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from jsonschema import Draft202012Validator
 
 import pyxlsnap
 from docs.schema import schema
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.cli import app
 from pyxlsnap.cli.progress import Bar, Meter, ProgressLine, Thinned, figures, title
-from pyxlsnap.cli.stderr import document
+from pyxlsnap.cli.stderr import Output, document
+from pyxlsnap.linux.waiting import until
 from pyxlsnap.results import Progress
 from tests.unit.support.scenarios import deaths, ordinary
 from tests.unit.support.standin import StandIn
@@ -263,3 +267,25 @@ def test_without_tqdm_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     bar = Bar()
     bar(measured(LIVE)[0])
     bar.close()
+
+
+# Nobody reads
+
+
+class _Unread(Output):
+    """Waits for a reader of stderr, until the operation is cancelled."""
+
+    def __init__(self, cancel: Cancel) -> None:
+        super().__init__("none")
+        self._cancel = cancel
+        self.cancelled = False
+
+    def say(self, text: str, level: str = "error", before: str = "") -> None:
+        self.cancelled = until(self._cancel.is_set, within_s=10, poll_s=0.01)
+
+
+def test_a_signal_cancels_though_nobody_reads_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    output = _Unread(cancel := Cancel())
+    app._Signals(cancel, output)._catch(signal.SIGTERM, None)
+    assert output.cancelled

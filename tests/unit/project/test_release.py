@@ -3,10 +3,12 @@
 import configparser
 import io
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap import paths
+from pyxlsnap.clone_file import CloneFile
 from pyxlsnap.journal import Journal
 from pyxlsnap.version import VERSION
 from release import __main__ as release
@@ -22,6 +25,8 @@ from tests.lab.harness import image
 from tests.project import PROJECT, UNIT
 
 TOLD = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+#: 2026-11-29 23:00 UTC
+SOME_DAY = 1795993200
 SCRIPTS = sorted(path for path in sources.DEBIAN.iterdir() if path.suffix in (".prerm", ".postrm"))
 
 
@@ -37,7 +42,9 @@ def full_version(suite: str) -> str:
 
 
 def released(monkeypatch: pytest.MonkeyPatch, on: date | None) -> None:
+    """Have the changelog say this; the tree is of a known day, also where there is no git."""
     monkeypatch.setattr(changelog, "release_date", lambda: on)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(SOME_DAY))
 
 
 @pytest.mark.parametrize(
@@ -68,10 +75,49 @@ def test_a_package_is_newer_than_what_came_before(monkeypatch: pytest.MonkeyPatc
 
 def test_the_time_in_packages_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     released(monkeypatch, None)
-    assert changelog.moment() <= datetime.now(UTC)
+    now = int(datetime.now(UTC).timestamp())
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(now))
+    assert changelog.moment().timestamp() <= now
 
 
-def test_dpkg_reads_the_changelog(tmp_path: Path) -> None:
+def test_the_day_of_a_tree_is_that_of_its_last_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    # Git shall take no other repository for this one, nor the settings of whoever runs the test.
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(changelog.NoDate, match="set SOURCE_DATE_EPOCH"):
+        changelog.commit_date(tmp_path)
+    if shutil.which("git"):
+        for name in ("AUTHOR", "COMMITTER"):
+            monkeypatch.setenv(f"GIT_{name}_NAME", "a")
+            monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@b.example")
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"{SOME_DAY} +1400")
+        subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+        commit = ["git", "-c", "core.hooksPath=", "-c", "commit.gpgSign=false", "commit", "-q"]
+        subprocess.run([*commit, "--allow-empty", "-m", "x"], cwd=tmp_path, check=True)
+        assert changelog.commit_date(tmp_path) == date(2026, 11, 29)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(SOME_DAY + 86400))
+    assert changelog.commit_date(tmp_path) == date(2026, 11, 30)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(changelog.NoDate, match="yesterday"):
+        changelog.commit_date(tmp_path)
+
+
+def test_without_a_day_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def untold() -> None:
+        raise changelog.NoDate("untold")
+
+    monkeypatch.setattr(release, "build_dist", untold)
+    monkeypatch.setattr(sys, "argv", ["release", "dist"])
+    assert release.main() == 1
+    assert capsys.readouterr().err == "untold\n"
+
+
+def test_dpkg_reads_the_changelog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released(monkeypatch, None)
     text = tmp_path / "changelog"
     text.write_text(changelog.debian_changelog("pyxlsnap", "1.2.3", "trixie"))
     run = subprocess.run(
@@ -92,7 +138,10 @@ def archive(mtime: int, owner: str, *names: str) -> bytes:
     return packed.getvalue()
 
 
-def test_an_sdist_has_nothing_of_the_machine_that_made_it() -> None:
+def test_an_sdist_has_nothing_of_the_machine_that_made_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    released(monkeypatch, None)
     one = dist.reproducible(archive(1, "ann", "p/a", "p/b"))
     other = dist.reproducible(archive(2, "bob", "p/b", "p/a"))
     assert one == other
@@ -136,6 +185,8 @@ def test_the_chroot_has_what_the_packages_are_built_with() -> None:
 def test_one_maintainer_is_named_everywhere() -> None:
     for directory in (sources.DEBIAN, sources.QMP_DEBIAN):
         assert f"Maintainer: {changelog.MAINTAINER}\n" in (directory / "control").read_text()
+    (told,) = TOLD["project"]["maintainers"]
+    assert f"{told['name']} <{told['email']}>" == changelog.MAINTAINER
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -150,8 +201,55 @@ def test_the_scripts_name_the_places_of_the_library() -> None:
     assert f"snapshots={paths.SNAPSHOTS}\n" in script
     assert f"rm -f {paths.XEN_LOGS}/pyxlsnap-*.log " in script
     assert fnmatch(Journal("some-uuid").path.name, "*.journal")
+    assert fnmatch(CloneFile("some-uuid").path.name, "*.clone")
     rotated = (sources.DEBIAN / "pyxlsnap.logrotate").read_text()
     assert f"{paths.XEN_LOGS}/pyxlsnap-*.log {{" in rotated
+
+
+@pytest.fixture
+def purge(tmp_path: Path) -> Callable[[], str]:
+    """Runs the script of a purge on directories below ``tmp_path``; returns what it says."""
+
+    def run() -> str:
+        text = (sources.DEBIAN / "python3-pyxlsnap.postrm").read_text()
+        for place in (paths.JOURNALS, paths.SNAPSHOTS, paths.XEN_LOGS):
+            text = text.replace(str(place), str(tmp_path / place.name))
+        done = subprocess.run(
+            ["sh", "-s", "purge"], input=text, check=True, capture_output=True, text=True
+        )
+        assert done.stdout == ""
+        return done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("file", "about"),
+    [("u.journal", "unfinished operations"), ("u.clone", "clones and their disks")],
+)
+def test_a_purge_leaves_what_only_we_know(
+    tmp_path: Path, purge: Callable[[], str], file: str, about: str
+) -> None:
+    kept = tmp_path / paths.JOURNALS.name / file
+    kept.parent.mkdir()
+    kept.write_text("precious")
+    assert purge() == f"pyxlsnap: left {kept.parent}, which describes {about}\n"
+    assert kept.read_text() == "precious"
+
+
+def test_a_purge_removes_our_logs_and_an_empty_directory(
+    tmp_path: Path, purge: Callable[[], str]
+) -> None:
+    (tmp_path / paths.JOURNALS.name).mkdir()
+    logs = tmp_path / paths.XEN_LOGS.name
+    logs.mkdir()
+    for name in ("pyxlsnap-web1.log", "pyxlsnap-web1.log.2.gz", "xl-web1.log"):
+        (logs / name).touch()
+    (tmp_path / paths.SNAPSHOTS.name).mkdir()
+    assert purge() == f"pyxlsnap: left the snapshots in {tmp_path / paths.SNAPSHOTS.name}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshots", "xen"]
+    assert [path.name for path in logs.iterdir()] == ["xl-web1.log"]
+    assert purge() != ""  # a second purge ends well, too
 
 
 @pytest.mark.parametrize("name", ["pyxlsnap.prerm", "python3-pyxlsnap.prerm"])
