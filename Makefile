@@ -33,6 +33,8 @@ SOAKED_TOO := $(if $(filter $(XEN),$(firstword $(XENS))),newest smoke-unstable)
 # The Debian releases that packages are made for.
 SUITES ?= bookworm trixie
 export XEN
+# The tests start many interpreters: each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 ifeq ($(filter $(XEN),$(XENS)),)
 $(error XEN=$(XEN): the lab has $(XENS))
 endif
