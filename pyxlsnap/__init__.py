@@ -2,7 +2,8 @@
 
 The high level runs each call in a worker process: :func:`create_snapshot`,
 :func:`revert_snapshot`, :func:`delete_snapshot`, :func:`plan_create`, :func:`plan_revert`,
-:func:`can_snapshot`, :func:`recover`, :func:`monitor_domain`. The same calls are coroutine
+:func:`can_snapshot`, :func:`recover`, :func:`monitor_domain`. :class:`Reverter` is for many
+reverts to one snapshot. The same calls are coroutine
 functions in :mod:`pyxlsnap.aio`. The low level uses libxl in this process: :class:`Toolstack`,
 :class:`Domain`.
 
@@ -12,7 +13,7 @@ Only the names in ``pyxlsnap.__all__``, :mod:`pyxlsnap.aio` and :mod:`pyxlsnap.e
 # General layout, from the top to the bottom (an import may only point down):
 #
 #   cli/, aio/        the two front doors: the command line, and the calls as coroutine functions
-#   api.py            the calls of the high level
+#   api.py, reverter.py    the calls of the high level
 #   worker/           one worker process for each operation, and its connection to the caller
 #   recovery/         finishes or undoes an operation that was killed
 #   revert/, create/, delete/    the operations: operation.py runs plan.py, then the steps of
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
         Reverted,
         Snapshot,
     )
+    from pyxlsnap.reverter import Reverter
     from pyxlsnap.xen.domain import Domain
     from pyxlsnap.xen.toolstack import Toolstack
 
@@ -106,6 +108,7 @@ __all__ = [  # noqa: RUF022
     "create_snapshot",
     "revert_snapshot",
     "delete_snapshot",
+    "Reverter",
     "plan_create",
     "plan_revert",
     "can_snapshot",
@@ -174,6 +177,7 @@ logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())
 # the others. The low level comes last, because it loads libxl.
 _HOMES = (
     *("errors", "cancel", "hooks", "model", "results", "disks.protocol", "api"),
+    "reverter",
     *("xen.toolstack", "xen.domain"),
 )
 

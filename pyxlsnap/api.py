@@ -112,7 +112,7 @@ def _asked(
     domain: str, cfgfile: StrPath | None, name: str | None, config: SnapshotConfig | None
 ) -> CreateRequest:
     said = _config(cfgfile, name, config)
-    return CreateRequest(domain=domain, cfgfile=_absolute(cfgfile), config=said)
+    return CreateRequest(domain=domain, cfgfile=absolute(cfgfile), config=said)
 
 
 def _config(
@@ -124,7 +124,7 @@ def _config(
         raise UsageError("give either config, or cfgfile and name")
     if not config.memory_path:
         return config
-    return replace(config, memory_path=_absolute(config.memory_path))
+    return replace(config, memory_path=absolute(config.memory_path))
 
 
 def can_snapshot(domain: str, *, cancel: Cancel | None = None) -> Feasibility:
@@ -181,7 +181,7 @@ def revert_snapshot(
     """
     request = RevertRequest(
         domain=domain,
-        cfgfile=_absolute(cfgfile),
+        cfgfile=absolute(cfgfile),
         running=running,
         force=force,
         keep_current=keep_current,
@@ -209,7 +209,7 @@ def plan_revert(
     """
     request = RevertRequest(
         domain=domain,
-        cfgfile=_absolute(cfgfile),
+        cfgfile=absolute(cfgfile),
         running=running,
         force=force,
         keep_current=keep_current,
@@ -245,7 +245,7 @@ def delete_snapshot(
     :raises NeedsAttention: it failed later. The error lists what is left. (If only the worker was
         killed, a recovery finishes the delete, and the result has a warning.)
     """
-    request = DeleteRequest(cfgfile=_absolute(cfgfile))
+    request = DeleteRequest(cfgfile=absolute(cfgfile))
     return run(request, Deleted, on_progress=on_progress, cancel=cancel)
 
 
@@ -314,5 +314,9 @@ def monitor_domain(
     run(MonitorRequest(domain=domain), NoneType, on_event=on_event, cancel=cancel)
 
 
-def _absolute(path: StrPath | None) -> str:
+def absolute(path: StrPath | None) -> str:
+    """The absolute path of a file, "" for ``None``.
+
+    :meta private:
+    """
     return str(Path(path).absolute()) if path is not None else ""  # the worker starts in /

@@ -22,8 +22,10 @@ treats the call as finished in time: there is no :class:`TimeoutError`.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from types import TracebackType
+from typing import Self
 
-from pyxlsnap import api
+from pyxlsnap import api, reverter
 from pyxlsnap.aio.call import Call
 from pyxlsnap.api import StrPath
 from pyxlsnap.cancel import Cancel
@@ -42,6 +44,7 @@ from pyxlsnap.results import (
 
 __all__ = [
     "AsyncHooks",
+    "Reverter",
     "can_snapshot",
     "create_snapshot",
     "delete_snapshot",
@@ -169,6 +172,61 @@ async def revert_snapshot(
             cancel=call.cancel,
         )
     )
+
+
+class Reverter:
+    """See :class:`pyxlsnap.Reverter`: the same, for ``async with``."""
+
+    def __init__(
+        self,
+        domain: str,
+        cfgfile: StrPath,
+        *,
+        running: bool = False,
+        force: bool = False,
+        monitor: bool = True,
+    ) -> None:
+        self._domain = domain
+        self._reverter = reverter.Reverter(
+            domain, cfgfile, running=running, force=force, monitor=monitor
+        )
+
+    async def __aenter__(self) -> Self:
+        await Call("revert", self._domain).run(self._reverter.open)
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def revert(
+        self,
+        *,
+        hooks: AsyncHooks | None = None,
+        on_progress: OnProgress | None = None,
+        cancel: Cancel | None = None,
+    ) -> Reverted:
+        """See :meth:`pyxlsnap.Reverter.revert`."""
+        call = Call("revert", self._domain, cancel)
+        return await call.run(
+            partial(
+                self._reverter.revert,
+                hooks=_hooks(call, hooks),
+                on_progress=call.in_loop(on_progress),
+                cancel=call.cancel,
+            )
+        )
+
+    async def close(self) -> None:
+        """See :meth:`pyxlsnap.Reverter.close`."""
+        try:
+            await Call("revert", self._domain).run(self._reverter.close)
+        finally:
+            self._reverter.close()  # if the task was cancelled before
 
 
 async def plan_revert(

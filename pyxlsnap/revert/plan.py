@@ -15,18 +15,15 @@ from pyxlsnap.guest import checks
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.guest.saved import file_version, memory_path, reading, saved_config
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.limits import refuse_limits
-from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
     Disk,
     DiskRequest,
     DomainConfig,
     Metadata,
     RunState,
-    SnapshotConfig,
     check_name,
 )
 from pyxlsnap.monitor.xl import about_foreground
@@ -34,6 +31,7 @@ from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
 from pyxlsnap.revert.examination import Examination
 from pyxlsnap.revert.risks import find_risks
+from pyxlsnap.revert.saved import Saved, config_of, read_saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,26 +104,6 @@ class RevertPlan:
         close_all(self.strategies)
 
 
-@dataclass(frozen=True, slots=True)
-class _Saved:
-    """The content of the memory file, without the memory."""
-
-    path: Path
-    version: tuple[int, ...]
-    header: Header
-    config: DomainConfig
-    #: the release of Xen that saved the memory
-    xen: tuple[int, int]
-    #: memory that the domain held, KiB
-    memory_kb: int
-
-    @property
-    def qemu(self) -> str:
-        """The version of the QEMU that saved the domain; "" if the memory file has none."""
-        meta = self.header.metadata
-        return meta.versions.get("qemu", "") if meta else ""
-
-
 @refusing_os_errors()
 def make_plan(
     host: Host,
@@ -145,7 +123,7 @@ def make_plan(
     :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
     """
     refuse_limits()
-    saved = _read_memory(request, cancel)
+    saved = read_saved(request, cancel)
     config = saved.config.with_name(half_way.domain) if half_way else saved.config
     if guest := _current(host, request.domain, config):
         config = _as_named_now(guest, config)
@@ -174,7 +152,7 @@ def make_plan(
     return plan
 
 
-def _look(examination: Examination, saved: _Saved) -> Findings:
+def _look(examination: Examination, saved: Saved) -> Findings:
     config, guest = examination.config, examination.guest
     found = examination.look()
     vdevs = {disk.vdev for disk, _ in examination.chosen}
@@ -223,33 +201,6 @@ def _risky(domain: str, risks: Sequence[str]) -> Risky:
     return Risky(what, reasons=risks)
 
 
-def saved_uuid(request: RevertRequest) -> str:
-    """The uuid of the domain in a memory file. Reads the header only, not the memory.
-
-    :raises ConfigError, BadMemoryFile: as :func:`make_plan`.
-    """
-    path = _named_memory_path(request)
-    with reading(path) as file:
-        return saved_config(read_header(file, str(path))).uuid
-
-
-def _named_memory_path(request: RevertRequest) -> Path:
-    return memory_path(_config(request), request.cfgfile)
-
-
-def _read_memory(request: RevertRequest, cancel: Cancel) -> _Saved:
-    """Read the memory file from its header to its END."""
-    path = _named_memory_path(request)
-    with reading(path) as file:
-        version = file_version(file)
-        header = read_header(file, str(path))
-        file.seek(header.stream_offset)
-        summary = walk(file, str(path), on_bytes=lambda _: cancel.check())
-        config = saved_config(header)
-    xen = (summary.xen_major, summary.xen_minor)
-    return _Saved(path, version, header, config, xen, summary.memory_kb)
-
-
 def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
     """The domain to be reverted; ``None`` if it is off."""
     try:
@@ -270,7 +221,7 @@ def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
 
 
 def _snapshot_name(request: RevertRequest, meta: Metadata | None) -> str:
-    said = _config(request).name
+    said = config_of(request).name
     if said and meta and said != meta.name:
         raise ConfigError(
             f"is {said!r}, but the memory file belongs to snapshot {meta.name!r}: memory and "
@@ -299,7 +250,7 @@ def _choose_disks(
     :raises ConfigError: the saved configuration has no such disk.
     """
     by_vdev = {d.vdev: d for d in config.disks}
-    named = _config(request).disks
+    named = config_of(request).disks
     if named is None and meta is not None:
         named = meta.disks
     if named is None:
@@ -312,9 +263,3 @@ def _choose_disks(
             item="disks",
         )
     return [(by_vdev[r.vdev], r) for r in named]
-
-
-def _config(request: RevertRequest) -> SnapshotConfig:
-    """The content of the cfgfile."""
-    assert request.config
-    return request.config

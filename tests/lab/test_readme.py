@@ -94,7 +94,7 @@ def commands(lab: Lab) -> None:
 
 def programs(lab: Lab, interpreter: str) -> None:
     """Run the README's programs, which use an embedder's hooks and a second guest, too."""
-    simple, concurrent, hooked = texts("python")
+    simple, repeated, concurrent, hooked = texts("python")
     guest = lab.guest("pvh")
     old = guest.domid()
     said = python(guest, interpreter, simple)
@@ -103,6 +103,10 @@ def programs(lab: Lab, interpreter: str) -> None:
 
     told = f"{guest.name} {guest.domid()} {guest.uuid}"
     assert python(guest, interpreter, HOOKS + hooked) == [f"freeze {told}", f"thaw {told}"]
+
+    old = guest.domid()
+    python(guest, interpreter, repeated)
+    assert guest.domid() not in (old, old + 1, old + 2)
 
     both = (guest, lab.guest("hvm"))
     had = cfgfiles(both)
