@@ -338,5 +338,8 @@ def monitor_domain(
 
 
 def absolute(path: StrPath | None) -> str:
-    """The path for a request; "" for ``None``."""
+    """The absolute path of a file, "" for ``None``.
+
+    :meta private:
+    """
     return str(Path(path).absolute()) if path is not None else ""  # the worker starts in /

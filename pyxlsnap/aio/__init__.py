@@ -20,15 +20,15 @@ In both cases the cancellation is delivered at the task's next ``await``. ``asyn
 treats the call as finished in time: there is no :class:`TimeoutError`.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 from pyxlsnap import api, clones
 from pyxlsnap.aio.call import Call
+from pyxlsnap.aio.hooks import AsyncHooks, in_loop
+from pyxlsnap.aio.reverter import Reverter
 from pyxlsnap.api import StrPath
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.model import DiskRequest, SnapshotConfig
 from pyxlsnap.results import (
     Cloned,
@@ -45,6 +45,7 @@ from pyxlsnap.snapshot_info import SnapshotInfo
 
 __all__ = [
     "AsyncHooks",
+    "Reverter",
     "can_snapshot",
     "clone_snapshot",
     "create_snapshot",
@@ -59,27 +60,6 @@ __all__ = [
     "revert_snapshot",
     "start_monitor",
 ]
-
-AsyncHook = Callable[[Moment], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AsyncHooks:
-    """The same as :class:`pyxlsnap.Hooks`, with coroutine functions that run in the loop.
-
-    A hook that exceeds its time limit is cancelled.
-    """
-
-    #: everything is prepared, and the guest runs
-    before_suspend: AsyncHook | None = None
-    #: the guest runs again
-    after_resume: AsyncHook | None = None
-    #: a revert is done
-    after_revert: AsyncHook | None = None
-    #: a clone is made
-    after_clone: AsyncHook | None = None
-    #: time limit of each hook, in seconds
-    limit_s: float = 10.0
 
 
 async def create_snapshot(
@@ -109,7 +89,7 @@ async def create_snapshot(
             max_downtime=max_downtime,
             max_rate=max_rate,
             monitor=monitor,
-            hooks=_hooks(call, hooks),
+            hooks=in_loop(call, hooks),
             on_progress=call.in_loop(on_progress),
             cancel=call.cancel,
         )
@@ -175,7 +155,7 @@ async def revert_snapshot(
             force=force,
             keep_current=keep_current,
             monitor=monitor,
-            hooks=_hooks(call, hooks),
+            hooks=in_loop(call, hooks),
             on_progress=call.in_loop(on_progress),
             cancel=call.cancel,
         )
@@ -252,7 +232,7 @@ async def clone_snapshot(
             replace=replace,
             force=force,
             monitor=monitor,
-            hooks=_hooks(call, hooks),
+            hooks=in_loop(call, hooks),
             on_progress=call.in_loop(on_progress),
             cancel=call.cancel,
         )
@@ -334,17 +314,4 @@ async def monitor_domain(
     call = Call("monitor", domain, cancel)
     await call.run(
         partial(api.monitor_domain, domain, on_event=call.in_loop(on_event), cancel=call.cancel)
-    )
-
-
-def _hooks(call: Call, wanted: AsyncHooks | None) -> Hooks | None:
-    """The hooks to pass to the blocking call: each runs the wanted one in the loop."""
-    if wanted is None:
-        return None
-    return Hooks(
-        before_suspend=call.awaited_in_loop(wanted.before_suspend, wanted.limit_s),
-        after_resume=call.awaited_in_loop(wanted.after_resume, wanted.limit_s),
-        after_revert=call.awaited_in_loop(wanted.after_revert, wanted.limit_s),
-        after_clone=call.awaited_in_loop(wanted.after_clone, wanted.limit_s),
-        limit_s=wanted.limit_s,
     )

@@ -67,11 +67,12 @@ class Process:
 
     :param pid: the pid. With ``None``, or a pid that no process has, the object stands for a
         process that has ended.
+    :param pidfd: a pidfd, in the place of a pid; the object closes it.
     """
 
-    def __init__(self, pid: int | None) -> None:
+    def __init__(self, pid: int | None, *, pidfd: int = -1) -> None:
         try:
-            self._fd = os.pidfd_open(pid) if pid else -1
+            self._fd = os.pidfd_open(pid) if pid else pidfd
         except ProcessLookupError:
             self._fd = -1
 

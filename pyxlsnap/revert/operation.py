@@ -15,8 +15,9 @@ from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.request import Callbacks, RevertRequest
 from pyxlsnap.results import Plan, Progress, Reverted
-from pyxlsnap.revert.plan import RevertPlan, make_plan, saved_uuid
+from pyxlsnap.revert.plan import RevertPlan, make_plan
 from pyxlsnap.revert.ready import take_back
+from pyxlsnap.revert.saved import saved_uuid
 from pyxlsnap.revert.sequence import Reversion
 
 

@@ -20,11 +20,12 @@ from pyxlsnap.guest.risks import find_risks
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.limits import refuse_limits
-from pyxlsnap.model import Disk, DiskRequest, DomainConfig, RunState, SnapshotConfig
+from pyxlsnap.model import Disk, DiskRequest, DomainConfig, RunState
 from pyxlsnap.monitor.xl import about_foreground
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
 from pyxlsnap.revert.examination import Examination
+from pyxlsnap.revert.saved import config_of, read_saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +117,8 @@ def make_plan(
     :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
     """
     refuse_limits()
-    wanted = _config(request)
-    saved = snapshot.read_memory(wanted, request.cfgfile, cancel.check)
-    meta = saved.metadata
+    saved = read_saved(request, cancel)
+    wanted, meta = config_of(request), saved.metadata
     guest, config = _domain(host, request, saved.config, half_way)
     name = snapshot.snapshot_name(wanted, request.cfgfile, meta)
     chosen = snapshot.choose_disks(wanted, request.cfgfile, meta, config)
@@ -203,14 +203,6 @@ def _risky(domain: str, risks: Sequence[str]) -> Risky:
     return Risky(what, reasons=risks)
 
 
-def saved_uuid(request: RevertRequest) -> str:
-    """The uuid of the domain in a memory file. Reads the header only, not the memory.
-
-    :raises ConfigError, BadMemoryFile: as :func:`make_plan`.
-    """
-    return snapshot.saved_uuid(_config(request), request.cfgfile)
-
-
 def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
     """The domain to be reverted; ``None`` if it is off."""
     try:
@@ -228,9 +220,3 @@ def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
     except DomainNotFound:
         return None
     raise Refused(f"{domain!r} is called {renamed.name!r} now: use this name")
-
-
-def _config(request: RevertRequest) -> SnapshotConfig:
-    """The content of the cfgfile."""
-    assert request.config
-    return request.config

@@ -32,6 +32,7 @@ from pyxlsnap.results import Cloned, Deleted, OnEvent, OnProgress, Recovered, Re
 from pyxlsnap.serialize import Message, error_from_plain, rebuild
 from pyxlsnap.worker.client import WorkerClient
 from pyxlsnap.worker.hook_calls import HookCalls
+from pyxlsnap.worker.start import Start, start_worker
 
 _T = TypeVar("_T")
 
@@ -54,13 +55,32 @@ def run(
     :raises PyxlsnapError: the operation failed, or its worker died. The class and the attributes
         say in which state the domain is.
     """
+    ignore = Callbacks()
+    callbacks = replace(
+        ignore,
+        on_progress=on_progress or ignore.on_progress,
+        on_event=on_event or ignore.on_event,
+    )
+    return run_in(start_worker, request, returns, callbacks, cancel=cancel, hooks=hooks)
+
+
+def run_in(
+    start: Start,
+    request: Request,
+    returns: type[_T],
+    callbacks: Callbacks,
+    *,
+    cancel: Cancel | None = None,
+    hooks: Hooks | None = None,
+) -> _T:
+    """The same, in a process that ``start`` starts.
+
+    :param callbacks: ``on_progress`` and ``on_event`` are called.
+    """
     check_request(request)
     calls = HookCalls(hooks)
-    ignore = Callbacks()
     try:
-        worker = WorkerClient(
-            request, on_progress or ignore.on_progress, on_event or ignore.on_event, calls
-        )
+        worker = WorkerClient(request, callbacks, calls, start)
     except OSError as e:
         raise Refused(f"the worker process cannot be started: {e.strerror}") from e
     try:

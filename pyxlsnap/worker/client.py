@@ -12,13 +12,19 @@ from pyxlsnap.hooks import Moment
 from pyxlsnap.linux.files import scratch_file
 from pyxlsnap.linux.locks import unlock
 from pyxlsnap.linux.processes import Process, how_ended, reap
-from pyxlsnap.request import Request, changes_something, in_words, request_to_plain
-from pyxlsnap.results import DomainEvent, OnEvent, OnProgress, Progress
+from pyxlsnap.request import (
+    Callbacks,
+    Request,
+    changes_something,
+    in_words,
+    request_to_plain,
+)
+from pyxlsnap.results import DomainEvent, Progress
 from pyxlsnap.serialize import Message, error_from_plain, log_from_plain, rebuild
 from pyxlsnap.text import readable
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.hook_calls import HookCalls
-from pyxlsnap.worker.start import start_worker
+from pyxlsnap.worker.start import Start
 
 log = logging.getLogger("pyxlsnap")
 
@@ -34,10 +40,10 @@ class WorkerClient:
     """
 
     def __init__(
-        self, request: Request, on_progress: OnProgress, on_event: OnEvent, hooks: HookCalls
+        self, request: Request, callbacks: Callbacks, hooks: HookCalls, start: Start
     ) -> None:
-        self._on_progress = on_progress
-        self._on_event = on_event
+        self._on_progress = callbacks.on_progress
+        self._on_event = callbacks.on_event
         self._hooks = hooks
         self._about = {"operation": request.operation, "domain": request.domain or ""}
         self._in_words = in_words(request)
@@ -57,19 +63,21 @@ class WorkerClient:
         #: the supervisor's message after the death of the worker
         self.recovery: Message | None = None
         level = log.getEffectiveLevel()
-        start = {"request": request_to_plain(request), "hooks": hooks.wanted, "log_level": level}
+        first = {"request": request_to_plain(request), "hooks": hooks.wanted, "log_level": level}
         with ExitStack() as started:
             self._stderr = started.enter_context(scratch_file())
             ours, theirs = socket.socketpair()
             self._channel = Channel(started.enter_context(ours))
             with theirs:
-                pid = start_worker(theirs, self._stderr)
-            started.callback(reap, pid)
-            started.callback(ours.close)  # so that the process ends
-            # By pidfd: if other code reaps the process, another process may get its pid.
-            self._process = Process(pid)
+                process = start(theirs, self._stderr)
+            if isinstance(process, int):
+                started.callback(reap, process)
+                started.callback(ours.close)  # so that the process ends
+                # By pidfd: if other code reaps the process, another process may get its pid.
+                process = Process(process)
+            self._process = process
             started.pop_all()
-        self._send(start)
+        self._send(first)
 
     def cancel(self) -> bool:
         """Ask the worker to cancel the operation. The worker still sends a result or an error."""

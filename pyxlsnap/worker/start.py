@@ -6,13 +6,17 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
 
 from pyxlsnap import paths
 from pyxlsnap.linux.fork import fork, leave, name_process, own_streams
-from pyxlsnap.linux.processes import environment, python
+from pyxlsnap.linux.processes import Process, environment, python
+
+#: starts a worker process with its standard input and its standard error: returns the pid of a
+#: child, or another process
+Start = Callable[[socket.socket, IO[bytes]], int | Process]
 
 _may_fork = False
 
@@ -39,9 +43,18 @@ def start_worker(connection: socket.socket, stderr: IO[bytes]) -> int:
     :raises OSError: the process could not be started.
     """
     if _may_fork and len(list((paths.PROC / "self/task").iterdir())) == 1:
-        return _fork(connection, stderr)
+        return fork_worker(connection.fileno(), stderr.fileno())
+    return start_python("pyxlsnap.worker", connection, stderr)
+
+
+def start_python(module: str, connection: socket.socket, stderr: IO[bytes]) -> int:
+    """Run a module of ours in a new Python, in a session of its own; return its pid.
+
+    :param connection: becomes its standard input.
+    :raises OSError: the process could not be started.
+    """
     started = subprocess.Popen(
-        python("pyxlsnap.worker"),
+        python(module),
         stdin=connection.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=stderr,
@@ -53,7 +66,14 @@ def start_worker(connection: socket.socket, stderr: IO[bytes]) -> int:
     return started.pid
 
 
-def _fork(connection: socket.socket, stderr: IO[bytes]) -> int:
+def fork_worker(connection: int, stderr: int) -> int:
+    """Make a copy of this process a worker process, in a session of its own; return its pid.
+
+    The process must have one thread, and no libxl context.
+
+    :param connection, stderr: descriptors: its standard input and its standard error.
+    :raises OSError: no process could be made.
+    """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it, or its disk is full
             stream.flush()  # the copy would write the same text again
@@ -61,7 +81,7 @@ def _fork(connection: socket.socket, stderr: IO[bytes]) -> int:
         return pid
     status: object = 1
     try:
-        _become_worker(connection.fileno(), stderr.fileno())
+        _become_worker(connection, stderr)
         from pyxlsnap.worker.server import main  # not in the caller: it loads libxl
         from pyxlsnap.xen.process import show_command
 

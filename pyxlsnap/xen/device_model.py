@@ -1,7 +1,6 @@
 """The path of the QEMU that libxl starts: it is compiled into libxl, and no function returns it."""
 
 import re
-import shutil
 from pathlib import Path
 
 from pyxlsnap import paths
@@ -20,4 +19,8 @@ def compiled_device_model() -> str:
     if len(found) != 1:
         return ""
     path = found.pop().decode()
-    return path if path.startswith("/") else shutil.which(path) or path
+    if path.startswith("/"):
+        return path
+    from shutil import which  # only here: this takes long to load
+
+    return which(path) or path

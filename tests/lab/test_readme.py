@@ -97,7 +97,9 @@ def commands(lab: Lab) -> None:
 
 def programs(lab: Lab, interpreter: str) -> None:
     """Run the guide's programs, which use an embedder's hooks and a second guest, too."""
-    simple, concurrent, hooked = (b.text for b in blocks("library") if b.language == "python")
+    simple, repeated, concurrent, hooked = (
+        b.text for b in blocks("library") if b.language == "python"
+    )
     guest = lab.guest("pvh")
     old = guest.domid()
     said = python(guest, interpreter, simple)
@@ -106,6 +108,10 @@ def programs(lab: Lab, interpreter: str) -> None:
 
     told = f"{guest.name} {guest.domid()} {guest.uuid}"
     assert python(guest, interpreter, HOOKS + hooked) == [f"freeze {told}", f"thaw {told}"]
+
+    old = guest.domid()
+    python(guest, interpreter, repeated)
+    assert guest.domid() not in (old, old + 1, old + 2)
 
     both = (guest, lab.guest("hvm"))
     had = cfgfiles(both)

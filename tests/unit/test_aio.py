@@ -32,7 +32,8 @@ from pyxlsnap.results import (
     Reverted,
     Snapshot,
 )
-from tests.unit.support.scenarios import deaths, ordinary, several, watches
+from tests.host_state import children
+from tests.unit.support.scenarios import deaths, ordinary, several, warm, watches
 from tests.unit.support.scenarios.hooks import asked_and_resumed
 from tests.unit.support.standin import StandIn
 from tests.unit.support.values import UUID
@@ -79,7 +80,7 @@ def cfgfile(tmp_path: Path) -> Path:
 
 def test_every_function_is_there_with_the_same_signature() -> None:
     functions = {n for n in pyxlsnap.__all__ if inspect.isfunction(getattr(pyxlsnap, n))}
-    assert set(aio.__all__) == functions | {"AsyncHooks"}
+    assert set(aio.__all__) == functions | {"AsyncHooks", "Reverter"}
     for name in functions:
         assert inspect.iscoroutinefunction(getattr(aio, name))
         ours = str(inspect.signature(getattr(aio, name)))
@@ -89,11 +90,55 @@ def test_every_function_is_there_with_the_same_signature() -> None:
         )
 
 
+def test_the_reverter_has_the_same_methods_with_the_same_signatures() -> None:
+    ours, others = aio.Reverter, pyxlsnap.Reverter
+    assert str(inspect.signature(ours)) == str(inspect.signature(others))
+    said = str(inspect.signature(ours.revert)).replace("aio.AsyncHooks", "hooks.Hooks")
+    assert said == str(inspect.signature(others.revert))
+    assert inspect.iscoroutinefunction(ours.revert)
+    assert inspect.iscoroutinefunction(ours.close)
+
+
 def test_hooks_have_the_same_names_and_defaults() -> None:
     ours, others = aio.AsyncHooks(), pyxlsnap.Hooks()
     names = [f.name for f in fields(ours)]
     assert names == [f.name for f in fields(others)]
     assert [getattr(ours, n) for n in names] == [getattr(others, n) for n in names]
+
+
+class TestReverter:
+    def test_reverts_again_and_again_and_hooks_are_awaited(
+        self, worker: StandIn, cfgfile: Path
+    ) -> None:
+        worker.set(revert=ordinary.reverted)
+        seen: list[int] = []
+
+        async def back(moment: Moment) -> None:
+            await asyncio.sleep(0)
+            seen.append(moment.domid)
+
+        async def go() -> None:
+            async with aio.Reverter("vm1", cfgfile) as reverter:
+                for _ in range(2):
+                    hooks = aio.AsyncHooks(after_revert=back)
+                    assert await reverter.revert(hooks=hooks) == ordinary.REVERTED
+                assert len(children()) == 1
+            assert children() == []
+
+        asyncio.run(go())
+        assert seen == [9, 9]
+
+    def test_a_cancelled_task_leaves_no_process(self, worker: StandIn, cfgfile: Path) -> None:
+        worker.set(revert=warm.waits_and_is_cancelled)
+
+        async def go() -> None:
+            async with asyncio.timeout(None) as timeout:
+                async with aio.Reverter("vm1", cfgfile) as reverter:
+                    await reverter.revert(on_progress=ending(timeout))
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(go())
+        assert children() == []
 
 
 class TestResult:

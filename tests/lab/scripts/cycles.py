@@ -1,7 +1,10 @@
 """In dom0: snapshots and reverts of one guest, again and again, all from this one process.
 
-usage: cycles.py DOMAIN LOG CYCLES. After each cycle the snapshot is deleted with the commands that
-it came with, and a line of JSON says what this process and the host have then.
+usage: cycles.py DOMAIN LOG CYCLES [DISK]. After each cycle the snapshot is deleted with the
+commands that it came with, and a line of JSON says what this process and the host have then.
+
+With DISK, the path of the domain's disk, there is one snapshot, and each cycle is a revert to it
+through one Reverter. At the end the world is changed in between; the last line says what it said.
 """
 
 import json
@@ -9,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +74,62 @@ def cycle(domain: str, log: Log, number: int) -> dict[str, float]:
     return {"create": created - begun, "revert": ended - reverting}
 
 
+def back(reverter: pyxlsnap.Reverter, log: Log, after: int) -> dict[str, float]:
+    """One revert, when the guest has gone on; the seconds that it took."""
+    log.wait(log.mark(), lambda n: n > after + 1, "it to go on")
+    mark, begun = log.mark(), time.monotonic()
+    reverted = reverter.revert()
+    ended = time.monotonic()
+    log.wait(mark, lambda n: n <= after, f"it to go back to {after}")
+    if reverted.warnings:
+        sys.exit(str(reverted.warnings))
+    return {"revert": ended - begun}
+
+
+def refusals(reverter: pyxlsnap.Reverter, domain: str, disk: str) -> list[str]:
+    """What the reverter says after each of some changes, which are taken back."""
+    changes = (
+        (["mv", disk, f"{disk}.moved"], ["mv", f"{disk}.moved", disk]),
+        (["xl", "rename", domain, "taken"], ["xl", "rename", "taken", domain]),
+    )
+    found = []
+    for there, back_again in changes:
+        subprocess.run(there, check=True)
+        try:
+            reverter.revert()
+            found.append("")
+        except pyxlsnap.Refused as e:
+            found.append(str(e))
+        subprocess.run(back_again, check=True)
+    return found
+
+
+def warm(domain: str, log: Log, cycles: int, disk: str) -> None:
+    """Reverts to one snapshot, through one warm process."""
+    snapshot = pyxlsnap.create_snapshot(domain, name="warm")
+    after = log.wait(log.mark(), lambda n: True, "what comes after the snapshot")
+    with pyxlsnap.Reverter(domain, snapshot.cfgfile) as reverter:
+        for number in range(1, cycles + 1):
+            took = back(reverter, log, after)
+            (pid,) = map(int, said("pgrep", "-x", "xlsnap-warm").split())
+            of_warm = {f"warm_{key}": value for key, value in of_process(pid).items()}
+            print(json.dumps({"cycle": number, **took, **figures(), **of_warm}), flush=True)
+        said_then = refusals(reverter, domain, disk)
+        back(reverter, log, after)
+    delete(snapshot)
+    print(json.dumps({"refused": said_then, **figures()}), flush=True)
+
+
+def of_process(pid: int) -> dict[str, int]:
+    """What a process has."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return {
+        "fds": len(os.listdir(f"/proc/{pid}/fd")),  # noqa: PTH208
+        "threads": int(re.findall(r"Threads:\s+(\d+)", status)[0]),
+        "rss_kib": int(re.findall(r"VmRSS:\s+(\d+)", status)[0]),
+    }
+
+
 def children() -> int:
     """How many processes, zombies too, have us as their parent."""
     parents = said("ps", "-eo", "ppid=").split()
@@ -85,10 +143,8 @@ def figures() -> dict[str, object]:
     processes = said("ps", "-eo", "stat=,comm=").splitlines()
     programs = [line for line in processes if "kworker" not in line and " ps" not in line]
     return {
-        "fds": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
-        "threads": threading.active_count(),
+        **of_process(os.getpid()),
         "children": children(),
-        "rss_kib": int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]),
         "files": sorted(names),
         "processes": len(programs),
         "zombies": sum(line.startswith("Z") for line in programs),
@@ -102,6 +158,9 @@ def said(*command: str) -> str:
 
 def main() -> None:
     domain, log, cycles = sys.argv[1], Log(sys.argv[2]), int(sys.argv[3])
+    if disk := sys.argv[4:]:
+        warm(domain, log, cycles, *disk)
+        return
     for number in range(1, cycles + 1):
         took = cycle(domain, log, number)
         print(json.dumps({"cycle": number, **took, **figures()}), flush=True)

@@ -26,7 +26,7 @@ HERE = {
     ("backups", 0), ("backups", 1), ("backups", 2), ("backups", 3),
     ("clones", 0), ("clones", 1),
     ("disaster-recovery", 0), ("disaster-recovery", 1),
-    ("library", 0), ("library", 3),
+    ("library", 0), ("library", 4),
     ("many-hosts", 0), ("many-hosts", 1), ("many-hosts", 2),
     ("sandboxes", 0), ("sandboxes", 1),
 }  # fmt: skip
@@ -169,7 +169,7 @@ def test_a_snapshot_of_a_program(site: Site) -> None:
 
 
 def test_the_entry_point_of_a_disk_strategy_is_the_one_that_is_looked_for() -> None:
-    text = blocks("library")[3].text
+    text = blocks("library")[4].text
     ((group, entries),) = tomllib.loads(text)["project"]["entry-points"].items()
     assert group == plugins.GROUP
     assert [re.fullmatch(r"[\w.]+:\w+", value) is not None for value in entries.values()] == [True]

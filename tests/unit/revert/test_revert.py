@@ -44,7 +44,8 @@ from pyxlsnap.request import Callbacks, RevertRequest
 from pyxlsnap.results import Progress, Reverted
 from pyxlsnap.revert import other_watch
 from pyxlsnap.revert.operation import revert
-from pyxlsnap.revert.plan import RevertPlan, saved_uuid
+from pyxlsnap.revert.plan import RevertPlan
+from pyxlsnap.revert.saved import saved_uuid
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations, streams
 from tests.unit.support.entries import create_entry, killed_revert

@@ -25,7 +25,7 @@ from pyxlsnap.model import DomainConfig
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.host import FakeHost
 from tests.unit.support.scenes import plain
-from tests.unit.support.sites import write_site
+from tests.unit.support.sites import import_from, write_site
 from tests.unit.support.world import World, make_world
 
 ROOT = Path(pyxlsnap.__file__).parent.parent
@@ -151,6 +151,14 @@ class Hosted:
             "PYTHONPATH": f"{self._site}:{ROOT}",
             SCENE: f"{scene.__module__}:{scene.__name__}",
         }
+
+    def serve(self, monkeypatch: pytest.MonkeyPatch, scene: Scene = plain) -> None:
+        """Let the workers that this process starts from now on run on the fake host.
+
+        Use :func:`save` before a call of the API, and :func:`load` after it.
+        """
+        import_from(self._site, monkeypatch)
+        monkeypatch.setenv(SCENE, f"{scene.__module__}:{scene.__name__}")
 
     @property
     def guest(self) -> FakeGuest:

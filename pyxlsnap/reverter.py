@@ -1,0 +1,105 @@
+"""Reverting a domain to the same snapshot again and again."""
+
+from types import TracebackType
+from typing import Self
+
+from pyxlsnap.api import StrPath, absolute
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.errors import ClosedError, Refused
+from pyxlsnap.hooks import Hooks
+from pyxlsnap.request import Callbacks, RevertRequest, check_request
+from pyxlsnap.results import OnProgress, Reverted
+from pyxlsnap.worker.call import run_in
+from pyxlsnap.worker.warm_client import WarmWorkers
+
+
+class Reverter:
+    """Reverts one domain to one snapshot, as often as it is told to, with less work each time.
+
+    A context manager. While it is open, one more process is there, which has loaded all that a
+    revert needs, and has read the memory file to its end. Each :meth:`revert` runs in a worker
+    process that is a copy of that process. The revert itself is one like any other: it takes the
+    domain's lock, looks again at all that may have changed (a memory file that was changed is read
+    again), and a revert that was killed is recovered from in the same way. Between two reverts
+    nothing is locked or opened for the domain: other operations may come between.
+
+    Several threads may use one object; of two reverts at a time one raises :class:`Busy`.
+
+    A new release of the package, or of a disk strategy, is used from the next object on.
+
+    :param domain, cfgfile, running, force, monitor: as in :func:`revert_snapshot`.
+    :raises UsageError: a value is of the wrong type.
+    """
+
+    def __init__(
+        self,
+        domain: str,
+        cfgfile: StrPath,
+        *,
+        running: bool = False,
+        force: bool = False,
+        monitor: bool = True,
+    ) -> None:
+        self._request = RevertRequest(
+            domain=domain,
+            cfgfile=absolute(cfgfile),
+            running=running,
+            force=force,
+            monitor=monitor,
+        )
+        check_request(self._request)
+        self._workers = WarmWorkers(self._request)
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Start the process now, and not with the first revert. Does not wait until it is ready.
+
+        :raises Refused: the process cannot be started.
+        :raises ClosedError: the object was closed.
+        """
+        self._refuse_closed()
+        try:
+            self._workers.warm_up()
+        except OSError as e:
+            raise Refused(f"the process for reverts cannot be started: {e.strerror}") from e
+
+    def revert(
+        self,
+        *,
+        hooks: Hooks | None = None,
+        on_progress: OnProgress | None = None,
+        cancel: Cancel | None = None,
+    ) -> Reverted:
+        """Revert the domain to the snapshot: see :func:`revert_snapshot`.
+
+        :raises ClosedError: the object was closed.
+        :raises PyxlsnapError: as with :func:`revert_snapshot`. The object can still be used.
+        """
+        self._refuse_closed()
+        callbacks = Callbacks(on_progress=on_progress) if on_progress else Callbacks()
+        start = self._workers.start
+        return run_in(start, self._request, Reverted, callbacks, cancel=cancel, hooks=hooks)
+
+    def close(self) -> None:
+        """End the process, and wait for its end. Idempotent.
+
+        A revert that is under way in another thread goes on to its end.
+        """
+        self._closed = True
+        self._workers.close()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ClosedError("this Reverter was closed: make another one")

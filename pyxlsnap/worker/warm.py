@@ -1,0 +1,115 @@
+"""The process from which the workers of many reverts are copied: it is warm.
+
+A caller starts it as ``python -m pyxlsnap.worker.warm``, with a socket as its standard input. The
+process loads all modules that a revert and its undo need, and reads the memory file once. It has
+one thread, opens no libxl, locks nothing and changes nothing. Each of its copies becomes a worker
+process like one that was started by exec (:mod:`pyxlsnap.worker.server`), with a supervisor of its
+own. The process ends when its caller closes the socket, or ends.
+
+The caller sends one ``request`` first. For each revert it sends ``stderr`` and then ``connection``,
+each with a descriptor. The answer is ``forked``, with a pidfd of the worker, or ``error``.
+"""
+
+import os
+import select
+import socket
+
+from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.linux.fork import name_process
+from pyxlsnap.linux.processes import fresh_signals
+from pyxlsnap.request import RevertRequest, request_from_plain
+from pyxlsnap.revert.operation import read_cfgfile
+from pyxlsnap.revert.saved import keep
+from pyxlsnap.serialize import Message
+from pyxlsnap.worker import modules, server
+from pyxlsnap.worker.channel import Channel
+from pyxlsnap.worker.start import fork_worker
+
+
+class _Wanted(Exception):
+    """Ends the reading of the memory file: the caller has sent something, or has ended."""
+
+
+class Warm:
+    """The process: makes its copies, and waits for their end."""
+
+    def __init__(self, channel: Channel, request: RevertRequest) -> None:
+        self._channel = channel
+        self._request = request
+        #: the pid of each copy, by its pidfd
+        self._copies: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Serve the caller until it ends."""
+        while True:
+            if not self._copies:
+                self._keep_memory()
+            if not self._wait():
+                continue
+            message = self._channel.receive()
+            if message is None:
+                return
+            if "connection" in message:
+                self._copy()
+
+    def _keep_memory(self) -> None:
+        """Read the memory file while nothing else is to be done."""
+        try:
+            keep(read_cfgfile(self._request), self._check_idle)
+        except (_Wanted, PyxlsnapError):
+            pass  # the worker reads the files, and says what is wrong
+
+    def _check_idle(self) -> None:
+        if self._channel.pending or select.select([self._channel], [], [], 0)[0]:
+            raise _Wanted
+
+    def _wait(self) -> bool:
+        """Wait for a message, or for the end of a copy: is there a message?"""
+        if self._channel.pending:
+            return True
+        ready = select.select([self._channel.fileno(), *self._copies], [], [])[0]
+        for pidfd in [fd for fd in self._copies if fd in ready]:
+            os.waitpid(self._copies.pop(pidfd), 0)
+            os.close(pidfd)
+        return self._channel.fileno() in ready
+
+    def _copy(self) -> None:
+        stderr, connection = self._channel.fds[-2:]
+        try:
+            pid = fork_worker(connection, stderr)
+            pidfd = os.pidfd_open(pid)
+        except OSError as e:
+            self._answer({"error": e.errno})
+        else:
+            self._copies[pidfd] = pid
+            self._answer({"forked": pid}, pidfd)
+        finally:
+            self._channel.close_fds()
+
+    def _answer(self, message: Message, fd: int | None = None) -> None:
+        try:
+            self._channel.send(message, fd)
+        except OSError:
+            pass  # the caller has ended: the next message is the end
+
+
+def main() -> None:
+    """Serve one caller. Its messages come over the socket that is the standard input."""
+    fresh_signals()  # the caller may have changed them
+    name_process("xlsnap-warm")
+    sock = socket.socket(fileno=os.dup(0))
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    channel = Channel(sock)
+    message = channel.receive()
+    if message is None:
+        return
+    request = request_from_plain(message["request"])
+    assert isinstance(request, RevertRequest)
+    modules.load(request)
+    assert server  # loaded here, for the copies
+    Warm(channel, request).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The caller's side of a warm process: has it make a worker process for each revert."""
+
+import errno
+import os
+import socket
+import threading
+from contextlib import ExitStack, suppress
+from typing import IO
+
+from pyxlsnap.linux.processes import Process, reap
+from pyxlsnap.request import RevertRequest, request_to_plain
+from pyxlsnap.serialize import Message
+from pyxlsnap.worker.channel import Channel
+from pyxlsnap.worker.start import start_python
+
+_EXIT_S = 10.0
+
+
+class _Gone(OSError):
+    """The warm process has ended."""
+
+
+class _WarmProcess:
+    """A warm process (:mod:`pyxlsnap.worker.warm`).
+
+    :raises OSError: it could not be started.
+    """
+
+    def __init__(self, request: RevertRequest) -> None:
+        self.owner = os.getpid()
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours)
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
+            # What the process itself says is of no use: a worker says why it cannot begin.
+            nothing = undo.enter_context(open(os.devnull, "wb"))
+            pid = start_python("pyxlsnap.worker.warm", theirs, nothing)
+            undo.callback(reap, pid)
+            undo.callback(ours.close)  # so that the process ends
+            self._process = Process(pid)
+            undo.pop_all()
+            nothing.close()
+        with suppress(_Gone):  # copy() finds out
+            self._send({"request": request_to_plain(request)})
+
+    def copy(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
+        """Have the process make a worker process.
+
+        :raises _Gone: the process has ended.
+        :raises OSError: the copy could not be made.
+        """
+        self._send({"stderr": True}, stderr.fileno())
+        self._send({"connection": True}, connection.fileno())
+        answer = self._channel.receive()
+        if answer is None:
+            raise _Gone(errno.ECHILD, "its process has ended")
+        if "error" in answer:
+            raise OSError(answer["error"], os.strerror(answer["error"]))
+        return Process(None, pidfd=self._channel.fds.pop())
+
+    def _send(self, message: Message, fd: int | None = None) -> None:
+        try:
+            self._channel.send(message, fd)
+        except ConnectionError as e:
+            raise _Gone(errno.ECHILD, "its process has ended") from e
+
+    def close(self) -> None:
+        """End the process, and wait for its end. Its workers go on without it."""
+        self._channel.close()
+        if self.owner == os.getpid():
+            if not self._process.ended(within_s=_EXIT_S):
+                self._process.kill()
+                self._process.ended()
+            self._process.status()
+        self._process.close()
+
+
+class WarmWorkers:
+    """Starts worker processes as copies of one process, which is started when it is not there.
+
+    In a copy of the calling process (``os.fork()``) it starts a process for that copy.
+    """
+
+    def __init__(self, request: RevertRequest) -> None:
+        self._request = request
+        self._warm: _WarmProcess | None = None
+        self._lock = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Start the process, unless it is there. Does not wait until it is warm.
+
+        :raises OSError: it could not be started.
+        """
+        with self._lock:
+            self._present()
+
+    def start(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
+        """Start a worker process: see :data:`pyxlsnap.worker.start.Start`.
+
+        :raises OSError: it could not be started.
+        """
+        with self._lock:
+            try:
+                return self._copy(connection, stderr)
+            except _Gone:  # it was killed: another is started, once
+                return self._copy(connection, stderr)
+
+    def _copy(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
+        warm = self._present()
+        try:
+            return warm.copy(connection, stderr)
+        except BaseException:
+            # Its next answer might be that to this message.
+            self._end()
+            raise
+
+    def _present(self) -> _WarmProcess:
+        if self._warm and self._warm.owner != os.getpid():
+            self._end()
+        if self._warm is None:
+            self._warm = _WarmProcess(self._request)
+        return self._warm
+
+    def _end(self) -> None:
+        warm, self._warm = self._warm, None
+        if warm:
+            warm.close()
+
+    def close(self) -> None:
+        """End the process, and wait for its end. Idempotent."""
+        with self._lock:
+            self._end()

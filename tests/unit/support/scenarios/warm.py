@@ -1,0 +1,60 @@
+"""Reverts in workers that are copies of a warm process."""
+
+import os
+import signal
+from pathlib import Path
+from typing import NoReturn
+
+from pyxlsnap.errors import Interrupted
+from pyxlsnap.results import Reverted
+from tests.unit.support.scenarios import apart, deaths, ordinary
+from tests.unit.support.scenarios.ordinary import REVERTED
+from tests.unit.support.standin_site import Call
+
+
+def _warm() -> int:
+    """The pid of the warm process: the supervisor's parent."""
+    status = Path(f"/proc/{os.getppid()}/status").read_text()
+    return int(status.split("PPid:")[1].split()[0])
+
+
+def says_what_it_has(call: Call) -> Reverted:
+    apart.says_what_it_has(call)
+    return REVERTED
+
+
+def locks_and_ends(call: Call) -> Reverted:
+    call.take_lock()
+    call.report("warm", _warm())
+    return REVERTED
+
+
+def kills_the_warm_process(call: Call) -> Reverted:
+    call.take_lock()
+    os.kill(_warm(), signal.SIGKILL)
+    return REVERTED
+
+
+def dies(call: Call) -> Reverted:
+    deaths.with_the_lock_by_itself(call)
+
+
+def dies_with_its_supervisor(call: Call) -> Reverted:
+    deaths.with_its_supervisor(call)
+
+
+def tells_all_and_rolls_back(call: Call) -> NoReturn:
+    call.take_lock()
+    (call.here / "pids").write_text(f"{_warm()} {os.getppid()} {os.getpid()}")
+    call.report("begun")
+    call.wait_for_cancel()
+    call.mark("rolled back")
+    raise Interrupted("interrupted", step="plan")
+
+
+def is_cancelled(call: Call) -> Reverted:
+    ordinary.interrupted(call)
+
+
+def waits_and_is_cancelled(call: Call) -> Reverted:
+    ordinary.rolled_back(call)

@@ -1,0 +1,151 @@
+"""Many reverts through one warm process on a fake host, where something changes between two."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap import Reverter
+from pyxlsnap.errors import BadMemoryFile, Busy, ConfigError, PyxlsnapError, Refused, Risky
+from pyxlsnap.journal import Journal
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.results import Reverted
+from tests.unit.support.guest import config_of
+from tests.unit.support.hosted import Hosted, load, save
+from tests.unit.support.values import OTHER_UUID, UUID
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
+
+@pytest.fixture
+def hosted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosted:
+    """A host with a guest and a snapshot of the guest, which has gone on since."""
+    host = Hosted(tmp_path, monkeypatch)
+    host.world.guest(host.world.image("xvda"))
+    done = host.run("snapshot-create", "vm1", "--name=snap")
+    assert done.returncode == 0, done.stderr
+    host.world.storage.content["xvda"] = "after"
+    host.serve(monkeypatch)
+    return host
+
+
+@pytest.fixture
+def reverter(hosted: Hosted) -> Iterator[Reverter]:
+    with Reverter("vm1", snapshot(hosted).with_suffix(".cfg"), monitor=False) as found:
+        yield found
+
+
+def snapshot(host: Hosted) -> Path:
+    return host.world.directory / UUID / "snap.save"
+
+
+def revert(host: Hosted, reverter: Reverter) -> Reverted:
+    save(host.world)
+    try:
+        return reverter.revert()
+    finally:
+        load(host.world)
+
+
+def test_each_is_correct_in_memory_and_on_the_disks(hosted: Hosted, reverter: Reverter) -> None:
+    domids = set()
+    for n in range(5):
+        hosted.world.storage.content["xvda"] = hosted.guest.memory = f"after {n}"
+        domids.add(revert(hosted, reverter).domid)
+        assert hosted.world.storage.content["xvda"] == "before"
+        assert hosted.guest.runs
+        assert hosted.guest.memory != f"after {n}"
+        assert Journal(UUID).read() is None
+    assert len(domids) == 5
+
+
+def memory_file_damaged(host: Hosted) -> None:
+    os.truncate(snapshot(host), snapshot(host).stat().st_size - 5)
+
+
+def memory_file_replaced(host: Hosted) -> None:
+    path = snapshot(host)
+    found = path.stat()
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(bytes(found.st_size))
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def memory_file_gone(host: Hosted) -> None:
+    snapshot(host).unlink()
+
+
+def cfgfile_gone(host: Hosted) -> None:
+    snapshot(host).with_suffix(".cfg").unlink()
+
+
+def cfgfile_wrong(host: Hosted) -> None:
+    snapshot(host).with_suffix(".cfg").write_text("name = ")
+
+
+def name_taken(host: Hosted) -> None:
+    host.guest.exists = False
+    kernel = str(host.world.kernel)
+    host.world.host.start(config_of(host.world.image("xvdz"), uuid=OTHER_UUID, kernel=kernel))
+
+
+def disk_taken(host: Hosted) -> None:
+    kernel = str(host.world.kernel)
+    disks = host.guest.configuration.disks
+    host.world.host.start(config_of(*disks, name="vm2", uuid=OTHER_UUID, kernel=kernel))
+
+
+def disk_added(host: Hosted) -> None:
+    disks = (*host.guest.configuration.disks, host.world.image("xvdy"))
+    host.guest.configuration = config_of(*disks, kernel=str(host.world.kernel))
+
+
+def kernel_gone(host: Hosted) -> None:
+    host.world.kernel.unlink()
+
+
+CHANGES: dict[Callable[[Hosted], None], type[PyxlsnapError]] = {
+    memory_file_damaged: BadMemoryFile,
+    memory_file_replaced: BadMemoryFile,
+    memory_file_gone: BadMemoryFile,
+    cfgfile_gone: ConfigError,
+    cfgfile_wrong: ConfigError,
+    name_taken: Risky,
+    disk_added: Risky,
+    disk_taken: Refused,
+    kernel_gone: Refused,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_world_is_noticed(
+    hosted: Hosted, reverter: Reverter, change: Callable[[Hosted], None]
+) -> None:
+    revert(hosted, reverter)
+    hosted.world.storage.content["xvda"] = "after"
+    change(hosted)
+    with pytest.raises(CHANGES[change]):
+        revert(hosted, reverter)
+    assert hosted.world.storage.content["xvda"] == "after"
+    assert all(guest.runs for guest in hosted.world.host.guests if guest.exists)
+
+
+def test_a_world_that_is_as_before_again_is_noticed_too(hosted: Hosted, reverter: Reverter) -> None:
+    path = snapshot(hosted)
+    path.rename(path.with_suffix(".moved"))
+    with pytest.raises(BadMemoryFile):
+        revert(hosted, reverter)
+    path.with_suffix(".moved").rename(path)
+    assert revert(hosted, reverter).name == "snap"
+    assert hosted.world.storage.content["xvda"] == "before"
+
+
+def test_other_operations_come_between(hosted: Hosted, reverter: Reverter) -> None:
+    revert(hosted, reverter)
+    lock = DomainLock(UUID, domain="vm1")
+    with pytest.raises(Busy):
+        revert(hosted, reverter)
+    lock.release()
+    assert hosted.run("snapshot-create", "vm1", "--name=between").returncode == 0
+    assert revert(hosted, reverter).name == "snap"
