@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import uuid4
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
@@ -58,7 +59,7 @@ class Origin:
 
     def plan(self, name: str = CLONE, **words: Any) -> ClonePlan:
         old = find_clone(name)
-        uuid = old.uuid if old else CLONE_UUID
+        uuid = old.uuid if old else CLONE_UUID if name == CLONE else str(uuid4())
         return make_plan(self.world.host, self.request(name, **words), uuid, old, Cancel())
 
     def clone(self, name: str = CLONE, *, cancel: Cancel | None = None, **words: Any) -> Cloned:
