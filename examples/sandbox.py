@@ -2,8 +2,9 @@
 
 Usage: sandbox.py CFGFILE NUMBER BRIDGE
 
-Each sandbox is a clone on an isolated bridge. It is handed out for one job and then replaced, so
-that no job sees what another has left. After each restore a hook sets the guest's clock.
+Each sandbox is a clone on an isolated bridge. It is kept paused, and has run no instruction until
+it is handed out: then its clock is set, and it runs. It serves one job and is then replaced, so
+that no job sees what another has left.
 """
 
 import asyncio
@@ -13,14 +14,26 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from pyxlsnap import Cloned, Moment, aio
+from pyxlsnap import Cloned, Moment, Toolstack, aio
 
 
 async def set_clock(moment: Moment) -> None:
     """Tell the guest the time by a node in xenstore; an agent in the guest acts on that."""
-    node = f"/local/domain/{moment.domid}/vm-data/time"
-    command = ["xenstore-write", node, str(int(time.time()))]
-    await asyncio.to_thread(subprocess.run, command, check=True)
+    assert moment.domid is not None
+    await asyncio.to_thread(write_clock, moment.domid)
+
+
+def write_clock(domid: int) -> None:
+    """Write the node."""
+    node = f"/local/domain/{domid}/vm-data/time"
+    subprocess.run(["xenstore-write", node, str(int(time.time()))], check=True)
+
+
+def start(made: Cloned) -> None:
+    """Let a sandbox run that was kept ready: its clock is of now, not of when it was made."""
+    write_clock(made.domid)
+    with Toolstack() as host:
+        host.find(made.uuid).unpause()
 
 
 class Pool:
@@ -31,6 +44,7 @@ class Pool:
         self._names = [f"sandbox{n}" for n in range(number)]
         self._ready: asyncio.Queue[Cloned] = asyncio.Queue()
         self._hooks = aio.AsyncHooks(after_clone=set_clock)
+        self._making: set[asyncio.Task[None]] = set()
 
     async def fill(self) -> None:
         """Make all sandboxes, in the place of those that an earlier run has left."""
@@ -40,21 +54,30 @@ class Pool:
 
     async def _make(self, name: str) -> None:
         made = await aio.clone_snapshot(
-            self._cfgfile, name, bridge=self._bridge, replace=True, hooks=self._hooks, force=True
+            self._cfgfile,
+            name,
+            bridge=self._bridge,
+            paused=True,
+            replace=True,
+            hooks=self._hooks,
+            force=True,
         )
         await self._ready.put(made)
 
     @asynccontextmanager
     async def sandbox(self) -> AsyncIterator[Cloned]:
-        """One sandbox for one job; afterwards it is thrown away, and made anew."""
+        """One sandbox for one job; afterwards it is thrown away, and made anew beside the next."""
         made = await self._ready.get()
         try:
+            await asyncio.to_thread(start, made)
             yield made
         finally:
-            await self._make(made.domain)
+            making = asyncio.create_task(self._make(made.domain))
+            self._making.add(making)
 
     async def close(self) -> None:
         """Delete all sandboxes."""
+        await asyncio.gather(*self._making, return_exceptions=True)
         for name in self._names:
             await aio.delete_clone(name)
 

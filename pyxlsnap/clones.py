@@ -58,7 +58,8 @@ def clone_snapshot(
     :param monitor: start a monitor for the clone (:func:`start_monitor`).
     :param hooks: ``after_clone`` is called when the clone is made.
     :param on_progress: as with :func:`create_snapshot`.
-    :param cancel: a token; setting it cancels the operation, until the memory is restored.
+    :param cancel: a token; setting it cancels the operation, until the memory is restored or a
+        clone is destroyed.
     :raises UsageError, Refused, XenError, DiskError: a check failed. Nothing was changed.
     :raises Risky: it cannot be shown to be safe, and needs ``force``. Nothing was changed.
     :raises OperationFailed, Interrupted: it failed, or was cancelled, and was undone: there is no
@@ -110,7 +111,8 @@ def delete_clone(
     :param on_progress: as with :func:`create_snapshot`.
     :param cancel: a token; setting it cancels the operation, until it has begun.
     :raises DomainNotFound: there is no clone of this name. Nothing was changed.
-    :raises Refused, Busy: a check failed. Nothing was changed.
+    :raises Refused, Busy: a check failed, or an image stands on one of its disks. Nothing was
+        changed.
     :raises Interrupted: it was cancelled before it had begun.
     :raises NeedsAttention: something is left, and the error lists it: a disk that another file has
         replaced, for example, as a snapshot or a revert of the clone does.

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pyxlsnap.clone.shared import other_nics, refuse_still_shared, same_macs
+from pyxlsnap.clone.lines import refuse_taken_lines
+from pyxlsnap.clone.macs import other_nics, same_macs
+from pyxlsnap.clone.shared import refuse_still_shared
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.host_needs import examine_host
@@ -23,6 +25,8 @@ class Look:
     config: DomainConfig = field(repr=False)
     #: the clone that is destroyed before; ``None``: none, or it is off
     guest: Guest | None = field(repr=False)
+    #: whether there is such a clone
+    replaces: bool
     #: the end of the names of the clone's disks, where the user has named none
     label: str
     #: where the user wants the disks, by vdev
@@ -37,6 +41,7 @@ class Look:
         config, made = self.config, {child.vdev for child in self.children}
         checks.refuse_name_or_uuid_in_use(self.host, config, self.guest)
         refuse_still_shared(self.saved.config, config, made)
+        refuse_taken_lines(config, ours=self.replaces)
         checks.refuse_shared(self.host, self.guest, [d for d in config.disks if not d.left_out])
         found = examine_host(self.host, config, self.guest, besides=made, qemu=self.saved.qemu)
         macs = same_macs(config, other_nics(self.host, config.uuid))

@@ -7,7 +7,10 @@ from pyxlsnap.clone_file import unfinished_clones
 from pyxlsnap.errors import Refused, UsageError
 from pyxlsnap.linux.locks import DomainLock
 
-_NAME = re.compile(r"[A-Za-z0-9_+@:][A-Za-z0-9_+.@:-]*")
+# libxl ends the path of a volume at a colon, and LVM allows neither a colon nor an @.
+_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.-]*")
+#: the end of the names of the disks of every second clone of a name
+SECOND = ".r"
 _LIMIT = 64  # characters: it is a part of the names of files, volumes and sockets
 
 
@@ -19,7 +22,12 @@ def check_clone_name(name: str) -> str:
     if not _NAME.fullmatch(name) or len(name) > _LIMIT:
         raise UsageError(
             f"the name {name!r} cannot be that of a clone: it has up to {_LIMIT} letters, digits "
-            f"and _ + . @ : -, and does not begin with . or -"
+            f"and _ + . -, and does not begin with . or -"
+        )
+    if name.endswith(SECOND):
+        raise UsageError(
+            f"the name {name!r} ends in {SECOND}, as the disks of every second clone of a name do: "
+            f"choose another name"
         )
     if name.isdigit():
         raise UsageError(f"the name {name!r} would be taken for a domid: add a letter")

@@ -4,13 +4,16 @@ All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone.identity import Wanted, own
 from pyxlsnap.clone.look import Look
-from pyxlsnap.clone.shared import check_edited, other_nics
+from pyxlsnap.clone.macs import lock_macs, other_nics
+from pyxlsnap.clone.names import SECOND
+from pyxlsnap.clone.shared import check_edited
 from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
@@ -27,8 +30,6 @@ from pyxlsnap.linux.limits import refuse_limits
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig, RunState
 from pyxlsnap.request import CloneRequest
 from pyxlsnap.results import CloneDisk, Plan, PlannedDisk
-
-_SECOND = ".r"  # the end of the names of every second clone of a name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,8 @@ class ClonePlan:
     warnings: tuple[str, ...]
     #: :attr:`pyxlsnap.disks.task.DiskTask.waiting`
     waiting: Callable[[str], None] = field(repr=False)
+    #: the locks of :mod:`.macs`
+    locks: ExitStack = field(repr=False)
 
     @property
     def origin(self) -> str:
@@ -89,8 +92,9 @@ class ClonePlan:
         )
 
     def close(self) -> None:
-        """Close the connections of the disk strategies."""
+        """Close the connections of the disk strategies, and release the locks."""
         close_all(self.strategies)
+        self.locks.close()
 
 
 @refusing_os_errors()
@@ -122,6 +126,7 @@ def make_plan(
             raise _risky(request.domain, source.name, source.risks)
     except BaseException:
         close_all(source.strategies)
+        source.locks.close()
         raise
     return plan
 
@@ -154,6 +159,7 @@ class _Source:
     strategies: tuple[CloningStrategy, ...]
     #: why the clone cannot be shown to be safe, one line each
     risks: list[str] = field(default_factory=list)
+    locks: ExitStack = field(default_factory=ExitStack)
 
 
 def _read(request: CloneRequest, cancel: Cancel, waiting: Callable[[str], None]) -> _Source:
@@ -180,7 +186,8 @@ def _plan(
     children = tuple(c for s in source.strategies for c in s.check_clone(label, asked))
     config, changes = _configuration(host, source.saved, request, uuid, children)
     guest = find_if_there(host, uuid) if old else None
-    look = Look(host, source.saved, config, guest, label, asked, children)
+    source.risks += lock_macs(source.saved.config, config, source.locks)
+    look = Look(host, source.saved, config, guest, old is not None, label, asked, children)
     found = look.again()
     source.risks += [*_risks(look, source.chosen), *found.risks]
     return ClonePlan(
@@ -200,6 +207,7 @@ def _plan(
         changes=tuple(changes),
         warnings=(*source.risks, *found.warnings),
         waiting=waiting,
+        locks=source.locks,
     )
 
 
@@ -236,7 +244,7 @@ def _label(request: CloneRequest, old: CloneEntry | None) -> str:
     """The end of the names of the clone's disks: other names than those of the clone before."""
     name = request.domain
     taken = old is not None and any(c.target.endswith(f".{name}") for c in old.children)
-    return f"{name}{_SECOND}" if taken else name
+    return f"{name}{SECOND}" if taken else name
 
 
 def _asked(
@@ -254,7 +262,7 @@ def _asked(
         )
     taken = {child.target for child in old.children} if old else set()
     return {
-        r.vdev: DiskRequest(r.vdev, f"{r.path}{_SECOND}", r.format)
+        r.vdev: DiskRequest(r.vdev, f"{r.path}{SECOND}", r.format)
         if r.path and str(Path(r.path)) in taken
         else r
         for r in request.disks

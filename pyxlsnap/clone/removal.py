@@ -6,19 +6,22 @@ A delete, a replacement, the undo of a clone and its recovery do this with the s
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
-from pyxlsnap.cancel import Cancel
+from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.clone.names import lock_name, refuse_unfinished
 from pyxlsnap.clone_file import CloneFile, find_clone
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.registry import close_all, strategies
+from pyxlsnap.disks.standing import standing_on
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver, undo_each
-from pyxlsnap.errors import DomainNotFound, NeedsAttention, OperationFailed, PyxlsnapError
+from pyxlsnap.errors import DomainNotFound, Interrupted, NeedsAttention, PyxlsnapError, Refused
 from pyxlsnap.guest.destroy import destroy
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
 from pyxlsnap.results import Deleted, Progress
@@ -30,11 +33,20 @@ def delete_clone(
     """Destroy a clone and delete its disks, in this process.
 
     :raises DomainNotFound: there is no clone of this name.
-    :raises Busy, Refused: another operation on it is under way, or was killed.
+    :raises Busy, Refused: another operation on it is under way, or was killed; or a disk could not
+        be deleted.
+    :raises Interrupted: ``cancel`` was set before anything was done.
     :raises NeedsAttention: it failed when it had begun; the error lists what is left.
     """
-    with _locked(request, callbacks) as entry:
-        (cancel or Cancel()).check()
+    with _locked(request, callbacks) as found:
+        refuse_undeletable(found)
+        try:
+            (cancel or Cancel()).check()
+        except Cancelled:
+            what = f"the delete of the clone {found.domain} was interrupted"
+            raise Interrupted(what, step="plan") from None
+        entry = replace(found, deleting=True, boot=boot_id())
+        Journal(entry.uuid).write(entry)
         return finish_delete(host, entry, callbacks)
 
 
@@ -42,7 +54,7 @@ def delete_clone(
 def _locked(request: DeleteCloneRequest, callbacks: Callbacks) -> Iterator[CloneEntry]:
     """Hold the locks of a clone.
 
-    :returns: its entry, which is in the journal by now.
+    :returns: its entry.
     """
     name = request.domain
     with ExitStack() as locks:
@@ -53,11 +65,25 @@ def _locked(request: DeleteCloneRequest, callbacks: Callbacks) -> Iterator[Clone
         lock = DomainLock(found.uuid, domain=name)
         locks.callback(lock.release)
         callbacks.share_lock(found.uuid, lock.fd)
-        journal = Journal(found.uuid)
-        journal.refuse_unfinished()
-        entry = replace(found, deleting=True, boot=boot_id())
-        journal.write(entry)
-        yield entry
+        Journal(found.uuid).refuse_unfinished()
+        yield found
+
+
+def refuse_undeletable(entry: CloneEntry) -> None:
+    """Find before the destroy of a clone what would keep its disks from being deleted after it.
+
+    :raises Refused: a strategy that made a disk is not there, or an image stands on a disk.
+    """
+    with _strategies(entry, lambda _: None), refusing_os_errors():
+        for child in entry.children:
+            path = Path(child.target)
+            if not path.is_file():
+                continue
+            if images := standing_on(path, [path.parent]):
+                raise Refused(
+                    f"the clone {entry.domain} cannot be deleted: {images[0]} stands on its disk "
+                    f"{path}: delete what stands there first"
+                )
 
 
 def finish_delete(host: Host, entry: CloneEntry, callbacks: Callbacks) -> Deleted:
@@ -115,37 +141,41 @@ def remove_disks(entry: CloneEntry, waiting: Callable[[str], None]) -> list[str]
     :raises LeftOver: a disk is not the clone's any more: only a person can delete it.
     :raises PyxlsnapError: a disk could not be deleted.
     """
-    made = {child.vdev for child in entry.children}
-    pairs = zip(entry.devices, entry.disks, strict=True)
-    chosen = [(disk, request) for disk, request in pairs if disk.vdev in made]
-    task = DiskTask(entry.name, waiting=waiting)
-    found = strategies(chosen, task, entry.kinds, trusted=True)
-    try:
-        return _remove(found, entry)
-    finally:
-        close_all(found)
-
-
-def _remove(found: tuple[object, ...], entry: CloneEntry) -> list[str]:
-    undos = []
-    for strategy in found:
-        if not isinstance(strategy, CloningStrategy):
-            raise OperationFailed(
-                "the disk strategy that made the clone's disks can delete none: install the "
-                "release of it that can",
-                step="disks",
-            )
-        disks = [child for child in entry.children if child.vdev in strategy.vdevs]
-        undos.append((strategy, disks))
     removed, failed = [], []
-    for strategy, disks in undos:
-        try:
-            removed += strategy.delete_clone(disks, entry.disk_state)
-        except PyxlsnapError as e:
-            failed.append(e)
+    with _strategies(entry, waiting) as found:
+        for strategy in found:
+            disks = [child for child in entry.children if child.vdev in strategy.vdevs]
+            try:
+                removed += strategy.delete_clone(disks, entry.disk_state)
+            except PyxlsnapError as e:
+                failed.append(e)
     if failed:
         undo_each([_raising(e) for e in failed])
     return removed
+
+
+@contextmanager
+def _strategies(
+    entry: CloneEntry, waiting: Callable[[str], None]
+) -> Iterator[list[CloningStrategy]]:
+    """The strategies that made the disks of a clone.
+
+    :raises Refused: one is not there, or can delete no disks of clones.
+    """
+    made = {child.vdev for child in entry.children}
+    pairs = zip(entry.devices, entry.disks, strict=True)
+    chosen = [(disk, request) for disk, request in pairs if disk.vdev in made]
+    found = strategies(chosen, DiskTask(entry.name, waiting=waiting), entry.kinds, trusted=True)
+    try:
+        able = [strategy for strategy in found if isinstance(strategy, CloningStrategy)]
+        if len(able) < len(found):
+            raise Refused(
+                f"the disk strategy that made disks of the clone {entry.domain} can delete none: "
+                f"install the release of it that can"
+            )
+        yield able
+    finally:
+        close_all(found)
 
 
 def _raising(error: PyxlsnapError) -> Callable[[], list[str]]:

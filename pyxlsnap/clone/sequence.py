@@ -6,7 +6,7 @@ cannot come back. The snapshot is only read.
 
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -86,7 +86,7 @@ class Cloning:
         step = ""
         try:
             for step, do in self.steps():
-                if self._new is None:
+                if self._new is None and not self._entry.replace_begun:
                     self._cancel.check()
                 log.debug("%s: %s", self._plan.config.name, step)
                 self._callbacks.on_progress(Progress(step))
@@ -132,15 +132,19 @@ class Cloning:
 
     def _check_again(self) -> None:
         plan, look = self._plan, self._plan.look
-        found = look.again()
+        self._look_again()
         for strategy in plan.strategies:
             strategy.check_clone(look.label, look.asked)
-        if new := [risk for risk in found.risks if risk not in plan.warnings]:
-            raise OperationFailed("; ".join(new), step="check again")
         saved = plan.saved
         self._memory = self._open.enter_context(
             open_stream(saved.path, saved.version, saved.header.stream_offset)
         )
+
+    def _look_again(self) -> None:
+        """:raises Refused, OperationFailed: what the clone needs of the host has changed."""
+        risks = self._plan.look.again().risks
+        if new := [risk for risk in risks if risk not in self._plan.warnings]:
+            raise OperationFailed("; ".join(new), step="check again")
 
     def _write_journal(self) -> None:
         self._journal.write(self._entry)
@@ -157,6 +161,10 @@ class Cloning:
         self._note(disk_state=self._disk_state())
 
     def _destroy_old(self) -> None:
+        # Nothing comes back from here on, and the disks may have taken long.
+        self._look_again()
+        self._make_room()
+        self._cancel.check()
         if guest := self._plan.guest:
             guest.check_same()  # it may have rebooted meanwhile, under another domid
         self._note(replace_begun=True)
@@ -166,7 +174,9 @@ class Cloning:
     def _restore(self) -> None:
         self._warnings += self._room.confirm()
         assert self._memory
-        with self._cancel.armed(self._host.abort):
+        # The clone that was replaced is lost: an abort would only lose this one, too.
+        lost = self._entry.replace_begun
+        with nullcontext() if lost else self._cancel.armed(self._host.abort):
             self._new = self._host.restore(self._plan.restored, self._memory.fileno())
         self._room.release()
         # Before the journal has the domain: a recovery would only unpause it then.

@@ -3,18 +3,14 @@
 Also: what the caller may not change in the configuration (``edit``).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from pyxlsnap.clone.identity import SOCKET_LIMIT
-from pyxlsnap.errors import DomainNotFound, Refused, UsageError
-from pyxlsnap.guest.protocols import Host
+from pyxlsnap.clone.lines import shared_lines
+from pyxlsnap.errors import Refused, UsageError
 from pyxlsnap.model import Disk, DomainConfig
 from pyxlsnap.text import shortened
 
-#: serial lines of QEMU that any number of domains can have
-_HARMLESS = ("pty", "null", "none", "vc", "stdio", "ringbuf")
-_OWN_PATH = ("unix:", "file:")
 _ARGUMENTS = ("extra", "extra_pv", "extra_hvm")
 #: what the memory file fixes: a restore of another value would fail, or harm the guest
 _FIXED = (
@@ -29,7 +25,7 @@ def refuse_still_shared(saved: DomainConfig, own: DomainConfig, made: Collection
     :param made: the vdevs of the disks that are the clone's own.
     :raises Refused: the message names each, and what to do.
     """
-    shared = [*_disks(saved, own, made), *_lines(saved, own), *_arguments(saved, own)]
+    shared = [*_disks(saved, own, made), *shared_lines(saved, own), *_arguments(saved, own)]
     shared += _spice(saved, own)
     if shared:
         raise Refused(
@@ -47,23 +43,6 @@ def _disks(saved: DomainConfig, own: DomainConfig, made: Collection[str]) -> Ite
 
 def _place(disk: Disk) -> tuple[str, str]:
     return (disk.backend_domain, disk.target)
-
-
-def _lines(saved: DomainConfig, own: DomainConfig) -> Iterator[str]:
-    then = set(_serial(saved))
-    for line in _serial(own):
-        if line.startswith(_OWN_PATH):
-            path = line.partition(":")[2].partition(",")[0]
-            if line.startswith("unix:") and len(path) > SOCKET_LIMIT:
-                yield f"nothing, but the path of its serial line is too long for a socket ({path})"
-        elif line.partition(":")[0] not in _HARMLESS and line in then:
-            yield f"the serial line {shortened(line)}"
-
-
-def _serial(config: DomainConfig) -> list[str]:
-    hvm = _hvm(config)
-    lines = hvm.get("serial_list")
-    return [str(line) for line in (hvm.get("serial"), *(lines or ())) if line]
 
 
 def _arguments(saved: DomainConfig, own: DomainConfig) -> Iterator[str]:
@@ -112,34 +91,3 @@ def check_edited(own: DomainConfig, edited: DomainConfig, made: Collection[str])
 def _fixed(disk: Disk, made: Collection[str]) -> tuple[str, str, bool, str]:
     target = disk.target if disk.vdev in made else ""
     return (disk.vdev, disk.format, disk.readwrite, target)
-
-
-def other_nics(host: Host, besides: str) -> list[tuple[str, str, str]]:
-    """The network devices of all domains but one: the domain's name, the MAC, and the bridge.
-
-    :param besides: the uuid of the domain that is left out.
-    """
-    found = []
-    for info in host.domains():
-        if info.domid == 0 or info.uuid == besides:
-            continue
-        try:
-            other = host.find(str(info.domid))
-            found += [(other.name, mac.lower(), bridge) for mac, bridge in other.nics() if mac]
-        except DomainNotFound:
-            continue  # it ended after the list was made
-    return found
-
-
-def same_macs(config: DomainConfig, others: Iterable[tuple[str, str, str]]) -> list[str]:
-    """A reason for each network device whose MAC another domain has on the same bridge."""
-    holders = {(mac, bridge): name for name, mac, bridge in others}
-    reasons = []
-    for nic in config.devices("nics"):
-        key = (str(nic.get("mac") or "").lower(), str(nic.get("bridge") or "xenbr0"))
-        if name := holders.get(key):
-            reasons.append(
-                f"{name} has the MAC {key[0]} on the bridge {key[1]}, too: an emulated network "
-                f"device keeps the address of the snapshot; choose another bridge (--bridge)"
-            )
-    return reasons

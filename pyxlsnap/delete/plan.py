@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.clone_file import all_clones, is_there
+from pyxlsnap.clone_file import all_clones, is_there, unfinished_clones
 from pyxlsnap.disks.abilities import DeletingStrategy
 from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.qcow2.backing import chain_files
@@ -149,15 +149,16 @@ def make_plan(
 
 
 def _refuse_clones(parts: Parts) -> None:
-    """:raises Refused: a clone stands on a disk snapshot, at any depth."""
+    """:raises Refused: a clone stands on a disk snapshot, at any depth; it may be half made."""
     snapshots = {os.path.realpath(r.path) for r in parts.requests if r.path}
-    for clone in all_clones():
+    for clone in (*all_clones(), *(half_made := unfinished_clones())):
         bases = [c.stands_on for c in clone.children if c.stands_on and is_there(c.target)]
         below = {os.path.realpath(p) for base in bases for p in chain_files(Path(base))}
         if found := sorted(snapshots & below):
+            recover = f"run `pyxlsnap snapshot-recover {clone.uuid}` first"
             raise Refused(
-                f"the clone {clone.domain} stands on {found[0]}: delete the clone first "
-                f"(pyxlsnap.delete_clone)"
+                f"the clone {clone.domain} stands on {found[0]}: "
+                + (recover if clone in half_made else "delete it first (pyxlsnap.delete_clone)")
             )
 
 

@@ -1,10 +1,11 @@
 """``make bench``: how long snapshots and reverts take, ours and the others'.
 
-    python -m tests.bench [--rounds 5] [--cells base,lvm] [--no-native] [--out FILE]
+    python -m tests.bench [--rounds 5] [--cells base,lvm] [--no-clones] [--no-native]
+        [--out FILE]
 
-In the lab: each cell of :mod:`tests.bench.cells`. Without Xen: the stream writer and the start of
-the commands. The result is one JSON file, which :mod:`tests.bench.report` reads. A run with every
-cell also writes the README's tables and the picture.
+In the lab: each cell of :mod:`tests.bench.cells`, and clones. Without Xen: the stream writer and
+the start of the commands. The result is one JSON file, which :mod:`tests.bench.report` reads. A run
+with every cell also writes the README's tables and the picture.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.bench", None, __doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each cell")
     parser.add_argument("--cells", type=chosen, default=CELLS, help=", ".join(BY_NAME))
+    parser.add_argument("--no-clones", dest="clones", action="store_false", help="no clones")
     parser.add_argument("--no-native", dest="native", action="store_false", help="the lab only")
     parser.add_argument("--out", type=Path, default=PROJECT / "build" / "bench.json")
     return parser.parse_args(words)
@@ -53,6 +55,9 @@ def main() -> int:
         for cell, found in in_lab.measured(wanted.cells, wanted.rounds, out.parent, say):
             bench["lab"][cell.name] = found
             keep(bench, out)  # a run that is broken off has the cells that it has measured
+    if wanted.clones:
+        bench["clones"] = in_lab.clones(wanted.rounds, say)
+        keep(bench, out)
     if wanted.native:
         bench["commands"] = native.commands(wanted.rounds, say)
         bench["writer"] = native.writer(wanted.rounds, recorded, say)
@@ -60,7 +65,7 @@ def main() -> int:
     say(f"the figures are in {out}")
     for line in must_reach(bench):
         print(line)
-    return finish(bench, out, whole=wanted.cells == CELLS and wanted.native)
+    return finish(bench, out, whole=wanted.cells == CELLS and wanted.clones and wanted.native)
 
 
 def keep(bench: dict[str, Any], out: Path) -> None:

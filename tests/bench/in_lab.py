@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.bench.cells import BASE, Cell
+from tests.bench import clones as clones_in_dom0
+from tests.bench.cells import BASE, CLONED, Cell
 from tests.bench.figures import Round, spreads
 from tests.bench.guest import BenchGuest
 from tests.bench.measure import BARE, FILES, Task
@@ -22,6 +23,8 @@ from tests.lab.harness.mixed import quicken_hotplug
 
 HERE = Path(__file__).parent
 SCRIPT = "/root/measure.py"
+#: where what measures clones finds its modules
+PACKAGE = "/root/bench"
 # Of the longest measurement, with what is before and after it.
 LIMIT_S = 900.0
 #: what is recorded for the stream writer: the memory file of the base cell, by `xl save -c`
@@ -66,6 +69,29 @@ def prepare(lab: Lab, say: cache.Say) -> None:
     dom0.write(f"{BARE}.c", (HERE / "bare.c").read_bytes())
     libraries = "$(pkg-config --cflags --libs xenlight xentoollog)"
     dom0.run(f"gcc -O2 -Wall -o {BARE} {BARE}.c {libraries}", timeout=300)
+
+
+def clones(rounds: int, say: cache.Say) -> dict[str, Any]:
+    """Measure clones of a guest of 64 MiB; the figures of each way."""
+    with Lab(say) as lab:
+        prepare(lab, say)
+        guest = BenchGuest(lab.dom0, CLONED)
+        guest.create()
+        guest.wait_first(FIRST_TICK)
+        for name in ("measure.py", "clones.py"):
+            lab.dom0.write(f"{PACKAGE}/tests/bench/{name}", (HERE / name).read_bytes())
+        logs = str(Path(guest.log).parent)
+        task = clones_in_dom0.Task(guest.name, guest.config, logs, guest.disks, rounds)
+        words = ["python3", "-u", "-m", "tests.bench.clones", json.dumps(asdict(task))]
+        found: dict[str, list[Round]] = {way: [] for way in clones_in_dom0.Way}
+        with lab.dom0.start(words, cwd=PACKAGE) as running:
+            running.end_input()
+            for line in running.lines(timeout=LIMIT_S):
+                one = json.loads(line)
+                found[one["way"]].append(one["figures"])
+                say(f"  {one['round']} of {rounds}, {one['way']}: {one['figures']}")
+            running.wait(check=True)
+        return {way: spreads(figures) for way, figures in found.items()}
 
 
 def xen(dom0: Dom0) -> str:

@@ -264,7 +264,11 @@ def settle(task: Task) -> None:
     A guest that says a line has read its disks: after a restore they are connected again.
     """
     os.sync()
-    log = Path(task.log)
+    settle_log(task.domain, Path(task.log))
+
+
+def settle_log(domain: str, log: Path) -> None:
+    """Wait until a guest has said some lines that all is well."""
     mark, end = log.stat().st_size, time.monotonic() + WAIT_S
     while True:
         with log.open("rb") as file:
@@ -272,7 +276,7 @@ def settle(task: Task) -> None:
             said = file.read().split(b"\n")[:-1]
         lines = [line for line in said if b"TICK n=" in line and b" boot=" in line]
         if any(b" bad=0 " not in line for line in lines) or time.monotonic() > end:
-            sys.exit(f"{task.domain} is not well, or says nothing: {said[-5:]}")
+            sys.exit(f"{domain} is not well, or says nothing: {said[-5:]}")
         if len(lines) >= TICKS:
             return
         time.sleep(0.05)

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 from docs import timeline
 from docs.timeline import Span, Times
+from tests.bench.clones import Way as CloneWay
 from tests.bench.measure import Way
 from tests.lab.harness.support import README, put
 
@@ -37,6 +38,9 @@ HEADS: Final = {
     Way.REVERT: "pyxlsnap",
     Way.XL_REVERT: "`xl` by hand",
 }
+
+#: the columns of the table of clones
+COUNTS: Final = {"one_s": "one", "eight_s": "eight at once"}
 
 #: a run of the bench, as in its JSON file
 Bench = Mapping[str, Any]
@@ -111,7 +115,23 @@ def must_reach(bench: Bench) -> list[Line]:
         Line.of("live, suspended", _each(base, _live_suspended), BEFORE_S, " s"),
         Line.of("CPU of the stream writer, against dd", _writer_cpu(bench), 1.3),
         Line.of("memory of the writer but 2 bytes a page", _writer_memory(bench), 64.0, " MiB"),
+        *(_clones_must_reach(bench) if "clones" in bench else ()),
     ]
+
+
+def _clones_must_reach(bench: Bench) -> list[Line]:
+    """The seconds until a clone counts, one and eight at once."""
+    return [
+        Line.of("clone, against xl by hand", _clones(bench, CloneWay.COLD), 1.5),
+        Line.of("clone from a pool, against xl by hand", _clones(bench, CloneWay.POOL), 1.0),
+    ]
+
+
+def _clones(bench: Bench, way: CloneWay) -> Iterator[Found]:
+    found: Mapping[str, Any] = bench["clones"]
+    for key, count in COUNTS.items():
+        ours, xl = (found.get(w, {}).get(key) for w in (way, CloneWay.XL))
+        yield count, ours["median"] / xl["median"] if ours and xl else None
 
 
 def _each(
@@ -229,6 +249,7 @@ def render(bench: Bench) -> str:
         _table_of(cells, (Way.XL_REVERT, Way.REVERT), "off_s"),
         "The first guest, by every way:\n",
         _every_way(Figures(lab.get("base", {}))),
+        _clone_table(bench),
         _native(bench).replace("`", "``"),
         "The targets, each with the worst that was found (for sizes and times: of the medians):\n",
         table([["target", "found", "at most"], *([x.what, *x.shown()] for x in must_reach(bench))]),
@@ -286,6 +307,17 @@ def _every_way(base: Figures) -> str:
         shown = ["" if size is None else f"{size / MIB:.1f}" for size in sizes]
         rows.append([name, seconds(whole), seconds(base.spread(way, "cpu_s")), *shown])
     return table(rows) if len(rows) > 1 else ""
+
+
+def _clone_table(bench: Bench) -> str:
+    found = bench.get("clones")
+    if not found:
+        return ""
+    rows = [["seconds until clones of a guest of 64 MiB count", *COUNTS.values()]]
+    rows += [
+        [f"`{way}`", *(seconds(found.get(way, {}).get(k)) for k in COUNTS)] for way in CloneWay
+    ]
+    return table(rows)
 
 
 def _native(bench: Bench) -> str:

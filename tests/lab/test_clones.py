@@ -8,10 +8,10 @@ import pytest
 
 from tests.lab.harness import storage
 from tests.lab.harness.dom0 import Dom0
-from tests.lab.harness.guests import Guest
+from tests.lab.harness.guests import STANDARD, Guest
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.mixed import attach, quicken_hotplug, write_cfg
-from tests.lab.harness.snapshots import create, pyxlsnap, revert
+from tests.lab.harness.snapshots import create, pyxlsnap
 
 DISKS = f"/lab/disk {storage.BTRFS}"
 
@@ -78,45 +78,73 @@ def assert_goes_on(clone: Guest, at: int, boot: str) -> None:
     clone.assert_healthy()
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "kind",
-    ["pvh", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("pv", "hvm"))],
-)
-def test_clones(spent_lab: Lab, kind: str) -> None:
+def reboot(clone: Guest) -> None:
+    """Its reboot is watched, and it boots from its own disks."""
+    old = clone.domid()
+    clone.dom0.run(["xl", "sysrq", clone.name, "b"])
+    end = time.monotonic() + 300
+    while time.monotonic() < end and (not clone.exists() or clone.domid() == old):
+        time.sleep(2)
+    assert clone.domid() != old
+    clone.assert_healthy()
+
+
+def test_a_clone(spent_lab: Lab) -> None:
+    """The cheap one: from the snapshot of the guest's own disks, beside the guest."""
+    dom0 = spent_lab.dom0
+    guest = spent_lab.guest("pvh")
+    before = guest.assert_healthy()
+    disks = ["/lab/disk/base.a,qcow2,xvda", "/lab/disk/base.b,qcow2,xvdb"]
+    made = create(guest, write_cfg(guest, disks), "--name", "base")
+    nothing = left(dom0)
+    (found,) = clones(dom0, made["cfgfile"], "c1")
+    assert found["uuid"] != guest.uuid
+    clone = clone_of(guest, "c1")
+    first = clone.wait_first()
+    assert (first.boot, before.n - 1 <= first.n) == (before.boot, True)
+    clone.assert_healthy(1)
+    guest.assert_healthy(1)
+    delete(dom0, "c1")
+    assert left(dom0) == nothing
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["pvh", "pv", "hvm"])
+def test_four_clones(spent_lab: Lab, kind: str) -> None:
+    """Made two at a time, the second two while the original is reverted."""
     dom0 = spent_lab.dom0
     quicken_hotplug(dom0)
     guest = spent_lab.guest(kind)
+    for other in STANDARD:  # their memory is needed
+        if other != kind:
+            dom0.run(["xl", "destroy", other], check=False)
     before = guest.assert_healthy()
     made = base(guest)
     at, checksums, nothing = before.n, sums(dom0, made), left(dom0)
-    found = clones(dom0, made["cfgfile"], "c1", "c2")
-    assert len({guest.uuid, *(clone["uuid"] for clone in found)}) == 3
-    pair = [clone_of(guest, name) for name in ("c1", "c2")]
-    for clone in pair:
+    names = ("c1", "c2", "c3", "c4")
+    found = clones(dom0, made["cfgfile"], *names[:2])
+    command = f"pyxlsnap snapshot-revert {guest.uuid} {made['cfgfile']}"
+    with dom0.start(f"exec {command}") as reverting:
+        reverting.end_input()
+        found += clones(dom0, made["cfgfile"], *names[2:])
+        reverting.wait(900, check=True)
+    assert len({guest.uuid, *(clone["uuid"] for clone in found)}) == 5
+    four = [clone_of(guest, name) for name in names]
+    for clone in four:
         assert_goes_on(clone, at, before.boot)
-    guest.assert_healthy()
-    revert(guest, made["cfgfile"])
-    for one in (guest, *pair):  # nobody has seen the writes of another
+    for one in (guest, *four):  # nobody has seen the writes of another
         one.assert_healthy(5)
     assert sums(dom0, made) == checksums
 
-    # Its reboot is watched, and it boots from its own disks.
-    old = pair[0].domid()
-    dom0.run(["xl", "sysrq", "c1", "b"])
-    end = time.monotonic() + 300
-    while time.monotonic() < end and (not pair[0].exists() or pair[0].domid() == old):
-        time.sleep(2)
-    assert pair[0].domid() != old
-    pair[0].assert_healthy()
-
-    mark = pair[1].mark()
-    (again,) = clones(dom0, made["cfgfile"], "c2", words="--replace")
-    assert (again["replaced"], again["uuid"]) == (True, found[1]["uuid"])
-    assert pair[1].ticks_since(mark) or pair[1].wait_advance(2)
-    for name in ("c1", "c2"):
-        delete(dom0, name)
+    for clone in four:
+        reboot(clone)
+        mark = clone.mark()
+        (again,) = clones(dom0, made["cfgfile"], clone.name, words="--replace")
+        uuids = [one["uuid"] for one in found]
+        assert (again["replaced"], again["uuid"] in uuids) == (True, True)
+        assert clone.ticks_since(mark) or clone.wait_advance(2)
+        delete(dom0, clone.name)
     assert left(dom0) == nothing
     assert sums(dom0, made) == checksums
     guest.assert_healthy()
@@ -124,7 +152,7 @@ def test_clones(spent_lab: Lab, kind: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("step", ["disks", "restore", "unpause"])
+@pytest.mark.parametrize("step", ["journal", "disks", "restore", "unpause", "clone file"])
 def test_a_clone_whose_worker_is_killed(spent_lab: Lab, step: str) -> None:
     """The supervisor recovers: the clone is there and runs, or nothing of it is."""
     dom0 = spent_lab.dom0

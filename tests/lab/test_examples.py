@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.lab.harness.dom0 import Dom0
-from tests.lab.harness.guests import STANDARD
+from tests.lab.harness.guests import LOGS, STANDARD, Guest, parse_ticks
 from tests.lab.harness.install import PROJECT, packages, push
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.mixed import attach, quicken_hotplug
+from tests.lab.harness.mixed import attach, quicken_hotplug, write_cfg
 from tests.lab.harness.snapshots import (
     SNAPSHOTS,
     check_reverted,
@@ -182,3 +182,73 @@ def test_a_daemon(lab: Lab) -> None:
     later, mark = guests[0].last(), guests[0].mark()
     revert(guests[0], told[0]["snapshots"][0])
     goes_back(guests[0], mark, later)
+
+
+def test_a_pool_of_sandboxes(spent_lab: Lab) -> None:
+    """Each row of the table in examples/README.md."""
+    lab = spent_lab
+    dom0, guest = lab.dom0, lab.guest("pvh")
+    quicken_hotplug(dom0)
+    before = guest.assert_healthy()
+    made = external(guest)
+    push(dom0, SOURCE, DEST)
+    files = f"sha256sum {made['memory_path']} /lab/disk/*.base"
+    checksums = dom0.run(files).out
+    dom0.run("ip link add isolated type bridge; ip link set isolated up")
+    nothing = dom0.run("ls /lab/disk /var/lib/pyxlsnap; xl list | wc -l").out
+    watch = (
+        "import asyncio, json, subprocess, sandbox\n"
+        "from pyxlsnap import Toolstack\n"
+        "async def main():\n"
+        f"    pool = sandbox.Pool({made['cfgfile']!r}, 2, 'isolated')\n"
+        "    await pool.fill()\n"
+        "    with Toolstack() as host:\n"
+        "        ready = [host.find(f'sandbox{n}').info().has_run for n in (0, 1)]\n"
+        "    seen = []\n"
+        "    for _ in range(3):\n"
+        "        async with pool.sandbox() as made:\n"
+        "            await asyncio.sleep(30)\n"
+        "            node = f'/local/domain/{made.domid}/vm-data/time'\n"
+        "            time = subprocess.check_output(['xenstore-read', node], text=True)\n"
+        "            seen.append([made.domain, made.uuid, made.domid, int(time), made.changes])\n"
+        "    await pool.close()\n"
+        "    print(json.dumps([ready, seen]))\n"
+        "asyncio.run(main())\n"
+    )
+    now = int(dom0.run("date +%s").out)
+    ready, seen = json.loads(dom0.run(["python3", "-c", watch], cwd=DEST, timeout=900).out)
+    assert ready == [False, False]
+    assert {name for name, *_ in seen} == {"sandbox0", "sandbox1"}
+    assert len({domid for _, _, domid, *_ in seen}) == 3
+    assert seen[0][1] == seen[2][1] != seen[1][1]  # the third is the first one, made anew
+    assert all(time >= now for *_, time, _ in seen)
+    for name in ("sandbox0", "sandbox1"):
+        log = dom0.run(f"cat {LOGS}/guest-{name}.log").out
+        ticks = parse_ticks(log)
+        assert ticks[0].boot == before.boot
+        assert ticks[0].n >= before.n - 1
+        assert all(tick.ok for tick in ticks)
+    assert dom0.run("ls /lab/disk /var/lib/pyxlsnap; xl list | wc -l").out == nothing
+    assert dom0.run(files).out == checksums
+    guest.assert_healthy()
+
+
+def external(guest: Guest) -> dict[str, Any]:
+    """A snapshot with external disk snapshots."""
+    disks = [f"/lab/disk/{vdev}.base,qcow2,{vdev}" for vdev in guest.disks]
+    return create(guest, write_cfg(guest, disks), "--name", "base")
+
+
+def test_a_snapshot_that_is_moved(spent_lab: Lab) -> None:
+    """The other host is this one, from which everything of the guest was removed."""
+    dom0, guest = spent_lab.dom0, spent_lab.guest("pvh")
+    before = guest.assert_healthy()
+    made = external(guest)
+    push(dom0, SOURCE, DEST)
+    said = run(dom0, "move_snapshot.py", made["cfgfile"], "/lab/moved.tar")
+    dom0.run(["xl", "destroy", guest.name])
+    gone = [*guest.disks.values(), made["memory_path"], made["cfgfile"]]
+    dom0.run(["rm", *gone, *(f"/lab/disk/{vdev}.base" for vdev in guest.disks)])
+    dom0.run(f"set -eu\n{said}", timeout=480)
+    assert guest.assert_healthy(1).boot == before.boot
+    assert before.n < guest.last().n

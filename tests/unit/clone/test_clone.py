@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from pyxlsnap.errors import (
     NeedsAttention,
     OperationFailed,
     Refused,
+    Risky,
     UsageError,
     XenError,
 )
@@ -31,16 +33,15 @@ from pyxlsnap.model import DiskRequest, RunState
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
 from pyxlsnap.results import Deleted
 from tests.unit.support import operations
-from tests.unit.support.clones import CLONE, CLONE_UUID, SNAPSHOT, Origin
+from tests.unit.support.clones import CLONE, CLONE_UUID, SNAPSHOT, Origin, clone_steps
 from tests.unit.support.faults import FailsAtStep, run_until
-from tests.unit.support.values import UUID
+from tests.unit.support.qemu import qemu_img
+from tests.unit.support.values import BRIDGE, UUID
 from tests.unit.support.world import World
 
-NEW = (
-    *("memory", "check again", "journal", "disks"),
-    *("restore", "unpause", "monitor", "clone file"),
-)
-REPLACED = (*NEW[:4], "destroy", *NEW[4:7], "old disks", NEW[7])
+NEW = clone_steps(replaces=False)
+REPLACED = clone_steps(replaces=True)
+NIC = {"devid": 0, "mac": "00:16:3e:00:00:01", "bridge": BRIDGE, "nictype": "vif_ioemu"}
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "xen": lambda: XenError("no", rc=-3, operation="some call"),
     "full": lambda: OSError(errno.ENOSPC, "No space left on device"),
@@ -76,8 +77,8 @@ def raising(make: Callable[[], BaseException]) -> Callable[[], None]:
     return fault
 
 
-def delete(origin: Origin, name: str = CLONE) -> Deleted:
-    return delete_clone(origin.world.host, DeleteCloneRequest(domain=name), Callbacks())
+def delete(origin: Origin, name: str = CLONE, cancel: Cancel | None = None) -> Deleted:
+    return delete_clone(origin.world.host, DeleteCloneRequest(domain=name), Callbacks(), cancel)
 
 
 def recover(origin: Origin) -> tuple[str, ...]:
@@ -112,12 +113,9 @@ def test_a_clone_has_the_memory_and_its_own_disks(origin: Origin) -> None:
     assert origin.world.photo().disk_snapshots == origin.before.disk_snapshots
 
 
-def test_the_steps_are_those_of_the_tables(origin: Origin) -> None:
-    names = [name for name, _ in Cloning(origin.world.host, origin.plan()).steps()]
-    assert tuple(names) == NEW
-    origin.clone()
-    again = Cloning(origin.world.host, origin.plan(replace=True))
-    assert tuple(name for name, _ in again.steps()) == REPLACED
+def test_the_destroy_comes_when_the_new_disks_are_there() -> None:
+    assert REPLACED.index("disks") + 1 == REPLACED.index("destroy")
+    assert set(REPLACED) - set(NEW) == {"destroy", "old disks"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -375,7 +373,7 @@ def test_the_snapshot_is_not_deleted_meanwhile(origin: Origin) -> None:
     assert_cloned(origin)
 
 
-@pytest.mark.parametrize("name", ["", "-a", ".a", "a/b", "7", "a b", "x" * 65])
+@pytest.mark.parametrize("name", ["", "-a", ".a", "a/b", "7", "a b", "a:b", "a.r", "x" * 65])
 def test_a_name_that_no_clone_can_have(origin: Origin, name: str) -> None:
     with pytest.raises(UsageError, match="name"):
         origin.clone(name)
@@ -403,3 +401,84 @@ def test_the_plan_of_a_clone(origin: Origin) -> None:
     )
     assert [d.how for d in plan.disks] == ["overlay", "overlay"]
     origin.assert_as_before()
+
+
+def test_a_delete_that_is_cancelled_before_it_has_begun_changes_nothing(origin: Origin) -> None:
+    origin.clone()
+    cancel = Cancel()
+    cancel.set()
+    with pytest.raises(Interrupted):
+        delete(origin, cancel=cancel)
+    assert_cloned(origin)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_disk_on_which_an_image_stands_is_found_before_the_destroy(
+    origin: Origin, replace: bool
+) -> None:
+    origin.clone()
+    images = origin.world.root / "images"
+    below, above = str(images / f"xvda.{CLONE}"), str(images / "above.qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", below, "-F", "raw", above, "1M")
+    with pytest.raises(Refused, match=r"above\.qcow2 stands on its disk"):
+        origin.clone(replace=True) if replace else delete(origin)
+    assert_cloned(origin)
+
+
+def test_a_replacement_is_not_cancelled_once_the_old_clone_is_destroyed(origin: Origin) -> None:
+    origin.clone()
+    cancel = Cancel()
+    origin.world.on_event = lambda verb: cancel.set() if verb == "destroy" else None
+    assert origin.clone(replace=True, cancel=cancel).replaced
+    assert_cloned(origin)
+
+
+def test_what_changes_while_the_disks_are_made_is_found_before_the_destroy(origin: Origin) -> None:
+    """A copy takes minutes: somebody moves the kernel meanwhile."""
+    origin.clone()
+    old, before, kernel = origin.find(), origin.world.photo(), origin.world.kernel
+
+    def moves(verb: str) -> None:
+        if verb == "clone xvdb":
+            kernel.unlink()
+
+    origin.world.on_event = moves
+    with pytest.raises(OperationFailed, match="everything is as before"):
+        origin.clone(replace=True)
+    kernel.touch()
+    assert origin.find() is old
+    assert origin.world.photo() == before
+
+
+def test_a_clone_that_is_off_is_replaced(origin: Origin) -> None:
+    uuid = origin.clone().uuid
+    old = origin.find()
+    assert old
+    old.exists = False
+    made = origin.clone(replace=True)
+    assert (made.uuid, made.replaced) == (uuid, True)
+    assert_cloned(origin)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_two_clones_with_one_mac_are_not_made_at_once(world: World, force: bool) -> None:
+    """Neither is a domain yet when the other one looks."""
+    origin = Origin(world, nics=[NIC])
+    origin.guest.exists = False  # nobody has the snapshot's MAC
+    with closing(origin.plan()):
+        if force:
+            origin.clone("vm1-b", force=True)
+        else:
+            with pytest.raises(Risky, match=r"with the MAC .* is being made"):
+                origin.clone("vm1-b")
+    assert bool(origin.find("vm1-b")) is force
+    if not force:
+        origin.clone("vm1-b")
+
+
+def test_a_mac_that_another_domain_has_is_a_risk(world: World) -> None:
+    origin = Origin(world, nics=[NIC])
+    with pytest.raises(Risky, match="vm1 has the MAC"):
+        origin.clone()
+    origin.clone(force=True)
+    assert origin.find()

@@ -1,6 +1,8 @@
 """What a clone has of its own in its configuration, and what is refused because it is shared."""
 
 import json
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyxlsnap.clone.identity import Wanted, own
+from pyxlsnap.clone.lines import refuse_taken_lines
 from pyxlsnap.clone.shared import check_edited, refuse_still_shared
 from pyxlsnap.errors import Refused, UsageError
 from pyxlsnap.model import Disk, DomainConfig
@@ -189,3 +192,61 @@ def test_the_clones_disks_cannot_be_edited_and_other_things_can() -> None:
     values["disks"][0]["pdev_path"] = "/srv/a.qcow2"
     with pytest.raises(UsageError, match="disk"):
         check_edited(config, DomainConfig.parse(json.dumps(values)), {"xvda"})
+
+
+def listening(path: Path) -> socket.socket:
+    found = socket.socket(socket.AF_UNIX)
+    found.bind(str(path))
+    found.listen()
+    return found
+
+
+def with_channel(path: str) -> DomainConfig:
+    values = json.loads(hvm().json)
+    values["channels"] = [{"name": "agent", "connection.socket": {"path": path}}]
+    return DomainConfig.parse(json.dumps(values))
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("line", ["unix:{},server,nowait", "file:{}"])
+def test_a_serial_line_to_a_file_that_is_there(tmp_path: Path, line: str, ours: bool) -> None:
+    path = tmp_path / "a"
+    config = hvm(serial=line.format(path))
+    refuse_taken_lines(config, ours=ours)
+    path.write_text("mine")
+    if ours:
+        refuse_taken_lines(config, ours=True)
+        return
+    with pytest.raises(Refused, match=f"{path} exists, and QEMU would replace"):
+        refuse_taken_lines(config, ours=False)
+
+
+def test_a_channel_whose_socket_another_program_has(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    config = with_channel(str(path))
+    with listening(path), pytest.raises(Refused, match="its channel agent"):
+        refuse_taken_lines(config, ours=False)
+    refuse_taken_lines(config, ours=False)  # a QEMU that ended has left the socket
+
+
+def test_a_serial_line_that_connects(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    config = hvm(serial_list=[f"unix:{path}"])
+    for ours in (False, True):
+        with pytest.raises(Refused, match="has no program that listens"):
+            refuse_taken_lines(config, ours=ours)
+    with listening(path):
+        refuse_taken_lines(config, ours=False)
+
+
+def test_a_line_that_is_edited_back_is_shared() -> None:
+    saved = with_channel("/run/agent")
+    with pytest.raises(Refused, match="its channel agent"):
+        refuse_still_shared(saved, saved, {"xvda"})
+
+
+def test_a_channel_whose_path_becomes_too_long() -> None:
+    saved = with_channel(f"/{'x' * 106}")
+    config, _ = own(saved, wanted())
+    with pytest.raises(Refused, match="too long for a socket"):
+        refuse_still_shared(saved, config, {"xvda"})

@@ -19,7 +19,7 @@ import pytest
 from docs.timeline import Span
 from pyxlsnap.memory import write_header
 from pyxlsnap.xen.xlcfg import parse_cfg
-from tests.bench import measure, native
+from tests.bench import clones, measure, native
 from tests.bench.__main__ import chosen
 from tests.bench.cells import BASE, BY_NAME, CELLS, Cell
 from tests.bench.figures import spreads
@@ -396,3 +396,42 @@ def test_the_writer_is_measured_beside_dd(tmp_path: Path) -> None:
         assert writer["gib_per_second"] > 0
     assert found["a third is zero, 30 % come again"]["writer"]["disk_mib"]["median"] < 48
     assert not list(tmp_path.iterdir())
+
+
+def test_clones_are_compared_with_xl_by_hand() -> None:
+    def spread(value: float) -> dict[str, float]:
+        return {"median": value, "min": value, "max": value}
+
+    figures = {way: {"one_s": spread(2.0), "eight_s": spread(8.0)} for way in clones.Way}
+    figures[clones.Way.COLD]["eight_s"] = spread(16.0)
+    cold, pool = must_reach({"clones": figures})[-2:]
+    assert (cold.found, cold.where, cold.at_most) == (2.0, "eight at once", 1.5)
+    assert (pool.found, pool.at_most) == (1.0, 1.0)
+    assert "| `pyxlsnap, clone` | 2.0 (2.0 to 2.0) | 16.0 (16.0 to 16.0) |" in render(
+        {"clones": figures, "date": "", "rounds": 1}
+    )
+
+
+def test_a_clone_by_hand_has_disks_a_name_and_a_uuid_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clones, "FILES", tmp_path)
+    config = tmp_path / "bench.cfg"
+    config.write_text('name = "bench"\ndisk = [ "format=qcow2,target=/d/a" ]\n')
+    task = clones.Task("bench", str(config), "/logs", {"xvda": "/d/a"}, 1)
+    text = clones._by_hand(task, "/m.save", "c1")
+    assert text.startswith("qemu-img create -q -f qcow2 -b /d/a.base -F qcow2 /d/a.c1; ")
+    assert text.endswith(f"xl restore {tmp_path}/c1.cfg /m.save")
+    own = (tmp_path / "c1.cfg").read_text()
+    assert "target=/d/a.c1" in own
+    assert own.rindex('name = "c1"') > own.index('name = "bench"')
+
+
+def test_clones_are_counted_until_each_of_them_says_so(tmp_path: Path) -> None:
+    task = clones.Task("bench", "", str(tmp_path), {}, 1)
+    logs = [task.log(name) for name in ("a", "b")]
+    logs[0].write_text("TICK n=1 bad=0 boot=x\n")  # of an earlier clone of that name
+    say = "echo 'TICK n=2 mem=ok bad=0 boot=x' >>"
+    commands = [["sh", "-c", f"{say}{log}"] for log in logs]
+    assert 0 < clones.seconds(task, ["a", "b"], commands) < 60
+    assert all("n=2" in log.read_text() for log in logs)

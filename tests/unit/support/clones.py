@@ -1,15 +1,20 @@
 """A domain with a snapshot in the small world, and clones of it."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone import operation
 from pyxlsnap.clone.plan import ClonePlan, make_plan
+from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.clone_file import find_clone
 from pyxlsnap.create.sequence import Creation
-from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.request import Callbacks, CloneRequest
 from pyxlsnap.results import Cloned
 from tests.unit.support.guest import FakeGuest
@@ -25,9 +30,20 @@ CLONE_UUID = UUID.replace("8", "5")
 class Origin:
     """A domain with a snapshot of two disks; it runs on."""
 
-    def __init__(self, world: World, *, paused: bool = False, **config: Any) -> None:
+    def __init__(
+        self,
+        world: World,
+        *,
+        paused: bool = False,
+        nics: Sequence[dict[str, Any]] = (),
+        **config: Any,
+    ) -> None:
         self.world = world
         self.guest = world.guest(world.image("xvda"), world.image("xvdb"), **config)
+        if nics:
+            values = json.loads(self.guest.configuration.json)
+            values["nics"] = list(nics)
+            self.guest.configuration = DomainConfig.parse(json.dumps(values))
         self.guest.memory = "then"
         self.guest.paused = paused
         made = plan_create(world.host, self.guest, SnapshotConfig(name=SNAPSHOT))
@@ -43,7 +59,7 @@ class Origin:
 
     def plan(self, name: str = CLONE, **words: Any) -> ClonePlan:
         old = find_clone(name)
-        uuid = old.uuid if old else CLONE_UUID
+        uuid = old.uuid if old else CLONE_UUID if name == CLONE else str(uuid4())
         return make_plan(self.world.host, self.request(name, **words), uuid, old, Cancel())
 
     def clone(self, name: str = CLONE, *, cancel: Cancel | None = None, **words: Any) -> Cloned:
@@ -64,6 +80,13 @@ class Origin:
         assert self.guest.exists
         assert self.world.photo() == self.before
         assert self.find() is None
+
+
+def clone_steps(*, replaces: bool) -> tuple[str, ...]:
+    """The names of the steps of a clone, as the code has them."""
+    cloning = Cloning.__new__(Cloning)
+    cloning._plan = cast(ClonePlan, SimpleNamespace(old=True if replaces else None))
+    return tuple(name for name, _ in cloning.steps())
 
 
 def files(directory: Path) -> set[str]:

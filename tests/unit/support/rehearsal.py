@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.hosted import Hosted
 from tests.unit.support.loop_files import looped
 from tests.unit.support.qemu import SIZE, qemu_img, whole, write
-from tests.unit.support.rig import SYS, Rig, on_real_storage
+from tests.unit.support.rig import SYS, Rig, on_real_storage, on_storage
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import CHOOSERS
 
@@ -101,9 +102,12 @@ class Stage:
             "block_copy": DiskRequest("xvdd", str(self._place / f"block.{NAME}"), "raw"),
         }
         self.names.update({key: request.path for key, request in copies.items()})
-        wanted = SnapshotConfig(NAME, disks=(DiskRequest("xvda"), *copies.values()))
+        wanted = SnapshotConfig(NAME, disks=self._wanted(copies))
         made = operations.create(self.world.host, UUID, wanted)
         self.names.update(memory=made.memory_path, cfg=str(made.cfgfile))
+
+    def _wanted(self, copies: Mapping[str, DiskRequest]) -> tuple[DiskRequest, ...]:
+        return (DiskRequest("xvda"), *copies.values())
 
     # what is done to it
 
@@ -157,6 +161,10 @@ class Stage:
         }
         return found | {"QEMU": self.rig.pid, "it runs": self.rig.runs()}
 
+    def run(self, *words: str, before: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command on this host, whose guests are not served anew."""
+        return self._hosted.run(*words, scene=on_storage, before=before)
+
     def begin(self) -> None:
         """Forget what has happened to the guest so far."""
         self.rig.forget_events()
@@ -181,6 +189,37 @@ class Stage:
         for disk in self.rig.disks:
             found = whole(disk) if disk.format == "qcow2" else Path(disk.target).read_bytes()
             assert found == FIRST, disk.vdev
+
+
+class CloneStage(Stage):
+    """The same without a snapshot inside an image: no clone is made of that while it is in use."""
+
+    def __init__(self, here: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(here, place, monkeypatch)
+        self.names |= {"clone": "c1", "copy": str(place / "own copy.img")}
+
+    def _images(self) -> list[Disk]:
+        return [disk for disk in super()._images() if disk.vdev == "xvdb"]
+
+    def _wanted(self, copies: Mapping[str, DiskRequest]) -> tuple[DiskRequest, ...]:
+        return tuple(copies.values())
+
+    def clone(self, condition: Condition, *more: str) -> subprocess.CompletedProcess[str]:
+        """Run the command as the condition has it."""
+        copy = f"{self.names['copy']},raw,xvdd"
+        words = ("snapshot-clone", self.names["cfg"], self.names["clone"], "--disk", copy)
+        before = filled_in(condition.before, self.names)
+        return self.run(*words, *condition.options, *more, before=before)
+
+    def check_cloned(self) -> None:
+        """The clone is there, and its disks have the content of the snapshot."""
+        (guest,) = [g for g in self.world.host.guests if g.exists and g.name == "c1"]
+        assert guest.runs
+        for disk in guest.configuration.disks:
+            found = whole(disk) if disk.format == "qcow2" else Path(disk.target).read_bytes()
+            assert found == FIRST, disk.vdev
+        assert len({disk.target for disk in guest.configuration.disks}) == 3
+        assert not [p for p in paths.JOURNALS.iterdir() if p.suffix == ".journal"]
 
 
 def _content(path: Path) -> bytes:

@@ -154,6 +154,12 @@ def _losetup(*words: str) -> str:
     return done.stdout.strip()
 
 
+def on_storage(world: World) -> None:
+    """A scene of :mod:`.hosted`: the disks are real; whoever is restored gets no QEMU."""
+    on_real_storage(world)
+    world.on_event = lambda _: None
+
+
 def on_real_storage(world: World) -> None:
     """A scene of :mod:`.hosted`: the disks are real, and the package handles them itself."""
     here = world.root.parent

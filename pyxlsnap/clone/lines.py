@@ -1,0 +1,120 @@
+"""Serial lines and channels of a clone: where QEMU would listen, write, or connect to.
+
+QEMU removes what has the path of a socket on which it is to listen, and empties a file that it is
+to write. So a path that somebody else uses is refused.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyxlsnap.clone.identity import SOCKET_LIMIT
+from pyxlsnap.errors import Refused
+from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.model import DomainConfig, GuestKind
+from pyxlsnap.text import shortened
+
+#: serial lines of QEMU that any number of domains can have
+_HARMLESS = ("pty", "null", "none", "vc", "stdio", "ringbuf")
+_SERVERS = ("server", "server=on", "server=yes")
+_ANSWER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line with a path of its own."""
+
+    what: str
+    path: str
+    is_socket: bool
+    #: QEMU makes the socket and listens; else it connects
+    listens: bool
+
+
+def shared_lines(saved: DomainConfig, own: DomainConfig) -> Iterator[str]:
+    """A clause for each line of a clone that it would share with the saved domain."""
+    then = set(_serial(saved))
+    paths = {line.path for line in _with_path(saved)}
+    for text in _serial(own):
+        if not _own_path(text) and text.partition(":")[0] not in _HARMLESS and text in then:
+            yield f"the serial line {shortened(text)}"
+    for line in _with_path(own):
+        if line.path in paths:
+            yield f"{line.what} ({line.path})"
+        if line.is_socket and len(os.fsencode(line.path)) > SOCKET_LIMIT:
+            yield f"nothing, but the path of {line.what} is too long for a socket ({line.path})"
+
+
+@refusing_os_errors()
+def refuse_taken_lines(own: DomainConfig, *, ours: bool) -> None:
+    """Refuse a line whose path another program has, or to which nobody listens.
+
+    :param ours: there is a clone of this name, whose QEMU made these files and sockets.
+    :raises Refused: the message names the path.
+    """
+    for line in _with_path(own):
+        if problem := _problem(line, ours=ours):
+            raise Refused(f"the clone {own.name} cannot have {line.what}: {line.path} {problem}")
+
+
+def _problem(line: _Line, *, ours: bool) -> str:
+    if line.is_socket and not line.listens:
+        heard = _is_socket(line.path) and _is_heard(line.path)
+        return "" if heard else "has no program that listens there: start the program first"
+    if ours or not os.path.lexists(line.path):
+        return ""
+    if line.is_socket and _is_socket(line.path) and not _is_heard(line.path):
+        return ""  # a QEMU that ended has left the socket
+    return "exists, and QEMU would replace its content: move it away, or choose another name"
+
+
+def _is_socket(path: str) -> bool:
+    return Path(path).is_socket()
+
+
+def _is_heard(path: str) -> bool:
+    """Whether a program listens on a socket; also if it is too busy to answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(_ANSWER_S)
+        try:
+            asking.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except TimeoutError:
+            return True
+    return True
+
+
+def _with_path(config: DomainConfig) -> list[_Line]:
+    found = []
+    for text in _serial(config):
+        kind, path, options = _parts(text)
+        if _own_path(text):
+            listens = not {*options.split(",")}.isdisjoint(_SERVERS)
+            found.append(_Line("its serial line", path, kind == "unix", listens))
+    for channel in config.devices("channels"):
+        at = channel.get("connection.socket")
+        if isinstance(at, dict) and at.get("path"):
+            name = channel.get("name", "")
+            found.append(_Line(f"its channel {name}", str(at["path"]), True, True))
+    return found
+
+
+def _own_path(text: str) -> bool:
+    return text.startswith(("unix:", "file:"))
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    kind, _, rest = text.partition(":")
+    path, _, options = rest.partition(",")
+    return kind, path, options
+
+
+def _serial(config: DomainConfig) -> list[str]:
+    if config.kind is not GuestKind.HVM:
+        return []
+    hvm = config.section("b_info").get("type.hvm")
+    found = hvm if isinstance(hvm, dict) else {}
+    return [str(line) for line in (found.get("serial"), *(found.get("serial_list") or ())) if line]

@@ -1,0 +1,170 @@
+"""In dom0: clones of one guest, one and eight at a time; how long until they count.
+
+usage: python3 -m tests.bench.clones TASK, which is a :class:`Task` as JSON. Prints a line of JSON
+for each measurement: {"round": 1, "way": "pyxlsnap, clone", "figures": {"one_s": 3.2}}.
+
+This file and measure.py are all that is copied to the dom0.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from uuid import uuid4
+
+from tests.bench.measure import FILES, LIMIT_S, WAIT_S, settle_log, timed
+
+MANY = 8
+_POLL_S = 0.02
+
+
+class Way(StrEnum):
+    """What is measured: from the call to the clone that counts."""
+
+    COLD = "pyxlsnap, clone"
+    POOL = "pyxlsnap, clone from a pool"
+    XL = "qemu-img create -b, xl restore"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to measure."""
+
+    domain: str
+    #: its config file, and the directory of the guests' logs
+    config: str
+    logs: str
+    #: its qcow2 files, by vdev
+    disks: dict[str, str]
+    rounds: int
+
+    def log(self, name: str) -> Path:
+        return Path(self.logs, f"guest-{name}.log")
+
+
+def snapshot(task: Task) -> tuple[str, str]:
+    """Take the snapshot, with external disk snapshots; its cfgfile and its memory file."""
+    wanted = FILES / "clones.cfg"
+    disks = [f"{path}.base,qcow2,{vdev}" for vdev, path in task.disks.items()]
+    wanted.write_text(f"name='base'\ndisks={disks!r}\n")
+    command = ("pyxlsnap", "--json", "snapshot-create", task.domain, str(wanted))
+    result = json.loads(timed(*command).out)["result"]
+    return result["cfgfile"], result["memory_path"]
+
+
+def seconds(task: Task, names: Sequence[str], commands: Sequence[Sequence[str]]) -> float:
+    """Run the commands side by side; how long it takes until all of these domains count."""
+    marks = {name: _size(task.log(name)) for name in names}
+    begun = time.monotonic()
+    running = [subprocess.Popen(c, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+               for c in commands]  # fmt: skip
+    for name, mark in marks.items():
+        _await_tick(task.log(name), mark, begun + WAIT_S)
+    taken = time.monotonic() - begun
+    for process in running:
+        if process.wait(LIMIT_S):
+            sys.exit(f"{process.args!r}: status {process.returncode}")
+    return taken
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _await_tick(log: Path, mark: int, end: float) -> None:
+    while time.monotonic() < end:
+        if log.exists():
+            with log.open("rb") as file:
+                file.seek(mark)
+                if re.search(rb"TICK n=.* bad=0 .*\n", file.read()):
+                    return
+        time.sleep(_POLL_S)
+    sys.exit(f"{log}: the guest does not count")
+
+
+def clone(cfgfile: str, name: str, *words: str) -> list[str]:
+    """The command that makes a clone."""
+    return ["pyxlsnap", "snapshot-clone", cfgfile, name, "--force", *words]
+
+
+def delete(names: Sequence[str]) -> None:
+    """Delete clones."""
+    script = "import pyxlsnap, sys; [pyxlsnap.delete_clone(n) for n in sys.argv[1:]]"
+    timed("python3", "-c", script, *names)
+
+
+def cold(task: Task, cfgfile: str, names: Sequence[str]) -> float:
+    """Make clones from nothing."""
+    taken = seconds(task, names, [clone(cfgfile, name) for name in names])
+    delete(names)
+    return taken
+
+
+def pool(task: Task, cfgfile: str, names: Sequence[str]) -> float:
+    """Hand out clones that were made before, and are paused: each has run no instruction."""
+    for name in names:
+        timed(*clone(cfgfile, name, "--paused"))
+    taken = seconds(task, names, [["xl", "unpause", name] for name in names])
+    delete(names)
+    return taken
+
+
+def by_hand(task: Task, memory: str, names: Sequence[str]) -> float:
+    """The same with xl: an overlay for each disk, a config file, and a restore."""
+    commands = [["sh", "-ec", _by_hand(task, memory, name)] for name in names]
+    taken = seconds(task, names, commands)
+    for name in names:
+        timed("xl", "destroy", name)
+        for path in task.disks.values():
+            Path(f"{path}.{name}").unlink()
+    return taken
+
+
+def _by_hand(task: Task, memory: str, name: str) -> str:
+    """The shell's text; the config file is written before, by a person."""
+    text = Path(task.config).read_text()
+    images = []
+    for path in task.disks.values():
+        text = text.replace(f"target={path}", f"target={path}.{name}")
+        images.append(f"qemu-img create -q -f qcow2 -b {path}.base -F qcow2 {path}.{name}")
+    own = FILES / f"{name}.cfg"
+    own.write_text(f'{text}\nname = "{name}"\nuuid = "{uuid4()}"\n')
+    return "; ".join([*images, f"exec xl restore {own} {memory}"])
+
+
+def measurements(
+    task: Task, cfgfile: str, memory: str, number: int
+) -> Iterator[tuple[Way, Callable[[Sequence[str]], float]]]:
+    """What a round measures, in its order: every way first in its turn."""
+    ways: list[tuple[Way, Callable[[Sequence[str]], float]]] = [
+        (Way.XL, lambda names: by_hand(task, memory, names)),
+        (Way.COLD, lambda names: cold(task, cfgfile, names)),
+        (Way.POOL, lambda names: pool(task, cfgfile, names)),
+    ]
+    first = number % len(ways)
+    yield from (*ways[first:], *ways[:first])
+
+
+def main() -> None:
+    """Measure."""
+    task = Task(**json.loads(sys.argv[1]))
+    FILES.mkdir(parents=True, exist_ok=True)
+    settle_log(task.domain, task.log(task.domain))
+    cfgfile, memory = snapshot(task)
+    for number in range(1, task.rounds + 1):
+        for way, do in measurements(task, cfgfile, memory, number):
+            for key, count in (("one_s", 1), ("eight_s", MANY)):
+                os.sync()
+                names = [f"r{number}-{way.name.lower()}-{n}" for n in range(count)]
+                found = {key: do(names)}
+                print(json.dumps({"round": number, "way": way, "figures": found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Whatever somebody does between a create and a clone: the clone is refused, or it ends well."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rehearsal.clones import CLONE_CONDITIONS
+from tests.rehearsal.condition import Condition
+from tests.unit.support.loop_files import mounted
+from tests.unit.support.rehearsal import CloneStage
+
+
+@pytest.fixture(scope="module")
+def filesystem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with mounted("xfs", tmp_path_factory.mktemp("filesystem")) as where:
+        yield where
+
+
+@pytest.fixture
+def stage(
+    filesystem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CloneStage]:
+    place = filesystem / tmp_path.name
+    place.mkdir()
+    found = CloneStage(tmp_path, place, monkeypatch)
+    yield found
+    found.close()
+
+
+def test_the_list() -> None:
+    assert len({c.name for c in CLONE_CONDITIONS}) == len(CLONE_CONDITIONS) >= 25
+    assert all(c.status in (0, 3, 5) for c in CLONE_CONDITIONS)
+    assert all(c.says or c.status == 0 for c in CLONE_CONDITIONS)
+
+
+@pytest.mark.parametrize("condition", CLONE_CONDITIONS, ids=str)
+def test_condition(stage: CloneStage, condition: Condition) -> None:
+    stage.do(condition.do)
+    before = stage.photo()
+    stage.begin()
+    done = stage.clone(condition)
+    said = f"{condition}: {done}"
+    try:
+        assert done.returncode == condition.status, said
+        assert condition.says.format(**stage.names) in done.stderr, said
+        if condition.status:
+            assert stage.photo() == before, said
+        if condition.status == 5:
+            assert stage.clone(condition, "--force").returncode == 0
+    finally:
+        stage.do(condition.undo)
+    if condition.status == 3:
+        again = stage.clone(condition)
+        assert again.returncode == 0, again
+    assert not stage.was_touched()
+    stage.check_cloned()
