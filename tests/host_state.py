@@ -37,8 +37,19 @@ def descriptors() -> dict[int, str]:
 
 
 def children() -> list[int]:
+    """The children, and those that wait to be reaped."""
     tasks = Path("/proc/self/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    pids = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    return [pid for pid in pids if not _reaped(pid)]
+
+
+def _reaped(pid: int) -> bool:
+    """Whether the kernel has reaped a child by itself, which it lists for a moment longer (X)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] == "X"
 
 
 def inherited_since(before: dict[str, object]) -> list[str]:

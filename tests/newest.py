@@ -19,7 +19,7 @@ _PACKAGES = (
     *("python3-cffi", "python3-qemu-qmp", "python3-tqdm", "python3-jsonschema"),
     *("python3-pytest", "python3-pytest-timeout", "python3-pytest-xdist", "python3-hypothesis"),
     *("qemu-system-x86", "qemu-utils", "e2fsprogs", "btrfs-progs", "xfsprogs", "zstd", "zsh"),
-    *("bash-completion", "kmod", "procps"),
+    *("bash-completion", "kmod", "procps", "python3-sphinx"),
 )
 CHROOT = Chroot("sid", _PACKAGES)
 LOG = PROJECT / "build" / "newest.log"

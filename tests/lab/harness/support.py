@@ -96,12 +96,12 @@ def load(table: Path = TABLE) -> Releases:
 def render(releases: Releases) -> str:
     """The table, as Markdown, with a line below for each release."""
     ways = [cell.way for cell in CELLS if cell.guest == STANDARD[0]]
-    rows = [["Debian", "guest", *(way.replace("-", ", ") for way in ways)]]
+    rows = [["host", "guest", *(way.replace("-", ", ") for way in ways)]]
     rows.append(["---"] * len(rows[0]))
     for release, records in releases.items():
         for guest in STANDARD:
             cells = [str(records.get(str(c), "not seen yet")) for c in CELLS if c.guest == guest]
-            rows.append([RELEASES[release].debian, guest.upper(), *cells])
+            rows.append([f"Debian {RELEASES[release].debian}", guest.upper(), *cells])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     seen = [f"- Debian {RELEASES[r].debian}: {_when(records)}" for r, records in releases.items()]
     return "\n".join([*lines, "", *seen]) + "\n"

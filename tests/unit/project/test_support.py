@@ -62,8 +62,8 @@ def test_each_release_has_rows_and_a_date_of_its_own() -> None:
     table = render({FIRST: {CELL: record}, "unstable": {CELL: newer}})
     assert "- Debian 12: Xen 4.17.7; 2026-11-23.\n" in table
     assert "- Debian unstable: Xen 4.20.4, QEMU 11.1.3, Linux 7.2.13; 2026-11-29.\n" in table
-    assert [line for line in table.splitlines() if line.startswith("| unstable | PV |")] == [
-        "| unstable | PV | works, 5 disks | not seen yet | not seen yet | not seen yet |"
+    assert [line for line in table.splitlines() if line.startswith("| Debian unstable | PV |")] == [
+        "| Debian unstable | PV | works, 5 disks | not seen yet | not seen yet | not seen yet |"
     ]
 
 
