@@ -27,7 +27,8 @@ class Reverter:
 
     A new release of the package, or of a disk strategy, is used from the next object on.
 
-    :param domain, cfgfile, running, force, monitor: as in :func:`revert_snapshot`.
+    The arguments are those of :func:`revert_snapshot`.
+
     :raises UsageError: a value is of the wrong type.
     """
 

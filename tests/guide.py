@@ -18,6 +18,7 @@ IN_LAB = {
     ("disaster-recovery", 3),
     ("library", 1),
     ("library", 2),
+    ("library", 3),
 }
 
 

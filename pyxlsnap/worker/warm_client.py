@@ -43,7 +43,7 @@ class _WarmProcess:
         with suppress(_Gone):  # copy() finds out
             self._send({"request": request_to_plain(request)})
 
-    def copy(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
+    def start_copy(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
         """Have the process make a worker process.
 
         :raises _Gone: the process has ended.
@@ -108,7 +108,7 @@ class WarmWorkers:
     def _copy(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
         warm = self._present()
         try:
-            return warm.copy(connection, stderr)
+            return warm.start_copy(connection, stderr)
         except BaseException:
             # Its next answer might be that to this message.
             self._end()

@@ -315,7 +315,7 @@ def _clone_table(bench: Bench) -> str:
         return ""
     rows = [["seconds until clones of a guest of 64 MiB count", *COUNTS.values()]]
     rows += [
-        [f"`{way}`", *(seconds(found.get(way, {}).get(k)) for k in COUNTS)] for way in CloneWay
+        [f"``{way}``", *(seconds(found.get(way, {}).get(k)) for k in COUNTS)] for way in CloneWay
     ]
     return table(rows)
 

@@ -85,7 +85,7 @@ def test_every_function_is_there_with_the_same_signature() -> None:
         assert inspect.iscoroutinefunction(getattr(aio, name))
         ours = str(inspect.signature(getattr(aio, name)))
         # Those are coroutine functions.
-        assert ours.replace("aio.AsyncHooks", "hooks.Hooks") == str(
+        assert ours.replace("aio.hooks.AsyncHooks", "hooks.Hooks") == str(
             inspect.signature(getattr(pyxlsnap, name))
         )
 
@@ -93,7 +93,7 @@ def test_every_function_is_there_with_the_same_signature() -> None:
 def test_the_reverter_has_the_same_methods_with_the_same_signatures() -> None:
     ours, others = aio.Reverter, pyxlsnap.Reverter
     assert str(inspect.signature(ours)) == str(inspect.signature(others))
-    said = str(inspect.signature(ours.revert)).replace("aio.AsyncHooks", "hooks.Hooks")
+    said = str(inspect.signature(ours.revert)).replace("aio.hooks.AsyncHooks", "hooks.Hooks")
     assert said == str(inspect.signature(others.revert))
     assert inspect.iscoroutinefunction(ours.revert)
     assert inspect.iscoroutinefunction(ours.close)

@@ -1196,7 +1196,7 @@ def test_a_live_snapshot_is_written_no_faster_than_asked(world: World) -> None:
     case.guest.stream = written.stream_of(False, written.in_order(1024))
     begun = time.monotonic()
     operations.create(world.host, "vm1", WANTED, live=True, max_rate=8)
-    assert time.monotonic() - begun > 4 / 8 * 0.7
+    assert time.monotonic() - begun > 2 / 8 * 0.7  # half of the memory, before the suspend
 
 
 @pytest.mark.parametrize("reported", [False, True])

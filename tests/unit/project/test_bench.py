@@ -407,9 +407,8 @@ def test_clones_are_compared_with_xl_by_hand() -> None:
     cold, pool = must_reach({"clones": figures})[-2:]
     assert (cold.found, cold.where, cold.at_most) == (2.0, "eight at once", 1.5)
     assert (pool.found, pool.at_most) == (1.0, 1.0)
-    assert "| `pyxlsnap, clone` | 2.0 (2.0 to 2.0) | 16.0 (16.0 to 16.0) |" in render(
-        {"clones": figures, "date": "", "rounds": 1}
-    )
+    assert "2.0 (2.0 to 2.0)" in (text := render({"clones": figures, "date": "", "rounds": 1}))
+    assert "16.0 (16.0 to 16.0)" in text
 
 
 def test_a_clone_by_hand_has_disks_a_name_and_a_uuid_of_its_own(

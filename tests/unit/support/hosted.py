@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -54,7 +55,7 @@ def state(world: World) -> dict[str, Any]:
 def save(world: World) -> None:
     """Let the next process see this world."""
     text = json.dumps(state(world))
-    new = world.root.parent / f"{STATE}.new"
+    new = world.root.parent / f"{STATE}.{threading.get_native_id()}"  # threads may be at work
     new.write_text(text)
     new.rename(world.root.parent / STATE)
 
