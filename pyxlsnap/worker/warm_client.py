@@ -40,7 +40,7 @@ class _WarmProcess:
             self._process = Process(pid)
             undo.pop_all()
             nothing.close()
-        with suppress(_Gone):  # copy() finds out
+        with suppress(_Gone):  # start_copy() finds out
             self._send({"request": request_to_plain(request)})
 
     def start_copy(self, connection: socket.socket, stderr: IO[bytes]) -> Process:

@@ -605,6 +605,7 @@ class TestSource:
         assert {(module, mode) for module, mode in opened if mode != "'rb'"} == {
             ("journal.py", "'xb'"),
             ("create/last_time.py", "'xb'"),
+            ("worker/warm_client.py", "'wb'"),  # /dev/null
         }
 
 

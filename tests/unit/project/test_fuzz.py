@@ -1,6 +1,7 @@
 """The fuzzer: a short run of each target, what failed once, and that it would find something."""
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,9 @@ def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
     options = [f"-runs={RUNS[name]}", "-timeout=120", *LIMITS[name]]
     done = fuzz("-m", "tests.fuzz", name, f"--found={tmp_path}", *options)
     assert done.returncode == 0, done.stdout
-    assert f"Done {RUNS[name]} runs" in done.stdout
+    # Some of the inputs that it begins with may come on top.
+    assert (said := re.search(r"Done (\d+) runs", done.stdout))
+    assert int(said[1]) >= RUNS[name]
 
 
 def test_it_starts_from_valid_files() -> None:

@@ -266,7 +266,7 @@ def test_no_more_processes(reverter: Reverter, monkeypatch: pytest.MonkeyPatch) 
 
     reverter.revert()
     with monkeypatch.context() as patch:
-        patch.setattr(warm_client._WarmProcess, "copy", fail)
+        patch.setattr(warm_client._WarmProcess, "start_copy", fail)
         with pytest.raises(Refused, match="cannot be started: no more processes"):
             reverter.revert()
     assert reverter.revert() == REVERTED
