@@ -33,6 +33,7 @@ struct writer_report {
 struct writer *writer_new(int fd);
 void writer_free(struct writer *w);
 int writer_feed(struct writer *w, const char *data, size_t size, size_t *used);
+int writer_own_descriptors(struct writer *w, int pipe_fd, int stop_fd);
 int writer_run(struct writer *w, int pipe_fd, int stop_fd);
 void writer_limit(struct writer *w, uint64_t bytes_per_second);
 int writer_begin(struct writer *w, uint64_t header_size);

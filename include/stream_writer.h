@@ -126,6 +126,30 @@ static void writer__enlarge(struct writer *w, int pipe_fd)
     fcntl(pipe_fd, F_SETPIPE_SZ, PIPE_SIZE);
 }
 
+static int writer__compare(const void *a, const void *b)
+{
+    return *(const int *)a - *(const int *)b;
+}
+
+/* Give the calling thread descriptors of its own, and only these: the file, the pipe, and stop_fd.
+ *
+ * A thread whose write does not return cannot be killed, and would keep all descriptors of its
+ * process open: also the connection to the guest's QEMU, which talks to one at a time.
+ * Returns 0, or an errno. */
+int writer_own_descriptors(struct writer *w, int pipe_fd, int stop_fd)
+{
+    int kept[3] = { w->places.fd, pipe_fd, stop_fd };
+    unsigned from = 0;
+
+    qsort(kept, 3, sizeof *kept, writer__compare);
+    if (unshare(CLONE_FILES))
+        return errno;
+    for (int i = 0; i < 3; from = kept[i++] + 1)
+        if (from < (unsigned)kept[i] && close_range(from, kept[i] - 1, 0))
+            return errno;
+    return close_range(from, ~0U, 0) ? errno : 0;
+}
+
 /* Read the stream from a pipe that does not block, up to the first result other than WRITER_MORE.
  *
  * stop_fd becomes readable when no more bytes will be written into the pipe: what is in the pipe by

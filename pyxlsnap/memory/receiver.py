@@ -6,8 +6,9 @@ switched off what Xen and QEMU record for it. So a failure makes libxl abort, an
 on. The abort needs a thread of its own, because libxl may hold its lock while it writes.
 
 A write to the memory file may never return: its server may be dead, its filesystem frozen. After a
-failure nobody waits for the thread, because the guest may be suspended meanwhile. The thread then
-keeps the descriptors that it uses, until it ends.
+failure nobody waits for the thread, because the guest may be suspended meanwhile. And such a thread
+outlives even SIGKILL. So it has descriptors of its own: it would keep those of the process, such as
+the connection to the guest's QEMU, which a recovery needs to resume the guest.
 """
 
 import errno
@@ -54,8 +55,11 @@ class Receiver:
         #: the call of libxl has returned
         self._over = threading.Event()
         self._error: BaseException | None = None
-        #: the caller and the thread: the last one closes the descriptors
-        self._users = 2
+        #: the stream cannot be taken, and the call is to be aborted
+        self._failed = threading.Event()
+        #: the thread has descriptors of its own, or cannot have them
+        self._begun = threading.Event()
+        self._cannot_begin: BaseException | None = None
         self._thread = threading.Thread(target=self._receive, name="pyxlsnap-stream", daemon=True)
         self._aborter = threading.Thread(target=self._abort, name="pyxlsnap-abort", daemon=True)
 
@@ -71,7 +75,15 @@ class Receiver:
                 code = e.errno or errno.EMFILE
                 raise OSError(code, os.strerror(code), "the pipe for libxl's stream") from e
             os.set_blocking(self._read, False)
+            # Not by the other thread: it would get the descriptors of that.
+            self._aborter.start()
+            undo.callback(self._aborter.join)
+            undo.callback(self._failed.set)
+            undo.callback(self._over.set)
             self._thread.start()
+            self._begun.wait()
+            if self._cannot_begin:
+                raise self._cannot_begin
             undo.pop_all()
         return self
 
@@ -85,14 +97,13 @@ class Receiver:
         os.close(self._write)
         with self._lock:  # no abort may begin any more: it would reach the next call of libxl
             self._over.set()
-        if self._aborter.ident:
-            self._aborter.join()
+            self._failed.set()  # let the thread for it end
+        self._aborter.join()
         os.eventfd_write(self._stop, 1)
-        try:
-            while kind is None and not self._error and not self.ended(within_s=_CHECK_S):
-                self._check()
-        finally:
-            self._leave()
+        os.close(self._stop)
+        os.close(self._read)
+        while kind is None and not self._error and not self.ended(within_s=_CHECK_S):
+            self._check()
         if self._error and _reported(kind, self._error):
             raise self._error
 
@@ -106,35 +117,29 @@ class Receiver:
             self._thread.join(within_s)
         return not self._thread.is_alive()
 
-    def _leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            last = not self._users
-        if last:
-            os.close(self._read)
-            os.close(self._stop)
-
     def _receive(self) -> None:
+        pipe, stop = self._read, self._stop
         try:
-            self._writer.run(self._read, self._stop)
+            self._writer.own_descriptors(pipe, stop)
+        except BaseException as e:
+            self._cannot_begin = e
+            return
+        finally:
+            self._begun.set()
+        try:
+            self._writer.run(pipe, stop)
         except BaseException as e:
             self._error = e
-            self._fail(e)
-        finally:
-            self._leave()
-
-    def _fail(self, error: BaseException) -> None:
-        try:
-            with self._lock:
-                if not (isinstance(error, Truncated) or self._over.is_set()):
-                    log.info("the memory file cannot be written (%s): aborting", error)
-                    self._aborter.start()
-        finally:
-            self._writer.discard(self._read, self._stop)
+            if not isinstance(e, Truncated):
+                self._failed.set()
+            self._writer.discard(pipe, stop)
 
     def _abort(self) -> None:
-        while not self._abort_call() and not self._over.wait(_RETRY_S):
-            pass
+        self._failed.wait()
+        if not self._over.is_set():
+            log.info("the memory file cannot be written (%s): aborting", self._error)
+        while not self._over.is_set() and not self._abort_call():
+            self._over.wait(_RETRY_S)
 
 
 def _reported(kind: type[BaseException] | None, error: BaseException) -> bool:

@@ -95,6 +95,17 @@ class StreamWriter:
             raise MemoryError
         C.writer_limit(self._c, max_rate)
 
+    def own_descriptors(self, pipe_fd: int, stop_fd: int) -> None:
+        """Give the calling thread descriptors of its own: the file, and the two of :meth:`run`.
+
+        To be called once, on the thread that calls :meth:`run` next. From then on the thread can
+        use no other descriptor, and shares none with the rest of the process.
+
+        :raises OSError: it cannot be done.
+        """
+        if error := C.writer_own_descriptors(self._c, pipe_fd, stop_fd):
+            raise self._os_error(error)
+
     def run(self, pipe_fd: int, stop_fd: int) -> None:
         """Read the stream from a pipe to its END.
 

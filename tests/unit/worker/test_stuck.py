@@ -1,10 +1,12 @@
 """A worker that was killed while one of its threads waits for storage that does not answer."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 from pyxlsnap.linux.processes import is_killed
 from pyxlsnap.worker import supervisor
 from pyxlsnap.worker.channel import Channel
-from tests.unit.support.dead_server import dead_server
+from tests.project import PROJECT
+from tests.unit.support.dead_server import FILE, dead_server
 from tests.unit.support.waiting import eventually
 
 STAT = """
@@ -21,6 +24,20 @@ import os, sys, threading
 threading.Thread(target=lambda: os.stat(sys.argv[1])).start()
 print("waits", flush=True)
 threading.Event().wait()
+"""
+
+WRITE = """
+import os, socket, sys, threading
+from pyxlsnap.memory.receiver import Receiver
+from pyxlsnap.memory.writer import StreamWriter
+from tests.unit.support.written import in_order, stream_of
+qemu = socket.socket(socket.AF_UNIX)
+qemu.connect(sys.argv[2])
+fd = os.open(sys.argv[1], os.O_WRONLY)
+with Receiver(StreamWriter(fd, lambda _: 0, "x"), lambda: True) as receiver:
+    os.write(receiver.fileno(), stream_of(False, in_order(8)))
+    print("waits", flush=True)
+    threading.Event().wait()
 """
 
 
@@ -49,3 +66,26 @@ def test_its_supervisor_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def _end_server(where: Path) -> None:
     """Let its filesystem answer all that waits, with an error."""
     subprocess.run(["umount", "--force", str(where)], check=False, capture_output=True)
+
+
+def test_the_guests_qemu_can_be_asked_by_another(tmp_path: Path) -> None:
+    """Else a recovery cannot resume the guest: QEMU talks to one program at a time."""
+    with (
+        socket.socket(socket.AF_UNIX) as listening,
+        dead_server(tmp_path / "dead", asked := threading.Event()) as directory,
+    ):
+        listening.bind(str(tmp_path / "qmp"))
+        listening.listen()
+        file = f"/proc/{os.getpid()}/fd/{directory}/{FILE}"
+        command = [sys.executable, "-c", WRITE, file, str(tmp_path / "qmp")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as worker:
+            assert worker.stdout
+            qemu, _ = listening.accept()
+            assert asked.wait(60)
+            os.kill(worker.pid, signal.SIGKILL)
+            ended = select.select([qemu], [], [], 10)[0] and qemu.recv(1) == b""
+            kept = eventually(lambda: is_killed(worker.pid)) and worker.poll() is None
+            qemu.close()
+            _end_server(tmp_path / "dead")
+    assert kept, "its thread should keep it"
+    assert ended, "the connection should have ended with the other threads"
