@@ -15,7 +15,7 @@ from tests.lab.harness import cache
 SUITES = ("bookworm", "trixie")
 #: what checks packages; of each release the one that knows its rules
 _CHECKERS = ("autopkgtest", "lintian")
-_WORK = "/work"
+_WORK = "/build"
 
 _BUILD = """\
 umask {umask}

@@ -40,7 +40,7 @@ _UNCOPIED = (
     *(".*", "__pycache__", "*.so", "*.o", "build", "dist", "*.egg-info"),
     "node_modules",
 )
-_PLACE = "/work"
+_PLACE = "/build"
 
 
 def main(words: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ the snapshot are an external qcow2 one, a raw file, and a block device whose cop
 
 from tests.rehearsal import processes
 from tests.rehearsal.condition import Condition
+from tests.rehearsal.snapshots import MEMORY_IMMUTABLE, MEMORY_TRUNCATED
 
 
 def _moved(what: str, file: str, says: str) -> Condition:
@@ -51,12 +52,7 @@ CLONE_CONDITIONS = (
         status=0,
         undo=("chattr -i {frozen} {raw_copy}",),
     ),
-    Condition(
-        name="the memory file immutable",
-        do=("chattr +i {memory} {cfg}",),
-        status=0,
-        undo=("chattr -i {memory} {cfg}",),
-    ),
+    MEMORY_IMMUTABLE,
     _moved("the frozen file", "{frozen}", "there is no file {frozen}"),
     _moved("what the frozen file stands on", "{external_base}", "{external_base}"),
     _moved("the lowest file of the chain", "{external_bottom}", "{external_bottom}"),
@@ -84,13 +80,7 @@ CLONE_CONDITIONS = (
         says="the disk snapshot {raw_copy} is empty",
         undo=("cp -p {spare} {raw_copy}",),
     ),
-    Condition(
-        name="the memory file truncated",
-        do=("cp -p {memory} {spare}", "truncate -s -64 {memory}"),
-        status=3,
-        says="{memory}",
-        undo=("cp -p {spare} {memory}",),
-    ),
+    MEMORY_TRUNCATED,
     Condition(
         name="the memory file writable by others, in a directory that is closed to them",
         do=("chmod 0666 {memory}",),

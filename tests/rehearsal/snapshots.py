@@ -2,6 +2,21 @@
 
 from tests.rehearsal.condition import Condition
 
+# Also between a create and a clone: clones.py.
+MEMORY_TRUNCATED = Condition(
+    name="the memory file truncated",
+    do=("cp -p {memory} {spare}", "truncate -s -64 {memory}"),
+    status=3,
+    says="{memory}",
+    undo=("cp -p {spare} {memory}",),
+)
+MEMORY_IMMUTABLE = Condition(
+    name="the memory file immutable",
+    do=("chattr +i {memory} {cfg}",),
+    status=0,
+    undo=("chattr -i {memory} {cfg}",),
+)
+
 CONDITIONS = (
     Condition(
         name="the frozen file moved",
@@ -47,17 +62,6 @@ CONDITIONS = (
         undo=("mv {spare} {memory}",),
         lab=True,
     ),
-    Condition(
-        name="the memory file truncated",
-        do=("cp -p {memory} {spare}", "truncate -s -64 {memory}"),
-        status=3,
-        says="{memory}",
-        undo=("cp -p {spare} {memory}",),
-    ),
-    Condition(
-        name="the memory file immutable",
-        do=("chattr +i {memory} {cfg}",),
-        status=0,
-        undo=("chattr -i {memory} {cfg}",),
-    ),
+    MEMORY_TRUNCATED,
+    MEMORY_IMMUTABLE,
 )

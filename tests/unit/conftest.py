@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from pyxlsnap import paths
 from pyxlsnap.model import Disk
+from tests.unit.support.loop_files import mounted
 from tests.unit.support.qemu import SIZE, VDEVS, Qemu, qemu_img, write
 from tests.unit.support.standin import StandIn
 from tests.unit.support.waiting import open_descriptors
@@ -101,3 +102,10 @@ def qemu(run_dir: Path, disks: list[Disk]) -> Iterator[Qemu]:
     found = Qemu(run_dir, {d.vdev: d.target for d in disks})
     yield found
     found.close()
+
+
+@pytest.fixture(scope="module")
+def filesystem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A real filesystem on which files can be made immutable, and cloned."""
+    with mounted("xfs", tmp_path_factory.mktemp("filesystem")) as where:
+        yield where

@@ -31,11 +31,11 @@ rm -f /etc/dpkg/dpkg.cfg.d/99mmdebstrap
 test -z "$(command -v gcc cc)"
 """
 _FETCH = """\
-mkdir -p /work/extra/partial
+mkdir -p /packages/extra/partial
 apt-get update -q
-apt-get install -qy --no-install-recommends --download-only -o Dir::State::status=/work/status \
-  -o Dir::Cache::archives=/work/extra /work/*.deb {comfort}
-rm -rf /work/extra/partial /work/extra/lock
+apt-get install -qy --no-install-recommends --download-only -o Dir::State::status=/packages/status \
+  -o Dir::Cache::archives=/packages/extra /packages/*.deb {comfort}
+rm -rf /packages/extra/partial /packages/extra/lock
 """
 _REVISE = rf"""
 mkdir -p {NEWER}
@@ -69,7 +69,7 @@ def deliver(dom0: Dom0, say: cache.Say) -> None:
         chroot.ensure(say)
         say(f"fetching {' and '.join(COMFORT)} for the dom0")
         script = _FETCH.format(comfort=" ".join(COMFORT))
-        chroot.run(script, log=new / "apt.log", binds={new: "/work"}, network=True)
+        chroot.run(script, log=new / "apt.log", binds={new: "/packages"}, network=True)
         for path in (new / "extra").glob("*.deb"):
             shutil.copy(path, new)
         cache.remove(new / "extra")

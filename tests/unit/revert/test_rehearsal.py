@@ -7,14 +7,7 @@ import pytest
 
 from tests.rehearsal import CONDITIONS
 from tests.rehearsal.condition import Condition
-from tests.unit.support.loop_files import mounted
 from tests.unit.support.rehearsal import Stage
-
-
-@pytest.fixture(scope="module")
-def filesystem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with mounted("xfs", tmp_path_factory.mktemp("filesystem")) as where:
-        yield where
 
 
 @pytest.fixture
