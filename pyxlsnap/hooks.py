@@ -6,8 +6,8 @@ limit has failed; it continues on its thread, but pyxlsnap does not wait for it.
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import UsageError
 from pyxlsnap.model import RunState
 

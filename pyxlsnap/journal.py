@@ -7,10 +7,11 @@ removed at the end of the operation. If the operation is killed, the journal sta
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import ClassVar
 
 from pyxlsnap import paths
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import NewFile, make_directory, sync_directory, temporary_name
 from pyxlsnap.model import Disk, DiskRequest

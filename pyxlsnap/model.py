@@ -3,10 +3,11 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum, StrEnum
 from typing import Any
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import UsageError
 from pyxlsnap.text import bytes_of
 

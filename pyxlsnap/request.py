@@ -5,10 +5,11 @@ functions that an operation calls while it runs.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any, ClassVar, Protocol, get_args
 
 from pyxlsnap import disk_item
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import PyxlsnapError, UsageError
 from pyxlsnap.hooks import Hook
 from pyxlsnap.model import DiskRequest, SnapshotConfig

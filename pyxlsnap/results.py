@@ -1,8 +1,9 @@
 """The results of operations, and the reports of their progress: frozen dataclasses."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.model import RunState
 
 

@@ -1,8 +1,8 @@
 """What a cfgfile stands for, as values: see :func:`pyxlsnap.read_snapshot`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.model import RunState
 
 

@@ -1,9 +1,9 @@
 """The hooks of a caller that are coroutine functions."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from pyxlsnap.aio.call import Call
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.hooks import Hooks, Moment
 
 AsyncHook = Callable[[Moment], Awaitable[None]]

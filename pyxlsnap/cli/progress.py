@@ -8,9 +8,9 @@ suspended, so the time left is always that of the present pass.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.results import Progress
 
 #: libxl says this when it has suspended the guest

@@ -8,11 +8,12 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, Literal
 
 from pyxlsnap.cli.progress import Bar, Meter, ProgressLine, Thinned
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.results import Progress
 from pyxlsnap.text import one_line
 

@@ -7,10 +7,10 @@ ID is made anew by every restore.) :mod:`.shared` refuses the rest.
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.model import DomainConfig, GuestKind
 from pyxlsnap.results import CloneDisk
 

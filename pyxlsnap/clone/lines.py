@@ -7,10 +7,10 @@ to write. So a path that somebody else uses is refused.
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap.clone.identity import SOCKET_LIMIT
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import DomainConfig, GuestKind

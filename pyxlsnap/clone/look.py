@@ -1,11 +1,12 @@
 """What a clone needs of the host: looked at by the plan, and again just before the restore."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from pyxlsnap.clone.lines import refuse_taken_lines
 from pyxlsnap.clone.macs import other_nics, same_macs
 from pyxlsnap.clone.shared import refuse_still_shared
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.host_needs import examine_host

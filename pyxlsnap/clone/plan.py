@@ -5,7 +5,7 @@ All checks that are possible beforehand are here: nothing has been changed yet.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel
@@ -14,6 +14,7 @@ from pyxlsnap.clone.look import Look
 from pyxlsnap.clone.macs import lock_macs, other_nics
 from pyxlsnap.clone.names import SECOND
 from pyxlsnap.clone.shared import check_edited
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies

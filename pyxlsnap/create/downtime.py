@@ -1,8 +1,8 @@
 """For how long a snapshot is expected to suspend a domain: the memory, and the disks beside it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.abilities import BesideStrategy
 from pyxlsnap.disks.advice import quicker
 from pyxlsnap.disks.protocol import DiskStrategy

@@ -1,9 +1,8 @@
 """Whether a domain can be snapshotted in its present state, and what is known of it then."""
 
-from dataclasses import dataclass
-
 from pyxlsnap.create.downtime import memory_seconds
 from pyxlsnap.create.last_time import recalled
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import examine_device_model
 from pyxlsnap.guest.protocols import Guest, Host

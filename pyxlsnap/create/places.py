@@ -3,10 +3,10 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.linux.files import refuse_existing

@@ -6,7 +6,7 @@ All checks that are possible beforehand are here: the guest runs, and nothing ha
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pyxlsnap.cancel import Cancel, Halt
 from pyxlsnap.create.downtime import Downtime
 from pyxlsnap.create.examination import Examined, examine
 from pyxlsnap.create.places import Places, choose_places, generated_name
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.abilities import BesideStrategy
 from pyxlsnap.disks.advice import slow_disks
 from pyxlsnap.disks.protocol import DiskStrategy
@@ -39,8 +40,9 @@ from pyxlsnap.model import (
     SnapshotConfig,
     check_name,
 )
-from pyxlsnap.monitor.launch import loses_monitor, notice_foreground
+from pyxlsnap.monitor.launch import ending_monitor
 from pyxlsnap.monitor.steady import may_start
+from pyxlsnap.monitor.xl import Xl, about_foreground
 from pyxlsnap.request import CreateRequest
 from pyxlsnap.results import Plan, PlannedDisk
 
@@ -163,7 +165,7 @@ def make_plan(
     task = replace(task, check=check, waiting=waiting, warn=warnings.append)
     need_kb = checks.memory_file_kb(examined.memory_kb, examined.config)
     checks.refuse_full(places.memory.parent, need_kb, task.claim)
-    found = strategies(chosen, task)
+    found, ending = strategies(chosen, task), ending_monitor(host, guest)
     plan = CreatePlan(
         request=request,
         guest=guest,
@@ -174,20 +176,21 @@ def make_plan(
         strategies=found,
         served=ServedDisks.of(devices, guest.domid, guest.device_model_pid()),
         left_out=left_out,
-        loses_monitor=loses_monitor(host, guest),
+        loses_monitor=ending is not None,
         waiting=waiting,
         halt=halt,
     )
-    return _with_warnings(_connected(plan, cancel), host, warnings)
+    return _with_warnings(_connected(plan, cancel), ending, warnings)
 
 
-def _with_warnings(plan: CreatePlan, host: Host, warnings: Sequence[str]) -> CreatePlan:
+def _with_warnings(plan: CreatePlan, ending: Xl | None, warnings: Sequence[str]) -> CreatePlan:
     """The plan with all that the user is told.
 
     :param warnings: those that the checks found, also those of the disks.
     """
+    foreground = about_foreground(ending, plan.guest.name, when="when the guest is suspended")
     slow = slow_disks(plan.strategies, dict.fromkeys(plan.beside, plan.examined.memory_s))
-    return replace(plan, warnings=(*warnings, *notice_foreground(host, plan.guest), *slow))
+    return replace(plan, warnings=(*warnings, *foreground, *slow))
 
 
 def _check_both(cancel: Cancel, halt: Halt) -> None:

@@ -5,12 +5,12 @@ All checks that are possible beforehand are here: nothing has been changed yet.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone_file import all_clones, is_there, unfinished_clones
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.abilities import DeletingStrategy
 from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.qcow2.backing import chain_files

@@ -6,9 +6,9 @@ snapshots.
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.copy.block_device import BlockCopy
 from pyxlsnap.disks.copy.raw_file import RawFile
 from pyxlsnap.disks.lvm.commands import volumes

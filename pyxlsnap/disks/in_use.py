@@ -6,10 +6,10 @@ A domain's QEMU or blkback takes a moment to end after the domain is gone, and m
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.errors import DiskError
 from pyxlsnap.linux.block_devices import (

@@ -8,10 +8,11 @@ snapshot of the new file would be of other data, and an external one would lead 
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.in_use import is_over
 from pyxlsnap.disks.qcow2.qemu import image_chain
 from pyxlsnap.errors import DiskError, Refused

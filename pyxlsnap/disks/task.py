@@ -1,9 +1,10 @@
 """What the objects of a disk strategy are told of the operation that they work for."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.linux.room import Room
 
 

@@ -8,12 +8,12 @@ of disks: the memory would go back, and this disk would not.
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pyxlsnap import paths
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX
 from pyxlsnap.errors import QmpError, Refused
 from pyxlsnap.guest.protocols import Guest

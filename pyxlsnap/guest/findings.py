@@ -1,9 +1,9 @@
 """What a check of the host found before a revert, and how much it matters."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum, auto
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import Refused
 from pyxlsnap.text import one_line
 

@@ -1,9 +1,9 @@
 """What is in a snapshot, for the operations that restore one: from its cfgfile and memory file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import ConfigError
 from pyxlsnap.guest.saved import file_version, memory_path, reading, saved_config
 from pyxlsnap.memory import Header, read_header, walk

@@ -7,18 +7,19 @@ import select
 import signal
 import stat
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from pyxlsnap import paths
-from pyxlsnap.linux.stalled import Mounts, mount_of, served_mounts, stat_within
+from pyxlsnap.dataclass import dataclass
+from pyxlsnap.linux.stalled import Mounts, local_mounts, mount_of, served_mounts, stat_within
 from pyxlsnap.text import readable
 
 #: SIGKILL in a set of signals
 _KILL = 1 << signal.SIGKILL - 1
 _FLAGS = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)
+_MOUNT = re.compile(r"^mnt_id:\s*([0-9]+)$", re.MULTILINE)
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -181,15 +182,9 @@ def open_files(pid: int) -> dict[tuple[int, int], Opened]:
     Empty if the process has ended.
     """
     found: dict[tuple[int, int], Opened] = {}
-    process = paths.PROC / str(pid)
-    for number in _listed(f"{process}/fd"):
-        try:
-            info = (process / "fdinfo" / number).read_text(errors="replace")
-            key = identity(stat_within(process / "fd" / number))
-        except OSError:
-            continue  # closed meanwhile
-        mode = os.O_RDONLY if _flags(info) & os.O_ACCMODE == os.O_RDONLY else os.O_RDWR
-        found[key] = max(Opened(mode, int(number)), found.get(key, Opened(mode, -1)))
+    for file in _opened_by(pid):
+        opened = Opened(os.O_RDWR if file.writable else os.O_RDONLY, file.number)
+        found[file.key] = max(opened, found.get(file.key, opened))
     return found
 
 
@@ -224,21 +219,27 @@ def links_of(pid: int) -> list[OpenFile]:
 
     Empty if the process has ended.
     """
-    found = []
-    process = paths.PROC / str(pid)
+    return [file for file in _opened_by(pid) if file.name.startswith("/")]
+
+
+def _opened_by(pid: int) -> Iterator[OpenFile]:
+    """All that a process has open."""
+    process = f"{paths.PROC}/{pid}"
+    local = local_mounts(process)
     for number in _listed(f"{process}/fd"):
+        link = f"{process}/fd/{number}"
         try:
-            name = os.readlink(process / "fd" / number)  # noqa: PTH115
-            if not name.startswith("/"):
-                continue
-            info = (process / "fdinfo" / number).read_text(errors="replace")
-            there = stat_within(process / "fd" / number)
+            name = os.readlink(link)  # noqa: PTH115
+            info = Path(f"{process}/fdinfo/{number}").read_text(errors="replace")
+            # Only a file on a server can keep us waiting. (A thread for each takes long.)
+            on = _MOUNT.search(info)
+            near = not name.startswith("/") or (on and int(on[1]) in local)
+            there = os.stat(link) if near else stat_within(link)  # noqa: PTH116
         except OSError:
             continue  # closed meanwhile
         writable = _flags(info) & os.O_ACCMODE != os.O_RDONLY
         is_file, has_name = stat.S_ISREG(there.st_mode), there.st_nlink > 0
-        found.append(OpenFile(int(number), name, has_name, writable, identity(there), is_file))
-    return found
+        yield OpenFile(int(number), name, has_name, writable, identity(there), is_file)
 
 
 def _flags(info: str) -> int:

@@ -7,7 +7,7 @@ disk. Whoever only compares files must not wait for it.
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,17 +74,27 @@ def served_mounts(process: str) -> Mounts:
 
     :param process: its directory in /proc.
     """
-    found = {}
+    return {number: device for number, device, is_served in _mounts(process) if is_served}
+
+
+def local_mounts(process: str) -> set[int]:
+    """The other mounts, as a process sees them, by their number.
+
+    :param process: its directory in /proc.
+    """
+    return {number for number, _, is_served in _mounts(process) if not is_served}
+
+
+def _mounts(process: str) -> Iterator[tuple[int, int, bool]]:
+    """Each mount: its number, its device, and whether a server has its files."""
     for line in _lines(f"{process}/mountinfo"):
         fields, _, more = line.partition(b" - ")
         try:
             number, _, device, *_ = fields.split(b" ", 3)
             major, minor = map(int, device.split(b":"))
-            if more.startswith(_SERVED):
-                found[int(number)] = os.makedev(major, minor)
+            yield int(number), os.makedev(major, minor), more.startswith(_SERVED)
         except ValueError:
             continue  # it is no line of a mount
-    return found
 
 
 def mount_of(process: str, descriptor: str) -> int:

@@ -25,9 +25,10 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import BinaryIO, Final
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import BadMemoryFile, UsageError
 from pyxlsnap.memory.reader import Reader
 from pyxlsnap.model import DiskRequest, Metadata, RunState, check_name, check_text

@@ -7,10 +7,10 @@ tools/libs/guest/xg_sr_restore_x86_pv.c and _hvm.c.
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Final
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import BadMemoryFile
 from pyxlsnap.memory.pfns import PfnSet
 from pyxlsnap.memory.reader import Reader

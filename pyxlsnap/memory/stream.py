@@ -14,9 +14,9 @@ the running domain is already destroyed, or never. :mod:`.records` checks the re
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import BinaryIO, Final
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.memory.reader import Reader
 from pyxlsnap.memory.records import HEAD, Container, Image, Libxc, Libxl, Record
 

@@ -16,9 +16,9 @@ is one that ``xl save`` could have written: ``xl restore`` reads it. It differs 
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import BadMemoryFile
 
 try:

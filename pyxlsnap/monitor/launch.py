@@ -12,7 +12,7 @@ from typing import Protocol
 from pyxlsnap.errors import OperationFailed, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.processes import environment, python
-from pyxlsnap.monitor.xl import about_foreground, xl_monitor
+from pyxlsnap.monitor.xl import Xl, xl_process
 from pyxlsnap.request import ComingWatch, StartMonitor
 from pyxlsnap.text import command, readable
 
@@ -124,16 +124,9 @@ def not_started(uuid: str, why: str) -> OperationFailed:
     return OperationFailed(f"the watch of {uuid} did not start: {why}", step="monitor")
 
 
-def loses_monitor(host: Host, guest: Guest) -> bool:
-    """Whether xl's process for this domain ends at a suspend: before Xen 4.20 it does."""
-    return host.xen_version() < (4, 20) and xl_monitor(guest.name) is not None
-
-
-def notice_foreground(host: Host, guest: Guest) -> list[str]:
-    """A warning, if xl runs in the foreground for this domain, and ends at a suspend."""
-    if not loses_monitor(host, guest):
-        return []
-    return about_foreground(guest.name, when="when the guest is suspended")
+def ending_monitor(host: Host, guest: Guest) -> Xl | None:
+    """xl's process for this domain, if it ends at a suspend: before Xen 4.20 it does."""
+    return xl_process(guest.name) if host.xen_version() < (4, 20) else None
 
 
 def keep_watched(

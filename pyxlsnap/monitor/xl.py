@@ -8,10 +8,11 @@ told to create or restore the domain.
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import BadMemoryFile
 from pyxlsnap.linux.files import open_regular
 from pyxlsnap.linux.processes import process_name, started
@@ -85,12 +86,12 @@ def xl_process(name: str) -> Xl | None:
     return told
 
 
-def about_foreground(name: str, *, when: str) -> list[str]:
+def about_foreground(found: Xl | None, name: str, *, when: str) -> list[str]:
     """A warning, if xl watches a domain in the foreground, and ends.
 
+    :param found: xl's process for the domain.
     :param when: the event at which it ends, as the end of a sentence.
     """
-    found = xl_process(name)
     if found is None or not found.foreground:
         return []
     return [

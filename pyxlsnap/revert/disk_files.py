@@ -7,10 +7,10 @@ the snapshot belongs to.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks import plugins
 from pyxlsnap.disks.qcow2.backing import chain_files, refuse_broken
 from pyxlsnap.disks.served import ServedDisks, is_local

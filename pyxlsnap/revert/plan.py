@@ -4,10 +4,11 @@ All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
@@ -21,7 +22,7 @@ from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.limits import refuse_limits
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig, RunState
-from pyxlsnap.monitor.xl import about_foreground
+from pyxlsnap.monitor.xl import about_foreground, xl_process
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
 from pyxlsnap.revert.examination import Examination
@@ -159,8 +160,9 @@ def _look(examination: Examination, saved: snapshot.Saved) -> Findings:
     found = examination.look()
     vdevs = {disk.vdev for disk, _ in examination.chosen}
     risks = find_risks(examination.host, config, guest, vdevs, memory=saved.path, xen=saved.xen)
-    xl = about_foreground(config.name, when="when the domain is destroyed")
-    return Findings((*risks, *found.risks), (*found.warnings, *xl))
+    xl = xl_process(config.name)
+    foreground = about_foreground(xl, config.name, when="when the domain is destroyed")
+    return Findings((*risks, *found.risks), (*found.warnings, *foreground))
 
 
 def _check(host: Host, plan: RevertPlan, risks: Sequence[str]) -> None:

@@ -7,11 +7,11 @@ not read an unchanged file to its end again.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.guest import snapshot
 from pyxlsnap.guest.saved import file_version, memory_path, reading

@@ -12,8 +12,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.locks import unlock
 from pyxlsnap.linux.processes import Process, how_ended, is_killed

@@ -7,9 +7,9 @@ import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.changeable import file_flags

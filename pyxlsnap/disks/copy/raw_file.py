@@ -7,10 +7,10 @@ second.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.changeable import refuse_unchangeable
 from pyxlsnap.disks.copy.content import (
     BYTES_PER_S,

@@ -5,9 +5,9 @@ Nothing here needs a shell, or an active volume.
 
 import json
 import subprocess
-from dataclasses import dataclass
 from typing import Any
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.lvm.names import device_number, device_path, is_volume, names_of
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import scratch_file, scratch_text

@@ -3,10 +3,10 @@
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.block_devices import attribute, sys_directory
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest

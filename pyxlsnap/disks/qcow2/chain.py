@@ -7,9 +7,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.copy.content import copy_attributes, new_file
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.qcow2.printed import way_to_delete

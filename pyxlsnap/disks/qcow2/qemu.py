@@ -8,10 +8,10 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import DiskError, QmpError, Refused
 from pyxlsnap.linux.files import scratch_file, scratch_text
 from pyxlsnap.linux.processes import Process

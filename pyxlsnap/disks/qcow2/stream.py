@@ -12,10 +12,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.qcow2.chain import OVERLAY_SUFFIX
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX, GuestQemu, image_chain
 from pyxlsnap.disks.standing import stands_on

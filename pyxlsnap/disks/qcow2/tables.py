@@ -14,10 +14,10 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.text import bytes_of
 
 # as measured; a decrease has QEMU flush the image each time that a block leaves its cache

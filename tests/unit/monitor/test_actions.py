@@ -22,7 +22,7 @@ from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.monitor import actions as module
 from pyxlsnap.monitor.actions import monitor
-from pyxlsnap.monitor.launch import keep_watched, loses_monitor
+from pyxlsnap.monitor.launch import ending_monitor, keep_watched
 from pyxlsnap.monitor.xl import xl_monitor
 from pyxlsnap.request import Callbacks
 from pyxlsnap.results import DomainEvent
@@ -420,9 +420,9 @@ def test_a_process_that_only_reads_the_log_is_not_xl(world: World, tmp_path: Pat
 def test_xls_process_leaves_before_4_20_only(world: World, version: tuple[int, int]) -> None:
     world.host.version = version
     guest = world.guest()
-    assert not loses_monitor(world.host, guest)
+    assert ending_monitor(world.host, guest) is None
     with xl_watching("vm1"):
-        assert loses_monitor(world.host, guest) == (version < (4, 20))
+        assert (ending_monitor(world.host, guest) is not None) == (version < (4, 20))
 
 
 def test_the_end_of_a_process_is_waited_for() -> None:

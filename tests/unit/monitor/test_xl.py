@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyxlsnap import paths
 from pyxlsnap.linux.processes import started
 from pyxlsnap.monitor import xl as module
-from pyxlsnap.monitor.launch import loses_monitor, notice_foreground
+from pyxlsnap.monitor.launch import ending_monitor
 from pyxlsnap.monitor.xl import about_foreground, xl_monitor, xl_process
 from tests.unit.support.memory_files import xl_file
 from tests.unit.support.waiting import eventually
@@ -196,17 +196,18 @@ def test_any_config_file_can_be_read(text: str) -> None:
 
 def test_a_snapshot_ends_one_in_the_foreground(xl: Xl, world: World) -> None:
     guest = world.guest(name="web1")
-    assert notice_foreground(world.host, guest) == []
+    assert ending_monitor(world.host, guest) is None
     with xl.running("create", "-F", str(xl.config)) as pid:
-        assert loses_monitor(world.host, guest)
-        (line,) = notice_foreground(world.host, guest)
+        found = ending_monitor(world.host, guest)
+        (line,) = about_foreground(found, "web1", when="when the guest is suspended")
         assert (
             f"(pid {pid}: xl create -F {xl.config}), and ends when the guest is suspended" in line
         )
         assert "ExecStop=" in line
         world.host.version = (4, 20)
-        assert notice_foreground(world.host, guest) == []
+        assert ending_monitor(world.host, guest) is None
     with xl.running("create", str(xl.config), log="xl-web1.log"):
         world.host.version = (4, 17)
-        assert notice_foreground(world.host, guest) == []
-        assert about_foreground("web1", when="now") == []
+        found = ending_monitor(world.host, guest)
+        assert found
+        assert about_foreground(found, "web1", when="now") == []
