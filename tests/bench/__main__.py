@@ -18,7 +18,8 @@ from typing import Any
 
 from tests.bench import in_lab, native
 from tests.bench.cells import BY_NAME, CELLS, Cell
-from tests.bench.report import must_reach, publish
+from tests.bench.report import publish
+from tests.bench.targets import must_reach
 from tests.lab.harness import cache
 from tests.project import PROJECT
 

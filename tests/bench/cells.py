@@ -7,6 +7,7 @@ from tests.bench.measure import Way
 SAVES = (Way.XL_SAVE, Way.STOPPED, Way.LIVE)
 REVERTS = (Way.REVERT, Way.XL_REVERT)
 LIVE = (Way.BARE_LIVE, Way.LIVE)
+GROWTH = (Way.XL_SAVE, Way.LIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,8 @@ class Cell:
     memory_mib: int = 256
     vcpus: int = 1
     disks: int = 1
+    #: each disk is a qcow2 image on a chain of so many others
+    chain: int = 0
     #: the disks are thin volumes of LVM, not qcow2 files
     lvm: bool = False
     #: memory that is not zero, beyond what the guest has anyway, MiB
@@ -40,15 +43,16 @@ CLONED = Cell("clones", "PVH, 64 MiB, one qcow2 disk, idle", (), memory_mib=64)
 # has anyway, 100 MiB more make a third of its memory zero.
 CELLS = (
     BASE,
-    Cell("memory-128", "128 MiB", SAVES, memory_mib=128),
-    Cell("memory-512", "512 MiB", SAVES, memory_mib=512),
+    Cell("memory-128", "128 MiB", GROWTH, memory_mib=128),
+    Cell("memory-512", "512 MiB", GROWTH, memory_mib=512),
     Cell("dirty-1", "writes to 1 MiB/s of its memory", LIVE, filled_mib=32, dirty_kib=1024),
     Cell("dirty-16", "writes to 16 MiB/s of its memory", LIVE, filled_mib=32, dirty_kib=16384),
-    Cell("disks-4", "four disks", (*SAVES, *REVERTS), disks=4),
-    Cell("lvm", "thin LVM volume", (*SAVES, *REVERTS), lvm=True),
+    Cell("disks-4", "four disks", (Way.LIVE, *REVERTS), disks=4),
+    Cell("lvm-4", "four thin LVM volumes", (Way.STOPPED, Way.LIVE, *REVERTS), disks=4, lvm=True),
+    Cell("chain-8", "its image stands on eight others", (Way.LIVE, Way.REVERT), chain=8),
     Cell("pv", "PV", (Way.XL_SAVE, Way.STOPPED, *REVERTS), kind="pv"),
     Cell("hvm", "HVM", (*SAVES, *REVERTS), kind="hvm"),
-    Cell("vcpus-2", "two vcpus", SAVES, vcpus=2),
+    Cell("vcpus-2", "two vcpus", GROWTH, vcpus=2),
     Cell(
         "slow-disk",
         "a third of its memory is zero, disk of 12 MiB/s",

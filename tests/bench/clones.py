@@ -3,7 +3,7 @@
 usage: python3 -m tests.bench.clones TASK, which is a :class:`Task` as JSON. Prints a line of JSON
 for each measurement: {"round": 1, "way": "pyxlsnap, clone", "figures": {"one_s": 3.2}}.
 
-This file and measure.py are all that is copied to the dom0.
+See measure.py for what else is copied to the dom0.
 """
 
 import json

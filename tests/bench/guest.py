@@ -1,5 +1,8 @@
 """The guests of the bench: those of the lab, with a memory, disks and a load of their own."""
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 from tests.bench.cells import Cell
 from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.guests import DISK_SIZE, DISKS, KERNEL_WORDS, Guest
@@ -39,9 +42,15 @@ class BenchGuest(Guest):
                 thin = ["lvcreate", "-q", "-V", VOLUME_SIZE, "-T", f"{GROUP}/{POOL}", "-n", name]
                 self.dom0.run(thin)
             else:
-                # A new file: the QEMU of the guest before may not have ended yet.
-                image = f"qemu-img create -q -f qcow2 {path} {DISK_SIZE}"
-                self.dom0.run(f"rm -f {path} && {image}")
+                # New files: the QEMU of the guest before may not have ended yet.
+                self.dom0.run(f"rm -f {path}*; {'; '.join(self._images(path))}")
+
+    def _images(self, path: str) -> Iterator[str]:
+        """The commands that make an image, and the files that it stands on."""
+        files = [*(f"{path}.{n}" for n in range(self.cell.chain)), path]
+        yield f"qemu-img create -q -f qcow2 {files[0]} {DISK_SIZE}"
+        for below, file in pairwise(files):
+            yield f"qemu-img create -q -f qcow2 -b {below} -F qcow2 {file}"
 
     def config_text(self) -> str:
         """The lab's, and lines that change it: of several lines for one key xl takes the last."""

@@ -22,9 +22,9 @@ from tests.lab.harness.machine import Machine
 from tests.lab.harness.mixed import quicken_hotplug
 
 HERE = Path(__file__).parent
-SCRIPT = "/root/measure.py"
-#: where what measures clones finds its modules
+#: where the scripts find each other, as modules
 PACKAGE = "/root/bench"
+SCRIPTS = ("measure.py", "memory_file.py", "clones.py")
 # Of the longest measurement, with what is before and after it.
 LIMIT_S = 900.0
 #: what is recorded for the stream writer: the memory file of the base cell, by `xl save -c`
@@ -65,7 +65,8 @@ def prepare(lab: Lab, say: cache.Say) -> None:
     for name in STANDARD:
         dom0.run(["xl", "destroy", name])
     quicken_hotplug(dom0)
-    dom0.write(SCRIPT, (HERE / "measure.py").read_bytes())
+    for name in SCRIPTS:
+        dom0.write(f"{PACKAGE}/tests/bench/{name}", (HERE / name).read_bytes())
     dom0.write(f"{BARE}.c", (HERE / "bare.c").read_bytes())
     libraries = "$(pkg-config --cflags --libs xenlight xentoollog)"
     dom0.run(f"gcc -O2 -Wall -o {BARE} {BARE}.c {libraries}", timeout=300)
@@ -78,8 +79,6 @@ def clones(rounds: int, say: cache.Say) -> dict[str, Any]:
         guest = BenchGuest(lab.dom0, CLONED)
         guest.create()
         guest.wait_first(FIRST_TICK)
-        for name in ("measure.py", "clones.py"):
-            lab.dom0.write(f"{PACKAGE}/tests/bench/{name}", (HERE / name).read_bytes())
         logs = str(Path(guest.log).parent)
         task = clones_in_dom0.Task(guest.name, guest.config, logs, guest.disks, rounds)
         words = ["python3", "-u", "-m", "tests.bench.clones", json.dumps(asdict(task))]
@@ -121,7 +120,8 @@ def run(dom0: Dom0, task: Task, say: cache.Say) -> dict[str, list[Round]]:
     :raises CommandFailed: the script failed.
     """
     found: dict[str, list[Round]] = {way: [] for way in task.ways}
-    with dom0.start(["python3", "-u", SCRIPT, json.dumps(asdict(task))]) as running:
+    words = ["python3", "-u", "-m", "tests.bench.measure", json.dumps(asdict(task))]
+    with dom0.start(words, cwd=PACKAGE) as running:
         running.end_input()
         for line in running.lines(timeout=LIMIT_S):
             one = json.loads(line)

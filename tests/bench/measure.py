@@ -1,15 +1,14 @@
 """In dom0: snapshots and reverts of one guest, by every way, in turn; what each takes.
 
-usage: measure.py TASK, which is a :class:`Task` as JSON. Prints a line of JSON for each measurement
-when it is made: {"round": 1, "way": "pyxlsnap, live", "figures": {...}}. The names of the figures
-have their units; :func:`main` lists them.
+usage: python3 -m tests.bench.measure TASK, which is a :class:`Task` as JSON. Prints a line of JSON
+for each measurement when it is made: {"round": 1, "way": "pyxlsnap, live", "figures": {...}}. The
+names of the figures have their units; :func:`main` lists them.
 
-This file is all that is copied to the dom0, so it imports nothing of the project.
+This file, memory_file.py and clones.py are all that is copied to the dom0.
 """
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import tempfile
@@ -18,13 +17,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from tests.bench.memory_file import memory_in
 
 FILES = Path("/var/lib/xen/bench")
 BARE = "/root/bare"
 #: what `xl restore` starts from, and the name of the disk snapshots that belong to it
 PEER_FILE, PEER = FILES / "peer.save", "peer"
-PAGE = 4096
 #: a guest must say so many lines that all is well before the next measurement
 TICKS = 2
 WAIT_S = 300.0
@@ -43,6 +43,7 @@ class Way(StrEnum):
     STOPPED = "pyxlsnap, stopped"
     LIVE = "pyxlsnap, live"
     REVERT = "pyxlsnap, revert"
+    REPEATED = "pyxlsnap, repeated revert"
     XL_REVERT = "xl, revert"
 
 
@@ -199,6 +200,24 @@ def revert(task: Task, result: dict[str, Any]) -> dict[str, float]:
     }
 
 
+# The first revert of a Reverter does all that is done once.
+REPEAT = """
+import json, sys, time, pyxlsnap
+with pyxlsnap.Reverter(*sys.argv[1:]) as reverter:
+    reverter.revert()
+    begun = time.monotonic()
+    off = reverter.revert().seconds_off
+print(json.dumps({"whole_s": time.monotonic() - begun, "off_s": off}))
+"""
+
+
+def repeated(task: Task, result: dict[str, Any]) -> dict[str, float]:
+    """The second revert of a ``pyxlsnap.Reverter``."""
+    done = timed("python3", "-c", REPEAT, task.domain, result["cfgfile"])
+    found: dict[str, float] = json.loads(done.out)
+    return found
+
+
 def xl_revert(task: Task) -> dict[str, float]:
     """The same by hand: destroy, put each disk back, restore."""
     qemu = qemu_of(task)
@@ -282,64 +301,26 @@ def settle_log(domain: str, log: Path) -> None:
         time.sleep(0.05)
 
 
-# A memory file
-
-
-def memory_in(path: Path) -> dict[str, float]:
-    """What a file of ``xl save`` has of the guest's memory, and what of that is not zero."""
-    zero, pages, full = bytes(PAGE), 0, 0
-    with path.open("rb") as file:
-        for page in pages_of(file):
-            pages += 1
-            full += page != zero
-    return {"memory_bytes": pages * PAGE, "not_zero_bytes": full * PAGE}
-
-
-def pages_of(file: BinaryIO) -> Iterator[bytes]:
-    """The pages of a file of ``xl save``, for a guest that was not saved live.
-
-    The format: docs/specs/libxl-migration-stream.pandoc and libxc-migration-stream.pandoc in Xen's
-    source, and save_file_header in tools/xl/xl.h.
-    """
-    (optional,) = struct.unpack("<I", file.read(48)[44:])
-    # libxl's header, its record LIBXC_CONTEXT, and the two headers of libxc's image
-    file.seek(48 + optional + 16 + 8 + 24 + 16)
-    while True:
-        kind, length = struct.unpack("<2I", file.read(8))
-        end = file.tell() + length + -length % 8
-        if kind == 0:
-            return
-        if kind == 1:
-            (count, _) = struct.unpack("<2I", file.read(8))
-            file.seek(8 * count, os.SEEK_CUR)
-            for _ in range((length - 8 - 8 * count) // PAGE):
-                yield file.read(PAGE)
-        file.seek(end)
-
-
 def measurements(task: Task, number: int) -> Iterator[tuple[Way, Callable[[], dict[str, float]]]]:
     """What a round measures, in its order."""
     kept: dict[str, Any] = {}
 
-    def stopped() -> dict[str, float]:
-        found, result = create(task, f"r{number}-stopped")
-        kept.update(result)
+    def snapshot(name: str, *words: str) -> dict[str, float]:
+        """The first of a round stays for the reverts."""
+        found, result = create(task, f"r{number}-{name}", *words)
+        if kept:
+            forget(result)
+        else:
+            kept.update(result)
         return found
-
-    def live() -> dict[str, float]:
-        found, result = create(task, f"r{number}-live", "--live")
-        forget(result)
-        return found
-
-    def back() -> dict[str, float]:
-        return revert(task, kept)
 
     yield Way.XL_SAVE, lambda: save(task, look=number == 1)
     yield Way.BARE_STOPPED, lambda: bare(task, "suspend")
     yield Way.BARE_LIVE, lambda: bare(task, "live")
-    yield Way.STOPPED, stopped
-    yield Way.LIVE, live
-    yield Way.REVERT, back
+    yield Way.STOPPED, lambda: snapshot("stopped")
+    yield Way.LIVE, lambda: snapshot("live", "--live")
+    yield Way.REVERT, lambda: revert(task, kept)
+    yield Way.REPEATED, lambda: repeated(task, kept)
     if kept:
         forget(kept)
     yield Way.XL_REVERT, lambda: xl_revert(task)

@@ -67,12 +67,30 @@ def commands(rounds: int, say: cache.Say) -> dict[str, Any]:
         for _ in range(rounds):
             for name, given in known.items():
                 found[name].append(_run(given, directory))
-    return {name: spreads(figures) for name, figures in found.items()}
+        figures = {name: spreads(figures) for name, figures in found.items()}
+        return figures | {"import pyxlsnap": spreads(_import(directory) for _ in range(rounds))}
+
+
+def _import(compiled: str) -> dict[str, float]:
+    """What the import takes beyond the start of Python."""
+    done, start = (
+        timed(sys.executable, "-c", text, env=_environment(compiled))
+        for text in ("import pyxlsnap", "pass")
+    )
+    return {
+        "cpu_s": max(done.cpu_seconds - start.cpu_seconds, 0.0),
+        "whole_s": max(done.seconds - start.seconds, 0.0),
+    }
+
+
+def _environment(compiled: str) -> dict[str, str]:
+    env = os.environ | {"PYTHONPATH": str(PROJECT), "PYTHONPYCACHEPREFIX": compiled}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    return env
 
 
 def _run(given: list[str], compiled: str) -> dict[str, float]:
-    env = os.environ | {"PYTHONPATH": str(PROJECT), "PYTHONPYCACHEPREFIX": compiled}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    env = _environment(compiled)
     done = timed(sys.executable, "-m", "pyxlsnap", *given, may_fail=True, env=env)
     if given != ["--help"] and _NO_XEN not in done.out:
         raise RuntimeError(f"{given} did not ask libxl: {done.out}")

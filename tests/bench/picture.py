@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tests.bench.measure import Way
-from tests.bench.report import SAVES, Bench, Figures
+from tests.bench.report import SAVES
+from tests.bench.targets import Bench, Figures
 
 #: marker and colour of each way, and its place in the row; the colours differ for colour-blind
 #: eyes, too

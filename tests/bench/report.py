@@ -1,4 +1,4 @@
-"""What a run of the bench says: what must be reached, and the tables of README and how-fast.rst.
+"""The tables that README and docs/how-fast.rst have of a run of the bench.
 
     python -m tests.bench.report [FILE]     # build/bench.json
 
@@ -7,15 +7,15 @@ A report, not a test: a slow day fails nothing.
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from docs import timeline
 from docs.timeline import Span, Times
 from tests.bench.clones import Way as CloneWay
 from tests.bench.measure import Way
+from tests.bench.targets import COUNTS, MIB, Bench, Figures, must_reach, writer_cpu
 from tests.lab.harness.support import README, put
 
 BEGIN: Final = "<!-- python -m tests.bench.report -->\n"
@@ -23,10 +23,7 @@ PICTURE: Final = "docs/how-fast.svg"
 #: the page with all tables, and the comments around them
 PAGE: Final = README.parent / "docs" / "how-fast.rst"
 PAGE_BEGIN, PAGE_END = ".. python -m tests.bench.report\n", ".. end\n"
-MIB: Final = 1 << 20
-#: seconds for which a live snapshot suspended the guest of the base cell before there was the
-#: stream writer, in the same lab (commit 991ed66)
-BEFORE_S: Final = 0.47
+BACK: Final = (Way.XL_REVERT, Way.REVERT, Way.REPEATED)
 #: the columns of the tables
 SAVES: Final = (Way.XL_SAVE, Way.BARE_STOPPED, Way.STOPPED, Way.BARE_LIVE, Way.LIVE)
 HEADS: Final = {
@@ -36,161 +33,9 @@ HEADS: Final = {
     Way.STOPPED: "pyxlsnap, stopped",
     Way.LIVE: "pyxlsnap, live",
     Way.REVERT: "pyxlsnap",
+    Way.REPEATED: "pyxlsnap, repeated",
     Way.XL_REVERT: "`xl` by hand",
 }
-
-#: the columns of the table of clones
-COUNTS: Final = {"one_s": "one", "eight_s": "eight at once"}
-
-#: a run of the bench, as in its JSON file
-Bench = Mapping[str, Any]
-
-
-#: where something was found, a cell or a stream, and how much; ``None``: it was not measured there
-Found = tuple[str, float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Something that must be reached."""
-
-    what: str
-    #: the worst that was found; ``None``: it was measured nowhere
-    found: float | None
-    where: str
-    at_most: float
-    unit: str
-
-    @classmethod
-    def of(cls, what: str, found: Iterable[Found], at_most: float, unit: str = "x") -> Self:
-        """The line for the worst of what was found."""
-        known = [(value, where) for where, value in found if value is not None]
-        value, where = max(known, default=(None, ""))
-        return cls(what, value, where, at_most, unit)
-
-    def __str__(self) -> str:
-        if self.found is None:
-            return f"not measured  {self.what}"
-        reached = "reached    " if self.found <= self.at_most else "NOT REACHED"
-        found, at_most = self.shown()
-        return f"{reached}   {self.what}: {found}, at most {at_most}"
-
-    def shown(self) -> tuple[str, str]:
-        """What was found and where, and what is allowed, with the unit."""
-        most = f"{self.at_most:.3f}{self.unit}"
-        found = "not measured" if self.found is None else f"{self.found:.3f}{self.unit}"
-        return f"{found} ({self.where})" if self.where else found, most
-
-
-class Figures:
-    """The figures of one cell."""
-
-    def __init__(self, cell: Mapping[str, Any]) -> None:
-        self._ways: Mapping[str, Any] = cell.get("ways", {})
-
-    def spread(self, way: Way, key: str) -> Mapping[str, float] | None:
-        """Median, minimum and maximum of one figure; ``None`` if it was not measured."""
-        found: Mapping[str, float] | None = self._ways.get(way, {}).get(key)
-        return found
-
-    def median(self, way: Way, key: str) -> float | None:
-        found = self.spread(way, key)
-        return found["median"] if found else None
-
-
-def must_reach(bench: Bench) -> list[Line]:
-    """Every line of what must be reached, each with the worst that was found."""
-    cells = {name: Figures(cell) for name, cell in bench.get("lab", {}).items()}
-    base = {name: cells[name] for name in cells if name == "base"}
-    slow = {name: cells[name] for name in cells if name == "slow-disk"}
-    others = {name: cells[name] for name in cells if name != "slow-disk"}
-    return [
-        Line.of("file, live against stopped", _each(cells, _live_to_stopped), 1.001),
-        Line.of("file, above 1.002 of xl save -c's", _each(cells, _above_xl), 1.0, " MiB"),
-        Line.of("on disk, against the memory that is not zero", _each(cells, _on_disk), 1.02),
-        Line.of(
-            "stopped, suspended, against the slowest xl save -c", _each(others, _stopped_to_xl), 1.0
-        ),
-        Line.of("the same with a slow disk", _each(slow, _ratio_suspended), 0.8),
-        Line.of("live, suspended", _each(base, _live_suspended), BEFORE_S, " s"),
-        Line.of("CPU of the stream writer, against dd", _writer_cpu(bench), 1.3),
-        Line.of("memory of the writer but 2 bytes a page", _writer_memory(bench), 64.0, " MiB"),
-        *(_clones_must_reach(bench) if "clones" in bench else ()),
-    ]
-
-
-def _clones_must_reach(bench: Bench) -> list[Line]:
-    """The seconds until a clone counts, one and eight at once."""
-    return [
-        Line.of("clone, against xl by hand", _clones(bench, CloneWay.COLD), 1.5),
-        Line.of("clone from a pool, against xl by hand", _clones(bench, CloneWay.POOL), 1.0),
-    ]
-
-
-def _clones(bench: Bench, way: CloneWay) -> Iterator[Found]:
-    found: Mapping[str, Any] = bench["clones"]
-    for key, count in COUNTS.items():
-        ours, xl = (found.get(w, {}).get(key) for w in (way, CloneWay.XL))
-        yield count, ours["median"] / xl["median"] if ours and xl else None
-
-
-def _each(
-    cells: Mapping[str, Figures], of: Callable[[Figures], Iterable[float | None]]
-) -> Iterator[Found]:
-    for name, cell in cells.items():
-        for value in of(cell):
-            yield name, value
-
-
-def _ratio(one: float | None, other: float | None) -> float | None:
-    return one / other if one is not None and other else None
-
-
-def _live_to_stopped(cell: Figures) -> Iterator[float | None]:
-    yield _ratio(cell.median(Way.LIVE, "file_bytes"), cell.median(Way.STOPPED, "file_bytes"))
-
-
-def _above_xl(cell: Figures) -> Iterator[float]:
-    xl = cell.median(Way.XL_SAVE, "file_bytes")
-    for way in (Way.LIVE, Way.STOPPED):
-        size = cell.median(way, "file_bytes")
-        if xl is not None and size is not None:
-            yield (size - xl * 1.002) / MIB
-
-
-def _on_disk(cell: Figures) -> Iterator[float | None]:
-    full = cell.median(Way.XL_SAVE, "not_zero_bytes")
-    for way in (Way.LIVE, Way.STOPPED):
-        yield _ratio(cell.median(way, "disk_bytes"), full)
-
-
-def _ratio_suspended(cell: Figures) -> Iterator[float | None]:
-    ours, xl = (cell.median(way, "suspended_s") for way in (Way.STOPPED, Way.XL_SAVE))
-    yield _ratio(ours, xl)
-
-
-def _stopped_to_xl(cell: Figures) -> Iterator[float | None]:
-    """1.0 is the largest that is allowed: the slowest of xl, or 1.10 of its median."""
-    ours, xl = cell.median(Way.STOPPED, "suspended_s"), cell.spread(Way.XL_SAVE, "suspended_s")
-    yield _ratio(ours, max(xl["max"], 1.1 * xl["median"])) if xl else None
-
-
-def _live_suspended(cell: Figures) -> Iterator[float | None]:
-    yield cell.median(Way.LIVE, "suspended_s")
-
-
-def _writer_cpu(bench: Bench) -> Iterator[Found]:
-    for name, found in bench.get("writer", {}).get("streams", {}).items():
-        yield name, _ratio(*(found[who]["cpu_seconds"]["median"] for who in ("writer", "dd")))
-
-
-def _writer_memory(bench: Bench) -> Iterator[Found]:
-    """What the writer uses beyond 2 bytes for each page of the made-up guests, MiB."""
-    writer = bench.get("writer", {})
-    for name, found in writer.get("streams", {}).items():
-        pages = writer["gib"] * (1 << 18)
-        yield name, found["writer"]["memory_mib"]["median"] - 2 * pages / MIB
-
 
 # The tables: a few lines for README (Markdown), everything for docs/how-fast.rst
 
@@ -246,7 +91,10 @@ def render(bench: Bench) -> str:
         "differs from the first in what its line says:\n",
         _table_of(cells, SAVES, "suspended_s"),
         "Seconds for which a revert stopped the guest:\n",
-        _table_of(cells, (Way.XL_REVERT, Way.REVERT), "off_s"),
+        _table_of(cells, BACK, "off_s"),
+        "Seconds of the whole command:\n",
+        _table_of(cells, (Way.XL_SAVE, Way.STOPPED, Way.LIVE), "whole_s"),
+        _table_of(cells, (Way.XL_REVERT, Way.REVERT), "whole_s"),
         "The first guest, by every way:\n",
         _every_way(Figures(lab.get("base", {}))),
         _clone_table(bench),
@@ -302,7 +150,7 @@ def _every_way(base: Figures) -> str:
         whole = base.spread(way, "whole_s")
         if whole is None:
             continue
-        name = f"{HEADS[way]}, revert" if way in (Way.REVERT, Way.XL_REVERT) else HEADS[way]
+        name = f"{HEADS[way]}, revert" if way in BACK else HEADS[way]
         sizes = [base.median(way, key) for key in ("file_bytes", "disk_bytes")]
         shown = ["" if size is None else f"{size / MIB:.1f}" for size in sizes]
         rows.append([name, seconds(whole), seconds(base.spread(way, "cpu_s")), *shown])
@@ -327,7 +175,7 @@ def _native(bench: Bench) -> str:
     lines = [f"Processor time of a command until it asks libxl, seconds: {', '.join(cpu)}."]
     streams = bench.get("writer", {}).get("streams", {})
     speeds = [found["writer"]["gib_per_second"]["median"] for found in streams.values()]
-    ratio = max((value for _, value in _writer_cpu(bench) if value), default=0.0)
+    ratio = max((value for _, value in writer_cpu(bench) if value), default=0.0)
     if speeds:
         lines.append(
             f"The stream writer takes {min(speeds):.1f} to {max(speeds):.1f} GiB a second from a "
