@@ -74,17 +74,17 @@ html: $(VENV)/built
 	$(PY) -m sphinx -q -E -W --keep-going -b html docs build/docs/html
 
 unit: $(VENV)/built
-	$(PY) -m pytest tests/unit -n $(JOBS)
+	$(PY) -m pytest tests/unit -n $(JOBS) --dist worksteal
 
 lab: $(VENV)/built
 	$(PY) -m tests.lab state
-	$(PY) -m pytest tests/lab -m "not soak" -n $(LABS) --dist worksteal --durations=8
+	$(PY) -m pytest tests/lab -m "not soak" -n $(LABS) --dist loadgroup --durations=8
 
 smoke: smoke-$(XEN)
 
 smoke-%: $(VENV)/built
 	XEN=$* $(PY) -m tests.lab state
-	XEN=$* $(PY) -m pytest tests/lab -m smoke -n $(LABS) --dist worksteal --durations=0
+	XEN=$* $(PY) -m pytest tests/lab -m smoke -n $(LABS) --dist loadgroup --durations=0
 
 soak: $(VENV)/built $(SOAKED_TOO)
 	$(PY) -m tests.lab state

@@ -20,7 +20,7 @@ from tests.lab.harness.snapshots import (
     run_script,
 )
 
-# In `make test`: two on the Xen of the smoke tests. On the other, test_mixed.py tells the same.
+# In `make test`: two on the Xen of the smoke tests. On the other, test_mixed.py tells of HVM.
 SOAK, SMOKE = pytest.mark.soak, pytest.mark.smoke
 CELLS = [
     pytest.param("pv", False, marks=SMOKE),

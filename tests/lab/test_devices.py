@@ -57,8 +57,9 @@ def refused(guest: Guest, *says: str) -> None:
     assert all(word in line for word in says), line
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("tidy")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
 def test_one_that_is_paused_since_its_restore(lab: Lab, kind: str) -> None:
     """Its drivers believe themselves connected, and its devices are not."""
     guest = lab.guest(kind)
