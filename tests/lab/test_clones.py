@@ -11,6 +11,7 @@ from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.guests import STANDARD, Guest
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.mixed import attach, quicken_hotplug, write_cfg
+from tests.lab.harness.patience import patient
 from tests.lab.harness.snapshots import create, pyxlsnap
 
 DISKS = f"/lab/disk {storage.BTRFS}"
@@ -78,14 +79,19 @@ def assert_goes_on(clone: Guest, at: int, boot: str) -> None:
     clone.assert_healthy()
 
 
+def domid(guest: Guest) -> str:
+    """Its domid; "" while there is none. During a reboot that changes at any moment."""
+    return guest.dom0.run(["xl", "domid", guest.name], check=False).out.strip()
+
+
 def reboot(clone: Guest) -> None:
     """Its reboot is watched, and it boots from its own disks."""
-    old = clone.domid()
+    old = domid(clone)
     clone.dom0.run(["xl", "sysrq", clone.name, "b"])
-    end = time.monotonic() + 300
-    while time.monotonic() < end and (not clone.exists() or clone.domid() == old):
+    end = time.monotonic() + patient(300)
+    while time.monotonic() < end and domid(clone) in ("", old):
         time.sleep(2)
-    assert clone.domid() != old
+    assert domid(clone) not in ("", old)
     clone.assert_healthy()
 
 
