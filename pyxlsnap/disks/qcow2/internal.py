@@ -192,7 +192,7 @@ class Internal:
             kept = any(t.name == self._kept_name for t in found)
             refuse_unfit(disk, image, more=0 if kept else 1)
             with refusing_os_errors():
-                self._check_kept(disk)
+                self._check_kept(disk, found)
             self._check_file(disk, image, kept=kept)
 
     def _check_file(self, disk: Disk, image: Mapping[str, Any], *, kept: bool) -> None:
@@ -207,13 +207,14 @@ class Internal:
         if path.is_file():
             refuse_full(disk, path.parent, self._needed[disk.vdev] + SLACK)
 
-    def _check_kept(self, disk: Disk) -> None:
+    def _check_kept(self, disk: Disk, found: Sequence[Tag]) -> None:
         """Note when the disk will be kept.
 
+        :param found: the disk snapshots in the image.
         :raises DiskError: a disk snapshot has the name already, and is not ours.
         """
         key = kept_key(disk.vdev)
-        there = self._kept_tags(image_tags(disk))
+        there = self._kept_tags(found)
         ours = self._noted.get(key) or self._of_killed.get(key)
         if not there:
             self._noted[key] = str(time.time())
@@ -249,25 +250,32 @@ class Internal:
         :raises DiskError: an image is still in use, or has such a tag that is not ours; nothing was
             written then.
         """
+        found = {}
         for disk in self.disks:
             wait_until_unused(disk, Path(disk.target))
-            self._check_kept(disk)
-        side_by_side([partial(self._apply, disk) for disk in self.disks])
+            found[disk.vdev] = image_tags(disk)
+            self._check_kept(disk, found[disk.vdev])
+        side_by_side([partial(self._apply, disk, found[disk.vdev]) for disk in self.disks])
 
-    def _apply(self, disk: Disk) -> None:
-        self._drop_left(disk)
-        if not self._kept_tags(image_tags(disk)):
+    def _apply(self, disk: Disk, found: Sequence[Tag]) -> None:
+        # (Each qemu-img takes time in which the domain is off. Nobody else changes the image.)
+        if self._drop_left(disk, found):
+            found = image_tags(disk)
+        if not self._kept_tags(found):
             in_file(disk, "-c", self._kept_name, self._waiting)
         in_file(disk, "-a", self._name, self._waiting)
 
-    def _drop_left(self, disk: Disk) -> None:
+    def _drop_left(self, disk: Disk, found: Sequence[Tag]) -> bool:
         """Delete what an earlier revert has kept, and left because a delete would have taken long.
 
         It is of no use: that revert has succeeded.
+
+        :returns: whether there was any.
         """
-        for tag in image_tags(disk):
-            if tag.name.endswith(KEPT_SUFFIX) and is_left(disk, [tag]):
-                in_file(disk, "-d", tag.name, self._waiting)
+        left = [tag for tag in found if tag.name.endswith(KEPT_SUFFIX) and is_left(disk, [tag])]
+        for tag in left:
+            in_file(disk, "-d", tag.name, self._waiting)
+        return bool(left)
 
     def finish_revert(self, qemu: GuestQemu) -> list[str]:
         """Delete the kept states; returns what could not be deleted, a line each."""
