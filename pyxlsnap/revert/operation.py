@@ -139,6 +139,6 @@ def _uuids(host: Host, request: RevertRequest, callbacks: Callbacks) -> list[str
     # Without a domain, it is off, or the name is wrong: the plan finds out.
     if guest := find_if_there(host, request.domain):
         uuids.add(guest.uuid)
-        if request.keep_current and guest.device_model_pid() is not None:
+        if guest.device_model_pid() is not None:  # the restored domain will have one, too
             callbacks.will_ask_qemu()
     return sorted(uuids)

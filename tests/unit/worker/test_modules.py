@@ -253,7 +253,7 @@ def test_neither_by_the_recovery_of_a_supervisor(
 
 
 @pytest.mark.parametrize(("has_qemu", "asked"), [(True, ["asks", "lock"]), (False, ["lock"])])
-@pytest.mark.parametrize("kind", ["create", "delete", "revert, keep_current"])
+@pytest.mark.parametrize("kind", ["create", "delete", "revert", "revert, keep_current"])
 def test_a_guest_with_a_qemu_is_told_of_before_the_lock(
     taken: World, monkeypatch: pytest.MonkeyPatch, kind: str, has_qemu: bool, asked: list[str]
 ) -> None:
