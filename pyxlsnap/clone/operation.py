@@ -11,7 +11,7 @@ from pyxlsnap.clone.names import check_clone_name, lock_name, refuse_unfinished
 from pyxlsnap.clone.plan import ClonePlan, make_plan, own_configuration, read_origin
 from pyxlsnap.clone.removal import refuse_undeletable
 from pyxlsnap.clone.sequence import Cloning
-from pyxlsnap.clone_file import IN_USE, find_clone, is_there
+from pyxlsnap.clone_file import IN_USE, find_clone, is_gone
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.errors import AlreadyExists, Interrupted, Refused
 from pyxlsnap.guest.protocols import Host, find_if_there
@@ -145,8 +145,8 @@ def _replaced(
 
 
 def _is_gone(host: Host, found: CloneEntry) -> bool:
-    disks = any(is_there(child.target) for child in found.children)
-    return not disks and find_if_there(host, found.uuid) is None
+    gone = all(is_gone(found, child) for child in found.children)
+    return gone and find_if_there(host, found.uuid) is None
 
 
 def _same_file(a: str, b: str) -> bool:

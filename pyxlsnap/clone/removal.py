@@ -10,14 +10,21 @@ from pathlib import Path
 
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.clone.names import lock_name, refuse_unfinished
-from pyxlsnap.clone_file import CloneFile, find_clone
+from pyxlsnap.clone_file import CloneFile, find_clone, not_mounted
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.standing import standing_on
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver, undo_each
-from pyxlsnap.errors import DomainNotFound, Interrupted, NeedsAttention, PyxlsnapError, Refused
+from pyxlsnap.errors import (
+    DiskError,
+    DomainNotFound,
+    Interrupted,
+    NeedsAttention,
+    PyxlsnapError,
+    Refused,
+)
 from pyxlsnap.guest.destroy import destroy
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
@@ -72,11 +79,18 @@ def _locked(request: DeleteCloneRequest, callbacks: Callbacks) -> Iterator[Clone
 def refuse_undeletable(entry: CloneEntry) -> None:
     """Find before the destroy of a clone what would keep its disks from being deleted after it.
 
-    :raises Refused: a strategy that made a disk is not there, or an image stands on a disk.
+    :raises Refused: a strategy that made a disk is not there, an image stands on a disk, or the
+        filesystem of a disk is not mounted.
     """
     with _strategies(entry, lambda _: None), refusing_os_errors():
         for child in entry.children:
             path = Path(child.target)
+            if where := not_mounted(entry, child):
+                raise Refused(
+                    f"the clone {entry.domain} cannot be deleted: its disk {path} is not there, "
+                    f"and no filesystem is mounted at {where}: mount it first; if it is lost, "
+                    f"destroy the domain and remove {CloneFile(entry.uuid).path}"
+                )
             if not path.is_file():
                 continue
             if images := standing_on(path, [path.parent]):
@@ -139,19 +153,43 @@ def remove_disks(entry: CloneEntry, waiting: Callable[[str], None]) -> list[str]
     """Delete the disks of a clone, whose domain is destroyed; returns what was deleted.
 
     :raises LeftOver: a disk is not the clone's any more: only a person can delete it.
-    :raises PyxlsnapError: a disk could not be deleted.
+    :raises PyxlsnapError: a disk could not be deleted, or its filesystem is not mounted.
     """
-    removed, failed = [], []
+    removed, failed = _tried(entry, waiting)
+    if failed:
+        undo_each([_raising(e) for e in failed])
+    return removed
+
+
+def _tried(
+    entry: CloneEntry, waiting: Callable[[str], None]
+) -> tuple[list[str], list[PyxlsnapError]]:
+    """Delete what can be deleted of a clone's disks; returns what was deleted, and the failures."""
+    removed: list[str] = []
+    away = _not_seen(entry)
+    failed: list[PyxlsnapError] = [*away]
     with _strategies(entry, waiting) as found:
         for strategy in found:
-            disks = [child for child in entry.children if child.vdev in strategy.vdevs]
+            vdevs = set(strategy.vdevs) - {e.vdev for e in away}
+            disks = [child for child in entry.children if child.vdev in vdevs]
             try:
                 removed += strategy.delete_clone(disks, entry.disk_state)
             except PyxlsnapError as e:
                 failed.append(e)
-    if failed:
-        undo_each([_raising(e) for e in failed])
-    return removed
+    return removed, failed
+
+
+def _not_seen(entry: CloneEntry) -> list[DiskError]:
+    """The errors for the disks whose filesystem is not mounted: they are not deleted."""
+    return [
+        DiskError(
+            f"{child.target} is not there, and no filesystem is mounted at {where}: mount it, then "
+            f"run the command again",
+            vdev=child.vdev,
+        )
+        for child in entry.children
+        if (where := not_mounted(entry, child))
+    ]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.clone.plan import ClonePlan
 from pyxlsnap.clone.removal import destroyed, remove_old_disks, take_back
 from pyxlsnap.clone.report import cloned
-from pyxlsnap.clone_file import CloneFile
+from pyxlsnap.clone_file import CloneFile, mounts
 from pyxlsnap.errors import (
     Aborted,
     Interrupted,
@@ -117,6 +117,7 @@ class Cloning:
             monitor=self._callbacks.start_monitor is not None,
             started=time.time(),
             origin=plan.origin,
+            mounts=mounts(plan.children),
             boot=boot_id(),
             children=plan.children,
             disk_state=self._disk_state(),

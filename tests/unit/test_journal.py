@@ -105,6 +105,7 @@ _CLONES = st.builds(
         replace=st.booleans(),
     ),
     origin=_TEXT,
+    mounts=st.dictionaries(_TEXT, _TEXT, max_size=3),
     boot=_TEXT,
     children=st.lists(st.builds(CloneDisk, *[_TEXT] * 6), max_size=2).map(tuple),
     disk_state=st.dictionaries(_TEXT, _TEXT, max_size=3),

@@ -1,6 +1,7 @@
 """A clone with a fault at every step, killed after every step: there is a whole clone, or none."""
 
 import errno
+import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
-from pyxlsnap.clone_file import CloneFile, find_clone
+from pyxlsnap.clone_file import CloneFile, find_clone, is_gone, mounts, not_mounted
 from pyxlsnap.errors import (
     AlreadyExists,
     Busy,
@@ -31,9 +32,10 @@ from pyxlsnap.journal import CloneEntry, Journal
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import DiskRequest, RunState
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
-from pyxlsnap.results import Deleted
+from pyxlsnap.results import CloneDisk, Deleted
 from tests.unit.support import operations
 from tests.unit.support.clones import CLONE, CLONE_UUID, SNAPSHOT, Origin, clone_steps
+from tests.unit.support.entries import clone_entry
 from tests.unit.support.faults import FailsAtStep, run_until
 from tests.unit.support.qemu import qemu_img
 from tests.unit.support.values import BRIDGE, UUID
@@ -275,6 +277,67 @@ def test_a_clone_whose_parts_were_deleted_by_hand_is_forgotten(origin: Origin) -
         (origin.world.root / disk.target).unlink()
     assert origin.clone().uuid == made.uuid
     assert_cloned(origin)
+
+
+@pytest.fixture
+def unmount(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Callable[[], None]]:
+    """The directory of the disks is a mount point; call this to unmount it, and the result to
+    mount it again.
+    """
+    images, away = world.root / "images", world.root / "away"
+    mounted = {str(images)}
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == os.sep or path in mounted)
+
+    def mount() -> None:
+        images.rmdir()
+        away.rename(images)
+        mounted.add(str(images))
+
+    def unmount() -> Callable[[], None]:
+        images.rename(away)
+        images.mkdir()
+        mounted.clear()
+        return mount
+
+    return unmount
+
+
+@pytest.mark.parametrize("replace", [None, False, True])
+def test_a_clone_whose_disks_are_not_mounted_is_not_forgotten(
+    origin: Origin, unmount: Callable[[], Callable[[], None]], replace: bool | None
+) -> None:
+    origin.clone()
+    found = origin.find()
+    assert found
+    found.exists = False
+    mount = unmount()
+    with pytest.raises(Refused, match="there is a clone" if replace is False else "mount it first"):
+        delete(origin) if replace is None else origin.clone(replace=replace)
+    assert find_clone(CLONE)
+    mount()
+    assert len(origin.children()) == 2
+    delete(origin)
+    origin.assert_as_before()
+
+
+def test_a_recovery_does_not_take_a_disk_that_is_not_mounted_for_a_deleted_one(
+    origin: Origin, unmount: Callable[[], Callable[[], None]]
+) -> None:
+    """After a reboot of the host, the recovery may run before the filesystem is mounted."""
+    run_until(Cloning(origin.world.host, origin.plan()).steps(), "disks")
+    mount = unmount()
+    with pytest.raises(NeedsAttention, match="no filesystem is mounted at"):
+        recover(origin)
+    mount()
+    recover(origin)
+    origin.assert_as_before()
+
+
+def test_a_volume_that_is_not_seen_may_be_inactive() -> None:
+    made = CloneDisk("xvda", "/dev/vg-of-nobody/c1", "raw", "thin snapshot", "lvremove")
+    volume = clone_entry(children=(made,), mounts=mounts((made,)))
+    assert not is_gone(volume, made)
+    assert not not_mounted(volume, made)
 
 
 @pytest.mark.parametrize("paused", [False, True])
