@@ -14,7 +14,7 @@ from pyxlsnap.clone_file import CloneFile, find_clone, not_mounted
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.registry import close_all, strategies
-from pyxlsnap.disks.standing import standing_on
+from pyxlsnap.disks.standing import has_snapshots_inside, standing_on
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver, undo_each
 from pyxlsnap.errors import (
@@ -79,8 +79,8 @@ def _locked(request: DeleteCloneRequest, callbacks: Callbacks) -> Iterator[Clone
 def refuse_undeletable(entry: CloneEntry) -> None:
     """Find before the destroy of a clone what would keep its disks from being deleted after it.
 
-    :raises Refused: a strategy that made a disk is not there, an image stands on a disk, or the
-        filesystem of a disk is not mounted.
+    :raises Refused: a strategy that made a disk is not there, an image stands on a disk, a disk has
+        disk snapshots inside, or the filesystem of a disk is not mounted.
     """
     with _strategies(entry, lambda _: None), refusing_os_errors():
         for child in entry.children:
@@ -97,6 +97,13 @@ def refuse_undeletable(entry: CloneEntry) -> None:
                 raise Refused(
                     f"the clone {entry.domain} cannot be deleted: {images[0]} stands on its disk "
                     f"{path}: delete what stands there first"
+                )
+            # (What a guest has written to a raw disk may look like an image.)
+            if child.format == "qcow2" and has_snapshots_inside(path):
+                raise Refused(
+                    f"the clone {entry.domain} cannot be deleted: there are disk snapshots inside "
+                    f"its disk {path}, which would be lost: delete them first, with the commands "
+                    f"that snapshot-create printed (`qemu-img snapshot -l` lists them)"
                 )
 
 

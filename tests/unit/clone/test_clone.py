@@ -488,6 +488,33 @@ def test_a_disk_on_which_an_image_stands_is_found_before_the_destroy(
     assert_cloned(origin)
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_disk_with_disk_snapshots_inside_is_kept(origin: Origin, replace: bool) -> None:
+    """A snapshot of the clone has them there by default."""
+    origin.clone()
+    disk = str(origin.world.root / "images" / f"xvda.{CLONE}")
+    qemu_img("create", "-q", "-f", "qcow2", disk, "1M")
+    qemu_img("snapshot", "-c", "mine", disk)
+    with pytest.raises(Refused, match=r"disk snapshots inside its disk .*xvda\.vm1-a"):
+        origin.clone(replace=True) if replace else delete(origin)
+    assert_cloned(origin)
+    qemu_img("snapshot", "-d", "mine", disk)
+    delete(origin)
+    origin.assert_as_before()
+
+
+def test_what_a_guest_writes_to_a_raw_disk_is_no_disk_snapshot(origin: Origin) -> None:
+    origin.clone()
+    entry, disk = find_clone(CLONE), str(origin.world.root / "images" / f"xvda.{CLONE}")
+    assert entry
+    children = tuple(replace(child, format="raw") for child in entry.children)
+    CloneFile(entry.uuid).rewrite(replace(entry, children=children))
+    qemu_img("create", "-q", "-f", "qcow2", disk, "1M")
+    qemu_img("snapshot", "-c", "mine", disk)
+    delete(origin)
+    origin.assert_as_before()
+
+
 def test_a_replacement_is_not_cancelled_once_the_old_clone_is_destroyed(origin: Origin) -> None:
     origin.clone()
     cancel = Cancel()
