@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.clone.names import check_clone_name, lock_name, refuse_unfinished
+from pyxlsnap.clone.names import check_clone_name, lock_name, refuse_renamed, refuse_unfinished
 from pyxlsnap.clone.plan import ClonePlan, make_plan, own_configuration, read_origin
 from pyxlsnap.clone.removal import refuse_undeletable
 from pyxlsnap.clone.sequence import Cloning
@@ -125,7 +125,7 @@ def _replaced(
     A clone that is off, and whose disks were deleted by hand, is there no more.
 
     :raises Refused: there is a clone of this name, which is not to be replaced, or is one of
-        another snapshot, or whose disks could not be deleted.
+        another snapshot, or was renamed, or whose disks could not be deleted.
     """
     if found is None or _is_gone(host, found):
         return None
@@ -140,6 +140,7 @@ def _replaced(
             f"the clone {found.domain} was made from {found.cfgfile}, and is replaced only by "
             f"another clone of that: delete it first (pyxlsnap.delete_clone)"
         )
+    refuse_renamed(find_if_there(host, found.uuid), found.domain)
     refuse_undeletable(found)
     return found
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.clone.names import lock_name, refuse_unfinished
+from pyxlsnap.clone.names import lock_name, refuse_renamed, refuse_unfinished
 from pyxlsnap.clone_file import CloneFile, find_clone, not_mounted
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.disks.abilities import CloningStrategy
@@ -40,12 +40,13 @@ def delete_clone(
     """Destroy a clone and delete its disks, in this process.
 
     :raises DomainNotFound: there is no clone of this name.
-    :raises Busy, Refused: another operation on it is under way, or was killed; or a disk could not
-        be deleted.
+    :raises Busy, Refused: another operation on it is under way, or was killed; its domain was
+        renamed; or a disk could not be deleted.
     :raises Interrupted: ``cancel`` was set before anything was done.
     :raises NeedsAttention: it failed when it had begun; the error lists what is left.
     """
     with _locked(request, callbacks) as found:
+        refuse_renamed(find_if_there(host, found.uuid), found.domain)
         refuse_undeletable(found)
         try:
             (cancel or Cancel()).check()

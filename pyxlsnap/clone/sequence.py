@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.clone.names import refuse_renamed
 from pyxlsnap.clone.plan import ClonePlan
 from pyxlsnap.clone.removal import destroyed, remove_old_disks, take_back
 from pyxlsnap.clone.report import cloned
@@ -168,6 +169,7 @@ class Cloning:
         self._cancel.check()
         if guest := self._plan.guest:
             guest.check_same()  # it may have rebooted meanwhile, under another domid
+            refuse_renamed(guest, self._plan.config.name)
         self._note(replace_begun=True)
         if guest:
             destroyed(guest)

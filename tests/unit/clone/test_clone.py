@@ -515,6 +515,36 @@ def test_what_a_guest_writes_to_a_raw_disk_is_no_disk_snapshot(origin: Origin) -
     origin.assert_as_before()
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_clone_that_was_renamed_is_kept(origin: Origin, replace: bool) -> None:
+    origin.clone()
+    found = origin.find()
+    assert found
+    found.present = "evidence"
+    with pytest.raises(Refused, match="is called evidence now, and is kept"):
+        origin.clone(replace=True) if replace else delete(origin)
+    assert_cloned(origin)
+    found.present = CLONE
+    delete(origin)
+    origin.assert_as_before()
+
+
+def test_a_clone_that_is_renamed_while_the_disks_are_made_is_kept(origin: Origin) -> None:
+    origin.clone()
+    old, before = origin.find(), origin.world.photo()
+    assert old
+
+    def renames(verb: str) -> None:
+        if verb == "clone xvdb":
+            old.present = "evidence"
+
+    origin.world.on_event = renames
+    with pytest.raises(OperationFailed, match="is called evidence now.*everything is as before"):
+        origin.clone(replace=True)
+    assert origin.find() is old
+    assert origin.world.photo() == before
+
+
 def test_a_replacement_is_not_cancelled_once_the_old_clone_is_destroyed(origin: Origin) -> None:
     origin.clone()
     cancel = Cancel()
