@@ -85,14 +85,24 @@ def find_clone(name: str) -> CloneEntry | None:
     return next((entry for entry in all_clones() if entry.domain == name), None)
 
 
-def clones_of(origin: str, name: str) -> list[CloneEntry]:
+def clones_of(origin: str, name: str, created: int | None) -> list[CloneEntry]:
     """The clones of one snapshot.
 
     :param origin: the uuid of the snapshot's domain.
     :param name: the snapshot's name.
+    :param created: when the snapshot was taken; ``None``: that is not known.
     :raises Refused: the file of some clone cannot be read.
     """
-    return [entry for entry in all_clones() if (entry.origin, entry.name) == (origin, name)]
+    found = [entry for entry in all_clones() if (entry.origin, entry.name) == (origin, name)]
+    return [entry for entry in found if is_of(entry, created)]
+
+
+def is_of(entry: CloneEntry, created: int | None) -> bool:
+    """Whether a clone is of the snapshot that was taken then, and not of another of its name.
+
+    A clone may be of it if one of the times is not known.
+    """
+    return None in (created, entry.created) or created == entry.created
 
 
 def mounts(children: Sequence[CloneDisk]) -> dict[str, str]:

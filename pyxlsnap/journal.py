@@ -143,6 +143,8 @@ class CloneEntry(_Entry):
     request: CloneRequest
     #: the uuid of the snapshot's domain
     origin: str
+    #: when the snapshot was taken, seconds since the epoch; ``None``: that is not known
+    created: int | None = None
     #: where the filesystem of a disk is mounted, by vdev: :func:`pyxlsnap.clone_file.mounts`
     mounts: dict[str, str] = field(default_factory=dict)
     #: the boot of the host that the domids belong to

@@ -11,7 +11,7 @@ from pyxlsnap.clone.names import check_clone_name, lock_name, refuse_renamed, re
 from pyxlsnap.clone.plan import ClonePlan, make_plan, own_configuration, read_origin
 from pyxlsnap.clone.removal import refuse_undeletable
 from pyxlsnap.clone.sequence import Cloning
-from pyxlsnap.clone_file import IN_USE, find_clone, is_gone
+from pyxlsnap.clone_file import IN_USE, find_clone, is_gone, is_of
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.errors import AlreadyExists, Interrupted, Refused
 from pyxlsnap.guest.protocols import Host, find_if_there
@@ -100,7 +100,7 @@ def _locked(
     request, name = read_cfgfile(request), request.domain
     with ExitStack() as locks:
         try:
-            origin = read_origin(request)
+            origin, created = read_origin(request)
             locks.callback(lock_name(name).release)
             # Clones only read the snapshot: a delete of it must wait, and nobody else.
             locks.callback(SharedLock(origin, domain=request.cfgfile, kind=IN_USE).release)
@@ -112,13 +112,17 @@ def _locked(
             callbacks.share_lock(uuid, lock.fd)
             Journal(uuid).refuse_unfinished()
             callbacks.on_progress(Progress("checking"))
-            yield request, uuid, _replaced(host, request, found, origin)
+            yield request, uuid, _replaced(host, request, found, origin, created)
         except Cancelled:
             raise Interrupted(f"the clone {name} was interrupted", step="plan") from None
 
 
 def _replaced(
-    host: Host, request: CloneRequest, found: CloneEntry | None, origin: str
+    host: Host,
+    request: CloneRequest,
+    found: CloneEntry | None,
+    origin: str,
+    created: int | None,
 ) -> CloneEntry | None:
     """The clone of this name that is replaced.
 
@@ -139,6 +143,11 @@ def _replaced(
         raise Refused(
             f"the clone {found.domain} was made from {found.cfgfile}, and is replaced only by "
             f"another clone of that: delete it first (pyxlsnap.delete_clone)"
+        )
+    if not is_of(found, created):
+        raise Refused(
+            f"the clone {found.domain} was made from an earlier snapshot than that of "
+            f"{request.cfgfile}: delete it first (pyxlsnap.delete_clone)"
         )
     refuse_renamed(find_if_there(host, found.uuid), found.domain)
     refuse_undeletable(found)

@@ -300,11 +300,11 @@ def _risky(clone: str, name: str, risks: Sequence[str]) -> Risky:
     )
 
 
-def read_origin(request: CloneRequest) -> str:
-    """The uuid of the snapshot's domain. Reads the header of the memory file only.
+def read_origin(request: CloneRequest) -> tuple[str, int | None]:
+    """The uuid of the snapshot's domain, and when the snapshot was taken, from the header only.
 
     :raises ConfigError, BadMemoryFile: as :func:`make_plan`.
     """
     if request.config is None:
         raise ConfigError("was not read", file=request.cfgfile)
-    return snapshot.saved_uuid(request.config, request.cfgfile)
+    return snapshot.saved_origin(request.config, request.cfgfile)

@@ -118,6 +118,7 @@ class Cloning:
             monitor=self._callbacks.start_monitor is not None,
             started=time.time(),
             origin=plan.origin,
+            created=plan.saved.created,
             mounts=mounts(plan.children),
             boot=boot_id(),
             children=plan.children,

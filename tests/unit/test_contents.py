@@ -54,6 +54,17 @@ def test_its_clones_are_named(world: World) -> None:
     assert clone.disks == {d.vdev: d.target for d in made.disks}
 
 
+def test_the_clones_of_an_earlier_snapshot_of_its_name_are_not_its_own(world: World) -> None:
+    origin = Origin(world)
+    file = CloneFile(origin.clone().uuid)
+    entry = file.entry()
+    assert entry
+    assert entry.created
+    for created, count in ((entry.created - 1, 0), (None, 1)):
+        file.rewrite(replace(entry, created=created))
+        assert len(read(origin.cfg).clones) == count
+
+
 def test_without_its_memory_file(world: World) -> None:
     origin = Origin(world)
     origin.memory_path.unlink()

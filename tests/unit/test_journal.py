@@ -105,6 +105,7 @@ _CLONES = st.builds(
         replace=st.booleans(),
     ),
     origin=_TEXT,
+    created=st.none() | st.integers(0, 1 << 40),
     mounts=st.dictionaries(_TEXT, _TEXT, max_size=3),
     boot=_TEXT,
     children=st.lists(st.builds(CloneDisk, *[_TEXT] * 6), max_size=2).map(tuple),

@@ -236,6 +236,18 @@ def test_a_clone_of_another_snapshot_is_not_replaced(origin: Origin) -> None:
         origin.clone(replace=True)
 
 
+def test_a_clone_of_an_earlier_snapshot_of_the_same_name_is_not_replaced(origin: Origin) -> None:
+    """The snapshot was deleted, and taken again: the cfgfile has the same name, too."""
+    origin.clone()
+    entry = find_clone(CLONE)
+    assert entry
+    assert entry.created
+    CloneFile(entry.uuid).rewrite(replace(entry, created=entry.created - 1))
+    with pytest.raises(Refused, match="made from an earlier snapshot than that of"):
+        origin.clone(replace=True)
+    assert_cloned(origin)
+
+
 def test_a_delete_removes_all_of_a_clone(origin: Origin) -> None:
     origin.clone()
     done = delete(origin)
