@@ -163,6 +163,8 @@ class CloneEntry(_Entry):
     restored_domid: int | None = None
     #: the clone is being deleted
     deleting: bool = False
+    #: earlier clones that this one has replaced, with those disks that could not be deleted yet
+    leftovers: tuple["CloneEntry", ...] = ()
 
 
 Entry = CreateEntry | RevertEntry | DeleteEntry | CloneEntry

@@ -155,7 +155,8 @@ def _replaced(
 
 
 def _is_gone(host: Host, found: CloneEntry) -> bool:
-    gone = all(is_gone(found, child) for child in found.children)
+    entries = (found, *found.leftovers)
+    gone = all(is_gone(entry, child) for entry in entries for child in entry.children)
     return gone and find_if_there(host, found.uuid) is None
 
 

@@ -31,7 +31,7 @@ from pyxlsnap.journal import CloneEntry, Journal, boot_id
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
-from pyxlsnap.results import Deleted, Progress
+from pyxlsnap.results import CloneDisk, Deleted, Progress
 
 
 def delete_clone(
@@ -160,6 +160,8 @@ def destroyed(guest: Guest) -> list[str]:
 def remove_disks(entry: CloneEntry, waiting: Callable[[str], None]) -> list[str]:
     """Delete the disks of a clone, whose domain is destroyed; returns what was deleted.
 
+    Those of earlier clones of its name that could not be deleted before are deleted, too.
+
     :raises LeftOver: a disk is not the clone's any more: only a person can delete it.
     :raises PyxlsnapError: a disk could not be deleted, or its filesystem is not mounted.
     """
@@ -173,6 +175,17 @@ def _tried(
     entry: CloneEntry, waiting: Callable[[str], None]
 ) -> tuple[list[str], list[PyxlsnapError]]:
     """Delete what can be deleted of a clone's disks; returns what was deleted, and the failures."""
+    removed, failed = _tried_alone(entry, waiting)
+    for earlier in entry.leftovers:
+        lines, errors = _tried_alone(earlier, waiting)
+        removed, failed = removed + lines, failed + errors
+    return removed, failed
+
+
+def _tried_alone(
+    entry: CloneEntry, waiting: Callable[[str], None]
+) -> tuple[list[str], list[PyxlsnapError]]:
+    """As :func:`_tried`, without the disks of earlier clones."""
     removed: list[str] = []
     away = _not_seen(entry)
     failed: list[PyxlsnapError] = [*away]
@@ -252,11 +265,42 @@ def take_back(
 
 
 def remove_old_disks(old: CloneEntry | None, waiting: Callable[[str], None]) -> list[str]:
-    """Delete the disks of a clone that was replaced; returns a warning for what is left."""
-    if old is None:
-        return []
+    """Delete the disks of a clone that was replaced, and what is left of those before it.
+
+    What cannot be deleted is noted in the journal of the new clone: it is tried again when that one
+    is replaced or deleted.
+
+    :returns: a warning for what is left.
+    """
+    warnings, left = [], []
+    for entry in (replace(old, leftovers=()), *old.leftovers) if old else ():
+        try:
+            _, failed = _tried_alone(entry, waiting)
+        except PyxlsnapError as e:  # a strategy is not there any more
+            failed = [e]
+        if disks := _left(entry, failed):
+            left.append(replace(entry, children=disks))
+            warnings.append(
+                f"a disk of a clone that was replaced could not be deleted: "
+                f"{'; '.join(map(str, failed))}: it is tried again when the clone is replaced or "
+                f"deleted; by hand: {'; '.join(disk.delete for disk in disks)}"
+            )
+    return warnings + (_noted(left) if left else [])
+
+
+def _left(entry: CloneEntry, failed: list[PyxlsnapError]) -> tuple[CloneDisk, ...]:
+    """The disks that could not be deleted; all of them if a failure names none."""
+    named = [e.vdev.split(", ") if isinstance(e, DiskError) else entry.kinds for e in failed]
+    vdevs = {vdev for some in named for vdev in some}
+    return tuple(child for child in entry.children if child.vdev in vdevs)
+
+
+def _noted(left: list[CloneEntry]) -> list[str]:
+    """Note the disks that are left in the journal of the new clone; a warning if that fails."""
+    journal = Journal(left[0].uuid)
     try:
-        remove_disks(old, waiting)
-    except PyxlsnapError as e:
-        return [f"a disk of the clone that was replaced could not be deleted: {e}"]
+        if isinstance(new := journal.read(), CloneEntry):
+            journal.rewrite(replace(new, leftovers=tuple(left)))
+    except OSError as e:  # the new clone is whole: it is not lost for this
+        return [f"that disks are left could not be noted ({e.strerror}): delete them by hand"]
     return []

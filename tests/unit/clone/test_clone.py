@@ -5,12 +5,14 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone import plan as clone_plan
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.clone_file import CloneFile, find_clone, is_gone, mounts, not_mounted
@@ -212,6 +214,70 @@ def test_a_clone_is_replaced_again_and_again(origin: Origin) -> None:
     assert len({m.uuid for m in made}) == 1
     assert [m.replaced for m in made] == [False, True, True, True]
     assert made[1].disks != made[2].disks == made[0].disks
+
+
+@pytest.fixture
+def stuck(origin: Origin) -> Origin:
+    """A clone that has replaced one whose disk xvda could not be deleted."""
+    origin.clone()
+    origin.world.fail("delete clone xvda", DiskError("busy", vdev="xvda"))
+    (warning,) = origin.clone(replace=True).warnings
+    assert "busy" in warning
+    assert f"rm {origin.world.root}/images/xvda.vm1-a" in warning
+    assert "xvdb" not in warning
+    assert origin.children() == {"xvda.vm1-a", "xvda.vm1-a.r", "xvdb.vm1-a.r"}
+    return origin
+
+
+def test_an_old_disk_that_cannot_be_deleted_does_not_block_the_loop(stuck: Origin) -> None:
+    for _ in range(3):
+        assert stuck.clone(replace=True).warnings
+    assert find_clone(CLONE)
+    stuck.world.faults.clear()
+    assert stuck.clone(replace=True).warnings == ()
+    assert_cloned(stuck)
+
+
+def test_an_old_disk_that_was_left_is_deleted_with_the_clone(stuck: Origin) -> None:
+    stuck.world.faults.clear()
+    delete(stuck)
+    stuck.assert_as_before()
+
+
+def test_an_old_disk_that_a_recovery_leaves_is_deleted_with_the_clone(stuck: Origin) -> None:
+    found = find_clone(CLONE)
+    assert found
+    uuid = found.uuid
+    run_until(Cloning(stuck.world.host, stuck.plan(replace=True)).steps(), "restore")
+    operations.recover(stuck.world.host, uuid, start_monitor=lambda _: None)
+    assert "xvda.vm1-a" in stuck.children()
+    stuck.world.faults.clear()
+    delete(stuck)
+    stuck.assert_as_before()
+
+
+def test_an_old_disk_that_was_asked_for_and_is_left(stuck: Origin) -> None:
+    """The new disk gets another name, whatever name was asked for."""
+    left = str(stuck.world.root / "images" / "xvda.vm1-a")
+    entry = find_clone(CLONE)
+    assert entry
+    asked = (DiskRequest("xvda", left, "qcow2"), DiskRequest("xvdb"))
+    found = clone_plan._asked(stuck.request(disks=asked), stuck.plan(replace=True).chosen, entry)
+    assert {vdev: request.path for vdev, request in found.items()} == {
+        "xvda": f"{left}.r.r",
+        "xvdb": "",
+    }
+
+
+def test_a_clone_that_is_off_is_not_forgotten_with_an_old_disk(stuck: Origin) -> None:
+    found, entry = stuck.find(), find_clone(CLONE)
+    assert found
+    assert entry
+    found.exists = False
+    for disk in entry.children:
+        Path(disk.target).unlink()
+    with pytest.raises(AlreadyExists, match="there is a clone"):
+        stuck.clone()
 
 
 def test_a_clone_of_that_name_is_kept_without_replace(origin: Origin) -> None:
