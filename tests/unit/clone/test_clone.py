@@ -364,7 +364,7 @@ def unmount(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Calla
     """
     images, away = world.root / "images", world.root / "away"
     mounted = {str(images)}
-    monkeypatch.setattr(os.path, "ismount", lambda path: path == os.sep or path in mounted)
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) in {os.sep, *mounted})
 
     def mount() -> None:
         images.rmdir()
@@ -617,7 +617,7 @@ def test_a_clone_that_is_renamed_while_the_disks_are_made_is_kept(origin: Origin
             old.present = "evidence"
 
     origin.world.on_event = renames
-    with pytest.raises(OperationFailed, match="is called evidence now.*everything is as before"):
+    with pytest.raises(OperationFailed, match=r"is called evidence now.*everything is as before"):
         origin.clone(replace=True)
     assert origin.find() is old
     assert origin.world.photo() == before
