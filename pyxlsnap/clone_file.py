@@ -7,12 +7,14 @@ end: it gets another name. That rename ends the operation. The file is removed w
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.journal import CloneEntry, Journal
-from pyxlsnap.linux.files import sync_directory
+from pyxlsnap.linux.files import mount_point, sync_directory
+from pyxlsnap.results import CloneDisk
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 IN_USE = "snapshots.lock"
 
 _SUFFIX = ".clone"
+_DEVICES = "/dev"
 
 
 class CloneFile(Journal):
@@ -82,16 +85,52 @@ def find_clone(name: str) -> CloneEntry | None:
     return next((entry for entry in all_clones() if entry.domain == name), None)
 
 
-def clones_of(origin: str, name: str) -> list[CloneEntry]:
+def clones_of(origin: str, name: str, created: int | None) -> list[CloneEntry]:
     """The clones of one snapshot.
 
     :param origin: the uuid of the snapshot's domain.
     :param name: the snapshot's name.
+    :param created: when the snapshot was taken; ``None``: that is not known.
     :raises Refused: the file of some clone cannot be read.
     """
-    return [entry for entry in all_clones() if (entry.origin, entry.name) == (origin, name)]
+    found = [entry for entry in all_clones() if (entry.origin, entry.name) == (origin, name)]
+    return [entry for entry in found if is_of(entry, created)]
 
 
-def is_there(target: str) -> bool:
-    """Whether something has the path of a clone's disk. (A volume has one while it is active.)"""
-    return os.path.lexists(Path(target))
+def is_of(entry: CloneEntry, created: int | None) -> bool:
+    """Whether a clone is of the snapshot that was taken then, and not of another of its name.
+
+    A clone may be of it if one of the times is not known.
+    """
+    return None in (created, entry.created) or created == entry.created
+
+
+def mounts(children: Sequence[CloneDisk]) -> dict[str, str]:
+    """Where the filesystem of each disk of a clone is mounted, by vdev.
+
+    Volumes are left out: the name of one in ``/dev`` is there while the volume is active.
+    """
+    found = {child.vdev: Path(child.target) for child in children}
+    return {
+        vdev: mount_point(path.parent)
+        for vdev, path in found.items()
+        if path.is_absolute() and not path.is_relative_to(_DEVICES)
+    }
+
+
+def is_gone(entry: CloneEntry, child: CloneDisk) -> bool:
+    """Whether a disk of a clone is known to be deleted: its filesystem is mounted as it was."""
+    where = entry.mounts.get(child.vdev)
+    return not _is_seen(child) and where == mount_point(Path(child.target).parent)
+
+
+def not_mounted(entry: CloneEntry, child: CloneDisk) -> str:
+    """Where to mount the filesystem that a disk of a clone was on; "" if that is not missing."""
+    where = entry.mounts.get(child.vdev)
+    if where is None or _is_seen(child) or is_gone(entry, child):
+        return ""
+    return where
+
+
+def _is_seen(child: CloneDisk) -> bool:
+    return os.path.lexists(child.target)

@@ -107,12 +107,13 @@ def delete_clone(
     Only what :func:`clone_snapshot` made is deleted. If it is killed, :func:`recover` deletes the
     rest.
 
-    :param name: the clone's name, as it was given to :func:`clone_snapshot`.
+    :param name: the clone's name, as it was given to :func:`clone_snapshot`. A clone whose domain
+        was renamed since is kept.
     :param on_progress: as with :func:`create_snapshot`.
     :param cancel: a token; setting it cancels the operation, until it has begun.
     :raises DomainNotFound: there is no clone of this name. Nothing was changed.
-    :raises Refused, Busy: a check failed, or an image stands on one of its disks. Nothing was
-        changed.
+    :raises Refused, Busy: a check failed: an image stands on one of its disks, for example, or a
+        disk has disk snapshots inside. Nothing was changed.
     :raises Interrupted: it was cancelled before it had begun.
     :raises NeedsAttention: something is left, and the error lists it: a disk that another file has
         replaced, for example, as a snapshot or a revert of the clone does.

@@ -45,7 +45,7 @@ class _Reading:
         meta = saved.metadata
         self._name = snapshot_name(wanted, request.cfgfile, meta)
         self._chosen = choose_disks(wanted, request.cfgfile, meta, saved.config)
-        self._clones = clones_of(saved.config.uuid, self._name)
+        self._clones = clones_of(saved.config.uuid, self._name, saved.created)
 
     def info(self) -> SnapshotInfo:
         """Look at the disks, and put all together."""

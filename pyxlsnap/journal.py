@@ -143,6 +143,10 @@ class CloneEntry(_Entry):
     request: CloneRequest
     #: the uuid of the snapshot's domain
     origin: str
+    #: when the snapshot was taken, seconds since the epoch; ``None``: that is not known
+    created: int | None = None
+    #: where the filesystem of a disk is mounted, by vdev: :func:`pyxlsnap.clone_file.mounts`
+    mounts: dict[str, str] = field(default_factory=dict)
     #: the boot of the host that the domids belong to
     boot: str
     #: the disks that the clone has of its own
@@ -159,6 +163,8 @@ class CloneEntry(_Entry):
     restored_domid: int | None = None
     #: the clone is being deleted
     deleting: bool = False
+    #: earlier clones that this one has replaced, with those disks that could not be deleted yet
+    leftovers: tuple["CloneEntry", ...] = ()
 
 
 Entry = CreateEntry | RevertEntry | DeleteEntry | CloneEntry

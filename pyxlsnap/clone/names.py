@@ -5,6 +5,7 @@ from hashlib import sha256
 
 from pyxlsnap.clone_file import unfinished_clones
 from pyxlsnap.errors import Refused, UsageError
+from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.linux.locks import DomainLock
 
 # libxl ends the path of a volume at a colon, and LVM allows neither a colon nor an @.
@@ -50,3 +51,18 @@ def refuse_unfinished(name: str) -> None:
                 f"an operation on the clone {name} was killed or failed: run `pyxlsnap "
                 f"snapshot-recover {entry.uuid}` first"
             )
+
+
+def refuse_renamed(guest: Guest | None, name: str) -> None:
+    """Refuse to destroy the domain of a clone that was renamed: somebody means to keep it.
+
+    :param guest: the domain; ``None``: the clone is off.
+    :param name: the clone's.
+    :raises Refused: the domain has another name now.
+    """
+    if guest and (now := guest.present_name()) and now != name:
+        raise Refused(
+            f"the clone {name} is called {now} now, and is kept: choose another name for a new "
+            f"one; or give this one its name again (`xl rename {now} {name}`) to replace or delete "
+            f"it"
+        )

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.clone.names import check_clone_name, lock_name, refuse_unfinished
+from pyxlsnap.clone.names import check_clone_name, lock_name, refuse_renamed, refuse_unfinished
 from pyxlsnap.clone.plan import ClonePlan, make_plan, own_configuration, read_origin
 from pyxlsnap.clone.removal import refuse_undeletable
 from pyxlsnap.clone.sequence import Cloning
-from pyxlsnap.clone_file import IN_USE, find_clone, is_there
+from pyxlsnap.clone_file import IN_USE, find_clone, is_gone, is_of
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.errors import AlreadyExists, Interrupted, Refused
 from pyxlsnap.guest.protocols import Host, find_if_there
@@ -100,7 +100,7 @@ def _locked(
     request, name = read_cfgfile(request), request.domain
     with ExitStack() as locks:
         try:
-            origin = read_origin(request)
+            origin, created = read_origin(request)
             locks.callback(lock_name(name).release)
             # Clones only read the snapshot: a delete of it must wait, and nobody else.
             locks.callback(SharedLock(origin, domain=request.cfgfile, kind=IN_USE).release)
@@ -112,20 +112,24 @@ def _locked(
             callbacks.share_lock(uuid, lock.fd)
             Journal(uuid).refuse_unfinished()
             callbacks.on_progress(Progress("checking"))
-            yield request, uuid, _replaced(host, request, found, origin)
+            yield request, uuid, _replaced(host, request, found, origin, created)
         except Cancelled:
             raise Interrupted(f"the clone {name} was interrupted", step="plan") from None
 
 
 def _replaced(
-    host: Host, request: CloneRequest, found: CloneEntry | None, origin: str
+    host: Host,
+    request: CloneRequest,
+    found: CloneEntry | None,
+    origin: str,
+    created: int | None,
 ) -> CloneEntry | None:
     """The clone of this name that is replaced.
 
     A clone that is off, and whose disks were deleted by hand, is there no more.
 
     :raises Refused: there is a clone of this name, which is not to be replaced, or is one of
-        another snapshot, or whose disks could not be deleted.
+        another snapshot, or was renamed, or whose disks could not be deleted.
     """
     if found is None or _is_gone(host, found):
         return None
@@ -140,13 +144,20 @@ def _replaced(
             f"the clone {found.domain} was made from {found.cfgfile}, and is replaced only by "
             f"another clone of that: delete it first (pyxlsnap.delete_clone)"
         )
+    if not is_of(found, created):
+        raise Refused(
+            f"the clone {found.domain} was made from an earlier snapshot than that of "
+            f"{request.cfgfile}: delete it first (pyxlsnap.delete_clone)"
+        )
+    refuse_renamed(find_if_there(host, found.uuid), found.domain)
     refuse_undeletable(found)
     return found
 
 
 def _is_gone(host: Host, found: CloneEntry) -> bool:
-    disks = any(is_there(child.target) for child in found.children)
-    return not disks and find_if_there(host, found.uuid) is None
+    entries = (found, *found.leftovers)
+    gone = all(is_gone(entry, child) for entry in entries for child in entry.children)
+    return gone and find_if_there(host, found.uuid) is None
 
 
 def _same_file(a: str, b: str) -> bool:

@@ -242,10 +242,17 @@ def _cloning(strategy: DiskStrategy) -> CloningStrategy:
 
 
 def _label(request: CloneRequest, old: CloneEntry | None) -> str:
-    """The end of the names of the clone's disks: other names than those of the clone before."""
-    name = request.domain
-    taken = old is not None and any(c.target.endswith(f".{name}") for c in old.children)
-    return f"{name}{SECOND}" if taken else name
+    """The end of the names of the clone's disks: other names than those of the clones before."""
+    label, taken = request.domain, _taken(old)
+    while any(target.endswith(f".{label}") for target in taken):
+        label += SECOND
+    return label
+
+
+def _taken(old: CloneEntry | None) -> set[str]:
+    """The disks of the clone before, and those of earlier ones that could not be deleted."""
+    entries = (old, *old.leftovers) if old else ()
+    return {child.target for entry in entries for child in entry.children}
 
 
 def _asked(
@@ -261,13 +268,14 @@ def _asked(
             f"the snapshot has no disk {', '.join(unknown)} (its disks: "
             f"{', '.join(vdevs) or 'none'})"
         )
-    taken = {child.target for child in old.children} if old else set()
-    return {
-        r.vdev: DiskRequest(r.vdev, f"{r.path}{SECOND}", r.format)
-        if r.path and str(Path(r.path)) in taken
-        else r
-        for r in request.disks
-    }
+    return {r.vdev: _beside(r, _taken(old)) for r in request.disks}
+
+
+def _beside(asked: DiskRequest, taken: set[str]) -> DiskRequest:
+    path = asked.path
+    while path and str(Path(path)) in taken:
+        path += SECOND
+    return asked if path == asked.path else DiskRequest(asked.vdev, path, asked.format)
 
 
 def _edited(request: CloneRequest, own: DomainConfig, made: set[str]) -> DomainConfig:
@@ -300,11 +308,11 @@ def _risky(clone: str, name: str, risks: Sequence[str]) -> Risky:
     )
 
 
-def read_origin(request: CloneRequest) -> str:
-    """The uuid of the snapshot's domain. Reads the header of the memory file only.
+def read_origin(request: CloneRequest) -> tuple[str, int | None]:
+    """The uuid of the snapshot's domain, and :attr:`.Saved.created`. Reads the header only.
 
     :raises ConfigError, BadMemoryFile: as :func:`make_plan`.
     """
     if request.config is None:
         raise ConfigError("was not read", file=request.cfgfile)
-    return snapshot.saved_uuid(request.config, request.cfgfile)
+    return snapshot.saved_origin(request.config, request.cfgfile)

@@ -9,22 +9,29 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.clone.names import lock_name, refuse_unfinished
-from pyxlsnap.clone_file import CloneFile, find_clone
+from pyxlsnap.clone.names import lock_name, refuse_renamed, refuse_unfinished
+from pyxlsnap.clone_file import CloneFile, find_clone, not_mounted
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.registry import close_all, strategies
-from pyxlsnap.disks.standing import standing_on
+from pyxlsnap.disks.standing import has_snapshots_inside, standing_on
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver, undo_each
-from pyxlsnap.errors import DomainNotFound, Interrupted, NeedsAttention, PyxlsnapError, Refused
+from pyxlsnap.errors import (
+    DiskError,
+    DomainNotFound,
+    Interrupted,
+    NeedsAttention,
+    PyxlsnapError,
+    Refused,
+)
 from pyxlsnap.guest.destroy import destroy
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
-from pyxlsnap.results import Deleted, Progress
+from pyxlsnap.results import CloneDisk, Deleted, Progress
 
 
 def delete_clone(
@@ -33,12 +40,13 @@ def delete_clone(
     """Destroy a clone and delete its disks, in this process.
 
     :raises DomainNotFound: there is no clone of this name.
-    :raises Busy, Refused: another operation on it is under way, or was killed; or a disk could not
-        be deleted.
+    :raises Busy, Refused: another operation on it is under way, or was killed; its domain was
+        renamed; or a disk could not be deleted.
     :raises Interrupted: ``cancel`` was set before anything was done.
     :raises NeedsAttention: it failed when it had begun; the error lists what is left.
     """
     with _locked(request, callbacks) as found:
+        refuse_renamed(find_if_there(host, found.uuid), found.domain)
         refuse_undeletable(found)
         try:
             (cancel or Cancel()).check()
@@ -72,17 +80,31 @@ def _locked(request: DeleteCloneRequest, callbacks: Callbacks) -> Iterator[Clone
 def refuse_undeletable(entry: CloneEntry) -> None:
     """Find before the destroy of a clone what would keep its disks from being deleted after it.
 
-    :raises Refused: a strategy that made a disk is not there, or an image stands on a disk.
+    :raises Refused: a strategy that made a disk is not there, an image stands on a disk, a disk has
+        disk snapshots inside, or the filesystem of a disk is not mounted.
     """
     with _strategies(entry, lambda _: None), refusing_os_errors():
         for child in entry.children:
             path = Path(child.target)
+            if where := not_mounted(entry, child):
+                raise Refused(
+                    f"the clone {entry.domain} cannot be deleted: its disk {path} is not there, "
+                    f"and no filesystem is mounted at {where}: mount it first; if it is lost, "
+                    f"destroy the domain and remove {CloneFile(entry.uuid).path}"
+                )
             if not path.is_file():
                 continue
             if images := standing_on(path, [path.parent]):
                 raise Refused(
                     f"the clone {entry.domain} cannot be deleted: {images[0]} stands on its disk "
                     f"{path}: delete what stands there first"
+                )
+            # (What a guest has written to a raw disk may look like an image.)
+            if child.format == "qcow2" and has_snapshots_inside(path):
+                raise Refused(
+                    f"the clone {entry.domain} cannot be deleted: there are disk snapshots inside "
+                    f"its disk {path}, which would be lost: delete them first, with the commands "
+                    f"that snapshot-create printed (`qemu-img snapshot -l` lists them)"
                 )
 
 
@@ -138,20 +160,57 @@ def destroyed(guest: Guest) -> list[str]:
 def remove_disks(entry: CloneEntry, waiting: Callable[[str], None]) -> list[str]:
     """Delete the disks of a clone, whose domain is destroyed; returns what was deleted.
 
+    Those of earlier clones of its name that could not be deleted before are deleted, too.
+
     :raises LeftOver: a disk is not the clone's any more: only a person can delete it.
-    :raises PyxlsnapError: a disk could not be deleted.
+    :raises PyxlsnapError: a disk could not be deleted, or its filesystem is not mounted.
     """
-    removed, failed = [], []
+    removed, failed = _tried(entry, waiting)
+    if failed:
+        undo_each([_raising(e) for e in failed])
+    return removed
+
+
+def _tried(
+    entry: CloneEntry, waiting: Callable[[str], None]
+) -> tuple[list[str], list[PyxlsnapError]]:
+    """Delete what can be deleted of a clone's disks; returns what was deleted, and the failures."""
+    removed, failed = _tried_alone(entry, waiting)
+    for earlier in entry.leftovers:
+        lines, errors = _tried_alone(earlier, waiting)
+        removed, failed = removed + lines, failed + errors
+    return removed, failed
+
+
+def _tried_alone(
+    entry: CloneEntry, waiting: Callable[[str], None]
+) -> tuple[list[str], list[PyxlsnapError]]:
+    """As :func:`_tried`, without the disks of earlier clones."""
+    removed: list[str] = []
+    away = _not_seen(entry)
+    failed: list[PyxlsnapError] = [*away]
     with _strategies(entry, waiting) as found:
         for strategy in found:
-            disks = [child for child in entry.children if child.vdev in strategy.vdevs]
+            vdevs = set(strategy.vdevs) - {e.vdev for e in away}
+            disks = [child for child in entry.children if child.vdev in vdevs]
             try:
                 removed += strategy.delete_clone(disks, entry.disk_state)
             except PyxlsnapError as e:
                 failed.append(e)
-    if failed:
-        undo_each([_raising(e) for e in failed])
-    return removed
+    return removed, failed
+
+
+def _not_seen(entry: CloneEntry) -> list[DiskError]:
+    """The errors for the disks whose filesystem is not mounted: they are not deleted."""
+    return [
+        DiskError(
+            f"{child.target} is not there, and no filesystem is mounted at {where}: mount it, then "
+            f"run the command again",
+            vdev=child.vdev,
+        )
+        for child in entry.children
+        if (where := not_mounted(entry, child))
+    ]
 
 
 @contextmanager
@@ -206,11 +265,42 @@ def take_back(
 
 
 def remove_old_disks(old: CloneEntry | None, waiting: Callable[[str], None]) -> list[str]:
-    """Delete the disks of a clone that was replaced; returns a warning for what is left."""
-    if old is None:
-        return []
+    """Delete the disks of a clone that was replaced, and what is left of those before it.
+
+    What cannot be deleted is noted in the journal of the new clone: it is tried again when that one
+    is replaced or deleted.
+
+    :returns: a warning for what is left.
+    """
+    warnings, left = [], []
+    for entry in (replace(old, leftovers=()), *old.leftovers) if old else ():
+        try:
+            _, failed = _tried_alone(entry, waiting)
+        except PyxlsnapError as e:  # a strategy is not there any more
+            failed = [e]
+        if disks := _left(entry, failed):
+            left.append(replace(entry, children=disks))
+            warnings.append(
+                f"a disk of a clone that was replaced could not be deleted: "
+                f"{'; '.join(map(str, failed))}: it is tried again when the clone is replaced or "
+                f"deleted; by hand: {'; '.join(disk.delete for disk in disks)}"
+            )
+    return warnings + (_noted(left) if left else [])
+
+
+def _left(entry: CloneEntry, failed: list[PyxlsnapError]) -> tuple[CloneDisk, ...]:
+    """The disks that could not be deleted; all of them if a failure names none."""
+    named = [e.vdev.split(", ") if isinstance(e, DiskError) else entry.kinds for e in failed]
+    vdevs = {vdev for some in named for vdev in some}
+    return tuple(child for child in entry.children if child.vdev in vdevs)
+
+
+def _noted(left: list[CloneEntry]) -> list[str]:
+    """Note the disks that are left in the journal of the new clone; a warning if that fails."""
+    journal = Journal(left[0].uuid)
     try:
-        remove_disks(old, waiting)
-    except PyxlsnapError as e:
-        return [f"a disk of the clone that was replaced could not be deleted: {e}"]
+        if isinstance(new := journal.read(), CloneEntry):
+            journal.rewrite(replace(new, leftovers=tuple(left)))
+    except OSError as e:  # the new clone is whole: it is not lost for this
+        return [f"that disks are left could not be noted ({e.strerror}): delete them by hand"]
     return []

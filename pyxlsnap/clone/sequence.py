@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.clone.names import refuse_renamed
 from pyxlsnap.clone.plan import ClonePlan
 from pyxlsnap.clone.removal import destroyed, remove_old_disks, take_back
 from pyxlsnap.clone.report import cloned
-from pyxlsnap.clone_file import CloneFile
+from pyxlsnap.clone_file import CloneFile, mounts
 from pyxlsnap.errors import (
     Aborted,
     Interrupted,
@@ -117,6 +118,8 @@ class Cloning:
             monitor=self._callbacks.start_monitor is not None,
             started=time.time(),
             origin=plan.origin,
+            created=plan.saved.created,
+            mounts=mounts(plan.children),
             boot=boot_id(),
             children=plan.children,
             disk_state=self._disk_state(),
@@ -167,6 +170,7 @@ class Cloning:
         self._cancel.check()
         if guest := self._plan.guest:
             guest.check_same()  # it may have rebooted meanwhile, under another domid
+            refuse_renamed(guest, self._plan.config.name)
         self._note(replace_begun=True)
         if guest:
             destroyed(guest)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.clone_file import all_clones, is_there, unfinished_clones
+from pyxlsnap.clone_file import all_clones, unfinished_clones
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.abilities import DeletingStrategy
 from pyxlsnap.disks.protocol import DiskStrategy
@@ -149,10 +149,15 @@ def make_plan(
 
 
 def _refuse_clones(parts: Parts) -> None:
-    """:raises Refused: a clone stands on a disk snapshot, at any depth; it may be half made."""
+    """Refuse to delete what a clone stands on, at any depth; the clone may be half made.
+
+    Its disk need not be seen: the filesystem may not be mounted now.
+
+    :raises Refused: a clone stands on a disk snapshot.
+    """
     snapshots = {os.path.realpath(r.path) for r in parts.requests if r.path}
     for clone in (*all_clones(), *(half_made := unfinished_clones())):
-        bases = [c.stands_on for c in clone.children if c.stands_on and is_there(c.target)]
+        bases = [c.stands_on for c in clone.children if c.stands_on]
         below = {os.path.realpath(p) for base in bases for p in chain_files(Path(base))}
         if found := sorted(snapshots & below):
             recover = f"run `pyxlsnap snapshot-recover {clone.uuid}` first"

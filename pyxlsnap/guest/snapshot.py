@@ -38,6 +38,11 @@ class Saved:
         return self.header.metadata
 
     @property
+    def created(self) -> int | None:
+        """When the snapshot was taken, seconds since the epoch; ``None``: by another program."""
+        return self.metadata.created if self.metadata else None
+
+    @property
     def qemu(self) -> str:
         """The version of the QEMU that saved the domain; "" if the memory file has none."""
         return self.metadata.versions.get("qemu", "") if self.metadata else ""
@@ -77,9 +82,18 @@ def saved_uuid(wanted: SnapshotConfig, cfgfile: str) -> str:
 
     :raises ConfigError, BadMemoryFile: as :func:`read_memory`.
     """
+    return saved_origin(wanted, cfgfile)[0]
+
+
+def saved_origin(wanted: SnapshotConfig, cfgfile: str) -> tuple[str, int | None]:
+    """The uuid of the domain in a memory file, and :attr:`Saved.created`. Reads the header only.
+
+    :raises ConfigError, BadMemoryFile: as :func:`read_memory`.
+    """
     path = memory_path(wanted, cfgfile)
     with reading(path) as file:
-        return saved_config(read_header(file, str(path))).uuid
+        header = read_header(file, str(path))
+        return saved_config(header).uuid, header.metadata.created if header.metadata else None
 
 
 def snapshot_name(wanted: SnapshotConfig, cfgfile: str, meta: Metadata | None) -> str:

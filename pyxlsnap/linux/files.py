@@ -259,6 +259,14 @@ def open_regular(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
         yield file
 
 
+def mount_point(directory: Path) -> str:
+    """Where the filesystem of a directory is mounted; of its nearest parent if it is not there."""
+    path = Path(os.path.realpath(directory))
+    while not os.path.ismount(path) and path != path.parent:
+        path = path.parent
+    return str(path)
+
+
 def is_full(directory: Path) -> bool:
     """Whether the filesystem of a directory is full, or almost full.
 

@@ -54,6 +54,17 @@ def test_its_clones_are_named(world: World) -> None:
     assert clone.disks == {d.vdev: d.target for d in made.disks}
 
 
+def test_the_clones_of_an_earlier_snapshot_of_its_name_are_not_its_own(world: World) -> None:
+    origin = Origin(world)
+    file = CloneFile(origin.clone().uuid)
+    entry = file.entry()
+    assert entry
+    assert entry.created
+    for created, count in ((entry.created - 1, 0), (None, 1)):
+        file.rewrite(replace(entry, created=created))
+        assert len(read(origin.cfg).clones) == count
+
+
 def test_without_its_memory_file(world: World) -> None:
     origin = Origin(world)
     origin.memory_path.unlink()
@@ -170,10 +181,14 @@ def test_a_look_that_fails_is_a_part_that_is_missing(
 # a delete
 
 
-def stands(world: World, image: Path, *, half_made: bool = False) -> None:
-    """A clone of another snapshot whose disk stands on an image."""
+def stands(world: World, image: Path, *, half_made: bool = False, seen: bool = True) -> None:
+    """A clone of another snapshot whose disk stands on an image.
+
+    :param seen: the filesystem of the disk is mounted.
+    """
     own = world.root / "images" / "c1"
-    own.touch()
+    if seen:
+        own.touch()
     disk = CloneDisk("xvda", str(own), "qcow2", "overlay", "rm", str(image))
     entry = clone_entry(uuid=OTHER_UUID, domain="c1", children=(disk,))
     Journal(OTHER_UUID).write(entry)
@@ -181,17 +196,20 @@ def stands(world: World, image: Path, *, half_made: bool = False) -> None:
         CloneFile(OTHER_UUID).publish()
 
 
+@pytest.mark.parametrize("seen", [False, True])
 @pytest.mark.parametrize("half_made", [False, True])
 @pytest.mark.parametrize("deep", [False, True])
 def test_a_snapshot_on_which_a_clone_stands_is_not_deleted(
-    world: World, monkeypatch: pytest.MonkeyPatch, deep: bool, half_made: bool
+    world: World, monkeypatch: pytest.MonkeyPatch, deep: bool, half_made: bool, seen: bool
 ) -> None:
-    """Also if a later disk snapshot is between them, and if the clone's process was killed."""
+    """Also if a later disk snapshot is between them, if the clone's process was killed, and if the
+    filesystem of the clone's disk is not mounted.
+    """
     origin = Origin(world)
     frozen, later = (world.root / "images" / n for n in ("frozen", "later"))
     for path in (frozen, later):
         path.touch()
-    stands(world, later if deep else frozen, half_made=half_made)
+    stands(world, later if deep else frozen, half_made=half_made, seen=seen)
     chains = {later: [later, frozen], frozen: [frozen]}
     find: Callable[[Path], list[Path]] = chains.__getitem__
     monkeypatch.setattr(delete_plan, "chain_files", find)

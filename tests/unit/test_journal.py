@@ -24,7 +24,7 @@ from pyxlsnap.journal import (
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
 from pyxlsnap.request import CloneRequest, CreateRequest, DeleteRequest, RevertRequest
 from pyxlsnap.results import CloneDisk
-from tests.unit.support.entries import create_entry, delete_entry, revert_entry
+from tests.unit.support.entries import clone_entry, create_entry, delete_entry, revert_entry
 from tests.unit.support.values import UUID
 
 _TEXT = st.text(st.characters(exclude_characters="\0"), max_size=30)
@@ -105,6 +105,8 @@ _CLONES = st.builds(
         replace=st.booleans(),
     ),
     origin=_TEXT,
+    created=st.none() | st.integers(0, 1 << 40),
+    mounts=st.dictionaries(_TEXT, _TEXT, max_size=3),
     boot=_TEXT,
     children=st.lists(st.builds(CloneDisk, *[_TEXT] * 6), max_size=2).map(tuple),
     disk_state=st.dictionaries(_TEXT, _TEXT, max_size=3),
@@ -130,6 +132,12 @@ def test_what_is_written_is_read(journal: Journal, entry: Entry) -> None:
     journal.clear()
     assert journal.read() is None
     assert not list(journal.path.parent.iterdir())
+
+
+def test_what_is_left_of_an_earlier_clone_is_read(journal: Journal) -> None:
+    entry = clone_entry(leftovers=(clone_entry(disk_state={"xvda child": "old"}),))
+    journal.write(entry)
+    assert journal.read() == entry
 
 
 def test_is_private(journal: Journal) -> None:

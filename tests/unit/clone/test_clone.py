@@ -1,18 +1,21 @@
 """A clone with a fault at every step, killed after every step: there is a whole clone, or none."""
 
 import errno
+import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone import plan as clone_plan
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
-from pyxlsnap.clone_file import CloneFile, find_clone
+from pyxlsnap.clone_file import CloneFile, find_clone, is_gone, mounts, not_mounted
 from pyxlsnap.errors import (
     AlreadyExists,
     Busy,
@@ -31,9 +34,10 @@ from pyxlsnap.journal import CloneEntry, Journal
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import DiskRequest, RunState
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
-from pyxlsnap.results import Deleted
+from pyxlsnap.results import CloneDisk, Deleted
 from tests.unit.support import operations
 from tests.unit.support.clones import CLONE, CLONE_UUID, SNAPSHOT, Origin, clone_steps
+from tests.unit.support.entries import clone_entry
 from tests.unit.support.faults import FailsAtStep, run_until
 from tests.unit.support.qemu import qemu_img
 from tests.unit.support.values import BRIDGE, UUID
@@ -212,6 +216,70 @@ def test_a_clone_is_replaced_again_and_again(origin: Origin) -> None:
     assert made[1].disks != made[2].disks == made[0].disks
 
 
+@pytest.fixture
+def stuck(origin: Origin) -> Origin:
+    """A clone that has replaced one whose disk xvda could not be deleted."""
+    origin.clone()
+    origin.world.fail("delete clone xvda", DiskError("busy", vdev="xvda"))
+    (warning,) = origin.clone(replace=True).warnings
+    assert "busy" in warning
+    assert f"rm {origin.world.root}/images/xvda.vm1-a" in warning
+    assert "xvdb" not in warning
+    assert origin.children() == {"xvda.vm1-a", "xvda.vm1-a.r", "xvdb.vm1-a.r"}
+    return origin
+
+
+def test_an_old_disk_that_cannot_be_deleted_does_not_block_the_loop(stuck: Origin) -> None:
+    for _ in range(3):
+        assert stuck.clone(replace=True).warnings
+    assert find_clone(CLONE)
+    stuck.world.faults.clear()
+    assert stuck.clone(replace=True).warnings == ()
+    assert_cloned(stuck)
+
+
+def test_an_old_disk_that_was_left_is_deleted_with_the_clone(stuck: Origin) -> None:
+    stuck.world.faults.clear()
+    delete(stuck)
+    stuck.assert_as_before()
+
+
+def test_an_old_disk_that_a_recovery_leaves_is_deleted_with_the_clone(stuck: Origin) -> None:
+    found = find_clone(CLONE)
+    assert found
+    uuid = found.uuid
+    run_until(Cloning(stuck.world.host, stuck.plan(replace=True)).steps(), "restore")
+    operations.recover(stuck.world.host, uuid, start_monitor=lambda _: None)
+    assert "xvda.vm1-a" in stuck.children()
+    stuck.world.faults.clear()
+    delete(stuck)
+    stuck.assert_as_before()
+
+
+def test_an_old_disk_that_was_asked_for_and_is_left(stuck: Origin) -> None:
+    """The new disk gets another name, whatever name was asked for."""
+    left = str(stuck.world.root / "images" / "xvda.vm1-a")
+    entry = find_clone(CLONE)
+    assert entry
+    asked = (DiskRequest("xvda", left, "qcow2"), DiskRequest("xvdb"))
+    found = clone_plan._asked(stuck.request(disks=asked), stuck.plan(replace=True).chosen, entry)
+    assert {vdev: request.path for vdev, request in found.items()} == {
+        "xvda": f"{left}.r.r",
+        "xvdb": "",
+    }
+
+
+def test_a_clone_that_is_off_is_not_forgotten_with_an_old_disk(stuck: Origin) -> None:
+    found, entry = stuck.find(), find_clone(CLONE)
+    assert found
+    assert entry
+    found.exists = False
+    for disk in entry.children:
+        Path(disk.target).unlink()
+    with pytest.raises(AlreadyExists, match="there is a clone"):
+        stuck.clone()
+
+
 def test_a_clone_of_that_name_is_kept_without_replace(origin: Origin) -> None:
     origin.clone()
     with pytest.raises(AlreadyExists, match="there is a clone vm1-a"):
@@ -232,6 +300,18 @@ def test_a_clone_of_another_snapshot_is_not_replaced(origin: Origin) -> None:
     CloneFile(entry.uuid).rewrite(replace(entry, origin=CLONE_UUID))
     with pytest.raises(Refused, match="delete it first"):
         origin.clone(replace=True)
+
+
+def test_a_clone_of_an_earlier_snapshot_of_the_same_name_is_not_replaced(origin: Origin) -> None:
+    """The snapshot was deleted, and taken again: the cfgfile has the same name, too."""
+    origin.clone()
+    entry = find_clone(CLONE)
+    assert entry
+    assert entry.created
+    CloneFile(entry.uuid).rewrite(replace(entry, created=entry.created - 1))
+    with pytest.raises(Refused, match="made from an earlier snapshot than that of"):
+        origin.clone(replace=True)
+    assert_cloned(origin)
 
 
 def test_a_delete_removes_all_of_a_clone(origin: Origin) -> None:
@@ -275,6 +355,67 @@ def test_a_clone_whose_parts_were_deleted_by_hand_is_forgotten(origin: Origin) -
         (origin.world.root / disk.target).unlink()
     assert origin.clone().uuid == made.uuid
     assert_cloned(origin)
+
+
+@pytest.fixture
+def unmount(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Callable[[], None]]:
+    """The directory of the disks is a mount point; call this to unmount it, and the result to
+    mount it again.
+    """
+    images, away = world.root / "images", world.root / "away"
+    mounted = {str(images)}
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) in {os.sep, *mounted})
+
+    def mount() -> None:
+        images.rmdir()
+        away.rename(images)
+        mounted.add(str(images))
+
+    def unmount() -> Callable[[], None]:
+        images.rename(away)
+        images.mkdir()
+        mounted.clear()
+        return mount
+
+    return unmount
+
+
+@pytest.mark.parametrize("replace", [None, False, True])
+def test_a_clone_whose_disks_are_not_mounted_is_not_forgotten(
+    origin: Origin, unmount: Callable[[], Callable[[], None]], replace: bool | None
+) -> None:
+    origin.clone()
+    found = origin.find()
+    assert found
+    found.exists = False
+    mount = unmount()
+    with pytest.raises(Refused, match="there is a clone" if replace is False else "mount it first"):
+        delete(origin) if replace is None else origin.clone(replace=replace)
+    assert find_clone(CLONE)
+    mount()
+    assert len(origin.children()) == 2
+    delete(origin)
+    origin.assert_as_before()
+
+
+def test_a_recovery_does_not_take_a_disk_that_is_not_mounted_for_a_deleted_one(
+    origin: Origin, unmount: Callable[[], Callable[[], None]]
+) -> None:
+    """After a reboot of the host, the recovery may run before the filesystem is mounted."""
+    run_until(Cloning(origin.world.host, origin.plan()).steps(), "disks")
+    mount = unmount()
+    with pytest.raises(NeedsAttention, match="no filesystem is mounted at"):
+        recover(origin)
+    mount()
+    recover(origin)
+    origin.assert_as_before()
+
+
+def test_a_volume_that_is_not_seen_may_be_inactive() -> None:
+    made = CloneDisk("xvda", "/dev/vg-of-nobody/c1", "raw", "thin snapshot", "lvremove")
+    volume = clone_entry(children=(made,), mounts=mounts((made,)))
+    assert not is_gone(volume, made)
+    assert not not_mounted(volume, made)
 
 
 @pytest.mark.parametrize("paused", [False, True])
@@ -423,6 +564,63 @@ def test_a_disk_on_which_an_image_stands_is_found_before_the_destroy(
     with pytest.raises(Refused, match=r"above\.qcow2 stands on its disk"):
         origin.clone(replace=True) if replace else delete(origin)
     assert_cloned(origin)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_disk_with_disk_snapshots_inside_is_kept(origin: Origin, replace: bool) -> None:
+    """A snapshot of the clone has them there by default."""
+    origin.clone()
+    disk = str(origin.world.root / "images" / f"xvda.{CLONE}")
+    qemu_img("create", "-q", "-f", "qcow2", disk, "1M")
+    qemu_img("snapshot", "-c", "mine", disk)
+    with pytest.raises(Refused, match=r"disk snapshots inside its disk .*xvda\.vm1-a"):
+        origin.clone(replace=True) if replace else delete(origin)
+    assert_cloned(origin)
+    qemu_img("snapshot", "-d", "mine", disk)
+    delete(origin)
+    origin.assert_as_before()
+
+
+def test_what_a_guest_writes_to_a_raw_disk_is_no_disk_snapshot(origin: Origin) -> None:
+    origin.clone()
+    entry, disk = find_clone(CLONE), str(origin.world.root / "images" / f"xvda.{CLONE}")
+    assert entry
+    children = tuple(replace(child, format="raw") for child in entry.children)
+    CloneFile(entry.uuid).rewrite(replace(entry, children=children))
+    qemu_img("create", "-q", "-f", "qcow2", disk, "1M")
+    qemu_img("snapshot", "-c", "mine", disk)
+    delete(origin)
+    origin.assert_as_before()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_clone_that_was_renamed_is_kept(origin: Origin, replace: bool) -> None:
+    origin.clone()
+    found = origin.find()
+    assert found
+    found.present = "evidence"
+    with pytest.raises(Refused, match="is called evidence now, and is kept"):
+        origin.clone(replace=True) if replace else delete(origin)
+    assert_cloned(origin)
+    found.present = CLONE
+    delete(origin)
+    origin.assert_as_before()
+
+
+def test_a_clone_that_is_renamed_while_the_disks_are_made_is_kept(origin: Origin) -> None:
+    origin.clone()
+    old, before = origin.find(), origin.world.photo()
+    assert old
+
+    def renames(verb: str) -> None:
+        if verb == "clone xvdb":
+            old.present = "evidence"
+
+    origin.world.on_event = renames
+    with pytest.raises(OperationFailed, match=r"is called evidence now.*everything is as before"):
+        origin.clone(replace=True)
+    assert origin.find() is old
+    assert origin.world.photo() == before
 
 
 def test_a_replacement_is_not_cancelled_once_the_old_clone_is_destroyed(origin: Origin) -> None:

@@ -18,6 +18,7 @@ from pyxlsnap.linux import files
 from pyxlsnap.linux.files import (
     NewFile,
     make_directory,
+    mount_point,
     open_regular,
     refuse_existing,
     remove_directories,
@@ -398,3 +399,9 @@ class TestHolders:
 
     def test_a_process_that_has_gone_has_a_name_all_the_same(self) -> None:
         assert process_name(2**22 + 1) == "?"
+
+
+@pytest.mark.parametrize("directory", ["/proc", "/proc/1/task", "/proc/none/at/all"])
+def test_the_mount_point_of_a_directory(directory: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(directory)
+    assert mount_point(Path(directory)) == mount_point(tmp_path / "link") == "/proc"
