@@ -1,14 +1,17 @@
 """The disks of clones: overlays, reflinks, copies and thin volumes, made, cut off and deleted."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from pyxlsnap.disks import in_use
 from pyxlsnap.disks.abilities import CloningStrategy
+from pyxlsnap.disks.copy import child
 from pyxlsnap.disks.copy.content import MARK
 from pyxlsnap.disks.copy.raw_file import RawFile
 from pyxlsnap.disks.qcow2.strategy import Qcow2
@@ -214,9 +217,66 @@ def test_a_name_that_is_taken(place: Path, make: type[RawFile]) -> None:
         strategy.check_clone(CLONE, NOTHING)
     with pytest.raises(AlreadyExists):
         strategy.clone()
-    with pytest.raises(LeftOver, match="not the file that was made"):
-        strategy.delete_clone([found], strategy.state())
+    assert strategy.delete_clone([found], strategy.state()) == []
     assert Path(found.target).read_text() == "mine"
+
+
+def without_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, and on an older tmpfs."""
+
+    def unsupported(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    for name in ("getxattr", "setxattr", "listxattr"):
+        monkeypatch.setattr(os, name, unsupported)
+
+
+@pytest.mark.parametrize("content", ["", "mine"])
+@pytest.mark.parametrize("attributes", [True, False])
+def test_the_file_of_another_program_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, attributes: bool
+) -> None:
+    """Two clones with one path: the one that finds the name taken leaves the other's disk."""
+    if not attributes:
+        without_attributes(monkeypatch)
+    strategy = qcow2(tmp_path)
+    (found,) = strategy.check_clone(CLONE, NOTHING)
+    Path(found.target).write_text(content)
+    with pytest.raises(AlreadyExists):
+        strategy.clone()
+    assert qcow2(tmp_path, make=False).delete_clone([found], strategy.state()) == []
+    assert Path(found.target).read_text() == content
+
+
+def test_without_attributes_a_file_is_known_by_its_inode_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_attributes(monkeypatch)
+    strategy = qcow2(tmp_path)
+    (made,) = cloned(strategy)
+    noted = {key: value for key, value in strategy.state().items() if "inode" not in key}
+    with pytest.raises(LeftOver, match="not known as the file"):
+        qcow2(tmp_path, make=False).delete_clone([made], noted)
+    assert Path(made.target).exists()
+    done = qcow2(tmp_path, make=False).delete_clone([made], strategy.state())
+    assert done == [f"removed {made.target}"]
+
+
+def test_a_file_that_becomes_another_programs_meanwhile_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone that is killed before it has made its file, while another one makes the same."""
+    strategy = qcow2(tmp_path)
+    (found,) = strategy.check_clone(CLONE, NOTHING)
+    Path(found.target).touch()
+
+    def is_written(_: object, path: Path) -> None:
+        path.write_text("theirs")
+
+    monkeypatch.setattr(child, "wait_until_unused", is_written)
+    with pytest.raises(LeftOver):
+        qcow2(tmp_path, make=False).delete_clone([found], strategy.state())
+    assert Path(found.target).read_text() == "theirs"
 
 
 def test_a_delete_on_a_new_object(place: Path) -> None:
