@@ -141,7 +141,18 @@ def remove_disks(entry: CloneEntry, waiting: Callable[[str], None]) -> list[str]
     :raises LeftOver: a disk is not the clone's any more: only a person can delete it.
     :raises PyxlsnapError: a disk could not be deleted.
     """
-    removed, failed = [], []
+    removed, failed = _tried(entry, waiting)
+    if failed:
+        undo_each([_raising(e) for e in failed])
+    return removed
+
+
+def _tried(
+    entry: CloneEntry, waiting: Callable[[str], None]
+) -> tuple[list[str], list[PyxlsnapError]]:
+    """Delete what can be deleted of a clone's disks; returns what was deleted, and the failures."""
+    removed: list[str] = []
+    failed: list[PyxlsnapError] = []
     with _strategies(entry, waiting) as found:
         for strategy in found:
             disks = [child for child in entry.children if child.vdev in strategy.vdevs]
@@ -149,9 +160,7 @@ def remove_disks(entry: CloneEntry, waiting: Callable[[str], None]) -> list[str]
                 removed += strategy.delete_clone(disks, entry.disk_state)
             except PyxlsnapError as e:
                 failed.append(e)
-    if failed:
-        undo_each([_raising(e) for e in failed])
-    return removed
+    return removed, failed
 
 
 @contextmanager
@@ -187,22 +196,35 @@ def _raising(error: PyxlsnapError) -> Callable[[], list[str]]:
 
 def take_back(
     entry: CloneEntry, old: CloneEntry | None, waiting: Callable[[str], None]
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
     """Delete the disks of a clone that is not completed; its domain is destroyed.
 
     If the clone before it was destroyed already, that one's disks are deleted, too. The file of the
     clone is deleted unless it is still that of the clone before.
 
     :param old: the clone that was to be replaced; ``None``: none.
-    :raises PyxlsnapError: something is left.
+    :returns: what was deleted, and what is left because another program or a person has put it in
+        the place of a disk; a line each. A recovery could not delete that, either.
+    :raises PyxlsnapError: something else is left.
     """
-    lines = remove_disks(entry, waiting)
+    lines, left = _removed_or_left(entry, waiting)
     if old and not entry.replace_begun:
-        return lines
+        return lines, left
     if old:
-        lines += remove_disks(old, waiting)
+        removed, others = _removed_or_left(old, waiting)
+        lines, left = lines + removed, left + others
     CloneFile(entry.uuid).clear()
-    return lines
+    return lines, left
+
+
+def _removed_or_left(
+    entry: CloneEntry, waiting: Callable[[str], None]
+) -> tuple[list[str], list[str]]:
+    """As :func:`remove_disks`, but a disk that is not the clone's is no failure."""
+    removed, failed = _tried(entry, waiting)
+    if not all(isinstance(e, LeftOver) for e in failed):
+        undo_each([_raising(e) for e in failed])
+    return removed, [str(e) for e in failed]
 
 
 def remove_old_disks(old: CloneEntry | None, waiting: Callable[[str], None]) -> list[str]:

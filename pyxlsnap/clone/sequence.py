@@ -210,7 +210,7 @@ class Cloning:
         said = f"was interrupted ({step})" if interrupted else f"failed ({step}): {cause}"
         what = f"making the clone {name} of {self._plan.name} {said}"
         try:
-            undone = self._undo()
+            undone, left = self._undo()
         except Exception as e:
             return NeedsAttention(
                 f"{what}; and undoing it failed: {e}",
@@ -222,20 +222,23 @@ class Cloning:
             lost = f"the clone {name} that was to be replaced is destroyed"
             finish = clone_command(self._plan.request)
             return NeedsAttention(
-                f"{what}; {lost}", step=step, undone=undone, left=[lost], finish=finish
+                f"{what}; {lost}", step=step, undone=undone, left=[lost, *left], finish=finish
             )
         if isinstance(cause, Refused) and not self._written:
             return cause
         cls = Interrupted if interrupted else OperationFailed
-        return cls(f"{what}; everything is as before", step=step, undone=undone)
+        return cls(f"{what}; everything is as before", step=step, undone=undone, left=left)
 
-    def _undo(self) -> list[str]:
-        """Remove what was made: the domain first, then its disks, then the journal."""
+    def _undo(self) -> tuple[list[str], list[str]]:
+        """Remove what was made: the domain first, then its disks, then the journal.
+
+        :returns: what was undone, and what is left, a line each (see :func:`take_back`).
+        """
         self._room.give_back()
         if not self._written:
-            return []
+            return [], []
         undone = destroyed(self._new) if self._new else []
         self._entry = replace(self._entry, disk_state=self._disk_state())
-        undone += take_back(self._entry, self._plan.old, self._plan.waiting)
+        removed, left = take_back(self._entry, self._plan.old, self._plan.waiting)
         self._journal.clear()
-        return undone
+        return undone + removed, left

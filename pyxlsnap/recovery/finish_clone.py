@@ -101,7 +101,7 @@ def finish_clone(
                 within_s=_DYING_S,
                 poll_s=_DYING_POLL_S,
             )
-        lines += take_back(entry, old, waiting)
+        removed, left = take_back(entry, old, waiting)
     except PyxlsnapError as e:
         raise NeedsAttention(
             f"taking back {what} failed: {e}",
@@ -110,7 +110,7 @@ def finish_clone(
             left=[str(e)],
             finish=f"pyxlsnap snapshot-recover {entry.uuid}",
         ) from e
-    return Recovered(tuple(lines), rolled_back=not entry.replace_begun)
+    return Recovered((*lines, *removed, *left), rolled_back=not entry.replace_begun)
 
 
 def _info(guest: Guest | None) -> DomainInfo | None:

@@ -20,8 +20,8 @@ from pyxlsnap.disks.lvm.base import TAG, remove, wait_until_closed
 from pyxlsnap.disks.lvm.commands import lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, check_volume_name, device_path
 from pyxlsnap.disks.task import DiskTask
-from pyxlsnap.disks.undo import undo_each
-from pyxlsnap.errors import AlreadyExists, DiskError, Refused
+from pyxlsnap.disks.undo import LeftOver, undo_each
+from pyxlsnap.errors import AlreadyExists, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import command
@@ -153,16 +153,18 @@ class ThickClones:
 def _remove(at: Place, name: str, tag: str) -> list[str]:
     """Remove the volume of a clone, if it is there.
 
-    :raises DiskError: it is in use, or another volume has its name.
+    :raises DiskError: it is in use.
+    :raises LeftOver: another volume has its name.
     """
     volume = volumes(at.vdev, at.vg).get(name)
     if volume is None:
         return []
     if tag not in volume.tags:
-        raise DiskError(
-            f"{at.full(name)} is not the volume that was made for the clone, and was left as it "
-            f"is: `lvremove {at.full(name)}` if nobody needs it",
+        raise LeftOver(
+            f"{at.full(name)} is not known as the volume that was made for the clone (has a revert "
+            f"of the clone replaced it?), and was left as it is",
             vdev=at.vdev,
+            finish=command(["lvremove", at.full(name)]),
         )
     wait_until_closed(replace(at, lv=name))
     remove(at, volume)

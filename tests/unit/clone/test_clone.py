@@ -13,6 +13,7 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.clone_file import CloneFile, find_clone
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import (
     AlreadyExists,
     Busy,
@@ -327,6 +328,37 @@ def test_an_undo_that_fails_leaves_the_journal(origin: Origin) -> None:
     origin.world.faults.clear()
     operations.recover(origin.world.host, entry.uuid)
     origin.assert_as_before()
+
+
+def not_ours() -> LeftOver:
+    return LeftOver("is not the clone's", vdev="xvdb", finish="rm xvdb.vm1-a")
+
+
+def test_a_disk_that_another_program_made_is_left_and_named(origin: Origin) -> None:
+    """Nothing of the clone is left, so neither a person nor a recovery has anything to do."""
+    origin.world.fail("clone xvdb", AlreadyExists("xvdb.vm1-a exists", where="xvdb.vm1-a"))
+    origin.world.fail("delete clone xvdb", not_ours())
+    with pytest.raises(OperationFailed, match="vm1-a exists") as caught:
+        origin.clone()
+    assert type(caught.value) is OperationFailed
+    assert caught.value.left == ("xvdb: is not the clone's",)
+    origin.assert_as_before()
+
+
+def test_a_recovery_names_a_disk_that_another_program_made(origin: Origin) -> None:
+    run_until(Cloning(origin.world.host, origin.plan()).steps(), "journal")
+    origin.world.fail("delete clone xvdb", not_ours())
+    assert "xvdb: is not the clone's" in recover(origin)
+    origin.assert_as_before()
+
+
+def test_a_disk_that_is_not_the_clones_does_not_hide_one_that_is(origin: Origin) -> None:
+    run_until(Cloning(origin.world.host, origin.plan()).steps(), "disks")
+    origin.world.fail("delete clone xvdb", not_ours())
+    origin.world.fail("delete clone xvda", DiskError("busy", vdev="xvda"))
+    with pytest.raises(NeedsAttention, match=r"xvda: busy.*not the clone's"):
+        recover(origin)
+    assert Journal(CLONE_UUID).read()
 
 
 def test_only_one_operation_makes_a_clone_of_a_name(origin: Origin) -> None:

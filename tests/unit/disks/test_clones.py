@@ -388,8 +388,9 @@ def test_a_volume_that_is_somebody_elses_is_left(fake: FakeLvm) -> None:
     fake.add("thin-a-snap.c1", "thin,sparse", tags=["owner"])
     with pytest.raises(AlreadyExists):
         strategy.check_clone(CLONE, NOTHING)
-    with pytest.raises(DiskError, match="not the volume that was made"):
+    with pytest.raises(LeftOver, match="not known as the volume that was made") as caught:
         strategy.delete_clone(made, strategy.state())
+    assert caught.value.finish == f"lvremove {VG}/thin-a-snap.c1"
     assert "thin-a-snap.c1" in fake.lvs
 
 
