@@ -120,6 +120,7 @@ class Cloning:
             boot=boot_id(),
             children=plan.children,
             disk_state=self._disk_state(),
+            replaces=plan.old is not None,
             domid=plan.guest.domid if plan.guest else None,
             changes=plan.changes,
         )

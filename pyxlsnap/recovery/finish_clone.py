@@ -33,9 +33,7 @@ class Decision(Enum):
     ASK = auto()
 
 
-def decide(
-    entry: CloneEntry, now: DomainInfo | None, *, same_boot: bool, replaces: bool
-) -> Decision:
+def decide(entry: CloneEntry, now: DomainInfo | None, *, same_boot: bool) -> Decision:
     """Decide about a clone that was killed. The first row that fits decides:
 
     ======== ======== ============= ================================= =========
@@ -56,15 +54,14 @@ def decide(
 
     :param now: the domain of the entry's uuid.
     :param same_boot: the host has not been rebooted since the entry was written.
-    :param replaces: there is a clone that this one was to replace.
     """
     if entry.deleting:
         return Decision.DELETE
     if entry.restored_domid is not None and now and same_boot:
         return Decision.COMPLETE
-    if now is None or (replaces and not entry.replace_begun):
+    if now is None or (entry.replaces and not entry.replace_begun):
         return Decision.TAKE_BACK
-    is_old = replaces and same_boot and now.domid == entry.domid
+    is_old = entry.replaces and same_boot and now.domid == entry.domid
     if is_old or now.dying or not now.has_run:
         return Decision.DESTROY
     return Decision.ASK
@@ -77,10 +74,11 @@ def finish_clone(
 
     :raises NeedsAttention: a person must decide; the journal stays.
     """
-    old = CloneFile(entry.uuid).entry()
+    # Without a replacement, the file may be that of a clone whose parts were deleted by hand.
+    old = CloneFile(entry.uuid).entry() if entry.replaces else None
     guest = find_if_there(host, entry.uuid)
     now, same_boot = _info(guest), entry.boot == boot_id()
-    decided = decide(entry, now, same_boot=same_boot, replaces=old is not None)
+    decided = decide(entry, now, same_boot=same_boot)
     what = f"the clone {entry.domain} of {entry.name}"
     match decided:
         case Decision.DELETE:

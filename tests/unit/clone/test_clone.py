@@ -4,12 +4,14 @@ import errno
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone.plan import make_plan
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.clone_file import CloneFile, find_clone
@@ -150,6 +152,22 @@ def test_a_domain_that_a_killed_restore_has_left_is_destroyed(origin: Origin) ->
     left = origin.world.host.start(origin.plan("vm1-b").config.with_name(CLONE))
     left.uuid, left.has_run, left.paused = CLONE_UUID, False, True
     recover(origin)
+    assert not left.exists
+    origin.assert_as_before()
+
+
+def test_the_file_of_a_clone_that_is_gone_does_not_mislead_a_recovery(origin: Origin) -> None:
+    """Its parts were deleted by hand, and its uuid is used again."""
+    made, gone = origin.clone(), origin.find()
+    assert gone
+    gone.exists = False
+    for disk in made.disks:
+        Path(disk.target).unlink()
+    plan = make_plan(origin.world.host, origin.request(), made.uuid, None, Cancel())
+    run_until(Cloning(origin.world.host, plan).steps(), "disks")
+    left = origin.world.host.start(plan.config)
+    left.has_run, left.paused = False, True
+    operations.recover(origin.world.host, made.uuid)
     assert not left.exists
     origin.assert_as_before()
 
