@@ -23,6 +23,7 @@ from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.model import DomainInfo
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
 from pyxlsnap.results import Deleted, Progress
 
@@ -133,6 +134,29 @@ def destroyed(guest: Guest) -> list[str]:
     except DomainNotFound:
         return []
     return [f"destroyed {guest.name} (domid {guest.domid})"]
+
+
+def info_if_there(guest: Guest | None) -> DomainInfo | None:
+    """The domain's present state; ``None`` if there is no domain, or it ended just now."""
+    try:
+        return guest.info() if guest else None
+    except DomainNotFound:
+        return None
+
+
+def started_by_others(guest: Guest, entry: CloneEntry) -> NeedsAttention:
+    """Make (not raise) the error for a domain with the uuid of a clone that is not completed."""
+    why = (
+        f"{guest} was started with the uuid of the clone {entry.domain}, which was not completed, "
+        f"and may use its disks"
+    )
+    return NeedsAttention(
+        f"{why}: shut that domain down, then run `pyxlsnap snapshot-recover {entry.uuid}`; or keep "
+        f"it and remove {Journal(entry.uuid).path}",
+        step="recover",
+        left=[why],
+        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+    )
 
 
 def remove_disks(entry: CloneEntry, waiting: Callable[[str], None]) -> list[str]:

@@ -12,7 +12,13 @@ from typing import Any, BinaryIO
 
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.clone.plan import ClonePlan
-from pyxlsnap.clone.removal import destroyed, remove_old_disks, take_back
+from pyxlsnap.clone.removal import (
+    destroyed,
+    info_if_there,
+    remove_old_disks,
+    started_by_others,
+    take_back,
+)
 from pyxlsnap.clone.report import cloned
 from pyxlsnap.clone_file import CloneFile
 from pyxlsnap.errors import (
@@ -25,7 +31,7 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.guest.dom0_memory import Room
 from pyxlsnap.guest.held_memory import set_target_back
-from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.guest.saved import open_stream
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
@@ -238,8 +244,25 @@ class Cloning:
         self._room.give_back()
         if not self._written:
             return [], []
-        undone = destroyed(self._new) if self._new else []
+        guest = self._new or self._remains()
+        undone = destroyed(guest) if guest else []
         self._entry = replace(self._entry, disk_state=self._disk_state())
         removed, left = take_back(self._entry, self._plan.old, self._plan.waiting)
         self._journal.clear()
         return undone + removed, left
+
+    def _remains(self) -> Guest | None:
+        """A domain that libxl could not remove: a restore has left it, or a destroy.
+
+        :raises NeedsAttention: somebody has started a domain with the clone's uuid.
+        """
+        if self._plan.old and not self._entry.replace_begun:
+            return None  # that is the clone which was not replaced
+        guest = find_if_there(self._host, self._plan.uuid)
+        now = info_if_there(guest)
+        if guest is None or now is None:
+            return None
+        is_old = self._plan.old is not None and now.domid == self._entry.domid
+        if now.has_run and not now.dying and not is_old:
+            raise started_by_others(guest, self._entry)
+        return guest

@@ -3,13 +3,20 @@
 from collections.abc import Callable
 from enum import Enum, auto
 
-from pyxlsnap.clone.removal import destroyed, finish_delete, remove_old_disks, take_back
+from pyxlsnap.clone.removal import (
+    destroyed,
+    finish_delete,
+    info_if_there,
+    remove_old_disks,
+    started_by_others,
+    take_back,
+)
 from pyxlsnap.clone.report import cloned
 from pyxlsnap.clone_file import CloneFile
-from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
+from pyxlsnap.errors import NeedsAttention, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
-from pyxlsnap.journal import CloneEntry, Journal, boot_id
+from pyxlsnap.journal import CloneEntry, boot_id
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import DomainInfo, RunState
 from pyxlsnap.request import Callbacks
@@ -77,7 +84,7 @@ def finish_clone(
     # Without a replacement, the file may be that of a clone whose parts were deleted by hand.
     old = CloneFile(entry.uuid).entry() if entry.replaces else None
     guest = find_if_there(host, entry.uuid)
-    now, same_boot = _info(guest), entry.boot == boot_id()
+    now, same_boot = info_if_there(guest), entry.boot == boot_id()
     decided = decide(entry, now, same_boot=same_boot)
     what = f"the clone {entry.domain} of {entry.name}"
     match decided:
@@ -88,8 +95,8 @@ def finish_clone(
             )
         case Decision.COMPLETE if guest:
             return _complete(guest, entry, old, waiting)
-        case Decision.ASK:
-            raise _started(guest, entry)
+        case Decision.ASK if guest:
+            raise started_by_others(guest, entry)
     lines = [f"took back {what}"] if decided is Decision.TAKE_BACK else [f"removed {what}"]
     try:
         if guest and decided is Decision.DESTROY:
@@ -111,13 +118,6 @@ def finish_clone(
     return Recovered((*lines, *removed, *left), rolled_back=not entry.replace_begun)
 
 
-def _info(guest: Guest | None) -> DomainInfo | None:
-    try:
-        return guest.info() if guest else None
-    except DomainNotFound:
-        return None  # it ended just now
-
-
 def _complete(
     guest: Guest, entry: CloneEntry, old: CloneEntry | None, waiting: Callable[[str], None]
 ) -> Recovered:
@@ -130,17 +130,3 @@ def _complete(
     made = cloned(entry, guest, state, warnings)
     line = f"{guest.name} is cloned from {entry.name} and {state}"
     return Recovered((line, *warnings), rolled_back=False, cloned=made)
-
-
-def _started(guest: Guest | None, entry: CloneEntry) -> NeedsAttention:
-    why = (
-        f"{guest} was started with the uuid of the clone {entry.domain}, whose making was killed, "
-        f"and may use its disks"
-    )
-    return NeedsAttention(
-        f"{why}: shut that domain down, then run the command again; or keep it and remove "
-        f"{Journal(entry.uuid).path}",
-        step="recover",
-        left=[why],
-        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
-    )

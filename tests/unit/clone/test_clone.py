@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -32,12 +32,13 @@ from pyxlsnap.errors import (
 from pyxlsnap.guest.snapshot import state_after
 from pyxlsnap.journal import CloneEntry, Journal
 from pyxlsnap.linux.locks import DomainLock
-from pyxlsnap.model import DiskRequest, RunState
+from pyxlsnap.model import DiskRequest, DomainConfig, RunState
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
 from pyxlsnap.results import Deleted
 from tests.unit.support import operations
 from tests.unit.support.clones import CLONE, CLONE_UUID, SNAPSHOT, Origin, clone_steps
 from tests.unit.support.faults import FailsAtStep, run_until
+from tests.unit.support.guest import FakeGuest
 from tests.unit.support.qemu import qemu_img
 from tests.unit.support.values import BRIDGE, UUID
 from tests.unit.support.world import World
@@ -153,6 +154,60 @@ def test_a_domain_that_a_killed_restore_has_left_is_destroyed(origin: Origin) ->
     left.uuid, left.has_run, left.paused = CLONE_UUID, False, True
     recover(origin)
     assert not left.exists
+    origin.assert_as_before()
+
+
+def restore_leaves(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, *, has_run: bool
+) -> list[FakeGuest]:
+    """Let the restore fail, and leave a domain; the list has it then."""
+    found: list[FakeGuest] = []
+
+    def restore(config: DomainConfig, _: int) -> NoReturn:
+        found.append(origin.world.host.start(config))
+        found[0].has_run, found[0].paused = has_run, not has_run
+        raise XenError("the incomplete domain could not be removed", rc=-3, operation="restore")
+
+    monkeypatch.setattr(origin.world.host, "restore", restore)
+    return found
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_domain_that_a_failed_restore_has_left_is_destroyed(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    if replace:
+        origin.clone()
+    found = restore_leaves(origin, monkeypatch, has_run=False)
+    with pytest.raises(OperationFailed, match="could not be removed") as caught:
+        origin.clone(replace=replace)
+    assert isinstance(caught.value, NeedsAttention) == replace
+    assert not found[0].exists
+    origin.assert_as_before()
+
+
+def test_a_domain_that_somebody_has_started_meanwhile_keeps_its_disks(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = restore_leaves(origin, monkeypatch, has_run=True)
+    with pytest.raises(NeedsAttention, match="was started with the uuid of the clone") as caught:
+        origin.clone()
+    assert caught.value.finish == f"pyxlsnap snapshot-recover {found[0].uuid}"
+    assert found[0].exists
+    assert len(origin.children()) == 2
+    assert Journal(found[0].uuid).read()
+
+
+def test_a_clone_that_cannot_be_destroyed_keeps_its_disks(origin: Origin) -> None:
+    uuid = origin.clone().uuid
+    origin.world.fail("destroy", XenError("it stays", rc=-3, operation="destroy"))
+    with pytest.raises(NeedsAttention, match="undoing it failed: it stays"):
+        origin.clone(replace=True)
+    old = origin.find()
+    assert old
+    assert {Path(target).name for target in old.disk_targets()} <= origin.children()
+    origin.world.faults.clear()
+    operations.recover(origin.world.host, uuid)
     origin.assert_as_before()
 
 
