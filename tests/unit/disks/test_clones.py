@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import stat
-from collections.abc import Iterator, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,6 +16,8 @@ from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.copy import child
 from pyxlsnap.disks.copy.content import MARK
 from pyxlsnap.disks.copy.raw_file import RawFile
+from pyxlsnap.disks.lvm import commands
+from pyxlsnap.disks.lvm.clones import CLONE_TAG
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver
@@ -352,8 +356,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLvm:
     return found
 
 
-def thin(fake: FakeLvm) -> CloningStrategy:
-    made = of_lvm(fake, "thin")
+def thin(fake: FakeLvm, waiting: Callable[[str], None] = lambda _: None) -> CloningStrategy:
+    made = of_lvm(fake, "thin", waiting=waiting)
     assert isinstance(made, CloningStrategy)
     return made
 
@@ -409,6 +413,55 @@ def test_a_clone_of_thin_volumes_that_dies_can_be_taken_back(
             pass
         thin(fake).delete_clone(made, strategy.state())
         assert set(fake.lvs) == before
+
+
+class LastCommand:
+    """The lvcreate of a clone that was killed: it waits for a lock that another command holds."""
+
+    def __init__(self, fake: FakeLvm, made: CloneDisk, state: Mapping[str, str]) -> None:
+        self._fake, self._name = fake, Path(made.target).name
+        self._tag = f"{CLONE_TAG}{state[f'{made.vdev} clone']}"
+        self.told: list[str] = []
+        # It ends when its input does.
+        words = ["lvcreate", "-c", "read line", "-s", "--addtag", self._tag]
+        shell = shutil.which("sh")
+        self.process = subprocess.Popen(words, executable=shell, stdin=subprocess.PIPE)
+
+    def gets_the_lock(self, what: str) -> None:
+        """The volume is made while somebody waits."""
+        self.told.append(what)
+        if self._name not in self._fake.lvs:
+            self._fake.add(self._name, "thin,sparse", tags=[self._tag])
+            self.end()
+
+    def end(self) -> None:
+        self.process.communicate()
+
+
+def test_the_volume_of_an_lvcreate_that_outlives_its_process_is_removed(fake: FakeLvm) -> None:
+    create(fake, "thin")
+    before, strategy = set(fake.lvs), thin(fake)
+    made = strategy.check_clone(CLONE, NOTHING)
+    last = LastCommand(fake, made[0], strategy.state())
+    thin(fake, waiting=last.gets_the_lock).delete_clone(made, strategy.state())
+    assert last.told == ["lvcreate to finish its work for xvda"]
+    assert set(fake.lvs) == before
+
+
+def test_an_lvcreate_that_does_not_end_is_named(
+    fake: FakeLvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "_ENDING_S", 0.0)
+    create(fake, "thin")
+    strategy = thin(fake)
+    made = strategy.check_clone(CLONE, NOTHING)
+    last = LastCommand(fake, made[0], strategy.state())
+    try:
+        with pytest.raises(DiskError, match=rf"pid {last.process.pid}\) .* still runs"):
+            thin(fake).delete_clone(made, strategy.state())
+    finally:
+        last.end()
+    assert thin(fake).delete_clone(made, strategy.state()) == []
 
 
 def test_a_thick_volume_is_copied_on_request_only(fake: FakeLvm) -> None:
