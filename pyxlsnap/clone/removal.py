@@ -246,9 +246,10 @@ def _removed_or_left(
 ) -> tuple[list[str], list[str]]:
     """As :func:`remove_disks`, but a disk that is not the clone's is no failure."""
     removed, failed = _tried(entry, waiting)
-    if not all(isinstance(e, LeftOver) for e in failed):
+    others = [e for e in failed if isinstance(e, LeftOver)]
+    if len(others) < len(failed):
         undo_each([_raising(e) for e in failed])
-    return removed, [str(e) for e in failed]
+    return removed, [f"{e}: `{e.finish}` if nobody needs it" for e in others]
 
 
 def remove_old_disks(old: CloneEntry | None, waiting: Callable[[str], None]) -> list[str]:

@@ -403,6 +403,9 @@ def test_an_undo_that_fails_leaves_the_journal(origin: Origin) -> None:
     origin.assert_as_before()
 
 
+NOT_OURS = "xvdb: is not the clone's: `rm xvdb.vm1-a` if nobody needs it"
+
+
 def not_ours() -> LeftOver:
     return LeftOver("is not the clone's", vdev="xvdb", finish="rm xvdb.vm1-a")
 
@@ -414,14 +417,14 @@ def test_a_disk_that_another_program_made_is_left_and_named(origin: Origin) -> N
     with pytest.raises(OperationFailed, match="vm1-a exists") as caught:
         origin.clone()
     assert type(caught.value) is OperationFailed
-    assert caught.value.left == ("xvdb: is not the clone's",)
+    assert caught.value.left == (NOT_OURS,)
     origin.assert_as_before()
 
 
 def test_a_recovery_names_a_disk_that_another_program_made(origin: Origin) -> None:
     run_until(Cloning(origin.world.host, origin.plan()).steps(), "journal")
     origin.world.fail("delete clone xvdb", not_ours())
-    assert "xvdb: is not the clone's" in recover(origin)
+    assert NOT_OURS in recover(origin)
     origin.assert_as_before()
 
 
