@@ -153,6 +153,8 @@ class CloneEntry(_Entry):
     children: tuple[CloneDisk, ...]
     #: the state of the disk strategies: what tells the clone's disks from others
     disk_state: dict[str, str]
+    #: there is a clone of the same uuid that this one replaces
+    replaces: bool = False
     #: domid of the clone that is replaced; ``None``: none is, or it is off
     domid: int | None = None
     #: what the clone has in the place of what it could not share, one line each

@@ -30,6 +30,7 @@ from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.model import DomainInfo
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
 from pyxlsnap.results import CloneDisk, Deleted, Progress
 
@@ -157,6 +158,29 @@ def destroyed(guest: Guest) -> list[str]:
     return [f"destroyed {guest.name} (domid {guest.domid})"]
 
 
+def info_if_there(guest: Guest | None) -> DomainInfo | None:
+    """The domain's present state; ``None`` if there is no domain, or it ended just now."""
+    try:
+        return guest.info() if guest else None
+    except DomainNotFound:
+        return None
+
+
+def started_by_others(guest: Guest, entry: CloneEntry) -> NeedsAttention:
+    """Make (not raise) the error for a domain with the uuid of a clone that is not completed."""
+    why = (
+        f"{guest} was started with the uuid of the clone {entry.domain}, which was not completed, "
+        f"and may use its disks"
+    )
+    return NeedsAttention(
+        f"{why}: shut that domain down, then run `pyxlsnap snapshot-recover {entry.uuid}`; or keep "
+        f"it and remove {Journal(entry.uuid).path}",
+        step="recover",
+        left=[why],
+        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
+    )
+
+
 def remove_disks(entry: CloneEntry, waiting: Callable[[str], None]) -> list[str]:
     """Delete the disks of a clone, whose domain is destroyed; returns what was deleted.
 
@@ -246,22 +270,36 @@ def _raising(error: PyxlsnapError) -> Callable[[], list[str]]:
 
 def take_back(
     entry: CloneEntry, old: CloneEntry | None, waiting: Callable[[str], None]
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
     """Delete the disks of a clone that is not completed; its domain is destroyed.
 
     If the clone before it was destroyed already, that one's disks are deleted, too. The file of the
     clone is deleted unless it is still that of the clone before.
 
     :param old: the clone that was to be replaced; ``None``: none.
-    :raises PyxlsnapError: something is left.
+    :returns: what was deleted, and what is left because another program or a person has put it in
+        the place of a disk; a line each. A recovery could not delete that, either.
+    :raises PyxlsnapError: something else is left.
     """
-    lines = remove_disks(entry, waiting)
+    lines, left = _removed_or_left(entry, waiting)
     if old and not entry.replace_begun:
-        return lines
+        return lines, left
     if old:
-        lines += remove_disks(old, waiting)
+        removed, others = _removed_or_left(old, waiting)
+        lines, left = lines + removed, left + others
     CloneFile(entry.uuid).clear()
-    return lines
+    return lines, left
+
+
+def _removed_or_left(
+    entry: CloneEntry, waiting: Callable[[str], None]
+) -> tuple[list[str], list[str]]:
+    """As :func:`remove_disks`, but a disk that is not the clone's is no failure."""
+    removed, failed = _tried(entry, waiting)
+    others = [e for e in failed if isinstance(e, LeftOver)]
+    if len(others) < len(failed):
+        undo_each([_raising(e) for e in failed])
+    return removed, [f"{e}: `{e.finish}` if nobody needs it" for e in others]
 
 
 def remove_old_disks(old: CloneEntry | None, waiting: Callable[[str], None]) -> list[str]:

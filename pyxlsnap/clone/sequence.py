@@ -13,7 +13,13 @@ from typing import Any, BinaryIO
 from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.clone.names import refuse_renamed
 from pyxlsnap.clone.plan import ClonePlan
-from pyxlsnap.clone.removal import destroyed, remove_old_disks, take_back
+from pyxlsnap.clone.removal import (
+    destroyed,
+    info_if_there,
+    remove_old_disks,
+    started_by_others,
+    take_back,
+)
 from pyxlsnap.clone.report import cloned
 from pyxlsnap.clone_file import CloneFile, mounts
 from pyxlsnap.errors import (
@@ -26,7 +32,7 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.guest.dom0_memory import Room
 from pyxlsnap.guest.held_memory import set_target_back
-from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.guest.saved import open_stream
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
@@ -123,6 +129,7 @@ class Cloning:
             boot=boot_id(),
             children=plan.children,
             disk_state=self._disk_state(),
+            replaces=plan.old is not None,
             domid=plan.guest.domid if plan.guest else None,
             changes=plan.changes,
         )
@@ -214,7 +221,7 @@ class Cloning:
         said = f"was interrupted ({step})" if interrupted else f"failed ({step}): {cause}"
         what = f"making the clone {name} of {self._plan.name} {said}"
         try:
-            undone = self._undo()
+            undone, left = self._undo()
         except Exception as e:
             return NeedsAttention(
                 f"{what}; and undoing it failed: {e}",
@@ -226,20 +233,40 @@ class Cloning:
             lost = f"the clone {name} that was to be replaced is destroyed"
             finish = clone_command(self._plan.request)
             return NeedsAttention(
-                f"{what}; {lost}", step=step, undone=undone, left=[lost], finish=finish
+                f"{what}; {lost}", step=step, undone=undone, left=[lost, *left], finish=finish
             )
         if isinstance(cause, Refused) and not self._written:
             return cause
         cls = Interrupted if interrupted else OperationFailed
-        return cls(f"{what}; everything is as before", step=step, undone=undone)
+        return cls(f"{what}; everything is as before", step=step, undone=undone, left=left)
 
-    def _undo(self) -> list[str]:
-        """Remove what was made: the domain first, then its disks, then the journal."""
+    def _undo(self) -> tuple[list[str], list[str]]:
+        """Remove what was made: the domain first, then its disks, then the journal.
+
+        :returns: what was undone, and what is left, a line each (see :func:`take_back`).
+        """
         self._room.give_back()
         if not self._written:
-            return []
-        undone = destroyed(self._new) if self._new else []
+            return [], []
+        guest = self._new or self._remains()
+        undone = destroyed(guest) if guest else []
         self._entry = replace(self._entry, disk_state=self._disk_state())
-        undone += take_back(self._entry, self._plan.old, self._plan.waiting)
+        removed, left = take_back(self._entry, self._plan.old, self._plan.waiting)
         self._journal.clear()
-        return undone
+        return undone + removed, left
+
+    def _remains(self) -> Guest | None:
+        """A domain that libxl could not remove: a restore has left it, or a destroy.
+
+        :raises NeedsAttention: somebody has started a domain with the clone's uuid.
+        """
+        if self._plan.old and not self._entry.replace_begun:
+            return None  # that is the clone which was not replaced
+        guest = find_if_there(self._host, self._plan.uuid)
+        now = info_if_there(guest)
+        if guest is None or now is None:
+            return None
+        is_old = self._plan.old is not None and now.domid == self._entry.domid
+        if now.has_run and not now.dying and not is_old:
+            raise started_by_others(guest, self._entry)
+        return guest

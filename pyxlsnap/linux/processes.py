@@ -266,6 +266,23 @@ def process_name(pid: int) -> str:
         return "?"
 
 
+def running(program: str, word: str) -> list[int]:
+    """The pids of the processes that run a program and have this word in their command line.
+
+    :param program: its name, as the command line has it.
+    """
+    pids = [int(name) for name in _listed(str(paths.PROC)) if name.isdigit()]
+    return [pid for pid in pids if _runs(pid, os.fsencode(program), os.fsencode(word))]
+
+
+def _runs(pid: int, program: bytes, word: bytes) -> bool:
+    try:
+        first, *words = (paths.PROC / f"{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False  # it has ended
+    return first.rpartition(b"/")[2] == program and word in words
+
+
 def process_text(pid: int) -> str:
     """A process's name and pid, for a message."""
     return f"{process_name(pid)} (pid {pid})"

@@ -3,13 +3,20 @@
 from collections.abc import Callable
 from enum import Enum, auto
 
-from pyxlsnap.clone.removal import destroyed, finish_delete, remove_old_disks, take_back
+from pyxlsnap.clone.removal import (
+    destroyed,
+    finish_delete,
+    info_if_there,
+    remove_old_disks,
+    started_by_others,
+    take_back,
+)
 from pyxlsnap.clone.report import cloned
 from pyxlsnap.clone_file import CloneFile
-from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
+from pyxlsnap.errors import NeedsAttention, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
-from pyxlsnap.journal import CloneEntry, Journal, boot_id
+from pyxlsnap.journal import CloneEntry, boot_id
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import DomainInfo, RunState
 from pyxlsnap.request import Callbacks
@@ -33,9 +40,7 @@ class Decision(Enum):
     ASK = auto()
 
 
-def decide(
-    entry: CloneEntry, now: DomainInfo | None, *, same_boot: bool, replaces: bool
-) -> Decision:
+def decide(entry: CloneEntry, now: DomainInfo | None, *, same_boot: bool) -> Decision:
     """Decide about a clone that was killed. The first row that fits decides:
 
     ======== ======== ============= ================================= =========
@@ -56,15 +61,14 @@ def decide(
 
     :param now: the domain of the entry's uuid.
     :param same_boot: the host has not been rebooted since the entry was written.
-    :param replaces: there is a clone that this one was to replace.
     """
     if entry.deleting:
         return Decision.DELETE
     if entry.restored_domid is not None and now and same_boot:
         return Decision.COMPLETE
-    if now is None or (replaces and not entry.replace_begun):
+    if now is None or (entry.replaces and not entry.replace_begun):
         return Decision.TAKE_BACK
-    is_old = replaces and same_boot and now.domid == entry.domid
+    is_old = entry.replaces and same_boot and now.domid == entry.domid
     if is_old or now.dying or not now.has_run:
         return Decision.DESTROY
     return Decision.ASK
@@ -77,10 +81,11 @@ def finish_clone(
 
     :raises NeedsAttention: a person must decide; the journal stays.
     """
-    old = CloneFile(entry.uuid).entry()
+    # Without a replacement, the file may be that of a clone whose parts were deleted by hand.
+    old = CloneFile(entry.uuid).entry() if entry.replaces else None
     guest = find_if_there(host, entry.uuid)
-    now, same_boot = _info(guest), entry.boot == boot_id()
-    decided = decide(entry, now, same_boot=same_boot, replaces=old is not None)
+    now, same_boot = info_if_there(guest), entry.boot == boot_id()
+    decided = decide(entry, now, same_boot=same_boot)
     what = f"the clone {entry.domain} of {entry.name}"
     match decided:
         case Decision.DELETE:
@@ -90,8 +95,8 @@ def finish_clone(
             )
         case Decision.COMPLETE if guest:
             return _complete(guest, entry, old, waiting)
-        case Decision.ASK:
-            raise _started(guest, entry)
+        case Decision.ASK if guest:
+            raise started_by_others(guest, entry)
     lines = [f"took back {what}"] if decided is Decision.TAKE_BACK else [f"removed {what}"]
     try:
         if guest and decided is Decision.DESTROY:
@@ -101,7 +106,7 @@ def finish_clone(
                 within_s=_DYING_S,
                 poll_s=_DYING_POLL_S,
             )
-        lines += take_back(entry, old, waiting)
+        removed, left = take_back(entry, old, waiting)
     except PyxlsnapError as e:
         raise NeedsAttention(
             f"taking back {what} failed: {e}",
@@ -110,14 +115,7 @@ def finish_clone(
             left=[str(e)],
             finish=f"pyxlsnap snapshot-recover {entry.uuid}",
         ) from e
-    return Recovered(tuple(lines), rolled_back=not entry.replace_begun)
-
-
-def _info(guest: Guest | None) -> DomainInfo | None:
-    try:
-        return guest.info() if guest else None
-    except DomainNotFound:
-        return None  # it ended just now
+    return Recovered((*lines, *removed, *left), rolled_back=not entry.replace_begun)
 
 
 def _complete(
@@ -132,17 +130,3 @@ def _complete(
     made = cloned(entry, guest, state, warnings)
     line = f"{guest.name} is cloned from {entry.name} and {state}"
     return Recovered((line, *warnings), rolled_back=False, cloned=made)
-
-
-def _started(guest: Guest | None, entry: CloneEntry) -> NeedsAttention:
-    why = (
-        f"{guest} was started with the uuid of the clone {entry.domain}, whose making was killed, "
-        f"and may use its disks"
-    )
-    return NeedsAttention(
-        f"{why}: shut that domain down, then run the command again; or keep it and remove "
-        f"{Journal(entry.uuid).path}",
-        step="recover",
-        left=[why],
-        finish=f"pyxlsnap snapshot-recover {entry.uuid}",
-    )

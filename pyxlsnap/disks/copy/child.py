@@ -1,15 +1,14 @@
 """Files that are disks of a clone: made once, known again by a token, and deleted with the clone.
 
 A file is the clone's if it has the token, in an attribute, and the inode that it was made with. A
-filesystem without attributes has only the inode, or the time if the clone was killed. When a
-snapshot or a revert of the clone has put another file in its place, this is not the file that was
-made, and it is left to a person.
+filesystem without attributes has only the inode; if the clone was killed before its journal had the
+inode, nothing tells its file from another program's. When a snapshot or a revert of the clone has
+put another file in its place, this is not the file that was made. Such files are left to a person.
 """
 
 import errno
 import os
 import stat
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +25,8 @@ from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import command
 
 _OWNER_WRITES = 0o200
+#: the token where none is known: no file has it
+_UNKNOWN = "unknown"
 
 
 class ChildFile:
@@ -33,9 +34,9 @@ class ChildFile:
 
     def __init__(self, disk: Disk, path: Path) -> None:
         self.disk, self.path = disk, path
+        #: "": the name was taken, so no file was made
         self._token = os.urandom(16).hex()
         self._inode = ""
-        self._began = time.time()
         self._fd = -1
 
     @property
@@ -65,14 +66,13 @@ class ChildFile:
     def state(self) -> dict[str, str]:
         """What tells the file from others."""
         vdev = self.disk.vdev
-        known = {f"{vdev} child": self._token, f"{vdev} began": repr(self._began)}
+        known = {f"{vdev} child": self._token}
         return known | ({f"{vdev} inode": self._inode} if self._inode else {})
 
     def adopt(self, state: Mapping[str, str]) -> None:
         """Use what another object knows."""
-        self._token = state.get(f"{self.disk.vdev} child", "")
+        self._token = state.get(f"{self.disk.vdev} child", _UNKNOWN)
         self._inode = state.get(f"{self.disk.vdev} inode", "")
-        self._began = float(state.get(f"{self.disk.vdev} began", "inf"))
 
     def make(self, like: int | None = None) -> None:
         """Make the file, empty, with owner, mode and attributes of ``like``; its owner may write.
@@ -83,6 +83,7 @@ class ChildFile:
             try:
                 self._fd = open_new(self.path)
             except FileExistsError as e:
+                self._token = ""  # an undo must not take the other program's file for ours
                 raise AlreadyExists(
                     f"{self.path} exists: choose another name", where=str(self.path)
                 ) from e
@@ -113,23 +114,30 @@ class ChildFile:
         :raises LeftOver: another file has its name.
         """
         self.close()
+        if not self._token:
+            return []
         with os_errors(self.disk, self.path):
             if not os.path.lexists(self.path):
                 refuse_missing(self.disk, self.path.parent, self.path.name)
                 return []
-            if not self._is_ours():
-                raise LeftOver(
-                    f"{self.path} is not the file that was made for the clone (a snapshot or a "
-                    f"revert of the clone has replaced it?), and was left as it is",
-                    vdev=self.disk.vdev,
-                    finish=command(["rm", str(self.path)]),
-                )
+            self._refuse_other()
             wait_until_unused(self.disk, self.path)
+            self._refuse_other()  # its user may have been the program that makes another file
             if images := standing_on(self.path, [self.path.parent]):
                 raise DiskError(f"{images[0]} stands on {self.path}", vdev=self.disk.vdev)
             os.unlink(self.path)
             sync_directory(self.path.parent)
         return [f"removed {self.path}"]
+
+    def _refuse_other(self) -> None:
+        """:raises LeftOver: another file has the name."""
+        if not self._is_ours():
+            raise LeftOver(
+                f"{self.path} is not known as the file that was made for the clone (has a snapshot "
+                f"or a revert of the clone replaced it?), and was left as it is",
+                vdev=self.disk.vdev,
+                finish=command(["rm", str(self.path)]),
+            )
 
     def _is_ours(self) -> bool:
         found = os.lstat(self.path)
@@ -142,9 +150,7 @@ class ChildFile:
         except OSError as e:
             if e.errno == errno.ENODATA:  # its process was killed just after it was made
                 return not found.st_size
-            # A filesystem's clock may be some milliseconds behind.
-            known = bool(self._inode) or found.st_ctime >= self._began - 1
-            return e.errno == errno.ENOTSUP and known
+            return e.errno == errno.ENOTSUP and bool(self._inode)
 
 
 def children(disks: Sequence[Disk], found: Sequence[CloneDisk]) -> list[ChildFile]:

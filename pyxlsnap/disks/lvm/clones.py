@@ -17,11 +17,11 @@ from pyxlsnap.disks.copy.clones import delete_files, refuse_format, refused_copy
 from pyxlsnap.disks.copy.content import Space, refuse_no_room
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.lvm.base import TAG, remove, wait_until_closed
-from pyxlsnap.disks.lvm.commands import lvm, volumes, wait_for_path
+from pyxlsnap.disks.lvm.commands import lvm, volumes, wait_for_lvcreate, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, check_volume_name, device_path
 from pyxlsnap.disks.task import DiskTask
-from pyxlsnap.disks.undo import undo_each
-from pyxlsnap.errors import AlreadyExists, DiskError, Refused
+from pyxlsnap.disks.undo import LeftOver, undo_each
+from pyxlsnap.errors import AlreadyExists, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import command
@@ -33,8 +33,8 @@ CLONE_TAG = f"{TAG}.clone="
 class ThinClones:
     """The clone's side of :class:`~.thin.LvmThin`."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = places
+    def __init__(self, places: Sequence[Place], task: DiskTask) -> None:
+        self._places, self._waiting = places, task.waiting
         self._tokens = {at.vdev: os.urandom(8).hex() for at in places}
         self._names: dict[str, str] = {}
 
@@ -83,7 +83,9 @@ class ThinClones:
         found = {disk.vdev: Path(disk.target).name for disk in disks}
         places = [at for at in self._places if at.vdev in found]
         tags = {at.vdev: f"{CLONE_TAG}{state.get(f'{at.vdev} clone', '')}" for at in places}
-        return undo_each(partial(_remove, at, found[at.vdev], tags[at.vdev]) for at in places)
+        return undo_each(
+            partial(_remove, at, found[at.vdev], tags[at.vdev], self._waiting) for at in places
+        )
 
 
 class ThickClones:
@@ -150,19 +152,22 @@ class ThickClones:
             file.close()
 
 
-def _remove(at: Place, name: str, tag: str) -> list[str]:
+def _remove(at: Place, name: str, tag: str, waiting: Callable[[str], None]) -> list[str]:
     """Remove the volume of a clone, if it is there.
 
-    :raises DiskError: it is in use, or another volume has its name.
+    :raises DiskError: it is in use, or an lvcreate may yet make it.
+    :raises LeftOver: another volume has its name.
     """
+    wait_for_lvcreate(at.vdev, tag, waiting)
     volume = volumes(at.vdev, at.vg).get(name)
     if volume is None:
         return []
     if tag not in volume.tags:
-        raise DiskError(
-            f"{at.full(name)} is not the volume that was made for the clone, and was left as it "
-            f"is: `lvremove {at.full(name)}` if nobody needs it",
+        raise LeftOver(
+            f"{at.full(name)} is not known as the volume that was made for the clone (has a revert "
+            f"of the clone replaced it?), and was left as it is",
             vdev=at.vdev,
+            finish=command(["lvremove", at.full(name)]),
         )
     wait_until_closed(replace(at, lv=name))
     remove(at, volume)

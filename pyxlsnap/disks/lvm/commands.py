@@ -5,16 +5,19 @@ Nothing here needs a shell, or an active volume.
 
 import json
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.lvm.names import device_number, device_path, is_volume, names_of
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import scratch_file, scratch_text
+from pyxlsnap.linux.processes import process_text, running
 from pyxlsnap.linux.waiting import until
 
 _COMMAND_S = 120.0  # LVM waits for a lock that another LVM command holds
 _STOPPING_S = 10.0
+_ENDING_S = 60.0
 _PATH_S = 30.0
 _POLL_S = 0.2
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -179,6 +182,31 @@ def wait_for_path(vdev: str, vg: str, lv: str) -> None:
     if not until(leads_there, within_s=_PATH_S, poll_s=_POLL_S):
         raise DiskError(
             f"{path} does not lead to the volume: see whether udev runs, then `vgmknodes {vg}`",
+            vdev=vdev,
+        )
+
+
+def wait_for_lvcreate(vdev: str, tag: str, waiting: Callable[[str], None]) -> None:
+    """Wait until no lvcreate makes a volume with this tag.
+
+    A process that is killed leaves its lvcreate running. While that waits for LVM's locks, there is
+    no volume yet, and there may be one afterwards.
+
+    :param waiting: told what is waited for, if anything.
+    :raises DiskError: an lvcreate still runs after a minute; the message says which.
+    """
+    found: list[int] = []
+
+    def ended() -> bool:
+        found[:] = running("lvcreate", tag)
+        if found:
+            waiting(f"lvcreate to finish its work for {vdev}")
+        return not found
+
+    if not until(ended, within_s=_ENDING_S, poll_s=_POLL_S):
+        raise DiskError(
+            f"{process_text(found[0])} of the operation that failed or was killed still runs, and "
+            f"may yet make a volume: see what holds LVM's locks or a device (`dmsetup info -c`)",
             vdev=vdev,
         )
 

@@ -47,7 +47,7 @@ class LvmThin(LvmDisks):
         self._killed = task.finishes is not None or task.prepared is not None
         #: by vdev: the uuids of the new volumes that are made already; "": it is being made
         self._made: dict[str, str] = {}
-        self._clones = ThinClones(self._places)
+        self._clones = ThinClones(self._places, task)
 
     def state(self) -> dict[str, str]:
         return super().state() | self._noted | self._clones.state()

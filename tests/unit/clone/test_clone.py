@@ -6,16 +6,18 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone import plan as clone_plan
+from pyxlsnap.clone.plan import make_plan
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.clone_file import CloneFile, find_clone, is_gone, mounts, not_mounted
+from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import (
     AlreadyExists,
     Busy,
@@ -32,13 +34,14 @@ from pyxlsnap.errors import (
 from pyxlsnap.guest.snapshot import state_after
 from pyxlsnap.journal import CloneEntry, Journal
 from pyxlsnap.linux.locks import DomainLock
-from pyxlsnap.model import DiskRequest, RunState
+from pyxlsnap.model import DiskRequest, DomainConfig, RunState
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
 from pyxlsnap.results import CloneDisk, Deleted
 from tests.unit.support import operations
 from tests.unit.support.clones import CLONE, CLONE_UUID, SNAPSHOT, Origin, clone_steps
 from tests.unit.support.entries import clone_entry
 from tests.unit.support.faults import FailsAtStep, run_until
+from tests.unit.support.guest import FakeGuest
 from tests.unit.support.qemu import qemu_img
 from tests.unit.support.values import BRIDGE, UUID
 from tests.unit.support.world import World
@@ -153,6 +156,76 @@ def test_a_domain_that_a_killed_restore_has_left_is_destroyed(origin: Origin) ->
     left = origin.world.host.start(origin.plan("vm1-b").config.with_name(CLONE))
     left.uuid, left.has_run, left.paused = CLONE_UUID, False, True
     recover(origin)
+    assert not left.exists
+    origin.assert_as_before()
+
+
+def restore_leaves(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, *, has_run: bool
+) -> list[FakeGuest]:
+    """Let the restore fail, and leave a domain; the list has it then."""
+    found: list[FakeGuest] = []
+
+    def restore(config: DomainConfig, _: int) -> NoReturn:
+        found.append(origin.world.host.start(config))
+        found[0].has_run, found[0].paused = has_run, not has_run
+        raise XenError("the incomplete domain could not be removed", rc=-3, operation="restore")
+
+    monkeypatch.setattr(origin.world.host, "restore", restore)
+    return found
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_domain_that_a_failed_restore_has_left_is_destroyed(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    if replace:
+        origin.clone()
+    found = restore_leaves(origin, monkeypatch, has_run=False)
+    with pytest.raises(OperationFailed, match="could not be removed") as caught:
+        origin.clone(replace=replace)
+    assert isinstance(caught.value, NeedsAttention) == replace
+    assert not found[0].exists
+    origin.assert_as_before()
+
+
+def test_a_domain_that_somebody_has_started_meanwhile_keeps_its_disks(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = restore_leaves(origin, monkeypatch, has_run=True)
+    with pytest.raises(NeedsAttention, match="was started with the uuid of the clone") as caught:
+        origin.clone()
+    assert caught.value.finish == f"pyxlsnap snapshot-recover {found[0].uuid}"
+    assert found[0].exists
+    assert len(origin.children()) == 2
+    assert Journal(found[0].uuid).read()
+
+
+def test_a_clone_that_cannot_be_destroyed_keeps_its_disks(origin: Origin) -> None:
+    uuid = origin.clone().uuid
+    origin.world.fail("destroy", XenError("it stays", rc=-3, operation="destroy"))
+    with pytest.raises(NeedsAttention, match="undoing it failed: it stays"):
+        origin.clone(replace=True)
+    old = origin.find()
+    assert old
+    assert {Path(target).name for target in old.disk_targets()} <= origin.children()
+    origin.world.faults.clear()
+    operations.recover(origin.world.host, uuid)
+    origin.assert_as_before()
+
+
+def test_the_file_of_a_clone_that_is_gone_does_not_mislead_a_recovery(origin: Origin) -> None:
+    """Its parts were deleted by hand, and its uuid is used again."""
+    made, gone = origin.clone(), origin.find()
+    assert gone
+    gone.exists = False
+    for disk in made.disks:
+        Path(disk.target).unlink()
+    plan = make_plan(origin.world.host, origin.request(), made.uuid, None, Cancel())
+    run_until(Cloning(origin.world.host, plan).steps(), "disks")
+    left = origin.world.host.start(plan.config)
+    left.has_run, left.paused = False, True
+    operations.recover(origin.world.host, made.uuid)
     assert not left.exists
     origin.assert_as_before()
 
@@ -468,6 +541,40 @@ def test_an_undo_that_fails_leaves_the_journal(origin: Origin) -> None:
     origin.world.faults.clear()
     operations.recover(origin.world.host, entry.uuid)
     origin.assert_as_before()
+
+
+NOT_OURS = "xvdb: is not the clone's: `rm xvdb.vm1-a` if nobody needs it"
+
+
+def not_ours() -> LeftOver:
+    return LeftOver("is not the clone's", vdev="xvdb", finish="rm xvdb.vm1-a")
+
+
+def test_a_disk_that_another_program_made_is_left_and_named(origin: Origin) -> None:
+    """Nothing of the clone is left, so neither a person nor a recovery has anything to do."""
+    origin.world.fail("clone xvdb", AlreadyExists("xvdb.vm1-a exists", where="xvdb.vm1-a"))
+    origin.world.fail("delete clone xvdb", not_ours())
+    with pytest.raises(OperationFailed, match="vm1-a exists") as caught:
+        origin.clone()
+    assert type(caught.value) is OperationFailed
+    assert caught.value.left == (NOT_OURS,)
+    origin.assert_as_before()
+
+
+def test_a_recovery_names_a_disk_that_another_program_made(origin: Origin) -> None:
+    run_until(Cloning(origin.world.host, origin.plan()).steps(), "journal")
+    origin.world.fail("delete clone xvdb", not_ours())
+    assert NOT_OURS in recover(origin)
+    origin.assert_as_before()
+
+
+def test_a_disk_that_is_not_the_clones_does_not_hide_one_that_is(origin: Origin) -> None:
+    run_until(Cloning(origin.world.host, origin.plan()).steps(), "disks")
+    origin.world.fail("delete clone xvdb", not_ours())
+    origin.world.fail("delete clone xvda", DiskError("busy", vdev="xvda"))
+    with pytest.raises(NeedsAttention, match=r"xvda: busy.*not the clone's"):
+        recover(origin)
+    assert Journal(CLONE_UUID).read()
 
 
 def test_only_one_operation_makes_a_clone_of_a_name(origin: Origin) -> None:

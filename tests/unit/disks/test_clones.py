@@ -1,16 +1,23 @@
 """The disks of clones: overlays, reflinks, copies and thin volumes, made, cut off and deleted."""
 
+import errno
 import os
+import shutil
 import stat
-from collections.abc import Iterator, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from pyxlsnap.disks import in_use
 from pyxlsnap.disks.abilities import CloningStrategy
+from pyxlsnap.disks.copy import child
 from pyxlsnap.disks.copy.content import MARK
 from pyxlsnap.disks.copy.raw_file import RawFile
+from pyxlsnap.disks.lvm import commands
+from pyxlsnap.disks.lvm.clones import CLONE_TAG
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver
@@ -214,9 +221,66 @@ def test_a_name_that_is_taken(place: Path, make: type[RawFile]) -> None:
         strategy.check_clone(CLONE, NOTHING)
     with pytest.raises(AlreadyExists):
         strategy.clone()
-    with pytest.raises(LeftOver, match="not the file that was made"):
-        strategy.delete_clone([found], strategy.state())
+    assert strategy.delete_clone([found], strategy.state()) == []
     assert Path(found.target).read_text() == "mine"
+
+
+def without_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, and on an older tmpfs."""
+
+    def unsupported(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    for name in ("getxattr", "setxattr", "listxattr"):
+        monkeypatch.setattr(os, name, unsupported)
+
+
+@pytest.mark.parametrize("content", ["", "mine"])
+@pytest.mark.parametrize("attributes", [True, False])
+def test_the_file_of_another_program_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, attributes: bool
+) -> None:
+    """Two clones with one path: the one that finds the name taken leaves the other's disk."""
+    if not attributes:
+        without_attributes(monkeypatch)
+    strategy = qcow2(tmp_path)
+    (found,) = strategy.check_clone(CLONE, NOTHING)
+    Path(found.target).write_text(content)
+    with pytest.raises(AlreadyExists):
+        strategy.clone()
+    assert qcow2(tmp_path, make=False).delete_clone([found], strategy.state()) == []
+    assert Path(found.target).read_text() == content
+
+
+def test_without_attributes_a_file_is_known_by_its_inode_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_attributes(monkeypatch)
+    strategy = qcow2(tmp_path)
+    (made,) = cloned(strategy)
+    noted = {key: value for key, value in strategy.state().items() if "inode" not in key}
+    with pytest.raises(LeftOver, match="not known as the file"):
+        qcow2(tmp_path, make=False).delete_clone([made], noted)
+    assert Path(made.target).exists()
+    done = qcow2(tmp_path, make=False).delete_clone([made], strategy.state())
+    assert done == [f"removed {made.target}"]
+
+
+def test_a_file_that_becomes_another_programs_meanwhile_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone that is killed before it has made its file, while another one makes the same."""
+    strategy = qcow2(tmp_path)
+    (found,) = strategy.check_clone(CLONE, NOTHING)
+    Path(found.target).touch()
+
+    def is_written(_: object, path: Path) -> None:
+        path.write_text("theirs")
+
+    monkeypatch.setattr(child, "wait_until_unused", is_written)
+    with pytest.raises(LeftOver):
+        qcow2(tmp_path, make=False).delete_clone([found], strategy.state())
+    assert Path(found.target).read_text() == "theirs"
 
 
 def test_a_delete_on_a_new_object(place: Path) -> None:
@@ -292,8 +356,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLvm:
     return found
 
 
-def thin(fake: FakeLvm) -> CloningStrategy:
-    made = of_lvm(fake, "thin")
+def thin(fake: FakeLvm, waiting: Callable[[str], None] = lambda _: None) -> CloningStrategy:
+    made = of_lvm(fake, "thin", waiting=waiting)
     assert isinstance(made, CloningStrategy)
     return made
 
@@ -328,8 +392,9 @@ def test_a_volume_that_is_somebody_elses_is_left(fake: FakeLvm) -> None:
     fake.add("thin-a-snap.c1", "thin,sparse", tags=["owner"])
     with pytest.raises(AlreadyExists):
         strategy.check_clone(CLONE, NOTHING)
-    with pytest.raises(DiskError, match="not the volume that was made"):
+    with pytest.raises(LeftOver, match="not known as the volume that was made") as caught:
         strategy.delete_clone(made, strategy.state())
+    assert caught.value.finish == f"lvremove {VG}/thin-a-snap.c1"
     assert "thin-a-snap.c1" in fake.lvs
 
 
@@ -348,6 +413,55 @@ def test_a_clone_of_thin_volumes_that_dies_can_be_taken_back(
             pass
         thin(fake).delete_clone(made, strategy.state())
         assert set(fake.lvs) == before
+
+
+class LastCommand:
+    """The lvcreate of a clone that was killed: it waits for a lock that another command holds."""
+
+    def __init__(self, fake: FakeLvm, made: CloneDisk, state: Mapping[str, str]) -> None:
+        self._fake, self._name = fake, Path(made.target).name
+        self._tag = f"{CLONE_TAG}{state[f'{made.vdev} clone']}"
+        self.told: list[str] = []
+        # It ends when its input does.
+        words = ["lvcreate", "-c", "read line", "-s", "--addtag", self._tag]
+        shell = shutil.which("sh")
+        self.process = subprocess.Popen(words, executable=shell, stdin=subprocess.PIPE)
+
+    def gets_the_lock(self, what: str) -> None:
+        """The volume is made while somebody waits."""
+        self.told.append(what)
+        if self._name not in self._fake.lvs:
+            self._fake.add(self._name, "thin,sparse", tags=[self._tag])
+            self.end()
+
+    def end(self) -> None:
+        self.process.communicate()
+
+
+def test_the_volume_of_an_lvcreate_that_outlives_its_process_is_removed(fake: FakeLvm) -> None:
+    create(fake, "thin")
+    before, strategy = set(fake.lvs), thin(fake)
+    made = strategy.check_clone(CLONE, NOTHING)
+    last = LastCommand(fake, made[0], strategy.state())
+    thin(fake, waiting=last.gets_the_lock).delete_clone(made, strategy.state())
+    assert last.told == ["lvcreate to finish its work for xvda"]
+    assert set(fake.lvs) == before
+
+
+def test_an_lvcreate_that_does_not_end_is_named(
+    fake: FakeLvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "_ENDING_S", 0.0)
+    create(fake, "thin")
+    strategy = thin(fake)
+    made = strategy.check_clone(CLONE, NOTHING)
+    last = LastCommand(fake, made[0], strategy.state())
+    try:
+        with pytest.raises(DiskError, match=rf"pid {last.process.pid}\) .* still runs"):
+            thin(fake).delete_clone(made, strategy.state())
+    finally:
+        last.end()
+    assert thin(fake).delete_clone(made, strategy.state()) == []
 
 
 def test_a_thick_volume_is_copied_on_request_only(fake: FakeLvm) -> None:

@@ -20,14 +20,8 @@ def domain(domid: int, **flags: Any) -> DomainInfo:
     return DomainInfo(**{"domid": domid, "uuid": UUID, "memory_kb": 1, **usual, **flags})
 
 
-def decided(
-    now: DomainInfo | None = None,
-    *,
-    replaces: bool = False,
-    same_boot: bool = True,
-    **entry: Any,
-) -> Decision:
-    return decide(clone_entry(domid=OLD, **entry), now, same_boot=same_boot, replaces=replaces)
+def decided(now: DomainInfo | None = None, *, same_boot: bool = True, **entry: Any) -> Decision:
+    return decide(clone_entry(domid=OLD, **entry), now, same_boot=same_boot)
 
 
 @pytest.mark.parametrize("now", [None, domain(OLD), domain(OTHER, **NEW)])

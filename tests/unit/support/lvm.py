@@ -237,6 +237,7 @@ def strategy(
     finishes: Mapping[str, str] | None = None,
     prepared: Mapping[str, str] | None = None,
     check: Callable[[], None] = lambda: None,
+    waiting: Callable[[str], None] = lambda _: None,
 ) -> DiskStrategy:
     """The strategy for the volumes of a kind, as xvda and xvdb."""
     disks = [
@@ -246,7 +247,7 @@ def strategy(
         )
         for x in lvs
     ]
-    task = DiskTask(name, finishes=finishes, prepared=prepared, check=check)
+    task = DiskTask(name, finishes=finishes, prepared=prepared, check=check, waiting=waiting)
     made: DiskStrategy = KINDS[kind](disks, task)
     return made
 
