@@ -26,7 +26,7 @@ def refuse_still_shared(saved: DomainConfig, own: DomainConfig, made: Collection
     :raises Refused: the message names each, and what to do.
     """
     shared = [*_disks(saved, own, made), *shared_lines(saved, own), *_arguments(saved, own)]
-    shared += _spice(saved, own)
+    shared += [*_spice(saved, own), *_vnc(saved, own)]
     if shared:
         raise Refused(
             f"the clone {own.name} would share with {saved.name}: {'; '.join(shared)}: change that "
@@ -62,6 +62,20 @@ def _spice(saved: DomainConfig, own: DomainConfig) -> list[str]:
         return []
     ports = [key for key in ("port", "tls_port") if now.get(key) and now[key] == then.get(key)]
     return [f"the SPICE {key} {now[key]}" for key in ports if now.get("enable") == "True"]
+
+
+def _vnc(saved: DomainConfig, own: DomainConfig) -> Iterator[str]:
+    """Sockets of VNC servers: there is no free display to look for."""
+    then = set(_vnc_places(saved))
+    for place in _vnc_places(own):
+        if place in then and place.startswith("unix:"):
+            yield f"the VNC display {shortened(place)}"
+
+
+def _vnc_places(config: DomainConfig) -> list[str]:
+    found = [d.get("vnc") for d in (_hvm(config), *config.devices("vfbs"))]
+    on = [vnc for vnc in found if isinstance(vnc, Mapping) and vnc.get("enable") != "False"]
+    return [str(vnc.get("listen") or "") for vnc in on]
 
 
 def _hvm(config: DomainConfig) -> Mapping[str, Any]:

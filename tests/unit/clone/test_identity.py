@@ -111,6 +111,30 @@ def test_a_free_vnc_display_stays_as_it_is() -> None:
     assert changes == []
 
 
+@pytest.mark.parametrize(
+    ("listen", "free"),
+    [
+        ("[::1]:5", "[::1]:0"),
+        ("[::]:5", "[::]:0"),
+        ("[::1]", "[::1]:0"),
+        ("web1.example:5", "web1.example"),
+        ("", "127.0.0.1"),
+        (":5", ""),
+        ("::1", "::1"),  # QEMU starts with this neither for the snapshot's domain nor for a clone
+    ],
+)
+def test_a_free_vnc_display_is_looked_for_at_the_same_address(listen: str, free: str) -> None:
+    config, _ = own(hvm(vnc={"enable": "True", "listen": listen, "findunused": "False"}), wanted())
+    assert of_hvm(config)["vnc"]["listen"] == free
+
+
+def test_the_socket_of_a_vnc_server_is_refused() -> None:
+    saved = hvm(vnc={"enable": "True", "listen": "unix:/run/vnc", "findunused": "False"})
+    config, _ = own(saved, wanted())
+    with pytest.raises(Refused, match="the VNC display unix:/run/vnc"):
+        refuse_still_shared(saved, config, {"xvda"})
+
+
 def test_sockets_and_files_of_serial_lines_and_channels_are_its_own() -> None:
     saved = hvm(serial="unix:/run/a.sock,server=on", serial_list=["file:/var/log/a", "pty"])
     values = json.loads(saved.json)
