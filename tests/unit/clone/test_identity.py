@@ -154,7 +154,14 @@ def test_sockets_and_files_of_serial_lines_and_channels_are_its_own() -> None:
         ({"serial": "pipe:/run/p"}, {}, "serial line pipe"),
         ({"serial_list": ["/dev/ttyS0"]}, {}, "serial line /dev/ttyS0"),
         ({"spice": {"enable": "True", "port": 5901}}, {}, "SPICE port 5901"),
-        ({}, {"extra_hvm": ["-chardev", "socket,path=/run/x"]}, "device_model_args"),
+        ({}, {"extra_hvm": ["-chardev", "socket,path=/run/x"]}, "path in device_model_args"),
+        ({}, {"extra": ["-gdb", "tcp::1234"]}, r"port in device_model_args \(tcp::1234"),
+        ({}, {"extra": ["-s"]}, r"port in device_model_args \(-s"),
+        ({}, {"extra_hvm": ["-vnc", ":5"]}, "port in device_model_args"),
+        ({}, {"extra_hvm": ["-spice", "port=5930,disable-ticketing=on"]}, "port in device_model_"),
+        ({}, {"extra_hvm": ["-chardev", "socket,id=a,host=::1,port=4000"]}, "port in device_mod"),
+        ({}, {"extra_hvm": ["-netdev", "user,id=a,hostfwd=tcp::2222-:22"]}, "port in device_mo"),
+        ({}, {"extra_hvm": ["-serial", "mon:telnet::4000,server"]}, "port in device_model_args"),
     ],
 )
 def test_what_cannot_be_its_own_is_refused_by_name(
@@ -166,6 +173,23 @@ def test_what_cannot_be_its_own_is_refused_by_name(
     config, _ = own(saved, wanted())
     with pytest.raises(Refused, match=what):
         refuse_still_shared(saved, config, {"xvda"})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-device", "usb-tablet,bus=usb.0,port=1"],
+        ["-device", "e1000,mac=00:16:3e:00:00:01"],
+        ["-global", "isa-fdc.driveA="],
+        ["-vnc", "none"],
+    ],
+)
+def test_arguments_that_two_domains_can_share(words: list[str]) -> None:
+    values = json.loads(hvm().json)
+    values["b_info"]["extra_hvm"] = words
+    saved = DomainConfig.parse(json.dumps(values))
+    config, _ = own(saved, wanted())
+    refuse_still_shared(saved, config, {"xvda"})
 
 
 def test_a_socket_whose_path_becomes_too_long() -> None:
