@@ -159,6 +159,8 @@ class CloneEntry(_Entry):
     restored_domid: int | None = None
     #: the clone is being deleted
     deleting: bool = False
+    #: files of its serial lines, each with what tells it from others: see :mod:`.clone.line_files`
+    line_files: dict[str, str] = field(default_factory=dict)
 
 
 Entry = CreateEntry | RevertEntry | DeleteEntry | CloneEntry

@@ -139,6 +139,8 @@ def _own_line(line: str, name: str) -> str:
     """A serial line with a path of the clone's own; "" if it leads to no path."""
     for kind in _WITH_PATH:
         if line.startswith(kind):
-            path, comma, options = line.removeprefix(kind).partition(",")
+            rest = line.removeprefix(kind)
+            # QEMU reads no options after the path of a file.
+            path, comma, options = (rest, "", "") if kind == "file:" else rest.partition(",")
             return f"{kind}{path}.{name}{comma}{options}"
     return ""

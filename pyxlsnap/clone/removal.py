@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.clone.line_files import delete_line_files
 from pyxlsnap.clone.names import lock_name, refuse_unfinished
 from pyxlsnap.clone_file import CloneFile, find_clone
 from pyxlsnap.create.waiting import Reports
@@ -98,6 +99,7 @@ def finish_delete(host: Host, entry: CloneEntry, callbacks: Callbacks) -> Delete
         if guest := find_if_there(host, entry.uuid):
             lines += destroyed(guest)
         callbacks.on_progress(Progress("disks"))
+        lines += delete_line_files(entry)
         lines += remove_disks(entry, Reports(callbacks))
     except LeftOver as e:
         _forget(entry)
@@ -196,7 +198,8 @@ def take_back(
     :param old: the clone that was to be replaced; ``None``: none.
     :raises PyxlsnapError: something is left.
     """
-    lines = remove_disks(entry, waiting)
+    lines = delete_line_files(entry, besides=None if entry.replace_begun else old)
+    lines += remove_disks(entry, waiting)
     if old and not entry.replace_begun:
         return lines
     if old:

@@ -44,10 +44,12 @@ def _artefacts(entry: CloneEntry, guest: Guest) -> list[Artefact]:
         Artefact("disk", f"{c.target} ({c.vdev}; {c.how})", c.delete, c.vdev)
         for c in entry.children
     ]
+    lines = [Artefact("serial line", path, command(["rm", path])) for path in entry.line_files]
     return [
         Artefact(
             "domain", f"{guest.name}, uuid {entry.uuid}", command(["xl", "destroy", guest.name])
         ),
         *disks,
+        *lines,
         Artefact("clone file", file, command(["rm", file])),
     ]

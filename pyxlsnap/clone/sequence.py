@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.clone.line_files import LineFiles
 from pyxlsnap.clone.plan import ClonePlan
 from pyxlsnap.clone.removal import destroyed, remove_old_disks, take_back
 from pyxlsnap.clone.report import cloned
@@ -52,6 +53,7 @@ class Cloning:
         self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
         self._room = Room(host, plan.restored)
+        self._lines = LineFiles(plan.config, plan.old)
         self._journal = Journal(plan.uuid)
         self._entry = self._first_entry()
         self._written = False
@@ -122,6 +124,7 @@ class Cloning:
             disk_state=self._disk_state(),
             domid=plan.guest.domid if plan.guest else None,
             changes=plan.changes,
+            line_files=dict(self._lines.marks),
         )
 
     def _disk_state(self) -> dict[str, str]:
@@ -158,7 +161,8 @@ class Cloning:
         with self._room.lent():
             for strategy in self._plan.strategies:
                 strategy.clone()
-        self._note(disk_state=self._disk_state())
+        self._lines.make()
+        self._note(disk_state=self._disk_state(), line_files=dict(self._lines.marks))
 
     def _destroy_old(self) -> None:
         # Nothing comes back from here on, and the disks may have taken long.
@@ -235,7 +239,8 @@ class Cloning:
         if not self._written:
             return []
         undone = destroyed(self._new) if self._new else []
-        self._entry = replace(self._entry, disk_state=self._disk_state())
+        marks = dict(self._lines.marks)
+        self._entry = replace(self._entry, disk_state=self._disk_state(), line_files=marks)
         undone += take_back(self._entry, self._plan.old, self._plan.waiting)
         self._journal.clear()
         return undone
