@@ -50,6 +50,11 @@ class LineFiles:
                 os.close(fd)
 
 
+def made_files(entry: CloneEntry) -> list[str]:
+    """The files of a clone that were made here: QEMU may write to another one, too."""
+    return [path for path, mark in entry.line_files.items() if mark.partition(" ")[2]]
+
+
 def delete_line_files(entry: CloneEntry, besides: CloneEntry | None = None) -> list[str]:
     """Delete the files of a clone, whose domain is destroyed; returns what was deleted or left.
 

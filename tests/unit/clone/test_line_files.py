@@ -1,17 +1,18 @@
 """The file of a clone's serial line: there with the clone, and gone with it; no other file is."""
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pyxlsnap.clone import line_files
+from pyxlsnap.clone import line_files, operation
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.errors import OperationFailed
-from pyxlsnap.request import Callbacks, DeleteCloneRequest
+from pyxlsnap.request import Callbacks, CloneConfigurationRequest, DeleteCloneRequest
 from tests.unit.support import operations
 from tests.unit.support.clones import CLONE, CLONE_UUID, Origin, clone_steps
 from tests.unit.support.faults import FailsAtStep, run_until
@@ -106,6 +107,22 @@ def test_the_file_of_a_clone_that_stays_is_kept(origin: Origin, file: Path, step
     assert file.read_bytes() == b"login:"
     delete(origin)
     origin.assert_as_before()
+
+
+def test_a_file_that_was_not_made_is_not_listed(origin: Origin, file: Path) -> None:
+    """The user changed the path of a clone that is replaced: QEMU writes to a file of the user."""
+    origin.clone()
+    mine = file.with_suffix(".mine")
+    mine.write_text("mine")
+    wanted = CloneConfigurationRequest(clone=origin.request(replace=True))
+    found = operation.configuration(origin.world.host, wanted, Callbacks()).json
+    edited = json.loads(found)
+    edited["b_info"]["type.hvm"]["serial"] = f"file:{mine}"
+    made = origin.clone(replace=True, edited=json.dumps(edited))
+    assert [a.where for a in made.artefacts if a.kind == "serial line"] == [str(file)]
+    delete(origin)
+    assert mine.exists()
+    assert not file.exists()
 
 
 def test_another_file_of_that_name_is_not_deleted(origin: Origin, file: Path) -> None:
