@@ -153,14 +153,14 @@ class CloneEntry(_Entry):
     domid: int | None = None
     #: what the clone has in the place of what it could not share, one line each
     changes: tuple[str, ...] = ()
+    #: files of its serial lines, each with what tells it from others: see :mod:`.clone.line_files`
+    line_files: dict[str, str] = field(default_factory=dict)
     #: the clone that is replaced may be destroyed
     replace_begun: bool = False
     #: domid of the restored domain, which may have run since
     restored_domid: int | None = None
     #: the clone is being deleted
     deleting: bool = False
-    #: files of its serial lines, each with what tells it from others: see :mod:`.clone.line_files`
-    line_files: dict[str, str] = field(default_factory=dict)
 
 
 Entry = CreateEntry | RevertEntry | DeleteEntry | CloneEntry

@@ -124,7 +124,7 @@ class Cloning:
             disk_state=self._disk_state(),
             domid=plan.guest.domid if plan.guest else None,
             changes=plan.changes,
-            line_files=dict(self._lines.marks),
+            line_files=self._lines.marks,  # the same object: what is made of them is known at once
         )
 
     def _disk_state(self) -> dict[str, str]:
@@ -162,7 +162,7 @@ class Cloning:
             for strategy in self._plan.strategies:
                 strategy.clone()
         self._lines.make()
-        self._note(disk_state=self._disk_state(), line_files=dict(self._lines.marks))
+        self._note(disk_state=self._disk_state())
 
     def _destroy_old(self) -> None:
         # Nothing comes back from here on, and the disks may have taken long.
@@ -239,8 +239,7 @@ class Cloning:
         if not self._written:
             return []
         undone = destroyed(self._new) if self._new else []
-        marks = dict(self._lines.marks)
-        self._entry = replace(self._entry, disk_state=self._disk_state(), line_files=marks)
+        self._entry = replace(self._entry, disk_state=self._disk_state())
         undone += take_back(self._entry, self._plan.old, self._plan.waiting)
         self._journal.clear()
         return undone

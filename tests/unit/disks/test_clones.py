@@ -1,19 +1,16 @@
 """The disks of clones: overlays, reflinks, copies and thin volumes, made, cut off and deleted."""
 
-import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from pyxlsnap.disks import in_use
 from pyxlsnap.disks.abilities import CloningStrategy
-from pyxlsnap.disks.copy import clones as copy_clones
-from pyxlsnap.disks.copy.content import MARK, copy_attributes
+from pyxlsnap.disks.copy.content import MARK
 from pyxlsnap.disks.copy.raw_file import RawFile
-from pyxlsnap.disks.qcow2 import clones as qcow2_clones
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver
@@ -137,36 +134,6 @@ def test_the_check_of_an_overlay_leaves_nothing(tmp_path: Path) -> None:
     before = listing(tmp_path)
     strategy.check_clone(CLONE, NOTHING)
     assert listing(tmp_path) == before
-
-
-@pytest.mark.parametrize("nameless", [True, False], ids=["nameless", "unlinked"])
-@pytest.mark.parametrize("kind", [qcow2, raw])
-def test_a_check_that_is_killed_leaves_nothing(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: Callable[[Path], CloningStrategy],
-    nameless: bool,
-) -> None:
-    """A plan has no journal: while the file for the try is there, it has no name."""
-    strategy, tried, real = kind(tmp_path), [], copy_attributes
-    before = listing(tmp_path)
-
-    def look(source: int, new: int) -> None:
-        tried.append(listing(tmp_path))
-        real(source, new)
-
-    def none(path: Path, flags: int, *more: int) -> int:
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise OSError(errno.EOPNOTSUPP, "Operation not supported", path)
-        return opening(path, flags, *more)
-
-    opening = os.open
-    if not nameless:
-        monkeypatch.setattr(os, "open", none)
-    monkeypatch.setattr(qcow2_clones, "copy_attributes", look)
-    monkeypatch.setattr(copy_clones, "copy_attributes", look)
-    strategy.check_clone(CLONE, to(tmp_path, "own", "qcow2" if kind is qcow2 else "raw"))
-    assert tried == [before]
 
 
 def test_a_frozen_file_that_is_not_there_or_broken(tmp_path: Path) -> None:
