@@ -44,10 +44,12 @@ def commands(info: SnapshotInfo, archive: str) -> Iterator[list[str]]:
 
 
 def new_disk(disk: SnapshotDisk) -> list[str]:
-    """The command that makes a disk for the revert to replace."""
+    """The command that makes a disk for the revert to replace; or that shows a device's size."""
     if disk.kind == "qcow2":
         overlay = ["-b", disk.where, "-F", "qcow2", disk.target]
         return ["qemu-img", "create", "-q", "-f", "qcow2", *overlay]
+    if disk.kind == "block device":  # a person must make it: this fails if there is none
+        return ["blockdev", "--getsize64", disk.target]
     return ["truncate", "-s", str(Path(disk.where).stat().st_size), disk.target]
 
 
@@ -58,6 +60,10 @@ def main() -> None:
     names = [path.lstrip("/") for path in files_of(info)]
     subprocess.run(["tar", "-C", "/", "-cSf", archive, "--", *names], check=True)
     print("# Copy the archive to the other host, which must have Xen", info.versions["xen"])
+    for disk in info.disks:
+        if disk.kind == "block device":
+            size = Path(disk.where).stat().st_size
+            print(f"# There {disk.target} must be a block device of {size} bytes: make it first.")
     for command in commands(info, archive):
         print(shlex.join(command))
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from pyxlsnap import Cloned, Moment, Toolstack, aio
+from pyxlsnap import Cloned, DomainNotFound, Moment, PyxlsnapError, Toolstack, aio
 
 
 async def set_clock(moment: Moment) -> None:
@@ -42,7 +42,8 @@ class Pool:
     def __init__(self, cfgfile: str, number: int, bridge: str) -> None:
         self._cfgfile, self._bridge = cfgfile, bridge
         self._names = [f"sandbox{n}" for n in range(number)]
-        self._ready: asyncio.Queue[Cloned] = asyncio.Queue()
+        #: sandboxes; or the name of one that could not be made anew, and why
+        self._ready: asyncio.Queue[Cloned | tuple[str, Exception]] = asyncio.Queue()
         self._hooks = aio.AsyncHooks(after_clone=set_clock)
         self._making: set[asyncio.Task[None]] = set()
 
@@ -64,29 +65,58 @@ class Pool:
         )
         await self._ready.put(made)
 
+    async def _make_anew(self, name: str) -> None:
+        """Make a sandbox beside the jobs: who waits for one gets the error, too."""
+        try:
+            await self._make(name)
+        except Exception as e:
+            await self._ready.put((name, e))
+
+    def _begin(self, name: str) -> None:
+        making = asyncio.create_task(self._make_anew(name))
+        self._making.add(making)
+        making.add_done_callback(self._making.discard)
+
     @asynccontextmanager
     async def sandbox(self) -> AsyncIterator[Cloned]:
-        """One sandbox for one job; afterwards it is thrown away, and made anew beside the next."""
+        """One sandbox for one job; afterwards it is thrown away, and made anew beside the next.
+
+        :raises PyxlsnapError: a sandbox could not be made anew. That is tried again meanwhile.
+        """
         made = await self._ready.get()
+        if isinstance(made, tuple):
+            name, error = made
+            self._begin(name)
+            raise error
         try:
             await asyncio.to_thread(start, made)
             yield made
         finally:
-            making = asyncio.create_task(self._make(made.domain))
-            self._making.add(making)
+            self._begin(made.domain)
 
     async def close(self) -> None:
-        """Delete all sandboxes."""
-        await asyncio.gather(*self._making, return_exceptions=True)
+        """Delete all sandboxes: also the others, if one cannot be deleted.
+
+        :raises ExceptionGroup: some are left; each error says what.
+        """
+        await asyncio.gather(*self._making)
+        failed = []
         for name in self._names:
-            await aio.delete_clone(name)
+            try:
+                await aio.delete_clone(name)
+            except DomainNotFound:
+                continue  # it could not be made
+            except PyxlsnapError as e:
+                failed.append(e)
+        if failed:
+            raise ExceptionGroup("sandboxes are left", failed)
 
 
 async def main(cfgfile: str, number: int, bridge: str) -> None:
     """Use each sandbox once, and show what it was."""
     pool = Pool(cfgfile, number, bridge)
-    await pool.fill()
     try:
+        await pool.fill()
         for _ in range(number):
             async with pool.sandbox() as made:
                 print(f"{made.domain} (domid {made.domid}) is ready", flush=True)

@@ -5,6 +5,7 @@ else tells whose they are when the clone is off. So the journal of a clone is no
 end: it gets another name. That rename ends the operation. The file is removed with the clone.
 """
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ _DEVICES = "/dev"
 
 class CloneFile(Journal):
     """The file of one clone."""
+
+    _WAY_OUT = "delete the clone with that release (pyxlsnap.delete_clone)"
+    _LOOK = "it says which disks are the clone's: delete these by hand, then move the file away"
 
     def __init__(self, uuid: str) -> None:
         super().__init__(uuid)
@@ -64,17 +68,29 @@ def all_clones() -> list[CloneEntry]:
 def unfinished_clones() -> list[CloneEntry]:
     """The clones that are being made or deleted, or whose operation was killed.
 
-    A journal that cannot be read is passed over: it may be of another operation.
+    :raises Refused: a journal cannot be read, and may be that of a clone, which stands on any
+        snapshot.
     """
     found = []
     for path in sorted(paths.JOURNALS.glob("*.journal")):
         try:
             entry = Journal(path.stem).read()
         except Refused:
-            continue
+            if _is_of_another(path):
+                continue
+            raise
         if isinstance(entry, CloneEntry):
             found.append(entry)
     return found
+
+
+def _is_of_another(path: Path) -> bool:
+    """Whether a journal, which cannot be read as a whole, is one of another operation."""
+    try:
+        operation = json.loads(path.read_bytes())["operation"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+    return isinstance(operation, str) and operation != CloneEntry.operation
 
 
 def find_clone(name: str) -> CloneEntry | None:

@@ -133,6 +133,10 @@ def _asked(
 ) -> CloneRequest:
     if len({disk.vdev for disk in disks}) < len(disks):
         raise UsageError("disks names a disk twice: name each once")
+    if bridge is not None and not bridge.strip():
+        raise UsageError(
+            "the name of the bridge is empty: name the bridge, or leave the choice to the snapshot"
+        )
     return CloneRequest(
         domain=name,
         cfgfile=absolute(cfgfile),

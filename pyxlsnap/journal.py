@@ -159,6 +159,8 @@ class CloneEntry(_Entry):
     domid: int | None = None
     #: what the clone has in the place of what it could not share, one line each
     changes: tuple[str, ...] = ()
+    #: files of its serial lines, each with what tells it from others: see :mod:`.clone.line_files`
+    line_files: dict[str, str] = field(default_factory=dict)
     #: the clone that is replaced may be destroyed
     replace_begun: bool = False
     #: domid of the restored domain, which may have run since
@@ -189,6 +191,9 @@ def unfinished() -> list[str]:
 
 class Journal:
     """The journal of one domain."""
+
+    _WAY_OUT = "run `pyxlsnap snapshot-recover {uuid}` of that release"
+    _LOOK = "check whether the domain runs and what the operation left, then remove the journal"
 
     def __init__(self, uuid: str) -> None:
         self.path = paths.JOURNALS / f"{uuid}.journal"
@@ -238,10 +243,7 @@ class Journal:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-            raise Refused(
-                f"the journal {self.path} cannot be read: {e}: check whether the domain runs and "
-                f"what the operation left, then remove the journal"
-            ) from e
+            raise Refused(f"the journal {self.path} cannot be read: {e}: {self._LOOK}") from e
 
     def _values(self) -> Message:
         values: Message = json.loads(self.path.read_bytes())
@@ -250,7 +252,7 @@ class Journal:
             raise Refused(
                 f"the journal {self.path} was written by {other} release of pyxlsnap (version "
                 f"{version}; this release reads versions {READABLE[0]} to {VERSION}), and was left "
-                f"as it is: run `pyxlsnap snapshot-recover {self.path.stem}` of that release"
+                f"as it is: {self._WAY_OUT.format(uuid=self.path.stem)}"
             )
         return values
 

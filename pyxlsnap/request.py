@@ -261,8 +261,11 @@ def revert_command(request: RevertRequest) -> str:
 def clone_command(request: CloneRequest) -> str:
     """The command that makes the same clone, for a person to run.
 
-    A configuration that the caller has changed is not in it: no command takes one.
+    No command takes a configuration that the caller has changed, and without the change the clone
+    may be on another bridge: the text then says which function is to be called.
     """
+    if request.edited:
+        return "call pyxlsnap.clone_snapshot again, with the same arguments and the same edit"
     words = ["pyxlsnap", "snapshot-clone", request.cfgfile, request.domain]
     words += [w for disk in request.disks for w in ("--disk", disk_item.render(disk))]
     words += ["--bridge", request.bridge] if request.bridge else []

@@ -6,6 +6,7 @@ ID is made anew by every restore.) :mod:`.shared` refuses the rest.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from hashlib import sha256
 from typing import Any
@@ -21,6 +22,8 @@ _XEN_MAC = "00:16:3e"  # Xen's own prefix, as libxl uses it
 SOCKET_LIMIT = 107
 _WITH_PATH = ("unix:", "file:")
 _DEFAULT_VNC = "127.0.0.1"
+#: where a VNC server listens: a name, an IPv4 address or an IPv6 address in brackets; its display
+_VNC = re.compile(r"(\[[^]]*\]|[^:]*)(?::(\d+))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,17 +92,23 @@ def _new_mac(wanted: Wanted, number: int) -> str:
 
 
 def _displays(values: _Values, saved: DomainConfig) -> Iterator[str]:
-    """Let QEMU look for a free VNC display, where the configuration fixes one."""
+    """Let QEMU look for a free VNC display, where the configuration fixes one.
+
+    What is no address (a socket, for one) stays, and :mod:`.shared` refuses it.
+    """
     for device in _with_vnc(values, saved.kind):
         vnc = device.get("vnc")
         if not isinstance(vnc, dict) or vnc.get("enable") == "False":
             continue
-        address, _, display = str(vnc.get("listen") or _DEFAULT_VNC).partition(":")
-        if vnc.get("findunused") != "False" and not display:
+        found = _VNC.fullmatch(str(vnc.get("listen") or _DEFAULT_VNC))
+        if not found or (vnc.get("findunused") != "False" and not found[2]):
             continue
+        address = found[1]
         vnc.pop("display", None)
-        vnc["listen"], vnc["findunused"] = address, "True"
-        yield f"VNC: a free display of {address}"
+        # libxl adds no display to what has a colon in it, and QEMU needs one.
+        vnc["listen"] = f"{address}:0" if ":" in address else address
+        vnc["findunused"] = "True"
+        yield f"VNC: a free display of {address or 'every address'}"
 
 
 def _with_vnc(values: _Values, kind: GuestKind) -> list[_Values]:
@@ -130,6 +139,8 @@ def _own_line(line: str, name: str) -> str:
     """A serial line with a path of the clone's own; "" if it leads to no path."""
     for kind in _WITH_PATH:
         if line.startswith(kind):
-            path, comma, options = line.removeprefix(kind).partition(",")
+            rest = line.removeprefix(kind)
+            # QEMU reads no options after the path of a file.
+            path, comma, options = (rest, "", "") if kind == "file:" else rest.partition(",")
             return f"{kind}{path}.{name}{comma}{options}"
     return ""

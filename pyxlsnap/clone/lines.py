@@ -33,6 +33,12 @@ class _Line:
     listens: bool
 
 
+def files_of(config: DomainConfig) -> list[str]:
+    """The files that QEMU writes for serial lines."""
+    lines = [line for line in _with_path(config) if not line.is_socket]
+    return list(dict.fromkeys(line.path for line in lines if Path(line.path).is_absolute()))
+
+
 def shared_lines(saved: DomainConfig, own: DomainConfig) -> Iterator[str]:
     """A clause for each line of a clone that it would share with the saved domain."""
     then = set(_serial(saved))
@@ -108,6 +114,8 @@ def _own_path(text: str) -> bool:
 
 def _parts(text: str) -> tuple[str, str, str]:
     kind, _, rest = text.partition(":")
+    if kind == "file":  # QEMU reads no options there
+        return kind, rest, ""
     path, _, options = rest.partition(",")
     return kind, path, options
 

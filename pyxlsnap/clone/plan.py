@@ -13,7 +13,7 @@ from pyxlsnap.clone.identity import Wanted, own
 from pyxlsnap.clone.look import Look
 from pyxlsnap.clone.macs import lock_macs, other_nics
 from pyxlsnap.clone.names import SECOND
-from pyxlsnap.clone.shared import check_edited
+from pyxlsnap.clone.shared import check_edited, refuse_unbridged
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.protocol import DiskStrategy
@@ -186,6 +186,7 @@ def _plan(
     asked, label = _asked(request, source.chosen, old), _label(request, old)
     children = tuple(c for s in source.strategies for c in s.check_clone(label, asked))
     config, changes = _configuration(host, source.saved, request, uuid, children)
+    refuse_unbridged(request.bridge, config)
     guest = find_if_there(host, uuid) if old else None
     source.risks += lock_macs(source.saved.config, config, source.locks)
     look = Look(host, source.saved, config, guest, old is not None, label, asked, children)

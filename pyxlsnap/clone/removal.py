@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.clone.line_files import delete_line_files
 from pyxlsnap.clone.names import lock_name, refuse_renamed, refuse_unfinished
 from pyxlsnap.clone_file import CloneFile, find_clone, not_mounted
 from pyxlsnap.create.waiting import Reports
@@ -121,6 +122,7 @@ def finish_delete(host: Host, entry: CloneEntry, callbacks: Callbacks) -> Delete
         if guest := find_if_there(host, entry.uuid):
             lines += destroyed(guest)
         callbacks.on_progress(Progress("disks"))
+        lines += delete_line_files(entry)
         lines += remove_disks(entry, Reports(callbacks))
     except LeftOver as e:
         _forget(entry)
@@ -281,7 +283,9 @@ def take_back(
         the place of a disk; a line each. A recovery could not delete that, either.
     :raises PyxlsnapError: something else is left.
     """
-    lines, left = _removed_or_left(entry, waiting)
+    lines = delete_line_files(entry, besides=None if entry.replace_begun else old)
+    removed, left = _removed_or_left(entry, waiting)
+    lines += removed
     if old and not entry.replace_begun:
         return lines, left
     if old:

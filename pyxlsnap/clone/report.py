@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from pyxlsnap.clone.line_files import made_files
 from pyxlsnap.clone_file import CloneFile
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.journal import CloneEntry
@@ -44,10 +45,12 @@ def _artefacts(entry: CloneEntry, guest: Guest) -> list[Artefact]:
         Artefact("disk", f"{c.target} ({c.vdev}; {c.how})", c.delete, c.vdev)
         for c in entry.children
     ]
+    lines = [Artefact("serial line", path, command(["rm", path])) for path in made_files(entry)]
     return [
         Artefact(
             "domain", f"{guest.name}, uuid {entry.uuid}", command(["xl", "destroy", guest.name])
         ),
         *disks,
+        *lines,
         Artefact("clone file", file, command(["rm", file])),
     ]

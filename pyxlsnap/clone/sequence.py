@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.clone.line_files import LineFiles
 from pyxlsnap.clone.names import refuse_renamed
 from pyxlsnap.clone.plan import ClonePlan
 from pyxlsnap.clone.removal import (
@@ -59,6 +60,7 @@ class Cloning:
         self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
         self._room = Room(host, plan.restored)
+        self._lines = LineFiles(plan.config, plan.old)
         self._journal = Journal(plan.uuid)
         self._entry = self._first_entry()
         self._written = False
@@ -132,6 +134,7 @@ class Cloning:
             replaces=plan.old is not None,
             domid=plan.guest.domid if plan.guest else None,
             changes=plan.changes,
+            line_files=self._lines.marks,  # the same object: what is made of them is known at once
         )
 
     def _disk_state(self) -> dict[str, str]:
@@ -168,6 +171,7 @@ class Cloning:
         with self._room.lent():
             for strategy in self._plan.strategies:
                 strategy.clone()
+        self._lines.make()
         self._note(disk_state=self._disk_state())
 
     def _destroy_old(self) -> None:

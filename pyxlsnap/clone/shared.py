@@ -3,6 +3,7 @@
 Also: what the caller may not change in the configuration (``edit``).
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,12 @@ from pyxlsnap.errors import Refused, UsageError
 from pyxlsnap.model import Disk, DomainConfig
 from pyxlsnap.text import shortened
 
+#: the scripts of Xen that put a network device on no bridge
+_UNBRIDGED = ("vif-route", "vif-nat")
+#: addresses in arguments of QEMU, and what listens or forwards
+_NETWORK = re.compile(r"(?:^|[,=:])(?:tcp|udp|telnet|tn3270|websocket|hostfwd|guestfwd)[:=]")
+_PORT = re.compile(r"(?:^|[,.])(?:tls-)?port=\d")
+_PORT_OPTIONS = ("-s", "--s")  # QEMU listens for a debugger
 _ARGUMENTS = ("extra", "extra_pv", "extra_hvm")
 #: what the memory file fixes: a restore of another value would fail, or harm the guest
 _FIXED = (
@@ -26,7 +33,7 @@ def refuse_still_shared(saved: DomainConfig, own: DomainConfig, made: Collection
     :raises Refused: the message names each, and what to do.
     """
     shared = [*_disks(saved, own, made), *shared_lines(saved, own), *_arguments(saved, own)]
-    shared += _spice(saved, own)
+    shared += [*_spice(saved, own), *_vnc(saved, own)]
     if shared:
         raise Refused(
             f"the clone {own.name} would share with {saved.name}: {'; '.join(shared)}: change that "
@@ -46,14 +53,29 @@ def _place(disk: Disk) -> tuple[str, str]:
 
 
 def _arguments(saved: DomainConfig, own: DomainConfig) -> Iterator[str]:
-    """Arguments of QEMU that have a path in them."""
-    then, now = (
-        {str(a) for key in _ARGUMENTS for a in c.section("b_info").get(key) or ()}
-        for c in (saved, own)
-    )
-    for argument in sorted(then & now):
+    """Arguments of QEMU that have a path or a port in them."""
+    then = {argument for _, argument in _given(saved)}
+    now = {argument: option for option, argument in _given(own)}
+    for argument in sorted(then & now.keys()):
         if "/" in argument:
             yield f"the path in device_model_args ({shortened(argument)})"
+        elif _has_port(now[argument], argument):
+            yield f"the port in device_model_args ({shortened(argument)})"
+
+
+def _given(config: DomainConfig) -> Iterator[tuple[str, str]]:
+    """The arguments of QEMU, each with the argument before it."""
+    for key in _ARGUMENTS:
+        words = [str(word) for word in config.section("b_info").get(key) or ()]
+        yield from zip(["", *words], words, strict=False)
+
+
+def _has_port(option: str, argument: str) -> bool:
+    if argument in _PORT_OPTIONS or _NETWORK.search(argument):
+        return True
+    if option.lstrip("-") == "device":  # ports of a USB hub or of PCI Express have numbers, too
+        return False
+    return bool(_PORT.search(argument)) or (option.lstrip("-") == "vnc" and ":" in argument)
 
 
 def _spice(saved: DomainConfig, own: DomainConfig) -> list[str]:
@@ -64,9 +86,39 @@ def _spice(saved: DomainConfig, own: DomainConfig) -> list[str]:
     return [f"the SPICE {key} {now[key]}" for key in ports if now.get("enable") == "True"]
 
 
+def _vnc(saved: DomainConfig, own: DomainConfig) -> Iterator[str]:
+    """Sockets of VNC servers: there is no free display to look for."""
+    then = set(_vnc_places(saved))
+    for place in _vnc_places(own):
+        if place in then and place.startswith("unix:"):
+            yield f"the VNC display {shortened(place)}"
+
+
+def _vnc_places(config: DomainConfig) -> list[str]:
+    found = [d.get("vnc") for d in (_hvm(config), *config.devices("vfbs"))]
+    on = [vnc for vnc in found if isinstance(vnc, Mapping) and vnc.get("enable") != "False"]
+    return [str(vnc.get("listen") or "") for vnc in on]
+
+
 def _hvm(config: DomainConfig) -> Mapping[str, Any]:
     found = config.section("b_info").get("type.hvm")
     return found if isinstance(found, Mapping) else {}
+
+
+def refuse_unbridged(bridge: str, own: DomainConfig) -> None:
+    """Refuse a bridge that the script of a network device does not look at.
+
+    :param bridge: the bridge that was asked for; "": none.
+    :raises Refused: the device would be where the snapshot's domain has it.
+    """
+    for number, nic in enumerate(own.devices("nics") if bridge else ()):
+        script = str(nic.get("script", "")).rpartition("/")[2]
+        if script.startswith(_UNBRIDGED):
+            raise Refused(
+                f"the clone {own.name} cannot be put on the bridge {bridge}: the script {script} "
+                f"of its network device {nic.get('devid', number)} looks at no bridge: leave "
+                f"--bridge out, or change the script (`edit` of pyxlsnap.clone_snapshot)"
+            )
 
 
 def check_edited(own: DomainConfig, edited: DomainConfig, made: Collection[str]) -> None:

@@ -278,7 +278,7 @@ def refuse_name_or_uuid_in_use(host: Host, config: DomainConfig, guest: Guest | 
         if guest is None or holder.domid != guest.domid:
             raise Refused(
                 f"another domain ({holder.name}, domid {holder.domid}) holds {key}, which the "
-                f"reverted domain needs: rename or destroy that other domain"
+                f"restored domain needs: rename or destroy that other domain"
             )
 
 

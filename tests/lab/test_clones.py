@@ -8,13 +8,16 @@ import pytest
 
 from tests.lab.harness import storage
 from tests.lab.harness.dom0 import Dom0
-from tests.lab.harness.guests import STANDARD, Guest
+from tests.lab.harness.guests import LOGS, STANDARD, Guest, Tick
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.mixed import attach, quicken_hotplug, write_cfg
 from tests.lab.harness.patience import patient
 from tests.lab.harness.snapshots import create, pyxlsnap
 
 DISKS = f"/lab/disk {storage.BTRFS}"
+#: what stays of a domain that has ended: its logs, as those of any domain
+KEPT = "! -name 'guest-*.log' ! -name 'xl-*' ! -name 'qemu-dm-*' ! -name 'pyxlsnap-*'"
+PROCESSES = ("[q]emu-system", "[q]emu-img", "[p]yxlsnap.worker", "[x]lsnap-worker")
 
 
 def base(guest: Guest) -> dict[str, Any]:
@@ -48,33 +51,58 @@ def delete(dom0: Dom0, name: str) -> None:
     dom0.run(["python3", "-c", script, name], timeout=300)
 
 
-def left(dom0: Dom0) -> str:
-    """What a clone may leave: files, volumes, loop devices, domains, processes, journals."""
+def left(guest: Guest) -> str:
+    """What a clone may leave: files, volumes, devices, domains, nodes in xenstore, processes.
+
+    The guest itself has one monitor more after a revert: this one is not counted.
+    """
     commands = [
-        f"find {DISKS} /var/lib/pyxlsnap /dev/{storage.GROUP} -mindepth 1 | sort",
+        f"find {DISKS} {LOGS} /var/lib/pyxlsnap /dev/{storage.GROUP} -mindepth 1 {KEPT} | sort",
+        f"lvs --noheadings -o lv_name {storage.GROUP} | sort",  # also those that are not active
         "losetup -a | wc -l",
         "xl list | awk 'NR>1 {print $1}' | sort",
-        "xenstore-list /local/domain | wc -l",
-        "pgrep -c qemu-system",
+        *(f"xenstore-list {node} | wc -l" for node in ("/local/domain", "/vm", "/libxl")),
+        "xenstore-ls -f /local/domain/0/backend | grep -c '/frontend = '",
+        *(f"pgrep -fc '{name}'" for name in PROCESSES),
+        f"pgrep -fa '[p]yxlsnap.monitor' | grep -vc {guest.uuid}",
     ]
-    return dom0.run("; ".join(commands), check=False).out
+    return guest.dom0.run("; ".join(commands), check=False).out
+
+
+def assert_left(guest: Guest, nothing: str) -> None:
+    """Nothing is left. Processes may take some time to notice that their domain has ended."""
+    end = time.monotonic() + patient(60)
+    while (found := left(guest)) != nothing and time.monotonic() < end:
+        time.sleep(2)
+    assert found == nothing
 
 
 def sums(dom0: Dom0, made: dict[str, Any]) -> str:
-    """The checksums of the snapshot's files."""
+    """The checksums of the snapshot's files and of its volume, which is not active otherwise."""
+    volume = f"{storage.GROUP}/base-d"
     files = f"/lab/disk/base.a /lab/disk/base.b {storage.BTRFS}/base.c {made['memory_path']}"
-    return dom0.run(f"sha256sum {files}", timeout=300).out
+    active = f"lvchange -q -ay -K {volume} && sha256sum /dev/{volume} && lvchange -q -an {volume}"
+    return dom0.run(f"sha256sum {files} && {active}", timeout=300).out
 
 
-def clone_of(guest: Guest, name: str) -> Guest:
-    return Guest(guest.dom0, name, guest.name)
+def clone_of(guest: Guest, name: str, kind: str = "") -> Guest:
+    return Guest(guest.dom0, name, kind or guest.name)
 
 
-def assert_goes_on(clone: Guest, at: int, boot: str) -> None:
-    """The clone counts on from the snapshot, in its memory and on all its disks."""
-    first = clone.wait_first()
-    assert at - 1 <= first.n
-    assert first.boot == boot
+def assert_goes_on(clone: Guest, before: Tick, after: Tick, mark: int = 0) -> None:
+    """The clone counts on from the snapshot, in its memory and on all its disks.
+
+    :param before: of the original, before the snapshot was taken; ``after``: when it was.
+    :param mark: where the log of the clone begins that is looked at.
+    """
+    if not mark:
+        clone.wait_first()
+    clone.assert_healthy(2)
+    ticks = clone.ticks_since(mark)
+    # (The last tick of a clone that was replaced may come late.)
+    first = next((tick for tick in ticks if tick.boot == before.boot), None)
+    assert first, ticks[:20]
+    assert before.n - 1 <= first.n <= after.n + 1
     assert {"xvda", "xvdb", "xvdc", "xvdd"} <= first.disks.keys()
     clone.assert_healthy()
 
@@ -102,7 +130,7 @@ def test_a_clone(spent_lab: Lab) -> None:
     before = guest.assert_healthy()
     disks = ["/lab/disk/base.a,qcow2,xvda", "/lab/disk/base.b,qcow2,xvdb"]
     made = create(guest, write_cfg(guest, disks), "--name", "base")
-    nothing = left(dom0)
+    nothing = left(guest)
     (found,) = clones(dom0, made["cfgfile"], "c1")
     assert found["uuid"] != guest.uuid
     clone = clone_of(guest, "c1")
@@ -111,7 +139,7 @@ def test_a_clone(spent_lab: Lab) -> None:
     clone.assert_healthy(1)
     guest.assert_healthy(1)
     delete(dom0, "c1")
-    assert left(dom0) == nothing
+    assert_left(guest, nothing)
 
 
 @pytest.mark.soak
@@ -127,7 +155,7 @@ def test_four_clones(spent_lab: Lab, kind: str) -> None:
             dom0.run(["xl", "destroy", other], check=False)
     before = guest.assert_healthy()
     made = base(guest)
-    at, checksums, nothing = before.n, sums(dom0, made), left(dom0)
+    after, checksums, nothing = guest.last(), sums(dom0, made), left(guest)
     names = ("c1", "c2", "c3", "c4")
     found = clones(dom0, made["cfgfile"], *names[:2])
     command = f"pyxlsnap snapshot-revert {guest.uuid} {made['cfgfile']}"
@@ -138,7 +166,7 @@ def test_four_clones(spent_lab: Lab, kind: str) -> None:
     assert len({guest.uuid, *(clone["uuid"] for clone in found)}) == 5
     four = [clone_of(guest, name) for name in names]
     for clone in four:
-        assert_goes_on(clone, at, before.boot)
+        assert_goes_on(clone, before, after)
     for one in (guest, *four):  # nobody has seen the writes of another
         one.assert_healthy(5)
     assert sums(dom0, made) == checksums
@@ -149,38 +177,124 @@ def test_four_clones(spent_lab: Lab, kind: str) -> None:
         (again,) = clones(dom0, made["cfgfile"], clone.name, words="--replace")
         uuids = [one["uuid"] for one in found]
         assert (again["replaced"], again["uuid"] in uuids) == (True, True)
-        assert clone.ticks_since(mark) or clone.wait_advance(2)
+        assert_goes_on(clone, before, after, mark)
         delete(dom0, clone.name)
-    assert left(dom0) == nothing
+    assert_left(guest, nothing)
     assert sums(dom0, made) == checksums
+    guest.assert_healthy()
+
+
+def cloned_and_killed(guest: Guest, cfgfile: str, step: str, *, replace: bool) -> None:
+    """Make the clone c1, and kill its worker and the supervisor at a step; then recover."""
+    script = (
+        "import os, sys, pyxlsnap\n"
+        "cfgfile, step, replace = sys.argv[1:]\n"
+        "def progress(p):\n"
+        "    if p.phase == step:\n"
+        "        os.system('pkill -KILL -o xlsnap-worker; pkill -KILL -f [p]yxlsnap.worker')\n"
+        "try:\n"
+        "    pyxlsnap.clone_snapshot(\n"
+        "        cfgfile, 'c1', force=True, replace=bool(replace), on_progress=progress\n"
+        "    )\n"
+        "except pyxlsnap.OperationFailed as e:\n"
+        "    print(e)\n"
+    )
+    words = [cfgfile, step, "yes" if replace else ""]
+    guest.dom0.run(["python3", "-c", script, *words], check=False, timeout=600)
+    pyxlsnap(guest.dom0, "snapshot-recover", timeout=600)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("step", "there"),
+    [
+        ("journal", False),
+        ("disks", False),
+        ("restore", None),  # the restore may be over when the worker is killed
+        ("unpause", True),
+        ("clone file", True),
+    ],
+)
+def test_a_clone_whose_worker_is_killed(spent_lab: Lab, step: str, there: bool | None) -> None:
+    """The clone is there and runs, or nothing of it is."""
+    dom0 = spent_lab.dom0
+    quicken_hotplug(dom0)
+    guest = spent_lab.guest("pvh")
+    before = guest.assert_healthy()
+    made = base(guest)
+    after, nothing = guest.last(), left(guest)
+    cloned_and_killed(guest, made["cfgfile"], step, replace=False)
+    clone = clone_of(guest, "c1")
+    assert there in (None, clone.exists())
+    if clone.exists():
+        assert_goes_on(clone, before, after)
+        delete(dom0, "c1")
+    assert_left(guest, nothing)
     guest.assert_healthy()
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("step", ["journal", "disks", "restore", "unpause", "clone file"])
-def test_a_clone_whose_worker_is_killed(spent_lab: Lab, step: str) -> None:
-    """The supervisor recovers: the clone is there and runs, or nothing of it is."""
+def test_a_replace_whose_worker_is_killed(spent_lab: Lab) -> None:
+    """The old clone stays, or the new one is there, or nothing of either is."""
     dom0 = spent_lab.dom0
     quicken_hotplug(dom0)
     guest = spent_lab.guest("pvh")
+    before = guest.assert_healthy()
     made = base(guest)
-    nothing = left(dom0)
-    script = (
-        "import os, sys, pyxlsnap\n"
-        "def progress(p):\n"
-        "    if p.phase == sys.argv[3]:\n"
-        "        os.system('pkill -KILL -o xlsnap-worker; pkill -KILL -f [p]yxlsnap.worker')\n"
-        "try:\n"
-        "    pyxlsnap.clone_snapshot(sys.argv[1], sys.argv[2], force=True, on_progress=progress)\n"
-        "except pyxlsnap.OperationFailed as e:\n"
-        "    print(e)\n"
-    )
-    dom0.run(["python3", "-c", script, made["cfgfile"], "c1", step], check=False, timeout=600)
-    pyxlsnap(dom0, "snapshot-recover", timeout=600)
+    after, checksums, nothing = guest.last(), sums(dom0, made), left(guest)
     clone = clone_of(guest, "c1")
-    if clone.exists():
-        clone.assert_healthy()
-        delete(dom0, "c1")
-    assert left(dom0) == nothing
+    for step in ("disks", "destroy", "restore", "old disks", "clone file"):
+        if not clone.exists():
+            clones(dom0, made["cfgfile"], "c1")
+            clone.assert_healthy()
+        old, mark = domid(clone), clone.mark()
+        cloned_and_killed(guest, made["cfgfile"], step, replace=True)
+        if step == "disks":
+            assert domid(clone) == old
+        if step in ("old disks", "clone file"):
+            assert domid(clone) not in ("", old)
+            assert_goes_on(clone, before, after, mark)
+        if clone.exists():
+            clone.assert_healthy()
+            delete(dom0, "c1")
+        assert_left(guest, nothing)
+    assert sums(dom0, made) == checksums
     guest.assert_healthy()
+
+
+def test_a_clone_with_a_serial_line_in_a_file_and_a_vnc_display(spent_lab: Lab) -> None:
+    """Twice: the file goes with the clone. The display is a free one at the same IPv6 address."""
+    dom0 = spent_lab.dom0
+    guest = Guest(dom0, "tiny", "tinyhvm")
+    settings = {
+        "vnc = 0": 'vnc = 1\nvnclisten = "[::1]:5"\nvncunused = 0',
+        'serial = "chardev:log"': f'serial = "file:{guest.log}"',
+        "device_model_args_hvm = [": "# ",
+    }
+    text = guest.config_text()
+    for old, new in settings.items():
+        assert old in text
+        text = text.replace(old, new)
+    dom0.run("ip link set lo up")
+    guest.make_disks()
+    dom0.write(guest.config, text)
+    guest.start()
+    guest.wait_first()
+    before = guest.assert_healthy()
+    made = create(guest, write_cfg(guest, ["/lab/disk/base.h,qcow2,hda"]), "--name", "base")
+    after, nothing = guest.last(), left(guest)
+    clone = clone_of(guest, "c1", kind="tinyhvm")
+    clone.log = f"{guest.log}.c1"
+    for _ in range(2):
+        (found,) = clones(dom0, made["cfgfile"], "c1")
+        assert clone.log in [a["where"] for a in found["artefacts"] if a["kind"] == "serial line"]
+        assert "VNC: a free display of [::1]" in found["changes"]
+        assert "[::1]:0," in dom0.run(f"pgrep -fa 'xen-domid {found['domid']} '").out
+        first = clone.wait_first()
+        assert before.n - 1 <= first.n <= after.n + 1
+        clone.assert_healthy(1)
+        delete(dom0, "c1")
+        assert_left(guest, nothing)
+    guest.assert_healthy(1)

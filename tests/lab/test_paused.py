@@ -36,6 +36,19 @@ CELLS = [
 ]
 
 
+def test_a_revert_that_ends_paused(lab: Lab) -> None:
+    """It has run no instruction until it is unpaused."""
+    guest = lab.guest("pvh")
+    before = guest.assert_healthy()
+    snapshot = take_internal(guest, "paused")
+    later, mark = guest.wait_advance(8), guest.mark()
+    assert revert(guest, snapshot["cfgfile"], "--paused")["state"] == "paused"
+    assert guest.state() == "--p---"
+    assert not [t for t in guest.ticks_since(mark) if t.n < later.n]
+    guest.unpause()
+    assert before.n - 1 <= goes_back(guest, mark, later).n <= later.n
+
+
 @pytest.mark.soak  # test_devices.py has a paused guest in `make test`
 @pytest.mark.parametrize(("kind", "words", "external"), CELLS)
 def test_a_paused_guest(lab: Lab, kind: str, words: list[str], external: bool) -> None:

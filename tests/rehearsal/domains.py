@@ -20,7 +20,7 @@ CONDITIONS = (
         name="the name taken by another domain",
         do=("xl destroy {domain}", "xl rename {other} {domain}"),
         status=3,
-        says="holds {domain}, which the reverted domain needs",
+        says="holds {domain}, which the restored domain needs",
         undo=("xl rename {domain} {other}",),
         lab=True,
     ),

@@ -125,6 +125,12 @@ def test_the_command_of_a_clone_says_the_same() -> None:
     assert (given.force, given.monitor) == (True, True)
 
 
+def test_no_command_makes_a_clone_whose_configuration_was_changed() -> None:
+    said = clone_command(replace(CLONE, edited="{}", bridge="br1", replace=True))
+    assert "snapshot-clone" not in said
+    assert "the same edit" in said
+
+
 @pytest.mark.parametrize("request_", [CLONE, RevertRequest(domain="vm1", cfgfile="/c")])
 def test_running_and_paused_exclude_each_other(request_: CloneRequest | RevertRequest) -> None:
     with pytest.raises(UsageError, match="exclude each other"):

@@ -14,12 +14,13 @@ from pyxlsnap.disks.copy.content import (
     copy_attributes,
     copy_file,
     refuse_no_room,
+    trial_file,
 )
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import Refused
-from pyxlsnap.linux.files import NewFile, open_regular
+from pyxlsnap.linux.files import open_regular
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import command
@@ -59,9 +60,9 @@ class CopyClones:
             size = os.fstat(source.fileno()).st_blocks * 512
             if not os.fstat(source.fileno()).st_size:
                 raise Refused(f"{disk.vdev}: the disk snapshot {snapshot} is empty")
-            with NewFile(file.path) as probe, os_errors(disk, probe.temporary, refuse=True):
-                copy_attributes(source.fileno(), probe.fileno())
-                if can_reflink(source.fileno(), probe.fileno()):
+            with trial_file(file.path) as probe:
+                copy_attributes(source.fileno(), probe)
+                if can_reflink(source.fileno(), probe):
                     self._reflinks.add(disk.vdev)
                     size = 0
         if size and not asked:

@@ -13,6 +13,7 @@ from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.changeable import file_flags
+from pyxlsnap.linux.files import temporary_name
 from pyxlsnap.linux.room import Claim
 from pyxlsnap.model import Disk
 from pyxlsnap.text import mib
@@ -26,6 +27,8 @@ _NOCOW = 0x00800000
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ACL = "system.posix_acl_access"
+#: what open(2) says where the filesystem, or the kernel, has no files without a name
+_NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR)
 _NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 _PROBED = 1 << 16  # a multiple of every filesystem's block size
 _RANGE = 64 << 20
@@ -51,6 +54,28 @@ def open_new(path: Path) -> int:
 def new_file(path: Path) -> Iterator[int]:
     """Make a file, open for writing while the body runs; see :func:`open_new`."""
     fd = open_new(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def trial_file(path: Path) -> Iterator[int]:
+    """An empty file without a name, in the directory of ``path``, open for writing: for a try.
+
+    If the process is killed, nothing is left: a plan has no journal yet.
+
+    :raises OSError: no file can be made there.
+    """
+    try:
+        fd = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        if e.errno not in _NO_NAMELESS:
+            raise
+        name = temporary_name(path)
+        fd = open_new(name)
+        name.unlink()
     try:
         yield fd
     finally:

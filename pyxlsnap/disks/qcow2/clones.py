@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyxlsnap.disks.copy.child import ChildFile
 from pyxlsnap.disks.copy.clones import delete_files, refuse_format, refused_copy
-from pyxlsnap.disks.copy.content import Space, copy_attributes, new_file, refuse_no_room
+from pyxlsnap.disks.copy.content import Space, copy_attributes, refuse_no_room, trial_file
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
 from pyxlsnap.disks.qcow2.backing import refuse_broken
@@ -20,7 +20,7 @@ from pyxlsnap.disks.qcow2.chain import written_by_qemu_img
 from pyxlsnap.disks.qcow2.qemu import image_tags, qemu_img
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
-from pyxlsnap.linux.files import open_regular, refusing_os_errors, temporary_name
+from pyxlsnap.linux.files import open_regular, refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import command
@@ -77,14 +77,13 @@ class Qcow2Clones:
         refuse_broken(disk, frozen)
         if disk.vdev in self._tried:
             return
-        trial = temporary_name(file.path)
-        with os_errors(disk, trial, refuse=True), open_regular(frozen) as like:
-            try:
-                with new_file(trial) as fd:
-                    copy_attributes(like.fileno(), fd)
-                    _write_overlay(disk, trial, fd, frozen)
-            finally:
-                trial.unlink(missing_ok=True)
+        with (
+            os_errors(disk, file.path, refuse=True),
+            open_regular(frozen) as like,
+            trial_file(file.path) as fd,
+        ):
+            copy_attributes(like.fileno(), fd)
+            _create(disk, f"/proc/{os.getpid()}/fd/{fd}", frozen)
         self._tried.add(disk.vdev)
 
     def _check_copy(self, disk: Disk, file: ChildFile) -> None:
@@ -151,4 +150,8 @@ def _refuse_open(disk: Disk) -> None:
 
 def _write_overlay(disk: Disk, path: Path, fd: int, frozen: Path) -> None:
     with written_by_qemu_img(disk, path, fd) as here:
-        qemu_img(disk, "create", "-q", "-f", "qcow2", "-b", str(frozen), "-F", "qcow2", here)
+        _create(disk, here, frozen)
+
+
+def _create(disk: Disk, path: str, frozen: Path) -> None:
+    qemu_img(disk, "create", "-q", "-f", "qcow2", "-b", str(frozen), "-F", "qcow2", path)

@@ -111,6 +111,30 @@ def test_a_free_vnc_display_stays_as_it_is() -> None:
     assert changes == []
 
 
+@pytest.mark.parametrize(
+    ("listen", "free"),
+    [
+        ("[::1]:5", "[::1]:0"),
+        ("[::]:5", "[::]:0"),
+        ("[::1]", "[::1]:0"),
+        ("web1.example:5", "web1.example"),
+        ("", "127.0.0.1"),
+        (":5", ""),
+        ("::1", "::1"),  # QEMU starts with this neither for the snapshot's domain nor for a clone
+    ],
+)
+def test_a_free_vnc_display_is_looked_for_at_the_same_address(listen: str, free: str) -> None:
+    config, _ = own(hvm(vnc={"enable": "True", "listen": listen, "findunused": "False"}), wanted())
+    assert of_hvm(config)["vnc"]["listen"] == free
+
+
+def test_the_socket_of_a_vnc_server_is_refused() -> None:
+    saved = hvm(vnc={"enable": "True", "listen": "unix:/run/vnc", "findunused": "False"})
+    config, _ = own(saved, wanted())
+    with pytest.raises(Refused, match="the VNC display unix:/run/vnc"):
+        refuse_still_shared(saved, config, {"xvda"})
+
+
 def test_sockets_and_files_of_serial_lines_and_channels_are_its_own() -> None:
     saved = hvm(serial="unix:/run/a.sock,server=on", serial_list=["file:/var/log/a", "pty"])
     values = json.loads(saved.json)
@@ -130,7 +154,14 @@ def test_sockets_and_files_of_serial_lines_and_channels_are_its_own() -> None:
         ({"serial": "pipe:/run/p"}, {}, "serial line pipe"),
         ({"serial_list": ["/dev/ttyS0"]}, {}, "serial line /dev/ttyS0"),
         ({"spice": {"enable": "True", "port": 5901}}, {}, "SPICE port 5901"),
-        ({}, {"extra_hvm": ["-chardev", "socket,path=/run/x"]}, "device_model_args"),
+        ({}, {"extra_hvm": ["-chardev", "socket,path=/run/x"]}, "path in device_model_args"),
+        ({}, {"extra": ["-gdb", "tcp::1234"]}, r"port in device_model_args \(tcp::1234"),
+        ({}, {"extra": ["-s"]}, r"port in device_model_args \(-s"),
+        ({}, {"extra_hvm": ["-vnc", ":5"]}, "port in device_model_args"),
+        ({}, {"extra_hvm": ["-spice", "port=5930,disable-ticketing=on"]}, "port in device_model_"),
+        ({}, {"extra_hvm": ["-chardev", "socket,id=a,host=::1,port=4000"]}, "port in device_mod"),
+        ({}, {"extra_hvm": ["-netdev", "user,id=a,hostfwd=tcp::2222-:22"]}, "port in device_mo"),
+        ({}, {"extra_hvm": ["-serial", "mon:telnet::4000,server"]}, "port in device_model_args"),
     ],
 )
 def test_what_cannot_be_its_own_is_refused_by_name(
@@ -142,6 +173,23 @@ def test_what_cannot_be_its_own_is_refused_by_name(
     config, _ = own(saved, wanted())
     with pytest.raises(Refused, match=what):
         refuse_still_shared(saved, config, {"xvda"})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-device", "usb-tablet,bus=usb.0,port=1"],
+        ["-device", "e1000,mac=00:16:3e:00:00:01"],
+        ["-global", "isa-fdc.driveA="],
+        ["-vnc", "none"],
+    ],
+)
+def test_arguments_that_two_domains_can_share(words: list[str]) -> None:
+    values = json.loads(hvm().json)
+    values["b_info"]["extra_hvm"] = words
+    saved = DomainConfig.parse(json.dumps(values))
+    config, _ = own(saved, wanted())
+    refuse_still_shared(saved, config, {"xvda"})
 
 
 def test_a_socket_whose_path_becomes_too_long() -> None:

@@ -1,15 +1,17 @@
 """The parts of the examples that need no Xen; tests/lab/test_examples.py runs all of them."""
 
+import asyncio
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pyxlsnap import contents
+from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.model import RunState
 from pyxlsnap.request import ReadRequest
 from pyxlsnap.snapshot_info import SnapshotDisk, SnapshotInfo
@@ -19,15 +21,19 @@ from tests.unit.support.qemu import qemu_img
 from tests.unit.support.world import World
 
 
-@pytest.fixture(scope="module")
-def move() -> ModuleType:
-    path = PROJECT / "examples" / "move_snapshot.py"
+def example(name: str) -> ModuleType:
+    path = PROJECT / "examples" / name
     spec = spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def move() -> ModuleType:
+    return example("move_snapshot.py")
 
 
 def info(here: Path, *disks: SnapshotDisk, **more: Any) -> SnapshotInfo:
@@ -91,6 +97,96 @@ def test_what_is_no_file_is_not_packed(
 ) -> None:
     with pytest.raises(SystemExit, match="is no file"):
         move.files_of(info(tmp_path, SnapshotDisk("xvda", "/d/a", kind, where, 1, (), ())))
+
+
+def test_a_block_device_is_not_made_as_a_file(
+    move: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for name in ("s.cfg", "s.save", "a.snap"):
+        (tmp_path / name).write_bytes(bytes(512))
+    disk = SnapshotDisk("xvda", "/dev/vg/a", "block device", str(tmp_path / "a.snap"), 1, (), ())
+    found = info(tmp_path, disk)
+    monkeypatch.setattr(move, "read_snapshot", lambda _: found)
+    monkeypatch.setattr(sys, "argv", ["", found.cfgfile, str(tmp_path / "s.tar")])
+    move.main()
+    said = capsys.readouterr().out
+    assert "truncate" not in said
+    assert "# There /dev/vg/a must be a block device of 512 bytes" in said
+    assert "\nblockdev --getsize64 /dev/vg/a\n" in said
+
+
+class Sandboxes:
+    """Clones as the pool of the example makes and deletes them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.example = example("sandbox.py")
+        self.there: dict[str, Any] = {}
+        #: the names of those that cannot be made, or not be deleted
+        self.unmade: set[str] = set()
+        self.undeletable: set[str] = set()
+        monkeypatch.setattr(self.example.aio, "clone_snapshot", self.clone)
+        monkeypatch.setattr(self.example.aio, "delete_clone", self.delete)
+        monkeypatch.setattr(self.example, "start", lambda _: None)
+
+    async def clone(self, _cfgfile: str, name: str, **_: Any) -> Any:
+        self.there.pop(name, None)  # it is replaced
+        if name in self.unmade:
+            raise OperationFailed(f"no {name}", step="restore")
+        self.there[name] = SimpleNamespace(domain=name, domid=1)
+        return self.there[name]
+
+    async def delete(self, name: str) -> None:
+        if name not in self.there:
+            raise DomainNotFound(f"no {name}", domain=name)
+        if name in self.undeletable:
+            raise Refused(f"not {name}")
+        del self.there[name]
+
+
+@pytest.fixture
+def sandboxes(monkeypatch: pytest.MonkeyPatch) -> Sandboxes:
+    return Sandboxes(monkeypatch)
+
+
+def test_a_sandbox_that_cannot_be_made_anew(sandboxes: Sandboxes) -> None:
+    async def use() -> None:
+        pool = sandboxes.example.Pool("/c", 1, "br")
+        await pool.fill()
+        async with pool.sandbox() as made:
+            sandboxes.unmade.add(made.domain)
+        for _ in range(2):
+            with pytest.raises(OperationFailed, match="no sandbox0"):
+                async with asyncio.timeout(60), pool.sandbox():
+                    pass
+        sandboxes.unmade.clear()
+        async with asyncio.timeout(60), pool.sandbox() as made:
+            assert made.domain == "sandbox0"
+        await pool.close()
+
+    asyncio.run(use())
+    assert sandboxes.there == {}
+
+
+def test_all_sandboxes_are_deleted_that_can_be(sandboxes: Sandboxes) -> None:
+    async def use() -> None:
+        pool = sandboxes.example.Pool("/c", 4, "br")
+        await pool.fill()
+        sandboxes.undeletable = {"sandbox2"}
+        async with pool.sandbox() as made:
+            sandboxes.unmade.add(made.domain)
+        with pytest.raises(ExceptionGroup) as caught:
+            await pool.close()
+        assert [str(e) for e in caught.value.exceptions] == ["not sandbox2"]
+
+    asyncio.run(use())
+    assert set(sandboxes.there) == {"sandbox2"}
+
+
+def test_a_pool_that_cannot_be_filled_leaves_no_sandbox(sandboxes: Sandboxes) -> None:
+    sandboxes.unmade = {"sandbox1"}
+    with pytest.raises(ExceptionGroup):
+        asyncio.run(sandboxes.example.main("/c", 2, "br"))
+    assert sandboxes.there == {}
 
 
 def test_a_snapshot_that_is_not_whole_is_not_packed(move: ModuleType, world: World) -> None:

@@ -36,13 +36,16 @@ class Origin:
         *,
         paused: bool = False,
         nics: Sequence[dict[str, Any]] = (),
+        serial: str = "",
         **config: Any,
     ) -> None:
         self.world = world
         self.guest = world.guest(world.image("xvda"), world.image("xvdb"), **config)
-        if nics:
+        if nics or serial:
             values = json.loads(self.guest.configuration.json)
             values["nics"] = list(nics)
+            if serial:
+                values["b_info"]["type.hvm"]["serial"] = serial
             self.guest.configuration = DomainConfig.parse(json.dumps(values))
         self.guest.memory = "then"
         self.guest.paused = paused

@@ -1,0 +1,142 @@
+"""The file of a clone's serial line: there with the clone, and gone with it; no other file is."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyxlsnap.clone import line_files, operation
+from pyxlsnap.clone.removal import delete_clone
+from pyxlsnap.clone.sequence import Cloning
+from pyxlsnap.errors import OperationFailed
+from pyxlsnap.request import Callbacks, CloneConfigurationRequest, DeleteCloneRequest
+from tests.unit.support import operations
+from tests.unit.support.clones import CLONE, CLONE_UUID, Origin, clone_steps
+from tests.unit.support.faults import FailsAtStep, run_until
+from tests.unit.support.world import World
+
+STEPS = clone_steps(replaces=False)
+REPLACED = clone_steps(replaces=True)
+
+
+class Faulty(FailsAtStep, Cloning):
+    """A clone that fails at one of its steps."""
+
+
+@pytest.fixture(params=[True, False], ids=["attributes", "no attributes"])
+def file(world: World, request: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the clone."""
+    if not request.param:
+
+        def none(path: str, *_: Any, **__: Any) -> bytes:
+            raise OSError(errno.ENOTSUP, "Operation not supported", path)
+
+        monkeypatch.setattr(os, "getxattr", none)
+        monkeypatch.setattr(line_files, "set_attribute", lambda *_: None)
+    return world.root / f"log, 1.{CLONE}"
+
+
+@pytest.fixture
+def origin(world: World, file: Path) -> Origin:
+    return Origin(world, serial=f"file:{file.with_suffix('')}")
+
+
+def delete(origin: Origin) -> tuple[str, ...]:
+    request = DeleteCloneRequest(domain=CLONE)
+    return delete_clone(origin.world.host, request, Callbacks()).lines
+
+
+def written(file: Path) -> None:
+    """What QEMU does with a file that is there."""
+    with file.open("r+b") as found:
+        found.truncate()
+        found.write(b"login:")
+
+
+def test_a_clone_is_made_again_after_its_delete(origin: Origin, file: Path) -> None:
+    for _ in range(2):
+        made = origin.clone()
+        assert [a.where for a in made.artefacts if a.kind == "serial line"] == [str(file)]
+        written(file)
+        assert f"removed {file}" in delete(origin)
+        origin.assert_as_before()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_clone_that_fails_leaves_no_file(origin: Origin, step: str) -> None:
+    cloning = Faulty(origin.world.host, origin.plan())
+    cloning.at, cloning.when, cloning.fault = step, "before", lambda: run_into(step)
+    with pytest.raises(OperationFailed):
+        cloning.run()
+    origin.assert_as_before()
+
+
+def run_into(step: str) -> None:
+    raise RuntimeError(step)
+
+
+@pytest.mark.parametrize("step", STEPS[: STEPS.index("restore")])
+def test_a_clone_that_is_killed_leaves_no_file(origin: Origin, step: str) -> None:
+    run_until(Cloning(origin.world.host, origin.plan()).steps(), step)
+    operations.recover(origin.world.host, CLONE_UUID, start_monitor=lambda _: None)
+    origin.assert_as_before()
+
+
+def test_a_clone_that_replaces_another_takes_the_file_over(origin: Origin, file: Path) -> None:
+    origin.clone()
+    for _ in range(2):
+        written(file)
+        origin.clone(replace=True)
+        assert file.exists()
+    file.unlink()
+    origin.clone(replace=True)
+    assert file.exists()
+    delete(origin)
+    origin.assert_as_before()
+
+
+@pytest.mark.parametrize("step", REPLACED[: REPLACED.index("destroy")])
+def test_the_file_of_a_clone_that_stays_is_kept(origin: Origin, file: Path, step: str) -> None:
+    origin.clone()
+    written(file)
+    run_until(Cloning(origin.world.host, origin.plan(replace=True)).steps(), step)
+    operations.recover(origin.world.host, None, start_monitor=lambda _: None)
+    assert file.read_bytes() == b"login:"
+    delete(origin)
+    origin.assert_as_before()
+
+
+def test_a_file_that_was_not_made_is_not_listed(origin: Origin, file: Path) -> None:
+    """The user changed the path of a clone that is replaced: QEMU writes to a file of the user."""
+    origin.clone()
+    mine = file.with_suffix(".mine")
+    mine.write_text("mine")
+    wanted = CloneConfigurationRequest(clone=origin.request(replace=True))
+    found = operation.configuration(origin.world.host, wanted, Callbacks()).json
+    edited = json.loads(found)
+    edited["b_info"]["type.hvm"]["serial"] = f"file:{mine}"
+    made = origin.clone(replace=True, edited=json.dumps(edited))
+    assert [a.where for a in made.artefacts if a.kind == "serial line"] == [str(file)]
+    delete(origin)
+    assert mine.exists()
+    assert not file.exists()
+
+
+def test_another_file_of_that_name_is_not_deleted(origin: Origin, file: Path) -> None:
+    origin.clone()
+    kept = file.with_suffix(".kept")
+    file.rename(kept)
+    file.write_text("mine")
+    assert any(line.startswith(f"left {file}") for line in delete(origin))
+    assert file.read_text() == "mine"
+
+
+def test_a_file_that_was_there_first_is_not_deleted(origin: Origin, file: Path) -> None:
+    cloning = Cloning(origin.world.host, origin.plan())
+    run_until(cloning.steps(), "journal")
+    file.write_text("")
+    operations.recover(origin.world.host, CLONE_UUID, start_monitor=lambda _: None)
+    assert file.exists()

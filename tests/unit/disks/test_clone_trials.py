@@ -1,0 +1,57 @@
+"""The try of a clone's disks: a plan has no journal, so a kill must leave no file."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from pyxlsnap.disks.copy import clones as copy_clones
+from pyxlsnap.disks.copy.content import copy_attributes
+from pyxlsnap.disks.copy.raw_file import RawFile
+from pyxlsnap.disks.qcow2 import clones as qcow2_clones
+from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.task import DiskTask
+from pyxlsnap.model import Disk, DiskRequest
+from tests.unit.support.qemu import qemu_img
+
+
+def strategy(directory: Path, form: str) -> Qcow2 | RawFile:
+    active, snapshot = directory / "a", directory / "a.snap"
+    if form == "raw":
+        active.write_bytes(bytes(512))
+        snapshot.write_bytes(bytes(512))
+    else:
+        qemu_img("create", "-q", "-f", form, str(snapshot), "1M")
+        qemu_img("create", "-q", "-f", form, "-b", str(snapshot), "-F", form, str(active))
+    chosen = Disk("xvda", str(active), form), DiskRequest("xvda", str(snapshot), form)
+    kind = RawFile if form == "raw" else Qcow2
+    return kind([chosen], DiskTask("snap"))
+
+
+@pytest.mark.parametrize("nameless", [True, False], ids=["nameless", "unlinked"])
+@pytest.mark.parametrize("form", ["qcow2", "raw"])
+def test_the_file_of_a_try_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, nameless: bool
+) -> None:
+    made, opening, tried = strategy(tmp_path, form), os.open, []
+    before = sorted(tmp_path.iterdir())
+
+    def look(source: int, new: int) -> None:
+        tried.append(sorted(tmp_path.iterdir()))
+        copy_attributes(source, new)
+
+    def without(path: Path, flags: int, *more: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported", path)
+        return opening(path, flags, *more)
+
+    if not nameless:
+        monkeypatch.setattr(os, "open", without)
+    monkeypatch.setattr(qcow2_clones, "copy_attributes", look)
+    monkeypatch.setattr(copy_clones, "copy_attributes", look)
+    asked = DiskRequest("xvda", str(tmp_path / "own"), form)
+    made.check_clone("c1", {"xvda": asked})
+    made.close()
+    assert tried == [before]
+    assert sorted(tmp_path.iterdir()) == before
