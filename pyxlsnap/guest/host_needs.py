@@ -39,7 +39,7 @@ def examine_host(
     """
 
     def found() -> Iterator[Finding]:
-        yield from examine_qemu(host, config, qemu)
+        yield from examine_qemu(host, config, qemu, guest)
         yield from _boot_files(config)
         yield from _cpupool(host, config)
         yield from examine_vnc(config, guest)
