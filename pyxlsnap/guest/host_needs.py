@@ -7,6 +7,7 @@ an HVM guest. The guest's next reboot needs all of them.
 
 from collections.abc import Collection, Iterator
 
+from pyxlsnap.guest.block_script import examine_block_script, is_served_by_kernel
 from pyxlsnap.guest.cpus import examine_cpus
 from pyxlsnap.guest.findings import Finding, Findings, refused, said
 from pyxlsnap.guest.networks import examine_nic, missing_script
@@ -47,6 +48,7 @@ def examine_host(
         yield from examine_vnc(config, guest)
         for disk in config.disks:
             yield from _disk(host, disk, reverted=disk.vdev in besides)
+        yield from examine_block_script(host.places().scripts, _of_kernel(config))
         for nic in config.devices("nics"):
             backend = str(nic.get("backend_domname") or nic.get("backend_domid") or "")
             if backend in _DOM0:
@@ -77,6 +79,13 @@ def _boot_files(config: DomainConfig) -> Iterator[Finding]:
                     f"{path} ({key}) does not exist: the restored domain runs without it, but "
                     f"cannot reboot until the file is back"
                 )
+
+
+def _of_kernel(config: DomainConfig) -> list[Disk]:
+    if config.section("c_info").get("run_hotplug_scripts") == "False":
+        return []  # udev starts them: where its rules are, nobody knows
+    own = (disk for disk in config.disks if disk.backend_domain in _DOM0)
+    return [disk for disk in own if is_served_by_kernel(disk)]
 
 
 def _disk(host: Host, disk: Disk, *, reverted: bool) -> Iterator[Finding]:
