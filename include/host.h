@@ -23,3 +23,16 @@ int libxl_wait_for_memory_target(libxl_ctx *ctx, uint32_t domid, int wait_secs);
 int libxl_cpupool_qualifier_to_cpupoolid(libxl_ctx *ctx, const char *p, uint32_t *poolid_r,
                                          int *was_name_r);
 int libxl_cpupoolid_is_valid(libxl_ctx *ctx, uint32_t poolid);
+
+typedef struct {
+    uint32_t size;
+    uint8_t *map;
+    ...;
+} libxl_bitmap;
+typedef struct {
+    libxl_bitmap cpumap;
+    ...;
+} libxl_cpupoolinfo;
+void libxl_cpupoolinfo_init(libxl_cpupoolinfo *p);
+void libxl_cpupoolinfo_dispose(libxl_cpupoolinfo *p);
+int libxl_cpupool_info(libxl_ctx *ctx, libxl_cpupoolinfo *info, uint32_t poolid);

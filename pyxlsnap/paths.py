@@ -4,6 +4,7 @@ Use them as ``paths.JOURNALS``, and never import them by name: so a test patches
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 #: the locks of domains, and how long their last snapshots took; empty after a reboot
 LOCKS = Path("/run/pyxlsnap")
@@ -21,6 +22,8 @@ QEMU_SOCKETS = Path("/run/xen")
 XL_CONF = Path("/etc/xen/xl.conf")
 #: the scripts that libxl starts for disks and network devices
 XEN_SCRIPTS = Path("/etc/xen/scripts")
+#: the locks of the scripts that libxl starts
+SCRIPT_LOCKS = Path("/run/xen-hotplug")
 #: the lock that xl holds while it starts a domain
 XL_LOCK = Path("/run/lock/xl")
 #: a status file for each domain that libvirt manages
@@ -33,3 +36,16 @@ SYS = Path("/sys")
 NETWORK = Path("/sys/class/net")
 #: device nodes
 DEV = Path("/dev")
+
+
+class Places(NamedTuple):
+    """Paths that are compiled into libxl; "" for what is not known."""
+
+    #: the directory where libxl keeps the configurations of the domains, and a QEMU's saved state
+    state: str = ""
+    #: the directory of the logs of QEMU and of the scripts
+    logs: str = ""
+    #: the program that reads a memory file
+    save_helper: str = ""
+    #: the directory of the scripts
+    scripts: str = ""

@@ -7,14 +7,16 @@ an HVM guest. The guest's next reboot needs all of them.
 
 from collections.abc import Collection, Iterator
 
+from pyxlsnap.guest.block_script import examine_block_script, is_served_by_kernel
+from pyxlsnap.guest.cpus import examine_cpus
 from pyxlsnap.guest.findings import Finding, Findings, refused, said
 from pyxlsnap.guest.networks import examine_nic, missing_script
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.qemu_version import examine_qemu
+from pyxlsnap.guest.toolstack_needs import examine_toolstack
 from pyxlsnap.guest.vnc import examine_vnc
 from pyxlsnap.linux.stalled import exists_within
 from pyxlsnap.model import Disk, DomainConfig, GuestKind
-from pyxlsnap.text import shortened
 
 _DOM0 = ("", "0", "Domain-0")
 _BOOT_FILES = ("kernel", "ramdisk")
@@ -39,12 +41,14 @@ def examine_host(
     """
 
     def found() -> Iterator[Finding]:
-        yield from examine_qemu(host, config, qemu)
+        yield from examine_qemu(host, config, qemu, guest)
+        yield from examine_toolstack(host, config, guest)
         yield from _boot_files(config)
-        yield from _cpupool(host, config)
+        yield from examine_cpus(host, config)
         yield from examine_vnc(config, guest)
         for disk in config.disks:
             yield from _disk(host, disk, reverted=disk.vdev in besides)
+        yield from examine_block_script(host.places().scripts, _of_kernel(config))
         for nic in config.devices("nics"):
             backend = str(nic.get("backend_domname") or nic.get("backend_domid") or "")
             if backend in _DOM0:
@@ -77,13 +81,11 @@ def _boot_files(config: DomainConfig) -> Iterator[Finding]:
                 )
 
 
-def _cpupool(host: Host, config: DomainConfig) -> Iterator[Finding]:
-    pool = str(config.section("c_info").get("pool_name") or "")
-    if pool and not host.has_cpupool(pool):
-        yield refused(
-            f"the domain needs the CPU pool {shortened(pool)}, which does not exist: "
-            f"create the pool (xl cpupool-create)"
-        )
+def _of_kernel(config: DomainConfig) -> list[Disk]:
+    if config.section("c_info").get("run_hotplug_scripts") == "False":
+        return []  # udev starts them: where its rules are, nobody knows
+    own = (disk for disk in config.disks if disk.backend_domain in _DOM0)
+    return [disk for disk in own if is_served_by_kernel(disk)]
 
 
 def _disk(host: Host, disk: Disk, *, reverted: bool) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 The memory file of an HVM guest holds the state of its QEMU, and an older QEMU may not be able to
 load the state of a newer one. A create stores the version of the guest's QEMU in the memory file.
-The QEMU of a PV or PVH guest has no state there: it must only be there.
+The QEMU of a PV or PVH guest has no state there: it must only start.
 """
 
 import os
@@ -12,8 +12,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from pyxlsnap import paths
 from pyxlsnap.guest.findings import Finding, refused, risky, said
-from pyxlsnap.guest.protocols import Host
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.model import Disk, DomainConfig, GuestKind
 from pyxlsnap.text import readable, shortened
 
@@ -25,14 +26,17 @@ _NOT_STARTED = (126, 127)
 Version = tuple[int, int, int]
 
 
-def examine_qemu(host: Host, config: DomainConfig, recorded: str) -> Iterator[Finding]:
+def examine_qemu(
+    host: Host, config: DomainConfig, recorded: str, guest: Guest | None = None
+) -> Iterator[Finding]:
     """Find what would let a restore fail with this host's QEMU.
 
     :param recorded: the version of the QEMU that saved the guest, "" if it is not known.
+    :param guest: the domain that is destroyed before; ``None``: none.
     """
     chosen = str(config.section("b_info").get("device_model") or "")
     path = chosen or host.device_model()
-    if not path or not _needs_qemu(config):
+    if not path or not needs_qemu(config):
         return
     if not (os.access(path, os.X_OK) and Path(path).is_file()):
         way_out = "put the file back (device_model_override)" if chosen else "install QEMU for Xen"
@@ -42,9 +46,30 @@ def examine_qemu(host: Host, config: DomainConfig, recorded: str) -> Iterator[Fi
         )
     elif config.kind is GuestKind.HVM:
         yield from _compare(path, recorded)
+    elif not (guest and _runs(guest.device_model_pid(), path)):
+        yield from _start(path)[1]
 
 
-def _needs_qemu(config: DomainConfig) -> bool:
+def _runs(pid: int | None, path: str) -> bool:
+    """Whether a process runs a program, and all files that it was loaded from are still there.
+
+    Then the program starts, and this is known much sooner than by a start.
+    """
+    try:
+        mapped = (paths.PROC / f"{pid}/maps").read_text().splitlines()
+        lines = (line.split(maxsplit=5) for line in mapped)
+        files = {words[5]: int(words[4]) for words in lines if len(words) == 6 and "x" in words[1]}
+        own = os.path.realpath(path)
+        return own in files and all(
+            os.stat(file).st_ino == number  # noqa: PTH116
+            for file, number in files.items()
+            if file.startswith("/")
+        )
+    except (OSError, ValueError):  # it has ended; or a file is gone, whose name ends in (deleted)
+        return False
+
+
+def needs_qemu(config: DomainConfig) -> bool:
     """Whether libxl starts a QEMU in dom0 for the domain (``libxl__need_xenpv_qemu``)."""
     if config.section("b_info").get("device_model_stubdomain") == "True":
         return False
@@ -62,14 +87,11 @@ def _is_served_by_qemu(disk: Disk) -> bool:
 
 
 def _compare(path: str, recorded: str) -> Iterator[Finding]:
-    saved, present = _version(recorded), ""
-    if _may_be_started(path):
-        try:
-            present = _ask(path)
-        except _StartError as e:
-            yield e.finding
-            return
-    now = _version(present)
+    present, problems = _start(path)
+    if problems:
+        yield from problems
+        return
+    saved, now = _version(recorded), _version(present)
     if now is None:
         yield said(
             f"the version of the device model {shortened(path)} is not known: make sure that it is "
@@ -85,6 +107,17 @@ def _compare(path: str, recorded: str) -> Iterator[Finding]:
             f"the guest was saved by QEMU {shortened(recorded)}, and this host has the older QEMU "
             f"{present} ({shortened(path)}), which may not load the guest's devices"
         )
+
+
+def _start(path: str) -> tuple[str, list[Finding]]:
+    """Start a QEMU: the version that it says it is, "" if it says none; and why it does not start.
+
+    What is no program of root's is not started.
+    """
+    try:
+        return (_ask(path) if _may_be_started(path) else ""), []
+    except _StartError as e:
+        return "", [e.finding]
 
 
 class _StartError(Exception):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.errors import ConfigError, DomainNotFound, PyxlsnapError, XenError
+from pyxlsnap.linux.daemons import may_run
 from pyxlsnap.model import DomainConfig, DomainInfo
+from pyxlsnap.xen.compiled import compiled_device_model, compiled_places
 from pyxlsnap.xen.context import Context
-from pyxlsnap.xen.device_model import compiled_device_model
 from pyxlsnap.xen.domain import Domain
 from pyxlsnap.xen.ffi import C, CData, c_string, ffi, struct, text
 from pyxlsnap.xen.xenstore import DomainWatch
@@ -137,13 +138,37 @@ class Toolstack:
         self._context.check_usable()
         return compiled_device_model()
 
-    def has_cpupool(self, pool: str) -> bool:
-        """Whether there is a CPU pool of this name or number (``libxl_cpupoolid_is_valid``)."""
-        with self._context.calling() as ctx:
-            found = ffi.new("uint32_t *", _NO_POOL)
-            name = c_string(pool)
-            C.libxl_cpupool_qualifier_to_cpupoolid(ctx, name, found, ffi.NULL)
-            return bool(C.libxl_cpupoolid_is_valid(ctx, found[0]))
+    def places(self) -> paths.Places:
+        """Where libxl writes, and what else it starts.
+
+        :meta private:
+        """
+        self._context.check_usable()
+        return compiled_places()
+
+    def has_console_daemon(self) -> bool:
+        """Whether a daemon may serve the consoles; false if certainly not.
+
+        :meta private:
+        """
+        elsewhere = self.xenstore_read("/tool/xenconsoled/domid") or "0"
+        return elsewhere != "0" or may_run("xenconsoled")
+
+    def pool_cpus(self, pool: str) -> frozenset[int] | None:
+        """The CPUs of a CPU pool (``libxl_cpupool_info``); ``None`` if there is no such pool.
+
+        :param pool: its name or number; "": that of a domain that names none.
+        """
+        with self._context.calling() as ctx, struct("libxl_cpupoolinfo") as info:
+            found = ffi.new("uint32_t *", _NO_POOL if pool else 0)
+            if pool:
+                C.libxl_cpupool_qualifier_to_cpupoolid(ctx, c_string(pool), found, ffi.NULL)
+            if not C.libxl_cpupoolid_is_valid(ctx, found[0]):
+                return None
+            if C.libxl_cpupool_info(ctx, info, found[0]):
+                return None
+            bits = int.from_bytes(ffi.buffer(info.cpumap.map, info.cpumap.size), "little")
+            return frozenset(cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1)
 
     def shrink_dom0(self, by_kb: int) -> None:
         """Lower dom0's memory target by this many KiB (``libxl_set_memory_target``).

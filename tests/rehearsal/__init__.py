@@ -6,7 +6,7 @@ images and devices (tests/unit/revert/test_rehearsal.py), the lab on a real Xen
 (tests/lab/test_rehearsal.py). A new condition is one entry in a module of this folder.
 """
 
-from tests.rehearsal import domains, images, processes, snapshots, volumes
+from tests.rehearsal import domains, images, processes, snapshots, toolstack, volumes
 from tests.rehearsal.condition import Condition
 
 CONDITIONS: tuple[Condition, ...] = (
@@ -15,4 +15,5 @@ CONDITIONS: tuple[Condition, ...] = (
     *volumes.CONDITIONS,
     *domains.CONDITIONS,
     *processes.CONDITIONS,
+    *toolstack.CONDITIONS,
 )

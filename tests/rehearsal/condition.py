@@ -29,6 +29,11 @@ class Condition:
         the domain's name and uuid, and the snapshot's name
     ``{other}``, ``{pid}``, ``{lock}``
         another domain; the pid of the domain's QEMU; the file of the domain's lock
+    ``{state}``, ``{logs}``, ``{scripts}``, ``{script_lock}``
+        the directories where libxl keeps the state of domains, where Xen's logs are, and where the
+        scripts are that libxl starts; the lock of those for disks
+    ``{helper}``, ``{no_console}``
+        libxl's program that reads a memory file; the file that stands for a dead xenconsoled
     ``{spare}``
         a file that is not there, for whatever must be remembered until the undo
 

@@ -57,6 +57,9 @@ class Stage:
             "uuid": guest.uuid,
             "other": "pv",
             "lock": f"/run/pyxlsnap/{guest.uuid}.lock",
+            "logs": "/var/log/xen",
+            "scripts": "/etc/xen/scripts",
+            "helper": self._dom0.run("ls /usr/lib/xen-*/bin/libxl-save-helper").out.strip(),
         }
 
     def _take(self) -> Taken:

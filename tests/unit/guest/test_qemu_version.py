@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pyxlsnap.guest.findings import Finding, Grade
 from pyxlsnap.guest.qemu_version import examine_qemu
 from pyxlsnap.model import Disk
 from tests.unit.support.guest import config_of
+from tests.unit.support.waiting import eventually
 from tests.unit.support.world import World
 
 Examine = Callable[..., list[Finding]]
@@ -167,6 +169,50 @@ class TestDoesNotStart:
         path = Path(qemu(world, ""))
         path.write_bytes(b"\x7fELF no program")
         assert "cannot be started" in only(self.override(examine, str(path)), Grade.REFUSED)
+
+
+class TestOfPvAndPvh:
+    """Nothing of their QEMU is in the memory file, but the restore fails if QEMU does not start."""
+
+    @pytest.mark.parametrize("kind", ["pv", "pvh"])
+    def test_that_does_not_start_is_refused(
+        self, examine: Examine, world: World, kind: str
+    ) -> None:
+        world.host.device_model_path = qemu(world, "echo libfoo.so.1: cannot open >&2; exit 127")
+        assert "libfoo" in only(examine("", QCOW2, kind=kind), Grade.REFUSED)
+        assert examine("", RAW, kind=kind) == []  # it is not started for this one
+
+    def test_whose_version_is_not_known_is_nothing_to_say(
+        self, examine: Examine, world: World
+    ) -> None:
+        world.host.device_model_path = qemu(world, "echo hello")
+        assert examine("", QCOW2, kind="pvh") == []
+
+    def test_that_the_guest_has_from_the_same_files_is_not_started(self, world: World) -> None:
+        own, started = world.root / "qemu", world.root / "started"
+        shutil.copy("/bin/sh", own)
+        world.host.device_model_path = str(own)
+        guest = world.guest(QCOW2, kind="pvh")
+        running = subprocess.Popen([own, "-c", "read line"], stdin=subprocess.PIPE)
+        guest.device_model = running.pid
+
+        def problems() -> list[Finding]:
+            return list(examine_qemu(world.host, guest.configuration, "", guest))
+
+        with running:
+            assert eventually(lambda: (Path("/proc") / str(running.pid) / "exe").samefile(own))
+            assert not qemu_version._runs(os.getpid(), str(own))
+            assert qemu_version._runs(running.pid, str(own))
+            assert problems() == []
+            own.unlink()  # an upgrade
+            own.write_text(f"#!/bin/sh\ntouch {started}; exit 127\n")
+            own.chmod(0o755)
+            assert not qemu_version._runs(running.pid, str(own))
+            assert [f.grade for f in problems()] == [Grade.REFUSED]
+            assert started.exists()
+            running.communicate(b"\n")
+        assert not qemu_version._runs(running.pid, str(own))
+        assert not qemu_version._runs(None, str(own))
 
 
 class TestUnknown:

@@ -47,7 +47,7 @@ class FakeHost:
         self.version = (4, 17)
         self.command_line = "dom0_mem=4G,max:4G"
         self.shadow_paging = True
-        self.cpupools = {"Pool-0"}
+        self.cpupools = {"": frozenset(range(4)), "Pool-0": frozenset(range(4))}
         self.autoballoon_setting = "auto"
         #: where libxl's QEMU is; "": nobody knows
         self.device_model_path = ""
@@ -83,8 +83,20 @@ class FakeHost:
     def device_model(self) -> str:
         return self.device_model_path
 
-    def has_cpupool(self, pool: str) -> bool:
-        return pool in self.cpupools
+    def places(self) -> paths.Places:
+        root, scripts = self._world.root, paths.XEN_SCRIPTS
+        return paths.Places(
+            state=str(root / "state"),
+            logs=str(paths.XEN_LOGS),
+            save_helper=str(root / "libxl-save-helper"),
+            scripts=str(scripts) if scripts.exists() else "",
+        )
+
+    def has_console_daemon(self) -> bool:
+        return not (self._world.root / "no xenconsoled").exists()
+
+    def pool_cpus(self, pool: str) -> frozenset[int] | None:
+        return self.cpupools.get(pool)
 
     def has_shadow_paging(self) -> bool:
         return self.shadow_paging

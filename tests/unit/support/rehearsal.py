@@ -57,6 +57,22 @@ class Stage:
         self.names.update(domain=guest.name, uuid=UUID, pid=str(rig.pid))
         self.names["other"] = self.world.guest(name="vm2", uuid=OTHER_UUID).name
         self.names["lock"] = str(paths.LOCKS / f"{UUID}.lock")
+        self._have_toolstack()
+
+    def _have_toolstack(self) -> None:
+        """What libxl has beside the guest."""
+        scripts, root = paths.XEN_SCRIPTS, self.world.root
+        for directory in (scripts, paths.SCRIPT_LOCKS):
+            directory.mkdir()
+        for script in ("block", "vif-bridge"):
+            (scripts / script).touch(0o755)
+        (scripts / "hotplugpath.sh").write_text(f'bindir="{scripts}"\n')
+        for tool in ("xenstore-read", "xenstore-write"):
+            (scripts / tool).touch(0o755)
+        places = self.world.host.places()
+        self.names.update(state=places.state, logs=places.logs, helper=places.save_helper)
+        self.names.update(scripts=places.scripts, no_console=str(root / "no xenconsoled"))
+        self.names["script_lock"] = str(paths.SCRIPT_LOCKS / "block")
 
     def close(self) -> None:
         self.rig.stop()

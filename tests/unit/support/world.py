@@ -68,10 +68,15 @@ class World:
         #: what each disk strategy does in its settle, with its task's ``waiting``
         self.in_settle: Callable[[Callable[[str], None]], None] = lambda _: None
         self.directory = root / "snapshots"
-        for name in ("run", "journals", "images", "dumps", "logs"):
-            (root / name).mkdir(exist_ok=True)
-        (root / "net" / BRIDGE / "bridge").mkdir(parents=True, exist_ok=True)
         self.kernel = root / "images" / "vmlinuz"
+        if not (root / "images").exists():  # (else another process has made all)
+            self._fill()
+
+    def _fill(self) -> None:
+        for name in ("run", "journals", "images", "dumps", "logs", "state"):
+            (self.root / name).mkdir(exist_ok=True)
+        (self.root / "net" / BRIDGE / "bridge").mkdir(parents=True)
+        (self.root / "libxl-save-helper").touch(0o755)
         self.kernel.touch()
 
     def fail(self, verb: str, error: BaseException, *, after: bool = False) -> None:
@@ -140,6 +145,7 @@ PLACES = {
     "XL_LOCK": "run/xl.lock",
     "NETWORK": "net",
     "XEN_SCRIPTS": "scripts",
+    "SCRIPT_LOCKS": "run/hotplug",
 }
 CHOOSERS = (
     pyxlsnap.clone.plan,

@@ -14,7 +14,7 @@ from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
 from pyxlsnap.xen import toolstack
 from pyxlsnap.xen.context import Context
-from pyxlsnap.xen.ffi import C, ffi, struct
+from pyxlsnap.xen.ffi import C, ffi, struct, text
 from pyxlsnap.xen.toolstack import Toolstack
 from tests.unit.support.guest import config_of
 from tests.unit.support.values import OTHER_UUID, UUID
@@ -127,25 +127,57 @@ def test_autoballoon_is_as_in_xl_conf(
     assert Unbound().autoballoon() == setting
 
 
-@pytest.mark.parametrize(("pool", "there"), [("fast", True), ("slow", False)])
+@pytest.mark.parametrize(
+    ("pool", "cpus"), [("", {0, 1}), ("fast", {1, 8, 11}), ("slow", None), ("gone", None)]
+)
 def test_a_cpu_pool_is_looked_up_as_libxl_does(
-    monkeypatch: pytest.MonkeyPatch, pool: str, there: bool
+    monkeypatch: pytest.MonkeyPatch, pool: str, cpus: set[int] | None
 ) -> None:
+    maps = {0: ffi.new("uint8_t[]", [0b11, 0]), 3: ffi.new("uint8_t[]", [0b10, 0b1001])}
+
     def look_up(_: object, name: Any, found: Any, __: object) -> int:
-        if ffi.string(name) != b"fast":
-            return -5
-        found[0] = 3
+        number = {"fast": 3, "gone": 5}.get(text(name), 0)
+        found[0] = number or found[0]
+        return 0 if number else -5
+
+    def tell(_: object, info: Any, number: int) -> int:
+        if number not in maps:  # it ended meanwhile
+            return -3
+        info.cpumap.map, info.cpumap.size = maps[number], 2
         return 0
 
     functions = SimpleNamespace(
         libxl_cpupool_qualifier_to_cpupoolid=look_up,
-        libxl_cpupoolid_is_valid=lambda _, number: int(number in (0, 3)),
+        libxl_cpupoolid_is_valid=lambda _, number: int(number in (0, 3, 5)),
+        libxl_cpupool_info=tell,
     )
+
+    @contextmanager
+    def info(name: str) -> Iterator[Any]:
+        yield ffi.new(f"{name} *")
+
     monkeypatch.setattr(toolstack, "C", functions)
-    assert Unbound().has_cpupool(pool) is there
+    monkeypatch.setattr(toolstack, "struct", info)
+    assert Unbound().pool_cpus(pool) == cpus
     monkeypatch.undo()
+    with struct("libxl_cpupoolinfo") as empty:
+        assert empty.cpumap.size == 0
     assert callable(C.libxl_cpupool_qualifier_to_cpupoolid)
     assert callable(C.libxl_cpupoolid_is_valid)
+    assert callable(C.libxl_cpupool_info)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "runs", "there"),
+    [(None, True, True), (None, False, False), ("0", False, False), ("7", False, True)],
+)
+def test_a_console_daemon_runs_here_or_in_a_domain_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: str | None, runs: bool, there: bool
+) -> None:
+    monkeypatch.setattr(toolstack, "may_run", lambda name: runs)
+    host = Unbound()
+    monkeypatch.setattr(host, "xenstore_read", {"/tool/xenconsoled/domid": elsewhere}.get)
+    assert host.has_console_daemon() is there
 
 
 class Made(Context):
@@ -235,6 +267,28 @@ class TestNewDomain:
     def test_that_cannot_be_removed_is_named(self, make: Any) -> None:
         with pytest.raises(XenError, match=r"_(restore|new) failed; .*xl destroy 7"):
             make(self.info(7), destroy=-3)
+
+
+class TestPlaces:
+    def test_are_those_compiled_into_libxl(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("LIBXL_SAVE_HELPER", raising=False)
+        found = Unbound().places()
+        assert (found.state, found.logs) == ("/var/lib/xen", "/var/log/xen")
+        assert Path(found.save_helper).name == "libxl-save-helper"
+        assert found.scripts == "/etc/xen/scripts"
+
+    def test_of_the_environment_go_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LIBXL_SAVE_HELPER", "/own/helper")
+        assert Unbound().places().save_helper == "/own/helper"
+
+    def test_are_not_guessed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("LIBXL_SAVE_HELPER", raising=False)
+        library = tmp_path / "libxenlight.so.4.17"
+        library.write_bytes(b"\0/a/scripts\0/b/scripts\0/a/%s.log\0/%s.log.1\0/userdata-%s\0")
+        (tmp_path / "self").mkdir()
+        (tmp_path / "self/maps").write_text(f"7f00-7f01 r--p 00000000 08:01 12  {library}\n")
+        monkeypatch.setattr(paths, "PROC", tmp_path)
+        assert Unbound().places() == paths.Places(logs="/a")
 
 
 class TestDeviceModel:
