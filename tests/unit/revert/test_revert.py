@@ -1192,11 +1192,11 @@ def test_a_process_of_xl_that_was_only_told_the_name_is_no_failure(
     monkeypatch.setattr(other_watch, "_XL_S", 0.1)
     with subprocess.Popen(["sleep", "60"]) as other:
         found = Xl(other.pid, ("xl", "create", "-F", "vm1.cfg"), foreground=True, has_log=False)
-        monkeypatch.setattr(other_watch, "xl_process", lambda _: found)
+        monkeypatch.setattr(other_watch, "xl_process", lambda *_: found)
         done = case.run()
         assert any(f"xl's process {other.pid} (xl create -F vm1.cfg)" in w for w in done.warnings)
         case.assert_reverted()
-        monkeypatch.setattr(other_watch, "xl_process", lambda _: replace(found, has_log=True))
+        monkeypatch.setattr(other_watch, "xl_process", lambda *_: replace(found, has_log=True))
         with pytest.raises(NeedsAttention, match="xl still watches vm1"):
             case.run()
         other.kill()
