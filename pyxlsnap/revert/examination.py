@@ -13,6 +13,7 @@ from pyxlsnap.guest.host_needs import examine_host
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig
 from pyxlsnap.revert.disk_files import refuse_lost, refuse_unopenable, replaced
+from pyxlsnap.revert.stopped import refuse_stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Examination:
         """
         config, guest, disks = self.config, self.guest, [disk for disk, _ in self.chosen]
         checks.refuse_name_or_uuid_in_use(self.host, config, guest)
+        refuse_stopped(guest, config.name)
         checks.refuse_silent(config.disks, [request for _, request in self.chosen])
         checks.refuse_shared(self.host, guest, [d for d in config.disks if not d.left_out])
         checks.refuse_rivals(guest, config.disks, disks)

@@ -53,4 +53,12 @@ CONDITIONS = (
     _limited("the size of files", "f", 64),
     _limited("processor time", "t", 1),
     _limited("memory", "v", 400_000),
+    Condition(
+        name="the QEMU of the domain stopped",
+        do=("kill -STOP {pid}",),
+        status=3,
+        says="of {domain} is stopped, and would not end with the domain",
+        undo=("kill -CONT {pid}",),
+        off_xen_only=True,  # (a guest whose disks stand still misses its ticks)
+    ),
 )
