@@ -10,6 +10,7 @@ from pyxlsnap.dataclass import dataclass
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.host_needs import examine_host
+from pyxlsnap.guest.lines import examine_lines
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig
 from pyxlsnap.revert.disk_files import refuse_lost, refuse_unopenable, replaced
@@ -45,4 +46,6 @@ class Examination:
         refuse_lost(guest, self.chosen, stay)
         refuse_unopenable(stay)
         found = examine_host(self.host, config, guest, besides=vdevs, qemu=self.qemu)
-        return Findings((*found.risks, *replaced(guest, self.chosen, stay)), found.warnings)
+        lines = Findings.of(config.name, examine_lines(config, guest))
+        risks = (*found.risks, *lines.risks, *replaced(guest, self.chosen, stay))
+        return Findings(risks, found.warnings)
