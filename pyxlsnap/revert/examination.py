@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from pyxlsnap.dataclass import dataclass
+from pyxlsnap.disks.read_only import refuse_written
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.host_needs import examine_host
@@ -41,6 +42,7 @@ class Examination:
         checks.refuse_silent(config.disks, [request for _, request in self.chosen])
         checks.refuse_shared(self.host, guest, [d for d in config.disks if not d.left_out])
         checks.refuse_rivals(guest, config.disks, disks)
+        refuse_written(config.disks, guest.domid if guest else None)
         vdevs = {disk.vdev for disk in disks}
         stay = [disk for disk in config.disks if disk.vdev not in vdevs]
         refuse_lost(guest, self.chosen, stay)
