@@ -29,6 +29,9 @@ class Condition:
         the domain's name and uuid, and the snapshot's name
     ``{other}``, ``{pid}``, ``{lock}``
         another domain; the pid of the domain's QEMU; the file of the domain's lock
+    ``{bridge}``, ``{device_model}``, ``{xl_lock}``
+        off Xen only: the directory of the domain's bridge in /sys, the program of the QEMU that
+        libxl would start, and the file of xl's lock
     ``{spare}``
         a file that is not there, for whatever must be remembered until the undo
 

@@ -61,4 +61,12 @@ CONDITIONS = (
         undo=("kill -CONT {pid}",),
         off_xen_only=True,  # (a guest whose disks stand still misses its ticks)
     ),
+    Condition(
+        name="xl's lock held",
+        do=(f"python3 -c '{_LOCKS}' {{xl_lock}} >{{spare}}",),
+        status=3,
+        says="has held xl's lock {xl_lock} for",
+        undo=("kill $(cat {spare})",),
+        off_xen_only=True,  # (tests/lab/test_host_needs.py does it)
+    ),
 )

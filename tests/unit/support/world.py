@@ -70,7 +70,8 @@ class World:
         self.directory = root / "snapshots"
         for name in ("run", "journals", "images", "dumps", "logs"):
             (root / name).mkdir(exist_ok=True)
-        (root / "net" / BRIDGE / "bridge").mkdir(parents=True, exist_ok=True)
+        if not (root / "net").exists():  # a condition may have taken the bridge away
+            (root / "net" / BRIDGE / "bridge").mkdir(parents=True)
         self.kernel = root / "images" / "vmlinuz"
         self.kernel.touch()
 
