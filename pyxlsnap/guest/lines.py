@@ -58,7 +58,7 @@ def _problem(text: str, guest: Guest | None) -> str:
         return f"there is no {text}" if _is_missing(text) else ""
     if kind == "file":
         return _unwritable(rest)
-    if kind == "unix" and ",," not in rest:  # (a comma in the path)
+    if kind == "unix" and ",," not in rest and "abstract" not in rest:  # (a comma in the path)
         path, _, options = rest.partition(",")
         if _listens(options):
             return _no_directory(path)

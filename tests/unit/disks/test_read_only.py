@@ -36,6 +36,8 @@ def backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(paths, "SYS", tmp_path / "sys")
     found = tmp_path / "sys/bus/xen-backend/devices"
     found.mkdir(parents=True)
+    monkeypatch.setattr(paths, "XEN_SCRIPTS", tmp_path)
+    (tmp_path / "block").write_text("check_sharing()\n")
     return found
 
 
@@ -61,6 +63,14 @@ def test_one_that_another_domain_may_write_to_is_refused(backends: Path, disk: D
 @pytest.mark.parametrize("mode", ["r", "w!", "(null)"])
 def test_one_that_the_script_would_give_to_several(backends: Path, disk: Disk, mode: str) -> None:
     serve(backends, disk, OTHER, mode)
+    refuse_written([disk], DOMID)
+
+
+def test_another_script_in_the_place_of_xens(backends: Path, disk: Disk, tmp_path: Path) -> None:
+    serve(backends, disk, OTHER, "w")
+    (tmp_path / "block").write_text("exit 0\n")
+    refuse_written([disk], DOMID)
+    (tmp_path / "block").unlink()
     refuse_written([disk], DOMID)
 
 

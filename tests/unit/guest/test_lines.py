@@ -40,6 +40,7 @@ def heard() -> Iterator[int]:
         "unix:relative", "file:{here}/log", "file:{here}/new", "unix:{here}/new,server,nowait",
         "unix:{here}/log", "unix:{here}/gone,reconnect=1", "unix:{here}/gone,,x/y,server",
         "/dev/null", "tcp:192.0.2.7:4555", "tcp:127.0.0.1:9,reconnect=5",
+        "unix:{here}/gone/x,abstract=on", "unix:{here}/gone/x,server,abstract",
         "tcp:nowhere.invalid:4555,server", "tcp::99999,server", "tcp:192.0.2.7:70000",
     ],
 )  # fmt: skip
