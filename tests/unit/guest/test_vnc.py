@@ -59,7 +59,8 @@ def test_an_address_that_the_host_has_no_more_is_refused() -> None:
 
 def test_so_is_one_where_qemu_looks_for_a_free_display() -> None:
     """QEMU goes on to the next display only while displays are taken."""
-    for vnc in ({"findunused": "True", "listen": "192.0.2.7"}, {"listen": "192.0.2.7:5"}):
+    looks: dict[str, object] = {"findunused": "True", "listen": "192.0.2.7"}
+    for vnc in (looks, {"listen": "192.0.2.7:5"}):
         (found,) = examine(vnc)
         assert found.grade is Grade.REFUSED
 
@@ -95,12 +96,13 @@ def test_a_spice_port_that_another_program_has_is_refused(
         config = config_of(b_info={"type.hvm": {"spice": settings}})
         return list(examine_vnc(config, guest))
 
+    no_port: dict[str, object] = {key: 0}
     (found,) = spice()
     assert found.grade is Grade.REFUSED
     assert f"SPICE port {port} at 127.0.0.1 cannot be used (Address already in use)" in found.text
     (found,) = spice(host="192.0.2.7")
     assert "Cannot assign requested address" in found.text
-    assert spice(enable="False") == spice(host="localhost") == spice(**{key: 0}) == []
+    assert spice(enable="False") == spice(host="localhost") == spice(None, **no_port) == []
     guest = world.guest()
     guest.device_model = os.getpid()
     assert spice(guest) == []
