@@ -144,7 +144,7 @@ class ShutdownWatch:
 
     def _act(self, reason: str) -> bool:
         """Perform the configured action; false if there is no domain to watch any more."""
-        if xl_monitor(self._guest.name):
+        if xl_monitor(self._guest.name, self._guest.domid):
             log.info("xl watches %s, too: leaving the shutdown to xl", self._guest)
             return False
         old, action = self._guest, "?"

@@ -126,7 +126,7 @@ def not_started(uuid: str, why: str) -> OperationFailed:
 
 def ending_monitor(host: Host, guest: Guest) -> Xl | None:
     """xl's process for this domain, if it ends at a suspend: before Xen 4.20 it does."""
-    return xl_process(guest.name) if host.xen_version() < (4, 20) else None
+    return xl_process(guest.name, guest.domid) if host.xen_version() < (4, 20) else None
 
 
 def keep_watched(

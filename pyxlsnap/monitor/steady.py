@@ -39,4 +39,4 @@ def _is_steady(now: DomainInfo | None, *, name: str, domid: int) -> bool:
         return xl_monitor(name) is None
     if now.domid != domid:
         return now.has_run
-    return now.suspended or not now.shutdown or xl_monitor(name) is None
+    return now.suspended or not now.shutdown or xl_monitor(name, domid) is None

@@ -1,8 +1,9 @@
 """Finding the process with which xl watches a domain.
 
-It is found by what it is: a process of the program xl that writes the domain's log, whatever name
-the log has by now; or, if it has no log because it was started in the foreground, one that was
-told to create or restore the domain.
+It is found by what it is: a process of the program xl whose log says that it waits for the end of
+this very domain (its domid). If the log does not tell (any more), it is one that writes a log of
+the domain's name, whatever name the log has by now; or, if it has no log because it was started in
+the foreground, one that was told to create or restore the domain.
 """
 
 import os
@@ -24,6 +25,14 @@ from pyxlsnap.text import command, readable
 # which was deleted.
 _OLDER = r"([.-](\d[\d-]*|old|bak))?(\.[a-z0-9]+)?( \(deleted\))?"
 _ANY_LOG = re.compile(rf"xl-.*\.log{_OLDER}")
+# What xl writes when it begins to watch a domain (create_domain in xl_vmcontrol.c), and when it
+# starts a domain again, under another domid.
+_WAITS = re.compile(
+    rb"^(?:Waiting for domain .* \(domid (\d+)\) to die \[pid (\d+)\]|Done\. Rebooting now)$",
+    re.MULTILINE,
+)
+_LOG_LIMIT = 1 << 20  # bytes, from the end
+_STDERR = "2"
 _NAME = re.compile(r"""^[ \t]*name[ \t]*=[ \t]*(["'])(.*?)\1""", re.MULTILINE)
 _SETTING = re.compile(r"\s*\w+\s*=")
 # The commands that leave a process which watches, and their options that have a value.
@@ -57,33 +66,63 @@ class _Call:
     files: list[str] = field(default_factory=list)
 
 
-def xl_monitor(name: str) -> int | None:
+def xl_monitor(name: str, domid: int | None = None) -> int | None:
     """The pid of the process with which xl watches a domain; ``None`` if there is no such process.
 
-    It is not found if the domain was renamed or migrated here and has a log of another name, and
-    if it has no log and its config file has changed.
+    See :func:`xl_process`.
     """
-    found = xl_process(name)
+    found = xl_process(name, domid)
     return found.pid if found else None
 
 
-def xl_process(name: str) -> Xl | None:
-    """The process with which xl watches a domain, as :func:`xl_monitor`.
+def xl_process(name: str, domid: int | None = None) -> Xl | None:
+    """The process with which xl watches a domain; ``None`` if there is no such process.
 
-    One that writes the domain's log comes before those that were only told its name.
+    If several may be that, one that writes the domain's log comes before one that writes an older
+    log of that name, and both before one that was only told the name. A process whose log does not
+    tell the domid is not found if the domain was renamed or migrated here and has a log of another
+    name, or if it has no log and its config file has changed.
+
+    :param domid: the domain's; ``None``: it is not known, and only the name counts.
     """
-    log = re.compile(rf"xl-{re.escape(name)}(--incoming)?\.log{_OLDER}")
-    told: Xl | None = None
+    log = rf"xl-{re.escape(name)}(--incoming)?\.log"
+    ranks = (re.compile(log), re.compile(log + _OLDER))
+    found: dict[int, Xl] = {}
     for pid in _pids_of_xl():
         words = _words(pid)
         call = _parsed(words)
         foreground = call is not None and call.foreground
-        logs = [file for file in _open_files(pid) if _ANY_LOG.fullmatch(file)]
-        if any(log.fullmatch(file) for file in logs):
-            return Xl(pid, words, foreground=foreground)
-        if not (logs or told) and call is not None and _name_in(call, pid) == name:
-            told = Xl(pid, words, foreground=foreground, has_log=False)
-    return told
+        files = dict(_open_files(pid))
+        logs = {number: file for number, file in files.items() if _ANY_LOG.fullmatch(file)}
+        if domid is not None and (watched := _watched(pid, [*logs, _STDERR])) is not None:
+            if watched == domid:
+                return Xl(pid, words, foreground=foreground)
+            continue
+        for rank, wanted in enumerate(ranks):
+            if any(wanted.fullmatch(file) for file in logs.values()):
+                found.setdefault(rank, Xl(pid, words, foreground=foreground))
+        if not logs and call is not None and _name_in(call, pid) == name:
+            found.setdefault(len(ranks), Xl(pid, words, foreground=foreground, has_log=False))
+    return found[min(found)] if found else None
+
+
+def _watched(pid: int, numbers: list[str]) -> int | None:
+    """The domid of the domain for which a process of xl waits, as its log says.
+
+    :param numbers: the descriptors that may be its log.
+    :returns: ``None`` if the log does not tell: it was emptied, or the domain is being started
+        again.
+    """
+    for number in numbers:
+        try:
+            with open_regular(paths.PROC / f"{pid}/fd/{number}") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_LIMIT))
+                said = _WAITS.findall(log.read(_LOG_LIMIT))
+        except OSError:
+            continue  # it has ended, or this is no file
+        if said and said[-1][1] and int(said[-1][1]) == pid:
+            return int(said[-1][0])
+    return None
 
 
 def about_foreground(found: Xl | None, name: str, *, when: str) -> list[str]:
@@ -124,8 +163,8 @@ def _words(pid: int) -> tuple[str, ...]:
     return tuple(map(os.fsdecode, data.removesuffix(b"\0").split(b"\0")))
 
 
-def _open_files(pid: int) -> Iterator[str]:
-    """The names of the files that a process has open, without their directories."""
+def _open_files(pid: int) -> Iterator[tuple[str, str]]:
+    """The descriptors of a process, and the names of their files without their directories."""
     directory = paths.PROC / f"{pid}/fd"
     try:
         links = list(directory.iterdir())
@@ -133,7 +172,7 @@ def _open_files(pid: int) -> Iterator[str]:
         return
     for link in links:
         try:
-            yield link.readlink().name
+            yield link.name, link.readlink().name
         except OSError:
             continue  # closed meanwhile
 

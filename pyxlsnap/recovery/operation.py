@@ -170,6 +170,6 @@ def _keep_watched(host: Host, entry: Entry, callbacks: Callbacks) -> list[str]:
     """Start the monitor that the killed operation would have started."""
     wanted = entry.monitor and callbacks.start_monitor
     guest = find_if_there(host, entry.uuid) if wanted else None
-    if guest is None or xl_monitor(guest.name):
+    if guest is None or xl_monitor(guest.name, guest.domid):
         return []
     return keep_watched(callbacks.start_monitor, guest.name, guest.uuid)

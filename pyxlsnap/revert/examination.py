@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from pyxlsnap.dataclass import dataclass
+from pyxlsnap.disks.read_only import refuse_written
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.host_needs import examine_host
+from pyxlsnap.guest.lines import examine_lines
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig
 from pyxlsnap.revert.disk_files import refuse_lost, refuse_unopenable, replaced
+from pyxlsnap.revert.stopped import refuse_stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,16 @@ class Examination:
         """
         config, guest, disks = self.config, self.guest, [disk for disk, _ in self.chosen]
         checks.refuse_name_or_uuid_in_use(self.host, config, guest)
+        refuse_stopped(guest, config.name)
         checks.refuse_silent(config.disks, [request for _, request in self.chosen])
         checks.refuse_shared(self.host, guest, [d for d in config.disks if not d.left_out])
         checks.refuse_rivals(guest, config.disks, disks)
+        refuse_written(config.disks, guest.domid if guest else None)
         vdevs = {disk.vdev for disk in disks}
         stay = [disk for disk in config.disks if disk.vdev not in vdevs]
         refuse_lost(guest, self.chosen, stay)
         refuse_unopenable(stay)
         found = examine_host(self.host, config, guest, besides=vdevs, qemu=self.qemu)
-        return Findings((*found.risks, *replaced(guest, self.chosen, stay)), found.warnings)
+        lines = Findings.of(config.name, examine_lines(config, guest))
+        risks = (*found.risks, *lines.risks, *replaced(guest, self.chosen, stay))
+        return Findings(risks, found.warnings)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyxlsnap.errors import XenError
+from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.linux.processes import Process
 from pyxlsnap.monitor.xl import Xl, xl_process
 from pyxlsnap.text import command
@@ -12,17 +13,18 @@ _XL_S = 10.0
 
 
 @contextmanager
-def ending_xl(name: str) -> Iterator[list[str]]:
+def ending_xl(name: str, guest: Guest | None) -> Iterator[list[str]]:
     """Find xl's process for a domain, and wait for its end after the body has destroyed the domain.
 
     xl's process ends when it notices that the domain was destroyed. If it does not end, the guest
     has rebooted just now, and xl starts it again within two seconds.
 
+    :param guest: the domain; ``None``: it is off already.
     :returns: a list, to which a warning is added if a process of xl goes on for another domain.
     :raises XenError: xl still watches the domain.
     """
     warnings: list[str] = []
-    found = xl_process(name)
+    found = xl_process(name, guest.domid if guest else None)
     with Process(found.pid if found else None) as xl:
         yield warnings
         if found and not xl.ended(within_s=_XL_S):

@@ -160,7 +160,7 @@ def _look(examination: Examination, saved: snapshot.Saved) -> Findings:
     found = examination.look()
     vdevs = {disk.vdev for disk, _ in examination.chosen}
     risks = find_risks(examination.host, config, guest, vdevs, memory=saved.path, xen=saved.xen)
-    xl = xl_process(config.name)
+    xl = xl_process(config.name, guest.domid if guest else None)
     foreground = about_foreground(xl, config.name, when="when the domain is destroyed")
     return Findings((*risks, *found.risks), (*found.warnings, *foreground))
 

@@ -192,7 +192,7 @@ class Reversion:
         self._room.prepare(self._plan.guest, self._cancel.check)
 
     def _destroy(self) -> None:
-        with ending_xl(self._plan.config.name) as warnings:
+        with ending_xl(self._plan.config.name, self._plan.guest) as warnings:
             if guest := self._plan.guest:
                 self._destroy_guest(guest)
         self._warnings += warnings

@@ -34,6 +34,9 @@ class Condition:
         scripts are that libxl starts; the lock of those for disks
     ``{helper}``, ``{no_console}``
         libxl's program that reads a memory file; the file that stands for a dead xenconsoled
+    ``{bridge}``, ``{device_model}``, ``{xl_lock}``
+        off Xen only: the directory of the domain's bridge in /sys, the program of the QEMU that
+        libxl would start, and the file of xl's lock
     ``{spare}``
         a file that is not there, for whatever must be remembered until the undo
 

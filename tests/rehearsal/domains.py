@@ -39,4 +39,28 @@ CONDITIONS = (
         says="disks were added, removed or changed since: xvdh",
         off_xen_only=True,  # (tests/lab/test_reverts.py does it with a guest that uses the disk)
     ),
+    Condition(
+        name="the memory of a domain that is off taken by another domain",
+        do=("xl destroy {domain}", "xl mem-set {other} 1024"),
+        status=3,
+        says="not enough memory",
+        undo=("xl mem-set {other} 1",),
+        off_xen_only=True,  # (the lab has no domain that large)
+    ),
+    Condition(
+        name="the bridge gone",
+        do=("mv {bridge} {spare}",),
+        status=3,
+        says="which does not exist: create the bridge",
+        undo=("mv {spare} {bridge}",),
+        off_xen_only=True,  # (the lab's guests have no network)
+    ),
+    Condition(
+        name="the device model gone",
+        do=("mv {device_model} {spare}",),
+        status=3,
+        says="the device model {device_model}, which libxl would start, is missing",
+        undo=("mv {spare} {device_model}",),
+        off_xen_only=True,  # (tests/lab/test_host_needs.py does it)
+    ),
 )

@@ -53,4 +53,20 @@ CONDITIONS = (
     _limited("the size of files", "f", 64),
     _limited("processor time", "t", 1),
     _limited("memory", "v", 400_000),
+    Condition(
+        name="the QEMU of the domain stopped",
+        do=("kill -STOP {pid}",),
+        status=3,
+        says="of {domain} is stopped, and would not end with the domain",
+        undo=("kill -CONT {pid}",),
+        off_xen_only=True,  # (a guest whose disks stand still misses its ticks)
+    ),
+    Condition(
+        name="xl's lock held",
+        do=(f"python3 -c '{_LOCKS}' {{xl_lock}} >{{spare}}",),
+        status=3,
+        says="has held xl's lock {xl_lock} for",
+        undo=("kill $(cat {spare})",),
+        off_xen_only=True,  # (tests/lab/test_host_needs.py does it)
+    ),
 )

@@ -49,4 +49,25 @@ CONDITIONS = (
         lab=True,
         xen_only=True,
     ),
+    Condition(
+        name="the volumes of a domain that is off inactive",
+        do=("xl destroy {domain}", "lvchange -an {group}/{thin} {group}/{thick}"),
+        status=0,
+        xen_only=True,
+    ),
+    Condition(
+        name="a mount over a block device",
+        do=("mke2fs -q -F {block}", "mkdir {spare}", "mount {block} {spare}"),
+        status=3,
+        says="{block} is in use by a mount on ",
+        undo=("umount {spare}", "rmdir {spare}"),
+        off_xen_only=True,  # (the guest would find its counters overwritten)
+    ),
+    Condition(
+        name="a loop device over a raw file",
+        do=("losetup --find --show {raw} >{spare}",),
+        status=3,
+        says="{raw} is in use by loop",
+        undo=('losetup --detach "$(cat {spare})"',),
+    ),
 )

@@ -330,7 +330,7 @@ def test_an_undo_does_not_touch_disks_that_xl_is_about_to_open(
     """xl waits for two seconds between the destroy and the start."""
     case = Case(world)
     watching = [True] * 5
-    monkeypatch.setattr(steady, "xl_monitor", lambda _: watching.pop() if watching else None)
+    monkeypatch.setattr(steady, "xl_monitor", lambda *_: watching.pop() if watching else None)
 
     def reboots_and_fails() -> None:
         case.is_destroyed()
@@ -342,7 +342,7 @@ def test_an_undo_does_not_touch_disks_that_xl_is_about_to_open(
     case.assert_nothing_left()
 
     monkeypatch.setattr(module, "_ACTING_S", 0.2)
-    monkeypatch.setattr(steady, "xl_monitor", lambda _: 1)
+    monkeypatch.setattr(steady, "xl_monitor", lambda *_: 1)
     other = Case(world)
 
     def crashes_and_fails() -> None:
@@ -359,7 +359,7 @@ def test_an_undo_that_has_resumed_the_guest_waits_for_xl_too(
     """The guest reboots as soon as it runs."""
     case = Case(world)
     watching = [True] * 5
-    monkeypatch.setattr(steady, "xl_monitor", lambda _: watching.pop() if watching else None)
+    monkeypatch.setattr(steady, "xl_monitor", lambda *_: watching.pop() if watching else None)
 
     def on_event(event: str) -> None:
         if event == "resume":
@@ -380,7 +380,7 @@ def test_an_undo_during_which_the_guest_reboots_is_done_again(
     """Its QEMU has ended, and the next one opens the disks."""
     case = Case(world)
     watching = [True] * 5
-    monkeypatch.setattr(steady, "xl_monitor", lambda _: watching.pop() if watching else None)
+    monkeypatch.setattr(steady, "xl_monitor", lambda *_: watching.pop() if watching else None)
 
     def on_event(event: str) -> None:
         if event == "settle xvda":
@@ -415,7 +415,7 @@ def test_a_domain_that_is_being_built_is_waited_for(
 ) -> None:
     """Its QEMU does not listen yet."""
     case = Case(world)
-    monkeypatch.setattr(steady, "xl_monitor", lambda _: 1)
+    monkeypatch.setattr(steady, "xl_monitor", lambda *_: 1)
 
     def rebooting() -> None:
         case.is_started_anew()

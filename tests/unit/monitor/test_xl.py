@@ -37,13 +37,16 @@ class Xl:
         self.config.write_text('memory = 64\n# name = "no"\nname = "web1"  # its name\n')
 
     @contextmanager
-    def running(self, *words: str, log: str = "", cwd: Path | None = None) -> Iterator[int]:
-        out = (paths.XEN_LOGS / log).open("w") if log else None
+    def running(
+        self, *words: str, log: str = "", cwd: Path | None = None, stderr: bool = False
+    ) -> Iterator[int]:
+        out = (paths.XEN_LOGS / log).open("a") if log else None
         process = subprocess.Popen(
             ["xl", *words],
             executable=self.program,
             stdin=subprocess.PIPE,
             stdout=out or subprocess.DEVNULL,
+            stderr=out if stderr else None,
             cwd=cwd or self.here,
         )
         words_of = Path(f"/proc/{process.pid}/cmdline")
@@ -143,6 +146,53 @@ def test_its_log_may_have_another_name_by_now(xl: Xl, older: str) -> None:
         found = xl_process("web1")
         assert found
         assert (found.pid, found.foreground) == (pid, False)
+
+
+def waits(pid: int, domid: int, log: str = "xl-web1.log", name: str = "web1") -> None:
+    """Let xl say that it watches a domain."""
+    with (paths.XEN_LOGS / log).open("a") as file:
+        file.write(f"Waiting for domain {name} (domid {domid}) to die [pid {pid}]\n")
+
+
+def test_of_two_with_a_log_of_that_name_it_is_the_one_that_waits_for_the_domid(xl: Xl) -> None:
+    """web1 was renamed, and another web1 created: libxl renames the log of the first one."""
+    with xl.running("create", "a", log="xl-web1.log") as first:
+        waits(first, 3)
+        (paths.XEN_LOGS / "xl-web1.log").rename(paths.XEN_LOGS / "xl-web1.log.1")
+        with xl.running("create", "b", log="xl-web1.log") as second:
+            # Without what the log says, the present log comes before the older one.
+            assert xl_monitor("web1") == xl_monitor("web1", 7) == second
+            waits(second, 7)
+            assert xl_monitor("web1") == xl_monitor("web1", 7) == second
+            assert xl_monitor("web1-old", 3) == first
+            assert xl_monitor("web1", 8) is None
+        assert xl_monitor("web1", 7) is None
+
+
+def test_one_that_starts_the_domain_again_waits_for_no_domid_yet(xl: Xl) -> None:
+    with xl.running("create", "a", log="xl-web1.log") as pid:
+        waits(pid, 3)
+        with (paths.XEN_LOGS / "xl-web1.log").open("a") as log:
+            log.write("Domain 3 has been destroyed.\nDone. Rebooting now\n")
+        assert xl_monitor("web1", 4) == xl_monitor("web1", 3) == pid
+        waits(pid, 4)
+        assert xl_monitor("web1", 4) == pid
+        assert xl_monitor("web1", 3) is None
+
+
+def test_what_another_process_wrote_into_the_log_tells_nothing(xl: Xl) -> None:
+    with xl.running("create", "a", log="xl-web1.log") as pid:
+        waits(pid + 1, 3)
+        assert xl_monitor("web1", 4) == pid
+
+
+def test_one_in_the_foreground_is_found_by_its_standard_error(xl: Xl) -> None:
+    with xl.running("create", "-F", "gone.cfg", log="out", stderr=True) as pid:
+        assert xl_process("web1", 3) is None
+        waits(pid, 3, "out")
+        found = xl_process("web1", 3)
+        assert found
+        assert (found.pid, found.foreground, found.has_log) == (pid, True, True)
 
 
 def test_one_with_another_domains_log_is_not_taken_for_ours(xl: Xl) -> None:

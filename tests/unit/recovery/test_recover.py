@@ -415,7 +415,7 @@ def test_an_xl_that_stays_is_not_waited_for_for_ever(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(undo_create, "_STARTING_S", 0.2)
-    monkeypatch.setattr(steady, "xl_monitor", lambda _: 1)
+    monkeypatch.setattr(steady, "xl_monitor", lambda *_: 1)
     killed = Killed(world, "resume")
     killed.guest.exists = False
     assert "deleted snap of xvda" in killed.recover()  # (none of these needs an image)
@@ -424,7 +424,7 @@ def test_an_xl_that_stays_is_not_waited_for_for_ever(
 def test_a_suspended_guest_does_not_wait_for_xl(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steady, "xl_monitor", lambda _: pytest.fail("nothing to wait for"))
+    monkeypatch.setattr(steady, "xl_monitor", lambda *_: pytest.fail("nothing to wait for"))
     killed = Killed(world, "disk snapshots")
     assert killed.recover()[0] == "resumed vm1"
 

@@ -1192,11 +1192,27 @@ def test_a_process_of_xl_that_was_only_told_the_name_is_no_failure(
     monkeypatch.setattr(other_watch, "_XL_S", 0.1)
     with subprocess.Popen(["sleep", "60"]) as other:
         found = Xl(other.pid, ("xl", "create", "-F", "vm1.cfg"), foreground=True, has_log=False)
-        monkeypatch.setattr(other_watch, "xl_process", lambda _: found)
+        monkeypatch.setattr(other_watch, "xl_process", lambda *_: found)
         done = case.run()
         assert any(f"xl's process {other.pid} (xl create -F vm1.cfg)" in w for w in done.warnings)
         case.assert_reverted()
-        monkeypatch.setattr(other_watch, "xl_process", lambda _: replace(found, has_log=True))
+        monkeypatch.setattr(other_watch, "xl_process", lambda *_: replace(found, has_log=True))
         with pytest.raises(NeedsAttention, match="xl still watches vm1"):
             case.run()
         other.kill()
+
+
+def test_xls_process_is_looked_for_by_the_domid(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another xl may have a log of the name: that of a domain which was renamed."""
+    asked: list[tuple[str, int | None]] = []
+
+    def xl_process(name: str, domid: int | None) -> None:
+        asked.append((name, domid))
+
+    monkeypatch.setattr(other_watch, "xl_process", xl_process)
+    case.run()
+    case.world.host.guests[-1].exists = False
+    case.run()
+    assert asked == [("vm1", case.guest.domid), ("vm1", None)]

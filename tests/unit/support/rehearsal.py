@@ -18,8 +18,8 @@ from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.hosted import Hosted
 from tests.unit.support.loop_files import looped
 from tests.unit.support.qemu import SIZE, qemu_img, whole, write
-from tests.unit.support.rig import SYS, Rig, on_real_storage, on_storage
-from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.rig import SYS, Rig, device_model, on_real_host, on_storage
+from tests.unit.support.values import BRIDGE, OTHER_UUID, UUID
 from tests.unit.support.world import CHOOSERS
 
 NAME = "snap"
@@ -58,6 +58,7 @@ class Stage:
         self.names["other"] = self.world.guest(name="vm2", uuid=OTHER_UUID).name
         self.names["lock"] = str(paths.LOCKS / f"{UUID}.lock")
         self._have_toolstack()
+        self._host()
 
     def _have_toolstack(self) -> None:
         """What libxl has beside the guest."""
@@ -125,6 +126,13 @@ class Stage:
     def _wanted(self, copies: Mapping[str, DiskRequest]) -> tuple[DiskRequest, ...]:
         return (DiskRequest("xvda"), *copies.values())
 
+    def _host(self) -> None:
+        program = device_model(self._here)
+        program.write_text("#!/bin/sh\necho QEMU emulator version 99.0.0\n")
+        program.chmod(0o755)
+        self.names.update(device_model=str(program), bridge=str(paths.NETWORK / BRIDGE))
+        self.names["xl_lock"] = str(paths.XL_LOCK)
+
     # what is done to it
 
     def do(self, commands: tuple[str, ...]) -> None:
@@ -150,6 +158,8 @@ class Stage:
         elif verb == "destroy":
             guest.destroy()
             self.rig.stop()
+        elif verb == "mem-set":
+            guest.memory_kb = int(more[0]) << 10
         else:
             getattr(guest, verb)()
 
@@ -163,7 +173,7 @@ class Stage:
         domain = condition.domain.format(**self.names)
         words = ("snapshot-revert", domain, self.names["cfg"], *condition.options, *more)
         before = filled_in(condition.before, self.names)
-        return self._hosted.run(*words, scene=on_real_storage, before=before)
+        return self._hosted.run(*words, scene=on_real_host, before=before)
 
     # what it is like afterwards
 

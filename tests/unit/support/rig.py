@@ -18,10 +18,11 @@ from pyxlsnap import paths
 from pyxlsnap.disks import in_use, registry
 from pyxlsnap.disks.served import _device_id
 from pyxlsnap.errors import QmpError, XenError
+from pyxlsnap.guest import dom0_memory
 from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import Disk
 from tests.unit.support.qemu import Qemu
-from tests.unit.support.values import UUID
+from tests.unit.support.values import GIB_KB, UUID
 from tests.unit.support.world import CHOOSERS, World
 
 #: what the package sees of /sys
@@ -158,6 +159,23 @@ def on_storage(world: World) -> None:
     """A scene of :mod:`.hosted`: the disks are real; whoever is restored gets no QEMU."""
     on_real_storage(world)
     world.on_event = lambda _: None
+
+
+def on_real_host(world: World) -> None:
+    """A scene of :mod:`.hosted`: besides, the host has no more than what a revert needs."""
+    on_real_storage(world)
+    host = world.host
+    host.device_model_path = str(device_model(world.root.parent))
+    host.autoballoon_setting = "on"  # xl would use its lock, and dom0 has nothing to give
+    host.dom0_kb = host.dom0_target_kb = dom0_memory._DOM0_LEAST_KB
+    taken_kb = sum(guest.memory_kb for guest in host.guests if guest.exists)
+    host.free_kb = max(0, GIB_KB - taken_kb)
+    dom0_memory.LOCK_S = _PATIENCE_S
+
+
+def device_model(here: Path) -> Path:
+    """The program of the QEMU that libxl would start."""
+    return here / "qemu-system-xen"
 
 
 def on_real_storage(world: World) -> None:
