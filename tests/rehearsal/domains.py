@@ -43,7 +43,7 @@ CONDITIONS = (
         name="the memory of a domain that is off taken by another domain",
         do=("xl destroy {domain}", "xl mem-set {other} 1024"),
         status=3,
-        says="not enough memory",
+        says="of memory and Xen has 0 MiB: shut down another domain",
         undo=("xl mem-set {other} 1",),
         off_xen_only=True,  # (the lab has no domain that large)
     ),
