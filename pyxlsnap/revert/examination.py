@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from pyxlsnap.dataclass import dataclass
+from pyxlsnap.disks.answering import refuse_unanswering
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.host_needs import examine_host
@@ -36,6 +37,7 @@ class Examination:
         config, guest, disks = self.config, self.guest, [disk for disk, _ in self.chosen]
         checks.refuse_name_or_uuid_in_use(self.host, config, guest)
         checks.refuse_silent(config.disks, [request for _, request in self.chosen])
+        refuse_unanswering(config.disks)
         checks.refuse_shared(self.host, guest, [d for d in config.disks if not d.left_out])
         checks.refuse_rivals(guest, config.disks, disks)
         vdevs = {disk.vdev for disk in disks}

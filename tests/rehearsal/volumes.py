@@ -49,4 +49,13 @@ CONDITIONS = (
         lab=True,
         xen_only=True,
     ),
+    Condition(
+        name="a volume suspended",
+        do=("dmsetup suspend /dev/{group}/{thin}",),
+        status=3,
+        says="is suspended in the device mapper",
+        undo=("dmsetup resume /dev/{group}/{thin}",),
+        harms=True,
+        xen_only=True,
+    ),
 )
