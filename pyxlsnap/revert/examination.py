@@ -13,7 +13,7 @@ from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.host_needs import examine_host
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig
-from pyxlsnap.revert.disk_files import refuse_lost, refuse_unopenable, replaced
+from pyxlsnap.revert.disk_files import cut_off, refuse_lost, refuse_unopenable, replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +45,5 @@ class Examination:
         refuse_lost(guest, self.chosen, stay)
         refuse_unopenable(stay)
         found = examine_host(self.host, config, guest, besides=vdevs, qemu=self.qemu)
-        return Findings((*found.risks, *replaced(guest, self.chosen, stay)), found.warnings)
+        risks = (*replaced(guest, self.chosen, stay), *cut_off(self.chosen, stay))
+        return Findings((*found.risks, *risks), found.warnings)

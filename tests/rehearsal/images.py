@@ -213,4 +213,18 @@ CONDITIONS = (
     _written("a backing file", "{internal_base}"),
     _written("the frozen file", "{frozen}"),
     _written("the lowest file of a chain", "{external_bottom}"),
+    Condition(
+        name="a backing file that has lost its end",
+        do=("cp -p {external_bottom} {spare}", "truncate -s -64K {external_bottom}"),
+        status=5,
+        says="{external_bottom}, on which the disk will stand, ends before data",
+        undo=("cp -p {spare} {external_bottom}",),
+        off_xen_only=True,
+    ),
+    Condition(
+        name="a raw file made larger",
+        do=("truncate -s +4096 {raw}",),
+        status=5,
+        says="the disk was made larger since",
+    ),
 )
