@@ -1,11 +1,11 @@
 """What a revert must be able to change: a disk's file, and the names in its directory."""
 
-import os
 from pathlib import Path
 
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.changeable import unchangeable
+from pyxlsnap.linux.room import Claim
 from pyxlsnap.model import Disk
 from pyxlsnap.text import mib
 
@@ -17,13 +17,17 @@ def refuse_unchangeable(disk: Disk, path: Path, *, write: bool = True) -> None:
             raise Refused(f"{disk.vdev}: {path} {why}")
 
 
-def refuse_full(disk: Disk, directory: Path, need: int) -> None:
-    """:raises Refused: the filesystem has less space than that, in bytes."""
+def refuse_full(disk: Disk, directory: Path, need: int, claim: Claim, *, spare: int) -> None:
+    """Claim what the revert of a disk writes to a filesystem.
+
+    :param need: what the revert writes for this disk, bytes.
+    :param spare: what must be left besides, once for all disks, bytes.
+    :raises Refused: the rest of the revert leaves less space than both.
+    """
     with os_errors(disk, directory, refuse=True):
-        fs = os.statvfs(directory)
-    free = fs.f_bavail * fs.f_frsize
-    if free < need:
+        free = claim(f"revert of {disk.vdev}", directory, need)
+    if free < need + spare:
         raise Refused(
             f"{disk.vdev}: {directory} has {free >> 10} KiB left, and the revert takes up to "
-            f"{mib(need)} there: make room first"
+            f"{mib(need + spare)} there: make room first"
         )

@@ -52,5 +52,8 @@ def _data(fd: int) -> Iterator[tuple[int, int]]:
 
 def _available() -> int:
     """The memory that is available without swapping, bytes; 0 if the kernel does not tell."""
-    found = _AVAILABLE.search((paths.PROC / "meminfo").read_bytes())
+    try:
+        found = _AVAILABLE.search((paths.PROC / "meminfo").read_bytes())
+    except OSError:
+        return 0
     return int(found[1]) << 10 if found else 0

@@ -6,6 +6,7 @@ the snapshot belongs to.
 """
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pyxlsnap import paths
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks import plugins
 from pyxlsnap.disks.qcow2.backing import chain_files, refuse_broken
+from pyxlsnap.disks.qcow2.tables import is_cut_off
 from pyxlsnap.disks.served import ServedDisks, is_local
 from pyxlsnap.disks.standing import backing_name
 from pyxlsnap.errors import Refused
@@ -83,6 +85,55 @@ def replaced(guest: Guest | None, chosen: Chosen, stay: Sequence[Disk] = ()) -> 
         for disk, file, server in found
     ]
     return reasons or _left_out(guest, pid, [disk for disk, _ in chosen] + list(stay))
+
+
+def cut_off(chosen: Chosen, stay: Sequence[Disk] = ()) -> list[str]:
+    """A reason for each disk snapshot, or file that a disk will stand on, that has lost its end.
+
+    Who puts the disk back, and QEMU, notice nothing: a raw disk would be shorter, and an image read
+    as zeros there.
+
+    :param stay: the other disks.
+    """
+    return [*_shorter(chosen), *_cut_images(chosen, stay)]
+
+
+def _shorter(chosen: Chosen) -> Iterator[str]:
+    for disk, request in chosen:
+        if disk.format != "raw" or not request.path or plugins.find(disk):
+            continue
+        try:
+            copy, present = stat_within(request.path), stat_within(disk.target)
+        except OSError:
+            continue  # the disk's strategy says so
+        are_files = stat.S_ISREG(copy.st_mode) and stat.S_ISREG(present.st_mode)
+        if are_files and 0 < copy.st_size < present.st_size:
+            yield (
+                f"{disk.vdev}: the disk snapshot {request.path} has {copy.st_size} bytes, and the "
+                f"disk {present.st_size}: the disk was made larger since, or the end of the "
+                f"snapshot was lost"
+            )
+
+
+def _cut_images(chosen: Chosen, stay: Sequence[Disk]) -> Iterator[str]:
+    requests = {disk.vdev: request for disk, request in chosen}
+    seen: set[Path] = set()
+    for disk, (_, *below) in _files_of([*(disk for disk, _ in chosen), *stay]):
+        request = requests.get(disk.vdev)
+        if disk.format == "qcow2" and request and not request.internal:
+            with refusing_os_errors():
+                below = _chain_of(request.path)
+        for file in below:
+            try:
+                if file not in seen and is_cut_off(file):
+                    yield (
+                        f"{disk.vdev}: the file {file}, on which the disk will stand, ends before "
+                        f"data that its own tables name: this data is lost, and the guest would "
+                        f"read zeros (`qemu-img check -U {quote(str(file))}` counts them)"
+                    )
+            except OSError:
+                continue  # refuse_broken says so
+            seen.add(file)
 
 
 def _left_out(guest: Guest, pid: int | None, disks: Sequence[Disk]) -> list[str]:

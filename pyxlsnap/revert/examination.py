@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from pyxlsnap.dataclass import dataclass
+from pyxlsnap.disks.answering import refuse_unanswering
 from pyxlsnap.disks.read_only import refuse_written
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.findings import Findings
@@ -14,7 +15,7 @@ from pyxlsnap.guest.host_needs import examine_host
 from pyxlsnap.guest.lines import examine_lines
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig
-from pyxlsnap.revert.disk_files import refuse_lost, refuse_unopenable, replaced
+from pyxlsnap.revert.disk_files import cut_off, refuse_lost, refuse_unopenable, replaced
 from pyxlsnap.revert.stopped import refuse_stopped
 
 
@@ -40,6 +41,7 @@ class Examination:
         checks.refuse_name_or_uuid_in_use(self.host, config, guest)
         refuse_stopped(guest, config.name)
         checks.refuse_silent(config.disks, [request for _, request in self.chosen])
+        refuse_unanswering(config.disks)
         checks.refuse_shared(self.host, guest, [d for d in config.disks if not d.left_out])
         checks.refuse_rivals(guest, config.disks, disks)
         refuse_written(config.disks, guest.domid if guest else None)
@@ -49,5 +51,5 @@ class Examination:
         refuse_unopenable(stay)
         found = examine_host(self.host, config, guest, besides=vdevs, qemu=self.qemu)
         lines = Findings.of(config.name, examine_lines(config, guest))
-        risks = (*found.risks, *lines.risks, *replaced(guest, self.chosen, stay))
-        return Findings(risks, found.warnings)
+        risks = (*replaced(guest, self.chosen, stay), *cut_off(self.chosen, stay))
+        return Findings((*found.risks, *lines.risks, *risks), found.warnings)

@@ -5,6 +5,7 @@ process that will watch the domain is started. All of it can be taken back: :fun
 that for a revert that was killed, too.
 """
 
+import errno
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,7 +13,7 @@ from pyxlsnap.disks.abilities import PreparingStrategy
 from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
-from pyxlsnap.errors import NeedsAttention, PyxlsnapError
+from pyxlsnap.errors import NeedsAttention
 from pyxlsnap.guest.saved import reading
 from pyxlsnap.journal import RevertEntry
 from pyxlsnap.linux.read_ahead import read_ahead
@@ -21,6 +22,10 @@ from pyxlsnap.request import Callbacks, ComingWatch
 from pyxlsnap.revert.plan import RevertPlan
 
 log = logging.getLogger(__name__)
+
+#: errors that tell nothing of the memory file: there is no memory to read it ahead, or its
+#: filesystem does not tell where it has holes
+_NOT_THE_FILE = (errno.ENOMEM, errno.EAGAIN, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Ready:
@@ -35,7 +40,7 @@ class Ready:
         """Make all ready.
 
         :param check: called often; an exception from it ends the work.
-        :raises PyxlsnapError: a disk could not be prepared.
+        :raises PyxlsnapError: a disk could not be prepared, or the memory file cannot be read.
         """
         self._start_watch()
         for strategy in self._plan.strategies:
@@ -53,15 +58,20 @@ class Ready:
             log.info("no process waits to watch %s: %s", self._plan.config.name, e.strerror)
 
     def _read_memory(self, check: Callable[[], None]) -> None:
-        """Not needed for the revert: a file that cannot be read is for the last look to find."""
+        """The restore reads the same: what cannot be read must be found before the destroy.
+
+        :raises BadMemoryFile: the file, or a part of it, cannot be read.
+        """
         path = self._plan.memory_path
-        try:
-            with reading(path) as file:
+        with reading(path) as file:
+            try:
                 count = read_ahead(file.fileno(), check)
-        except PyxlsnapError as e:
-            log.info("%s was not read ahead: %s", path, e)
-        else:
-            log.info("read %d MiB of %s ahead", count >> 20, path)
+            except OSError as e:
+                if e.errno not in _NOT_THE_FILE:
+                    raise
+                log.info("%s was not read ahead: %s", path, e.strerror)
+            else:
+                log.info("read %d MiB of %s ahead", count >> 20, path)
 
     def begin_watch(self) -> None:
         """Have the waiting process watch the domain, which is restored."""

@@ -56,6 +56,18 @@ def _deleted(what: str, file: str, says: str) -> Condition:
     )
 
 
+def _written(what: str, file: str) -> Condition:
+    """A QEMU that is to write to a file locks it, unless another QEMU has the file open."""
+    serve = "qemu-nbd --fork -t -k {spare}.socket --pid-file={spare} -f qcow2"
+    return Condition(
+        name=f"{what} served by qemu-nbd, and the domain off",
+        do=("xl destroy {domain}", f"{serve} {file} >/dev/null 2>&1"),
+        status=3,
+        says=f"{file} is in use by qemu-nbd",
+        undo=("pid=$(cat {spare}); kill $pid; tail --pid=$pid -f /dev/null",),
+    )
+
+
 # The place of the snapshot's own table in the image, as the header has it.
 _DAMAGE = """
 import struct, sys
@@ -197,5 +209,22 @@ CONDITIONS = (
         status=3,
         says="{raw}.{name}.pre-revert exists",
         undo=("rm {raw}.{name}.pre-revert",),
+    ),
+    _written("a backing file", "{internal_base}"),
+    _written("the frozen file", "{frozen}"),
+    _written("the lowest file of a chain", "{external_bottom}"),
+    Condition(
+        name="a backing file that has lost its end",
+        do=("cp -p {external_bottom} {spare}", "truncate -s -64K {external_bottom}"),
+        status=5,
+        says="{external_bottom}, on which the disk will stand, ends before data",
+        undo=("cp -p {spare} {external_bottom}",),
+        off_xen_only=True,
+    ),
+    Condition(
+        name="a raw file made larger",
+        do=("truncate -s +4096 {raw}",),
+        status=5,
+        says="the disk was made larger since",
     ),
 )

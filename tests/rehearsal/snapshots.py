@@ -64,4 +64,12 @@ CONDITIONS = (
     ),
     MEMORY_TRUNCATED,
     MEMORY_IMMUTABLE,
+    Condition(
+        name="a copy that has lost its end",
+        do=("cp -p {raw_copy} {spare}", "truncate -s -4096 {raw_copy}"),
+        status=5,
+        says="the end of the snapshot was lost",
+        undo=("cp -p {spare} {raw_copy}", "truncate -r {spare} {raw}"),
+        off_xen_only=True,
+    ),
 )

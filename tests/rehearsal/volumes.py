@@ -70,4 +70,13 @@ CONDITIONS = (
         says="{raw} is in use by loop",
         undo=('losetup --detach "$(cat {spare})"',),
     ),
+    Condition(
+        name="a volume suspended",
+        do=("dmsetup suspend /dev/{group}/{thin}",),
+        status=3,
+        says="is suspended in the device mapper",
+        undo=("dmsetup resume /dev/{group}/{thin}",),
+        harms=True,
+        xen_only=True,
+    ),
 )

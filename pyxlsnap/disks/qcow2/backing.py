@@ -3,8 +3,10 @@
 ``qemu-img info --backing-chain`` tells nothing of a chain with a missing file.
 """
 
+import fcntl
 import os
 import stat
+import struct
 from pathlib import Path
 
 from pyxlsnap.disks.failures import os_errors
@@ -12,8 +14,17 @@ from pyxlsnap.disks.qcow2.qemu import image_chain
 from pyxlsnap.disks.standing import backing_name
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.processes import holders, identity, open_files, process_text
 from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
+
+# A qemu-img that is just ending.
+_LOOKS_S, _POLL_S = 2.0, 0.05
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock, 64-bit
+#: the byte of a file that QEMU locks if it may write to the file (block/file-posix.c:
+#: RAW_LOCK_PERM_BASE, BLK_PERM_WRITE)
+_WRITES = 101
 
 
 def chain_files(image: Path) -> list[Path]:
@@ -49,7 +60,11 @@ def _is_file(path: Path) -> bool:
 def refuse_broken(disk: Disk, image: Path) -> None:
     """Open an image and all that it stands on, in the formats that QEMU would take them for.
 
-    :raises Refused: a file is not there, or is not of its format; the message names it.
+    Another process may have the disk's own file locked: the guest's QEMU does not look at such
+    locks there, but does so at the files below.
+
+    :raises Refused: a file is not there, is not of its format, or another process may write to a
+        file that the disk stands on; the message names it.
     """
     with os_errors(disk, image, refuse=True):
         files = chain_files(image)
@@ -60,3 +75,46 @@ def refuse_broken(disk: Disk, image: Path) -> None:
         )
     with refusing_os_errors():
         image_chain(disk, str(image))
+    for file in files:
+        if file != Path(os.path.realpath(disk.target)):
+            _refuse_written(disk, file)
+
+
+def _refuse_written(disk: Disk, file: Path) -> None:
+    """:raises Refused: a QEMU, qemu-nbd or qemu-img may write to a file below a disk."""
+    if until(lambda: not _is_locked(file), within_s=_LOOKS_S, poll_s=_POLL_S):
+        return
+    raise Refused(
+        f"{disk.vdev}: {file} is in use by {', '.join(_writers(file)) or 'another program'}, which "
+        f"may write to it, and {disk.target} stands on it: the restored guest's QEMU would not "
+        f"open it: end that first (`qemu-nbd --disconnect`, for example)"
+    )
+
+
+def _is_locked(file: Path) -> bool:
+    """Whether a program of QEMU has the lock by which it tells that it may write to a file.
+
+    QEMU asks in the same way, and does not open the file then. (The guest's own QEMU gives up the
+    lock when a file is frozen.)
+    """
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _WRITES, 1, 0)
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
+        finally:
+            os.close(fd)
+    except OSError:
+        return False  # without locks, QEMU goes without, too
+    return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+
+
+def _writers(file: Path) -> list[str]:
+    """The processes that have a file open for writing."""
+    try:
+        key = identity(file.stat())
+        pids = holders(file)
+    except OSError:
+        return []
+    opened = {pid: open_files(pid).get(key) for pid in pids}
+    return [process_text(pid) for pid, how in opened.items() if how and how.mode != os.O_RDONLY]

@@ -36,6 +36,8 @@ from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
+_OVERLAY = 200 << 10  # bytes of an empty one
+
 
 class External:
     """The disks of an operation with external snapshots; a part of :mod:`.strategy`."""
@@ -43,6 +45,7 @@ class External:
     def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
         self.disks = tuple(disk for disk, _ in disks)
         self._name = task.name
+        self._claim = task.claim
         self._kept = KeptFiles(task)
         self._chains = [Chain.of(disk, request) for disk, request in disks]
         self._use_names_of(task.prepared or task.finishes or {})
@@ -168,7 +171,9 @@ class External:
             refuse_unchangeable(chain.disk, chain.active.parent)
             with refusing_os_errors():
                 chain.rehearse()
-            refuse_full(chain.disk, chain.active.parent, SLACK)
+            # An overlay that is made already takes no more.
+            need = 0 if chain.overlay.exists() else _OVERLAY
+            refuse_full(chain.disk, chain.active.parent, need, self._claim, spare=SLACK)
 
     def prepare_revert(self, check: Callable[[], None]) -> None:
         """Make the overlays."""

@@ -44,6 +44,7 @@ class Internal:
         self._name = task.name
         self._waiting = task.waiting
         self._may_start = task.may_start
+        self._claim = task.claim
         #: the work of each disk snapshot, by vdev
         self._work: dict[str, Work] = {}
         #: by vdev and a word: the time after which a revert of ours has kept the disk
@@ -205,7 +206,8 @@ class Internal:
             size, cluster = image["virtual-size"], image["cluster-size"]
             self._needed[disk.vdev] = refuse_inapplicable(disk, size, cluster, steps)
         if path.is_file():
-            refuse_full(disk, path.parent, self._needed[disk.vdev] + SLACK)
+            need = self._needed[disk.vdev]
+            refuse_full(disk, path.parent, need, self._claim, spare=SLACK)
 
     def _check_kept(self, disk: Disk, found: Sequence[Tag]) -> None:
         """Note when the disk will be kept.

@@ -1,4 +1,4 @@
-"""How long a snapshot inside a qcow2 image takes, by the image's own tables.
+"""How long a snapshot inside a qcow2 image takes, and whether its file is whole: by its tables.
 
 QEMU walks the L2 tables of the disk, and counts one more reference (one less in a delete) of each
 cluster. The counts are in refcount blocks, of which QEMU has four in its cache. Where the disk was
@@ -13,7 +13,7 @@ import stat
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +34,11 @@ _MOST_L1 = 32 << 20  # bytes; QEMU's own limit
 _OFFSET = 0x00FFFFFFFFFFFE00
 _COMPRESSED = 1 << 62
 _EXTENDED = 1 << 4
+_DATA_FILE = 1 << 2
+#: of an entry: it reads as zeros; of the bitmap of an extended one: subclusters that have data
+_ZERO, _ALLOCATED = 1, 0xFFFFFFFF
+_REFERENCES_AT = 48  # in the header: the table of the reference counts
+_READ_S = 5.0
 _HEADER = struct.Struct(">4sIQIIQIIQ")
 _SNAPSHOT = struct.Struct(">QIHH20xI")
 _MOST_SNAPSHOTS = 1 << 20  # bytes of the snapshot table
@@ -80,11 +85,15 @@ class _Image:
     def cluster(self) -> int:
         return 1 << self.cluster_bits
 
+    def host_offset(self, entry: int) -> int:
+        """Where an entry's cluster begins in the file."""
+        if entry & _COMPRESSED:
+            return entry & ((1 << (62 - (self.cluster_bits - 8))) - 1)
+        return entry & _OFFSET
+
     def block_of(self, entry: int) -> int:
         """The refcount block that counts an entry's cluster."""
-        if entry & _COMPRESSED:
-            entry &= (1 << (62 - (self.cluster_bits - 8))) - 1
-        return ((entry & _OFFSET) >> self.cluster_bits) // self.counted
+        return (self.host_offset(entry) >> self.cluster_bits) // self.counted
 
 
 def work_of(path: Path, snapshot: str = "") -> Work:
@@ -104,6 +113,74 @@ def work_of(path: Path, snapshot: str = "") -> Work:
         at, entries = found or (image.l1_at, image.l1_entries)
         l1 = _words(os.pread(file.fileno(), min(entries * 8, _MOST_L1), at & _OFFSET))
         return _work(file, image, [entry & _OFFSET for entry in l1 if entry & _OFFSET])
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether an image's file ends before data that its tables name. QEMU reads zeros there.
+
+    The reference counts tell the last cluster that is in use. Only if that is behind the end, all
+    tables of the disk are read, for some seconds at most: nothing may refer to the cluster, if a
+    QEMU was killed while it wrote. That the last cluster is not whole is usual.
+
+    :raises OSError: the image cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        image = _image(file)
+        if image is None or _has_data_file(file) or _last_counted(file, image) < image.size:
+            return False
+        end = time.monotonic() + _READ_S
+        for at in _places(file, image):
+            if at >= image.size or time.monotonic() > end:
+                return at >= image.size
+    return False
+
+
+def _has_data_file(file: BinaryIO) -> bool:
+    version, features = struct.unpack(">4xI64xQ", os.pread(file.fileno(), 80, 0))
+    return version > 2 and bool(features & _DATA_FILE)
+
+
+def _last_counted(file: BinaryIO, image: _Image) -> int:
+    """Where the last cluster with references begins; or a table of such counts that is cut off."""
+    at, clusters = struct.unpack(">QI", os.pread(file.fileno(), 12, _REFERENCES_AT))
+    size = min(clusters * image.cluster, _MOST_L1)
+    table = _words(os.pread(file.fileno(), size, at))
+    if len(table) * 8 < size:
+        return image.size
+    bits = image.cluster * 8 // image.counted
+    for number, entry in reversed(list(enumerate(table))):
+        counts = os.pread(file.fileno(), image.cluster, entry & _OFFSET) if entry else b""
+        if entry and len(counts) < image.cluster:
+            return image.size
+        if used := counts.rstrip(b"\0"):
+            within = (used[-1].bit_length() - 1) if bits < 8 else 0
+            return (number * image.counted + ((len(used) - 1) * 8 + within) // bits) * image.cluster
+    return 0
+
+
+def _places(file: BinaryIO, image: _Image) -> Iterator[int]:
+    """Where each table of the disk begins, and the last cluster with data that it names.
+
+    For a table that is cut off, the end of the file.
+    """
+    if image.l1_entries:
+        yield image.l1_at
+    l1 = _words(os.pread(file.fileno(), min(image.l1_entries * 8, _MOST_L1), image.l1_at))
+    for at in (entry & _OFFSET for entry in l1 if entry & _OFFSET):
+        yield at
+        table = _words(os.pread(file.fileno(), image.cluster, at))
+        if len(table) * 8 < image.cluster:
+            yield image.size
+        yield max((_data_at(n, table, image) for n in range(0, len(table), image.words)), default=0)
+
+
+def _data_at(number: int, table: list[int], image: _Image) -> int:
+    """Where the data of an entry begins; 0 if it has none."""
+    entry = table[number]
+    if entry & _COMPRESSED:
+        return image.host_offset(entry)
+    has_data = table[number + 1] & _ALLOCATED if image.words > 1 else not entry & _ZERO
+    return entry & _OFFSET if has_data else 0
 
 
 def _work(file: BinaryIO, image: _Image, used: list[int]) -> Work:

@@ -78,3 +78,11 @@ def test_a_cancel_ends_it(proc: Path) -> None:
 
     with path.open("rb") as file, pytest.raises(KeyboardInterrupt):
         read_ahead(file.fileno(), check)
+
+
+def test_nothing_is_read_where_the_kernel_tells_nothing_of_its_memory(
+    proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (proc / "file").write_bytes(b"x" * MIB)
+    (proc / "meminfo").unlink()
+    assert reads(proc / "file", monkeypatch) == (0, [])

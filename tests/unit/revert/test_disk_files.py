@@ -11,10 +11,10 @@ import pytest
 from pyxlsnap import cfgfile
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
-from pyxlsnap.revert.disk_files import refuse_lost, refuse_unopenable, replaced
+from pyxlsnap.revert.disk_files import cut_off, refuse_lost, refuse_unopenable, replaced
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import create, plan_revert
-from tests.unit.support.qemu import qemu_img
+from tests.unit.support.qemu import qemu_img, write
 from tests.unit.support.world import World
 
 CHOSEN = list[tuple[Disk, DiskRequest]]
@@ -217,3 +217,46 @@ class TestChainWhoseFilesHaveOneName:
         other = world.root / "other" / "disk.qcow2"
         os.rename(chain[2], world.root / "disk.qcow2")
         refuse_lost(served, [(disk, DiskRequest("xvda"))], [Disk("xvdb", str(other), "raw")])
+
+
+class TestCutOff:
+    """What has lost its end is put back without an error, and the guest's data are damaged."""
+
+    @pytest.fixture
+    def images(self, tmp_path: Path) -> list[Path]:
+        """A chain, from the lowest file up, with data at the end of that."""
+        paths = [tmp_path / name for name in ("base.qcow2", "frozen.qcow2", "disk.qcow2")]
+        below: list[str] = []
+        for path in paths:
+            qemu_img("create", "-q", "-f", "qcow2", *below, str(path), *([] if below else ["1M"]))
+            below = ["-F", "qcow2", "-b", str(path)]
+        write(Disk("xvda", str(paths[0]), "qcow2"), 1)
+        return paths
+
+    @pytest.mark.parametrize("internal", [True, False])
+    def test_an_image_below(self, images: list[Path], internal: bool) -> None:
+        """Two disks stand on it; it is named once."""
+        request = DiskRequest("xvda") if internal else DiskRequest("xvda", str(images[1]), "qcow2")
+        chosen = [(Disk("xvda", str(images[2]), "qcow2", "qdisk"), request)]
+        stay = [Disk("xvdb", str(images[1]), "qcow2", "qdisk")]
+        assert cut_off(chosen, stay) == []
+        os.truncate(images[0], images[0].stat().st_size - (64 << 10))
+        (reason,) = cut_off(chosen, stay)
+        assert reason.startswith(f"xvda: the file {images[0]}, on which the disk will stand, ends")
+        (reason,) = cut_off([], stay)
+        assert reason.startswith(f"xvdb: the file {images[0]}, ")
+
+    def test_what_the_disk_does_not_stand_on_after_the_revert(self, images: list[Path]) -> None:
+        request = DiskRequest("xvda", str(images[0]), "qcow2")
+        os.truncate(images[1], 100)
+        assert cut_off([(Disk("xvda", str(images[2]), "qcow2", "qdisk"), request)]) == []
+
+    @pytest.mark.parametrize("size", [None, 0, 100, 4096, 8192])
+    def test_a_copy(self, disks: list[Disk], chosen: CHOSEN, size: int | None) -> None:
+        """One that is missing, or empty, is refused by the disk's strategy."""
+        os.truncate(disks[0].target, 4096)
+        if size is not None:
+            Path(chosen[0][1].path).write_bytes(bytes(size))
+        found = cut_off(chosen)
+        assert len(found) == (size == 100)
+        assert all(f"{chosen[0][1].path} has 100 bytes, and the disk 4096" in r for r in found)

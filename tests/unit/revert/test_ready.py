@@ -1,6 +1,7 @@
 """What a revert makes ready while the domain runs: used after the destroy, or taken back."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -269,12 +270,29 @@ def test_the_memory_file_is_read_ahead(case: Case, monkeypatch: pytest.MonkeyPat
     assert read == [real]
 
 
-def test_a_memory_file_that_cannot_be_read_ahead_is_for_the_last_look(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def cannot_read(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_fd: int, _check: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("pyxlsnap.revert.ready.read_ahead", fail)
+
+
+def test_a_memory_file_that_cannot_be_read_is_found_before_the_destroy(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The restore would read the same sectors."""
+    cannot_read(errno.EIO, monkeypatch)
+    says = r"\(prepare\): .*cannot be read: Input/output error; nothing was changed"
+    with pytest.raises(OperationFailed, match=says):
+        case.run()
+    assert case.guest.runs
+    assert case.world.photo() == case.before
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINVAL])
+def test_a_memory_file_that_cannot_be_read_ahead_need_not_be(
+    case: Case, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cannot_read(number, monkeypatch)
     case.run()
     assert set(case.world.storage.content.values()) == {"before"}

@@ -1,6 +1,11 @@
 """Chains of images with files missing, at any depth and by any name."""
 
+import json
 import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -8,10 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyxlsnap.disks.qcow2 import backing
 from pyxlsnap.disks.qcow2.backing import chain_files, refuse_broken
+from pyxlsnap.disks.qcow2.qemu import GuestQemu
 from pyxlsnap.errors import Refused
+from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import Disk
-from tests.unit.support.qemu import qemu_img
+from tests.unit.support.qemu import DOMID, Qemu, qemu_img
 
 
 def chain(directory: Path, relative: list[bool]) -> list[Path]:
@@ -68,3 +76,89 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     paths[0].write_bytes(b"no image" * 1000)
     with pytest.raises(Refused, match=r"xvda: qemu-img info failed: .*image 0\.qcow2"):
         refuse_broken(Disk("xvda", str(paths[2]), "qcow2"), paths[2])
+
+
+@pytest.fixture
+def standing(tmp_path: Path) -> list[Path]:
+    return chain(tmp_path, [False, False])
+
+
+@pytest.fixture
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backing, "_LOOKS_S", 0.0)
+
+
+@contextmanager
+def served(file: Path, *options: str) -> Iterator[int]:
+    """A qemu-nbd that has an image open; returns its pid."""
+    number = file.with_name("nbd.pid")
+    words = ["--fork", "-t", "-k", str(file.with_name("nbd.socket")), f"--pid-file={number}"]
+    subprocess.run(["qemu-nbd", *words, *options, "-f", "qcow2", str(file)], check=True)
+    pid = int(number.read_text())
+    try:
+        yield pid
+    finally:
+        with Process(pid) as process:
+            os.kill(pid, signal.SIGTERM)
+            assert process.ended(within_s=20)
+
+
+@pytest.mark.usefixtures("_no_patience")
+class TestWritten:
+    """The guest's QEMU does not open a file below a disk that another QEMU may write to."""
+
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_a_file_below(self, standing: list[Path], number: int) -> None:
+        disk = Disk("xvda", str(standing[2]), "qcow2")
+        with served(standing[number]) as pid:
+            says = rf"^xvda: {standing[number]} is in use by qemu-nbd \(pid {pid}\), which may"
+            with pytest.raises(Refused, match=says):
+                refuse_broken(disk, standing[2])
+            refused = subprocess.run(_opening(standing[2]), capture_output=True, text=True)
+            assert "lock" in refused.stderr  # (as this QEMU says)
+        refuse_broken(disk, standing[2])
+
+    def test_the_file_that_a_disk_will_stand_on(self, standing: list[Path]) -> None:
+        disk = Disk("xvda", str(standing[2]), "qcow2")
+        with served(standing[1]), pytest.raises(Refused, match=f"^xvda: {standing[1]} is in use"):
+            refuse_broken(disk, standing[1])
+
+    def test_the_file_of_the_disk(self, standing: list[Path]) -> None:
+        """Under Xen QEMU opens it with locking off; others see to it that nobody has it."""
+        with served(standing[2]):
+            refuse_broken(Disk("xvda", str(standing[2]), "qcow2"), standing[2])
+
+    def test_a_reader(self, standing: list[Path]) -> None:
+        with served(standing[0], "-r"), standing[1].open("r+b"):
+            refuse_broken(Disk("xvda", str(standing[2]), "qcow2"), standing[2])
+
+
+def test_the_guests_qemu_gives_up_the_lock_of_a_file_that_it_freezes(
+    run_dir: Path, disks: list[Disk]
+) -> None:
+    """Else each revert would be refused: an overlay is opened with locks, unlike the first file."""
+    path = Path(disks[0].target)
+    overlays = [path.with_name(f"overlay {n}.qcow2") for n in range(2)]
+    qemu = Qemu(run_dir, {"xvda": str(path)})
+    try:
+        qemu.has_opened()
+        guest = GuestQemu()
+        guest.connect(DOMID, disks[:1])
+        node = guest.node("xvda")
+        for n, overlay in enumerate(overlays):
+            new = f"xlsnap-xvda-{n}"
+            named = {"snapshot-file": str(overlay), "snapshot-node-name": new, "format": "qcow2"}
+            guest.execute("blockdev-snapshot-sync", {"node-name": node, **named})
+            node = new
+        guest.close()
+        assert [backing._is_locked(p) for p in (path, *overlays)] == [False, False, True]
+        refuse_broken(disks[0], overlays[0])
+    finally:
+        qemu.close()
+
+
+def _opening(image: Path) -> list[str]:
+    """A QEMU that opens an image as libxl has it do."""
+    file = {"driver": "file", "filename": str(image), "locking": "off"}
+    disk = json.dumps({"driver": "qcow2", "node-name": "disk", "file": file})
+    return ["qemu-system-x86_64", "-machine", "none", "-display", "none", "-S", "-blockdev", disk]

@@ -1,5 +1,6 @@
 """Internal qcow2 snapshots, with a real QEMU that has no machine: only disks and a monitor."""
 
+import os
 import shlex
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pyxlsnap.disks import in_use
+from pyxlsnap.disks.qcow2 import internal as internal_module
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.disks.qcow2 import strategy as strategy_module
 from pyxlsnap.disks.qcow2.strategy import Qcow2
@@ -349,6 +351,26 @@ class TestRevert:
         strategy.revert()
         assert [content(d) for d in taken] == [1, 1]
         assert [tags(d) for d in taken] == [["snap", "snap.pre-revert"]] * 2
+
+    @pytest.mark.parametrize(("count", "fits"), [(1, True), (2, False)])
+    def test_what_the_disks_write_is_summed(
+        self, taken: list[Disk], count: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else the second qemu-img would find no room, after the destroy."""
+
+        class Filesystem:
+            f_bavail, f_frsize, f_flag = 100, 1 << 20, 0
+
+        monkeypatch.setattr(internal_module, "refuse_inapplicable", lambda *_: 60 << 20)
+        monkeypatch.setattr(os, "statvfs", lambda _: Filesystem)
+        strategy = internal(taken[:count], "snap")
+        if fits:
+            strategy.check_revert()
+            strategy.check_revert()  # as the last look does
+        else:
+            with pytest.raises(Refused, match=r"^xvdb: .* has 40960 KiB left, and .* 61 MiB"):
+                strategy.check_revert()
+        strategy.close()
 
     def test_can_be_run_again(self, taken: list[Disk], strategy: Qcow2) -> None:
         strategy.revert()

@@ -1,4 +1,4 @@
-"""What an image's tables say of the time that a snapshot inside takes."""
+"""What an image's tables say: how long a snapshot inside takes, and whether the file is whole."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyxlsnap.disks.qcow2 import tables
-from pyxlsnap.disks.qcow2.tables import Work, work_of
+from pyxlsnap.disks.qcow2.tables import Work, is_cut_off, work_of
 from tests.unit.support.qcow2_images import CLUSTER, in_order, scattered, write
 from tests.unit.support.qemu import qemu_img
 
@@ -139,3 +139,57 @@ def test_a_damaged_image_has_some_work(data: st.DataObject) -> None:
     assert work.seconds(delete=True) >= work.seconds() >= 0.0
     assert work_of(path, "snap").seconds() >= 0.0
     path.unlink()
+
+
+class TestCutOff:
+    """Files whose end was lost: `qemu-img info` says nothing of that."""
+
+    @pytest.fixture(
+        params=[
+            *("cluster_size=4k", "refcount_bits=1", "refcount_bits=64", "extended_l2=on"),
+            *("compat=0.10", "preallocation=metadata", "compressed"),
+        ]
+    )
+    def image(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        path, is_compressed = tmp_path / "image", request.param == "compressed"
+        options = [] if is_compressed else ["-o", request.param]
+        qemu_img("create", "-q", "-f", "qcow2", *options, str(path), "64M")
+        assert not is_cut_off(path)  # the last cluster of a new image is not whole
+        writes = ["write -P 3 7M 300k", "write -z 20M 1M", "write -P 1 50M 3k"]
+        commands = [word for write in writes for word in ("-c", write)]
+        subprocess.run(["qemu-io", "-f", "qcow2", *commands, path], check=True, capture_output=True)
+        if is_compressed:
+            packed = tmp_path / "packed"
+            qemu_img("convert", "-c", "-f", "qcow2", "-O", "qcow2", str(path), str(packed))
+            return packed
+        return path
+
+    def test_a_whole_image(self, image: Path) -> None:
+        assert not is_cut_off(image)
+
+    @pytest.mark.parametrize("part", [0.2, 0.5, 0.8])
+    def test_a_part_of_an_image(self, image: Path, part: float) -> None:
+        os.truncate(image, int(image.stat().st_size * part))
+        assert is_cut_off(image)
+
+    def test_a_cluster_that_nothing_refers_to(self, tmp_path: Path) -> None:
+        """As a QEMU leaves it that was killed while it wrote."""
+        path = tmp_path / "image"
+        qemu_img("create", "-q", "-f", "qcow2", str(path), "64M")
+        with path.open("r+b") as file:
+            file.seek(2 * 65536 + 2 * 9)  # the count of the tenth cluster
+            file.write(b"\0\1")
+        assert not is_cut_off(path)
+
+    def test_an_image_with_a_data_file(self, tmp_path: Path) -> None:
+        """Its entries are places in the other file."""
+        path = tmp_path / "image"
+        data = f"data_file={tmp_path / 'data'}"
+        qemu_img("create", "-q", "-f", "qcow2", "-o", data, str(path), "64M")
+        write = ["qemu-io", "-f", "qcow2", "-c", "write -P 3 32M 64k", str(path)]
+        subprocess.run(write, check=True, capture_output=True)
+        assert not is_cut_off(path)
+
+    def test_another_file(self, tmp_path: Path) -> None:
+        (tmp_path / "other").write_bytes(b"no image")
+        assert not is_cut_off(tmp_path / "other")
