@@ -581,7 +581,7 @@ class TestSource:
     def test_files_are_made_in_few_places_and_never_through_a_link(self) -> None:
         """With O_EXCL; locks and the log, which live on, at least with O_NOFOLLOW."""
         living = {"linux/locks.py", "monitor/process.py"}
-        exclusive = {"linux/files.py", "disks/copy/content.py"}
+        exclusive = {"linux/files.py", "disks/copy/content.py", "clone/line_files.py"}
         found = set()
         for module, source in _sources():
             # (A set of flags, in an expression that may have a name.)

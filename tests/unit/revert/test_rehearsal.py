@@ -1,5 +1,6 @@
 """Whatever somebody does between a create and a revert: the revert is refused, or it ends well."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def stage(filesystem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     found = Stage(tmp_path, place, monkeypatch)
     yield found
     found.close()
+    shutil.rmtree(place)  # the filesystem is small, and the list long
 
 
 def test_the_list_is_long_enough() -> None:
