@@ -39,7 +39,7 @@ ifeq ($(filter $(XEN),$(XENS)),)
 $(error XEN=$(XEN): the lab has $(XENS))
 endif
 # Unit tests at a time: many of them wait.
-JOBS ?= 3
+JOBS ?= 4
 # Machines of the lab at a time: each takes a core and 2 GiB.
 LABS ?= 2
 # How much longer than usual the lab waits, on a machine that has other work.
