@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.harness.lab import Lab
+from tests.lab.harness.machine import Machine
 from tests.lab.harness.rehearsal import Stage
 from tests.rehearsal import CONDITIONS
 from tests.rehearsal.condition import Condition
@@ -20,14 +21,14 @@ class _Stages:
     """The stage of the machine at hand."""
 
     def __init__(self) -> None:
-        self._made: dict[int, Stage] = {}
+        self._made: Stage | None = None
+        self._on: Machine | None = None
 
     def get(self, lab: Lab) -> Stage:
-        key = id(lab.machine)
-        if key not in self._made:
-            self._made = {key: Stage(lab)}
+        if self._made is None or self._on is not lab.machine:
+            self._made, self._on = Stage(lab), lab.machine
         lab.guest("pvh"), lab.guest("pv")
-        return self._made[key]
+        return self._made
 
 
 @pytest.fixture(scope="module")

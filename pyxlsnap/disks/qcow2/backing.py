@@ -9,6 +9,7 @@ import stat
 import struct
 from pathlib import Path
 
+from pyxlsnap import paths
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.qcow2.qemu import image_chain
 from pyxlsnap.disks.standing import backing_name
@@ -81,11 +82,17 @@ def refuse_broken(disk: Disk, image: Path) -> None:
 
 
 def _refuse_written(disk: Disk, file: Path) -> None:
-    """:raises Refused: a QEMU, qemu-nbd or qemu-img may write to a file below a disk."""
+    """:raises Refused: a qemu-nbd, qemu-img or the like may write to a file below a disk.
+
+    A device model does not count. That of the guest may keep the lock of a file that it has frozen,
+    and ends with the domain; that of another domain is looked for elsewhere.
+    """
     if until(lambda: not _is_locked(file), within_s=_LOOKS_S, poll_s=_POLL_S):
         return
+    if not (pids := [pid for pid in _writers(file) if not _is_device_model(pid)]):
+        return
     raise Refused(
-        f"{disk.vdev}: {file} is in use by {', '.join(_writers(file)) or 'another program'}, which "
+        f"{disk.vdev}: {file} is in use by {', '.join(map(process_text, pids))}, which "
         f"may write to it, and {disk.target} stands on it: the restored guest's QEMU would not "
         f"open it: end that first (`qemu-nbd --disconnect`, for example)"
     )
@@ -94,8 +101,7 @@ def _refuse_written(disk: Disk, file: Path) -> None:
 def _is_locked(file: Path) -> bool:
     """Whether a program of QEMU has the lock by which it tells that it may write to a file.
 
-    QEMU asks in the same way, and does not open the file then. (The guest's own QEMU gives up the
-    lock when a file is frozen.)
+    QEMU asks in the same way, and does not open the file then.
     """
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _WRITES, 1, 0)
     try:
@@ -109,7 +115,7 @@ def _is_locked(file: Path) -> bool:
     return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
 
-def _writers(file: Path) -> list[str]:
+def _writers(file: Path) -> list[int]:
     """The processes that have a file open for writing."""
     try:
         key = identity(file.stat())
@@ -117,4 +123,12 @@ def _writers(file: Path) -> list[str]:
     except OSError:
         return []
     opened = {pid: open_files(pid).get(key) for pid in pids}
-    return [process_text(pid) for pid, how in opened.items() if how and how.mode != os.O_RDONLY]
+    return [pid for pid, how in opened.items() if how and how.mode != os.O_RDONLY]
+
+
+def _is_device_model(pid: int) -> bool:
+    """Whether a process is the QEMU of a domain, as libxl starts it."""
+    try:
+        return b"-xen-domid" in (paths.PROC / f"{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return True  # it has ended

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +132,26 @@ class TestWritten:
     def test_a_reader(self, standing: list[Path]) -> None:
         with served(standing[0], "-r"), standing[1].open("r+b"):
             refuse_broken(Disk("xvda", str(standing[2]), "qcow2"), standing[2])
+
+    def test_the_qemu_of_a_domain(
+        self, standing: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may keep the lock of a file that it has frozen; it ends before the restore."""
+        with served(standing[1]) as pid:
+            monkeypatch.setattr(backing, "_is_device_model", pid.__eq__)
+            refuse_broken(Disk("xvda", str(standing[2]), "qcow2"), standing[2])
+
+
+def test_the_qemu_of_a_domain_is_known_by_its_command_line() -> None:
+    script = "print(flush=True); input()"
+    for words, expected in (["-xen-domid", "5"], True), (["of-xen-domid"], False):
+        command = [sys.executable, "-c", script, *words]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
+            process.stdout.readline()
+            assert backing._is_device_model(process.pid) is expected
+            process.stdin.close()
+    assert backing._is_device_model(process.pid)
 
 
 def test_the_guests_qemu_gives_up_the_lock_of_a_file_that_it_freezes(
