@@ -76,15 +76,16 @@ html: $(VENV)/built
 unit: $(VENV)/built
 	$(PY) -m pytest tests/unit -n $(JOBS) --dist worksteal
 
+# One machine does all tests of a file: else each would prepare the guest that they share.
 lab: $(VENV)/built
 	$(PY) -m tests.lab state
-	$(PY) -m pytest tests/lab -m "not soak" -n $(LABS) --dist loadgroup --durations=8
+	$(PY) -m pytest tests/lab -m "not soak" -n $(LABS) --dist loadfile --durations=8
 
 smoke: smoke-$(XEN)
 
 smoke-%: $(VENV)/built
 	XEN=$* $(PY) -m tests.lab state
-	XEN=$* $(PY) -m pytest tests/lab -m smoke -n $(LABS) --dist loadgroup --durations=0
+	XEN=$* $(PY) -m pytest tests/lab -m smoke -n $(LABS) --dist worksteal --durations=0
 
 soak: $(VENV)/built $(SOAKED_TOO)
 	$(PY) -m tests.lab state

@@ -46,10 +46,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 wait_longer(item)
         if other and item.get_closest_marker("once"):
             item.add_marker(pytest.mark.soak)
-        soak, fixtures = item.get_closest_marker("soak"), getattr(item, "fixturenames", ())
-        if soak is None and "stages" in fixtures:
-            # One machine does them all, else each would prepare a guest.
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
