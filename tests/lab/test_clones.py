@@ -262,39 +262,3 @@ def test_a_replace_whose_worker_is_killed(spent_lab: Lab) -> None:
         assert_left(guest, nothing)
     assert sums(dom0, made) == checksums
     guest.assert_healthy()
-
-
-def test_a_clone_with_a_serial_line_in_a_file_and_a_vnc_display(spent_lab: Lab) -> None:
-    """Twice: the file goes with the clone. The display is a free one at the same IPv6 address."""
-    dom0 = spent_lab.dom0
-    guest = Guest(dom0, "tiny", "tinyhvm")
-    settings = {
-        "vnc = 0": 'vnc = 1\nvnclisten = "[::1]:5"\nvncunused = 0',
-        'serial = "chardev:log"': f'serial = "file:{guest.log}"',
-        "device_model_args_hvm = [": "# ",
-    }
-    text = guest.config_text()
-    for old, new in settings.items():
-        assert old in text
-        text = text.replace(old, new)
-    dom0.run("ip link set lo up")
-    guest.make_disks()
-    dom0.write(guest.config, text)
-    guest.start()
-    guest.wait_first()
-    before = guest.assert_healthy()
-    made = create(guest, write_cfg(guest, ["/lab/disk/base.h,qcow2,hda"]), "--name", "base")
-    after, nothing = guest.last(), left(guest)
-    clone = clone_of(guest, "c1", kind="tinyhvm")
-    clone.log = f"{guest.log}.c1"
-    for _ in range(2):
-        (found,) = clones(dom0, made["cfgfile"], "c1")
-        assert clone.log in [a["where"] for a in found["artefacts"] if a["kind"] == "serial line"]
-        assert "VNC: a free display of [::1]" in found["changes"]
-        assert "[::1]:0," in dom0.run(f"pgrep -fa 'xen-domid {found['domid']} '").out
-        first = clone.wait_first()
-        assert before.n - 1 <= first.n <= after.n + 1
-        clone.assert_healthy(1)
-        delete(dom0, "c1")
-        assert_left(guest, nothing)
-    guest.assert_healthy(1)
