@@ -15,7 +15,6 @@ from pyxlsnap.guest.findings import Finding, Grade
 from pyxlsnap.guest.qemu_version import examine_qemu
 from pyxlsnap.model import Disk
 from tests.unit.support.guest import config_of
-from tests.unit.support.waiting import eventually
 from tests.unit.support.world import World
 
 Examine = Callable[..., list[Finding]]
@@ -193,14 +192,16 @@ class TestOfPvAndPvh:
         shutil.copy("/bin/sh", own)
         world.host.device_model_path = str(own)
         guest = world.guest(QCOW2, kind="pvh")
-        running = subprocess.Popen([own, "-c", "read line"], stdin=subprocess.PIPE)
+        command = [own, "-c", "echo; read line"]  # says when it has been loaded
+        running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         guest.device_model = running.pid
 
         def problems() -> list[Finding]:
             return list(examine_qemu(world.host, guest.configuration, "", guest))
 
         with running:
-            assert eventually(lambda: (Path("/proc") / str(running.pid) / "exe").samefile(own))
+            assert running.stdout
+            assert running.stdout.readline() == b"\n"
             assert not qemu_version._runs(os.getpid(), str(own))
             assert qemu_version._runs(running.pid, str(own))
             assert problems() == []
