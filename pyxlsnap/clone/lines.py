@@ -12,8 +12,9 @@ from pathlib import Path
 from pyxlsnap.clone.identity import SOCKET_LIMIT
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import Refused
+from pyxlsnap.guest.lines import serial_lines
 from pyxlsnap.linux.files import refusing_os_errors
-from pyxlsnap.model import DomainConfig, GuestKind
+from pyxlsnap.model import DomainConfig
 from pyxlsnap.text import shortened
 
 #: serial lines of QEMU that any number of domains can have
@@ -41,9 +42,9 @@ def files_of(config: DomainConfig) -> list[str]:
 
 def shared_lines(saved: DomainConfig, own: DomainConfig) -> Iterator[str]:
     """A clause for each line of a clone that it would share with the saved domain."""
-    then = set(_serial(saved))
+    then = set(serial_lines(saved))
     paths = {line.path for line in _with_path(saved)}
-    for text in _serial(own):
+    for text in serial_lines(own):
         if not _own_path(text) and text.partition(":")[0] not in _HARMLESS and text in then:
             yield f"the serial line {shortened(text)}"
     for line in _with_path(own):
@@ -95,7 +96,7 @@ def _is_heard(path: str) -> bool:
 
 def _with_path(config: DomainConfig) -> list[_Line]:
     found = []
-    for text in _serial(config):
+    for text in serial_lines(config):
         kind, path, options = _parts(text)
         if _own_path(text):
             listens = not {*options.split(",")}.isdisjoint(_SERVERS)
@@ -118,11 +119,3 @@ def _parts(text: str) -> tuple[str, str, str]:
         return kind, rest, ""
     path, _, options = rest.partition(",")
     return kind, path, options
-
-
-def _serial(config: DomainConfig) -> list[str]:
-    if config.kind is not GuestKind.HVM:
-        return []
-    hvm = config.section("b_info").get("type.hvm")
-    found = hvm if isinstance(hvm, dict) else {}
-    return [str(line) for line in (found.get("serial"), *(found.get("serial_list") or ())) if line]

@@ -15,7 +15,7 @@ from pyxlsnap.disks.served import is_local
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.block_devices import attribute, sys_directory
 from pyxlsnap.linux.stalled import answer_within, stat_within
-from pyxlsnap.linux.waiting import until
+from pyxlsnap.linux.waiting import remaining
 from pyxlsnap.model import Disk
 
 # LVM suspends a volume for a moment while it makes a snapshot. A disk may have to spin up, or be
@@ -47,13 +47,7 @@ def refuse_unanswering(disks: Sequence[Disk]) -> None:
 
 
 def _refuse_suspended(disk: Disk, here: Path) -> None:
-    names: list[str] = []
-
-    def resumed() -> bool:
-        names[:] = _suspended(here)
-        return not names
-
-    if not until(resumed, within_s=_RESUMED_S, poll_s=_POLL_S):
+    if names := remaining(partial(_suspended, here), within_s=_RESUMED_S, poll_s=_POLL_S):
         raise Refused(
             f"{disk.vdev}: {disk.target} is suspended in the device mapper, so the guest could not "
             f"be destroyed, nor run on: `dmsetup resume {names[0]}` it first"

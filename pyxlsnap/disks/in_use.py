@@ -23,7 +23,7 @@ from pyxlsnap.linux.block_devices import (
 from pyxlsnap.linux.loop import loop_file
 from pyxlsnap.linux.processes import holders, identity, process_name, process_text
 from pyxlsnap.linux.stalled import exists_within, stat_within
-from pyxlsnap.linux.waiting import until
+from pyxlsnap.linux.waiting import remaining, until
 from pyxlsnap.model import Disk
 
 _UNUSED_S, _UNUSED_POLL_S = 60.0, 0.1
@@ -123,13 +123,7 @@ def wait_until_no_users(
     :param users: asked again and again who they are.
     :raises DiskError: it still has users after a minute; the message says who they are.
     """
-    found: list[str] = []
-
-    def unused() -> bool:
-        found[:] = users()
-        return not found
-
-    if not until(unused, within_s=_UNUSED_S, poll_s=poll_s):
+    if found := remaining(users, within_s=_UNUSED_S, poll_s=poll_s):
         raise DiskError(
             f"{what} is still in use by {', '.join(found)}, and writing to it now would damage it: "
             f"make sure that this use ends, then run the command again",

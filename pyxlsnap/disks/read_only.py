@@ -6,13 +6,14 @@ for writing (``check_sharing`` in tools/hotplug/Linux/block of Xen).
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.disks.served import is_local
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.stalled import stat_within
-from pyxlsnap.linux.waiting import until
+from pyxlsnap.linux.waiting import remaining
 from pyxlsnap.model import Disk
 
 # The backend of a domain that was destroyed is there for a moment.
@@ -32,13 +33,7 @@ def refuse_written(disks: Sequence[Disk], domid: int | None) -> None:
             continue
         if not (is_local(disk) and (number := _number(disk.target)) and _looks()):
             continue  # (a file: the script compares loop devices of it in a way that finds none)
-        found: list[int] = []
-
-        def is_free(number: str = number, found: list[int] = found) -> bool:
-            found[:] = [other for other in _writers(number) if other != domid]
-            return not found
-
-        if not until(is_free, within_s=_GOES_S, poll_s=_POLL_S):
+        if found := remaining(partial(_others, number, domid), within_s=_GOES_S, poll_s=_POLL_S):
             raise Refused(
                 f"{disk.vdev}: domain {found[0]} may write to {disk.target}, so Xen would not give "
                 f"the disk to the restored guest: detach it there (xl block-detach)"
@@ -63,6 +58,10 @@ def _number(target: str) -> str:
         )
     except OSError:
         return ""
+
+
+def _others(number: str, domid: int | None) -> list[int]:
+    return [other for other in _writers(number) if other != domid]
 
 
 def _writers(number: str) -> Iterator[int]:

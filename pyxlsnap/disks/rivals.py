@@ -17,7 +17,7 @@ from pyxlsnap.disks.served import is_local
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.block_devices import mounts
 from pyxlsnap.linux.stalled import exists_within
-from pyxlsnap.linux.waiting import until
+from pyxlsnap.linux.waiting import remaining
 from pyxlsnap.model import Disk
 
 # A program that looks at each block device (udev, blkid) has it open for a moment.
@@ -61,13 +61,7 @@ def refuse_rivals(
 
 
 def _refuse(disk: Disk, find: Callable[[], list[str]]) -> None:
-    found: list[str] = []
-
-    def unused() -> bool:
-        found[:] = find()
-        return not found
-
-    if not until(unused, within_s=_LOOKS_S, poll_s=_POLL_S):
+    if found := remaining(find, within_s=_LOOKS_S, poll_s=_POLL_S):
         ends = "end that first" if any(not re.match(_QEMU_IMG, u) for u in found) else "wait first"
         ways = [way for mark, way in _WAYS if any(re.search(mark, user) for user in found)]
         raise Refused(

@@ -7,7 +7,6 @@ import fcntl
 import os
 import re
 import stat
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pyxlsnap.guest.findings import Finding, risky
 from pyxlsnap.guest.networks import missing_script
 from pyxlsnap.linux.processes import holders, process_text
 from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
 from pyxlsnap.text import shortened
 
@@ -78,15 +78,11 @@ def _loops(disk: Disk) -> bool:
 
 def _lock(file: Path) -> Iterator[Finding]:
     """The script waits for a lock, which another script may never release."""
-    end = time.monotonic() + _LOCK_S
-    while _is_locked(file):
-        if time.monotonic() >= end:
-            yield risky(
-                f"{shortened(str(file))} has been locked for {_LOCK_S:g} s{_by(file)}, and the "
-                f"script {_SCRIPT} would wait for it: see whether another script is stuck"
-            )
-            return
-        time.sleep(_POLL_S)
+    if not until(lambda: not _is_locked(file), within_s=_LOCK_S, poll_s=_POLL_S):
+        yield risky(
+            f"{shortened(str(file))} has been locked for {_LOCK_S:g} s{_by(file)}, and the "
+            f"script {_SCRIPT} would wait for it: see whether another script is stuck"
+        )
 
 
 def _is_locked(file: Path) -> bool:

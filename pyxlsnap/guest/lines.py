@@ -27,7 +27,7 @@ def examine_lines(config: DomainConfig, guest: Guest | None) -> Iterator[Finding
 
     :param guest: the domain that is destroyed before: its QEMU may have a port; ``None``: none.
     """
-    for text in _serial(config):
+    for text in serial_lines(config):
         what = f"the domain's serial line {shortened(text)} cannot be opened: "
         if problem := _problem(text, guest):
             yield refused(what + problem)
@@ -42,7 +42,8 @@ def examine_lines(config: DomainConfig, guest: Guest | None) -> Iterator[Finding
             yield refused(f"the domain's channel {name} cannot be opened: {problem}")
 
 
-def _serial(config: DomainConfig) -> list[str]:
+def serial_lines(config: DomainConfig) -> list[str]:
+    """The settings of a domain's serial lines; only an HVM guest has any."""
     hvm = config.section("b_info").get("type.hvm")
     if config.kind is not GuestKind.HVM or not isinstance(hvm, dict):
         return []

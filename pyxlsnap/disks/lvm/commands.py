@@ -13,7 +13,7 @@ from pyxlsnap.disks.lvm.names import device_number, device_path, is_volume, name
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import scratch_file, scratch_text
 from pyxlsnap.linux.processes import process_text, running
-from pyxlsnap.linux.waiting import until
+from pyxlsnap.linux.waiting import remaining, until
 
 _COMMAND_S = 120.0  # LVM waits for a lock that another LVM command holds
 _STOPPING_S = 10.0
@@ -195,15 +195,13 @@ def wait_for_lvcreate(vdev: str, tag: str, waiting: Callable[[str], None]) -> No
     :param waiting: told what is waited for, if anything.
     :raises DiskError: an lvcreate still runs after a minute; the message says which.
     """
-    found: list[int] = []
 
-    def ended() -> bool:
-        found[:] = running("lvcreate", tag)
-        if found:
+    def look() -> list[int]:
+        if found := running("lvcreate", tag):
             waiting(f"lvcreate to finish its work for {vdev}")
-        return not found
+        return found
 
-    if not until(ended, within_s=_ENDING_S, poll_s=_POLL_S):
+    if found := remaining(look, within_s=_ENDING_S, poll_s=_POLL_S):
         raise DiskError(
             f"{process_text(found[0])} of the operation that failed or was killed still runs, and "
             f"may yet make a volume: see what holds LVM's locks or a device (`dmsetup info -c`)",

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pyxlsnap.linux.waiting import until
+from pyxlsnap.linux.waiting import remaining, until
 
 
 @pytest.mark.parametrize("asked", [1, 2, 5])
@@ -45,3 +45,12 @@ def test_what_the_condition_raises_ends_the_wait() -> None:
 
     with pytest.raises(LookupError):
         until(fails, within_s=60, poll_s=60)
+
+
+def test_what_remains_is_what_was_found_last() -> None:
+    found = iter([["a", "b"], ["b"], []])
+    assert remaining(lambda: next(found), within_s=60, poll_s=0) == []
+    assert next(found, None) is None
+    found = iter([["a", "b"], ["b"]])
+    assert remaining(lambda: next(found, ["b"]), within_s=0.05, poll_s=0.01) == ["b"]
+    assert remaining(lambda: iter(["a"]), within_s=0, poll_s=1) == ["a"]
