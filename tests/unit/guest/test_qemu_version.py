@@ -192,7 +192,7 @@ class TestOfPvAndPvh:
         shutil.copy("/bin/sh", own)
         world.host.device_model_path = str(own)
         guest = world.guest(QCOW2, kind="pvh")
-        command = [own, "-c", "echo; read line"]  # says when it has been loaded
+        command = [str(own), "-c", "echo; read line"]  # says when it has been loaded
         running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         guest.device_model = running.pid
 
