@@ -101,7 +101,7 @@ def _parent() -> str:
     """The command line of the parent: the process that made this one ends at once."""
     try:
         return Path(f"/proc/{os.getppid()}/cmdline").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second: it ended after the open
         return "pyxlsnap"  # it has just ended: ask again
 
 
