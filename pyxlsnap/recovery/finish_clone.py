@@ -30,6 +30,8 @@ class Decision(Enum):
 
     #: the clone is restored: do the remaining steps
     COMPLETE = auto()
+    #: the clone was restored, may have run, and is off: its disks are kept, as those of any clone
+    KEEP = auto()
     #: remove what was made; a domain of this uuid is that of the clone which was not replaced yet
     TAKE_BACK = auto()
     #: the same, and destroy the domain: it is incomplete, or was to be replaced
@@ -48,11 +50,12 @@ def decide(entry: CloneEntry, now: DomainInfo | None, *, same_boot: bool) -> Dec
     ======== ======== ============= ================================= =========
     yes                                                               DELETE
     no       yes                    there, and the same boot          COMPLETE
-    no                              none                              TAKE_BACK
-    no                no            there, and it replaces a clone    TAKE_BACK
-    no                              the one to be replaced            DESTROY
-    no                              dying, or never run               DESTROY
-    no                              any other                         ASK
+    no       yes                    any other, or none                KEEP
+    no       no                     none                              TAKE_BACK
+    no       no       no            there, and it replaces a clone    TAKE_BACK
+    no       no                     the one to be replaced            DESTROY
+    no       no                     dying, or never run               DESTROY
+    no       no                     any other                         ASK
     ======== ======== ============= ================================= =========
 
     The domain to be replaced is known by its domid, which holds for one boot of the host. Nobody
@@ -64,8 +67,8 @@ def decide(entry: CloneEntry, now: DomainInfo | None, *, same_boot: bool) -> Dec
     """
     if entry.deleting:
         return Decision.DELETE
-    if entry.restored_domid is not None and now and same_boot:
-        return Decision.COMPLETE
+    if entry.restored_domid is not None:
+        return Decision.COMPLETE if now and same_boot else Decision.KEEP
     if now is None or (entry.replaces and not entry.replace_begun):
         return Decision.TAKE_BACK
     is_old = entry.replaces and same_boot and now.domid == entry.domid
@@ -95,6 +98,8 @@ def finish_clone(
             )
         case Decision.COMPLETE if guest:
             return _complete(guest, entry, old, waiting)
+        case Decision.KEEP:
+            return _keep(entry, old, waiting)
         case Decision.ASK if guest:
             raise started_by_others(guest, entry)
     lines = [f"took back {what}"] if decided is Decision.TAKE_BACK else [f"removed {what}"]
@@ -130,3 +135,15 @@ def _complete(
     made = cloned(entry, guest, state, warnings)
     line = f"{guest.name} is cloned from {entry.name} and {state}"
     return Recovered((line, *warnings), rolled_back=False, cloned=made)
+
+
+def _keep(entry: CloneEntry, old: CloneEntry | None, waiting: Callable[[str], None]) -> Recovered:
+    """Do the steps after the restore that need no domain. A domain that is there is left alone."""
+    warnings = remove_old_disks(old if entry.replace_begun else None, waiting)
+    CloneFile(entry.uuid).publish()
+    line = (
+        f"the clone {entry.domain} of {entry.name} was restored, and its domain has ended since: "
+        f"its disks were kept, because it may have written to them; to delete the clone, call "
+        f"pyxlsnap.delete_clone({entry.domain!r})"
+    )
+    return Recovered((line, *warnings), rolled_back=False)

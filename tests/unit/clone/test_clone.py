@@ -150,6 +150,25 @@ def test_a_clone_that_is_killed_is_cloned_or_gone(origin: Origin, step: str) -> 
     assert recover(origin) == ()
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_clone_that_has_run_and_is_off_keeps_its_disks(origin: Origin, replace: bool) -> None:
+    """Its operation was killed after the restore, and recovered late: it may have been used."""
+    uuid = origin.clone().uuid if replace else CLONE_UUID
+    run_until(Cloning(origin.world.host, origin.plan(replace=replace)).steps(), "restore")
+    found = origin.find()
+    assert found
+    found.exists = False
+    (line,) = operations.recover(origin.world.host, uuid).lines
+    assert "its disks were kept" in line
+    assert "pyxlsnap.delete_clone('vm1-a')" in line
+    entry = find_clone(CLONE)
+    assert entry
+    assert {Path(child.target).name for child in entry.children} == origin.children()
+    assert len(entry.children) == 2
+    origin.clone(replace=True)
+    assert_cloned(origin)
+
+
 def test_a_domain_that_a_killed_restore_has_left_is_destroyed(origin: Origin) -> None:
     cloning = Cloning(origin.world.host, origin.plan())
     run_until(cloning.steps(), "disks")

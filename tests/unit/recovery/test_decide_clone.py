@@ -40,12 +40,23 @@ def test_a_restored_clone_is_completed(flags: dict[str, Any], domid: int, replac
     assert found is Decision.COMPLETE
 
 
-@pytest.mark.parametrize("restored", [RESTORED, None])
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_clone_without_a_domain_is_taken_back(restored: int | None, begun: bool) -> None:
+def test_a_clone_without_a_domain_is_taken_back(begun: bool) -> None:
     for replaces in (True, False):
-        found = decided(replaces=replaces, restored_domid=restored, replace_begun=begun)
-        assert found is Decision.TAKE_BACK
+        assert decided(replaces=replaces, replace_begun=begun) is Decision.TAKE_BACK
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_restored_clone_that_is_off_is_kept(replaces: bool) -> None:
+    """It may have run, and have written to its disks."""
+    entry: dict[str, Any] = {
+        "replaces": replaces,
+        "replace_begun": replaces,
+        "restored_domid": RESTORED,
+    }
+    assert decided(**entry) is Decision.KEEP
+    for now in (None, domain(OTHER), domain(OTHER, **NEW), domain(OTHER, **DYING)):
+        assert decided(now, same_boot=False, **entry) is Decision.KEEP
 
 
 @pytest.mark.parametrize("same_boot", [True, False])
