@@ -24,12 +24,12 @@ FILE = "file"
 
 
 @contextmanager
-def dead_server(where: Path, asked: threading.Event | None = None) -> Iterator[int]:
+def dead_server(where: Path, written: threading.Event | None = None) -> Iterator[int]:
     """Mount it; a descriptor of its directory, for a process.
 
     A stat of that does not return, and no write to :data:`FILE` there.
 
-    :param asked: set when such a request has come to the server.
+    :param written: set when a write has come to the server. (Any process may ask for attributes.)
     """
     if os.geteuid() or not Path("/dev/fuse").exists():
         pytest.skip("a filesystem of FUSE takes root, and /dev/fuse")
@@ -42,7 +42,7 @@ def dead_server(where: Path, asked: threading.Event | None = None) -> Iterator[i
         pytest.skip(f"no mount: {os.strerror(ctypes.get_errno())}")
     stop = os.eventfd(0)
     thread = threading.Thread(
-        target=_serve, args=(server, stop, asked or threading.Event()), daemon=True
+        target=_serve, args=(server, stop, written or threading.Event()), daemon=True
     )
     thread.start()
     directory = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -57,7 +57,7 @@ def dead_server(where: Path, asked: threading.Event | None = None) -> Iterator[i
         subprocess.run(["umount", "--lazy", str(where)], check=True)
 
 
-def _serve(server: int, stop: int, asked: threading.Event) -> None:
+def _serve(server: int, stop: int, written: threading.Event) -> None:
     """Answer as far as to the open of the directory and of the file; then be silent."""
     while server in select.select([server, stop], [], [])[0]:
         try:
@@ -65,8 +65,9 @@ def _serve(server: int, stop: int, asked: threading.Event) -> None:
         except OSError:
             return
         _, opcode, unique, *_ = _IN.unpack_from(request)
+        if opcode == _WRITE:
+            written.set()
         if opcode in (_GETATTR, _WRITE):
-            asked.set()
             continue
         if opcode == _INIT:
             body = struct.pack("IIIIHHI", 7, 22, 0, 0, 0, 0, 4096)

@@ -72,7 +72,7 @@ def test_the_guests_qemu_can_be_asked_by_another(tmp_path: Path) -> None:
     """Else a recovery cannot resume the guest: QEMU talks to one program at a time."""
     with (
         socket.socket(socket.AF_UNIX) as listening,
-        dead_server(tmp_path / "dead", asked := threading.Event()) as directory,
+        dead_server(tmp_path / "dead", written := threading.Event()) as directory,
     ):
         listening.bind(str(tmp_path / "qmp"))
         listening.listen()
@@ -81,7 +81,7 @@ def test_the_guests_qemu_can_be_asked_by_another(tmp_path: Path) -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as worker:
             assert worker.stdout
             qemu, _ = listening.accept()
-            assert asked.wait(60)
+            assert written.wait(60)
             os.kill(worker.pid, signal.SIGKILL)
             ended = select.select([qemu], [], [], 10)[0] and qemu.recv(1) == b""
             kept = eventually(lambda: is_killed(worker.pid)) and worker.poll() is None
