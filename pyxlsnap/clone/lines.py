@@ -12,14 +12,13 @@ from pathlib import Path
 from pyxlsnap.clone.identity import SOCKET_LIMIT
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import Refused
-from pyxlsnap.guest.lines import serial_lines
+from pyxlsnap.guest.lines import listens, serial_lines
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import DomainConfig
 from pyxlsnap.text import shortened
 
 #: serial lines of QEMU that any number of domains can have
 _HARMLESS = ("pty", "null", "none", "vc", "stdio", "ringbuf")
-_SERVERS = ("server", "server=on", "server=yes")
 _ANSWER_S = 1.0
 
 
@@ -99,8 +98,7 @@ def _with_path(config: DomainConfig) -> list[_Line]:
     for text in serial_lines(config):
         kind, path, options = _parts(text)
         if _own_path(text):
-            listens = not {*options.split(",")}.isdisjoint(_SERVERS)
-            found.append(_Line("its serial line", path, kind == "unix", listens))
+            found.append(_Line("its serial line", path, kind == "unix", listens(options)))
     for channel in config.devices("channels"):
         at = channel.get("connection.socket")
         if isinstance(at, dict) and at.get("path"):

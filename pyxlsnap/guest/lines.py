@@ -61,7 +61,7 @@ def _problem(text: str, guest: Guest | None) -> str:
         return _unwritable(rest)
     if kind == "unix" and ",," not in rest and "abstract" not in rest:  # (a comma in the path)
         path, _, options = rest.partition(",")
-        if _listens(options):
+        if listens(options):
             return _no_directory(path)
         alone = path.startswith("/") and "reconnect" not in options and _is_missing(path)
         return f"there is no {path}: start the program that makes this socket" if alone else ""
@@ -70,12 +70,13 @@ def _problem(text: str, guest: Guest | None) -> str:
     return ""
 
 
-def _listens(options: str) -> bool:
+def listens(options: str) -> bool:
+    """Whether QEMU listens at a line with these options; else it connects."""
     return not _SERVES.isdisjoint(options.split(","))
 
 
 def _unbindable(address: str, port: int, options: str, guest: Guest | None) -> str:
-    if not _listens(options) or "to=" in options or not (is_ipv4(address) or not address):
+    if not listens(options) or "to=" in options or not (is_ipv4(address) or not address):
         return ""
     error = try_port(address, port) if port < 1 << 16 else 0
     if error == NO_ADDRESS or (error == TAKEN and taken_by_another(guest, port)):
@@ -86,7 +87,7 @@ def _unbindable(address: str, port: int, options: str, guest: Guest | None) -> s
 def _nobody_there(text: str) -> str:
     """A warning, if no program listens at the port of this host to which QEMU would connect."""
     found = _TCP.fullmatch(text)
-    if not found or _listens(found[3] or "") or "reconnect" in (found[3] or ""):
+    if not found or listens(found[3] or "") or "reconnect" in (found[3] or ""):
         return ""
     here = found[1] == "localhost" or (found[1].startswith("127.") and is_ipv4(found[1]))
     return "" if not here or is_heard(int(found[2])) else "no program listens there"

@@ -256,7 +256,9 @@ def with_channel(path: str) -> DomainConfig:
 
 
 @pytest.mark.parametrize("ours", [False, True])
-@pytest.mark.parametrize("line", ["unix:{},server,nowait", "file:{}"])
+@pytest.mark.parametrize(
+    "line", ["unix:{},server,nowait", "unix:{},server=y,wait=n", "unix:{},server=true", "file:{}"]
+)
 def test_a_serial_line_to_a_file_that_is_there(tmp_path: Path, line: str, ours: bool) -> None:
     path = tmp_path / "a"
     config = hvm(serial=line.format(path))
