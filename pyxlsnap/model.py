@@ -113,6 +113,12 @@ class Disk:
             return "an empty drive"
         return "" if self.readwrite else "read-only"
 
+    @property
+    def for_qemu(self) -> bool:
+        """Whether a QEMU serves the disk: libxl tries dom0's kernel first, if nothing is chosen."""
+        left_to_libxl = self.backend == "unknown" and self.format not in ("raw", "empty")
+        return self.backend == "qdisk" or left_to_libxl
+
 
 #: levels of nested objects and lists; libxl writes a few, Python's JSON some hundreds
 _DEPTH_LIMIT = 50
@@ -255,8 +261,7 @@ class SnapshotConfig:
     name: str | None = None
     #: a text for people, stored in the new cfgfile and in the memory file
     description: str | None = None
-    #: path of the memory file; ``None``: in the domain's directory below
-    #: ``/var/lib/xen/snapshots``
+    #: path of the memory file; ``None``: in the domain's directory below ``/var/lib/xen/snapshots``
     memory_path: str | None = None
     #: the disks to snapshot; ``None``: all writable disks, each in its own storage
     disks: tuple[DiskRequest, ...] | None = None

@@ -29,7 +29,7 @@ def refuse_written(disks: Sequence[Disk], domid: int | None) -> None:
     :raises Refused: the message names the disk and the other domain.
     """
     for disk in disks:
-        if disk.readwrite or disk.backend != "phy" or disk.script not in _SCRIPTS:
+        if disk.readwrite or disk.for_qemu or disk.script not in _SCRIPTS:
             continue
         if not (is_local(disk) and (number := _number(disk.target)) and _looks()):
             continue  # (a file: the script compares loop devices of it in a way that finds none)

@@ -55,7 +55,7 @@ def refuse_rivals(
         with os_errors(disk, target, refuse=True):
             if disk.vdev in vdevs:
                 _refuse(disk, partial(users, target, guest))
-            if disk.backend != "qdisk" and not disk.script:
+            if not disk.for_qemu and not disk.script:
                 _refuse(disk, partial(_mounts, target, writable=not disk.readwrite))
                 _refuse_write_protected(disk, target)
 

@@ -28,9 +28,7 @@ _SYSTEM_PATH = "/sbin:/bin:/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin"
 
 def is_served_by_kernel(disk: Disk) -> bool:
     """Whether libxl starts the script for a disk of dom0's that has no script of its own."""
-    if disk.script or disk.cdrom or disk.format != "raw":
-        return False
-    return disk.backend in ("phy", "unknown")
+    return not (disk.script or disk.cdrom or disk.for_qemu) and disk.format == "raw"
 
 
 def examine_block_script(scripts: str, disks: Sequence[Disk]) -> Iterator[Finding]:

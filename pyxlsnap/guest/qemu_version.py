@@ -15,7 +15,7 @@ from pathlib import Path
 from pyxlsnap import paths
 from pyxlsnap.guest.findings import Finding, refused, risky, said
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.model import Disk, DomainConfig, GuestKind
+from pyxlsnap.model import DomainConfig, GuestKind
 from pyxlsnap.text import readable, shortened
 
 _START_S = 30.0
@@ -75,15 +75,7 @@ def needs_qemu(config: DomainConfig) -> bool:
         return False
     if config.kind is GuestKind.HVM or config.devices("vfbs") or config.devices("channels"):
         return True
-    return any(map(_is_served_by_qemu, config.disks))
-
-
-def _is_served_by_qemu(disk: Disk) -> bool:
-    if disk.backend_domain:
-        return False
-    # Without a choice in the configuration, libxl tries the kernel's backend first.
-    chosen = disk.backend == "unknown" and disk.format not in ("raw", "empty")
-    return disk.backend == "qdisk" or chosen
+    return any(disk.for_qemu and not disk.backend_domain for disk in config.disks)
 
 
 def _compare(path: str, recorded: str) -> Iterator[Finding]:

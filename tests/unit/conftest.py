@@ -90,7 +90,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def disks(run_dir: Path) -> list[Disk]:
-    found = [Disk(v, str(run_dir / f"{v} disk.qcow2"), "qcow2", "qdisk") for v in VDEVS]
+    found = [Disk(v, str(run_dir / f"{v} disk.qcow2"), "qcow2") for v in VDEVS]
     for disk in found:
         qemu_img("create", "-q", "-f", "qcow2", disk.target, str(SIZE))
         write(disk, 1)

@@ -409,7 +409,7 @@ class TestDisks:
         for number, name in enumerate(self.NAMES):
             directory = run_dir / f"json:{{,=' {number}"
             directory.mkdir()
-            disk = Disk(f"xvda{number + 1}", str(directory / name), "qcow2", "qdisk")
+            disk = Disk(f"xvda{number + 1}", str(directory / name), "qcow2")
             qemu_img("create", "-q", "-f", "qcow2", disk.target, str(SIZE))
             write(disk, 1)
             found.append(disk)
@@ -475,7 +475,7 @@ class TestDisks:
         self, run_dir: Path, length: int
     ) -> None:
         """Before each resume an overlay is renamed, which a name that is too long would prevent."""
-        disk = Disk("xvda", str(run_dir / ("x" * length)), "qcow2", "qdisk")
+        disk = Disk("xvda", str(run_dir / ("x" * length)), "qcow2")
         qemu_img("create", "-q", "-f", "qcow2", disk.target, str(SIZE))
         qemu = Qemu(run_dir, {disk.vdev: disk.target})
         request = DiskRequest("xvda", str(run_dir / "frozen"), "qcow2")
@@ -514,7 +514,7 @@ class TestDisks:
         real = Disk("xvda", str(there / "a"), "qcow2")
         qemu_img("create", "-q", "-f", "qcow2", real.target, str(SIZE))
         (run_dir / "link").symlink_to(real.target)
-        disk = Disk("xvda", str(run_dir / "link"), "qcow2", "qdisk")
+        disk = Disk("xvda", str(run_dir / "link"), "qcow2")
         qemu = Qemu(run_dir, {disk.vdev: disk.target})
         strategy = Qcow2([(disk, DiskRequest("xvda", f"{run_dir}/b", "qcow2"))], DiskTask("s"))
         with pytest.raises(Refused, match=r"xvda: .*\\xff/a is not UTF-8") as caught:

@@ -176,3 +176,20 @@ def test_only_a_suspend_is_resumable(shutdown: bool, reason: str, suspended: boo
 @pytest.mark.parametrize(("b_info", "vcpus"), [({}, 1), ({"max_vcpus": 8}, 8)])
 def test_the_processors_of_a_configuration(b_info: dict[str, int], vcpus: int) -> None:
     assert DomainConfig.parse(json.dumps({"b_info": b_info})).vcpus == vcpus
+
+
+@pytest.mark.parametrize(
+    ("form", "backend", "expected"),
+    [
+        ("qcow2", "unknown", True),
+        ("vhd", "unknown", True),
+        ("raw", "unknown", False),
+        ("empty", "unknown", False),
+        ("raw", "phy", False),
+        ("raw", "qdisk", True),
+        ("qcow2", "phy", False),
+    ],
+)
+def test_who_serves_a_disk(form: str, backend: str, expected: bool) -> None:
+    """libxl's JSON names no backend unless the user chose one."""
+    assert Disk("xvda", "/a", form, backend).for_qemu is expected

@@ -18,7 +18,7 @@ from pyxlsnap.results import CloneDisk
 from tests.unit.support.guest import config_of
 from tests.unit.support.values import BRIDGE, OTHER_UUID
 
-DISK = Disk("xvda", "/srv/a.qcow2", "qcow2", "qdisk")
+DISK = Disk("xvda", "/srv/a.qcow2", "qcow2")
 CHILD = CloneDisk("xvda", "/srv/a.snap.c1", "qcow2", "overlay", "rm", "/srv/a.snap")
 MAC = "00:16:3e:00:00:01"
 

@@ -342,7 +342,7 @@ class TestRefused:
 
 
 class TestStrategies:
-    DISK = Disk("xvda", "/a.qcow2", "qcow2", "qdisk")
+    DISK = Disk("xvda", "/a.qcow2", "qcow2")
 
     def refusal(self, disk: Disk, request: DiskRequest = DiskRequest("xvda")) -> str:  # noqa: B008
         with pytest.raises(Refused) as caught:

@@ -67,7 +67,7 @@ def frozen_disk(directory: Path) -> tuple[Disk, DiskRequest]:
     qemu_img("create", "-q", "-f", "qcow2", "-b", str(frozen), "-F", "qcow2", str(active))
     write(Disk("xvda", str(active), "qcow2"), 2)
     frozen.chmod(0o440)
-    return Disk("xvda", str(active), "qcow2", "qdisk"), DiskRequest("xvda", str(frozen), "qcow2")
+    return Disk("xvda", str(active), "qcow2"), DiskRequest("xvda", str(frozen), "qcow2")
 
 
 def raw_disk(directory: Path) -> tuple[Disk, DiskRequest]:

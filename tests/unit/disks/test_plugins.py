@@ -20,7 +20,7 @@ from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.world import World
 
 ARRAY = Disk("xvdb", "array/vol1", "raw", "qdisk", script="block-array")
-QCOW2 = Disk("xvda", "/a.qcow2", "qcow2", "qdisk")
+QCOW2 = Disk("xvda", "/a.qcow2", "qcow2")
 CODE = """
     class Array:
         kind = "array"

@@ -53,8 +53,9 @@ def serve(backends: Path, disk: Disk, domid: int, mode: str) -> Path:
 def test_one_that_another_domain_may_write_to_is_refused(backends: Path, disk: Disk) -> None:
     backend = serve(backends, disk, OTHER, "w")
     for domid in (DOMID, None):
-        with pytest.raises(Refused, match=f"^xvdb: domain {OTHER} may write to {disk.target}"):
-            refuse_written([disk], domid)
+        for asked in (disk, replace(disk, backend="unknown")):  # libxl's JSON names no backend
+            with pytest.raises(Refused, match=f"^xvdb: domain {OTHER} may write to {disk.target}"):
+                refuse_written([asked], domid)
     refuse_written([disk], OTHER)  # it is the one that is destroyed
     shutil.rmtree(backend)
     refuse_written([disk], DOMID)

@@ -159,6 +159,9 @@ class TestRawFile:
         assert "write-protected" in refusal(disk)
         refuse_rivals([replace(disk, readwrite=False)], [], DOMID, None)
         check(replace(disk, backend="qdisk"))
+        check(
+            replace(disk, format="qcow2", backend="unknown")
+        )  # without a choice libxl gives it to QEMU
 
 
 class TestBlockDevice:

@@ -20,7 +20,7 @@ from tests.unit.support.world import World
 Examine = Callable[..., list[Finding]]
 
 REAL = shutil.which("qemu-system-i386") or ""
-QCOW2 = Disk("xvda", "/images/a", "qcow2", "qdisk")
+QCOW2 = Disk("xvda", "/images/a", "qcow2")
 RAW = Disk("xvda", "/images/a", "raw")
 
 

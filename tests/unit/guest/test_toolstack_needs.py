@@ -16,7 +16,7 @@ from pyxlsnap.model import Disk
 from tests.unit.support.guest import config_of
 from tests.unit.support.world import World
 
-QCOW2 = Disk("xvda", "/images/a", "qcow2", "qdisk")
+QCOW2 = Disk("xvda", "/images/a", "qcow2")
 RAW = Disk("xvda", "/images/a", "raw", "phy")
 
 

@@ -88,8 +88,8 @@ def test_what_an_image_stands_on_is_there(dead: Path, tmp_path: Path, as_snapsho
     image, silent = tmp_path / "image.qcow2", str(tmp_path / "dead")
     options = ["-u", "-F", "qcow2", "-b", silent]
     qemu_img("create", "-q", "-f", "qcow2", *options, str(image), "1M")
-    disk = Disk("xvda", str(image), "qcow2", "qdisk")
-    other = Disk("xvda", str(tmp_path / "image"), "qcow2", "qdisk")
+    disk = Disk("xvda", str(image), "qcow2")
+    other = Disk("xvda", str(tmp_path / "image"), "qcow2")
     snapshots = [DiskRequest("xvda", str(image), "qcow2")] if as_snapshot else []
     begun = time.monotonic()
     with pytest.raises(Refused, match=f"^xvda: {silent}: no answer within"):

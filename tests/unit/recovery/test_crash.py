@@ -70,7 +70,7 @@ def start(world: World, domid: int, disks: list[Disk], uuid: str = UUID) -> Any:
 @pytest.fixture
 def anothers(run_dir: Path) -> Iterator[Disk]:
     """The disk of another guest, which has the old domid now and a snapshot of the same name."""
-    disk = Disk("xvda", str(run_dir / "another.qcow2"), "qcow2", "qdisk")
+    disk = Disk("xvda", str(run_dir / "another.qcow2"), "qcow2")
     qemu_img("create", "-q", "-f", "qcow2", disk.target, "1M")
     qemu_img("snapshot", "-c", "snap", disk.target)
     qemu = Qemu(run_dir, {"xlsnap-xvda-1": disk.target})

@@ -108,7 +108,7 @@ class TestDisksThatStay:
         top, base = world.root / "top.qcow2", world.root / "base.qcow2"
         qemu_img("create", "-q", "-f", "qcow2", str(base), "1M")
         qemu_img("create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(top))
-        return Disk("xvdc", str(top), "qcow2", "qdisk", readwrite=request.param)
+        return Disk("xvdc", str(top), "qcow2", readwrite=request.param)
 
     @pytest.fixture
     def served(self, world: World, stays: Disk) -> Iterator[FakeGuest]:
@@ -173,7 +173,7 @@ class TestChainWhoseFilesHaveOneName:
 
     @pytest.fixture
     def disk(self, chain: list[Path]) -> Disk:
-        return Disk("xvda", str(chain[0]), "qcow2", "qdisk")
+        return Disk("xvda", str(chain[0]), "qcow2")
 
     @pytest.fixture
     def served(self, world: World, chain: list[Path], disk: Disk) -> Iterator[FakeGuest]:
@@ -237,8 +237,8 @@ class TestCutOff:
     def test_an_image_below(self, images: list[Path], internal: bool) -> None:
         """Two disks stand on it; it is named once."""
         request = DiskRequest("xvda") if internal else DiskRequest("xvda", str(images[1]), "qcow2")
-        chosen = [(Disk("xvda", str(images[2]), "qcow2", "qdisk"), request)]
-        stay = [Disk("xvdb", str(images[1]), "qcow2", "qdisk")]
+        chosen = [(Disk("xvda", str(images[2]), "qcow2"), request)]
+        stay = [Disk("xvdb", str(images[1]), "qcow2")]
         assert cut_off(chosen, stay) == []
         os.truncate(images[0], images[0].stat().st_size - (64 << 10))
         (reason,) = cut_off(chosen, stay)
@@ -249,7 +249,7 @@ class TestCutOff:
     def test_what_the_disk_does_not_stand_on_after_the_revert(self, images: list[Path]) -> None:
         request = DiskRequest("xvda", str(images[0]), "qcow2")
         os.truncate(images[1], 100)
-        assert cut_off([(Disk("xvda", str(images[2]), "qcow2", "qdisk"), request)]) == []
+        assert cut_off([(Disk("xvda", str(images[2]), "qcow2"), request)]) == []
 
     @pytest.mark.parametrize("size", [None, 0, 100, 4096, 8192])
     def test_a_copy(self, disks: list[Disk], chosen: CHOSEN, size: int | None) -> None:

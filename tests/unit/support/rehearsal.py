@@ -96,7 +96,7 @@ class Stage:
                 qemu_img("create", "-q", "-f", "qcow2", *backing, str(image))
             self.names.update({name: str(top), f"{name}_base": str(base)})
             self.names[f"{name}_bottom"] = str(bottom)
-            disks.append(Disk(vdev, str(top), "qcow2", "qdisk"))
+            disks.append(Disk(vdev, str(top), "qcow2"))
         return disks
 
     def _raw(self) -> Disk:
@@ -151,7 +151,7 @@ class Stage:
             guest.name = more[0]
         elif verb == "block-attach":
             words = dict(word.split("=", 1) for word in more[0].split(","))
-            disk = Disk(words["vdev"], words["target"], words["format"], "qdisk")
+            disk = Disk(words["vdev"], words["target"], words["format"])
             self._give(guest, [*guest.configuration.disks, disk])
         elif verb == "block-detach":
             self._give(guest, [d for d in guest.configuration.disks if d.vdev != more[0]])

@@ -103,7 +103,7 @@ class World:
         target = self.root / "images" / f"{vdev}.qcow2"
         target.touch()
         self.storage.content[vdev] = content
-        return Disk(vdev, str(target), "qcow2", "qdisk")
+        return Disk(vdev, str(target), "qcow2")
 
     def guest(
         self,

@@ -132,7 +132,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def a_case(directory: Path, library: Path, count: int) -> Iterator[Case]:
     vdevs = ("xvda", "xvdb", "xvdc")[:count]
-    disks = [Disk(v, str(directory / f"{v}.qcow2"), "qcow2", "qdisk") for v in vdevs]
+    disks = [Disk(v, str(directory / f"{v}.qcow2"), "qcow2") for v in vdevs]
     for disk in disks:
         qemu_img("create", "-q", "-f", "qcow2", disk.target, str(SIZE))
         write(disk, 1)
