@@ -308,6 +308,8 @@ def measurements(task: Task, number: int) -> Iterator[tuple[Way, Callable[[], di
     def snapshot(name: str, *words: str) -> dict[str, float]:
         """The first of a round stays for the reverts."""
         found, result = create(task, f"r{number}-{name}", *words)
+        if number == 1:
+            found |= memory_in(Path(result["memory_path"]))
         if kept:
             forget(result)
         else:
@@ -334,7 +336,7 @@ def main() -> None:
     it, after the memory; ``disks_beside_s``: for the disks, beside the memory; ``off_s``: from
     before the destroy to the guest that runs again; ``file_bytes`` and ``disk_bytes``: the memory
     file, and what it takes on the disk; ``memory_bytes`` and ``not_zero_bytes``: the guest's memory
-    in the file of xl, in the first round.
+    in the file, in the first round.
     """
     task = Task(**json.loads(sys.argv[1]))
     FILES.mkdir(parents=True, exist_ok=True)

@@ -1,26 +1,26 @@
-"""In dom0: what a file of ``xl save`` has of a guest's memory. Imports nothing of the project."""
+"""In dom0: what a memory file has of a guest's memory. Imports nothing of the project."""
 
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 PAGE = 4096
+#: of an entry of a record of pages: its pfn, and the types that come without data
+PFN, TYPE_AT, WITHOUT_DATA = (1 << 52) - 1, 60, (0xD, 0xE, 0xF)
 
 
 def memory_in(path: Path) -> dict[str, float]:
-    """What a file of ``xl save`` has of the guest's memory, and what of that is not zero."""
-    zero, pages, full = bytes(PAGE), 0, 0
+    """What a file of ``xl save`` or of pyxlsnap has of the memory, and what of that is not zero."""
+    zero, full = bytes(PAGE), {}
     with path.open("rb") as file:
-        for page in pages_of(file):
-            pages += 1
-            full += page != zero
-    return {"memory_bytes": pages * PAGE, "not_zero_bytes": full * PAGE}
+        for pfn, page in pages_of(file):
+            full[pfn] = page != zero  # (the last one counts)
+    return {"memory_bytes": len(full) * PAGE, "not_zero_bytes": sum(full.values()) * PAGE}
 
 
-def pages_of(file: BinaryIO) -> Iterator[bytes]:
-    """The pages of a file of ``xl save``, for a guest that was not saved live.
+def pages_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The pages in a memory file, each with its pfn.
 
     The format: docs/specs/libxl-migration-stream.pandoc and libxc-migration-stream.pandoc in Xen's
     source, and save_file_header in tools/xl/xl.h.
@@ -35,7 +35,7 @@ def pages_of(file: BinaryIO) -> Iterator[bytes]:
             return
         if kind == 1:
             (count, _) = struct.unpack("<2I", file.read(8))
-            file.seek(8 * count, os.SEEK_CUR)
-            for _ in range((length - 8 - 8 * count) // PAGE):
-                yield file.read(PAGE)
+            for entry in struct.unpack(f"<{count}Q", file.read(8 * count)):
+                if entry >> TYPE_AT not in WITHOUT_DATA:
+                    yield entry & PFN, file.read(PAGE)
         file.seek(end)

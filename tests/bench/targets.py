@@ -189,9 +189,8 @@ def _above_xl(cell: Figures) -> Iterator[float]:
 
 
 def _on_disk(cell: Figures) -> Iterator[float | None]:
-    full = cell.median(Way.XL_SAVE, "not_zero_bytes")
     for way in (Way.LIVE, Way.STOPPED):
-        yield _ratio(cell.median(way, "disk_bytes"), full)
+        yield _ratio(cell.median(way, "disk_bytes"), cell.median(way, "not_zero_bytes"))
 
 
 def _ratio_suspended(cell: Figures) -> Iterator[float | None]:
