@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.disks.failures import os_errors
-from pyxlsnap.disks.qcow2.qemu import image_chain
+from pyxlsnap.disks.qcow2.qemu import Chain, image_chain
 from pyxlsnap.disks.standing import backing_name
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import refusing_os_errors
@@ -58,12 +58,13 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def refuse_broken(disk: Disk, image: Path) -> None:
+def refuse_broken(disk: Disk, image: Path) -> Chain:
     """Open an image and all that it stands on, in the formats that QEMU would take them for.
 
     Another process may have the disk's own file locked: the guest's QEMU does not look at such
     locks there, but does so at the files below.
 
+    :returns: qemu-img's information on the image and on each file that it stands on.
     :raises Refused: a file is not there, is not of its format, or another process may write to a
         file that the disk stands on; the message names it.
     """
@@ -75,10 +76,11 @@ def refuse_broken(disk: Disk, image: Path) -> None:
             f"or restore it from a backup"
         )
     with refusing_os_errors():
-        image_chain(disk, str(image))
+        chain = image_chain(disk, str(image))
     for file in files:
         if file != Path(os.path.realpath(disk.target)):
             _refuse_written(disk, file)
+    return chain
 
 
 def _refuse_written(disk: Disk, file: Path) -> None:

@@ -131,21 +131,26 @@ class Chain:
                 return [f"removed {self.frozen}"]
         if self._stands_on_frozen(self.active):
             self.protect()
+            chain = image_chain(self.disk, str(self.frozen))
             raise DiskError(
                 f"{self.active} stands on {self.frozen} now, and is whole; to undo that: "
-                f"{way_to_delete(self.disk, self.active, self.frozen)}",
+                f"{way_to_delete(self.disk, self.active, self.frozen, chain)}",
                 vdev=self.disk.vdev,
             )
         return []
 
     def artefact(self) -> Artefact:
-        """The frozen file, and how to delete it."""
-        depth = self._depth()
+        """The frozen file, and how to delete it.
+
+        :raises DiskError: qemu-img cannot read the chain.
+        """
+        chain = image_chain(self.disk, str(self.frozen))
+        depth = 1 + len(chain)
         return Artefact(
             kind="disk snapshot",
-            where=f"{self.frozen} ({self.disk.vdev}; {self.active} stands on it, {depth or '?'} "
-            f"files deep: never just rm it)",
-            delete=way_to_delete(self.disk, self.active, self.frozen),
+            where=f"{self.frozen} ({self.disk.vdev}; {self.active} stands on it, {depth} files "
+            f"deep: never just rm it)",
+            delete=way_to_delete(self.disk, self.active, self.frozen, chain),
             vdev=self.disk.vdev,
             chain_depth=depth,
         )
@@ -252,13 +257,6 @@ class Chain:
     def _stands_on_frozen(self, image: Path) -> bool:
         info = image_info(self.disk, str(image))
         return bool(info.get("full-backing-filename") == str(self.frozen))
-
-    def _depth(self) -> int | None:
-        """Files in the chain, the disk itself included; ``None``: qemu-img does not tell."""
-        try:
-            return 1 + len(image_chain(self.disk, str(self.frozen)))
-        except DiskError:
-            return None  # the snapshot is taken all the same
 
 
 @contextmanager

@@ -116,7 +116,7 @@ class Frozen:
         if not os.path.lexists(self._path):
             return []
         changed = []
-        under, form = below(self.disk, self._path)
+        under, form = below(self.disk, self._path, image_chain(self.disk, str(self._path)))
         with os_errors(self.disk, self._path):
             for image in self._standing():
                 self._task.check()

@@ -21,7 +21,7 @@ from pyxlsnap.disks.qcow2.inside import (
     note_left,
     work_in,
 )
-from pyxlsnap.disks.qcow2.qemu import GuestQemu, Tag, image_info, image_tags, tags_of
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, Tag, image_tags, tags_of
 from pyxlsnap.disks.qcow2.tables import Work
 from pyxlsnap.disks.qcow2.trial import SLACK, refuse_inapplicable
 from pyxlsnap.disks.side_by_side import side_by_side
@@ -176,8 +176,8 @@ class Internal:
     def check_revert(self) -> None:
         """:raises Refused: a disk snapshot is not there, is not the only one, or does not apply."""
         for disk in self.disks:
-            with refusing_os_errors():
-                image = image_info(disk)
+            path = Path(os.path.realpath(disk.target))
+            image = refuse_broken(disk, path)[0]
             found = tags_of(image)
             tags = [t for t in found if t.name == self._name]
             if not tags:
@@ -194,13 +194,11 @@ class Internal:
             refuse_unfit(disk, image, more=0 if kept else 1)
             with refusing_os_errors():
                 self._check_kept(disk, found)
-            self._check_file(disk, image, kept=kept)
+            refuse_unchangeable(disk, path)
+            self._try(disk, path, image, kept=kept)
 
-    def _check_file(self, disk: Disk, image: Mapping[str, Any], *, kept: bool) -> None:
-        """:raises Refused: the file cannot be changed as the revert will change it."""
-        path = Path(os.path.realpath(disk.target))
-        refuse_broken(disk, path)
-        refuse_unchangeable(disk, path)
+    def _try(self, disk: Disk, path: Path, image: Mapping[str, Any], *, kept: bool) -> None:
+        """:raises Refused: the disk snapshot does not apply, or there is no room for it."""
         if disk.vdev not in self._needed:  # the trial may take long: once is enough
             steps = ["-a", self._name] if kept else ["-c", self._kept_name, "-a", self._name]
             size, cluster = image["virtual-size"], image["cluster-size"]

@@ -12,7 +12,7 @@ import json
 import re
 from pathlib import Path
 
-from pyxlsnap.disks.qcow2.qemu import image_chain
+from pyxlsnap.disks.qcow2.qemu import Chain
 from pyxlsnap.errors import DiskError
 from pyxlsnap.model import Disk
 from pyxlsnap.text import quote
@@ -31,12 +31,13 @@ _CHECKS = (
 _OTHERS = """[ "$i" -ef "$d" ] || ! on "$i" || stop "$i stands on $f, too\""""
 
 
-def way_to_delete(disk: Disk, active: Path, frozen: Path) -> str:
+def way_to_delete(disk: Disk, active: Path, frozen: Path, chain: Chain) -> str:
     """How a person takes the frozen file out of the chain, and deletes it.
 
-    :raises DiskError: qemu-img cannot read the chain.
+    :param chain: of the frozen file.
+    :raises DiskError: qemu-img does not tell what the frozen file stands on.
     """
-    under, form = below(disk, frozen)
+    under, form = below(disk, frozen, chain)
     to = f"-b {quote(under)} -F {quote(form)}" if under else "-b ''"
     directories = list(dict.fromkeys(quote(str(path.parent)) for path in (frozen, active)))
     files = " ".join(f"{directory}/* {directory}/.[!.]*" for directory in directories)
@@ -62,15 +63,15 @@ def _upper(escape: str) -> str:
     return f"{escape[:2]}{escape[2:].upper()}"
 
 
-def below(disk: Disk, image: Path) -> tuple[str, str]:
+def below(disk: Disk, image: Path, chain: Chain) -> tuple[str, str]:
     """What an image stands on, and the format of that; two empty texts if it stands on nothing.
 
     The format is always known, even if the image does not name it: qemu-img then takes no backing
     file without it.
 
-    :raises DiskError: qemu-img cannot read the chain.
+    :param chain: what :func:`~pyxlsnap.disks.qcow2.qemu.image_chain` returned for the image.
+    :raises DiskError: qemu-img does not tell what the image stands on.
     """
-    chain = image_chain(disk, str(image))
     under = chain[0].get("full-backing-filename", "")
     if not under:
         return "", ""

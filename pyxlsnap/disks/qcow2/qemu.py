@@ -214,6 +214,10 @@ def tags_of(image: dict[str, Any]) -> list[Tag]:
     ]
 
 
+#: qemu-img's information on an image and on each file that it stands on
+Chain = list[dict[str, Any]]
+
+
 def image_info(disk: Disk, path: str = "") -> dict[str, Any]:
     """qemu-img's information on the disk's image, or on another image of the disk.
 
@@ -226,10 +230,13 @@ def image_info(disk: Disk, path: str = "") -> dict[str, Any]:
     return info
 
 
-def image_chain(disk: Disk, path: str) -> list[dict[str, Any]]:
-    """The same of an image and all its backing files, which need not be qcow2."""
+def image_chain(disk: Disk, path: str) -> Chain:
+    """The same of an image and all its backing files, which need not be qcow2.
+
+    :raises DiskError: it is not a qcow2 image, or a file is missing or damaged.
+    """
     said = qemu_img(disk, "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", path)
-    chain: list[dict[str, Any]] = json.loads(said)
+    chain: Chain = json.loads(said)
     return chain
 
 
