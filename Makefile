@@ -3,7 +3,7 @@
 # make check   lint, types and layers only
 # make format  the format, and what lint can mend by itself
 # make smoke   a few of the lab's tests; make test runs them on each Xen that it does not test whole
-# make soak    the lab tests that take too long for that, and the README's table of what they saw;
+# make soak    the tests that take too long for that, and the README's table of what they saw;
 #              before them (not with XEN=…) make newest, and make smoke on Debian unstable
 # make bench   how long snapshots and reverts take, beside xl and a C program on libxl, ROUNDS (5)
 #              times; the tables and pictures of README and docs/how-fast.rst
@@ -74,7 +74,7 @@ html: $(VENV)/built
 	$(PY) -m sphinx -q -E -W --keep-going -b html docs build/docs/html
 
 unit: $(VENV)/built
-	$(PY) -m pytest tests/unit -n $(JOBS) --dist worksteal
+	$(PY) -m pytest tests/unit -m "not soak" -n $(JOBS) --dist worksteal
 
 # One machine does all tests of a file: else each would prepare the guest that they share.
 lab: $(VENV)/built
@@ -88,6 +88,7 @@ smoke-%: $(VENV)/built
 	XEN=$* $(PY) -m pytest tests/lab -m smoke -n $(LABS) --dist worksteal --durations=0
 
 soak: $(VENV)/built $(SOAKED_TOO)
+	$(PY) -m pytest tests/unit -m soak -n $(JOBS)
 	$(PY) -m tests.lab state
 	$(PY) -m pytest tests/lab -m soak -n $(LABS) --dist worksteal --durations=0
 	$(PY) -m tests.lab.harness.support

@@ -1,4 +1,4 @@
-"""Figures that tests have measured, shown when all of them have ended."""
+"""The marker of tests for `make soak`; figures that tests have measured, shown at the end."""
 
 from collections.abc import Callable
 
@@ -11,6 +11,10 @@ _FIGURE = "figure"
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Have a line shown, whatever becomes of what is printed."""
     return lambda line: record_property(_FIGURE, line)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "soak: takes long; `make soak` runs it, not `make test`")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

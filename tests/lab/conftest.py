@@ -21,7 +21,6 @@ failed = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lab: runs on a real Xen inside QEMU")
-    config.addinivalue_line("markers", "soak: takes long; `make soak` runs it, not `make test`")
     config.addinivalue_line("markers", "long: begins before the others, or one machine ends alone")
     config.addinivalue_line("markers", "smoke: `make test` runs it on every Xen that the lab has")
     config.addinivalue_line(

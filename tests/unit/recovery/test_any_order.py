@@ -471,9 +471,18 @@ class AnyOrder(RuleBasedStateMachine):
         assert set((self.world.root / "images").iterdir()) == self.images
 
 
+def settings_for(examples: int) -> settings:
+    return settings(
+        max_examples=examples, stateful_step_count=15, suppress_health_check=[HealthCheck.too_slow]
+    )
+
+
+class ForLong(AnyOrder):
+    """The same, for `make soak`."""
+
+
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(
-    max_examples=300,
-    stateful_step_count=15,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+TestAnyOrder.settings = settings_for(80)
+
+TestForLong = pytest.mark.soak(ForLong.TestCase)
+TestForLong.settings = settings_for(600)
