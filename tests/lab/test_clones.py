@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab.harness import storage
 from tests.lab.harness.dom0 import Dom0
-from tests.lab.harness.guests import LOGS, STANDARD, Guest, Tick
+from tests.lab.harness.guests import FIRST_TICK, LOGS, STANDARD, Guest, Tick
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.mixed import attach, quicken_hotplug, write_cfg
 from tests.lab.harness.patience import patient
@@ -120,6 +120,7 @@ def reboot(clone: Guest) -> None:
     while time.monotonic() < end and domid(clone) in ("", old):
         time.sleep(2)
     assert domid(clone) not in ("", old)
+    clone.wait_advance(1, timeout=FIRST_TICK)  # four others run beside it
     clone.assert_healthy()
 
 
