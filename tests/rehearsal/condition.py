@@ -56,7 +56,8 @@ class Condition:
     undone: tuple[str, ...] = ()
     #: where they are not enough, or there is no way back: the revert is not run once more
     final: bool = False
-    #: the guest itself cannot write to a disk meanwhile: only a revert makes it whole again
+    #: the guest cannot write to a disk meanwhile, or the lab cannot read what it says: it is looked
+    #: at after the next revert
     harms: bool = False
     #: the domain, as the revert is told it
     domain: str = "{uuid}"

@@ -25,6 +25,7 @@ CONDITIONS = (
         status=3,
         says="{logs} is missing or cannot be written to",
         undo=("mv {logs}.away {logs}",),
+        harms=True,
     ),
     Condition(
         name="libxl's helper not executable",
