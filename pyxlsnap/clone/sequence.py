@@ -35,7 +35,7 @@ from pyxlsnap.guest.dom0_memory import Room
 from pyxlsnap.guest.held_memory import set_target_back
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
-from pyxlsnap.guest.saved import open_stream
+from pyxlsnap.guest.saved import open_stream, read_memory_ahead
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
 from pyxlsnap.model import RunState
 from pyxlsnap.monitor.launch import keep_watched
@@ -74,6 +74,7 @@ class Cloning:
         """The sequence. What can be made while the clone that is replaced runs is made then."""
         replaced = self._plan.old is not None
         return [
+            ("prepare", self._prepare),
             ("memory", self._make_room),
             ("check again", self._check_again),
             ("journal", self._write_journal),
@@ -139,6 +140,10 @@ class Cloning:
 
     def _disk_state(self) -> dict[str, str]:
         return {k: v for s in self._plan.strategies for k, v in s.state().items()}
+
+    def _prepare(self) -> None:
+        # Before xl's lock is taken: this may take long.
+        read_memory_ahead(self._plan.saved.path, self._cancel.check)
 
     def _make_room(self) -> None:
         self._room.prepare(self._plan.guest, self._cancel.check)

@@ -5,7 +5,6 @@ process that will watch the domain is started. All of it can be taken back: :fun
 that for a revert that was killed, too.
 """
 
-import errno
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,18 +13,13 @@ from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import NeedsAttention
-from pyxlsnap.guest.saved import reading
+from pyxlsnap.guest.saved import read_memory_ahead
 from pyxlsnap.journal import RevertEntry
-from pyxlsnap.linux.read_ahead import read_ahead
 from pyxlsnap.monitor.launch import keep_watched
 from pyxlsnap.request import Callbacks, ComingWatch
 from pyxlsnap.revert.plan import RevertPlan
 
 log = logging.getLogger(__name__)
-
-#: errors that tell nothing of the memory file: there is no memory to read it ahead, or its
-#: filesystem does not tell where it has holes
-_NOT_THE_FILE = (errno.ENOMEM, errno.EAGAIN, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Ready:
@@ -46,7 +40,7 @@ class Ready:
         for strategy in self._plan.strategies:
             if isinstance(strategy, PreparingStrategy):
                 strategy.prepare_revert(check)
-        self._read_memory(check)
+        read_memory_ahead(self._plan.memory_path, check)
 
     def _start_watch(self) -> None:
         prepare = self._callbacks.prepare_monitor
@@ -56,22 +50,6 @@ class Ready:
             self._watch = prepare(self._plan.config.uuid)
         except OSError as e:  # a watch is started later
             log.info("no process waits to watch %s: %s", self._plan.config.name, e.strerror)
-
-    def _read_memory(self, check: Callable[[], None]) -> None:
-        """The restore reads the same: what cannot be read must be found before the destroy.
-
-        :raises BadMemoryFile: the file, or a part of it, cannot be read.
-        """
-        path = self._plan.memory_path
-        with reading(path) as file:
-            try:
-                count = read_ahead(file.fileno(), check)
-            except OSError as e:
-                if e.errno not in _NOT_THE_FILE:
-                    raise
-                log.info("%s was not read ahead: %s", path, e.strerror)
-            else:
-                log.info("read %d MiB of %s ahead", count >> 20, path)
 
     def begin_watch(self) -> None:
         """Have the waiting process watch the domain, which is restored."""

@@ -265,7 +265,7 @@ def test_the_memory_file_is_read_ahead(case: Case, monkeypatch: pytest.MonkeyPat
         assert "destroy" not in case.world.events
         return 0
 
-    monkeypatch.setattr("pyxlsnap.revert.ready.read_ahead", record)
+    monkeypatch.setattr("pyxlsnap.guest.saved.read_ahead", record)
     case.run()
     assert read == [real]
 
@@ -274,7 +274,7 @@ def cannot_read(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_fd: int, _check: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("pyxlsnap.revert.ready.read_ahead", fail)
+    monkeypatch.setattr("pyxlsnap.guest.saved.read_ahead", fail)
 
 
 def test_a_memory_file_that_cannot_be_read_is_found_before_the_destroy(
