@@ -38,7 +38,7 @@ from pyxlsnap.guest.resume import patiently
 from pyxlsnap.guest.saved import open_stream, read_memory_ahead
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
 from pyxlsnap.model import RunState
-from pyxlsnap.monitor.launch import keep_watched
+from pyxlsnap.monitor.launch import PreparedWatch
 from pyxlsnap.request import Callbacks, clone_command
 from pyxlsnap.results import Cloned, Progress, Step
 
@@ -60,6 +60,7 @@ class Cloning:
         self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
         self._room = Room(host, plan.restored)
+        self._watch = PreparedWatch(self._callbacks)
         self._lines = LineFiles(plan.config, plan.old)
         self._journal = Journal(plan.uuid)
         self._entry = self._first_entry()
@@ -107,6 +108,7 @@ class Cloning:
             raise self._failed(step, cause) from cause
         finally:
             self._room.release()
+            self._watch.close()
             self._open.close()
         warnings = (*self._plan.warnings, *self._warnings)
         return cloned(self._entry, self._running(), self._plan.state, warnings, self._seconds)
@@ -142,6 +144,7 @@ class Cloning:
         return {k: v for s in self._plan.strategies for k, v in s.state().items()}
 
     def _prepare(self) -> None:
+        self._watch.prepare(self._plan.config.name, self._plan.uuid)
         # Before xl's lock is taken: this may take long.
         read_memory_ahead(self._plan.saved.path, self._cancel.check)
 
@@ -208,12 +211,13 @@ class Cloning:
         return self._new
 
     def _unpause(self) -> None:
+        self._watch.begin()
         if self._plan.state is RunState.RUNNING:
             patiently(self._running(), self._running().unpause, self._plan.waiting)
 
     def _keep_watched(self) -> None:
         new = self._running()
-        self._warnings += keep_watched(self._callbacks.start_monitor, new.name, new.uuid)
+        self._warnings += self._watch.keep_watched(new.name, new.uuid)
 
     def _remove_old_disks(self) -> None:
         self._warnings += remove_old_disks(self._plan.old, self._plan.waiting)

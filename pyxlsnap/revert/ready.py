@@ -15,8 +15,8 @@ from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import NeedsAttention
 from pyxlsnap.guest.saved import read_memory_ahead
 from pyxlsnap.journal import RevertEntry
-from pyxlsnap.monitor.launch import keep_watched
-from pyxlsnap.request import Callbacks, ComingWatch
+from pyxlsnap.monitor.launch import PreparedWatch
+from pyxlsnap.request import Callbacks
 from pyxlsnap.revert.plan import RevertPlan
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,7 @@ class Ready:
 
     def __init__(self, plan: RevertPlan, callbacks: Callbacks) -> None:
         self._plan = plan
-        self._callbacks = callbacks
-        self._watch: ComingWatch | None = None
+        self.watch = PreparedWatch(callbacks)
 
     def make(self, check: Callable[[], None]) -> None:
         """Make all ready.
@@ -36,29 +35,11 @@ class Ready:
         :param check: called often; an exception from it ends the work.
         :raises PyxlsnapError: a disk could not be prepared, or the memory file cannot be read.
         """
-        self._start_watch()
+        self.watch.prepare(self._plan.config.name, self._plan.config.uuid)
         for strategy in self._plan.strategies:
             if isinstance(strategy, PreparingStrategy):
                 strategy.prepare_revert(check)
         read_memory_ahead(self._plan.memory_path, check)
-
-    def _start_watch(self) -> None:
-        prepare = self._callbacks.prepare_monitor
-        if prepare is None or self._watch:
-            return
-        try:
-            self._watch = prepare(self._plan.config.uuid)
-        except OSError as e:  # a watch is started later
-            log.info("no process waits to watch %s: %s", self._plan.config.name, e.strerror)
-
-    def begin_watch(self) -> None:
-        """Have the waiting process watch the domain, which is restored."""
-        if self._watch:
-            self._watch.begin()
-
-    def keep_watched(self, name: str, uuid: str) -> list[str]:
-        """Make sure that a process watches the domain, if that was asked for; returns warnings."""
-        return keep_watched(self._callbacks.start_monitor, name, uuid, self._watch)
 
     def undo(self) -> list[str]:
         """Take all back; returns what could not be, a line each."""
@@ -67,9 +48,7 @@ class Ready:
 
     def close(self) -> None:
         """Let the waiting process end, if its watch has not begun. Idempotent."""
-        if self._watch:
-            self._watch.close()
-            self._watch = None
+        self.watch.close()
 
 
 def take_back(entry: RevertEntry) -> list[str]:

@@ -9,10 +9,14 @@ import pytest
 
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.errors import BadMemoryFile, Interrupted
+from pyxlsnap.clone import operation
+from pyxlsnap.errors import BadMemoryFile, Interrupted, OperationFailed, XenError
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.read_ahead import read_ahead
+from pyxlsnap.request import Callbacks, PrepareMonitor
+from pyxlsnap.results import Cloned
 from tests.unit.support.clones import CLONE_UUID, Origin
+from tests.unit.support.watch import FakeWatch
 from tests.unit.support.world import World
 
 
@@ -21,7 +25,7 @@ def origin(world: World, request: pytest.FixtureRequest) -> Origin:
     """A snapshot; and perhaps a clone of it, which runs."""
     found = Origin(world)
     if request.param:
-        found.clone()
+        found.clone(uuid=CLONE_UUID)
     found.before = world.photo()
     world.events.clear()
     return found
@@ -84,3 +88,84 @@ def test_a_cancel_ends_the_reading(origin: Origin, monkeypatch: pytest.MonkeyPat
     assert origin.find() is old
     assert origin.world.photo() == origin.before
     assert Journal(CLONE_UUID).read() is None
+
+
+class Watched:
+    """Makes a clone that a process is to watch."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self.started: list[str] = []
+
+    def clone(self, prepare: PrepareMonitor, cancel: Cancel | None = None) -> Cloned:
+        origin = self._origin
+        callbacks = Callbacks(start_monitor=self.started.append, prepare_monitor=prepare)
+        request = origin.request(replace=True, uuid=CLONE_UUID)
+        return operation.clone(origin.world.host, request, callbacks, cancel)
+
+    def fake(self, *, there: bool = True) -> PrepareMonitor:
+        return FakeWatch(self._origin.world, there=there, uuid=CLONE_UUID).start
+
+    @property
+    def order(self) -> list[str]:
+        """What happened to the watch and to the domain."""
+        words = ("watch", "destroy", "restore", "unpause")
+        return [event for event in self._origin.world.events if event.split()[0] in words]
+
+
+@pytest.fixture
+def watched(origin: Origin) -> Watched:
+    return Watched(origin)
+
+
+def test_the_watch_waits_before_the_destroy_and_begins_after_the_restore(
+    watched: Watched, origin: Origin
+) -> None:
+    replaced = origin.find() is not None
+    made = watched.clone(watched.fake())
+    assert watched.order == [
+        "watch waits",
+        *["destroy"] * replaced,
+        "restore",
+        "watch begins",
+        "unpause",
+        "watch asked",
+        "watch closed",
+    ]
+    assert watched.started == []
+    assert made.warnings == ()
+
+
+def test_a_watch_that_has_ended_without_a_word_is_started_anew(watched: Watched) -> None:
+    assert watched.clone(watched.fake(there=False)).warnings == ()
+    assert watched.started == [CLONE_UUID]
+
+
+def test_a_watch_that_cannot_wait_is_started_at_the_end(watched: Watched) -> None:
+    def no_process(_uuid: str) -> FakeWatch:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert watched.clone(no_process).warnings == ()
+    assert watched.started == [CLONE_UUID]
+
+
+@pytest.mark.parametrize("verb", ["clone xvda", "clone xvdb", "restore"])
+@pytest.mark.parametrize("after", [False, True])
+def test_the_watch_of_a_clone_that_fails_ends(
+    watched: Watched, origin: Origin, verb: str, after: bool
+) -> None:
+    origin.world.fail(verb, XenError("no", rc=-3, operation="x"), after=after)
+    with pytest.raises(OperationFailed, match="no"):
+        watched.clone(watched.fake())
+    assert "watch begins" not in watched.order
+    assert watched.order[-1] == "watch closed"
+    assert watched.started == []
+
+
+def test_the_watch_of_a_clone_that_is_cancelled_ends(watched: Watched, origin: Origin) -> None:
+    cancel = Cancel()
+    origin.world.on_event = lambda verb: cancel.set() if verb == "clone xvda" else None
+    with pytest.raises(Interrupted):
+        watched.clone(watched.fake(), cancel)
+    assert watched.order == ["watch waits", "watch closed"]
+    assert origin.world.photo() == origin.before

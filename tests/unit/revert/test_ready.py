@@ -19,29 +19,8 @@ from tests.unit.support import operations
 from tests.unit.support.faults import run_until
 from tests.unit.support.operations import plan_create, plan_revert
 from tests.unit.support.values import UUID
+from tests.unit.support.watch import FakeWatch
 from tests.unit.support.world import World
-
-
-class FakeWatch:
-    """A process that is to watch the domain."""
-
-    def __init__(self, world: World, *, there: bool = True) -> None:
-        self._world, self._there = world, there
-
-    def start(self, uuid: str) -> "FakeWatch":
-        assert uuid == UUID
-        self._world.events.append("watch waits")
-        return self
-
-    def begin(self) -> None:
-        self._world.events.append("watch begins")
-
-    def has_begun(self) -> bool:
-        self._world.events.append("watch asked")
-        return self._there
-
-    def close(self) -> None:
-        self._world.events.append("watch closed")
 
 
 class Case:
