@@ -2,8 +2,11 @@
 
 import errno
 import os
+import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -11,10 +14,13 @@ from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone import operation
 from pyxlsnap.errors import BadMemoryFile, Interrupted, OperationFailed, XenError
+from pyxlsnap.guest import read_once
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.read_ahead import read_ahead
 from pyxlsnap.request import Callbacks, PrepareMonitor
 from pyxlsnap.results import Cloned
+from pyxlsnap.worker.channel import Channel
+from pyxlsnap.worker.warm import Warm
 from tests.unit.support.clones import CLONE_UUID, Origin
 from tests.unit.support.watch import FakeWatch
 from tests.unit.support.world import World
@@ -88,6 +94,23 @@ def test_a_cancel_ends_the_reading(origin: Origin, monkeypatch: pytest.MonkeyPat
     assert origin.find() is old
     assert origin.world.photo() == origin.before
     assert Journal(CLONE_UUID).read() is None
+
+
+def test_a_process_that_is_kept_ready_reads_it_once(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_once, "_kept", None)
+    monkeypatch.setattr(read_once, "_SETTLED_S", -1.0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Warm(Channel(ours), replace(origin.request(), config=None))._keep_memory()
+
+    def walk(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("it is read again")
+
+    monkeypatch.setattr("pyxlsnap.guest.snapshot.walk", walk)
+    origin.clone(replace=True)
+    assert origin.find()
 
 
 class Watched:
