@@ -40,8 +40,11 @@ class Pool:
     """Sandboxes that are ready, as many as were asked for."""
 
     def __init__(self, cfgfile: str, number: int, bridge: str) -> None:
-        self._cfgfile, self._bridge = cfgfile, bridge
-        self._names = [f"sandbox{n}" for n in range(number)]
+        # Each makes one sandbox, paused, in the place of the one before.
+        self._cloners = {
+            name: aio.Cloner(cfgfile, name, bridge=bridge, paused=True, force=True)
+            for name in (f"sandbox{n}" for n in range(number))
+        }
         #: sandboxes; or the name of one that could not be made anew, and why
         self._ready: asyncio.Queue[Cloned | tuple[str, Exception]] = asyncio.Queue()
         self._hooks = aio.AsyncHooks(after_clone=set_clock)
@@ -50,19 +53,11 @@ class Pool:
     async def fill(self) -> None:
         """Make all sandboxes, in the place of those that an earlier run has left."""
         async with asyncio.TaskGroup() as group:
-            for name in self._names:
+            for name in self._cloners:
                 group.create_task(self._make(name))
 
     async def _make(self, name: str) -> None:
-        made = await aio.clone_snapshot(
-            self._cfgfile,
-            name,
-            bridge=self._bridge,
-            paused=True,
-            replace=True,
-            hooks=self._hooks,
-            force=True,
-        )
+        made = await self._cloners[name].clone(hooks=self._hooks)
         await self._ready.put(made)
 
     async def _make_anew(self, name: str) -> None:
@@ -101,7 +96,8 @@ class Pool:
         """
         await asyncio.gather(*self._making)
         failed = []
-        for name in self._names:
+        for name, cloner in self._cloners.items():
+            await cloner.close()
             try:
                 await aio.delete_clone(name)
             except DomainNotFound:

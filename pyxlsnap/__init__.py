@@ -4,9 +4,9 @@ The high level runs each call in a worker process: :func:`create_snapshot`,
 :func:`revert_snapshot`, :func:`delete_snapshot`, :func:`clone_snapshot`, :func:`delete_clone`,
 :func:`read_snapshot`, :func:`plan_create`, :func:`plan_revert`, :func:`plan_clone`,
 :func:`can_snapshot`, :func:`recover`, :func:`monitor_domain`. :class:`Reverter` is for many
-reverts to one snapshot. The same calls are coroutine
-functions in :mod:`pyxlsnap.aio`. The low level uses libxl in this process: :class:`Toolstack`,
-:class:`Domain`.
+reverts to one snapshot, :class:`Cloner` for a clone that is made anew again and again. The same
+calls are coroutine functions in :mod:`pyxlsnap.aio`. The low level uses libxl in this process:
+:class:`Toolstack`, :class:`Domain`.
 
 Only the names in ``pyxlsnap.__all__``, :mod:`pyxlsnap.aio` and :mod:`pyxlsnap.errors` are public.
 """
@@ -14,7 +14,7 @@ Only the names in ``pyxlsnap.__all__``, :mod:`pyxlsnap.aio` and :mod:`pyxlsnap.e
 # General layout, from the top to the bottom (an import may only point down):
 #
 #   cli/, aio/        the two front doors: the command line, and the calls as coroutine functions
-#   api.py, clones.py, reverter.py    the calls of the high level
+#   api.py, clones.py, reverter.py, cloner.py    the calls of the high level
 #   worker/           one worker process for each operation, and its connection to the caller
 #   recovery/         finishes or undoes an operation that was killed
 #   revert/, clone/, create/, delete/    the operations: operation.py runs plan.py, then the steps
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         start_monitor,
     )
     from pyxlsnap.cancel import Cancel
+    from pyxlsnap.cloner import Cloner
     from pyxlsnap.clones import clone_snapshot, delete_clone, plan_clone
     from pyxlsnap.disks.abilities import (
         AdvisingStrategy,
@@ -119,6 +120,7 @@ __all__ = [  # noqa: RUF022
     "delete_clone",
     "read_snapshot",
     "Reverter",
+    "Cloner",
     "plan_create",
     "plan_revert",
     "plan_clone",
@@ -195,7 +197,7 @@ logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())
 # the others. The low level comes last, because it loads libxl.
 _HOMES = (
     *("errors", "cancel", "hooks", "model", "results", "snapshot_info", "disks.protocol"),
-    *("disks.task", "disks.abilities", "api", "clones", "reverter"),
+    *("disks.task", "disks.abilities", "api", "clones", "reverter", "cloner"),
     *("xen.toolstack", "xen.domain"),
 )
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from pyxlsnap.api import StrPath, absolute
 from pyxlsnap.cancel import Cancel
@@ -67,9 +67,9 @@ def clone_snapshot(
     :raises NeedsAttention: something is left, and the error lists it; or it failed after the clone
         that was to be replaced had been destroyed.
     """
-    request = _asked(cfgfile, name, disks, bridge, running=running, paused=paused)
+    request = asked(cfgfile, name, disks, bridge, running=running, paused=paused)
     request = dataclasses.replace(request, force=force, replace=replace, monitor=monitor)
-    request = _edited(request, edit, cancel)
+    request = edited(request, edit, run, cancel)
     return run(request, Cloned, on_progress=on_progress, cancel=cancel, hooks=hooks)
 
 
@@ -94,9 +94,9 @@ def plan_clone(
         would fail in the same way.
     :raises Interrupted: the call was cancelled.
     """
-    request = _asked(cfgfile, name, disks, bridge, running=running, paused=paused)
+    request = asked(cfgfile, name, disks, bridge, running=running, paused=paused)
     request = dataclasses.replace(request, force=force, replace=replace, dry_run=True)
-    return run(_edited(request, edit, cancel), Plan, cancel=cancel)
+    return run(edited(request, edit, run, cancel), Plan, cancel=cancel)
 
 
 def delete_clone(
@@ -122,7 +122,7 @@ def delete_clone(
     return run(request, Deleted, on_progress=on_progress, cancel=cancel)
 
 
-def _asked(
+def asked(
     cfgfile: StrPath,
     name: str,
     disks: Sequence[DiskRequest],
@@ -131,6 +131,11 @@ def _asked(
     running: bool,
     paused: bool,
 ) -> CloneRequest:
+    """The request for a clone; the parameters are those of :func:`clone_snapshot`.
+
+    :raises UsageError: a value is wrong.
+    :meta private:
+    """
     if len({disk.vdev for disk in disks}) < len(disks):
         raise UsageError("disks names a disk twice: name each once")
     if bridge is not None and not bridge.strip():
@@ -151,8 +156,32 @@ def _absolute(disk: DiskRequest) -> DiskRequest:
     return dataclasses.replace(disk, path=absolute(disk.path)) if disk.path else disk
 
 
-def _edited(request: CloneRequest, edit: Edit | None, cancel: Cancel | None) -> CloneRequest:
-    """Let the caller change the configuration that the clone would have."""
+class Run(Protocol):
+    """:func:`pyxlsnap.worker.call.run`, or the same in a process that is kept ready.
+
+    :meta private:
+    """
+
+    def __call__(
+        self,
+        request: CloneConfigurationRequest,
+        returns: type[CloneConfiguration],
+        *,
+        cancel: Cancel | None,
+    ) -> CloneConfiguration: ...
+
+
+def edited(
+    request: CloneRequest, edit: Edit | None, run: Run, cancel: Cancel | None
+) -> CloneRequest:
+    """Let the caller change the configuration that the clone would have.
+
+    :param edit: see :func:`clone_snapshot`; ``None``: the caller changes nothing.
+    :param run: finds that configuration.
+    :raises UsageError: the configuration is no JSON any more.
+    :raises PyxlsnapError: the clone cannot be made.
+    :meta private:
+    """
     if edit is None:
         return request
     wanted = CloneConfigurationRequest(clone=request)
@@ -160,7 +189,7 @@ def _edited(request: CloneRequest, edit: Edit | None, cancel: Cancel | None) -> 
     values = json.loads(found.json)
     edit(values)
     try:
-        edited = json.dumps(values)
+        text = json.dumps(values)
     except (TypeError, ValueError) as e:
         raise UsageError(f"the edited configuration of {request.domain}: {e}") from e
-    return dataclasses.replace(request, edited=edited, uuid=found.uuid)
+    return dataclasses.replace(request, edited=text, uuid=found.uuid)

@@ -223,6 +223,9 @@ Request = (
     | FeasibilityRequest
 )
 
+#: what can be done again and again in copies of one process
+Repeatable = RevertRequest | CloneRequest
+
 _CLASSES: dict[str, type[Request]] = {cls.operation: cls for cls in get_args(Request)}
 
 

@@ -5,12 +5,10 @@ from typing import Self
 
 from pyxlsnap.api import StrPath, absolute
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.errors import ClosedError, Refused
 from pyxlsnap.hooks import Hooks
-from pyxlsnap.request import Callbacks, RevertRequest, check_request
+from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import OnProgress, Reverted
-from pyxlsnap.worker.call import run_in
-from pyxlsnap.worker.warm_client import WarmWorkers
+from pyxlsnap.worker.repeated import Repeated
 
 
 class Reverter:
@@ -48,9 +46,7 @@ class Reverter:
             force=force,
             monitor=monitor,
         )
-        check_request(self._request)
-        self._workers = WarmWorkers(self._request)
-        self._closed = False
+        self._calls = Repeated(self._request, "Reverter")
 
     def __enter__(self) -> Self:
         self.open()
@@ -70,11 +66,7 @@ class Reverter:
         :raises Refused: the process cannot be started.
         :raises ClosedError: the object was closed.
         """
-        self._refuse_closed()
-        try:
-            self._workers.warm_up()
-        except OSError as e:
-            raise Refused(f"the process for reverts cannot be started: {e.strerror}") from e
+        self._calls.open()
 
     def revert(
         self,
@@ -88,19 +80,13 @@ class Reverter:
         :raises ClosedError: the object was closed.
         :raises PyxlsnapError: as with :func:`revert_snapshot`. The object can still be used.
         """
-        self._refuse_closed()
-        callbacks = Callbacks(on_progress=on_progress) if on_progress else Callbacks()
-        start = self._workers.start
-        return run_in(start, self._request, Reverted, callbacks, cancel=cancel, hooks=hooks)
+        return self._calls.run(
+            self._request, Reverted, on_progress=on_progress, cancel=cancel, hooks=hooks
+        )
 
     def close(self) -> None:
         """End the process, and wait for its end. Idempotent.
 
         A revert that is under way in another thread goes on to its end.
         """
-        self._closed = True
-        self._workers.close()
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ClosedError("this Reverter was closed: make another one")
+        self._calls.close()

@@ -25,6 +25,7 @@ from functools import partial
 
 from pyxlsnap import api, clones
 from pyxlsnap.aio.call import Call
+from pyxlsnap.aio.cloner import Cloner
 from pyxlsnap.aio.hooks import AsyncHooks, in_loop
 from pyxlsnap.aio.reverter import Reverter
 from pyxlsnap.api import StrPath
@@ -45,6 +46,7 @@ from pyxlsnap.snapshot_info import SnapshotInfo
 
 __all__ = [
     "AsyncHooks",
+    "Cloner",
     "Reverter",
     "can_snapshot",
     "clone_snapshot",

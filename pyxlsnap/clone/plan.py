@@ -23,6 +23,7 @@ from pyxlsnap.errors import ConfigError, Refused, Risky, UsageError
 from pyxlsnap.guest import checks, snapshot
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.read_once import read_saved
 from pyxlsnap.guest.risks import find_risks
 from pyxlsnap.guest.snapshot import Saved
 from pyxlsnap.journal import CloneEntry
@@ -165,7 +166,7 @@ class _Source:
 
 def _read(request: CloneRequest, cancel: Cancel, waiting: Callable[[str], None]) -> _Source:
     assert request.config
-    saved = snapshot.read_memory(request.config, request.cfgfile, cancel.check)
+    saved = read_saved(request.config, request.cfgfile, cancel.check)
     meta = saved.metadata
     name = snapshot.snapshot_name(request.config, request.cfgfile, meta)
     chosen = snapshot.choose_disks(request.config, request.cfgfile, meta, saved.config)

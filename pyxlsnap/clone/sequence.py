@@ -35,10 +35,10 @@ from pyxlsnap.guest.dom0_memory import Room
 from pyxlsnap.guest.held_memory import set_target_back
 from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.resume import patiently
-from pyxlsnap.guest.saved import open_stream
+from pyxlsnap.guest.saved import open_stream, read_memory_ahead
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
 from pyxlsnap.model import RunState
-from pyxlsnap.monitor.launch import keep_watched
+from pyxlsnap.monitor.launch import PreparedWatch
 from pyxlsnap.request import Callbacks, clone_command
 from pyxlsnap.results import Cloned, Progress, Step
 
@@ -60,6 +60,7 @@ class Cloning:
         self._callbacks = callbacks or Callbacks()
         self._cancel = cancel or Cancel()
         self._room = Room(host, plan.restored)
+        self._watch = PreparedWatch(self._callbacks)
         self._lines = LineFiles(plan.config, plan.old)
         self._journal = Journal(plan.uuid)
         self._entry = self._first_entry()
@@ -74,6 +75,7 @@ class Cloning:
         """The sequence. What can be made while the clone that is replaced runs is made then."""
         replaced = self._plan.old is not None
         return [
+            ("prepare", self._prepare),
             ("memory", self._make_room),
             ("check again", self._check_again),
             ("journal", self._write_journal),
@@ -106,6 +108,7 @@ class Cloning:
             raise self._failed(step, cause) from cause
         finally:
             self._room.release()
+            self._watch.close()
             self._open.close()
         warnings = (*self._plan.warnings, *self._warnings)
         return cloned(self._entry, self._running(), self._plan.state, warnings, self._seconds)
@@ -139,6 +142,11 @@ class Cloning:
 
     def _disk_state(self) -> dict[str, str]:
         return {k: v for s in self._plan.strategies for k, v in s.state().items()}
+
+    def _prepare(self) -> None:
+        self._watch.prepare(self._plan.config.name, self._plan.uuid)
+        # Before xl's lock is taken: this may take long.
+        read_memory_ahead(self._plan.saved.path, self._cancel.check)
 
     def _make_room(self) -> None:
         self._room.prepare(self._plan.guest, self._cancel.check)
@@ -203,12 +211,13 @@ class Cloning:
         return self._new
 
     def _unpause(self) -> None:
+        self._watch.begin()
         if self._plan.state is RunState.RUNNING:
             patiently(self._running(), self._running().unpause, self._plan.waiting)
 
     def _keep_watched(self) -> None:
         new = self._running()
-        self._warnings += keep_watched(self._callbacks.start_monitor, new.name, new.uuid)
+        self._warnings += self._watch.keep_watched(new.name, new.uuid)
 
     def _remove_old_disks(self) -> None:
         self._warnings += remove_old_disks(self._plan.old, self._plan.waiting)

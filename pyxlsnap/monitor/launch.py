@@ -13,7 +13,7 @@ from pyxlsnap.errors import OperationFailed, PyxlsnapError
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.processes import environment, python
 from pyxlsnap.monitor.xl import Xl, xl_process
-from pyxlsnap.request import ComingWatch, StartMonitor
+from pyxlsnap.request import Callbacks, ComingWatch, StartMonitor
 from pyxlsnap.text import command, readable
 
 log = logging.getLogger(__name__)
@@ -151,3 +151,39 @@ def keep_watched(
         f"no process watches {name} now{why}: after a reboot, power-off or crash the guest stays "
         f"down; to start a watch, run: {command(python('pyxlsnap.monitor', uuid))}"
     ]
+
+
+class PreparedWatch:
+    """The watch of a domain that is to be restored: its process waits for the domain. To be closed.
+
+    :param callbacks: start the process, if one is to watch the domain.
+    """
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self._callbacks = callbacks
+        self._coming: ComingWatch | None = None
+
+    def prepare(self, name: str, uuid: str) -> None:
+        """Start the process. If it cannot be started, :meth:`keep_watched` starts another."""
+        prepare = self._callbacks.prepare_monitor
+        if prepare is None or self._coming:
+            return
+        try:
+            self._coming = prepare(uuid)
+        except OSError as e:
+            log.info("no process waits to watch %s: %s", name, e.strerror)
+
+    def begin(self) -> None:
+        """Have the process watch the domain, which is restored."""
+        if self._coming:
+            self._coming.begin()
+
+    def keep_watched(self, name: str, uuid: str) -> list[str]:
+        """Make sure that a process watches the domain, if that was asked for; returns warnings."""
+        return keep_watched(self._callbacks.start_monitor, name, uuid, self._coming)
+
+    def close(self) -> None:
+        """Let the process end, if its watch has not begun. Idempotent."""
+        if self._coming:
+            self._coming.close()
+            self._coming = None

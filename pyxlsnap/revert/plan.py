@@ -17,6 +17,7 @@ from pyxlsnap.guest import checks, snapshot
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.held_memory import with_room
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.read_once import read_saved
 from pyxlsnap.guest.risks import find_risks
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.files import refusing_os_errors
@@ -26,7 +27,7 @@ from pyxlsnap.monitor.xl import about_foreground, xl_process
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Plan, PlannedDisk
 from pyxlsnap.revert.examination import Examination
-from pyxlsnap.revert.saved import config_of, read_saved
+from pyxlsnap.revert.saved import config_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +119,9 @@ def make_plan(
     :raises Risky: the revert cannot be shown to be safe, and ``force`` is not set.
     """
     refuse_limits()
-    saved = read_saved(request, cancel)
-    wanted, meta = config_of(request), saved.metadata
+    wanted = config_of(request)
+    saved = read_saved(wanted, request.cfgfile, cancel.check)
+    meta = saved.metadata
     guest, config = _domain(host, request, saved.config, half_way)
     name = snapshot.snapshot_name(wanted, request.cfgfile, meta)
     chosen = snapshot.choose_disks(wanted, request.cfgfile, meta, config)

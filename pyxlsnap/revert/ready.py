@@ -5,7 +5,6 @@ process that will watch the domain is started. All of it can be taken back: :fun
 that for a revert that was killed, too.
 """
 
-import errno
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,18 +13,13 @@ from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import NeedsAttention
-from pyxlsnap.guest.saved import reading
+from pyxlsnap.guest.saved import read_memory_ahead
 from pyxlsnap.journal import RevertEntry
-from pyxlsnap.linux.read_ahead import read_ahead
-from pyxlsnap.monitor.launch import keep_watched
-from pyxlsnap.request import Callbacks, ComingWatch
+from pyxlsnap.monitor.launch import PreparedWatch
+from pyxlsnap.request import Callbacks
 from pyxlsnap.revert.plan import RevertPlan
 
 log = logging.getLogger(__name__)
-
-#: errors that tell nothing of the memory file: there is no memory to read it ahead, or its
-#: filesystem does not tell where it has holes
-_NOT_THE_FILE = (errno.ENOMEM, errno.EAGAIN, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Ready:
@@ -33,8 +27,7 @@ class Ready:
 
     def __init__(self, plan: RevertPlan, callbacks: Callbacks) -> None:
         self._plan = plan
-        self._callbacks = callbacks
-        self._watch: ComingWatch | None = None
+        self.watch = PreparedWatch(callbacks)
 
     def make(self, check: Callable[[], None]) -> None:
         """Make all ready.
@@ -42,45 +35,11 @@ class Ready:
         :param check: called often; an exception from it ends the work.
         :raises PyxlsnapError: a disk could not be prepared, or the memory file cannot be read.
         """
-        self._start_watch()
+        self.watch.prepare(self._plan.config.name, self._plan.config.uuid)
         for strategy in self._plan.strategies:
             if isinstance(strategy, PreparingStrategy):
                 strategy.prepare_revert(check)
-        self._read_memory(check)
-
-    def _start_watch(self) -> None:
-        prepare = self._callbacks.prepare_monitor
-        if prepare is None or self._watch:
-            return
-        try:
-            self._watch = prepare(self._plan.config.uuid)
-        except OSError as e:  # a watch is started later
-            log.info("no process waits to watch %s: %s", self._plan.config.name, e.strerror)
-
-    def _read_memory(self, check: Callable[[], None]) -> None:
-        """The restore reads the same: what cannot be read must be found before the destroy.
-
-        :raises BadMemoryFile: the file, or a part of it, cannot be read.
-        """
-        path = self._plan.memory_path
-        with reading(path) as file:
-            try:
-                count = read_ahead(file.fileno(), check)
-            except OSError as e:
-                if e.errno not in _NOT_THE_FILE:
-                    raise
-                log.info("%s was not read ahead: %s", path, e.strerror)
-            else:
-                log.info("read %d MiB of %s ahead", count >> 20, path)
-
-    def begin_watch(self) -> None:
-        """Have the waiting process watch the domain, which is restored."""
-        if self._watch:
-            self._watch.begin()
-
-    def keep_watched(self, name: str, uuid: str) -> list[str]:
-        """Make sure that a process watches the domain, if that was asked for; returns warnings."""
-        return keep_watched(self._callbacks.start_monitor, name, uuid, self._watch)
+        read_memory_ahead(self._plan.memory_path, check)
 
     def undo(self) -> list[str]:
         """Take all back; returns what could not be, a line each."""
@@ -89,9 +48,7 @@ class Ready:
 
     def close(self) -> None:
         """Let the waiting process end, if its watch has not begun. Idempotent."""
-        if self._watch:
-            self._watch.close()
-            self._watch = None
+        self.watch.close()
 
 
 def take_back(entry: RevertEntry) -> list[str]:

@@ -1,38 +1,8 @@
-"""What the memory file of a snapshot says of its domain, without the memory.
+"""What the cfgfile of a request, and the header of its memory file, say of the domain."""
 
-A process that is copied for each of many reverts reads the file once (:func:`keep`): its copies do
-not read an unchanged file to its end again.
-"""
-
-import os
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import BinaryIO
-
-from pyxlsnap.cancel import Cancel
-from pyxlsnap.dataclass import dataclass
-from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.guest import snapshot
-from pyxlsnap.guest.saved import file_version, memory_path, reading
-from pyxlsnap.guest.snapshot import Saved, read_memory
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.request import RevertRequest
-
-# A file that was changed so shortly before may be changed again without a sign: the kernel notes
-# the time of a change in steps of some milliseconds.
-_SETTLED_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    saved: Saved
-    #: when the file, or what the kernel knows of it, was changed, nanoseconds since the epoch
-    changed: int
-
-
-#: what :func:`keep` has read last, if that was whole
-_kept: _Kept | None = None
 
 
 def config_of(request: RevertRequest) -> SnapshotConfig:
@@ -44,51 +14,6 @@ def config_of(request: RevertRequest) -> SnapshotConfig:
 def saved_uuid(request: RevertRequest) -> str:
     """The uuid of the domain in a memory file. Reads the header only, not the memory.
 
-    :raises ConfigError, BadMemoryFile: as :func:`read_saved`.
+    :raises ConfigError, BadMemoryFile: as :func:`pyxlsnap.guest.snapshot.read_memory`.
     """
     return snapshot.saved_uuid(config_of(request), request.cfgfile)
-
-
-def read_saved(request: RevertRequest, cancel: Cancel) -> Saved:
-    """Read the memory file from its header to its END, unless it is unchanged since :func:`keep`.
-
-    :raises ConfigError, BadMemoryFile: the cfgfile names no memory file, or a damaged one.
-    :raises Cancelled: ``cancel`` was set.
-    """
-    path = _path(request)
-    with reading(path) as file:
-        kept = _kept_of(path, file)
-    return kept or read_memory(config_of(request), request.cfgfile, cancel.check)
-
-
-def keep(request: RevertRequest, check: Callable[[], None]) -> None:
-    """Read the memory file now, for the reverts of copies of this process.
-
-    A file that cannot be read is left to the revert, which says what is wrong.
-
-    :param request: with the content of its cfgfile.
-    :param check: called often; an exception of it ends the reading, and is raised.
-    """
-    global _kept
-    try:
-        path = _path(request)
-        with reading(path) as file:
-            if _kept_of(path, file):
-                return
-            _kept = None
-            changed = os.fstat(file.fileno()).st_ctime_ns
-        if abs(time.time() - changed / 1e9) > _SETTLED_S:
-            _kept = _Kept(read_memory(config_of(request), request.cfgfile, check), changed)
-    except PyxlsnapError:
-        _kept = None
-
-
-def _kept_of(path: Path, file: BinaryIO) -> Saved | None:
-    """What was read of a file, if it is that file still, and unchanged."""
-    if _kept is None or _kept.saved.path != path or _kept.saved.version != file_version(file):
-        return None
-    return _kept.saved if _kept.changed == os.fstat(file.fileno()).st_ctime_ns else None
-
-
-def _path(request: RevertRequest) -> Path:
-    return memory_path(config_of(request), request.cfgfile)

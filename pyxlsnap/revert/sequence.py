@@ -244,7 +244,7 @@ class Reversion:
 
     def _unpause(self) -> None:
         assert self._new
-        self._ready.begin_watch()
+        self._ready.watch.begin()
         if self._plan.state is RunState.RUNNING:
             patiently(self._new, self._new.unpause, self._plan.waiting)
         if self._off_since is not None:
@@ -252,7 +252,7 @@ class Reversion:
 
     def _keep_watched(self) -> None:
         assert self._new
-        self._warnings += self._ready.keep_watched(self._new.name, self._new.uuid)
+        self._warnings += self._ready.watch.keep_watched(self._new.name, self._new.uuid)
 
     def _finish_disks(self) -> None:
         assert self._new

@@ -30,7 +30,7 @@ log = logging.getLogger("pyxlsnap")
 
 _EXIT_S = 20.0  # includes the supervisor's wait for the worker
 _STDERR_BYTES = 4096
-_HARMLESS = ("checking", "journal", "check again")
+_HARMLESS = ("checking", "journal", "prepare", "check again")
 
 
 class WorkerClient:

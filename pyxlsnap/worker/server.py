@@ -86,7 +86,7 @@ def serve(request: Request, client: ClientLink, callbacks: Callbacks, cancel: Ca
             client.finish(_outcome(request, lambda: contents.read(request)))
             return
         # First, without libxl: a wrong cfgfile is an error on any host.
-        ready = _with_cfgfile(request)
+        ready = with_cfgfile(request)
         with Toolstack(operation=request.operation, domain=request.domain or "") as host:
             # Send the result before libxl is closed: libxl may abort the process there.
             client.finish(_outcome(request, lambda: perform(host, ready, callbacks, cancel)))
@@ -94,7 +94,11 @@ def serve(request: Request, client: ClientLink, callbacks: Callbacks, cancel: Ca
     client.finish(_outcome(request, work))  # dropped if a result was sent
 
 
-def _with_cfgfile(request: Request) -> Request:
+def with_cfgfile(request: Request) -> Request:
+    """The request with the content of its cfgfile, if it names one. Needs no Xen.
+
+    :raises PyxlsnapError: the cfgfile is wrong, or another value is that can be checked here.
+    """
     match request:
         case CreateRequest():
             from pyxlsnap.create.operation import read_cfgfile as read_creates

@@ -1,12 +1,12 @@
-"""The process from which the workers of many reverts are copied: it is warm.
+"""The process from which the workers of many reverts, or clones, are copied: it is warm.
 
 A caller starts it as ``python -m pyxlsnap.worker.warm``, with a socket as its standard input. The
-process loads all modules that a revert and its undo need, and reads the memory file once. It has
-one thread, opens no libxl, locks nothing and changes nothing. Each of its copies becomes a worker
-process like one that was started by exec (:mod:`pyxlsnap.worker.server`), with a supervisor of its
-own. The process ends when its caller closes the socket, or ends.
+process loads all modules that the operation and its undo need, and reads the memory file once. It
+has one thread, opens no libxl, locks nothing and changes nothing. Each of its copies becomes a
+worker process like one that was started by exec (:mod:`pyxlsnap.worker.server`), with a supervisor
+of its own. The process ends when its caller closes the socket, or ends.
 
-The caller sends one ``request`` first. For each revert it sends ``stderr`` and then ``connection``,
+The caller sends one ``request`` first. For each worker it sends ``stderr`` and then ``connection``,
 each with a descriptor. The answer is ``forked``, with a pidfd of the worker, or ``error``.
 """
 
@@ -15,14 +15,14 @@ import select
 import socket
 
 from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.guest.read_once import keep
 from pyxlsnap.linux.fork import name_process
 from pyxlsnap.linux.processes import fresh_signals
-from pyxlsnap.request import RevertRequest, request_from_plain
-from pyxlsnap.revert.operation import read_cfgfile
-from pyxlsnap.revert.saved import keep
+from pyxlsnap.request import Repeatable, request_from_plain
 from pyxlsnap.serialize import Message
-from pyxlsnap.worker import modules, server
+from pyxlsnap.worker import modules
 from pyxlsnap.worker.channel import Channel
+from pyxlsnap.worker.server import with_cfgfile  # and the whole of it, for the copies
 from pyxlsnap.worker.start import fork_worker
 
 
@@ -33,7 +33,7 @@ class _Wanted(Exception):
 class Warm:
     """The process: makes its copies, and waits for their end."""
 
-    def __init__(self, channel: Channel, request: RevertRequest) -> None:
+    def __init__(self, channel: Channel, request: Repeatable) -> None:
         self._channel = channel
         self._request = request
         #: the pid of each copy, by its pidfd
@@ -55,7 +55,10 @@ class Warm:
     def _keep_memory(self) -> None:
         """Read the memory file while nothing else is to be done."""
         try:
-            keep(read_cfgfile(self._request), self._check_idle)
+            ready = with_cfgfile(self._request)
+            assert isinstance(ready, Repeatable)
+            assert ready.config
+            keep(ready.config, ready.cfgfile, self._check_idle)
         except (_Wanted, PyxlsnapError):
             pass  # the worker reads the files, and says what is wrong
 
@@ -105,9 +108,8 @@ def main() -> None:
     if message is None:
         return
     request = request_from_plain(message["request"])
-    assert isinstance(request, RevertRequest)
+    assert isinstance(request, Repeatable)
     modules.load(request)
-    assert server  # loaded here, for the copies
     Warm(channel, request).run()
 
 

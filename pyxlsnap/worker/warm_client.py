@@ -1,4 +1,4 @@
-"""The caller's side of a warm process: has it make a worker process for each revert."""
+"""The caller's side of a warm process: has it make a worker process for each call."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from typing import IO
 
 from pyxlsnap.linux.processes import Process, reap
-from pyxlsnap.request import RevertRequest, request_to_plain
+from pyxlsnap.request import Repeatable, request_to_plain
 from pyxlsnap.serialize import Message
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.start import start_python
@@ -26,7 +26,7 @@ class _WarmProcess:
     :raises OSError: it could not be started.
     """
 
-    def __init__(self, request: RevertRequest) -> None:
+    def __init__(self, request: Repeatable) -> None:
         self.owner = os.getpid()
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
@@ -81,7 +81,7 @@ class WarmWorkers:
     In a copy of the calling process (``os.fork()``) it starts a process for that copy.
     """
 
-    def __init__(self, request: RevertRequest) -> None:
+    def __init__(self, request: Repeatable) -> None:
         self._request = request
         self._warm: _WarmProcess | None = None
         self._lock = threading.Lock()

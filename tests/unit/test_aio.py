@@ -80,7 +80,7 @@ def cfgfile(tmp_path: Path) -> Path:
 
 def test_every_function_is_there_with_the_same_signature() -> None:
     functions = {n for n in pyxlsnap.__all__ if inspect.isfunction(getattr(pyxlsnap, n))}
-    assert set(aio.__all__) == functions | {"AsyncHooks", "Reverter"}
+    assert set(aio.__all__) == functions | {"AsyncHooks", "Cloner", "Reverter"}
     for name in functions:
         assert inspect.iscoroutinefunction(getattr(aio, name))
         ours = str(inspect.signature(getattr(aio, name)))
@@ -90,12 +90,14 @@ def test_every_function_is_there_with_the_same_signature() -> None:
         )
 
 
-def test_the_reverter_has_the_same_methods_with_the_same_signatures() -> None:
-    ours, others = aio.Reverter, pyxlsnap.Reverter
+@pytest.mark.parametrize(("cls", "method"), [("Reverter", "revert"), ("Cloner", "clone")])
+def test_a_class_has_the_same_methods_with_the_same_signatures(cls: str, method: str) -> None:
+    ours, others = getattr(aio, cls), getattr(pyxlsnap, cls)
     assert str(inspect.signature(ours)) == str(inspect.signature(others))
-    said = str(inspect.signature(ours.revert)).replace("aio.hooks.AsyncHooks", "hooks.Hooks")
-    assert said == str(inspect.signature(others.revert))
-    assert inspect.iscoroutinefunction(ours.revert)
+    found = getattr(ours, method)
+    said = str(inspect.signature(found)).replace("aio.hooks.AsyncHooks", "hooks.Hooks")
+    assert said == str(inspect.signature(getattr(others, method)))
+    assert inspect.iscoroutinefunction(found)
     assert inspect.iscoroutinefunction(ours.close)
 
 
@@ -135,6 +137,43 @@ class TestReverter:
             async with asyncio.timeout(None) as timeout:
                 async with aio.Reverter("vm1", cfgfile) as reverter:
                     await reverter.revert(on_progress=ending(timeout))
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(go())
+        assert children() == []
+
+
+class TestCloner:
+    def test_clones_again_and_again_and_callbacks_are_called_in_the_loop(
+        self, worker: StandIn, cfgfile: Path
+    ) -> None:
+        seen: list[object] = []
+
+        async def made(moment: Moment) -> None:
+            await asyncio.sleep(0)
+            seen.append(moment.domid)
+
+        def edit(values: dict[str, Any]) -> None:
+            seen.append((asyncio.get_running_loop(), dict(values)))
+
+        async def go() -> None:
+            async with aio.Cloner(cfgfile, "c1", edit=edit) as cloner:
+                for _ in range(2):
+                    hooks = aio.AsyncHooks(after_clone=made)
+                    assert await cloner.clone(hooks=hooks) == ordinary.CLONED
+                assert len(children()) == 1
+            assert children() == []
+            assert seen == [(asyncio.get_running_loop(), {}), 9] * 2
+
+        asyncio.run(go())
+
+    def test_a_cancelled_task_leaves_no_process(self, worker: StandIn, cfgfile: Path) -> None:
+        worker.set(clone=warm.clone_waits_and_is_cancelled)
+
+        async def go() -> None:
+            async with asyncio.timeout(None) as timeout:
+                async with aio.Cloner(cfgfile, "c1") as cloner:
+                    await cloner.clone(on_progress=ending(timeout))
 
         with pytest.raises(TimeoutError):
             asyncio.run(go())

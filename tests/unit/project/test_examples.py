@@ -3,6 +3,8 @@
 import asyncio
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -115,6 +117,25 @@ def test_a_block_device_is_not_made_as_a_file(
     assert "\nblockdev --getsize64 /dev/vg/a\n" in said
 
 
+class FakeCloner:
+    """Makes one of the clones."""
+
+    def __init__(self, sandboxes: "Sandboxes", _cfgfile: str, name: str, **_: Any) -> None:
+        self._sandboxes, self._name = sandboxes, name
+        sandboxes.open.add(name)
+
+    async def clone(self, **_: Any) -> Any:
+        there, name = self._sandboxes.there, self._name
+        there.pop(name, None)  # it is replaced
+        if name in self._sandboxes.unmade:
+            raise OperationFailed(f"no {name}", step="restore")
+        there[name] = SimpleNamespace(domain=name, domid=1)
+        return there[name]
+
+    async def close(self) -> None:
+        self._sandboxes.open.discard(self._name)
+
+
 class Sandboxes:
     """Clones as the pool of the example makes and deletes them."""
 
@@ -124,16 +145,11 @@ class Sandboxes:
         #: the names of those that cannot be made, or not be deleted
         self.unmade: set[str] = set()
         self.undeletable: set[str] = set()
-        monkeypatch.setattr(self.example.aio, "clone_snapshot", self.clone)
+        #: the names of those that can be made
+        self.open: set[str] = set()
+        monkeypatch.setattr(self.example.aio, "Cloner", partial(FakeCloner, self))
         monkeypatch.setattr(self.example.aio, "delete_clone", self.delete)
         monkeypatch.setattr(self.example, "start", lambda _: None)
-
-    async def clone(self, _cfgfile: str, name: str, **_: Any) -> Any:
-        self.there.pop(name, None)  # it is replaced
-        if name in self.unmade:
-            raise OperationFailed(f"no {name}", step="restore")
-        self.there[name] = SimpleNamespace(domain=name, domid=1)
-        return self.there[name]
 
     async def delete(self, name: str) -> None:
         if name not in self.there:
@@ -144,8 +160,10 @@ class Sandboxes:
 
 
 @pytest.fixture
-def sandboxes(monkeypatch: pytest.MonkeyPatch) -> Sandboxes:
-    return Sandboxes(monkeypatch)
+def sandboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandboxes]:
+    found = Sandboxes(monkeypatch)
+    yield found
+    assert not found.open
 
 
 def test_a_sandbox_that_cannot_be_made_anew(sandboxes: Sandboxes) -> None:

@@ -24,7 +24,7 @@ from tests.unit.support.values import OTHER_UUID, UUID
 #: the blocks that are run here
 HERE = {
     ("backups", 0), ("backups", 1), ("backups", 2), ("backups", 3),
-    ("clones", 0), ("clones", 1),
+    ("clones", 0), ("clones", 1), ("clones", 2),
     ("disaster-recovery", 0), ("disaster-recovery", 1),
     ("library", 0), ("library", 4),
     ("many-hosts", 0), ("many-hosts", 1), ("many-hosts", 2),
@@ -159,6 +159,12 @@ def test_a_clone_of_a_program(site: Site) -> None:
     operations.create(site.world.host, "web1", Config("base"))
     assert site.run("clones", 1) == "()\n"
     assert clone_names(site) == []
+
+
+def test_a_clone_that_is_made_anew(site: Site) -> None:
+    operations.create(site.world.host, "web1", Config("base"))
+    assert site.run("clones", 2) == "first False\nsecond True\n"
+    assert clone_names(site) == ["vm1"]
 
 
 def test_a_snapshot_of_a_program(site: Site) -> None:

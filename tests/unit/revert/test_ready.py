@@ -19,29 +19,8 @@ from tests.unit.support import operations
 from tests.unit.support.faults import run_until
 from tests.unit.support.operations import plan_create, plan_revert
 from tests.unit.support.values import UUID
+from tests.unit.support.watch import FakeWatch
 from tests.unit.support.world import World
-
-
-class FakeWatch:
-    """A process that is to watch the domain."""
-
-    def __init__(self, world: World, *, there: bool = True) -> None:
-        self._world, self._there = world, there
-
-    def start(self, uuid: str) -> "FakeWatch":
-        assert uuid == UUID
-        self._world.events.append("watch waits")
-        return self
-
-    def begin(self) -> None:
-        self._world.events.append("watch begins")
-
-    def has_begun(self) -> bool:
-        self._world.events.append("watch asked")
-        return self._there
-
-    def close(self) -> None:
-        self._world.events.append("watch closed")
 
 
 class Case:
@@ -265,7 +244,7 @@ def test_the_memory_file_is_read_ahead(case: Case, monkeypatch: pytest.MonkeyPat
         assert "destroy" not in case.world.events
         return 0
 
-    monkeypatch.setattr("pyxlsnap.revert.ready.read_ahead", record)
+    monkeypatch.setattr("pyxlsnap.guest.saved.read_ahead", record)
     case.run()
     assert read == [real]
 
@@ -274,7 +253,7 @@ def cannot_read(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_fd: int, _check: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("pyxlsnap.revert.ready.read_ahead", fail)
+    monkeypatch.setattr("pyxlsnap.guest.saved.read_ahead", fail)
 
 
 def test_a_memory_file_that_cannot_be_read_is_found_before_the_destroy(

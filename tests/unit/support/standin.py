@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap.results import Deleted, Feasibility, Progress, Recovered, Reverted, Snapshot
+from pyxlsnap.results import Cloned, Deleted, Feasibility, Progress, Recovered, Reverted, Snapshot
 from tests.unit.support.scenarios import ordinary
 from tests.unit.support.sites import import_from, write_site
 from tests.unit.support.standin_site import Call
@@ -35,6 +35,7 @@ class StandIn:
         close: Callable[[Call], None] = ordinary.nothing,
         monitor: Callable[[Call], None] = ordinary.nothing,
         revert: Callable[[Call], Reverted] = ordinary.reverted,
+        clone: Callable[[Call], Cloned] = ordinary.cloned,
         delete: Callable[[Call], Deleted] = ordinary.deleted,
         watch: Callable[[Call], None] = ordinary.nothing,
         feasibility: Callable[[Call], Feasibility] = ordinary.possible,
@@ -46,6 +47,7 @@ class StandIn:
             "close": close,
             "monitor": monitor,
             "revert": revert,
+            "clone": clone,
             "delete": delete,
             "watch": watch,
             "feasibility": feasibility,

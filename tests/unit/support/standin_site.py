@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn, cast
 
+import pyxlsnap.clone.operation
 import pyxlsnap.create.feasibility
 import pyxlsnap.create.operation
 import pyxlsnap.delete.operation
@@ -32,6 +33,7 @@ from pyxlsnap.model import RunState, SnapshotConfig
 from pyxlsnap.monitor.launch import is_to_begin
 from pyxlsnap.request import (
     Callbacks,
+    CloneRequest,
     CreateRequest,
     DeleteRequest,
     FeasibilityRequest,
@@ -42,6 +44,8 @@ from pyxlsnap.request import (
     StartMonitor,
 )
 from pyxlsnap.results import (
+    CloneConfiguration,
+    Cloned,
     Deleted,
     Feasibility,
     OnEvent,
@@ -82,7 +86,7 @@ class Call:
     live: bool = False
     max_downtime: float | None = None
     max_rate: float | None = None
-    #: running, force and keep_current of a revert
+    #: running, force and keep_current of a revert; uuid, replace and edited of a clone
     options: Mapping[str, object] = field(default_factory=dict)
     on_progress: OnProgress = lambda _: None
     on_event: OnEvent = lambda _: None
@@ -189,6 +193,16 @@ class _Operations:
         call = replace(self._call(request, callbacks), options=options, cancel=cancel)
         return cast(Reverted, self._scenarios["revert"](call))
 
+    def clone(
+        self, host: Host, request: CloneRequest, callbacks: Callbacks, cancel: Cancel
+    ) -> Cloned:
+        options = {key: getattr(request, key) for key in ("uuid", "replace", "edited")}
+        call = replace(self._call(request, callbacks), options=options, cancel=cancel)
+        return cast(Cloned, self._scenarios["clone"](call))
+
+    def configuration(self, *_: object) -> CloneConfiguration:
+        return CloneConfiguration(UUID, "{}")
+
     def delete(
         self, host: Host, request: DeleteRequest, callbacks: Callbacks, cancel: Cancel
     ) -> Deleted:
@@ -202,7 +216,9 @@ class _Operations:
         )
         return cast(Deleted, self._scenarios["delete"](call))
 
-    def _call(self, request: CreateRequest | RevertRequest, callbacks: Callbacks) -> Call:
+    def _call(
+        self, request: CreateRequest | RevertRequest | CloneRequest, callbacks: Callbacks
+    ) -> Call:
         asked = callbacks.before_suspend is not Callbacks().before_suspend
         return Call(
             here=self._here,
@@ -266,6 +282,8 @@ def _put_in_place(operations: _Operations) -> None:
         (pyxlsnap.create.operation, "preview", operations.preview),
         (pyxlsnap.revert.operation, "revert", operations.revert),
         (pyxlsnap.revert.operation, "preview", operations.preview),
+        (pyxlsnap.clone.operation, "clone", operations.clone),
+        (pyxlsnap.clone.operation, "configuration", operations.configuration),
         (pyxlsnap.delete.operation, "delete", operations.delete),
         (pyxlsnap.recovery.operation, "recover", operations.recover),
         (pyxlsnap.monitor.actions, "monitor", operations.monitor),

@@ -42,7 +42,7 @@ from pyxlsnap.request import (
 from pyxlsnap.results import Step
 from pyxlsnap.revert.sequence import Reversion
 from pyxlsnap.worker import modules
-from pyxlsnap.worker.server import _with_cfgfile, perform
+from pyxlsnap.worker.server import perform, with_cfgfile
 from tests.unit.support import operations
 from tests.unit.support.faults import run_until
 from tests.unit.support.guest import FakeGuest
@@ -184,7 +184,7 @@ def do(world: World, kind: str) -> None:
     elif isinstance(request, CloneConfigurationRequest):
         clone = replace(request.clone, cfgfile=str(world.root / "first.cfg"))
         request = CloneConfigurationRequest(clone=clone)
-    perform(world.host, _with_cfgfile(request), Callbacks(), Cancel())
+    perform(world.host, with_cfgfile(request), Callbacks(), Cancel())
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_a_guest_with_a_qemu_is_told_of_before_the_lock(
         will_ask_qemu=lambda: seen.append("asks"), share_lock=lambda *_: seen.append("lock")
     )
     with suppress(PyxlsnapError):
-        perform(taken.host, _with_cfgfile(request), callbacks, Cancel())
+        perform(taken.host, with_cfgfile(request), callbacks, Cancel())
     assert seen[: len(asked)] == asked
 
 

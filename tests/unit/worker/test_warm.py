@@ -26,6 +26,7 @@ from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.results import Progress
 from pyxlsnap.worker import warm_client
 from tests.host_state import children
+from tests.unit.support.processes import lives
 from tests.unit.support.scenarios import ordinary, warm
 from tests.unit.support.scenarios.ordinary import REVERTED
 from tests.unit.support.standin import StandIn
@@ -184,13 +185,6 @@ def test_all_of_it_ends_when_the_caller_is_killed(worker: StandIn, cfgfile: Path
     pids = (worker.here / "pids").read_text().split()
     assert len(pids) == 3
     assert eventually(lambda: not any(lives(int(pid)) for pid in pids))
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_copy_of_the_host_has_a_warm_process_of_its_own(reverter: Reverter) -> None:

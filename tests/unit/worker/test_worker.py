@@ -222,6 +222,13 @@ class TestTheWorkerDies:
             api.create_snapshot("vm1", on_progress=kill_by_progress)
         assert caught.value.left == ("recovered",)
 
+    def test_in_its_preparations_and_nothing_is_unreported(self, worker: StandIn) -> None:
+        """A clone prepares before it has a journal: a recovery finds nothing to do."""
+        worker.set(deaths.in_its_preparations, recover=deaths.found_nothing)
+        with pytest.raises(OperationFailed, match="everything is as before") as caught:
+            api.create_snapshot("vm1")
+        assert type(caught.value) is OperationFailed
+
     def test_while_a_child_of_the_caller_has_copies_of_everything(self, worker: StandIn) -> None:
         """A daemon that forks without exec: its child keeps our descriptors open."""
         worker.set(deaths.with_the_lock)

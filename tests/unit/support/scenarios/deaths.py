@@ -92,7 +92,17 @@ def aborted_in_closing(_: Call) -> NoReturn:
     die(signal.SIGABRT)
 
 
+def in_its_preparations(call: Call) -> NoReturn:
+    call.take_lock()
+    call.report("prepare")
+    die()
+
+
 # Recoveries
+
+
+def found_nothing(_: Call) -> Recovered:
+    return Recovered((), rolled_back=True)
 
 
 def found_done(_: Call) -> Recovered:

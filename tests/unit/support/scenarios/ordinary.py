@@ -7,7 +7,15 @@ from typing import NoReturn
 
 from pyxlsnap.errors import AlreadyExists, Interrupted, NeedsAttention, Refused
 from pyxlsnap.model import RunState
-from pyxlsnap.results import Artefact, Deleted, Feasibility, Recovered, Reverted, Snapshot
+from pyxlsnap.results import (
+    Artefact,
+    Cloned,
+    Deleted,
+    Feasibility,
+    Recovered,
+    Reverted,
+    Snapshot,
+)
 from tests.unit.support.processes import caller
 from tests.unit.support.standin_site import Call
 from tests.unit.support.values import UUID
@@ -27,6 +35,7 @@ SNAPSHOT = Snapshot(
     seconds_suspended=0.25,
 )
 REVERTED = Reverted("snap", "vm1", 9, UUID, RunState.PAUSED, ("xvda",), ("w",))
+CLONED = Cloned("snap", "c1", 9, UUID, RunState.PAUSED, (), (), (), ("w",))
 DELETED = Deleted("snap", "vm1", UUID, "/c", ("removed /c",), ("w",))
 
 
@@ -40,6 +49,10 @@ def taken(_: Call) -> Snapshot:
 
 def reverted(_: Call) -> Reverted:
     return REVERTED
+
+
+def cloned(_: Call) -> Cloned:
+    return CLONED
 
 
 def deleted(call: Call) -> Deleted:

@@ -1,4 +1,4 @@
-"""Reverts in workers that are copies of a warm process."""
+"""Reverts and clones in workers that are copies of a warm process."""
 
 import os
 import signal
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from pyxlsnap.errors import Interrupted
-from pyxlsnap.results import Reverted
+from pyxlsnap.results import Cloned, Reverted
 from tests.unit.support.scenarios import apart, deaths, ordinary
-from tests.unit.support.scenarios.ordinary import REVERTED
+from tests.unit.support.scenarios.ordinary import CLONED, REVERTED
 from tests.unit.support.standin_site import Call
 
 
@@ -58,3 +58,25 @@ def is_cancelled(call: Call) -> Reverted:
 
 def waits_and_is_cancelled(call: Call) -> Reverted:
     ordinary.rolled_back(call)
+
+
+def clone_locks_and_ends(call: Call) -> Cloned:
+    locks_and_ends(call)
+    return CLONED
+
+
+def clone_says_its_options(call: Call) -> Cloned:
+    call.say(call.options)
+    return CLONED
+
+
+def clone_dies(call: Call) -> Cloned:
+    deaths.with_the_lock_by_itself(call)
+
+
+def clone_waits_and_is_cancelled(call: Call) -> Cloned:
+    ordinary.rolled_back(call)
+
+
+def clone_tells_all_and_rolls_back(call: Call) -> NoReturn:
+    tells_all_and_rolls_back(call)

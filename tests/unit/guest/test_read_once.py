@@ -1,21 +1,19 @@
-"""What is kept of a memory file for many reverts, and when the file is read again."""
+"""What is kept of a memory file for many operations, and when the file is read again."""
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from pyxlsnap import memory
-from pyxlsnap.cancel import Cancel
+from pyxlsnap import cfgfile, memory
 from pyxlsnap.errors import BadMemoryFile
-from pyxlsnap.guest import snapshot
+from pyxlsnap.guest import read_once, snapshot
+from pyxlsnap.guest.snapshot import Saved
 from pyxlsnap.model import SnapshotConfig
-from pyxlsnap.request import RevertRequest
-from pyxlsnap.revert import saved
-from pyxlsnap.revert.operation import read_cfgfile
 from tests.unit.support import operations
 from tests.unit.support.world import World
 
@@ -30,15 +28,34 @@ class Wanted(Exception):
 
 @pytest.fixture(autouse=True)
 def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saved, "_kept", None)
-    monkeypatch.setattr(saved, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(read_once, "_kept", None)
+    monkeypatch.setattr(read_once, "_SETTLED_S", -1.0)
+
+
+@dataclass
+class Snapshot:
+    """A snapshot that many operations need."""
+
+    cfgfile: str
+    wanted: SnapshotConfig
+
+    @property
+    def path(self) -> Path:
+        assert self.wanted.memory_path
+        return Path(self.wanted.memory_path)
+
+    def read(self) -> Saved:
+        return read_once.read_saved(self.wanted, self.cfgfile, ignore)
+
+    def keep(self, check: Callable[[], None] = ignore) -> None:
+        read_once.keep(self.wanted, self.cfgfile, check)
 
 
 @pytest.fixture
-def request_(world: World) -> RevertRequest:
+def taken(world: World) -> Snapshot:
     world.guest(world.image("xvda"))
-    taken = operations.create(world.host, "vm1", SnapshotConfig(name="snap"))
-    return read_cfgfile(RevertRequest(domain="vm1", cfgfile=taken.cfgfile))
+    made = operations.create(world.host, "vm1", SnapshotConfig(name="snap"))
+    return Snapshot(made.cfgfile, cfgfile.read(Path(made.cfgfile)))
 
 
 @pytest.fixture
@@ -55,17 +72,11 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     return found  # type: ignore[return-value]
 
 
-def path_of(request: RevertRequest) -> Path:
-    assert request.config
-    assert request.config.memory_path
-    return Path(request.config.memory_path)
-
-
-def test_an_unchanged_file_is_read_once(request_: RevertRequest, walks: list[str]) -> None:
-    fresh = saved.read_saved(request_, Cancel())
+def test_an_unchanged_file_is_read_once(taken: Snapshot, walks: list[str]) -> None:
+    fresh = taken.read()
     for _ in range(3):
-        saved.keep(request_, ignore)
-        assert saved.read_saved(request_, Cancel()) == fresh
+        taken.keep()
+        assert taken.read() == fresh
     assert len(walks) == 2
 
 
@@ -90,54 +101,54 @@ def written_to_and_dated_back(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [touched, replaced_by_a_copy, written_to_and_dated_back])
 def test_a_changed_file_is_read_again(
-    request_: RevertRequest, walks: list[str], change: Callable[[Path], None]
+    taken: Snapshot, walks: list[str], change: Callable[[Path], None]
 ) -> None:
-    saved.keep(request_, ignore)
-    before = saved.read_saved(request_, Cancel())
+    taken.keep()
+    before = taken.read()
     assert len(walks) == 1
-    change(path_of(request_))
-    assert saved.read_saved(request_, Cancel()).config == before.config
+    change(taken.path)
+    assert taken.read().config == before.config
     assert len(walks) == 2
-    saved.keep(request_, ignore)
-    saved.read_saved(request_, Cancel())
+    taken.keep()
+    taken.read()
     assert len(walks) == 3
 
 
-def test_another_file_is_read(request_: RevertRequest, walks: list[str], tmp_path: Path) -> None:
-    saved.keep(request_, ignore)
-    path = path_of(request_)
+def test_another_file_is_read(taken: Snapshot, walks: list[str], tmp_path: Path) -> None:
+    taken.keep()
+    path = taken.path
     other = path.with_name("other.save")
     path.rename(other)  # the same file under another name, but for the time of its change
     with pytest.raises(BadMemoryFile):
-        saved.read_saved(request_, Cancel())
+        taken.read()
     assert len(walks) == 1
 
 
-def test_a_damaged_file_is_not_kept(request_: RevertRequest, walks: list[str]) -> None:
-    saved.keep(request_, ignore)
-    path = path_of(request_)
+def test_a_damaged_file_is_not_kept(taken: Snapshot, walks: list[str]) -> None:
+    taken.keep()
+    path = taken.path
     os.truncate(path, path.stat().st_size - 5)
-    saved.keep(request_, ignore)
+    taken.keep()
     with pytest.raises(BadMemoryFile):
-        saved.read_saved(request_, Cancel())
+        taken.read()
     assert len(walks) == 3
 
 
 def test_a_file_that_was_just_changed_is_not_kept(
-    request_: RevertRequest, walks: list[str], monkeypatch: pytest.MonkeyPatch
+    taken: Snapshot, walks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saved, "_SETTLED_S", 3600.0)
-    saved.keep(request_, ignore)
+    monkeypatch.setattr(read_once, "_SETTLED_S", 3600.0)
+    taken.keep()
     assert walks == []
-    saved.read_saved(request_, Cancel())
+    taken.read()
     assert len(walks) == 1
 
 
-def test_the_reading_ends_when_something_is_to_be_done(request_: RevertRequest) -> None:
+def test_the_reading_ends_when_something_is_to_be_done(taken: Snapshot) -> None:
     def wanted() -> NoReturn:
         raise Wanted
 
     with pytest.raises(Wanted):
-        saved.keep(request_, wanted)
-    assert saved._kept is None
-    assert saved.read_saved(request_, Cancel()).config.name == "vm1"
+        taken.keep(wanted)
+    assert read_once._kept is None
+    assert taken.read().config.name == "vm1"

@@ -1,0 +1,108 @@
+"""Making one clone of a snapshot anew, again and again."""
+
+import dataclasses
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from pyxlsnap import clones
+from pyxlsnap.api import StrPath
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.hooks import Hooks
+from pyxlsnap.model import DiskRequest
+from pyxlsnap.results import Cloned, OnProgress
+from pyxlsnap.worker.repeated import Repeated
+
+
+class Cloner:
+    """Makes one clone of a snapshot, and makes it anew as often as it is told to.
+
+    A context manager. As with :class:`Reverter`, one more process is there while it is open, and
+    each :meth:`clone` runs in a worker process that is a copy of that process. The clone itself is
+    one like any other: it takes the locks, looks again at all that may have changed (a memory file
+    that was changed is read again), and a clone that was killed is recovered from in the same way.
+    Between two clones nothing is locked or opened: other operations may come between.
+
+    Several threads may use one object; of two clones at a time one raises :class:`Busy`. For
+    several clones that are made at a time, make an object for each name.
+
+    A new release of the package, or of a disk strategy, is used from the next object on.
+
+    The arguments are those of :func:`clone_snapshot`. ``edit`` is called for each clone.
+
+    :raises UsageError: a value is of the wrong type, or wrong.
+    """
+
+    def __init__(
+        self,
+        cfgfile: StrPath,
+        name: str,
+        *,
+        disks: Sequence[DiskRequest] = (),
+        bridge: str | None = None,
+        edit: clones.Edit | None = None,
+        running: bool = False,
+        paused: bool = False,
+        force: bool = False,
+        monitor: bool = True,
+    ) -> None:
+        request = clones.asked(cfgfile, name, disks, bridge, running=running, paused=paused)
+        self._request = dataclasses.replace(request, force=force, replace=True, monitor=monitor)
+        self._edit = edit
+        self._calls = Repeated(self._request, "Cloner")
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Start the process now, and not with the first clone. Does not wait until it is ready.
+
+        :raises Refused: the process cannot be started.
+        :raises ClosedError: the object was closed.
+        """
+        self._calls.open()
+
+    def clone(
+        self,
+        *,
+        hooks: Hooks | None = None,
+        on_progress: OnProgress | None = None,
+        cancel: Cancel | None = None,
+    ) -> Cloned:
+        """Make the clone; if it is there, destroy it first: see :func:`clone_snapshot`.
+
+        :raises ClosedError: the object was closed.
+        :raises PyxlsnapError: as with :func:`clone_snapshot`. The object can still be used.
+        """
+        return self.clone_with(self._edit, hooks=hooks, on_progress=on_progress, cancel=cancel)
+
+    def clone_with(
+        self,
+        edit: clones.Edit | None,
+        *,
+        hooks: Hooks | None = None,
+        on_progress: OnProgress | None = None,
+        cancel: Cancel | None = None,
+    ) -> Cloned:
+        """The same, with another ``edit``: :mod:`pyxlsnap.aio` calls that in its loop.
+
+        :meta private:
+        """
+        request = clones.edited(self._request, edit, self._calls.run, cancel)
+        return self._calls.run(request, Cloned, on_progress=on_progress, cancel=cancel, hooks=hooks)
+
+    def close(self) -> None:
+        """End the process, and wait for its end. Idempotent. The clone stays.
+
+        A clone that is being made in another thread is made to its end.
+        """
+        self._calls.close()

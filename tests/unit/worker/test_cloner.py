@@ -1,0 +1,198 @@
+"""Many clones through one warm process: each is a clone like any other."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyxlsnap import Cloner
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.errors import ClosedError, Interrupted, OperationFailed, Refused, UsageError
+from pyxlsnap.hooks import Hooks, Moment
+from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.model import DiskRequest
+from pyxlsnap.results import Progress
+from tests.host_state import children
+from tests.unit.support.processes import lives
+from tests.unit.support.scenarios import ordinary, warm
+from tests.unit.support.scenarios.ordinary import CLONED
+from tests.unit.support.standin import StandIn
+from tests.unit.support.values import UUID
+from tests.unit.support.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
+
+@pytest.fixture
+def cfgfile(tmp_path: Path) -> Path:
+    path = tmp_path / "snap.cfg"
+    path.write_text('name = "snap"\nmemory_path = "/nowhere/snap.save"\n')
+    return path
+
+
+@pytest.fixture
+def cloner(worker: StandIn, cfgfile: Path) -> Iterator[Cloner]:
+    worker.set(clone=warm.clone_locks_and_ends)
+    with Cloner(cfgfile, "c1") as found:
+        yield found
+
+
+def test_all_are_made_by_copies_of_one_process(cloner: Cloner, worker: StandIn) -> None:
+    warm_pids: set[int] = set()
+
+    def note(progress: Progress) -> None:
+        warm_pids.add(progress.bytes_done)
+
+    for _ in range(5):
+        assert cloner.clone(on_progress=note) == CLONED
+        lock = DomainLock(UUID, domain="c1", directory=worker.here / "run", wait_s=10)
+        lock.release()
+    assert warm_pids == set(children())
+    assert len(warm_pids) == 1
+
+
+def test_each_replaces_the_one_before(worker: StandIn, cfgfile: Path) -> None:
+    worker.set(clone=warm.clone_says_its_options)
+    with Cloner(cfgfile, "c1") as cloner:
+        cloner.clone()
+    assert ast.literal_eval(worker.said()) == {"uuid": "", "replace": True, "edited": ""}
+
+
+def test_each_configuration_is_edited(worker: StandIn, cfgfile: Path) -> None:
+    """The names of the disks change from one to the next."""
+    worker.set(clone=warm.clone_says_its_options)
+    seen: list[dict[str, Any]] = []
+
+    def edit(values: dict[str, Any]) -> None:
+        seen.append(dict(values))
+        values["number"] = len(seen)
+
+    with Cloner(cfgfile, "c1", edit=edit) as cloner:
+        (pid,) = children()
+        for number in (1, 2):
+            cloner.clone()
+            edited = f'{{"number": {number}}}'
+            wanted = {"uuid": UUID, "replace": True, "edited": edited}
+            assert ast.literal_eval(worker.said()) == wanted
+        assert children() == [pid]
+    assert seen == [{}, {}]
+
+
+def test_an_edit_that_fails_leaves_the_process_warm(worker: StandIn, cfgfile: Path) -> None:
+    def edit(_: dict[str, Any]) -> None:
+        raise RuntimeError("a bug of the caller")
+
+    with Cloner(cfgfile, "c1", edit=edit) as cloner:
+        before = children()
+        with pytest.raises(RuntimeError, match="a bug of the caller"):
+            cloner.clone()
+        assert children() == before
+
+
+def test_hooks_are_called(cloner: Cloner) -> None:
+    seen: list[Moment] = []
+    cloner.clone(hooks=Hooks(after_clone=seen.append))
+    assert [moment.domain for moment in seen] == ["c1"]
+
+
+def test_a_warm_process_that_was_killed_is_replaced(cloner: Cloner) -> None:
+    cloner.clone()
+    (pid,) = children()
+    os.kill(pid, signal.SIGKILL)
+    assert cloner.clone() == CLONED
+    (other,) = children()
+    assert other != pid
+
+
+def test_a_clone_that_is_killed_is_recovered_from(worker: StandIn, cfgfile: Path) -> None:
+    worker.set(clone=warm.clone_dies, recover=ordinary.recovered)
+    with Cloner(cfgfile, "c1") as cloner:
+        for _ in range(2):
+            with pytest.raises(OperationFailed, match="everything is as before"):
+                cloner.clone()
+            assert (worker.here / "recovered").read_text() == UUID
+            (worker.here / "recovered").unlink()
+
+
+def test_a_cancelled_clone_leaves_the_process_warm(worker: StandIn, cfgfile: Path) -> None:
+    worker.set(clone=warm.clone_waits_and_is_cancelled)
+    with Cloner(cfgfile, "c1") as cloner:
+        before = children()
+        for _ in range(2):
+            cancel = Cancel()
+            cancel.set()
+            with pytest.raises(Interrupted):
+                cloner.clone(cancel=cancel)
+        assert children() == before
+
+
+PROGRAM = """
+import sys
+from pyxlsnap import Cloner
+with Cloner(sys.argv[1], "c1") as cloner:
+    cloner.clone(on_progress=lambda _: print("begun", flush=True))
+"""
+
+
+def test_all_of_it_ends_when_the_caller_is_killed(worker: StandIn, cfgfile: Path) -> None:
+    worker.set(clone=warm.clone_tells_all_and_rolls_back)
+    words = [sys.executable, "-c", PROGRAM, str(cfgfile)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout
+        assert caller.stdout.readline() == "begun\n"
+        caller.kill()
+    assert eventually(lambda: (worker.here / "rolled back").exists())
+    pids = (worker.here / "pids").read_text().split()
+    assert len(pids) == 3
+    assert eventually(lambda: not any(lives(int(pid)) for pid in pids))
+
+
+def test_close_ends_the_process(worker: StandIn, cfgfile: Path) -> None:
+    cloner = Cloner(cfgfile, "c1", edit=lambda _: None)
+    assert children() == []
+    cloner.open()
+    assert len(children()) == 1
+    cloner.close()
+    cloner.close()
+    assert children() == []
+    for call in (cloner.open, cloner.clone):
+        with pytest.raises(ClosedError, match="this Cloner was closed: make another one"):
+            call()
+
+
+def test_of_one_that_was_never_opened(worker: StandIn, cfgfile: Path) -> None:
+    Cloner(cfgfile, "c1").close()
+    cloner = Cloner(cfgfile, "c1")
+    assert cloner.clone() == CLONED  # it is started by the first clone, too
+    cloner.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"paused": "yes"}, "paused"),
+        ({"running": True, "paused": True}, "exclude each other"),
+        ({"bridge": " "}, "the name of the bridge is empty"),
+        ({"disks": [DiskRequest("xvda"), DiskRequest("xvda")]}, "names a disk twice"),
+    ],
+)
+def test_a_wrong_value_is_refused_at_once(
+    cfgfile: Path, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        Cloner(cfgfile, "c1", **options)
+
+
+def test_a_process_that_cannot_be_started(cfgfile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    cloner = Cloner(cfgfile, "c1")
+    with pytest.raises(Refused, match="the process for clones cannot be started"):
+        cloner.open()
+    with pytest.raises(Refused, match="the worker process cannot be started"):
+        cloner.clone()
