@@ -103,6 +103,7 @@ class Cloner:
     def close(self) -> None:
         """End the process, and wait for its end. Idempotent. The clone stays.
 
-        A clone that is being made in another thread is made to its end.
+        A clone that is being made in another thread is made to its end; with ``edit``, one whose
+        configuration is being changed is not begun, and its call raises :class:`ClosedError`.
         """
         self._calls.close()

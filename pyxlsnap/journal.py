@@ -165,6 +165,8 @@ class CloneEntry(_Entry):
     replace_begun: bool = False
     #: domid of the restored domain, which may have run since
     restored_domid: int | None = None
+    #: the operation failed after the restore, and the restored domain may be destroyed
+    undo_begun: bool = False
     #: the clone is being deleted
     deleting: bool = False
     #: earlier clones that this one has replaced, with those disks that could not be deleted yet

@@ -179,7 +179,7 @@ class DomainConfig:
     @property
     def disks(self) -> tuple[Disk, ...]:
         """The disks, in the order of the configuration."""
-        return tuple(map(_disk, self.devices("disks")))
+        return tuple(_disk(d, hvm=self.kind is GuestKind.HVM) for d in self.devices("disks"))
 
     def devices(self, kind: str) -> list[Mapping[str, Any]]:
         """A list of devices such as ``nics``; empty if there is none."""
@@ -222,12 +222,13 @@ def _inner(value: object) -> Iterable[object]:
     return value if isinstance(value, list) else ()
 
 
-def _disk(values: Mapping[str, Any]) -> Disk:
+def _disk(values: Mapping[str, Any], *, hvm: bool) -> Disk:
+    usual = "qdisk" if hvm and values.get("is_cdrom") else "unknown"  # as libxl has it
     return Disk(
         vdev=str(values.get("vdev") or ""),
         target=str(values.get("pdev_path") or ""),
         format=str(values.get("format", "unknown")),
-        backend=str(values.get("backend", "unknown")),
+        backend=str(values.get("backend", usual)),
         readwrite=bool(values.get("readwrite", 0)),
         cdrom=bool(values.get("is_cdrom", 0)),
         script=str(values.get("script") or ""),
@@ -297,9 +298,8 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 def check_name(name: str) -> str:
     """Return ``name`` if it can be the name of a snapshot in every kind of storage.
 
-    The name becomes a qcow2 tag, a file's name and an argument of ``qemu-img snapshot``. qemu-img
-    first looks for a snapshot with this ID, and IDs are numbers, so a name of digits alone is
-    refused. :data:`KEPT_SUFFIX` is reserved: pyxlsnap deletes what has this suffix.
+    The name becomes a qcow2 tag, a file's name and an argument of ``qemu-img snapshot``, where
+    digits alone are an ID. :data:`KEPT_SUFFIX` is reserved: pyxlsnap deletes what has this suffix.
 
     :raises UsageError: the name is not allowed; the message says why.
     """

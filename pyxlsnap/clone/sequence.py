@@ -76,7 +76,7 @@ class Cloning:
         replaced = self._plan.old is not None
         return [
             ("prepare", self._prepare),
-            ("memory", self._make_room),
+            ("room", self._make_room),
             ("check again", self._check_again),
             ("journal", self._write_journal),
             ("disks", self._make_disks),
@@ -145,8 +145,9 @@ class Cloning:
 
     def _prepare(self) -> None:
         self._watch.prepare(self._plan.config.name, self._plan.uuid)
-        # Before xl's lock is taken: this may take long.
-        read_memory_ahead(self._plan.saved.path, self._cancel.check)
+        if self._plan.old is not None:  # else nothing is off while the restore reads the file
+            # Before xl's lock is taken: this may take long.
+            read_memory_ahead(self._plan.saved.path, self._cancel.check)
 
     def _make_room(self) -> None:
         self._room.prepare(self._plan.guest, self._cancel.check)
@@ -261,12 +262,21 @@ class Cloning:
         self._room.give_back()
         if not self._written:
             return [], []
+        if self._new:
+            self._note_undo()
         guest = self._new or self._remains()
         undone = destroyed(guest) if guest else []
         self._entry = replace(self._entry, disk_state=self._disk_state())
         removed, left = take_back(self._entry, self._plan.old, self._plan.waiting)
         self._journal.clear()
         return undone + removed, left
+
+    def _note_undo(self) -> None:
+        """Else a recovery would keep the disks of the clone, because it may have run."""
+        try:
+            self._note(undo_begun=True)
+        except OSError as e:
+            log.warning("the undo of the clone was not noted: %s", e.strerror)
 
     def _remains(self) -> Guest | None:
         """A domain that libxl could not remove: a restore has left it, or a destroy.

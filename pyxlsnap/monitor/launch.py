@@ -141,7 +141,7 @@ def keep_watched(
     why = ""
     if start:
         try:
-            if not (coming and coming.has_begun()):
+            if not (coming and _has_begun(coming)):
                 start(uuid)
             return []
         except PyxlsnapError as e:
@@ -151,6 +151,15 @@ def keep_watched(
         f"no process watches {name} now{why}: after a reboot, power-off or crash the guest stays "
         f"down; to start a watch, run: {command(python('pyxlsnap.monitor', uuid))}"
     ]
+
+
+def _has_begun(coming: ComingWatch) -> bool:
+    """False if the process cannot watch the domain: another may be able to."""
+    try:
+        return coming.has_begun()
+    except OperationFailed as e:
+        log.info("%s", e)
+        return False
 
 
 class PreparedWatch:
@@ -164,7 +173,7 @@ class PreparedWatch:
         self._coming: ComingWatch | None = None
 
     def prepare(self, name: str, uuid: str) -> None:
-        """Start the process. If it cannot be started, :meth:`keep_watched` starts another."""
+        """Start the process. If it does not come to watch, :meth:`keep_watched` starts another."""
         prepare = self._callbacks.prepare_monitor
         if prepare is None or self._coming:
             return

@@ -53,12 +53,13 @@ def decide(entry: CloneEntry, now: DomainInfo | None, *, same_boot: bool) -> Dec
     no       yes                    any other, or none                KEEP
     no       no                     none                              TAKE_BACK
     no       no       no            there, and it replaces a clone    TAKE_BACK
-    no       no                     the one to be replaced            DESTROY
+    no       no                     the one to be replaced or undone  DESTROY
     no       no                     dying, or never run               DESTROY
     no       no                     any other                         ASK
     ======== ======== ============= ================================= =========
 
-    The domain to be replaced is known by its domid, which holds for one boot of the host. Nobody
+    A clone whose undo has begun does not count as restored. The domain to be replaced, and the one
+    that is undone, are known by their domids, which hold for one boot of the host. Nobody
     else knows the uuid of a clone that has not been published, so a domain that has never run is
     what a restore has left.
 
@@ -67,12 +68,13 @@ def decide(entry: CloneEntry, now: DomainInfo | None, *, same_boot: bool) -> Dec
     """
     if entry.deleting:
         return Decision.DELETE
-    if entry.restored_domid is not None:
+    if entry.restored_domid is not None and not entry.undo_begun:
         return Decision.COMPLETE if now and same_boot else Decision.KEEP
     if now is None or (entry.replaces and not entry.replace_begun):
         return Decision.TAKE_BACK
-    is_old = entry.replaces and same_boot and now.domid == entry.domid
-    if is_old or now.dying or not now.has_run:
+    ours = (entry.domid if entry.replaces else None, entry.restored_domid)
+    is_ours = same_boot and now.domid in ours
+    if is_ours or now.dying or not now.has_run:
         return Decision.DESTROY
     return Decision.ASK
 

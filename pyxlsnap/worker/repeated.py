@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.errors import ClosedError, Refused
+from pyxlsnap.errors import Refused
 from pyxlsnap.hooks import Hooks
 from pyxlsnap.request import Callbacks, Repeatable, Request, check_request
 from pyxlsnap.results import OnProgress
@@ -24,9 +24,7 @@ class Repeated:
     def __init__(self, request: Repeatable, owner: str) -> None:
         check_request(request)
         self._operations = f"{request.operation}s"
-        self._owner = owner
-        self._workers = WarmWorkers(request)
-        self._closed = False
+        self._workers = WarmWorkers(request, owner)
 
     def open(self) -> None:
         """Start the process now, and not with the first call. Does not wait until it is ready.
@@ -34,7 +32,6 @@ class Repeated:
         :raises Refused: the process cannot be started.
         :raises ClosedError: :meth:`close` was called.
         """
-        self._refuse_closed()
         try:
             self._workers.warm_up()
         except OSError as e:
@@ -55,16 +52,10 @@ class Repeated:
 
         :raises ClosedError: :meth:`close` was called.
         """
-        self._refuse_closed()
         callbacks = Callbacks(on_progress=on_progress) if on_progress else Callbacks()
         start = self._workers.start
         return run_in(start, request, returns, callbacks, cancel=cancel, hooks=hooks)
 
     def close(self) -> None:
         """End the process, and wait for its end. Idempotent. A call that is under way goes on."""
-        self._closed = True
         self._workers.close()
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ClosedError(f"this {self._owner} was closed: make another one")

@@ -7,6 +7,7 @@ import threading
 from contextlib import ExitStack, suppress
 from typing import IO
 
+from pyxlsnap.errors import ClosedError
 from pyxlsnap.linux.processes import Process, reap
 from pyxlsnap.request import Repeatable, request_to_plain
 from pyxlsnap.serialize import Message
@@ -79,17 +80,22 @@ class WarmWorkers:
     """Starts worker processes as copies of one process, which is started when it is not there.
 
     In a copy of the calling process (``os.fork()``) it starts a process for that copy.
+
+    :param owner: the name of the class whose object this belongs to, for errors.
     """
 
-    def __init__(self, request: Repeatable) -> None:
+    def __init__(self, request: Repeatable, owner: str) -> None:
         self._request = request
+        self._owner = owner
         self._warm: _WarmProcess | None = None
         self._lock = threading.Lock()
+        self._closed = False
 
     def warm_up(self) -> None:
         """Start the process, unless it is there. Does not wait until it is warm.
 
         :raises OSError: it could not be started.
+        :raises ClosedError: :meth:`close` was called.
         """
         with self._lock:
             self._present()
@@ -98,6 +104,7 @@ class WarmWorkers:
         """Start a worker process: see :data:`pyxlsnap.worker.start.Start`.
 
         :raises OSError: it could not be started.
+        :raises ClosedError: :meth:`close` was called.
         """
         with self._lock:
             try:
@@ -115,6 +122,8 @@ class WarmWorkers:
             raise
 
     def _present(self) -> _WarmProcess:
+        if self._closed:
+            raise ClosedError(f"this {self._owner} was closed: make another one")
         if self._warm and self._warm.owner != os.getpid():
             self._end()
         if self._warm is None:
@@ -129,4 +138,5 @@ class WarmWorkers:
     def close(self) -> None:
         """End the process, and wait for its end. Idempotent."""
         with self._lock:
+            self._closed = True
             self._end()

@@ -193,3 +193,12 @@ def test_the_processors_of_a_configuration(b_info: dict[str, int], vcpus: int) -
 def test_who_serves_a_disk(form: str, backend: str, expected: bool) -> None:
     """libxl's JSON names no backend unless the user chose one."""
     assert Disk("xvda", "/a", form, backend).for_qemu is expected
+
+
+@pytest.mark.parametrize(("kind", "for_qemu"), [("hvm", True), ("pv", False), ("pvh", False)])
+def test_the_cdrom_of_an_hvm_guest_is_its_qemus(kind: str, for_qemu: bool) -> None:
+    """libxl chooses so before it looks at the file."""
+    cdrom = {"vdev": "hdc", "pdev_path": "/dev/vg/iso", "format": "raw", "is_cdrom": 1}
+    values = {"c_info": {"type": kind, "name": "vm1"}, "disks": [cdrom]}
+    (disk,) = DomainConfig.parse(json.dumps(values)).disks
+    assert disk.for_qemu is for_qemu

@@ -51,7 +51,7 @@ def test_name_uuid_and_disks_are_its_own() -> None:
         "xvda",
         CHILD.target,
         "qcow2",
-        "qdisk",
+        DISK.backend,
     )
 
 

@@ -451,6 +451,25 @@ def test_a_domain_without_a_watch_is_reported_with_the_way_out() -> None:
     assert started == [UUID]
 
 
+class Fails:
+    """A process that waits to watch a domain, and cannot."""
+
+    def begin(self) -> None:
+        pass
+
+    def has_begun(self) -> bool:
+        raise OperationFailed("no memory", step="monitor")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_process_that_waited_in_vain_is_replaced() -> None:
+    started: list[str] = []
+    assert keep_watched(started.append, "vm1", UUID, Fails()) == []
+    assert started == [UUID]
+
+
 # A snapshot of a domain that xl watches
 
 

@@ -59,6 +59,21 @@ def test_a_restored_clone_that_is_off_is_kept(replaces: bool) -> None:
         assert decided(now, same_boot=False, **entry) is Decision.KEEP
 
 
+@pytest.mark.parametrize("replaces", [True, False])
+def test_an_undo_that_has_begun_is_finished(replaces: bool) -> None:
+    entry: dict[str, Any] = {
+        "replaces": replaces,
+        "replace_begun": replaces,
+        "restored_domid": RESTORED,
+        "undo_begun": True,
+    }
+    assert decided(**entry) is Decision.TAKE_BACK
+    for flags in (RUNS, NEW, DYING):
+        assert decided(domain(RESTORED, **flags), **entry) is Decision.DESTROY
+    assert decided(domain(OTHER), **entry) is Decision.ASK
+    assert decided(domain(RESTORED), same_boot=False, **entry) is Decision.ASK
+
+
 @pytest.mark.parametrize("same_boot", [True, False])
 def test_a_clone_that_was_not_yet_replaced_goes_on(same_boot: bool) -> None:
     assert decided(domain(OLD), replaces=True, same_boot=same_boot) is Decision.TAKE_BACK

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from pyxlsnap.errors import (
     UsageError,
 )
 from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.processes import Process
 from pyxlsnap.results import Progress
 from pyxlsnap.worker import warm_client
 from tests.host_state import children
@@ -217,6 +219,20 @@ class TestEnd:
         for call in (reverter.open, reverter.revert):
             with pytest.raises(ClosedError, match="make another one"):
                 call()
+
+    def test_a_call_that_begins_beside_the_close_starts_no_process(
+        self, worker: StandIn, cfgfile: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reverter = Reverter("vm1", cfgfile)
+        start = warm_client.WarmWorkers.start
+
+        def closed_meanwhile(workers: warm_client.WarmWorkers, *words: Any) -> Process:
+            reverter.close()
+            return start(workers, *words)
+
+        monkeypatch.setattr(warm_client.WarmWorkers, "start", closed_meanwhile)
+        with pytest.raises(ClosedError, match="this Reverter was closed"):
+            reverter.revert()
 
     def test_of_one_that_was_never_opened(self, cfgfile: Path) -> None:
         Reverter("vm1", cfgfile).close()

@@ -52,6 +52,12 @@ def test_the_file_that_is_missing_is_named(relative: list[bool], data: st.DataOb
         assert f"stands on {paths[gone]}, and there is no such file" in str(caught.value)
 
 
+def test_an_image_that_is_missing_stands_on_nothing(tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    with pytest.raises(Refused, match=f"^xvda: {image}: there is no such file: put it back"):
+        refuse_broken(Disk("xvda", str(image), "qcow2"), image)
+
+
 def test_a_link_to_an_image_leads_to_what_it_stands_on(tmp_path: Path) -> None:
     paths = chain(tmp_path, [True])
     (tmp_path / "link").symlink_to(paths[1])

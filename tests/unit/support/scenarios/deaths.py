@@ -95,6 +95,7 @@ def aborted_in_closing(_: Call) -> NoReturn:
 def in_its_preparations(call: Call) -> NoReturn:
     call.take_lock()
     call.report("prepare")
+    call.report("room")
     die()
 
 
