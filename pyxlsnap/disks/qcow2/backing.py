@@ -70,10 +70,14 @@ def refuse_broken(disk: Disk, image: Path) -> Chain:
     """
     with os_errors(disk, image, refuse=True):
         files = chain_files(image)
-    if not files[-1].exists():
-        whose = f"{image} stands on {files[-1]}, and" if files[1:] else f"{image}:"
+    if not files[0].exists():
         raise Refused(
-            f"{disk.vdev}: {whose} there is no such file: put it back, or restore it from a backup"
+            f"{disk.vdev}: there is no image {image}: put it back, or restore it from a backup"
+        )
+    if not files[-1].exists():
+        raise Refused(
+            f"{disk.vdev}: {image} stands on {files[-1]}, and there is no such file: put it back, "
+            f"or restore it from a backup"
         )
     with refusing_os_errors():
         chain = image_chain(disk, str(image))

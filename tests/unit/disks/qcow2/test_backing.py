@@ -54,7 +54,7 @@ def test_the_file_that_is_missing_is_named(relative: list[bool], data: st.DataOb
 
 def test_an_image_that_is_missing_stands_on_nothing(tmp_path: Path) -> None:
     image = tmp_path / "a.qcow2"
-    with pytest.raises(Refused, match=f"^xvda: {image}: there is no such file: put it back"):
+    with pytest.raises(Refused, match=f"^xvda: there is no image {image}: put it back"):
         refuse_broken(Disk("xvda", str(image), "qcow2"), image)
 
 
