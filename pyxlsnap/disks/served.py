@@ -75,7 +75,7 @@ class ServedDisks:
             device = paths.SYS / "dev/block" / number
             right = _leads_to_device(disk.target, device, number)
             return None if right else (disk.target, device.resolve().name)
-        if self.device_model is None or (disk.backend != "qdisk" and disk.format != "qcow2"):
+        if self.device_model is None or not disk.for_qemu:
             return None
         if not writable and all(self._is_still_open(self.device_model, file) for file in files):
             return None

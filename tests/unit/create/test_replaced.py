@@ -19,7 +19,7 @@ CONFIG = SnapshotConfig(name="snap")
 @pytest.fixture
 def disks(world: World) -> Iterator[list[Disk]]:
     """Two disks of a guest whose QEMU has them open."""
-    disks = [replace(world.image(vdev), format="raw") for vdev in ("xvda", "xvdb")]
+    disks = [replace(world.image(vdev), format="raw", backend="qdisk") for vdev in ("xvda", "xvdb")]
     fds = [os.open(disk.target, os.O_RDWR) for disk in disks]
     process = subprocess.Popen(["sleep", "1000"], pass_fds=fds)
     for fd in fds:

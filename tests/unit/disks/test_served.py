@@ -98,7 +98,7 @@ class TestQemu:
     def test_a_raw_image(self, run_dir: Path, disks: list[Disk], qemu: Qemu) -> None:
         """A raw disk that QEMU serves is looked at in the same way."""
         qemu.has_opened()
-        raw = replace(disks[1], format="raw")
+        raw = replace(disks[1], format="raw", backend="qdisk")
         served = ServedDisks.of([raw], DOMID, qemu.pid)
         served.refuse_replaced()
         os.rename(raw.target, run_dir / "old")
