@@ -148,7 +148,7 @@ def test_a_clone(spent_lab: Lab) -> None:
 
 @contextmanager
 def asleep(*clones: Guest) -> Iterator[None]:
-    """Pause clones: else a QEMU that starts beside them takes longer than libxl waits for it."""
+    """Pause clones, to leave the one emulated core to others."""
     for clone in clones:
         clone.dom0.run(["xl", "pause", clone.name])
     yield
@@ -164,6 +164,8 @@ def test_four_clones(spent_lab: Lab, kind: str) -> None:
     dom0 = spent_lab.dom0
     quicken_hotplug(dom0)
     guest = spent_lab.guest(kind)
+    # Else a QEMU that starts beside five guests has no time to answer libxl, which waits for 10 s.
+    dom0.run(["xl", "sched-credit2", "-d", "0", "-w", "4096"])
     for other in STANDARD:  # their memory is needed
         if other != kind:
             dom0.run(["xl", "destroy", other], check=False)
