@@ -20,8 +20,13 @@ from pyxlsnap.linux.stalled import exists_within
 from pyxlsnap.linux.waiting import remaining
 from pyxlsnap.model import Disk
 
-# A program that looks at each block device (udev, blkid) has it open for a moment.
+# A program that looks at each block device has it open for a moment: udev, blkid, a command of LVM,
+# also that of another operation. On a host with many devices, or a busy one, it takes longer.
 _LOOKS_S, _POLL_S = 2.0, 0.05
+_LOOKERS_S = 20.0
+_LOOKER = re.compile(
+    r"(?:(?:lv|vg|pv)[a-z]+|lvm|blkid|udevadm|(?:systemd-)?udevd|\(?udev-worker\)?) \(pid \d+\)"
+)
 
 _QEMU_IMG = r"^qemu-img \(pid \d+\)"
 _WAYS = (
@@ -61,7 +66,10 @@ def refuse_rivals(
 
 
 def _refuse(disk: Disk, find: Callable[[], list[str]]) -> None:
-    if found := remaining(find, within_s=_LOOKS_S, poll_s=_POLL_S):
+    found = remaining(find, within_s=_LOOKS_S, poll_s=_POLL_S)
+    if found and all(map(_LOOKER.match, found)):
+        found = remaining(find, within_s=_LOOKERS_S, poll_s=_POLL_S)
+    if found:
         ends = "end that first" if any(not re.match(_QEMU_IMG, u) for u in found) else "wait first"
         ways = [way for mark, way in _WAYS if any(re.search(mark, user) for user in found)]
         raise Refused(

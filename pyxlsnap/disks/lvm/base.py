@@ -28,6 +28,9 @@ TAG = "pyxlsnap"
 #: followed by the name of the snapshot's origin
 OF_TAG = f"{TAG}.of="
 
+#: the volumes of each group, both by name
+Groups = dict[str, dict[str, Volume]]
+
 _WINDOW_S = 60.0  # the guest is suspended meanwhile
 _REFRESH_S = 20.0  # likewise
 _POLL_S = 0.5
@@ -56,12 +59,25 @@ class LvmDisks:
 
     def check_create(self, domid: int) -> None:
         with refusing_os_errors():
-            origins = [(p, self._check_origin(p, volumes(p.vdev, p.vg))) for p in self._places]
+            found = self.volumes_now()
+            origins = [(p, self._check_origin(p, found[p.vg])) for p in self._places]
             self._check_twice()
-            for vg, vdev in {at.vg: at.vdev for at, _ in origins}.items():
-                refuse_unchangeable_group(vdev, vg)
-            self.check_room(origins)
+            self.refuse_unchangeable()
+            self.check_room(origins, found)
         self._sizes = {p.vdev: origin.size for p, origin in origins}
+
+    def volumes_now(self) -> Groups:
+        """The volumes of each group that has a disk; LVM is asked once for a group."""
+        return {vg: volumes(vdev, vg) for vg, vdev in self._groups().items()}
+
+    def refuse_unchangeable(self) -> None:
+        """:raises Refused: LVM would change nothing in the group of a disk."""
+        for vg, vdev in self._groups().items():
+            refuse_unchangeable_group(vdev, vg)
+
+    def _groups(self) -> dict[str, str]:
+        """The groups, each with its first disk, for errors."""
+        return {at.vg: at.vdev for at in reversed(self._places)}
 
     def _check_origin(self, at: Place, found: Mapping[str, Volume]) -> Volume:
         origin = found.get(at.lv)
@@ -97,7 +113,7 @@ class LvmDisks:
         """:raises Refused: no snapshot of such a volume can be taken."""
         raise NotImplementedError
 
-    def check_room(self, origins: Sequence[tuple[Place, Volume]]) -> None:
+    def check_room(self, origins: Sequence[tuple[Place, Volume]], found: Groups) -> None:
         """:raises Refused: there is no space for the snapshots."""
         raise NotImplementedError
 

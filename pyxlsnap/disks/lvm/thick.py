@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from pyxlsnap.disks.lvm.base import LvmDisks, wait_until_closed
+from pyxlsnap.disks.lvm.base import Groups, LvmDisks, wait_until_closed
 from pyxlsnap.disks.lvm.clones import ThickClones
 from pyxlsnap.disks.lvm.commands import Volume, free_space, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, device_path
@@ -53,7 +53,7 @@ class LvmThick(LvmDisks):
                 f"cannot snapshot a snapshot: copy it into a volume of its own"
             )
 
-    def check_room(self, origins: Sequence[tuple[Place, Volume]]) -> None:
+    def check_room(self, origins: Sequence[tuple[Place, Volume]], found: Groups) -> None:
         groups = {at.vg: at.vdev for at, _ in origins}
         for vg, vdev in groups.items():
             free, extent = free_space(vdev, vg)
@@ -72,10 +72,10 @@ class LvmThick(LvmDisks):
     # revert
 
     def check_revert(self) -> None:
-        for at in self._places:
-            with refusing_os_errors():
-                found = volumes(at.vdev, at.vg)
-                _check(at, found)
+        with refusing_os_errors():
+            found = self.volumes_now()
+            for at in self._places:
+                _check(at, found[at.vg])
 
     def revert(self) -> None:
         for at in self._places:
@@ -93,8 +93,9 @@ class LvmThick(LvmDisks):
 
     def clone(self) -> None:
         self._clones.make()
+        found = self.volumes_now()
         for at in self._places:  # a snapshot that ran full meanwhile has lost what was not copied
-            _check(at, volumes(at.vdev, at.vg))
+            _check(at, found[at.vg])
 
     def _refuse_lost(self, at: Place) -> None:
         with refusing_os_errors():

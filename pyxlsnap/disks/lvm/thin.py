@@ -9,15 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from pyxlsnap.disks.kept import kept_key
-from pyxlsnap.disks.lvm.base import OF_TAG, TAG, LvmDisks, remove, wait_until_closed
+from pyxlsnap.disks.lvm.base import OF_TAG, TAG, Groups, LvmDisks, remove, wait_until_closed
 from pyxlsnap.disks.lvm.clones import ThinClones
-from pyxlsnap.disks.lvm.commands import (
-    Volume,
-    lvm,
-    refuse_unchangeable_group,
-    volumes,
-    wait_for_path,
-)
+from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, stays_valid
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
@@ -70,9 +64,9 @@ class LvmThin(LvmDisks):
                 f"configuration"
             )
 
-    def check_room(self, origins: Sequence[tuple[Place, Volume]]) -> None:
+    def check_room(self, origins: Sequence[tuple[Place, Volume]], found: Groups) -> None:
         for at, origin in origins:
-            check_pool(at, volumes(at.vdev, at.vg), origin.pool)
+            check_pool(at, found[at.vg], origin.pool)
 
     def taken(self, at: Place) -> str:
         return f"takes what changes in the disk from now on, up to {mib(self._sizes[at.vdev])}"
@@ -80,14 +74,15 @@ class LvmThin(LvmDisks):
     # revert
 
     def check_revert(self) -> None:
+        with refusing_os_errors():
+            found = self.volumes_now()
+            for at in self._places:
+                self._check_names(at, found[at.vg])
+            self.refuse_unchangeable()
         for at in self._places:
-            with refusing_os_errors():
-                found = volumes(at.vdev, at.vg)
-                self._check_names(at, found)
-                refuse_unchangeable_group(at.vdev, at.vg)
             self._check_path(at)
-            snapshot = _snapshot(at, found)
-            check_pool(at, found, snapshot.pool)
+            snapshot = _snapshot(at, found[at.vg])
+            check_pool(at, found[at.vg], snapshot.pool)
 
     def _check_names(self, at: Place, found: Mapping[str, Volume]) -> None:
         """Note which volume will be kept.
@@ -119,13 +114,15 @@ class LvmThin(LvmDisks):
         return known and fresh.origin == at.snapshot
 
     def prepare_revert(self, check: Callable[[], None]) -> None:
+        found = self.volumes_now()
         for at in self._places:
             check()
-            found = volumes(at.vdev, at.vg)
-            self._remove_fresh(at, found)
+            self._remove_fresh(at, found[at.vg])
             self._made[at.vdev] = ""
-            _make(at, _owners_tags(at, found))
-            if fresh := volumes(at.vdev, at.vg).get(at.fresh):
+            _make(at, _owners_tags(at, found[at.vg]))
+        found = self.volumes_now()
+        for at in self._places:
+            if fresh := found[at.vg].get(at.fresh):
                 self._made[at.vdev] = fresh.uuid
 
     def undo_prepared(self) -> None:
@@ -145,13 +142,13 @@ class LvmThin(LvmDisks):
             remove(at, fresh)
 
     def revert(self) -> None:
-        found = {}
         for at in self._places:
             wait_until_closed(at)
-            found[at.vdev] = volumes(at.vdev, at.vg)
-            self._check_names_again(at, found[at.vdev])
+        found = self.volumes_now()
         for at in self._places:
-            _swap(at, found[at.vdev], made=self._made.get(at.vdev))
+            self._check_names_again(at, found[at.vg])
+        for at in self._places:
+            _swap(at, found[at.vg], made=self._made.get(at.vdev))
 
     def _check_names_again(self, at: Place, found: Mapping[str, Volume]) -> None:
         """:raises DiskError: another program has changed the volumes since the check."""
@@ -184,11 +181,11 @@ class LvmThin(LvmDisks):
 
     def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
         chosen = []
-        for at in self._places:
-            with refusing_os_errors():
-                found = volumes(at.vdev, at.vg)
-                refuse_unchangeable_group(at.vdev, at.vg)
-                check_pool(at, found, _snapshot(at, found).pool)
+        with refusing_os_errors():
+            found = self.volumes_now()
+            self.refuse_unchangeable()
+            for at in self._places:
+                check_pool(at, found[at.vg], _snapshot(at, found[at.vg]).pool)
                 chosen.append(self._clones.choose(at, name, wanted.get(at.vdev)))
         return chosen
 

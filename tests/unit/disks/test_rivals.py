@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,26 @@ class TestRawFile:
         monkeypatch.setattr(rivals, "users", lambda *_: answers.pop(0))
         check(disk)
         assert not answers
+
+    @pytest.mark.parametrize(
+        "looker",
+        [
+            *("lvs (pid 1273) (on loop2)", "vgs (pid 7)", "lvcreate (pid 7)", "lvm (pid 7)"),
+            *("blkid (pid 7)", "systemd-udevd (pid 7)", "(udev-worker) (pid 7)"),
+        ],
+    )
+    def test_one_that_looks_at_all_devices_is_waited_for_longer(
+        self, disk: Disk, monkeypatch: pytest.MonkeyPatch, looker: str
+    ) -> None:
+        monkeypatch.setattr(rivals, "_LOOKS_S", 0.0)
+        answers = [[looker], [looker], [looker], []]
+        monkeypatch.setattr(rivals, "users", lambda *_: answers.pop(0) if answers else [])
+        check(disk)
+        assert not answers
+        monkeypatch.setattr(rivals, "users", lambda *_: [looker, "sleep (pid 8)"])
+        before = time.monotonic()
+        assert f"{looker}, sleep (pid 8)" in refusal(disk)
+        assert time.monotonic() - before < rivals._LOOKERS_S
 
     @pytest.mark.parametrize(
         ("user", "ways"),

@@ -342,6 +342,12 @@ class TestRevert:
             with pytest.raises(Refused, match=f"^xvd[ab]: .*{says}"):
                 strategy(fake, kind, "other").check_create(1)
 
+    def test_a_group_is_asked_once_for_all_its_disks(self, fake: FakeLvm) -> None:
+        create(fake, "thin")
+        before = len(fake.log)
+        strategy(fake, "thin").check_revert()
+        assert [command[0] for command in fake.log[before:]] == ["lvs", "vgs"]
+
     def test_a_thick_volume_with_a_part_missing_is_refused(self, fake: FakeLvm) -> None:
         create(fake, "thick")
         fake.missing = 1  # of another volume's: nothing is made or renamed
@@ -371,7 +377,7 @@ class TestRevert:
             one.check_revert()
         with pytest.raises(DiskError, match=rf"^xvdb: the volume {VG}/thin-b.snap.* rename it"):
             one.revert()
-        assert {command[0] for command in fake.log[before:]} == {"lvs", "vgs"}
+        assert {command[0] for command in fake.log[before:]} <= {"lvs", "vgs"}
         assert contents(fake, "thin") == [content(7)] * 2
         (line,) = one.finish_revert(2)
         assert line.endswith("this revert did not make it")
