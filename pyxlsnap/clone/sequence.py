@@ -76,7 +76,7 @@ class Cloning:
         replaced = self._plan.old is not None
         return [
             ("prepare", self._prepare),
-            ("room", self._make_room),
+            ("memory", self._make_room),
             ("check again", self._check_again),
             ("journal", self._write_journal),
             ("disks", self._make_disks),
@@ -145,9 +145,8 @@ class Cloning:
 
     def _prepare(self) -> None:
         self._watch.prepare(self._plan.config.name, self._plan.uuid)
-        if self._plan.old is not None:  # else nothing is off while the restore reads the file
-            # Before xl's lock is taken: this may take long.
-            read_memory_ahead(self._plan.saved.path, self._cancel.check)
+        # Before xl's lock is taken: this may take long, and others wait for that lock.
+        read_memory_ahead(self._plan.saved.path, self._cancel.check)
 
     def _make_room(self) -> None:
         self._room.prepare(self._plan.guest, self._cancel.check)
@@ -272,11 +271,11 @@ class Cloning:
         return undone + removed, left
 
     def _note_undo(self) -> None:
-        """Else a recovery would keep the disks of the clone, because it may have run."""
-        try:
-            self._note(undo_begun=True)
-        except OSError as e:
-            log.warning("the undo of the clone was not noted: %s", e.strerror)
+        """Else a recovery would keep the disks of the clone, because it may have run.
+
+        :raises OSError: that was not noted. The clone stays, and a recovery completes it.
+        """
+        self._note(undo_begun=True)
 
     def _remains(self) -> Guest | None:
         """A domain that libxl could not remove: a restore has left it, or a destroy.

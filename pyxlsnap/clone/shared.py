@@ -131,13 +131,18 @@ def check_edited(own: DomainConfig, edited: DomainConfig, made: Collection[str])
     for kind in ("disks", "nics", "vfbs", "vkbs", "channels"):
         if len(own.devices(kind)) != len(edited.devices(kind)):
             wrong.append(f"the number of {kind}")
-    if [_fixed(disk, made) for disk in own.disks] != [_fixed(disk, made) for disk in edited.disks]:
+    # (The type fits, so that the disks can be read.)
+    if not wrong and _all_fixed(own, made) != _all_fixed(edited, made):
         wrong.append("vdev, format or mode of a disk, or the path of one that is the clone's own")
     if wrong:
         raise UsageError(
             f"the configuration of the clone {own.name} was edited, and cannot be changed in: "
             f"{', '.join(wrong)}"
         )
+
+
+def _all_fixed(config: DomainConfig, made: Collection[str]) -> list[tuple[str, str, bool, str]]:
+    return [_fixed(disk, made) for disk in config.disks]
 
 
 def _fixed(disk: Disk, made: Collection[str]) -> tuple[str, str, bool, str]:

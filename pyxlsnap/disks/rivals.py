@@ -6,6 +6,7 @@ of them. So all of them are looked for while the guest still runs.
 
 import re
 import stat
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,8 @@ from pyxlsnap.model import Disk
 _LOOKS_S, _POLL_S = 2.0, 0.05
 _LOOKERS_S = 20.0
 _LOOKER = re.compile(
-    r"(?:(?:lv|vg|pv)[a-z]+|lvm|blkid|udevadm|(?:systemd-)?udevd|\(?udev-worker\)?) \(pid \d+\)"
-)
+    r"(?:(?:lv|vg|pv)[a-z]+|lvm|blkid|udevadm|(?:systemd-)?udevd|\(?udev-worker\)?|\?) \(pid \d+\)"
+)  # ("?" has just ended)
 
 _QEMU_IMG = r"^qemu-img \(pid \d+\)"
 _WAYS = (
@@ -53,22 +54,24 @@ def refuse_rivals(
     :raises Refused: a disk is in use; the message says by whom.
     """
     guest, vdevs = Servers(domid, device_model), {disk.vdev for disk in reverted}
+    end = time.monotonic() + _LOOKERS_S
     for disk in disks:
         target = Path(disk.target)
         if not (is_local(disk) and disk.target.startswith("/") and exists_within(target)):
             continue  # the disk's strategy decides about a missing disk
         with os_errors(disk, target, refuse=True):
             if disk.vdev in vdevs:
-                _refuse(disk, partial(users, target, guest))
+                _refuse(disk, partial(users, target, guest), end)
             if not disk.for_qemu and not disk.script:
-                _refuse(disk, partial(_mounts, target, writable=not disk.readwrite))
+                _refuse(disk, partial(_mounts, target, writable=not disk.readwrite), end)
                 _refuse_write_protected(disk, target)
 
 
-def _refuse(disk: Disk, find: Callable[[], list[str]]) -> None:
+def _refuse(disk: Disk, find: Callable[[], list[str]], end: float) -> None:
+    """:param end: until when programs are waited for that only look, a ``time.monotonic()``."""
     found = remaining(find, within_s=_LOOKS_S, poll_s=_POLL_S)
     if found and all(map(_LOOKER.match, found)):
-        found = remaining(find, within_s=_LOOKERS_S, poll_s=_POLL_S)
+        found = remaining(find, within_s=end - time.monotonic(), poll_s=_POLL_S)
     if found:
         ends = "end that first" if any(not re.match(_QEMU_IMG, u) for u in found) else "wait first"
         ways = [way for mark, way in _WAYS if any(re.search(mark, user) for user in found)]

@@ -30,8 +30,7 @@ log = logging.getLogger("pyxlsnap")
 
 _EXIT_S = 20.0  # includes the supervisor's wait for the worker
 _STDERR_BYTES = 4096
-#: phases in which nothing has been changed yet (the "memory" of a create has)
-_HARMLESS = ("checking", "journal", "prepare", "room", "check again")
+_HARMLESS = ("checking", "journal", "prepare", "check again")
 
 
 class WorkerClient:

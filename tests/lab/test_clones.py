@@ -154,9 +154,11 @@ def asleep(*clones: Guest) -> Iterator[None]:
     """Pause clones, to leave the one emulated core to others."""
     for clone in clones:
         clone.dom0.run(["xl", "pause", clone.name])
-    yield
-    for clone in clones:
-        clone.dom0.run(["xl", "unpause", clone.name])
+    try:
+        yield
+    finally:
+        for clone in clones:
+            clone.dom0.run(["xl", "unpause", clone.name], check=False)
 
 
 @pytest.mark.soak

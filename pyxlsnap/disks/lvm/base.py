@@ -77,7 +77,10 @@ class LvmDisks:
 
     def _groups(self) -> dict[str, str]:
         """The groups, each with its first disk, for errors."""
-        return {at.vg: at.vdev for at in reversed(self._places)}
+        found: dict[str, str] = {}
+        for at in self._places:
+            found.setdefault(at.vg, at.vdev)
+        return found
 
     def _check_origin(self, at: Place, found: Mapping[str, Volume]) -> Volume:
         origin = found.get(at.lv)

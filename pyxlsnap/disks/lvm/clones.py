@@ -6,7 +6,7 @@ with a path. The volume of a clone has a tag with a token, by which it is known 
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,9 +38,12 @@ class ThinClones:
         self._tokens = {at.vdev: os.urandom(8).hex() for at in places}
         self._names: dict[str, str] = {}
 
-    def choose(self, at: Place, name: str, asked: DiskRequest | None) -> CloneDisk:
+    def choose(
+        self, at: Place, name: str, asked: DiskRequest | None, there: Collection[str]
+    ) -> CloneDisk:
         """Choose the volume for a disk.
 
+        :param there: the volumes of the disk's group.
         :raises Refused: LVM does not allow the name, or it is taken.
         """
         volume = f"{at.snapshot}.{name}"
@@ -53,7 +56,7 @@ class ThinClones:
                 )
             volume = path.name
         check_volume_name(at, volume)
-        if volume in volumes(at.vdev, at.vg):
+        if volume in there:
             where = at.full(volume)
             raise AlreadyExists(f"the volume {where} exists: choose another name", where=where)
         self._names[at.vdev] = volume

@@ -186,7 +186,8 @@ class LvmThin(LvmDisks):
             self.refuse_unchangeable()
             for at in self._places:
                 check_pool(at, found[at.vg], _snapshot(at, found[at.vg]).pool)
-                chosen.append(self._clones.choose(at, name, wanted.get(at.vdev)))
+                asked = wanted.get(at.vdev)
+                chosen.append(self._clones.choose(at, name, asked, found[at.vg]))
         return chosen
 
     def clone(self) -> None:

@@ -218,6 +218,8 @@ def test_a_read_only_disk_is_shared() -> None:
         ("c_info", "name", "x"),
         ("c_info", "uuid", "x"),
         ("c_info", "type", "pv"),
+        ("c_info", "type", "x"),
+        ("c_info", "type", None),
         ("b_info", "max_vcpus", 9),
         ("b_info", "max_memkb", 9),
         ("b_info", "target_memkb", 9),

@@ -26,11 +26,12 @@ from tests.unit.support.watch import FakeWatch
 from tests.unit.support.world import World
 
 
-@pytest.fixture
-def replaced(world: World) -> Origin:
-    """A snapshot, and a clone of it, which runs."""
+@pytest.fixture(params=[False, True], ids=["new", "replaced"])
+def origin(world: World, request: pytest.FixtureRequest) -> Origin:
+    """A snapshot; and perhaps a clone of it, which runs."""
     found = Origin(world)
-    found.clone(uuid=CLONE_UUID)
+    if request.param:
+        found.clone(uuid=CLONE_UUID)
     found.before = world.photo()
     world.events.clear()
     return found
@@ -43,63 +44,45 @@ def cannot_read(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyxlsnap.guest.saved.read_ahead", fail)
 
 
-@pytest.fixture(params=["new", "replaced"])
-def origin(world: World, request: pytest.FixtureRequest) -> Origin:
-    """A snapshot; and perhaps a clone of it, which runs."""
-    if request.param == "replaced":
-        found: Origin = request.getfixturevalue("replaced")
-        return found
-    return Origin(world)
-
-
-def test_the_memory_file_is_read_ahead_of_a_destroy(
-    replaced: Origin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_memory_file_is_read_ahead(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
 
     def record(fd: int, _check: object) -> int:
         read.append((paths.PROC / f"self/fd/{fd}").readlink())
-        assert not {"clone xvda", "destroy", "restore"} & {*replaced.world.events}
+        assert not {"clone xvda", "destroy", "restore"} & {*origin.world.events}
         return 0
 
     monkeypatch.setattr("pyxlsnap.guest.saved.read_ahead", record)
-    replaced.clone(replace=True)
-    assert read == [replaced.memory_path]
-    assert "restore" in replaced.world.events
+    origin.clone(replace=True)
+    assert read == [origin.memory_path]
+    assert "restore" in origin.world.events
 
 
-def test_nothing_is_off_while_a_new_clone_is_restored(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cannot_read(errno.EIO, monkeypatch)
-    Origin(world).clone(replace=True)
-
-
-def test_a_memory_file_that_cannot_be_read_is_found_before_the_destroy(
-    replaced: Origin, monkeypatch: pytest.MonkeyPatch
+def test_a_memory_file_that_cannot_be_read_is_found_before_anything_is_made(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The restore would read the same sectors."""
     cannot_read(errno.EIO, monkeypatch)
-    old = replaced.find()
+    old = origin.find()
     with pytest.raises(BadMemoryFile, match="cannot be read: Input/output error"):
-        replaced.clone(replace=True)
-    assert replaced.find() is old
-    assert replaced.world.photo() == replaced.before
+        origin.clone(replace=True)
+    assert origin.find() is old
+    assert origin.world.photo() == origin.before
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINVAL])
 def test_a_memory_file_that_cannot_be_read_ahead_need_not_be(
-    replaced: Origin, number: int, monkeypatch: pytest.MonkeyPatch
+    origin: Origin, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cannot_read(number, monkeypatch)
-    replaced.clone(replace=True)
-    found = replaced.find()
+    origin.clone(replace=True)
+    found = origin.find()
     assert found
     assert found.memory == "then"
 
 
-def test_a_cancel_ends_the_reading(replaced: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
-    cancel, old = Cancel(), replaced.find()
+def test_a_cancel_ends_the_reading(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancel, old = Cancel(), origin.find()
 
     def cancelled(fd: int, check: Callable[[], None]) -> int:
         cancel.set()
@@ -107,9 +90,9 @@ def test_a_cancel_ends_the_reading(replaced: Origin, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("pyxlsnap.guest.saved.read_ahead", cancelled)
     with pytest.raises(Interrupted, match=r"was interrupted \(prepare\); everything is as before"):
-        replaced.clone(replace=True, cancel=cancel)
-    assert replaced.find() is old
-    assert replaced.world.photo() == replaced.before
+        origin.clone(replace=True, cancel=cancel)
+    assert origin.find() is old
+    assert origin.world.photo() == origin.before
     assert Journal(CLONE_UUID).read() is None
 
 

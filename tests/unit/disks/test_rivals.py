@@ -136,7 +136,7 @@ class TestRawFile:
         "looker",
         [
             *("lvs (pid 1273) (on loop2)", "vgs (pid 7)", "lvcreate (pid 7)", "lvm (pid 7)"),
-            *("blkid (pid 7)", "systemd-udevd (pid 7)", "(udev-worker) (pid 7)"),
+            *("blkid (pid 7)", "systemd-udevd (pid 7)", "(udev-worker) (pid 7)", "? (pid 7)"),
         ],
     )
     def test_one_that_looks_at_all_devices_is_waited_for_longer(

@@ -95,7 +95,6 @@ def aborted_in_closing(_: Call) -> NoReturn:
 def in_its_preparations(call: Call) -> NoReturn:
     call.take_lock()
     call.report("prepare")
-    call.report("room")
     die()
 
 
