@@ -23,6 +23,7 @@ DOMID = 7
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rivals, "_LOOKS_S", 0.5)
+    monkeypatch.setattr(rivals, "_LOOKERS_S", 1.0)
 
 
 @pytest.fixture
@@ -143,6 +144,7 @@ class TestRawFile:
         self, disk: Disk, monkeypatch: pytest.MonkeyPatch, looker: str
     ) -> None:
         monkeypatch.setattr(rivals, "_LOOKS_S", 0.0)
+        monkeypatch.setattr(rivals, "_LOOKERS_S", 60.0)
         answers = [[looker], [looker], [looker], []]
         monkeypatch.setattr(rivals, "users", lambda *_: answers.pop(0) if answers else [])
         check(disk)
