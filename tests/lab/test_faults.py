@@ -60,7 +60,6 @@ class Cell:
 CREATE_ROUND = [
     Cell("pvh", SUSPENDED, "worker"),
     Cell("pvh", SUSPENDED, "caller"),
-    Cell("pv", SUSPENDED, "worker"),
     Cell("hvm", SUSPENDED, "worker"),
 ]
 REVERT_ROUND = [

@@ -71,6 +71,7 @@ def test_what_the_qemu_of_an_hvm_guest_opens(lab: Lab) -> None:
     check_back(guest, taken, mark)
 
 
+@pytest.mark.soak
 def test_a_device_model_that_was_removed(lab: Lab) -> None:
     """A PVH guest's disks are served by it, too."""
     guest = lab.guest("pvh")

@@ -23,12 +23,12 @@ from tests.lab.harness.snapshots import (
 )
 from tests.lab.harness.support import MATRIX, Cell, record
 
-# In `make test`, the first on the other Xen. (A PV guest is in test_create_revert.py.)
+# The first in `make test` on the other Xen. (A PV guest is in test_create_revert.py.)
 ROUND = [
     pytest.param(
         Cell("pvh", live=True, external=True), marks=[pytest.mark.smoke, pytest.mark.soak]
     ),
-    Cell("hvm", live=True, external=False),
+    pytest.param(Cell("hvm", live=True, external=False), marks=pytest.mark.soak),
 ]
 # In `make soak` the disks of this one come and go by Xen's own script, which is slow.
 XENS_OWN = Cell("pv", live=False, external=False)

@@ -46,10 +46,11 @@ def reboot(guest: Guest) -> None:
 @pytest.mark.parametrize(
     "kind", ["pvh", *(pytest.param(k, marks=pytest.mark.soak) for k in ("pv", "hvm"))]
 )
-def test_a_guest_that_reboots_comes_up_again(spent_lab: Lab, kind: str) -> None:
+def test_a_guest_that_reboots_comes_up_again(fresh_lab: Lab, kind: str) -> None:
     """After a snapshot, whether xl's process stays at the suspend or not; and after a revert."""
     xl_stays = image.wanted().xl_stays
-    guest = spent_lab.guest(kind)
+    fresh_lab.spend()
+    guest = fresh_lab.guest(kind)
     assert xl_watches(guest)
     made = create(guest, "--name", "watched")
     assert made["warnings"] == []
