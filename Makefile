@@ -76,10 +76,12 @@ html: $(VENV)/built
 unit: $(VENV)/built
 	$(PY) -m pytest tests/unit -m "not soak" -n $(JOBS) --dist worksteal
 
-# One machine does all tests of a file: else each would prepare the guest that they share.
+# One machine does all tests of a file: else each would prepare the guest that they share. The files
+# with tests marked "long" come first (xdist would begin with those that have many tests).
 lab: $(VENV)/built
 	$(PY) -m tests.lab state
-	$(PY) -m pytest tests/lab -m "not soak" -n $(LABS) --dist loadfile --durations=8
+	$(PY) -m pytest tests/lab -m "not soak" -n $(LABS) --dist loadfile --no-loadscope-reorder \
+		--durations=8
 
 smoke: smoke-$(XEN)
 

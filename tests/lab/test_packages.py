@@ -59,6 +59,7 @@ def snapshot_into(guest: Guest, name: str, **fault: str) -> Case:
     return Case(command, guest.name, guest.log, "in suspend", **fault)
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_installed_packages_take_a_snapshot_and_revert(spent_lab: Lab) -> None:
     dom0 = install(spent_lab)
