@@ -106,7 +106,8 @@ HOSTS = (
 class Host:
     """Calls us in different ways; ``found`` has what came of that."""
 
-    def __init__(self) -> None:
+    def __init__(self, here: Path) -> None:
+        self._here = here
         self.before = host_state()
         self.found: dict[str, object] = {}
 
@@ -122,6 +123,7 @@ class Host:
         self.found["meanwhile"] = changed(self.before, host_state())
         self.found["inherited"] = inherited_since(self.before)
         self.found["workers"] = len(children())
+        (self._here / "looked").touch()  # the worker ends then
 
 
 def kill(progress: Progress) -> None:
@@ -140,7 +142,7 @@ def main(kind: str, here: str) -> None:
     (prepare,) = [prepare for prepare in HOSTS if prepare.__name__ == kind]
     prepare()
 
-    host = Host()
+    host = Host(Path(here))
     host.call("real", pyxlsnap.plan_create, "vm1")
     host.call("monitor", pyxlsnap.start_monitor, UUID)
     sys.path.insert(0, f"{here}/site")  # the workers from here on have scenarios

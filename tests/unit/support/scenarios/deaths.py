@@ -148,7 +148,7 @@ def recovery_waits(call: Call) -> Recovered:
 
 
 def by_the_domains_name(call: Call) -> Snapshot:
-    """Die if the domain is named "aborted" or "killed"; else succeed."""
+    """Die if the domain is named "aborted" or "killed"; else succeed, when the host has looked."""
     signals = {
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         "ignored": [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN],
@@ -161,6 +161,7 @@ def by_the_domains_name(call: Call) -> Snapshot:
     if call.domain == "killed":
         call.report("supervisor", os.getppid())
         sleep()
+    call.wait_for("looked")
     return SNAPSHOT
 
 
