@@ -2,8 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from pyxlsnap import clones
 from pyxlsnap.api import StrPath
@@ -14,7 +12,7 @@ from pyxlsnap.results import Cloned, OnProgress
 from pyxlsnap.worker.repeated import Repeated
 
 
-class Cloner:
+class Cloner(Repeated):
     """Makes one clone of a snapshot, and makes it anew as often as it is told to.
 
     A context manager. As with :class:`Reverter`, one more process is there while it is open, and
@@ -49,27 +47,7 @@ class Cloner:
         request = clones.asked(cfgfile, name, disks, bridge, running=running, paused=paused)
         self._request = dataclasses.replace(request, force=force, replace=True, monitor=monitor)
         self._edit = edit
-        self._calls = Repeated(self._request, "Cloner")
-
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def open(self) -> None:
-        """Start the process now, and not with the first clone. Does not wait until it is ready.
-
-        :raises Refused: the process cannot be started.
-        :raises ClosedError: the object was closed.
-        """
-        self._calls.open()
+        super().__init__(self._request)
 
     def clone(
         self,
@@ -97,8 +75,8 @@ class Cloner:
 
         :meta private:
         """
-        request = clones.edited(self._request, edit, self._calls.run, cancel)
-        return self._calls.run(request, Cloned, on_progress=on_progress, cancel=cancel, hooks=hooks)
+        request = clones.edited(self._request, edit, self._run, cancel)
+        return self._run(request, Cloned, on_progress=on_progress, cancel=cancel, hooks=hooks)
 
     def close(self) -> None:
         """End the process, and wait for its end. Idempotent. The clone stays.
@@ -106,4 +84,4 @@ class Cloner:
         A clone that is being made in another thread is made to its end; with ``edit``, one whose
         configuration is being changed is not begun, and its call raises :class:`ClosedError`.
         """
-        self._calls.close()
+        super().close()

@@ -1,8 +1,5 @@
 """Reverting a domain to the same snapshot again and again."""
 
-from types import TracebackType
-from typing import Self
-
 from pyxlsnap.api import StrPath, absolute
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.hooks import Hooks
@@ -11,7 +8,7 @@ from pyxlsnap.results import OnProgress, Reverted
 from pyxlsnap.worker.repeated import Repeated
 
 
-class Reverter:
+class Reverter(Repeated):
     """Reverts one domain to one snapshot, as often as it is told to, with less work each time.
 
     A context manager. While it is open, one more process is there, which has loaded all that a
@@ -46,27 +43,7 @@ class Reverter:
             force=force,
             monitor=monitor,
         )
-        self._calls = Repeated(self._request, "Reverter")
-
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def open(self) -> None:
-        """Start the process now, and not with the first revert. Does not wait until it is ready.
-
-        :raises Refused: the process cannot be started.
-        :raises ClosedError: the object was closed.
-        """
-        self._calls.open()
+        super().__init__(self._request)
 
     def revert(
         self,
@@ -80,13 +57,6 @@ class Reverter:
         :raises ClosedError: the object was closed.
         :raises PyxlsnapError: as with :func:`revert_snapshot`. The object can still be used.
         """
-        return self._calls.run(
+        return self._run(
             self._request, Reverted, on_progress=on_progress, cancel=cancel, hooks=hooks
         )
-
-    def close(self) -> None:
-        """End the process, and wait for its end. Idempotent.
-
-        A revert that is under way in another thread goes on to its end.
-        """
-        self._calls.close()

@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from functools import partial
-from types import TracebackType
-from typing import Self
 
 from pyxlsnap import cloner, clones
 from pyxlsnap.aio.call import Call
 from pyxlsnap.aio.hooks import AsyncHooks, in_loop
+from pyxlsnap.aio.repeated import Repeated
 from pyxlsnap.api import StrPath
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.model import DiskRequest
 from pyxlsnap.results import Cloned, OnProgress
 
 
-class Cloner:
+class Cloner(Repeated):
     """See :class:`pyxlsnap.Cloner`: the same, for ``async with``."""
 
     def __init__(
@@ -30,7 +29,6 @@ class Cloner:
         force: bool = False,
         monitor: bool = True,
     ) -> None:
-        self._name = name
         self._edit = edit
         self._cloner = cloner.Cloner(
             cfgfile,
@@ -42,18 +40,7 @@ class Cloner:
             force=force,
             monitor=monitor,
         )
-
-    async def __aenter__(self) -> Self:
-        await Call("clone", self._name).run(self._cloner.open)
-        return self
-
-    async def __aexit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        await self.close()
+        super().__init__("clone", name, self._cloner)
 
     async def clone(
         self,
@@ -63,7 +50,7 @@ class Cloner:
         cancel: Cancel | None = None,
     ) -> Cloned:
         """See :meth:`pyxlsnap.Cloner.clone`."""
-        call = Call("clone", self._name, cancel)
+        call = Call(*self._about, cancel)
         return await call.run(
             partial(
                 self._cloner.clone_with,
@@ -73,10 +60,3 @@ class Cloner:
                 cancel=call.cancel,
             )
         )
-
-    async def close(self) -> None:
-        """See :meth:`pyxlsnap.Cloner.close`."""
-        try:
-            await Call("clone", self._name).run(self._cloner.close)
-        finally:
-            self._cloner.close()  # if the task was cancelled before

@@ -1,6 +1,7 @@
 """Many calls of one operation, in workers that are copies of a process that is kept ready."""
 
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import Refused
@@ -14,23 +15,34 @@ _T = TypeVar("_T")
 
 
 class Repeated:
-    """The calls that one object makes, and the process for them. To be closed.
+    """The process of an object that makes many calls: a context manager, in which it is there.
 
     :param request: what the process is made ready for.
-    :param owner: the name of the object's class, for errors.
     :raises UsageError: a value of the request is of the wrong type.
     """
 
-    def __init__(self, request: Repeatable, owner: str) -> None:
+    def __init__(self, request: Repeatable) -> None:
         check_request(request)
         self._operations = f"{request.operation}s"
-        self._workers = WarmWorkers(request, owner)
+        self._workers = WarmWorkers(request, type(self).__name__)
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def open(self) -> None:
         """Start the process now, and not with the first call. Does not wait until it is ready.
 
         :raises Refused: the process cannot be started.
-        :raises ClosedError: :meth:`close` was called.
+        :raises ClosedError: the object was closed.
         """
         try:
             self._workers.warm_up()
@@ -39,7 +51,7 @@ class Repeated:
                 f"the process for {self._operations} cannot be started: {e.strerror}"
             ) from e
 
-    def run(
+    def _run(
         self,
         request: Request,
         returns: type[_T],
@@ -57,5 +69,8 @@ class Repeated:
         return run_in(start, request, returns, callbacks, cancel=cancel, hooks=hooks)
 
     def close(self) -> None:
-        """End the process, and wait for its end. Idempotent. A call that is under way goes on."""
+        """End the process, and wait for its end. Idempotent.
+
+        A call that is under way in another thread goes on to its end.
+        """
         self._workers.close()

@@ -16,6 +16,7 @@ from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.monitor import launch
 from pyxlsnap.results import Snapshot
 from pyxlsnap.worker import supervisor
+from tests.unit.support.processes import lives
 from tests.unit.support.scenarios import watches
 from tests.unit.support.standin import StandIn
 from tests.unit.support.standin_site import Call
@@ -24,13 +25,6 @@ from tests.unit.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 _SYS_RESOURCE = 24
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
-    except OSError:
-        return True
 
 
 def may_show_another_command() -> bool:
@@ -56,9 +50,9 @@ def test_it_goes_on_alone(worker: StandIn) -> None:
     }
     DomainLock(UUID, domain="vm1", directory=worker.here / "run").release()
     pid = int((worker.here / "pid").read_text())
-    assert not gone(pid)
+    assert lives(pid)
     (worker.here / "end").touch()
-    assert eventually(lambda: gone(pid))
+    assert eventually(lambda: not lives(pid))
 
 
 def test_one_that_waits_goes_on_alone_too(worker: StandIn) -> None:
@@ -68,9 +62,9 @@ def test_one_that_waits_goes_on_alone_too(worker: StandIn) -> None:
     assert (found["session"], found["alone"], found["files"]) == (True, True, [0, 1, 2])
     DomainLock(UUID, domain="vm1", directory=worker.here / "run").release()
     pid = int((worker.here / "pid").read_text())
-    assert not gone(pid)
+    assert lives(pid)
     (worker.here / "end").touch()
-    assert eventually(lambda: gone(pid))
+    assert eventually(lambda: not lives(pid))
 
 
 @pytest.mark.parametrize("operation", [watches.waits_in_vain, watches.waits_and_is_killed])
