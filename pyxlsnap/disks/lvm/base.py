@@ -68,14 +68,14 @@ class LvmDisks:
 
     def volumes_now(self) -> Groups:
         """The volumes of each group that has a disk; LVM is asked once for a group."""
-        return {vg: volumes(vdev, vg) for vg, vdev in self._groups().items()}
+        return {vg: volumes(vdev, vg) for vg, vdev in self.groups().items()}
 
     def refuse_unchangeable(self) -> None:
         """:raises Refused: LVM would change nothing in the group of a disk."""
-        for vg, vdev in self._groups().items():
+        for vg, vdev in self.groups().items():
             refuse_unchangeable_group(vdev, vg)
 
-    def _groups(self) -> dict[str, str]:
+    def groups(self) -> dict[str, str]:
         """The groups, each with its first disk, for errors."""
         found: dict[str, str] = {}
         for at in self._places:

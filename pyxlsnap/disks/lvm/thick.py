@@ -54,8 +54,7 @@ class LvmThick(LvmDisks):
             )
 
     def check_room(self, origins: Sequence[tuple[Place, Volume]], found: Groups) -> None:
-        groups = {at.vg: at.vdev for at, _ in origins}
-        for vg, vdev in groups.items():
+        for vg, vdev in self.groups().items():
             free, extent = free_space(vdev, vg)
             need = sum(needed(origin.size, extent) for at, origin in origins if at.vg == vg)
             if need > free:

@@ -12,6 +12,7 @@ from pyxlsnap import api
 from pyxlsnap.errors import OperationFailed, UsageError
 from tests.unit.support import monitor_site
 from tests.unit.support.monitor_site import Watch
+from tests.unit.support.processes import lives
 from tests.unit.support.sites import import_from, write_site
 from tests.unit.support.values import UUID
 from tests.unit.support.waiting import eventually
@@ -45,14 +46,7 @@ class Watcher:
 
     def ended(self) -> bool:
         """Whether it ends soon. Whoever reaps it, once its parent has ended, may take seconds."""
-        return eventually(lambda: not self._runs())
-
-    def _runs(self) -> bool:
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return stat.rpartition(") ")[2][0] != "Z"
+        return eventually(lambda: not lives(self.pid))
 
 
 @pytest.fixture
