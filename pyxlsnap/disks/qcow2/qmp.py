@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
 from pyxlsnap import paths
 from pyxlsnap.errors import QmpError
@@ -18,6 +19,8 @@ GREETING_S = 10.0
 COMMAND_S = 30.0
 #: the time limit of a command of which it is known how long it takes: so many times as long, more
 _PATIENCE = 4
+#: how often a connection is begun anew, and after how long
+_TRIES, _PAUSE_S = 5, 0.1
 
 
 def socket_path(domid: int) -> Path:
@@ -49,7 +52,7 @@ class QmpConnection:
         self._client = _Client("pyxlsnap")
         self._loop = asyncio.new_event_loop()
         try:
-            self._run(self._client.connect(str(path)), "connect", timeout_s)
+            self._run(self._connect(), "connect", timeout_s)
         except BaseException:
             self._loop.close()
             raise
@@ -117,6 +120,18 @@ class QmpConnection:
             pass  # it is disconnected all the same
         finally:
             self._loop.close()
+
+    async def _connect(self) -> None:
+        # QEMU gives a new client what it had for the one before: the answer to a command during
+        # which that one left, or an event of the moment (a guest that goes on). It is told once.
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                await self._client.connect(str(self._path))
+                return
+            except ConnectError as e:
+                if not (tries_left and isinstance(e.exc, GreetingError | NegotiationError)):
+                    raise
+            await asyncio.sleep(_PAUSE_S)
 
     def _run(self, coroutine: Coroutine[Any, Any, T], command: str, timeout_s: float) -> T:
         try:

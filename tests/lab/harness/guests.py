@@ -16,6 +16,15 @@ DISKS, CONFIGS, LOGS = "/lab/disk", "/lab/cfg", "/var/log/xen"
 DISK_SIZE = "64M"
 KERNEL_WORDS = "console=hvc0 loglevel=4 mitigations=off sysrq_always_enabled"
 MEMORY_MIB = 128
+# What a guest that is silent does: its CPU now and two seconds later, its devices, its QEMU.
+LOOK = """\
+id=$(xl domid {name}); xl list; xl vcpu-list {name}
+xenstore-ls -f | grep -E "^/local/domain/(0/backend/.*/)?$id/.*state = "
+for look in 1 2; do sleep 2; /usr/lib/xen-*/bin/xenctx -a $id 0 | head -n 60; done
+timeout 20 xl qemu-monitor-command {name} 'info status'
+timeout 20 xl qemu-monitor-command {name} 'info block'
+xl dmesg | tail -n 20; tail -n 20 {logs}/qemu-dm-{name}.log; top -b -n 1 | head -n 15
+"""
 # Generous: under emulation, on a machine that has other work too, all of this can take long.
 FIRST_TICK = 300.0
 WAIT = 120.0
@@ -245,8 +254,10 @@ class Guest:
             except (TimeoutError, CommandTimeout):
                 pass
             end = "".join(log.out.splitlines(keepends=True)[-12:])
+        look = self.dom0.run(LOOK.format(name=self.name, logs=LOGS), check=False, timeout=WAIT)
         raise TimeoutError(
-            f"{self.name}: no {count} ticks of n >= {n} in {timeout:.0f} s; its log ends:\n{end}"
+            f"{self.name}: no {count} ticks of n >= {n} in {timeout:.0f} s; its log from there "
+            f"on ends:\n{end}\nWhat it does:\n{look.out}{look.err}"
         )
 
     def config_text(self) -> str:

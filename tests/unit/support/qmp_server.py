@@ -27,6 +27,8 @@ class RecordingQemu:
         self.told: list[bool] = []
         #: it does not know the command
         self.refuses = False
+        #: what clients are told before they are greeted, one each
+        self.first: list[dict[str, Any]] = []
 
     def serve(self, server: socket.socket) -> None:
         """Serve one client after another, until the socket is shut down."""
@@ -42,6 +44,8 @@ class RecordingQemu:
                     pass
 
     def _talk(self, client: socket.socket) -> None:
+        if self.first:
+            self._say(client, self.first.pop())
         self._say(client, {"QMP": {"version": self._versions(), "capabilities": []}})
         while message := client.recv(4096):  # (the client waits for each answer)
             asked = json.loads(message)
@@ -77,20 +81,26 @@ class RecordingQemu:
 
 
 @contextmanager
-def recording(
-    domid: int, version: tuple[int, int] = (7, 2), *, records: bool = True
-) -> Iterator[RecordingQemu]:
-    """A QEMU whose monitor can be found by the domid."""
-    path: Path = qmp.socket_path(domid)
-    qemu = RecordingQemu(version, records=records)
+def serving(path: Path, qemu: RecordingQemu) -> Iterator[None]:
+    """Its monitor is there."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
         thread = threading.Thread(target=qemu.serve, args=(server,), daemon=True)
         thread.start()
         try:
-            yield qemu
+            yield
         finally:
             server.shutdown(socket.SHUT_RDWR)
             thread.join()
             os.unlink(path)
+
+
+@contextmanager
+def recording(
+    domid: int, version: tuple[int, int] = (7, 2), *, records: bool = True
+) -> Iterator[RecordingQemu]:
+    """A QEMU whose monitor can be found by the domid."""
+    qemu = RecordingQemu(version, records=records)
+    with serving(qmp.socket_path(domid), qemu):
+        yield qemu

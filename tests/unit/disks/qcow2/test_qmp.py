@@ -1,6 +1,7 @@
 """A monitor whose QEMU dies: a real one, with nothing but the monitor."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -14,7 +15,8 @@ import pytest
 
 from pyxlsnap.disks.qcow2.qmp import QmpConnection
 from pyxlsnap.errors import QmpError
-from tests.unit.support.waiting import open_descriptors
+from tests.unit.support.qmp_server import RecordingQemu, serving
+from tests.unit.support.waiting import eventually, open_descriptors
 
 
 @pytest.fixture
@@ -81,6 +83,69 @@ def test_a_qemu_that_dies_instead_of_answering(qemu: subprocess.Popen[bytes], pa
     connection.close()
 
 
+class Monitor:
+    """A client that knows no manners: it leaves while QEMU works for it."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(path))
+        self._answers = self._socket.makefile("rb")
+        self._answers.readline()
+        self.say(execute="qmp_capabilities")
+        self._answers.readline()
+
+    def say(self, **message: object) -> None:
+        self._socket.sendall(json.dumps(message).encode())
+
+    def leave(self) -> None:
+        self._answers.close()
+        self._socket.close()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_answer_to_a_client_that_has_left_is_not_ours(
+    qemu: subprocess.Popen[bytes], path: Path, tmp_path: Path, works: bool
+) -> None:
+    """QEMU gives it to whoever is connected then."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    data = {"out": str(fifo)} | ({} if works else {"in": str(tmp_path / "not there")})
+    backend = {"type": "file", "data": data}
+    before = Monitor(path)
+    before.say(execute="chardev-add", arguments={"id": "x", "backend": backend}, id="__qmp#00000")
+    assert eventually(lambda: "partner" in Path(f"/proc/{qemu.pid}/wchan").read_text())
+    before.leave()
+    end = threading.Timer(0.5, lambda: fifo.open("rb").close())
+    end.start()
+    connection = QmpConnection(path)
+    end.join()
+    assert connection.version() > (1, 0)
+    connection.close()
+
+
+@pytest.mark.parametrize("first", ["event", "error"])
+def test_something_may_come_before_the_greeting(path: Path, first: str) -> None:
+    """An event, if the guest goes on in the moment in which QEMU accepts a client."""
+    said = {
+        "event": {"timestamp": {"seconds": 1, "microseconds": 1}, "event": "RESUME"},
+        "error": {"error": {"class": "GenericError", "desc": "not for you"}, "id": "another's"},
+    }
+    qemu = RecordingQemu((7, 2), records=False)
+    qemu.first = [said[first]]
+    with serving(path, qemu):
+        connection = QmpConnection(path)
+        assert connection.version() == (7, 2)
+        connection.close()
+    assert not qemu.first
+
+
+def test_what_never_greets_is_no_qemu(path: Path) -> None:
+    qemu = RecordingQemu((7, 2), records=False)
+    qemu.first = [{"return": {}}] * 100
+    with serving(path, qemu), pytest.raises(QmpError, match="Greeting"):
+        QmpConnection(path)
+
+
 def test_the_error_of_the_operation_is_the_one_that_is_seen(
     qemu: subprocess.Popen[bytes], path: Path
 ) -> None:
@@ -138,7 +203,7 @@ def test_an_interrupted_connect_lets_go_all_the_same(
 
     loop = asyncio.new_event_loop()
     monkeypatch.setattr(asyncio, "new_event_loop", lambda: loop)
-    monkeypatch.setattr("pyxlsnap.disks.qcow2.qmp.QMPClient.connect", interrupted)
+    monkeypatch.setattr("pyxlsnap.disks.qcow2.qmp.QmpConnection._connect", interrupted)
     with pytest.raises(KeyboardInterrupt):
         QmpConnection(path)
     assert loop.is_closed()
