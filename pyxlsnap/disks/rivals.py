@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import Servers, loops_over, users
 from pyxlsnap.disks.served import is_local
@@ -43,7 +44,11 @@ _WAYS = (
 
 
 def refuse_rivals(
-    disks: Sequence[Disk], reverted: Sequence[Disk], domid: int | None, device_model: int | None
+    disks: Sequence[Disk],
+    reverted: Sequence[Disk],
+    domid: int | None,
+    device_model: int | None,
+    waiting: Callable[[str], None],
 ) -> None:
     """Refuse disks that somebody uses besides the guest and what serves its disks.
 
@@ -51,27 +56,45 @@ def refuse_rivals(
     :param reverted: those of them that are put back: nobody else may have them open.
     :param domid: the guest that will be destroyed; ``None``: it is off.
     :param device_model: pid of its QEMU.
+    :param waiting: called again and again with what is waited for; an exception from it ends the
+        wait.
     :raises Refused: a disk is in use; the message says by whom.
     """
     guest, vdevs = Servers(domid, device_model), {disk.vdev for disk in reverted}
-    end = time.monotonic() + _LOOKERS_S
+    patience = _Patience(time.monotonic() + _LOOKERS_S, waiting)
     for disk in disks:
         target = Path(disk.target)
         if not (is_local(disk) and disk.target.startswith("/") and exists_within(target)):
             continue  # the disk's strategy decides about a missing disk
         with os_errors(disk, target, refuse=True):
             if disk.vdev in vdevs:
-                _refuse(disk, partial(users, target, guest), end)
+                _refuse(disk, partial(users, target, guest), patience)
             if not disk.for_qemu and not disk.script:
-                _refuse(disk, partial(_mounts, target, writable=not disk.readwrite), end)
+                _refuse(disk, partial(_mounts, target, writable=not disk.readwrite), patience)
                 _refuse_write_protected(disk, target)
 
 
-def _refuse(disk: Disk, find: Callable[[], list[str]], end: float) -> None:
-    """:param end: until when programs are waited for that only look, a ``time.monotonic()``."""
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """The wait for programs that only look."""
+
+    #: when it ends, a ``time.monotonic()``
+    end: float
+    waiting: Callable[[str], None]
+
+    def remaining(self, find: Callable[[], list[str]], disk: Disk) -> list[str]:
+        def look() -> list[str]:
+            if found := find():
+                self.waiting(f"{', '.join(found)} to leave {disk.vdev} alone")
+            return found
+
+        return remaining(look, within_s=self.end - time.monotonic(), poll_s=_POLL_S)
+
+
+def _refuse(disk: Disk, find: Callable[[], list[str]], patience: _Patience) -> None:
     found = remaining(find, within_s=_LOOKS_S, poll_s=_POLL_S)
     if found and all(map(_LOOKER.match, found)):
-        found = remaining(find, within_s=end - time.monotonic(), poll_s=_POLL_S)
+        found = patience.remaining(find, disk)
     if found:
         ends = "end that first" if any(not re.match(_QEMU_IMG, u) for u in found) else "wait first"
         ways = [way for mark, way in _WAYS if any(re.search(mark, user) for user in found)]

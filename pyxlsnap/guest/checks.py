@@ -7,7 +7,7 @@ The checks inside a running sequence (``notice_…``) raise
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pyxlsnap import paths
@@ -226,10 +226,15 @@ def _identity(path: str) -> tuple[str | int, ...]:
     return (status.st_dev, status.st_ino)
 
 
-def refuse_rivals(guest: Guest | None, disks: Sequence[Disk], reverted: Sequence[Disk]) -> None:
+def refuse_rivals(
+    guest: Guest | None,
+    disks: Sequence[Disk],
+    reverted: Sequence[Disk],
+    waiting: Callable[[str], None],
+) -> None:
     """Refuse to revert where somebody besides the guest uses a disk: see :mod:`..disks.rivals`."""
     domid, device_model = (guest.domid, guest.device_model_pid()) if guest else (None, None)
-    rivals.refuse_rivals(disks, reverted, domid, device_model)
+    rivals.refuse_rivals(disks, reverted, domid, device_model, waiting)
 
 
 def memory_file_kb(memory_kb: int, config: DomainConfig) -> int:

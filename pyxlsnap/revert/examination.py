@@ -3,7 +3,7 @@
 The plan looks at it, and the last look before the destroy does so again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field
 
 from pyxlsnap.dataclass import dataclass
@@ -31,6 +31,8 @@ class Examination:
     chosen: Sequence[tuple[Disk, DiskRequest]]
     #: the version of the QEMU that saved the domain; "" if it is not known
     qemu: str
+    #: called again and again with what is waited for; an exception from it ends the wait
+    waiting: Callable[[str], None] = field(repr=False)
 
     def look(self) -> Findings:
         """Look at everything.
@@ -43,7 +45,7 @@ class Examination:
         checks.refuse_silent(config.disks, [request for _, request in self.chosen])
         refuse_unanswering(config.disks)
         checks.refuse_shared(self.host, guest, [d for d in config.disks if not d.left_out])
-        checks.refuse_rivals(guest, config.disks, disks)
+        checks.refuse_rivals(guest, config.disks, disks, self.waiting)
         refuse_written(config.disks, guest.domid if guest else None)
         vdevs = {disk.vdev for disk in disks}
         stay = [disk for disk in config.disks if disk.vdev not in vdevs]

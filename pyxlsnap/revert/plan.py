@@ -125,7 +125,12 @@ def make_plan(
     guest, config = _domain(host, request, saved.config, half_way)
     name = snapshot.snapshot_name(wanted, request.cfgfile, meta)
     chosen = snapshot.choose_disks(wanted, request.cfgfile, meta, config)
-    examination = Examination(host, config, guest, chosen, saved.qemu)
+
+    def tell(what: str) -> None:
+        cancel.check()
+        waiting(what)
+
+    examination = Examination(host, config, guest, chosen, saved.qemu, tell)
     found = _look(examination, saved)
     task = _task(config, name, request.cfgfile, waiting)
     plan = RevertPlan(

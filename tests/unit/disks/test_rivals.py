@@ -3,13 +3,15 @@
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from pyxlsnap import paths
+from pyxlsnap.cancel import Cancelled
 from pyxlsnap.disks import rivals
 from pyxlsnap.disks.in_use import Servers, users, wait_until_unused
 from pyxlsnap.disks.rivals import refuse_rivals
@@ -63,13 +65,20 @@ def served(sys_tree: Path, disk: Disk) -> Iterator[Path]:
         yield device
 
 
-def check(disk: Disk, *, domid: int | None = DOMID, device_model: int | None = None) -> None:
-    refuse_rivals([disk], [disk], domid, device_model)
+def check(
+    disk: Disk,
+    *,
+    reverted: bool = True,
+    domid: int | None = DOMID,
+    device_model: int | None = None,
+    waiting: Callable[[str], None] = lambda _: None,
+) -> None:
+    refuse_rivals([disk], [disk] if reverted else [], domid, device_model, waiting)
 
 
 def refusal(disk: Disk, *, reverted: bool = True) -> str:
     with pytest.raises(Refused) as caught:
-        refuse_rivals([disk], [disk] if reverted else [], DOMID, None)
+        check(disk, reverted=reverted)
     text = str(caught.value)
     assert text.startswith(f"{disk.vdev}: {disk.target} is ")
     assert "\n" not in text
@@ -147,12 +156,26 @@ class TestRawFile:
         monkeypatch.setattr(rivals, "_LOOKERS_S", 60.0)
         answers = [[looker], [looker], [looker], []]
         monkeypatch.setattr(rivals, "users", lambda *_: answers.pop(0) if answers else [])
-        check(disk)
+        told: list[str] = []
+        check(disk, waiting=told.append)
         assert not answers
+        assert told == [f"{looker} to leave {disk.vdev} alone"] * 2
         monkeypatch.setattr(rivals, "users", lambda *_: [looker, "sleep (pid 8)"])
         before = time.monotonic()
         assert f"{looker}, sleep (pid 8)" in refusal(disk)
         assert time.monotonic() - before < rivals._LOOKERS_S
+
+    def test_the_wait_for_one_can_be_cancelled(
+        self, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def cancelled(_: str) -> NoReturn:
+            raise Cancelled
+
+        monkeypatch.setattr(rivals, "_LOOKS_S", 0.0)
+        monkeypatch.setattr(rivals, "_LOOKERS_S", 60.0)
+        monkeypatch.setattr(rivals, "users", lambda *_: ["lvs (pid 7)"])
+        with pytest.raises(Cancelled):
+            check(disk, waiting=cancelled)
 
     @pytest.mark.parametrize(
         ("user", "ways"),
@@ -180,7 +203,7 @@ class TestRawFile:
         """libxl's hotplug script refuses such a file, though root could write to it."""
         Path(disk.target).chmod(0o444)
         assert "write-protected" in refusal(disk)
-        refuse_rivals([replace(disk, readwrite=False)], [], DOMID, None)
+        check(replace(disk, readwrite=False), reverted=False)
         check(replace(disk, backend="qdisk"))
         check(
             replace(disk, format="qcow2", backend="unknown")
@@ -251,21 +274,21 @@ class TestNotReverted:
     ) -> None:
         read_only = replace(disk, readwrite=False)
         with mount(Path(disk.target), tmp_path / "m", "-o", "loop,ro"):
-            refuse_rivals([read_only], [], DOMID, None)
+            check(read_only, reverted=False)
             refusal(disk, reverted=False)
         with mount(Path(disk.target), tmp_path / "n", "-o", "loop"):
             refusal(read_only, reverted=False)
 
     def test_others_may_read_it(self, disk: Disk, served: Path) -> None:
         with looped(Path(disk.target)), opened(Path(disk.target)):
-            refuse_rivals([disk], [], DOMID, None)
+            check(disk, reverted=False)
 
     @pytest.mark.parametrize(
         "other", [{"backend_domain": "storage"}, {"target": "/none"}, {"target": ""}]
     )
     def test_what_is_not_here_is_not_looked_at(self, disk: Disk, other: dict[str, str]) -> None:
         there = replace(disk, **other)  # type: ignore[arg-type]
-        refuse_rivals([there], [there], DOMID, None)
+        check(there)
 
 
 def test_nobody_is_told_to_end_a_qemu_img(disk: Disk, tmp_path: Path) -> None:
