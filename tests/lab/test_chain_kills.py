@@ -101,6 +101,7 @@ def recovered(guest: Guest, name: str, point: str) -> Recovery:
     return found
 
 
+@pytest.mark.soak
 def test_killed_between_the_switch_and_the_renames(spent_lab: Lab) -> None:
     """The two worst moments: QEMU has switched, and no disk, or only one, has its new name."""
     guest = spent_lab.guest("pvh")

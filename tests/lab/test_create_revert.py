@@ -20,7 +20,7 @@ from tests.lab.harness.snapshots import (
     run_script,
 )
 
-# In `make test`: two on the Xen of the smoke tests. On the other, test_mixed.py tells of HVM.
+# In `make test`: two on the Xen of the smoke tests, one of each form that a memory file can have.
 SOAK, SMOKE = pytest.mark.soak, pytest.mark.smoke
 CELLS = [
     pytest.param("pv", False, marks=SMOKE),

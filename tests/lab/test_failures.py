@@ -99,6 +99,7 @@ def test_a_domain_that_has_shut_down_is_refused(fresh_lab: Lab) -> None:
     assert not fresh_lab.dom0.run(f"find {SNAPSHOTS}", check=False).out
 
 
+@pytest.mark.soak  # test_rehearsal.py has other files that are damaged in `make test`
 def test_a_damaged_memory_file_is_refused_before_the_domain_is_destroyed(lab: Lab) -> None:
     guest = lab.guest("pv")
     snapshot = create(guest, "--name", "whole")

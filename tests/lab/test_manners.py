@@ -22,6 +22,7 @@ def host(lab: Lab, *words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.soak
 def test_libxl_in_a_hosts_own_process(lab: Lab) -> None:
     guests = [lab.guest("pv"), lab.guest("pvh")]
     before = [guest.assert_healthy() for guest in guests]

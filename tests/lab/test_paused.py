@@ -36,6 +36,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.soak
 def test_a_revert_that_ends_paused(lab: Lab) -> None:
     """It has run no instruction until it is unpaused."""
     guest = lab.guest("pvh")

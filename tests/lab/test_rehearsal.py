@@ -59,7 +59,7 @@ def test_condition(
     if condition.status == 5:
         assert stage.revert(condition, names, "--force").rc == 0
     stage.do(condition.undo, names)
-    # What only moved away and back leaves a guest that goes on. Off Xen, all are reverted again.
+    # What only moved away and back leaves a guest that goes on. `make soak` reverts all again.
     soak = request.node.get_closest_marker("soak") is not None
     needs_revert = condition.undone or condition.harms or soak
     if condition.status == 3 and before[0] and not needs_revert:

@@ -15,6 +15,7 @@ CONDITIONS = (
         says="'{domain}' is called 'renamed' now: use this name",
         undo=("xl rename renamed {domain}",),
         domain="{domain}",
+        lab=True,
     ),
     Condition(
         name="the name taken by another domain",
@@ -22,7 +23,6 @@ CONDITIONS = (
         status=3,
         says="holds {domain}, which the restored domain needs",
         undo=("xl rename {domain} {other}",),
-        lab=True,
     ),
     Condition(
         name="a disk used by another domain",

@@ -118,6 +118,7 @@ def test_check_mode_is_the_dry_run(site: Site) -> None:
     assert not host.world.storage.snapshots
 
 
+@pytest.mark.soak
 def test_a_risky_revert_needs_force(site: Site) -> None:
     host = site.dom0("xen")
     played = site.tasks(task(name="first"))
@@ -132,6 +133,7 @@ def test_a_risky_revert_needs_force(site: Site) -> None:
     assert (done.outcome, done.result["exit_code"]) == ("ok", 0)
 
 
+@pytest.mark.soak
 def test_a_failure_that_needs_a_person_says_which_command(site: Site) -> None:
     site.dom0("xen", scenes.no_resume)
     told = site.tasks(task()).of("0", "xen")
@@ -229,6 +231,7 @@ def test_a_guest_whose_upgrade_fails_is_reverted(site: Site) -> None:
     )
 
 
+@pytest.mark.soak
 def test_a_guest_without_a_snapshot_is_not_upgraded(site: Site) -> None:
     site.dom0("xen-a", scenes.last_step_fails)
     site.dom0("xen-b")
@@ -239,6 +242,7 @@ def test_a_guest_without_a_snapshot_is_not_upgraded(site: Site) -> None:
     assert played.tasks("a")[-1] == ("Take a snapshot", "failed")
 
 
+@pytest.mark.soak
 def test_a_guest_that_cannot_be_reached_afterwards_is_reverted(site: Site) -> None:
     host = site.dom0("xen-a")
     before = host.guest.domid
@@ -250,6 +254,7 @@ def test_a_guest_that_cannot_be_reached_afterwards_is_reverted(site: Site) -> No
     assert host.guest.domid != before
 
 
+@pytest.mark.soak
 def test_the_playbook_in_check_mode_changes_nothing(site: Site) -> None:
     host = site.dom0("xen-a")
     site.guest("a")

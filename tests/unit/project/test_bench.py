@@ -397,6 +397,7 @@ def test_the_processor_time_of_children_counts() -> None:
     assert done.cpu_seconds >= 0.2
 
 
+@pytest.mark.soak
 def test_every_command_asks_libxl() -> None:
     found = native.commands(1, print)
     assert all(figures["cpu_s"]["median"] > 0 for figures in found.values())
@@ -409,6 +410,7 @@ def test_the_c_program_compiles() -> None:
     subprocess.run(gcc, check=True)
 
 
+@pytest.mark.soak
 def test_the_writer_is_measured_beside_dd(tmp_path: Path) -> None:
     words = ["--gib", "0.0625", "--rounds", "1", "--directory", str(tmp_path), "--json"]
     done = subprocess.run(

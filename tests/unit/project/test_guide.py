@@ -209,6 +209,7 @@ def test_many_hosts_with_ssh(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not PLAYBOOK.exists(), reason="there is no Ansible")
+@pytest.mark.soak
 def test_many_hosts_with_ansible(site: Site, tmp_path: Path) -> None:
     where = tmp_path / "ansible"
     shutil.copytree(SOURCE, where)

@@ -119,6 +119,7 @@ def test_the_unit_runs_a_command_that_there_is() -> None:
     assert fnmatch(str(Journal("some-uuid").path), condition)
 
 
+@pytest.mark.soak
 def test_an_editable_install_follows_the_source(tmp_path: Path) -> None:
     source = copy_of_the_project(tmp_path / "source")
     python = fresh_environment(tmp_path / "env")

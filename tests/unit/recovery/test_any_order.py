@@ -482,7 +482,7 @@ class ForLong(AnyOrder):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings_for(80)
+TestAnyOrder.settings = settings_for(30)
 
 TestForLong = pytest.mark.soak(ForLong.TestCase)
 TestForLong.settings = settings_for(600)

@@ -264,7 +264,7 @@ def test_what_only_the_cache_has_does_not_count(
     assert (tmp_path / "backing").read_bytes() == OLD
 
 
-@pytest.mark.parametrize("killed", [True, False])
+@pytest.mark.parametrize("killed", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_a_revert_cut_off_anywhere_is_run_again(
     device: Path, taken: Disk, path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:

@@ -652,7 +652,7 @@ def test_a_cancel_ends_the_copying_beforehand(tmp_path: Path, used: None) -> Non
     assert listing(tmp_path) == {"xvda.raw", "xvda.raw.snap"}
 
 
-@pytest.mark.parametrize("killed", [True, False])
+@pytest.mark.parametrize("killed", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_a_revert_cut_off_anywhere_is_run_again(
     place: Path, used: None, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:

@@ -209,7 +209,11 @@ def after_a_kill(case: Case, strategy: Qcow2, name: str) -> Qcow2:
 #: in the order of QEMU's work: each disk's old file is flushed and its overlay opened; when that is
 #: done for all disks, each old file is opened again, read-only
 POINTS = [("sync", "disk"), ("open", "overlay"), COMMITTED := ("open", "disk")]
-WHERE = [(count, index) for count in (2, 3) for index in range(count)]
+WHERE = [
+    pytest.param(count, index, marks=[pytest.mark.soak] if (count, index) != (2, 1) else [])
+    for count in (2, 3)
+    for index in range(count)
+]
 
 
 @pytest.mark.parametrize(("count", "index"), WHERE, ids=lambda n: f"{n}")
