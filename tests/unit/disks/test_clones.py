@@ -39,7 +39,7 @@ from tests.unit.support.lvm import strategy as of_lvm
 from tests.unit.support.qemu import qemu_img, whole, write
 from tests.unit.support.system_calls import Fault
 from tests.unit.support.system_calls import Killed as Dead
-from tests.unit.support.waiting import open_descriptors
+from tests.unit.support.waiting import eventually, open_descriptors
 
 NAME, CLONE = "snap", "c1"
 NOTHING: Mapping[str, DiskRequest] = {}
@@ -426,6 +426,9 @@ class LastCommand:
         words = ["lvcreate", "-c", "read line", "-s", "--addtag", self._tag]
         shell = shutil.which("sh")
         self.process = subprocess.Popen(words, executable=shell, stdin=subprocess.PIPE)
+        # (The kernel starts a program before it sets its command line.)
+        words_of = Path(f"/proc/{self.process.pid}/cmdline")
+        assert eventually(lambda: b"lvcreate" in words_of.read_bytes())
 
     def gets_the_lock(self, what: str) -> None:
         """The volume is made while somebody waits."""
