@@ -18,6 +18,8 @@ from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.snapshots import create, disk_snapshots, forget
 
+pytestmark = pytest.mark.soak
+
 STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
 EARLY = ["before journal", *(f"after {s}" for s in STEPS[: STEPS.index("suspend")])]
 LATE = [f"after {s}" for s in STEPS[STEPS.index("suspend") :]]
@@ -45,10 +47,6 @@ class Cell:
         return f"{self.kind}-{self.point}-{self.key}-{self.watcher}"
 
 
-# In `make test`.
-ROUND = [Cell("pvh", ASKED, REBOOT, "ours")]
-
-
 def all_cells() -> Iterator[Cell]:
     """At each point what the guest does, and who acts on that, in turn; all of it where asked."""
     for kind, keys in KEYS.items():
@@ -58,15 +56,7 @@ def all_cells() -> Iterator[Cell]:
     yield Cell("pvh", "after suspend", REBOOT, "ours")
 
 
-def cells() -> list[object]:
-    rest = [cell for cell in all_cells() if cell not in ROUND]
-    return [
-        *(pytest.param(cell, id=str(cell)) for cell in ROUND),
-        *(pytest.param(cell, id=str(cell), marks=pytest.mark.soak) for cell in rest),
-    ]
-
-
-@pytest.mark.parametrize("cell", cells())
+@pytest.mark.parametrize("cell", list(all_cells()), ids=str)
 def test_a_guest_that_ends_by_itself(spent_lab: Lab, cell: Cell) -> None:
     guest = spent_lab.guest(cell.kind)
     watched_by(guest, cell.watcher)
@@ -91,7 +81,6 @@ def test_a_guest_that_ends_by_itself(spent_lab: Lab, cell: Cell) -> None:
     guest.assert_healthy()
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["pvh", "pv", "hvm"])
 def test_a_create_that_is_cancelled_when_its_guest_has_rebooted(spent_lab: Lab, kind: str) -> None:
     """Its disk snapshots are deleted, through another QEMU than the one that took them."""

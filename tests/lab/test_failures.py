@@ -111,6 +111,7 @@ def test_a_damaged_memory_file_is_refused_before_the_domain_is_destroyed(lab: La
     unchanged(guest, before)
 
 
+@pytest.mark.soak
 def test_a_guest_without_pv_drivers_is_refused(spent_lab: Lab) -> None:
     """Its QEMU has the image open twice, as an IDE disk and as a PV disk."""
     guest = spent_lab.fresh("tiny", "tinyhvm")

@@ -1,6 +1,7 @@
 """A guest of the lab with a disk of each kind, and a snapshot of it, for the list of conditions."""
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from tests.rehearsal.condition import Condition, filled_in
@@ -8,6 +9,7 @@ from tests.rehearsal.condition import Condition, filled_in
 from . import storage
 from .dom0 import Completed
 from .external import take as take_external
+from .guests import Guest
 from .lab import Lab
 from .mixed import AROUND, attach, more, quicken_hotplug
 from .reverts import Taken, check_back
@@ -107,11 +109,16 @@ class Stage:
 
     def photo(self) -> tuple[Before | None, str]:
         """All that a refusal must leave as it is."""
-        there = self._dom0.run(f"xl vm-list | grep {self.guest.uuid}", check=False).rc == 0
+        there = self._dom0.run(f"xl vm-list | grep {self.guest.uuid}", check=False).out.split()
         files = f"find {AROUND} {_FROZEN} -printf '%p %i %m\\n'"
         volumes = f"lvs -a --noheadings -o lv_name,lv_tags {storage.GROUP}"
         listing = self._dom0.run(f"{files}; {volumes}").out
-        return Before.of(self.guest) if there else None, listing
+        return Before.of(self._now_called(there[-1])) if there else None, listing
+
+    def _now_called(self, name: str) -> Guest:
+        guest = copy(self.guest)
+        guest.name = name
+        return guest
 
     def check_back(self, mark: int) -> None:
         """The guest and its disks have gone to the snapshot, and nothing is left."""
