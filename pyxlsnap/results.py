@@ -29,9 +29,9 @@ class Progress:
     """The progress of an operation.
 
     The phases of a create are "checking", "memory", "domain now suspended" and "resumed" (and
-    others that libxl names). The phases of a revert or a delete are "checking" and its steps. An
-    undo that must wait while the guest is suspended reports "waiting for QEMU to answer" every five
-    seconds.
+    others that libxl names). The phases of a revert or a delete are "checking" and its steps. What
+    takes long in a phase is reported every five seconds, as "waiting for QEMU to answer" or
+    "waiting for lvs (pid 712) to leave xvda alone".
     """
 
     #: the phase: "checking", "memory", "resumed", or a step of a revert such as "disks"

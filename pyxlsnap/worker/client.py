@@ -58,6 +58,7 @@ class WorkerClient:
         self.locked: dict[str, None] = {}
         #: the operation has begun, so that something may have changed
         self.begun = False
+        self._phase = ""
         #: the result, if an exception is raised in the place of the result
         self.done: Message | None = None
         #: the supervisor's message after the death of the worker
@@ -151,7 +152,10 @@ class WorkerClient:
     def _handle(self, message: Message) -> None:
         if "progress" in message:
             progress: Progress = rebuild(Progress, message["progress"])
-            self.begun = self.begun or progress.phase not in _HARMLESS
+            # A wait is a part of the phase that it comes in.
+            if not (self._phase and progress.phase.startswith("waiting for ")):
+                self._phase = progress.phase
+            self.begun = self.begun or self._phase not in _HARMLESS
             if progress.phase == "resumed":
                 self._hooks.after_resume()
                 self._notice_interrupt()

@@ -25,7 +25,7 @@ def sums(guest: Guest) -> str:
     return guest.dom0.run(f"sha256sum {FROZEN}/*").out
 
 
-@pytest.mark.soak  # five minutes; test_paused.py has one external snapshot
+@pytest.mark.soak
 def test_a_chain_of_three(lab: Lab) -> None:
     """And in between the guest reboots, and is saved and restored, and loses nothing."""
     guest = lab.guest("pvh")

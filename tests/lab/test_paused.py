@@ -50,7 +50,7 @@ def test_a_revert_that_ends_paused(lab: Lab) -> None:
     assert before.n - 1 <= goes_back(guest, mark, later).n <= later.n
 
 
-@pytest.mark.soak  # test_devices.py has a paused guest in `make test`
+@pytest.mark.soak
 @pytest.mark.parametrize(("kind", "words", "external"), CELLS)
 def test_a_paused_guest(lab: Lab, kind: str, words: list[str], external: bool) -> None:
     guest = lab.guest(kind)

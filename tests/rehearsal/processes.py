@@ -45,10 +45,10 @@ CONDITIONS = (
     ),
     Condition(
         name="a program that looks at each disk for a moment",
-        # (A command of LVM is one by its name. In the lab the revert would come too late for it.)
+        # (A program counts as a command of LVM by its name. In the lab it would end too soon.)
         do=(
             "mkdir {spare} && cp $(command -v sleep) {spare}/lvs",
-            "{spare}/lvs 4 <{internal} >/dev/null 2>&1 &",
+            "{spare}/lvs 8 <{internal} >/dev/null 2>&1 &",
         ),
         status=0,
         undo=("rm -r {spare}",),

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
-from qemu.qmp.qmp_client import GreetingError, NegotiationError
+from qemu.qmp.models import ErrorResponse, Greeting
+from qemu.qmp.qmp_client import NegotiationError
 
 from pyxlsnap import paths
 from pyxlsnap.errors import QmpError
@@ -19,8 +21,6 @@ GREETING_S = 10.0
 COMMAND_S = 30.0
 #: the time limit of a command of which it is known how long it takes: so many times as long, more
 _PATIENCE = 4
-#: how often a connection is begun anew, and after how long
-_TRIES, _PAUSE_S = 5, 0.1
 
 
 def socket_path(domid: int) -> Path:
@@ -29,7 +29,30 @@ def socket_path(domid: int) -> Path:
 
 
 class _Client(QMPClient):
-    """A client that puts messages into words only if somebody reads them: that takes long."""
+    """A client for a socket that others use, too.
+
+    QEMU may first send a new client what is not for it: before the greeting an event of that
+    moment, and after the greeting the answer to a command whose client has left.
+
+    Messages are put into words only if somebody reads them: that takes long.
+    """
+
+    async def _get_greeting(self) -> Greeting:
+        while "QMP" not in (message := await self._recv()):
+            pass
+        return Greeting(message)
+
+    async def _negotiate(self) -> None:
+        offered = self._greeting.QMP.capabilities if self._greeting else ()
+        enable = [capability for capability in offered if capability == "oob"]
+        request = self.make_execute_msg("qmp_capabilities", {"enable": enable} if enable else {})
+        request["id"] = f"pyxlsnap {os.urandom(8).hex()}"
+        await self._send(request)
+        while (answer := await self._recv()).get("id") != request["id"]:
+            pass
+        # "CommandNotFound": a client that has left did this, after we were greeted.
+        if "error" in answer and (error := ErrorResponse(answer).error).class_ != "CommandNotFound":
+            raise NegotiationError("Negotiation failed", QMPError(error.desc))
 
     def _cb_outbound(self, msg: Message) -> Message:
         return super()._cb_outbound(msg) if self._is_read() else msg
@@ -52,7 +75,7 @@ class QmpConnection:
         self._client = _Client("pyxlsnap")
         self._loop = asyncio.new_event_loop()
         try:
-            self._run(self._connect(), "connect", timeout_s)
+            self._run(self._client.connect(str(path)), "connect", timeout_s)
         except BaseException:
             self._loop.close()
             raise
@@ -120,18 +143,6 @@ class QmpConnection:
             pass  # it is disconnected all the same
         finally:
             self._loop.close()
-
-    async def _connect(self) -> None:
-        # QEMU gives a new client what it had for the one before: the answer to a command during
-        # which that one left, or an event of the moment (a guest that goes on). It is told once.
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                await self._client.connect(str(self._path))
-                return
-            except ConnectError as e:
-                if not (tries_left and isinstance(e.exc, GreetingError | NegotiationError)):
-                    raise
-            await asyncio.sleep(_PAUSE_S)
 
     def _run(self, coroutine: Coroutine[Any, Any, T], command: str, timeout_s: float) -> T:
         try:

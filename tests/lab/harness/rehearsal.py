@@ -32,7 +32,10 @@ class Stage:
         self._fixed = self._names()
         self.taken = self._take()
         # QEMU knows the new overlays by names that are gone, until it is started again.
+        self.guest.wait_tick(self.taken.after.n + 2)
+        mark = self.guest.mark()
         revert(self.guest, self.taken.cfgfile)
+        self.check_back(mark)
 
     def _names(self) -> dict[str, str]:
         guest = self.guest

@@ -28,10 +28,12 @@ def test_the_list() -> None:
 
 
 def cells() -> Iterator[object]:
-    """After a refusal and the undo the same clone works: `make soak` sees that."""
-    for c in CLONE_CONDITIONS:
-        yield pytest.param(c, False, id=str(c))
-        if c.status == 3:
+    """After a refusal and the undo the same clone works: for most, `make soak` sees that."""
+    for number, c in enumerate(CLONE_CONDITIONS):
+        again = c.status == 3
+        seen_now = again and number % 8 == 0
+        yield pytest.param(c, seen_now, id=str(c))
+        if again and not seen_now:
             yield pytest.param(c, True, id=f"{c}, and taken back", marks=pytest.mark.soak)
 
 

@@ -9,7 +9,7 @@ import pytest
 from pyxlsnap import paths
 from pyxlsnap.guest import dirty_log
 from tests.unit.support.guest import FakeGuest
-from tests.unit.support.qmp_server import recording
+from tests.unit.support.qmp_server import COMMAND, recording
 from tests.unit.support.world import World
 
 
@@ -44,7 +44,7 @@ def test_a_failure_is_logged(
 ) -> None:
     if there:
         with recording(guest.domid) as qemu:
-            qemu.refuses = True
+            qemu.refuses = {COMMAND: "CommandNotFound"}
             dirty_log.switch_off(guest)
     else:
         dirty_log.switch_off(guest)

@@ -18,6 +18,7 @@ import pyxlsnap.create.examination as create_examination
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.sequence import Creation
+from pyxlsnap.disks import rivals
 from pyxlsnap.errors import (
     BadMemoryFile,
     Busy,
@@ -519,6 +520,27 @@ def test_a_user_who_comes_after_the_plan_is_noticed(case: Case) -> None:
         with pytest.raises(Refused, match=says) as e:
             Reversion(case.world.host, plan).run()
     assert "nothing was changed" in str(e.value)
+    case.assert_nothing_changed()
+
+
+@pytest.mark.parametrize("after", ["checking", "prepare"])
+def test_the_wait_for_who_looks_at_a_disk_can_be_cancelled(
+    case: Case, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """In the plan, and in the last look."""
+    phases: list[str] = []
+
+    def on_progress(progress: Progress) -> None:
+        phases.append(progress.phase)
+        if progress.phase.startswith("waiting"):
+            case.cancel.set()
+
+    monkeypatch.setattr(rivals, "_LOOKS_S", 0.0)
+    monkeypatch.setattr(rivals, "users", lambda *_: ["lvs (pid 7)"] * (after in phases))
+    request = RevertRequest(domain="vm1", cfgfile=str(case.cfg))
+    with pytest.raises(Interrupted):
+        revert(case.world.host, request, Callbacks(on_progress=on_progress), case.cancel)
+    assert phases[-1] == "waiting for lvs (pid 7) to leave xvda alone"
     case.assert_nothing_changed()
 
 

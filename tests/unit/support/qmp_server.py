@@ -25,8 +25,8 @@ class RecordingQemu:
         self.records = records
         self.died = False
         self.told: list[bool] = []
-        #: it does not know the command
-        self.refuses = False
+        #: errors that it answers to commands
+        self.refuses: dict[str, str] = {}
         #: what clients are told before they are greeted, one each
         self.first: list[dict[str, Any]] = []
 
@@ -49,8 +49,8 @@ class RecordingQemu:
         self._say(client, {"QMP": {"version": self._versions(), "capabilities": []}})
         while message := client.recv(4096):  # (the client waits for each answer)
             asked = json.loads(message)
-            if self.refuses and asked["execute"] == COMMAND:
-                said: dict[str, Any] = {"error": {"class": "CommandNotFound", "desc": "no"}}
+            if error := self.refuses.get(asked["execute"]):
+                said: dict[str, Any] = {"error": {"class": error, "desc": "no"}}
             else:
                 said = {"return": self._answer(asked["execute"], asked.get("arguments", {}))}
             if self.died:

@@ -123,6 +123,16 @@ class TestProcess:
         assert capfd.readouterr() == ("", "")
 
 
+def seen(worker: StandIn) -> Callable[[Progress], None]:
+    """Tell the worker that the last of its phases has come."""
+
+    def on_progress(progress: Progress) -> None:
+        if progress.phase not in ("checking", "suspend"):
+            (worker.here / "seen").touch()
+
+    return on_progress
+
+
 class TestTheWorkerDies:
     def test_before_it_has_touched_anything(self, worker: StandIn) -> None:
         worker.set(deaths.without_the_lock)
@@ -224,10 +234,18 @@ class TestTheWorkerDies:
 
     def test_in_its_preparations_and_nothing_is_unreported(self, worker: StandIn) -> None:
         """A clone prepares before it has a journal: a recovery finds nothing to do."""
-        worker.set(deaths.in_its_preparations, recover=deaths.found_nothing)
-        with pytest.raises(OperationFailed, match="everything is as before") as caught:
-            api.create_snapshot("vm1")
-        assert type(caught.value) is OperationFailed
+        for death in (deaths.in_its_preparations, deaths.while_it_waits_in_its_checks):
+            worker.set(death, recover=deaths.found_nothing)
+            with pytest.raises(OperationFailed, match="everything is as before") as caught:
+                api.create_snapshot("vm1", on_progress=seen(worker))
+            assert type(caught.value) is OperationFailed
+            (worker.here / "seen").unlink()
+
+    def test_after_it_had_begun_and_nothing_is_found(self, worker: StandIn) -> None:
+        """It may have finished, or undone, what it did."""
+        worker.set(deaths.while_it_waits_in_an_undo, recover=deaths.found_nothing)
+        with pytest.raises(NeedsAttention, match="died before reporting the result"):
+            api.create_snapshot("vm1", on_progress=seen(worker))
 
     def test_while_a_child_of_the_caller_has_copies_of_everything(self, worker: StandIn) -> None:
         """A daemon that forks without exec: its child keeps our descriptors open."""

@@ -139,10 +139,20 @@ def test_something_may_come_before_the_greeting(path: Path, first: str) -> None:
     assert not qemu.first
 
 
-def test_what_never_greets_is_no_qemu(path: Path) -> None:
+def test_a_client_that_has_left_may_have_negotiated_for_us(path: Path) -> None:
+    """Its request was carried out after QEMU had greeted us."""
     qemu = RecordingQemu((7, 2), records=False)
-    qemu.first = [{"return": {}}] * 100
-    with serving(path, qemu), pytest.raises(QmpError, match="Greeting"):
+    qemu.refuses = {"qmp_capabilities": "CommandNotFound"}
+    with serving(path, qemu):
+        connection = QmpConnection(path)
+        assert connection.version() == (7, 2)
+        connection.close()
+
+
+def test_a_negotiation_that_fails(path: Path) -> None:
+    qemu = RecordingQemu((7, 2), records=False)
+    qemu.refuses = {"qmp_capabilities": "GenericError"}
+    with serving(path, qemu), pytest.raises(QmpError, match=r"Negotiation failed: no$"):
         QmpConnection(path)
 
 
@@ -203,7 +213,7 @@ def test_an_interrupted_connect_lets_go_all_the_same(
 
     loop = asyncio.new_event_loop()
     monkeypatch.setattr(asyncio, "new_event_loop", lambda: loop)
-    monkeypatch.setattr("pyxlsnap.disks.qcow2.qmp.QmpConnection._connect", interrupted)
+    monkeypatch.setattr("pyxlsnap.disks.qcow2.qmp.QMPClient.connect", interrupted)
     with pytest.raises(KeyboardInterrupt):
         QmpConnection(path)
     assert loop.is_closed()

@@ -93,8 +93,23 @@ def aborted_in_closing(_: Call) -> NoReturn:
 
 
 def in_its_preparations(call: Call) -> NoReturn:
+    _after(call, "checking", "prepare")
+
+
+def while_it_waits_in_its_checks(call: Call) -> NoReturn:
+    _after(call, "checking", "waiting for lvs (pid 7) to leave xvda alone")
+
+
+def while_it_waits_in_an_undo(call: Call) -> NoReturn:
+    _after(call, "checking", "suspend", "waiting for QEMU to answer")
+
+
+def _after(call: Call, *phases: str) -> NoReturn:
+    """The test makes the file "seen" when it has heard of the last phase."""
     call.take_lock()
-    call.report("prepare")
+    for phase in phases:
+        call.report(phase)
+    call.wait_for("seen")
     die()
 
 
