@@ -1,5 +1,6 @@
 """Internal qcow2 snapshots, with a real QEMU that has no machine: only disks and a monitor."""
 
+import json
 import os
 import shlex
 import socket
@@ -314,8 +315,8 @@ def test_a_command_that_is_not_answered_is_time_limited(run_dir: Path) -> None:
             connection, _ = server.accept()
             with connection:
                 connection.sendall(b'{"QMP": {"version": {}, "capabilities": []}}\r\n')
-                connection.recv(4096)
-                connection.sendall(b'{"return": {}, "id": "__qmp#00000"}\r\n')
+                asked = json.loads(connection.recv(4096))
+                connection.sendall(json.dumps({"return": {}, "id": asked["id"]}).encode() + b"\n")
                 ended.wait(10)
 
         thread = threading.Thread(target=greet)
