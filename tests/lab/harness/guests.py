@@ -178,18 +178,23 @@ class Guest:
     def qmp_all(self, commands: Sequence[tuple[str, Mapping[str, object]]]) -> list[Any]:
         """Several commands on one connection; their answers."""
         monitor = f"UNIX-CONNECT:/run/xen/qmp-libxenstat-$(xl domid {self.name})"
-        requests = [{"execute": name, "arguments": arguments} for name, arguments in commands]
+        requests: list[dict[str, object]] = [
+            {"execute": name, "arguments": arguments, "id": f"lab {number}"}
+            for number, (name, arguments) in enumerate((("qmp_capabilities", {}), *commands))
+        ]
         answers: list[Any] = []
         with self.dom0.start(f"exec socat - {monitor}") as running:
-            for request in ({"execute": "qmp_capabilities"}, *requests):
+            for request in requests:
                 running.send(json.dumps(request).encode() + b"\n")
             for line in running.lines():
                 answer = json.loads(line)
+                asked = requests[len(answers)]
+                if answer.get("id") != asked["id"]:
+                    continue  # the greeting, an event, or for a client that has left
                 if "error" in answer:
-                    raise RuntimeError(f"{requests[len(answers) - 1]}: {answer['error']['desc']}")
-                if "return" in answer:
-                    answers.append(answer["return"])
-                if len(answers) > len(requests):
+                    raise RuntimeError(f"{asked}: {answer['error']['desc']}")
+                answers.append(answer["return"])
+                if len(answers) == len(requests):
                     return answers[1:]
         raise RuntimeError(f"no answer from the QEMU of {self.name}: {running.err}")
 
