@@ -139,6 +139,7 @@ CONDITIONS = (
         status=3,
         says="{internal_base}",
         undo=("cp -p {spare} {internal_base}",),
+        harms=True,  # the guest reads what was there
     ),
     Condition(
         name="a backing file that is a directory now",
