@@ -172,7 +172,7 @@ CONDITIONS = (
     _unchangeable("an image", "i", "{internal}", "immutable", harms=True),
     _unchangeable("the image of an external snapshot", "i", "{external}", "immutable", harms=True),
     _unchangeable("a raw file", "i", "{raw}", "immutable"),
-    _unchangeable("an image", "a", "{internal}", "append-only"),
+    _unchangeable("an image", "a", "{internal}", "append-only", harms=True),
     _unchangeable("the directory of the disks", "i", "{dir}", "immutable", lab=True),
     _unchangeable("the directory of the disks", "a", "{dir}", "append-only"),
     Condition(
