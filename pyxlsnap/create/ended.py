@@ -19,7 +19,7 @@ from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DomainNotFound, GuestEnded, OperationFailed, PyxlsnapError, XenError
 from pyxlsnap.guest.checks import attached
-from pyxlsnap.guest.protocols import Guest
+from pyxlsnap.guest.protocols import Guest, find_if_there
 from pyxlsnap.journal import CreateEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.linux.waiting import until
@@ -191,7 +191,7 @@ def undo_disks(plan: CreatePlan, strategy: DiskStrategy, entry: CreateEntry) -> 
         try:
             if domid == guest.domid:
                 return strategy.undo_create()
-            return _undo_anew(guest, strategy, entry, domid)
+            return _undo_anew(plan, strategy, entry, domid)
         except PyxlsnapError as e:
             now = guest.present_info()
             same = is_steady(guest) and domid == (now.domid if now else None)
@@ -218,9 +218,10 @@ def _wait_until_steady(guest: Guest, strategy: DiskStrategy) -> int | None:
 
 
 def _undo_anew(
-    guest: Guest, strategy: DiskStrategy, entry: CreateEntry, domid: int | None
+    plan: CreatePlan, strategy: DiskStrategy, entry: CreateEntry, domid: int | None
 ) -> list[str]:
     """Undo with new strategies: the disks are in another QEMU, or in none."""
+    now = find_if_there(plan.host, plan.guest.uuid) if domid is not None else None
     chosen = [
         (disk, request)
         for disk, request in zip(entry.devices, entry.disks, strict=True)
@@ -229,9 +230,9 @@ def _undo_anew(
     task = DiskTask(
         entry.name,
         started_anew=domid is not None,
-        attached=attached(guest if domid is not None else None, entry.devices),
-        may_start=partial(may_start, guest),
-        gone=lambda: not _runs(guest, domid),
+        attached=attached(now, entry.devices),
+        may_start=partial(may_start, plan.guest),
+        gone=lambda: not _runs(plan.guest, domid),
     )
     found = strategies(chosen, task, entry.kinds, trusted=True)
     try:

@@ -52,6 +52,7 @@ class CreatePlan:
     """A snapshot that can be taken."""
 
     request: CreateRequest = field(repr=False)
+    host: Host = field(repr=False)
     guest: Guest = field(repr=False)
     examined: Examined = field(repr=False)
     metadata: Metadata
@@ -168,6 +169,7 @@ def make_plan(
     found, ending = strategies(chosen, task), ending_monitor(host, guest)
     plan = CreatePlan(
         request=request,
+        host=host,
         guest=guest,
         examined=examined,
         metadata=_metadata(name, created, wanted, examined, requests, found),

@@ -10,6 +10,7 @@ import pytest
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import ended as module
 from pyxlsnap.create.sequence import Creation
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import (
     Aborted,
     Busy,
@@ -284,9 +285,18 @@ def test_a_cancel_is_still_an_interrupt(world: World) -> None:
     case.assert_nothing_left()
 
 
-def test_a_create_that_fails_after_a_reboot_finds_the_disks_again(world: World) -> None:
-    """They are in another QEMU by now."""
+def test_a_create_that_fails_after_a_reboot_finds_the_disks_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in another QEMU by now, of the domain that has the uuid now."""
     case = Case(world)
+    tasks: list[DiskTask] = []
+
+    def noting(disks: object, task: DiskTask, *more: object, **words: object) -> object:
+        tasks.append(task)
+        return world.strategies(disks, task, *more, **words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "strategies", noting)
 
     def reboots_and_fails() -> None:
         case.is_started_anew()
@@ -295,6 +305,9 @@ def test_a_create_that_fails_after_a_reboot_finds_the_disks_again(world: World) 
     with pytest.raises(OperationFailed, match="everything is as before"):
         case.creation("memory file", reboots_and_fails).run()
     assert "adopt xvda" in world.events
+    (task,) = tasks
+    assert task.started_anew
+    assert task.attached == {"xvda"}
     case.assert_nothing_left()
 
 

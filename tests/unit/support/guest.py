@@ -352,6 +352,8 @@ class FakeGuest:
 
     def disk_targets(self) -> tuple[str, ...]:
         with self._world.doing("disk_targets"):
+            if not self.exists:  # (it is asked by its domid)
+                return ()
             there = tuple(d.target for d in self.configuration.disks if d.target)
             return there + self.attached
 
