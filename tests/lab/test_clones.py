@@ -19,8 +19,8 @@ from tests.lab.harness.snapshots import create, pyxlsnap
 DISKS = f"/lab/disk {storage.BTRFS}"
 #: what stays of a domain that has ended: its logs, as those of any domain; and xenstored's
 KEPT = (
-    "! -name 'guest-*.log' ! -name 'xl-*' ! -name 'qemu-dm-*' ! -name 'pyxlsnap-*' "
-    "! -name 'xenstored-*'"
+    "! -name 'guest-*.log' ! -name 'xl-*' ! -name 'qemu-dm-*' ! -name 'qemu-probe-*' "
+    "! -name 'pyxlsnap-*' ! -name 'xenstored-*'"
 )
 PROCESSES = ("[q]emu-system", "[q]emu-img", "[p]yxlsnap.worker", "[x]lsnap-worker")
 
@@ -130,6 +130,7 @@ def reboot(clone: Guest) -> None:
     clone.assert_healthy()
 
 
+@pytest.mark.smoke
 def test_a_clone(spent_lab: Lab) -> None:
     """The cheap one: from the snapshot of the guest's own disks, beside the guest."""
     dom0 = spent_lab.dom0
