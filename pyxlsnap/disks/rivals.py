@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from pyxlsnap import paths
-from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import Servers, loops_over, users
 from pyxlsnap.disks.served import is_local
@@ -61,40 +60,33 @@ def refuse_rivals(
     :raises Refused: a disk is in use; the message says by whom.
     """
     guest, vdevs = Servers(domid, device_model), {disk.vdev for disk in reverted}
-    patience = _Patience(time.monotonic() + _LOOKERS_S, waiting)
+    end = time.monotonic() + _LOOKERS_S
     for disk in disks:
         target = Path(disk.target)
         if not (is_local(disk) and disk.target.startswith("/") and exists_within(target)):
             continue  # the disk's strategy decides about a missing disk
         with os_errors(disk, target, refuse=True):
             if disk.vdev in vdevs:
-                _refuse(disk, partial(users, target, guest), patience)
+                _refuse(disk, partial(users, target, guest), end, waiting)
             if not disk.for_qemu and not disk.script:
-                _refuse(disk, partial(_mounts, target, writable=not disk.readwrite), patience)
+                find = partial(_mounts, target, writable=not disk.readwrite)
+                _refuse(disk, find, end, waiting)
                 _refuse_write_protected(disk, target)
 
 
-@dataclass(frozen=True, slots=True)
-class _Patience:
-    """The wait for programs that only look."""
+def _refuse(
+    disk: Disk, find: Callable[[], list[str]], end: float, waiting: Callable[[str], None]
+) -> None:
+    """:param end: until when programs are waited for that only look, a ``time.monotonic()``."""
 
-    #: when it ends, a ``time.monotonic()``
-    end: float
-    waiting: Callable[[str], None]
+    def look() -> list[str]:
+        if found := find():
+            waiting(f"{', '.join(found)} to leave {disk.vdev} alone")
+        return found
 
-    def remaining(self, find: Callable[[], list[str]], disk: Disk) -> list[str]:
-        def look() -> list[str]:
-            if found := find():
-                self.waiting(f"{', '.join(found)} to leave {disk.vdev} alone")
-            return found
-
-        return remaining(look, within_s=self.end - time.monotonic(), poll_s=_POLL_S)
-
-
-def _refuse(disk: Disk, find: Callable[[], list[str]], patience: _Patience) -> None:
     found = remaining(find, within_s=_LOOKS_S, poll_s=_POLL_S)
     if found and all(map(_LOOKER.match, found)):
-        found = patience.remaining(find, disk)
+        found = remaining(look, within_s=end - time.monotonic(), poll_s=_POLL_S)
     if found:
         ends = "end that first" if any(not re.match(_QEMU_IMG, u) for u in found) else "wait first"
         ways = [way for mark, way in _WAYS if any(re.search(mark, user) for user in found)]

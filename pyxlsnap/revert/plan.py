@@ -5,6 +5,7 @@ All checks that are possible beforehand are here: nothing has been changed yet.
 
 from collections.abc import Callable, Sequence
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel
@@ -125,11 +126,7 @@ def make_plan(
     guest, config = _domain(host, request, saved.config, half_way)
     name = snapshot.snapshot_name(wanted, request.cfgfile, meta)
     chosen = snapshot.choose_disks(wanted, request.cfgfile, meta, config)
-
-    def tell(what: str) -> None:
-        cancel.check()
-        waiting(what)
-
+    tell = partial(_tell, cancel, waiting)
     examination = Examination(host, config, guest, chosen, saved.qemu, tell)
     found = _look(examination, saved)
     task = _task(config, name, request.cfgfile, waiting)
@@ -150,6 +147,11 @@ def make_plan(
     )
     _check(host, plan, () if request.force or half_way else found.risks)
     return plan
+
+
+def _tell(cancel: Cancel, waiting: Callable[[str], None], what: str) -> None:
+    cancel.check()
+    waiting(what)
 
 
 def _domain(
