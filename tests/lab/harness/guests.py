@@ -259,11 +259,17 @@ class Guest:
             except (TimeoutError, CommandTimeout):
                 pass
             end = "".join(log.out.splitlines(keepends=True)[-12:])
-        look = self.dom0.run(LOOK.format(name=self.name, logs=LOGS), check=False, timeout=WAIT)
         raise TimeoutError(
             f"{self.name}: no {count} ticks of n >= {n} in {timeout:.0f} s; its log from there "
-            f"on ends:\n{end}\nWhat it does:\n{look.out}{look.err}"
+            f"on ends:\n{end}\nWhat it does:\n{self._look()}"
         )
+
+    def _look(self) -> str:
+        try:
+            look = self.dom0.run(LOOK.format(name=self.name, logs=LOGS), check=False, timeout=WAIT)
+        except (CommandTimeout, OSError) as e:  # the dom0 is silent, too
+            return str(e)
+        return look.out + look.err
 
     def config_text(self) -> str:
         disks = ", ".join(
