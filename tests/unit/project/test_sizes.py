@@ -1,0 +1,55 @@
+"""Modules and functions stay small enough to be read (CONTRIBUTING.md)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from tests.project import PROJECT
+
+PACKAGE = PROJECT / "pyxlsnap"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+#: the public functions are here; each names all its options
+PUBLIC = ("api.py", "clones.py", "cloner.py", "aio/__init__.py", "aio/cloner.py")
+MOST_LINES, MOST_BODY, MOST_MEAN, MOST_PARAMETERS = 350, 45, 9, 6
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions(path: Path) -> Iterator[Function]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def lines(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def body(function: Function) -> int:
+    """The lines of a function without its docstring, which may be long for a public one."""
+    documented = ast.get_docstring(function, clean=False) is not None
+    return lines(function) - (lines(function.body[0]) if documented else 0)
+
+
+def parameters(function: Function) -> int:
+    named = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+    return len([one for one in named if one.arg not in ("self", "cls")])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_and_its_functions_are_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+    assert {f.name: body(f) for f in functions(path) if body(f) > MOST_BODY} == {}
+    if str(path.relative_to(PACKAGE)) not in PUBLIC:
+        many = {f.name: parameters(f) for f in functions(path)}
+        assert {name: n for name, n in many.items() if n > MOST_PARAMETERS} == {}
+
+
+def test_most_functions_are_short() -> None:
+    found = [body(function) for path in MODULES for function in functions(path)]
+    assert len(found) > len(MODULES)
+    assert mean(found) < MOST_MEAN
