@@ -16,8 +16,8 @@ from pyxlsnap.disks.lvm.names import place
 from pyxlsnap.disks.lvm.thick import LvmThick
 from pyxlsnap.disks.lvm.thin import LvmThin
 from pyxlsnap.disks.qcow2.backing import chain_files
-from pyxlsnap.disks.qcow2.qemu import image_tags
 from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.qcow2.tags import image_tags
 from pyxlsnap.disks.standing import standing_on
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.stalled import stat_within

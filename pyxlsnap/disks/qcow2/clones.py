@@ -17,7 +17,8 @@ from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
 from pyxlsnap.disks.qcow2.backing import refuse_broken
 from pyxlsnap.disks.qcow2.chain import written_by_qemu_img
-from pyxlsnap.disks.qcow2.qemu import image_tags, qemu_img
+from pyxlsnap.disks.qcow2.qemu import qemu_img
+from pyxlsnap.disks.qcow2.tags import image_tags
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import open_regular, refusing_os_errors

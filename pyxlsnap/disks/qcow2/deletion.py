@@ -14,7 +14,8 @@ from pyxlsnap.disks.qcow2 import stream
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.frozen import Frozen
 from pyxlsnap.disks.qcow2.inside import delete_served, in_file, notice_long_delete
-from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_tags
+from pyxlsnap.disks.qcow2.qemu import GuestQemu
+from pyxlsnap.disks.qcow2.tags import image_tags
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DiskError, QmpError, Refused

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from pyxlsnap.disks.failures import os_errors
-from pyxlsnap.disks.qcow2.qemu import GuestQemu, Tag, qemu_img
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, qemu_img
 from pyxlsnap.disks.qcow2.tables import Work, work_of
+from pyxlsnap.disks.qcow2.tags import Tag
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.model import Disk
 from pyxlsnap.text import command

@@ -21,8 +21,9 @@ from pyxlsnap.disks.qcow2.inside import (
     note_left,
     work_in,
 )
-from pyxlsnap.disks.qcow2.qemu import GuestQemu, Tag, image_tags, tags_of
+from pyxlsnap.disks.qcow2.qemu import GuestQemu
 from pyxlsnap.disks.qcow2.tables import Work
+from pyxlsnap.disks.qcow2.tags import Tag, image_tags, tags_of
 from pyxlsnap.disks.qcow2.trial import SLACK, refuse_inapplicable
 from pyxlsnap.disks.side_by_side import side_by_side
 from pyxlsnap.disks.task import DiskTask

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyxlsnap.dataclass import dataclass
+from pyxlsnap.disks.qcow2.tags import Tag, tags_of
 from pyxlsnap.errors import DiskError, QmpError, Refused
 from pyxlsnap.linux.files import scratch_file, scratch_text
 from pyxlsnap.linux.processes import Process
@@ -29,15 +29,6 @@ NODE_PREFIX = "xlsnap"
 
 class _DomainGone(Exception):
     """Ends a wait for a QEMU."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tag:
-    """A snapshot in an image, as QEMU lists it."""
-
-    name: str
-    #: host time when it was made, seconds since the epoch
-    date: float
 
 
 class GuestQemu:
@@ -207,13 +198,6 @@ def _same_file(a: str, b: str) -> bool:
         return False
 
 
-def tags_of(image: dict[str, Any]) -> list[Tag]:
-    """The snapshots in an image, from QEMU's ImageInfo."""
-    return [
-        Tag(s["name"], s["date-sec"] + s["date-nsec"] / 1e9) for s in image.get("snapshots", [])
-    ]
-
-
 #: qemu-img's information on an image and on each file that it stands on
 Chain = list[dict[str, Any]]
 
@@ -238,11 +222,6 @@ def image_chain(disk: Disk, path: str) -> Chain:
     said = qemu_img(disk, "info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", path)
     chain: Chain = json.loads(said)
     return chain
-
-
-def image_tags(disk: Disk) -> list[Tag]:
-    """The snapshots in a disk's image, as the file has them."""
-    return tags_of(image_info(disk))
 
 
 def qemu_img(disk: Disk, *arguments: str, waiting: Callable[[], None] = lambda: None) -> str:

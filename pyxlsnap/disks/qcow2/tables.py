@@ -14,11 +14,12 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from pyxlsnap.dataclass import dataclass
-from pyxlsnap.text import bytes_of
+from pyxlsnap.disks.qcow2.tags import MAGIC, entries
 
 # as measured; a decrease has QEMU flush the image each time that a block leaves its cache
 _TABLE_S = 0.3e-3
@@ -40,8 +41,6 @@ _ZERO, _ALLOCATED = 1, 0xFFFFFFFF
 _REFERENCES_AT = 48  # in the header: the table of the reference counts
 _READ_S = 5.0
 _HEADER = struct.Struct(">4sIQIIQIIQ")
-_SNAPSHOT = struct.Struct(">QIHH20xI")
-_MOST_SNAPSHOTS = 1 << 20  # bytes of the snapshot table
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +218,7 @@ def _image(file: BinaryIO) -> _Image | None:
     if len(header) < 72:
         return None
     magic, version, _, _, bits, _, _, l1_entries, l1_at = _HEADER.unpack_from(header)[:9]
-    if magic != b"QFI\xfb" or version not in (2, 3) or not 9 <= bits <= 21:
+    if magic != MAGIC or version not in (2, 3) or not 9 <= bits <= 21:
         return None
     features = int.from_bytes(header[72:80]) if version > 2 else 0
     order = int.from_bytes(header[96:100]) if version > 2 else 4
@@ -231,18 +230,10 @@ def _image(file: BinaryIO) -> _Image | None:
 
 def _l1_of(file: BinaryIO, name: str) -> tuple[int, int] | None:
     """Where the L1 table of a snapshot is, and how many entries it has."""
-    header = os.pread(file.fileno(), 72, 0)
-    count, at = struct.unpack_from(">IQ", header, 60)
-    table = os.pread(file.fileno(), _MOST_SNAPSHOTS, at & _OFFSET)
-    start = 0
-    for _ in range(count):
-        if start + _SNAPSHOT.size > len(table):
-            break
-        l1_at, entries, id_size, name_size, extra = _SNAPSHOT.unpack_from(table, start)
-        name_at = start + _SNAPSHOT.size + extra + id_size
-        if table[name_at : name_at + name_size] == bytes_of(name):
-            return l1_at, entries
-        start = name_at + name_size + -(name_at + name_size) % 8
+    with suppress(ValueError):  # a damaged snapshot table
+        for entry in entries(file.fileno()):
+            if entry.tag.name == name:
+                return entry.l1_at, entry.l1_entries
     return None
 
 
