@@ -1,10 +1,13 @@
 """In dom0: snapshots and reverts of one guest, again and again, all from this one process.
 
-usage: cycles.py DOMAIN LOG CYCLES [DISK]. After each cycle the snapshot is deleted with the
-commands that it came with, and a line of JSON says what this process and the host have then.
+usage: cycles.py DOMAIN LOG CYCLES [revert DISK | clone CFGFILE FROZEN CLONE LOG_OF_CLONE]. After
+each cycle the snapshot is deleted with the commands that it came with, and a line of JSON says what
+this process and the host have then.
 
-With DISK, the path of the domain's disk, there is one snapshot, and each cycle is a revert to it
-through one Reverter. At the end the world is changed in between; the last line says what it said.
+With "revert" there is one snapshot, and each cycle is a revert to it through one Reverter; DISK is
+the path of the domain's disk. With "clone" each cycle makes a clone of the snapshot anew through
+one Cloner; FROZEN is the path of a disk snapshot. At the end the world is changed in between; the
+last line says what the refusals said.
 """
 
 import json
@@ -15,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyxlsnap
 
@@ -31,6 +35,7 @@ class Log:
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
+        self._path.touch()  # that of a clone comes some time after the clone
 
     def mark(self) -> int:
         return self._path.stat().st_size
@@ -74,29 +79,25 @@ def cycle(domain: str, log: Log, number: int) -> dict[str, float]:
     return {"create": created - begun, "revert": ended - reverting}
 
 
-def back(reverter: pyxlsnap.Reverter, log: Log, after: int) -> dict[str, float]:
-    """One revert, when the guest has gone on; the seconds that it took."""
+def again(do: Callable[[], Any], log: Log, after: int) -> float:
+    """Do it once more when the guest has gone on, which brings it back; the seconds it took."""
     log.wait(log.mark(), lambda n: n > after + 1, "it to go on")
     mark, begun = log.mark(), time.monotonic()
-    reverted = reverter.revert()
+    done = do()
     ended = time.monotonic()
     log.wait(mark, lambda n: n <= after, f"it to go back to {after}")
-    if reverted.warnings:
-        sys.exit(str(reverted.warnings))
-    return {"revert": ended - begun}
+    if done.warnings:
+        sys.exit(str(done.warnings))
+    return ended - begun
 
 
-def refusals(reverter: pyxlsnap.Reverter, domain: str, disk: str) -> list[str]:
-    """What the reverter says after each of some changes, which are taken back."""
-    changes = (
-        (["mv", disk, f"{disk}.moved"], ["mv", f"{disk}.moved", disk]),
-        (["xl", "rename", domain, "taken"], ["xl", "rename", "taken", domain]),
-    )
+def refusals(do: Callable[[], Any], *changes: tuple[list[str], list[str]]) -> list[str]:
+    """What is said after each of some changes, which are taken back."""
     found = []
     for there, back_again in changes:
         subprocess.run(there, check=True)
         try:
-            reverter.revert()
+            do()
             found.append("")
         except pyxlsnap.Refused as e:
             found.append(str(e))
@@ -104,20 +105,48 @@ def refusals(reverter: pyxlsnap.Reverter, domain: str, disk: str) -> list[str]:
     return found
 
 
-def warm(domain: str, log: Log, cycles: int, disk: str) -> None:
-    """Reverts to one snapshot, through one warm process."""
+def moved(path: str) -> tuple[list[str], list[str]]:
+    return ["mv", path, f"{path}.moved"], ["mv", f"{path}.moved", path]
+
+
+def tell(number: int, took: dict[str, float]) -> None:
+    """What a cycle took, and what there is after it, the warm process included."""
+    (pid,) = map(int, said("pgrep", "-x", "xlsnap-warm").split())
+    of_warm = {f"warm_{key}": value for key, value in of_process(pid).items()}
+    print(json.dumps({"cycle": number, **took, **figures(), **of_warm}), flush=True)
+
+
+def revert(domain: str, log: Log, cycles: int, disk: str) -> list[str]:
+    """Reverts to one snapshot, through one warm process; what the refusals said."""
     snapshot = pyxlsnap.create_snapshot(domain, name="warm")
     after = log.wait(log.mark(), lambda n: True, "what comes after the snapshot")
     with pyxlsnap.Reverter(domain, snapshot.cfgfile) as reverter:
         for number in range(1, cycles + 1):
-            took = back(reverter, log, after)
-            (pid,) = map(int, said("pgrep", "-x", "xlsnap-warm").split())
-            of_warm = {f"warm_{key}": value for key, value in of_process(pid).items()}
-            print(json.dumps({"cycle": number, **took, **figures(), **of_warm}), flush=True)
-        said_then = refusals(reverter, domain, disk)
-        back(reverter, log, after)
+            tell(number, {"revert": again(reverter.revert, log, after)})
+        renamed = ["xl", "rename", domain, "taken"], ["xl", "rename", "taken", domain]
+        refused = refusals(reverter.revert, moved(disk), renamed)
+        again(reverter.revert, log, after)
     delete(snapshot)
-    print(json.dumps({"refused": said_then, **figures()}), flush=True)
+    return refused
+
+
+def clone(log: Log, cycles: int, snapshot: tuple[str, str], made: tuple[str, str]) -> list[str]:
+    """Clones of one snapshot, each in the place of the last; what the refusals said.
+
+    :param snapshot: its cfgfile, and one of its disk snapshots.
+    :param made: the name of the clone, and its log.
+    """
+    (cfgfile, frozen), (name, its_log) = snapshot, (made[0], Log(made[1]))
+    after = log.wait(log.mark(), lambda n: True, "what comes after the snapshot")
+    with pyxlsnap.Cloner(cfgfile, name) as cloner:
+        cloner.clone()
+        for number in range(1, cycles + 1):
+            tell(number, {"clone": again(cloner.clone, its_log, after)})
+        memory = str(Path(cfgfile).with_suffix(".save"))
+        refused = refusals(cloner.clone, moved(frozen), moved(memory))
+        again(cloner.clone, its_log, after)
+    pyxlsnap.delete_clone(name)
+    return refused
 
 
 def of_process(pid: int) -> dict[str, int]:
@@ -158,12 +187,17 @@ def said(*command: str) -> str:
 
 def main() -> None:
     domain, log, cycles = sys.argv[1], Log(sys.argv[2]), int(sys.argv[3])
-    if disk := sys.argv[4:]:
-        warm(domain, log, cycles, *disk)
-        return
-    for number in range(1, cycles + 1):
-        took = cycle(domain, log, number)
-        print(json.dumps({"cycle": number, **took, **figures()}), flush=True)
+    match sys.argv[4:]:
+        case ["revert", disk]:
+            refused = revert(domain, log, cycles, disk)
+        case ["clone", cfgfile, frozen, name, log_of_clone]:
+            refused = clone(log, cycles, (cfgfile, frozen), (name, log_of_clone))
+        case _:
+            for number in range(1, cycles + 1):
+                took = cycle(domain, log, number)
+                print(json.dumps({"cycle": number, **took, **figures()}), flush=True)
+            return
+    print(json.dumps({"refused": refused, **figures()}), flush=True)
 
 
 if __name__ == "__main__":
