@@ -16,8 +16,8 @@ from pyxlsnap.disks.lvm.names import place
 from pyxlsnap.disks.lvm.thick import LvmThick
 from pyxlsnap.disks.lvm.thin import LvmThin
 from pyxlsnap.disks.qcow2.backing import chain_files
+from pyxlsnap.disks.qcow2.qemu import checked_tags
 from pyxlsnap.disks.qcow2.strategy import Qcow2
-from pyxlsnap.disks.qcow2.tags import image_tags
 from pyxlsnap.disks.standing import standing_on
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.stalled import stat_within
@@ -75,7 +75,7 @@ def _qcow2(disk: Disk, request: DiskRequest, name: str, looks_in: Iterable[Path]
 def _inside(disk: Disk, name: str) -> Found:
     where = f"{name} in {disk.target}"
     stat_within(disk.target)
-    tags = [tag.name for tag in image_tags(disk)]
+    tags = [tag.name for tag in checked_tags(disk)]
     lost = "" if name in tags else f"{disk.vdev}: {disk.target} has no disk snapshot {name} inside"
     return Found(where, None, (disk.target,), missing=lost)
 

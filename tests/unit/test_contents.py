@@ -23,7 +23,7 @@ from tests.unit.support import operations
 from tests.unit.support.clones import CLONE, SNAPSHOT, Origin
 from tests.unit.support.entries import clone_entry
 from tests.unit.support.lvm import FakeLvm, create, install, populate
-from tests.unit.support.qemu import qemu_img
+from tests.unit.support.qemu import damage, qemu_img
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World
 
@@ -135,6 +135,8 @@ def test_a_disk_snapshot_inside_an_image(tmp_path: Path) -> None:
     found = look(disk, DiskRequest("xvda"), "qcow2", "snap", [])
     assert (found.where, found.missing) == (f"snap in {image}", "")
     assert "no disk snapshot" in look(disk, DiskRequest("xvda"), "qcow2", "none", []).missing
+    damage(image)
+    assert "qemu-img info failed" in look(disk, DiskRequest("xvda"), "qcow2", "snap", []).missing
     image.unlink()
     assert look(disk, DiskRequest("xvda"), "qcow2", "snap", []).missing
 

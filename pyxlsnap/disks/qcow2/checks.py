@@ -9,8 +9,7 @@ from pathlib import Path
 from pyxlsnap.disks.kept import refuse_long_kept
 from pyxlsnap.disks.qcow2.backing import refuse_broken
 from pyxlsnap.disks.qcow2.chain import Chain
-from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_info
-from pyxlsnap.disks.qcow2.tags import tags_of
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, checked_tags, image_info
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import hidden_name, refuse_existing
 
@@ -99,7 +98,7 @@ def _snapshots_inside(chain: Chain) -> list[str]:
     One that an interrupted revert kept counts, too: it may be the only copy of the disk.
     """
     try:
-        tags = tags_of(image_info(chain.disk))
+        tags = checked_tags(chain.disk)
     except DiskError:
         return []  # damaged, or not there: a good reason to go back
     return [tag.name for tag in tags]

@@ -17,8 +17,7 @@ from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
 from pyxlsnap.disks.qcow2.backing import refuse_broken
 from pyxlsnap.disks.qcow2.chain import written_by_qemu_img
-from pyxlsnap.disks.qcow2.qemu import qemu_img
-from pyxlsnap.disks.qcow2.tags import image_tags
+from pyxlsnap.disks.qcow2.qemu import checked_tags, qemu_img
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import open_regular, refusing_os_errors
@@ -91,7 +90,7 @@ class Qcow2Clones:
         """:raises Refused: the disk snapshot is not there, or its image is in use."""
         with refusing_os_errors():
             _refuse_open(disk)
-            if self._task.name not in [tag.name for tag in image_tags(disk)]:
+            if self._task.name not in [tag.name for tag in checked_tags(disk)]:
                 raise Refused(
                     f"{disk.vdev}: {disk.target} has no disk snapshot {self._task.name!r} inside"
                 )

@@ -14,8 +14,7 @@ from pyxlsnap.disks.qcow2 import stream
 from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.frozen import Frozen
 from pyxlsnap.disks.qcow2.inside import delete_served, in_file, notice_long_delete
-from pyxlsnap.disks.qcow2.qemu import GuestQemu
-from pyxlsnap.disks.qcow2.tags import image_tags
+from pyxlsnap.disks.qcow2.qemu import GuestQemu, checked_tags
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DiskError, QmpError, Refused
@@ -99,7 +98,7 @@ class Deletion:
         """The names of the snapshots inside an image; none if there is no image any more."""
         if disk.vdev in self._served:
             return [tag.name for tag in self._qemu.tags(disk.vdev)]
-        return [tag.name for tag in image_tags(disk)] if Path(disk.target).exists() else []
+        return [tag.name for tag in checked_tags(disk)] if Path(disk.target).exists() else []
 
     def free(self) -> list[str]:
         """See :meth:`pyxlsnap.disks.abilities.DeletingStrategy.prepare_delete`."""

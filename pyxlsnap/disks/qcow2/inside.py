@@ -18,7 +18,7 @@ from pyxlsnap.disks.qcow2.tables import Work, work_of
 from pyxlsnap.disks.qcow2.tags import Tag
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.model import Disk
-from pyxlsnap.text import command
+from pyxlsnap.text import bytes_of, command
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def is_left(disk: Disk, tags: Sequence[Tag]) -> bool:
 
 
 def _note(tags: Sequence[Tag]) -> bytes:
-    return "\n".join(f"{tag.date!r} {tag.name}" for tag in tags).encode()
+    return bytes_of("\n".join(f"{tag.date!r} {tag.name}" for tag in tags))
 
 
 def in_file(

@@ -21,7 +21,9 @@ MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sI52xIQ")
 _ENTRY = struct.Struct(">QIHHII12xI")
 _ALIGNED = 8
-_MOST = 1 << 16  # QEMU's own limit
+# QEMU's own limits: snapshots, bytes of the table, bytes of an entry that are not in the format
+_MOST, _MOST_BYTES, _MOST_EXTRA = 1 << 16, 64 << 20, 1024
+_DAMAGED = "has a damaged snapshot table"
 _PER_SECOND = 1e9
 
 
@@ -55,7 +57,8 @@ def tags_of(image: Mapping[str, Any]) -> list[Tag]:
 def image_tags(disk: Disk) -> list[Tag]:
     """The snapshots in a disk's image, as the file has them.
 
-    A QEMU that has the image open may have others in its memory.
+    Only the table is looked at: that QEMU can open the image must be known. A QEMU that has the
+    image open may have other snapshots in its memory.
 
     :raises DiskError: the file cannot be read, is not a qcow2 image, or its table is damaged.
     """
@@ -80,9 +83,12 @@ def entries(fd: int) -> Iterator[Entry]:
         raise ValueError("is not a qcow2 image")
     *_, count, at = _HEADER.unpack(header)
     if count > _MOST:
-        raise ValueError("has a damaged snapshot table")
+        raise ValueError(_DAMAGED)
+    end = at + _MOST_BYTES
     for _ in range(count):
         entry, at = _entry(fd, at)
+        if at > end:
+            raise ValueError(_DAMAGED)
         yield entry
 
 
@@ -91,6 +97,8 @@ def _entry(fd: int, at: int) -> tuple[Entry, int]:
     l1_at, l1_entries, id_size, name_size, sec, nsec, extra = _ENTRY.unpack(
         _read(fd, _ENTRY.size, at)
     )
+    if extra > _MOST_EXTRA:
+        raise ValueError(_DAMAGED)
     name_at = at + _ENTRY.size + extra + id_size
     name = text_of(_read(fd, name_size, name_at))
     end = name_at + name_size
@@ -108,5 +116,5 @@ def _read(fd: int, size: int, at: int) -> bytes:
             raise
         data = b""
     if len(data) < size:
-        raise ValueError("has a damaged snapshot table")
+        raise ValueError(_DAMAGED)
     return data

@@ -36,7 +36,7 @@ from tests.unit.support.lvm import (
     populate,
 )
 from tests.unit.support.lvm import strategy as of_lvm
-from tests.unit.support.qemu import qemu_img, whole, write
+from tests.unit.support.qemu import damage, qemu_img, whole, write
 from tests.unit.support.system_calls import Fault
 from tests.unit.support.system_calls import Killed as Dead
 from tests.unit.support.waiting import eventually, open_descriptors
@@ -179,6 +179,13 @@ def test_an_image_that_is_in_use_is_not_copied(
 ) -> None:
     strategy = inside(tmp_path)
     with opened(tmp_path / "i.qcow2"), pytest.raises(Refused, match="is in use by"):
+        strategy.check_clone(CLONE, to(tmp_path, "own.qcow2", "qcow2"))
+
+
+def test_an_image_that_qemu_does_not_open_is_not_copied(tmp_path: Path) -> None:
+    strategy = inside(tmp_path)
+    damage(tmp_path / "i.qcow2")
+    with pytest.raises(Refused, match=r"qemu-img info failed"):
         strategy.check_clone(CLONE, to(tmp_path, "own.qcow2", "qcow2"))
 
 

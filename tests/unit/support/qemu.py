@@ -15,6 +15,7 @@ from pyxlsnap.model import Disk
 DOMID = 7
 VDEVS = ("xvda", "xvdb")
 SIZE = 1 << 20
+_L1_ENDS_AT = 47  # the last byte of its offset, in the header of an image
 
 
 def qemu_img(*arguments: str) -> str:
@@ -40,6 +41,15 @@ def whole(disk: Disk) -> bytes:
     raw = Path(disk.target).with_suffix(".raw")
     qemu_img("convert", "-f", "qcow2", "-O", "raw", disk.target, str(raw))
     return raw.read_bytes()
+
+
+def damage(path: str | Path) -> None:
+    """Have the header name an L1 table at an odd offset: QEMU does not open the image.
+
+    Its snapshot table is whole.
+    """
+    with open(path, "r+b") as file:
+        os.pwrite(file.fileno(), b"\x01", _L1_ENDS_AT)
 
 
 def tags(disk: Disk) -> list[str]:

@@ -20,7 +20,7 @@ from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.chains import Chains
-from tests.unit.support.qemu import DOMID, SIZE, Qemu, qemu_img, tags, write
+from tests.unit.support.qemu import DOMID, SIZE, Qemu, damage, qemu_img, tags, write
 from tests.unit.support.waiting import eventually
 
 
@@ -388,6 +388,12 @@ class TestInside:
         qemu_img("snapshot", "-c", "snap", made[0].target)
         with pytest.raises(Refused, match="has 2 disk snapshots named 'snap'"):
             self.strategy(made).check_delete(None)
+
+    def test_an_image_that_qemu_does_not_open(self, made: list[Disk]) -> None:
+        damage(made[1].target)
+        with pytest.raises(Refused, match=r"xvdb: .*qemu-img info failed"):
+            self.strategy(made).check_delete(None)
+        assert tags(made[0]) == ["other", "snap"]
 
     def test_a_domain_that_was_started_meanwhile(self, made: list[Disk], run_dir: Path) -> None:
         strategy = self.strategy(made)

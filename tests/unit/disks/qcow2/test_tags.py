@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyxlsnap import DiskError
+from pyxlsnap.disks.qcow2.inside import is_left, note_left
 from pyxlsnap.disks.qcow2.tags import MAGIC, Tag, entries, image_tags, tags_of
 from pyxlsnap.model import Disk
 from tests.unit.support.qemu import qemu_img
@@ -56,7 +57,6 @@ def damaged(path: Path, at: int, data: bytes) -> None:
     ("at", "data", "complaint"),
     [
         (0, b"QFI\0", "is not a qcow2 image"),
-        (COUNT_AT, b"\xff" * 4, "has a damaged snapshot table"),
         (COUNT_AT, struct.pack(">I", 40_000), "has a damaged snapshot table"),
         (TABLE_AT, struct.pack(">Q", 1 << 40), "has a damaged snapshot table"),
         (TABLE_AT, b"\x7f" + b"\xff" * 7, "has a damaged snapshot table"),
@@ -71,6 +71,52 @@ def test_a_damaged_table_is_an_error_of_the_disk(
     with pytest.raises(DiskError, match=f"{image} {complaint}") as caught:
         image_tags(disk_of(image))
     assert caught.value.vdev == "xvda"
+
+
+@pytest.mark.parametrize(
+    ("count", "name_size", "extra", "whole"),
+    [
+        (1 << 16, 0, 0, True),
+        ((1 << 16) + 1, 0, 0, False),
+        (1, 0, 1024, True),
+        (1, 0, 1025, False),
+        (1000, 0xFFFF, 0, True),
+        (1100, 0xFFFF, 0, False),
+    ],
+)
+def test_a_table_is_no_larger_than_qemu_allows(
+    count: int, name_size: int, extra: int, whole: bool
+) -> None:
+    entry = struct.pack(">QIHHII12xI", 0, 0, 0, name_size, 0, 0, extra)
+    length = -(-(len(entry) + name_size + extra) // 8) * 8
+    fd = os.memfd_create("image")
+    try:
+        os.pwrite(fd, struct.pack(">4sI52xIQ", MAGIC, 3, count, 4096), 0)
+        os.ftruncate(fd, 4096 + count * length)
+        if name_size or extra:
+            for number in range(count):
+                os.pwrite(fd, entry, 4096 + number * length)
+        if whole:
+            assert sum(1 for _ in entries(fd)) == count
+            return
+        with pytest.raises(ValueError, match="has a damaged snapshot table"):
+            sum(1 for _ in entries(fd))
+    finally:
+        os.close(fd)
+
+
+def test_a_name_that_is_not_utf_8(image: Path) -> None:
+    """A tag of others: it can be noted as one that was left, as any other."""
+    qemu_img("snapshot", "-c", "s", str(image))
+    fd = os.open(image, os.O_RDWR)
+    (at,) = struct.unpack(">Q", os.pread(fd, 8, TABLE_AT))
+    found = os.pread(fd, 4096, at)
+    os.pwrite(fd, b"\xff", at + found.rindex(b"s"))
+    os.close(fd)
+    (tag,) = image_tags(disk_of(image))
+    assert os.fsencode(tag.name) == b"\xff"
+    if note_left(disk_of(image), [tag]):
+        assert is_left(disk_of(image), [tag])
 
 
 def test_a_file_that_is_cut_off_or_gone_is_an_error_of_the_disk(image: Path) -> None:
