@@ -101,7 +101,7 @@ newest: $(VENV)/built
 # Nothing else should run on the machine meanwhile.
 bench: $(VENV)/bench-ready $(VENV)/built
 	$(PY) -m tests.lab state
-	$(PY) -m tests.bench --rounds $(ROUNDS)
+	$(PY) -m tests.bench --rounds $(ROUNDS) --labs $(LABS)
 
 dist: $(VENV)/built
 	$(PY) -m release dist

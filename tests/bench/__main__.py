@@ -1,7 +1,7 @@
 """``make bench``: how long snapshots and reverts take, ours and the others'.
 
     python -m tests.bench [--rounds 5] [--cells base,lvm] [--no-clones] [--no-native]
-        [--out FILE]
+        [--labs 2] [--out FILE]
 
 In the lab: each cell of :mod:`tests.bench.cells`, and clones. Without Xen: the stream writer and
 the start of the commands. The result is one JSON file, which :mod:`tests.bench.report` reads. A run
@@ -32,6 +32,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cells", type=chosen, default=CELLS, help=", ".join(BY_NAME))
     parser.add_argument("--no-clones", dest="clones", action="store_false", help="no clones")
     parser.add_argument("--no-native", dest="native", action="store_false", help="the lab only")
+    parser.add_argument("--labs", type=int, default=2, help="machines of the lab at a time")
     parser.add_argument("--out", type=Path, default=PROJECT / "build" / "bench.json")
     return parser.parse_args(words)
 
@@ -52,13 +53,10 @@ def main() -> int:
     recorded = out.parent / in_lab.RECORDED
     recorded.unlink(missing_ok=True)
     bench: dict[str, Any] = {"date": str(date.today()), "rounds": wanted.rounds, "lab": {}}
-    if wanted.cells:
-        for cell, found in in_lab.measured(wanted.cells, wanted.rounds, out.parent, say):
-            bench["lab"][cell.name] = found
-            keep(bench, out)  # a run that is broken off has the cells that it has measured
-    if wanted.clones:
-        bench["clones"] = in_lab.clones(wanted.rounds, say)
-        keep(bench, out)
+    jobs = in_lab.jobs(wanted.cells, wanted.rounds, out.parent, clones=wanted.clones)
+    for name, found in in_lab.measured(jobs, wanted.labs, out.parent, say):
+        (bench if name == in_lab.CLONES else bench["lab"])[name] = found
+        keep(bench, out)  # a run that is broken off has what it has measured
     if wanted.native:
         bench["commands"] = native.commands(wanted.rounds, say)
         bench["writer"] = native.writer(wanted.rounds, recorded, say)
@@ -75,7 +73,8 @@ def keep(bench: dict[str, Any], out: Path) -> None:
 
 def finish(bench: dict[str, Any], out: Path, *, whole: bool) -> int:
     """Publish a run that has everything; the exit status says whether all could be measured."""
-    failed = [name for name, found in bench["lab"].items() if "failed" in found]
+    measured = {**bench["lab"], in_lab.CLONES: bench.get(in_lab.CLONES, {})}
+    failed = [name for name, found in measured.items() if "failed" in found]
     if failed:
         print(f"could not be measured: {', '.join(failed)}; see {out}")
     elif whole:

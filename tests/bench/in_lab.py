@@ -1,12 +1,14 @@
-"""Measures cell after cell, on one booted machine of the lab."""
+"""Measures cell after cell, on a booted machine of the lab or on several."""
 
 import json
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from tests.bench import clones as clones_in_dom0
@@ -27,6 +29,8 @@ PACKAGE = "/root/bench"
 SCRIPTS = ("measure.py", "memory_file.py", "clones.py")
 # Of the longest measurement, with what is before and after it.
 LIMIT_S = 900.0
+#: the name of what is measured of clones, beside those of the cells
+CLONES = "clones"
 #: what is recorded for the stream writer: the memory file of the base cell, by `xl save -c`
 RECORDED = "base.save"
 # How much the dom0 may keep in memory that is not yet on a slow disk; else it would take half of a
@@ -34,28 +38,86 @@ RECORDED = "base.save"
 DIRTY_BYTES = 8 << 20
 
 
-def measured(
-    cells: Iterable[Cell], rounds: int, keep: Path, say: cache.Say
-) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Measure each cell; yields the figures of each way, or why there are none.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something to be measured on a machine of the lab."""
+
+    name: str
+    what: str
+    measure: Callable[[Lab, cache.Say], Any]
+
+    def run(self, lab: Lab, keep: Path, say: cache.Say) -> Any:
+        """Measure; the figures, or why there are none: the others can be measured all the same."""
+
+        def say_of(text: str) -> None:
+            say(f"{self.name}: {text}")
+
+        begun = time.monotonic()
+        say_of(f"{self.what}; starting its guest")
+        try:
+            found = self.measure(lab, say_of)
+        except Exception as error:
+            logs = keep / f"failed-{self.name}"
+            lab.collect_logs(logs)
+            found = {"failed": f"{error}", "logs": f"{logs}"}
+            lab.reset()
+            prepare(lab, say)
+        said = f"failed: {found['failed']}" if "failed" in found else "measured"
+        say_of(f"{said}, after {time.monotonic() - begun:.0f} s")
+        return found
+
+
+def jobs(cells: Iterable[Cell], rounds: int, keep: Path, *, clones: bool) -> list[Job]:
+    """What is to be measured, the longest first.
 
     :param keep: the directory for :data:`RECORDED`.
     """
-    with Lab(say) as lab:
-        prepare(lab, say)
-        for cell in cells:
-            begun = time.monotonic()
-            try:
-                found = of_cell(lab, cell, rounds, keep, say)
-            except Exception as error:  # the other cells can be measured all the same
-                say(f"{cell.name} failed: {error}")
-                logs = keep / f"failed-{cell.name}"
-                lab.collect_logs(logs)
-                found = {"failed": f"{error}", "logs": f"{logs}"}
-                lab.reset()
-                prepare(lab, say)
-            say(f"{cell.name} took {time.monotonic() - begun:.0f} s")
-            yield cell, found
+
+    def of(cell: Cell) -> Job:
+        return Job(cell.name, cell.what, lambda lab, say: of_cell(lab, cell, rounds, keep, say))
+
+    found = [of(cell) for cell in cells]
+    if clones:
+        found.insert(0, Job(CLONES, CLONED.what, lambda lab, say: of_clones(lab, rounds, say)))
+    return found
+
+
+def measured(
+    todo: Sequence[Job], labs: int, keep: Path, say: cache.Say
+) -> Iterator[tuple[str, Any]]:
+    """Do the jobs on several machines at a time; yields the name and the figures of each.
+
+    All that is compared was measured on one machine, in turn.
+    """
+    waiting: SimpleQueue[Job] = SimpleQueue()
+    found: SimpleQueue[tuple[str, Any] | BaseException] = SimpleQueue()
+    for job in todo:
+        waiting.put(job)
+
+    def work(lab: Lab) -> None:
+        try:
+            prepare(lab, say)
+            while job := _next(waiting):
+                found.put((job.name, job.run(lab, keep, say)))
+        except BaseException as error:
+            found.put(error)
+            raise
+
+    with ThreadPoolExecutor(labs) as pool, ExitStack() as machines:
+        for _ in range(min(labs, len(todo))):
+            pool.submit(work, machines.enter_context(Lab(say)))
+        for _ in todo:
+            one = found.get()
+            if isinstance(one, BaseException):
+                raise one
+            yield one
+
+
+def _next(waiting: "SimpleQueue[Job]") -> Job | None:
+    try:
+        return waiting.get_nowait()
+    except Empty:
+        return None
 
 
 def prepare(lab: Lab, say: cache.Say) -> None:
@@ -72,25 +134,24 @@ def prepare(lab: Lab, say: cache.Say) -> None:
     dom0.run(f"gcc -O2 -Wall -o {BARE} {BARE}.c {libraries}", timeout=300)
 
 
-def clones(rounds: int, say: cache.Say) -> dict[str, Any]:
+def of_clones(lab: Lab, rounds: int, say: cache.Say) -> dict[str, Any]:
     """Measure clones of a guest of 64 MiB; the figures of each way."""
-    with Lab(say) as lab:
-        prepare(lab, say)
-        guest = BenchGuest(lab.dom0, CLONED)
-        guest.create()
-        guest.wait_first(FIRST_TICK)
-        logs = str(Path(guest.log).parent)
-        task = clones_in_dom0.Task(guest.name, guest.config, logs, guest.disks, rounds)
-        words = ["python3", "-u", "-m", "tests.bench.clones", json.dumps(asdict(task))]
-        found: dict[str, list[Round]] = {way: [] for way in clones_in_dom0.Way}
-        with lab.dom0.start(words, cwd=PACKAGE) as running:
-            running.end_input()
-            for line in running.lines(timeout=LIMIT_S):
-                one = json.loads(line)
-                found[one["way"]].append(one["figures"])
-                say(f"  {one['round']} of {rounds}, {one['way']}: {one['figures']}")
-            running.wait(check=True)
-        return {way: spreads(figures) for way, figures in found.items()}
+    guest = BenchGuest(lab.dom0, CLONED)
+    guest.create()
+    guest.wait_first(FIRST_TICK)
+    logs = str(Path(guest.log).parent)
+    task = clones_in_dom0.Task(guest.name, guest.config, logs, guest.disks, rounds)
+    words = ["python3", "-u", "-m", "tests.bench.clones", json.dumps(asdict(task))]
+    found: dict[str, list[Round]] = {way: [] for way in clones_in_dom0.Way}
+    with lab.dom0.start(words, cwd=PACKAGE) as running:
+        running.end_input()
+        for line in running.lines(timeout=LIMIT_S):
+            one = json.loads(line)
+            found[one["way"]].append(one["figures"])
+            say(f"{one['round']} of {rounds}, {one['way']}: {one['figures']}")
+        running.wait(check=True)
+    guest.destroy()
+    return {way: spreads(figures) for way, figures in found.items()}
 
 
 def xen(dom0: Dom0) -> str:
@@ -100,7 +161,6 @@ def xen(dom0: Dom0) -> str:
 
 def of_cell(lab: Lab, cell: Cell, rounds: int, keep: Path, say: cache.Say) -> dict[str, Any]:
     """Start the guest of a cell, measure, destroy it."""
-    say(f"{cell.name} ({cell.what}): starting its guest")
     guest = BenchGuest(lab.dom0, cell)
     guest.create()
     guest.wait_first(FIRST_TICK)
@@ -128,7 +188,7 @@ def run(dom0: Dom0, task: Task, say: cache.Say) -> dict[str, list[Round]]:
             figures: Round = one["figures"]
             found[one["way"]].append(figures)
             shown = ", ".join(f"{key} {value:.2f}" for key, value in figures.items() if "_s" in key)
-            say(f"  {one['round']} of {task.rounds}, {one['way']}: {shown}")
+            say(f"{one['round']} of {task.rounds}, {one['way']}: {shown}")
         running.wait(check=True)
     return found
 

@@ -9,9 +9,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import docutils.core
 import pytest
@@ -19,7 +20,7 @@ import pytest
 from docs.timeline import Span
 from pyxlsnap.memory import write_header
 from pyxlsnap.xen.xlcfg import parse_cfg
-from tests.bench import clones, measure, native
+from tests.bench import clones, in_lab, measure, native
 from tests.bench.__main__ import chosen
 from tests.bench.cells import BASE, BY_NAME, CELLS, Cell
 from tests.bench.figures import spreads
@@ -468,3 +469,75 @@ def test_clones_are_counted_until_each_of_them_says_so(tmp_path: Path) -> None:
     commands = [["sh", "-c", f"{say}{log}"] for log in logs]
     assert 0 < clones.seconds(task, ["a", "b"], commands) < 60
     assert all("n=2" in log.read_text() for log in logs)
+
+
+class FakeLab:
+    """A machine of the lab that is only thrown away."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.resets = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def collect_logs(self, dest: Path) -> None:
+        pass
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The machines, each time that one is prepared."""
+    machines: list[object] = []
+    monkeypatch.setattr(in_lab, "Lab", FakeLab)
+    monkeypatch.setattr(in_lab, "prepare", lambda lab, say: machines.append(lab))
+    return machines
+
+
+def job(name: str, measure: Callable[[], dict[str, Any]]) -> in_lab.Job:
+    return in_lab.Job(name, "a guest", lambda lab, say: measure())
+
+
+@pytest.mark.parametrize("labs", [1, 2, 9])
+def test_each_job_is_done_once(prepared: list[object], tmp_path: Path, labs: int) -> None:
+    todo = [job(str(n), lambda n=n: {"n": n}) for n in range(5)]  # type: ignore[misc]
+    found = list(in_lab.measured(todo, labs, tmp_path, lambda _: None))
+    assert sorted(found) == [(str(n), {"n": n}) for n in range(5)]
+    assert len(set(map(id, prepared))) == min(labs, 5)
+
+
+def test_two_are_done_at_a_time(prepared: list[object], tmp_path: Path) -> None:
+    both = threading.Barrier(2)
+
+    def wait() -> dict[str, Any]:
+        both.wait(10)
+        return {}
+
+    todo = [job("a", wait), job("b", wait)]
+    assert sorted(dict(in_lab.measured(todo, 2, tmp_path, lambda _: None))) == ["a", "b"]
+
+
+def test_after_a_job_that_fails_the_others_are_done(prepared: list[object], tmp_path: Path) -> None:
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("no")
+
+    todo = [job("bad", fail), job("good", dict)]
+    found = dict(in_lab.measured(todo, 1, tmp_path, lambda _: None))
+    assert (found["bad"]["failed"], found["good"]) == ("no", {})
+    assert len(prepared) == 2  # again, after the reset
+
+
+def test_a_machine_that_cannot_be_prepared_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, prepared: list[object], tmp_path: Path
+) -> None:
+    def fail(lab: object, say: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(in_lab, "prepare", fail)
+    with pytest.raises(RuntimeError, match="no"):
+        list(in_lab.measured([job("a", dict)], 2, tmp_path, lambda _: None))
