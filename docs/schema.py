@@ -14,9 +14,8 @@ import pyxlsnap
 from docs.commands import commands
 from pyxlsnap.cli.app import JSON_VERSION
 from pyxlsnap.cli.commands import RUN
+from pyxlsnap.cli.lines import LINE_VERSION, LogLine, ProgressLine
 from pyxlsnap.cli.parser import build_parser
-from pyxlsnap.cli.progress import ProgressLine
-from pyxlsnap.cli.stderr import LINE_VERSION, LogLine
 from pyxlsnap.errors import PyxlsnapError
 
 Schema = dict[str, Any]

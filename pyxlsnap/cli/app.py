@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.cli.parser import build_parser
-from pyxlsnap.cli.stderr import Handler, Output, wanted
+from pyxlsnap.cli.stderr import Handler, Messages, json_wanted
 from pyxlsnap.errors import Interrupted, NeedsAttention, OperationFailed, PyxlsnapError
 from pyxlsnap.text import one_line
 
@@ -33,9 +33,9 @@ class _Signals:
     starts a job in the background, rely on this.
     """
 
-    def __init__(self, cancel: Cancel, output: Output) -> None:
+    def __init__(self, cancel: Cancel, messages: Messages) -> None:
         self._cancel = cancel
-        self.output = output
+        self.messages = messages
         self.caught = 0
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -46,7 +46,7 @@ class _Signals:
             self.caught = number
             # First, as nobody may read stderr.
             threading.Thread(target=self._cancel.set, daemon=True).start()
-            self.output.say("interrupted: ending as soon as it is safe", "warning", before="")
+            self.messages.say("interrupted: ending as soon as it is safe", "warning", before="")
 
 
 def _write(text: str) -> str | None:
@@ -69,10 +69,10 @@ def _document(command: str, **content: Any) -> str:
     return json.dumps({"pyxlsnap": JSON_VERSION, "command": command, **content}, indent=2)
 
 
-def _fail(error: PyxlsnapError, output: Output) -> None:
-    output.say(str(error))
+def _fail(error: PyxlsnapError, messages: Messages) -> None:
+    messages.say(str(error))
     if isinstance(error, NeedsAttention) and error.finish:
-        output.say(f"to finish: {error.finish}")
+        messages.say(f"to finish: {error.finish}")
 
 
 def _exit_code(error: PyxlsnapError, signals: _Signals) -> int:
@@ -81,9 +81,9 @@ def _exit_code(error: PyxlsnapError, signals: _Signals) -> int:
     return error.exit_code
 
 
-def _set_up_logging(verbose: int, output: Output) -> None:
+def _set_up_logging(verbose: int, messages: Messages) -> None:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, handlers=[Handler(output)])
+    logging.basicConfig(level=level, handlers=[Handler(messages)])
     if not verbose:  # the error has those messages of libxl that matter
         logging.getLogger("pyxlsnap.libxl").setLevel(logging.CRITICAL)
 
@@ -110,22 +110,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str], *, may_fork: bool) -> int:
     as_json = "--json" in argv
     command = ""
-    output = Output(wanted(argv))
-    signals = _Signals(cancel := Cancel(), output)
+    signals = _Signals(cancel := Cancel(), Messages(as_json=json_wanted(argv)))
     try:
         arguments = build_parser().parse_args(argv)
         command = arguments.command
-        output = signals.output = Output(arguments.progress)
-        _set_up_logging(arguments.verbose, output)
         # Only here: a wrong command line and --help need none of the modules below.
         from pyxlsnap.cli.commands import RUN
+        from pyxlsnap.cli.output import Output
         from pyxlsnap.worker.start import fork_allowed
 
+        output = signals.messages = Output(arguments.progress)
+        _set_up_logging(arguments.verbose, output)
         with fork_allowed(may_fork), closing(output):
             result = RUN[command](arguments, output.progress, cancel)
         _show(command, result, output, as_json=as_json)
     except PyxlsnapError as error:
-        _fail(error, output)
+        _fail(error, signals.messages)
         code = _exit_code(error, signals)
         if as_json:
             from pyxlsnap.serialize import error_to_plain
@@ -135,10 +135,10 @@ def _run(argv: Sequence[str], *, may_fork: bool) -> int:
     return 0
 
 
-def _show(command: str, result: "Result", output: Output, *, as_json: bool) -> None:
+def _show(command: str, result: "Result", messages: Messages, *, as_json: bool) -> None:
     """:raises OperationFailed, NeedsAttention: the result could not be written."""
     for warning in getattr(result, "warnings", ()):
-        output.warn(warning)
+        messages.warn(warning)
     if as_json:
         from dataclasses import asdict
 

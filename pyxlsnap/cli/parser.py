@@ -2,12 +2,13 @@
 
 import argparse
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyxlsnap import disk_item
 from pyxlsnap.errors import UsageError
-from pyxlsnap.model import DiskRequest
 from pyxlsnap.version import VERSION
+
+if TYPE_CHECKING:
+    from pyxlsnap.model import DiskRequest
 
 #: the values of ``--progress``
 HOW = ("auto", "json", "none")
@@ -148,7 +149,9 @@ def _add_state(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _disk(text: str) -> DiskRequest:
+def _disk(text: str) -> "DiskRequest":
+    from pyxlsnap import disk_item  # --help needs none of it
+
     try:
         found = disk_item.parse(text)
     except ValueError as e:

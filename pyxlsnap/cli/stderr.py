@@ -1,61 +1,31 @@
-"""What a command writes to stderr: lines for people, or lines of JSON for programs.
+"""The messages that a command writes to stderr: lines for people, or lines of JSON for programs.
 
-With ``--progress=json`` every line is a JSON object: a :class:`ProgressLine` or a :class:`LogLine`.
+A wrong command line and ``--help`` need no more than this module, and load no more.
 """
 
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
-from pyxlsnap.cli.progress import Bar, Meter, ProgressLine, Thinned
-from pyxlsnap.dataclass import dataclass
-from pyxlsnap.results import Progress
 from pyxlsnap.text import one_line
 
-#: the version of the lines
-LINE_VERSION = 1
+if TYPE_CHECKING:
+    from pyxlsnap.cli.lines import LogLine, ProgressLine
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """A line of ``--progress=json`` with a message: a log record, a warning, or why it failed."""
+class Messages:
+    """Writes messages to stderr.
 
-    #: always "log"
-    event: Literal["log"]
-    #: seconds since the command was started
-    seconds: float
-    #: "debug", "info", "warning", "error" or "critical"
-    level: str
-    #: the logger; "pyxlsnap.libxl" for the lines of libxl
-    logger: str
-    #: the text for people
-    message: str
-
-
-class Output:
-    """Writes to stderr as ``--progress`` says.
-
-    :param how: a value of the option.
+    :param as_json: each as a :class:`~pyxlsnap.cli.lines.LogLine`.
     """
 
-    def __init__(self, how: str) -> None:
-        self._json = how == "json"
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
         self._started = time.monotonic()
-        self._meter = Meter()
-        self._bar = Bar() if how == "auto" and sys.stderr.isatty() else None
-        self._show: Callable[[ProgressLine], None] | None = None
-        if self._json or self._bar:
-            self._show = Thinned(self._object if self._json else self._bar)  # type: ignore[arg-type]
-
-    def progress(self, progress: Progress) -> None:
-        """Show the progress of the operation."""
-        if self._show is not None:
-            self._show(self._meter(progress))
 
     def warn(self, text: str) -> None:
         """Write a warning of a result."""
@@ -66,34 +36,29 @@ class Output:
 
         :param before: the beginning of the line, if it is for people.
         """
-        if self._json:
+        if self.as_json:
             self._log(level, "pyxlsnap", text)
         else:
             write(before + one_line(text))
 
     def record(self, record: logging.LogRecord) -> None:
         """Write a log record."""
-        if self._json:
+        if self.as_json:
             self._log(record.levelname.lower(), record.name, record.getMessage())
         else:
             write(f"pyxlsnap: {record.levelname}: {one_line(record.getMessage())}")
 
-    def close(self) -> None:
-        """End the bar, so that what follows is on a line of its own."""
-        if self._bar is not None:
-            self._bar.close()
+    def write(self, line: "ProgressLine | LogLine") -> None:
+        """Write a line of JSON."""
+        from pyxlsnap.cli.lines import document
 
-    def _log(self, level: str, logger: str, message: str) -> None:
-        seconds = round(time.monotonic() - self._started, 3)
-        self._object(LogLine("log", seconds, level, logger, one_line(message)))
-
-    def _object(self, line: ProgressLine | LogLine) -> None:
         write(json.dumps(document(line)))
 
+    def _log(self, level: str, logger: str, message: str) -> None:
+        from pyxlsnap.cli.lines import LogLine
 
-def document(line: ProgressLine | LogLine) -> dict[str, Any]:
-    """The object of a line."""
-    return {"pyxlsnap": LINE_VERSION, **asdict(line)}
+        seconds = round(time.monotonic() - self._started, 3)
+        self.write(LogLine("log", seconds, level, logger, one_line(message)))
 
 
 def write(line: str) -> None:
@@ -108,23 +73,21 @@ def write(line: str) -> None:
         pass
 
 
-def wanted(argv: Sequence[str]) -> str:
-    """How the command line wants its stderr, before the command line was checked."""
-    pairs = pairwise(argv)
-    as_json = "--progress=json" in argv or ("--progress", "json") in pairs
-    return "json" if as_json else "none"
+def json_wanted(argv: Sequence[str]) -> bool:
+    """Whether the command line asks for lines of JSON, before the command line was checked."""
+    return "--progress=json" in argv or ("--progress", "json") in pairwise(argv)
 
 
 class Handler(logging.Handler):
     """Writes the records of the library."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, messages: Messages) -> None:
         super().__init__()
-        self._output = output
+        self._messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
         try:
-            self._output.record(record)
+            self._messages.record(record)
         except Exception:
             self.handleError(record)

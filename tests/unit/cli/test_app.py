@@ -121,6 +121,22 @@ def test_help_lists_the_exit_codes() -> None:
         assert f"\n  {code}  " in found.stdout
 
 
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["snapshot-create"], 2)])
+def test_help_and_a_wrong_command_line_load_little(words: list[str], status: int) -> None:
+    """The classes of the library would take a third of the time."""
+    script = (
+        "import sys, pyxlsnap.__main__\n"
+        "from pyxlsnap.cli.app import main\n"
+        "try:\n"
+        f"    status = main({words!r})\n"
+        "except SystemExit as e:\n"
+        "    status = e.code\n"
+        "print(status or 0, 'dataclasses' in sys.modules, 'pyxlsnap.api' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == f"{status} False False", done
+
+
 def test_version() -> None:
     found = run("--version")
     assert (found.returncode, found.stdout) == (0, f"pyxlsnap {pyxlsnap.__version__}\n")

@@ -21,8 +21,9 @@ import pyxlsnap
 from docs.schema import schema
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.cli import app
-from pyxlsnap.cli.progress import Bar, Meter, ProgressLine, Thinned, figures, title
-from pyxlsnap.cli.stderr import Output, document
+from pyxlsnap.cli.lines import ProgressLine, document
+from pyxlsnap.cli.output import Output
+from pyxlsnap.cli.progress import Bar, Meter, Thinned, figures, title
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.results import Progress
 from tests.unit.support.scenarios import deaths, ordinary
