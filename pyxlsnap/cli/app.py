@@ -119,7 +119,7 @@ def _run(argv: Sequence[str], *, may_fork: bool) -> int:
         from pyxlsnap.cli.output import Output
         from pyxlsnap.worker.start import fork_allowed
 
-        output = signals.messages = Output(arguments.progress)
+        output = signals.messages = Output(arguments.progress, signals.messages.started)
         _set_up_logging(arguments.verbose, output)
         with fork_allowed(may_fork), closing(output):
             result = RUN[command](arguments, output.progress, cancel)

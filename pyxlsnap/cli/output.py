@@ -13,11 +13,13 @@ class Output(Messages):
     """Writes to stderr as ``--progress`` says.
 
     :param how: a value of the option.
+    :param started: when the command was started, by ``time.monotonic``.
     """
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, started: float) -> None:
         super().__init__(as_json=how == "json")
-        self._meter = Meter()
+        self.started = started
+        self._meter = Meter(started)
         self._bar = Bar() if how == "auto" and sys.stderr.isatty() else None
         self._show: Callable[[ProgressLine], None] | None = None
         if self.as_json or self._bar:

@@ -21,12 +21,13 @@ _EVERY_S = 1.0
 class Meter:
     """Measures the passes and steps of one operation.
 
+    :param started: when the command was started, by the clock.
     :param now: the clock, in seconds.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, started: float, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._started = self._begun = now()
+        self._started = self._begun = started
         self._phase: tuple[str, int] | None = None
         self._suspended = False
 

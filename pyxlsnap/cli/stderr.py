@@ -1,6 +1,6 @@
 """The messages that a command writes to stderr: lines for people, or lines of JSON for programs.
 
-A wrong command line and ``--help`` need no more than this module, and load no more.
+``--help`` and a wrong option need no more than this module.
 """
 
 import json
@@ -24,8 +24,11 @@ class Messages:
     """
 
     def __init__(self, *, as_json: bool) -> None:
+        #: when the command was started, by ``time.monotonic``
+        self.started = time.monotonic()
         self.as_json = as_json
-        self._started = time.monotonic()
+        if as_json:  # loaded now, not by the handler of a signal
+            import pyxlsnap.cli.lines  # noqa: F401
 
     def warn(self, text: str) -> None:
         """Write a warning of a result."""
@@ -57,7 +60,7 @@ class Messages:
     def _log(self, level: str, logger: str, message: str) -> None:
         from pyxlsnap.cli.lines import LogLine
 
-        seconds = round(time.monotonic() - self._started, 3)
+        seconds = round(time.monotonic() - self.started, 3)
         self.write(LogLine("log", seconds, level, logger, one_line(message)))
 
 

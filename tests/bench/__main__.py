@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,12 @@ def main() -> int:
     recorded = out.parent / in_lab.RECORDED
     recorded.unlink(missing_ok=True)
     bench: dict[str, Any] = {"date": str(date.today()), "rounds": wanted.rounds, "lab": {}}
+    bench["labs"] = wanted.labs
     jobs = in_lab.jobs(wanted.cells, wanted.rounds, out.parent, clones=wanted.clones)
-    for name, found in in_lab.measured(jobs, wanted.labs, out.parent, say):
-        (bench if name == in_lab.CLONES else bench["lab"])[name] = found
-        keep(bench, out)  # a run that is broken off has what it has measured
+    with closing(in_lab.Run(jobs, out.parent, say).on(wanted.labs)) as measured:
+        for name, found in measured:
+            put(bench, name, found)
+            keep(bench, out)  # a run that is broken off has what it has measured
     if wanted.native:
         bench["commands"] = native.commands(wanted.rounds, say)
         bench["writer"] = native.writer(wanted.rounds, recorded, say)
@@ -65,6 +68,15 @@ def main() -> int:
     for line in must_reach(bench):
         print(line)
     return finish(bench, out, whole=wanted.cells == CELLS and wanted.clones and wanted.native)
+
+
+def put(bench: dict[str, Any], name: str, found: dict[str, Any]) -> None:
+    """Add what was measured of a cell or of clones; the cells stay in the order of the tables."""
+    if name == in_lab.CLONES:
+        bench[name] = found
+        return
+    lab = bench["lab"] | {name: found}
+    bench["lab"] = {cell.name: lab[cell.name] for cell in CELLS if cell.name in lab}
 
 
 def keep(bench: dict[str, Any], out: Path) -> None:

@@ -3,12 +3,12 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from tests.bench import clones as clones_in_dom0
@@ -44,31 +44,11 @@ class Job:
 
     name: str
     what: str
-    measure: Callable[[Lab, cache.Say], Any]
-
-    def run(self, lab: Lab, keep: Path, say: cache.Say) -> Any:
-        """Measure; the figures, or why there are none: the others can be measured all the same."""
-
-        def say_of(text: str) -> None:
-            say(f"{self.name}: {text}")
-
-        begun = time.monotonic()
-        say_of(f"{self.what}; starting its guest")
-        try:
-            found = self.measure(lab, say_of)
-        except Exception as error:
-            logs = keep / f"failed-{self.name}"
-            lab.collect_logs(logs)
-            found = {"failed": f"{error}", "logs": f"{logs}"}
-            lab.reset()
-            prepare(lab, say)
-        said = f"failed: {found['failed']}" if "failed" in found else "measured"
-        say_of(f"{said}, after {time.monotonic() - begun:.0f} s")
-        return found
+    measure: Callable[[Lab, cache.Say], dict[str, Any]]
 
 
 def jobs(cells: Iterable[Cell], rounds: int, keep: Path, *, clones: bool) -> list[Job]:
-    """What is to be measured, the longest first.
+    """What is to be measured; clones, which take longest, come first.
 
     :param keep: the directory for :data:`RECORDED`.
     """
@@ -82,42 +62,77 @@ def jobs(cells: Iterable[Cell], rounds: int, keep: Path, *, clones: bool) -> lis
     return found
 
 
-def measured(
-    todo: Sequence[Job], labs: int, keep: Path, say: cache.Say
-) -> Iterator[tuple[str, Any]]:
-    """Do the jobs on several machines at a time; yields the name and the figures of each.
+#: the name of a job, and its figures
+Measured = tuple[str, dict[str, Any]]
 
-    All that is compared was measured on one machine, in turn.
+
+class Run:
+    """A run of the bench, on several machines at a time; one thread for each.
+
+    All ways of a job are measured on one machine, in turn.
     """
-    waiting: SimpleQueue[Job] = SimpleQueue()
-    found: SimpleQueue[tuple[str, Any] | BaseException] = SimpleQueue()
-    for job in todo:
-        waiting.put(job)
 
-    def work(lab: Lab) -> None:
+    def __init__(self, todo: Sequence[Job], keep: Path, say: cache.Say) -> None:
+        self._todo = todo
+        self._waiting = list(reversed(todo))
+        self._keep = keep
+        self._say = say
+        self._found: SimpleQueue[Measured | BaseException] = SimpleQueue()
+        self._ended = False
+
+    def on(self, labs: int) -> Generator[Measured]:
+        """Do the jobs; yields the figures of each, or why there are none.
+
+        However this ends, no machine is left, and no job is begun any more.
+        """
+        with ThreadPoolExecutor(max(labs, 1)) as pool, ExitStack() as ending:
+            machines = [
+                ending.enter_context(Lab(self._say)) for _ in range(min(labs, len(self._todo)))
+            ]
+            ending.callback(self._end)  # before the machines are closed
+            for lab in machines:
+                pool.submit(self._work, lab)
+            for _ in self._todo:
+                one = self._found.get()
+                if isinstance(one, BaseException):
+                    raise one
+                yield one
+
+    def _end(self) -> None:
+        self._ended = True
+        self._waiting.clear()
+
+    def _work(self, lab: Lab) -> None:
+        with lab:  # an ended run may have closed the machine before this one
+            try:
+                prepare(lab, self._say)
+                while self._waiting:
+                    with suppress(IndexError):  # the other thread was quicker
+                        job = self._waiting.pop()
+                        self._found.put((job.name, self._measured(job, lab)))
+            except BaseException as error:
+                self._found.put(error)
+
+    def _measured(self, job: Job, lab: Lab) -> dict[str, Any]:
+        """The other jobs can be measured if this one fails."""
+
+        def say(text: str) -> None:
+            self._say(f"{job.name}: {text}")
+
+        begun = time.monotonic()
+        say(f"{job.what}; starting its guest")
         try:
-            prepare(lab, say)
-            while job := _next(waiting):
-                found.put((job.name, job.run(lab, keep, say)))
-        except BaseException as error:
-            found.put(error)
-            raise
-
-    with ThreadPoolExecutor(labs) as pool, ExitStack() as machines:
-        for _ in range(min(labs, len(todo))):
-            pool.submit(work, machines.enter_context(Lab(say)))
-        for _ in todo:
-            one = found.get()
-            if isinstance(one, BaseException):
-                raise one
-            yield one
-
-
-def _next(waiting: "SimpleQueue[Job]") -> Job | None:
-    try:
-        return waiting.get_nowait()
-    except Empty:
-        return None
+            found = job.measure(lab, say)
+        except Exception as error:
+            if self._ended:
+                raise
+            found = {"failed": f"{error}", "logs": f"{self._keep / f'failed-{job.name}'}"}
+            lab.collect_logs(Path(found["logs"]))
+            lab.reset()
+            prepare(lab, self._say)
+        said = f"failed: {found['failed']}" if "failed" in found else "measured"
+        say(f"{said}, after {time.monotonic() - begun:.0f} s")
+        return found
 
 
 def prepare(lab: Lab, say: cache.Say) -> None:

@@ -109,7 +109,9 @@ def render(bench: Bench) -> str:
 def _when(bench: Bench) -> str:
     lab: Mapping[str, Any] = bench.get("lab", {})
     xens = ", ".join(sorted({cell["xen"] for cell in lab.values() if "xen" in cell}))
-    return f"Xen {xens}; {bench['date']}; {bench['rounds']} rounds, in turn.\n"
+    labs = bench.get("labs", 1)
+    machines = f"; {labs} machines of the lab at a time" if labs > 1 else ""
+    return f"Xen {xens}; {bench['date']}; {bench['rounds']} rounds, in turn{machines}.\n"
 
 
 def times_of(bench: Bench) -> Times | None:

@@ -131,7 +131,7 @@ def test_help_and_a_wrong_command_line_load_little(words: list[str], status: int
         f"    status = main({words!r})\n"
         "except SystemExit as e:\n"
         "    status = e.code\n"
-        "print(status or 0, 'dataclasses' in sys.modules, 'pyxlsnap.api' in sys.modules)"
+        "print(status or 0, 'pyxlsnap.dataclass' in sys.modules, 'pyxlsnap.api' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == f"{status} False False", done

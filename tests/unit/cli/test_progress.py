@@ -49,7 +49,7 @@ LIVE = (
 def measured(reports: Iterable[Progress]) -> list[ProgressLine]:
     """The lines of reports that come a second apart."""
     clock: Iterator[float] = iter(range(1000))
-    meter = Meter(lambda: next(clock))
+    meter = Meter(next(clock), lambda: next(clock))
     return [meter(report) for report in reports]
 
 
@@ -122,7 +122,7 @@ def test_the_schema_takes_no_line_without_a_member_or_with_another(member: str) 
 def test_few_lines_are_shown_of_many_reports() -> None:
     shown: list[ProgressLine] = []
     thinned = Thinned(shown.append)
-    meter = Meter(lambda: 0.0)
+    meter = Meter(0.0, lambda: 0.0)
     for n in range(10_001):
         thinned(meter(Progress("memory", n, 10_000)))
     assert [line.percent for line in shown] == list(range(101))
@@ -132,7 +132,7 @@ def test_each_second_has_a_line_if_the_total_is_unknown() -> None:
     shown: list[ProgressLine] = []
     thinned = Thinned(shown.append)
     clock = iter(n / 10 for n in range(1000))
-    meter = Meter(lambda: next(clock))
+    meter = Meter(next(clock), lambda: next(clock))
     for n in range(31):
         thinned(meter(Progress("memory", n + 1, 0)))
     assert [line.bytes_done for line in shown] == [1, 11, 21, 31]
@@ -277,7 +277,7 @@ class _Unread(Output):
     """Waits for a reader of stderr, until the operation is cancelled."""
 
     def __init__(self, cancel: Cancel) -> None:
-        super().__init__("none")
+        super().__init__("none", 0.0)
         self._cancel = cancel
         self.cancelled = False
 

@@ -10,9 +10,10 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import docutils.core
 import pytest
@@ -22,6 +23,7 @@ from pyxlsnap.memory import write_header
 from pyxlsnap.xen.xlcfg import parse_cfg
 from tests.bench import clones, in_lab, measure, native
 from tests.bench.__main__ import chosen
+from tests.bench.__main__ import put as put_in
 from tests.bench.cells import BASE, BY_NAME, CELLS, Cell
 from tests.bench.figures import spreads
 from tests.bench.guest import BenchGuest
@@ -472,16 +474,19 @@ def test_clones_are_counted_until_each_of_them_says_so(tmp_path: Path) -> None:
 
 
 class FakeLab:
-    """A machine of the lab that is only thrown away."""
+    """A machine of the lab that only ends."""
+
+    booted: ClassVar[list["FakeLab"]] = []
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.resets = 0
+        self.ended, self.resets = threading.Event(), 0
+        self.booted.append(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        self.ended.set()
 
     def reset(self) -> None:
         self.resets += 1
@@ -491,53 +496,97 @@ class FakeLab:
 
 
 @pytest.fixture
-def prepared(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The machines, each time that one is prepared."""
-    machines: list[object] = []
+def machines(monkeypatch: pytest.MonkeyPatch) -> list[FakeLab]:
+    """Those that were booted."""
+    booted: list[FakeLab] = []
+    monkeypatch.setattr(FakeLab, "booted", booted)
     monkeypatch.setattr(in_lab, "Lab", FakeLab)
-    monkeypatch.setattr(in_lab, "prepare", lambda lab, say: machines.append(lab))
-    return machines
+    monkeypatch.setattr(in_lab, "prepare", lambda lab, say: None)
+    return booted
 
 
-def job(name: str, measure: Callable[[], dict[str, Any]]) -> in_lab.Job:
+def job(name: str, measure: Callable[[], dict[str, Any]] = dict) -> in_lab.Job:
     return in_lab.Job(name, "a guest", lambda lab, say: measure())
 
 
+def of_run(todo: list[in_lab.Job], labs: int) -> Generator[in_lab.Measured]:
+    return in_lab.Run(todo, Path("/nowhere"), lambda _: None).on(labs)
+
+
 @pytest.mark.parametrize("labs", [1, 2, 9])
-def test_each_job_is_done_once(prepared: list[object], tmp_path: Path, labs: int) -> None:
+def test_each_job_is_done_once(machines: list[FakeLab], labs: int) -> None:
     todo = [job(str(n), lambda n=n: {"n": n}) for n in range(5)]  # type: ignore[misc]
-    found = list(in_lab.measured(todo, labs, tmp_path, lambda _: None))
-    assert sorted(found) == [(str(n), {"n": n}) for n in range(5)]
-    assert len(set(map(id, prepared))) == min(labs, 5)
+    assert sorted(of_run(todo, labs)) == [(str(n), {"n": n}) for n in range(5)]
+    assert len(machines) == min(labs, 5)
+    assert all(lab.ended.is_set() for lab in machines)
 
 
-def test_two_are_done_at_a_time(prepared: list[object], tmp_path: Path) -> None:
+def test_two_are_done_at_a_time(machines: list[FakeLab]) -> None:
     both = threading.Barrier(2)
 
     def wait() -> dict[str, Any]:
         both.wait(10)
         return {}
 
-    todo = [job("a", wait), job("b", wait)]
-    assert sorted(dict(in_lab.measured(todo, 2, tmp_path, lambda _: None))) == ["a", "b"]
+    assert sorted(dict(of_run([job("a", wait), job("b", wait)], 2))) == ["a", "b"]
 
 
-def test_after_a_job_that_fails_the_others_are_done(prepared: list[object], tmp_path: Path) -> None:
-    def fail() -> dict[str, Any]:
-        raise RuntimeError("no")
+def fail() -> dict[str, Any]:
+    raise RuntimeError("no")
 
-    todo = [job("bad", fail), job("good", dict)]
-    found = dict(in_lab.measured(todo, 1, tmp_path, lambda _: None))
+
+def test_after_a_job_that_fails_the_others_are_done(machines: list[FakeLab]) -> None:
+    found = dict(of_run([job("bad", fail), job("good")], 1))
     assert (found["bad"]["failed"], found["good"]) == ("no", {})
-    assert len(prepared) == 2  # again, after the reset
+    assert [lab.resets for lab in machines] == [1]
+
+
+def test_a_run_that_is_broken_off_begins_nothing_more(machines: list[FakeLab]) -> None:
+    """Then the machines end. That is no failure of the jobs that they do."""
+    both = threading.Barrier(3)
+    never: list[str] = []
+
+    def until_ended(lab: Any, say: object) -> dict[str, Any]:
+        both.wait(10)
+        assert lab.ended.wait(10)
+        raise OSError("the machine has ended")
+
+    long = [in_lab.Job(name, "", until_ended) for name in ("a", "b")]
+    todo = [job("first"), *long, job("never", lambda: {"": never.append("")})]  # type: ignore[func-returns-value]
+    with closing(of_run(todo, 2)) as running:
+        assert next(running)[0] == "first"
+        both.wait(10)
+    assert [lab.resets for lab in machines] == [0, 0]
+    assert never == []
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_machine_that_does_not_boot_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, machines: list[FakeLab], number: int
+) -> None:
+    def boot(say: Callable[[str], None]) -> FakeLab:
+        if len(machines) + 1 == number:
+            raise RuntimeError("no")
+        return FakeLab(say)
+
+    monkeypatch.setattr(in_lab, "Lab", boot)
+    with pytest.raises(RuntimeError, match="no"):
+        list(of_run([job("a"), job("b")], 2))
+    assert all(lab.ended.is_set() for lab in machines)
 
 
 def test_a_machine_that_cannot_be_prepared_ends_the_run(
-    monkeypatch: pytest.MonkeyPatch, prepared: list[object], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, machines: list[FakeLab]
 ) -> None:
-    def fail(lab: object, say: object) -> None:
-        raise RuntimeError("no")
-
-    monkeypatch.setattr(in_lab, "prepare", fail)
+    monkeypatch.setattr(in_lab, "prepare", lambda lab, say: fail())
     with pytest.raises(RuntimeError, match="no"):
-        list(in_lab.measured([job("a", dict)], 2, tmp_path, lambda _: None))
+        list(of_run([job("a"), job("b")], 2))
+    assert all(lab.ended.is_set() for lab in machines)
+
+
+def test_the_cells_stay_in_the_order_of_the_tables() -> None:
+    bench: dict[str, Any] = {"lab": {}}
+    for name in ("pv", in_lab.CLONES, "base", "memory-128"):
+        put_in(bench, name, {"of": name})
+    assert list(bench["lab"]) == ["base", "memory-128", "pv"]
+    assert bench[in_lab.CLONES] == {"of": in_lab.CLONES}
