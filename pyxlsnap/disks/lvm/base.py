@@ -70,6 +70,17 @@ class LvmDisks:
         """The volumes of each group that has a disk; LVM is asked once for a group."""
         return {vg: volumes(vdev, vg) for vg, vdev in self.groups().items()}
 
+    def closed_volumes(self) -> Groups:
+        """The volumes of each group, once nobody has the volume of a disk open.
+
+        :raises DiskError: as :func:`wait_until_closed`.
+        """
+        found = self.volumes_now()
+        opened = [at for at in self._places if (v := found[at.vg].get(at.lv)) and v.open]
+        for at in opened:
+            wait_until_closed(at)
+        return self.volumes_now() if opened else found
+
     def refuse_unchangeable(self) -> None:
         """:raises Refused: LVM would change nothing in the group of a disk."""
         for vg, vdev in self.groups().items():

@@ -168,15 +168,18 @@ def _percent(text: str) -> float | None:
     return float(text) if text else None
 
 
-def wait_for_path(vdev: str, vg: str, lv: str) -> None:
+def wait_for_path(vdev: str, vg: str, lv: str, known: Volume | None = None) -> None:
     """Wait until the volume's path leads to the volume: udev makes the link a moment later.
 
+    :param known: the volume as it was; it may have had another name. LVM is only asked if the path
+        does not lead to its device.
     :raises DiskError: it does not within some seconds.
     """
     path = device_path(vg, lv)
 
     def leads_there() -> bool:
-        volume = volumes(vdev, vg).get(lv)
+        nonlocal known
+        volume, known = known or volumes(vdev, vg).get(lv), None
         return volume is not None and device_number(str(path)) == volume.device
 
     if not until(leads_there, within_s=_PATH_S, poll_s=_POLL_S):

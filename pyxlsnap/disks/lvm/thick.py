@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from pyxlsnap.disks.lvm.base import Groups, LvmDisks, wait_until_closed
+from pyxlsnap.disks.lvm.base import Groups, LvmDisks
 from pyxlsnap.disks.lvm.clones import ThickClones
 from pyxlsnap.disks.lvm.commands import Volume, free_space, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, device_path
@@ -77,8 +77,7 @@ class LvmThick(LvmDisks):
                 _check(at, found[at.vg])
 
     def revert(self) -> None:
-        for at in self._places:
-            wait_until_closed(at)
+        self.closed_volumes()
         for at in self._places:
             _put_back(at, partial(self._waiting, f"the copy back to {at.vdev}"))
 
@@ -154,9 +153,10 @@ def _check(at: Place, found: Mapping[str, Volume]) -> None:
 def _put_back(at: Place, waiting: Callable[[], None]) -> None:
     """Make the disk equal to the snapshot. After an interruption a second run does the rest."""
     lvm(at.vdev, "lvchange", "-ay", "-K", at.full(at.lv))  # activates its snapshots, too
-    _check(at, volumes(at.vdev, at.vg))  # LVM knows only of an active snapshot whether it is valid
+    found = volumes(at.vdev, at.vg)
+    _check(at, found)  # LVM knows only of an active snapshot whether it is valid
     for name in (at.lv, at.snapshot):
-        wait_for_path(at.vdev, at.vg, name)
+        wait_for_path(at.vdev, at.vg, name, found[name])
     try:
         paths = (device_path(at.vg, at.snapshot), device_path(at.vg, at.lv))
         copy_differences(*paths, waiting=waiting)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from pyxlsnap.disks.kept import kept_key
-from pyxlsnap.disks.lvm.base import OF_TAG, TAG, Groups, LvmDisks, remove, wait_until_closed
+from pyxlsnap.disks.lvm.base import OF_TAG, TAG, Groups, LvmDisks, remove
 from pyxlsnap.disks.lvm.clones import ThinClones
 from pyxlsnap.disks.lvm.commands import Volume, lvm, volumes, wait_for_path
 from pyxlsnap.disks.lvm.names import Place, stays_valid
@@ -142,9 +142,7 @@ class LvmThin(LvmDisks):
             remove(at, fresh)
 
     def revert(self) -> None:
-        for at in self._places:
-            wait_until_closed(at)
-        found = self.volumes_now()
+        found = self.closed_volumes()
         for at in self._places:
             self._check_names_again(at, found[at.vg])
         for at in self._places:
@@ -288,7 +286,7 @@ def _swap(at: Place, found: Mapping[str, Volume], *, made: str | None) -> None:
     elif disk:
         lvm(at.vdev, "lvrename", at.vg, at.lv, at.kept)
     lvm(at.vdev, "lvrename", at.vg, at.fresh, at.lv)
-    wait_for_path(at.vdev, at.vg, at.lv)
+    wait_for_path(at.vdev, at.vg, at.lv, fresh)
 
 
 def _is_ours(tag: str) -> bool:

@@ -113,6 +113,13 @@ class FakeLvm:
         self.links()
         return lv
 
+    def renumber(self, name: str) -> None:
+        """Deactivate a volume and activate it again, as another device."""
+        content = self.data(name).read_bytes()
+        old = self.lvs.pop(name)
+        added = self.add(name, old.layout, content)
+        added.origin, added.tags = old.origin, old.tags
+
     def data(self, name: str) -> Path:
         return self.root / "data" / str(self.lvs[name].minor)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.disks.abilities import PreparingStrategy
+from pyxlsnap.disks.lvm import commands
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.model import KEPT_SUFFIX
 from tests.unit.support import lvm
@@ -55,6 +56,8 @@ def test_they_are_used(taken: FakeLvm) -> None:
     before = len(taken.log)
     one.revert()
     assert not [command for command in taken.log[before:] if command[0] == "lvcreate"]
+    # Each start of an LVM command takes time in which the domain is off.
+    assert [command[0] for command in taken.log[before:]] == ["lvs", *["lvrename"] * 4]
     assert uuids(taken) == made
     assert contents(taken, "thin") == [content(1)] * 2
     assert one.finish_revert(2) == []
@@ -145,3 +148,19 @@ def test_a_revert_that_dies_anywhere_after_it_is_finished_by_a_second_run(
         assert contents(fake, "thin") == [content(1)] * 2
         assert again.finish_revert(2) == []
         assert sorted(fake.lvs) == volumes
+
+
+def test_a_new_volume_that_got_another_device_is_found(
+    taken: FakeLvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody activates the volume anew just before it is renamed."""
+    monkeypatch.setattr(commands, "_PATH_S", 5.0)
+    one = ready(taken)
+
+    def reactivate(when: str, command: list[str]) -> None:
+        if when == "before" and command[0] == "lvrename" and command[2].endswith(KEPT_SUFFIX):
+            taken.renumber(command[2])
+
+    taken.hook = reactivate
+    one.revert()
+    assert contents(taken, "thin") == [content(1)] * 2
