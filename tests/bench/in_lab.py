@@ -150,7 +150,7 @@ def prepare(lab: Lab, say: cache.Say) -> None:
 
 
 def of_clones(lab: Lab, rounds: int, say: cache.Say) -> dict[str, Any]:
-    """Measure clones of a guest of 64 MiB; the figures of each way."""
+    """Measure clones of one guest; the figures of each way."""
     guest = BenchGuest(lab.dom0, CLONED)
     guest.create()
     guest.wait_first(FIRST_TICK)

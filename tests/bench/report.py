@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from docs import timeline
 from docs.timeline import Span, Times
+from tests.bench.cells import CLONED
 from tests.bench.clones import Way as CloneWay
 from tests.bench.measure import Way
 from tests.bench.targets import COUNTS, MIB, Bench, Figures, must_reach, writer_cpu
@@ -163,7 +164,7 @@ def _clone_table(bench: Bench) -> str:
     found = bench.get("clones")
     if not found:
         return ""
-    rows = [["seconds until clones of a guest of 64 MiB count", *COUNTS.values()]]
+    rows = [[f"seconds until clones count ({CLONED.what})", *COUNTS.values()]]
     rows += [
         [f"``{way}``", *(seconds(found.get(way, {}).get(k)) for k in COUNTS)] for way in CloneWay
     ]

@@ -240,7 +240,7 @@ class Chain:
         ):
             copy_attributes(active.fileno(), overlay)
             backing = ["-b", str(self.frozen), "-F", "qcow2"]
-            with written_by_qemu_img(self.disk, path, overlay) as here:
+            with written_durably(self.disk, path, overlay) as here:
                 words = [*options, *backing, here, *([size] if size else [])]
                 qemu_img(self.disk, "create", "-q", "-f", "qcow2", *words)
 
@@ -260,8 +260,10 @@ class Chain:
 
 
 @contextmanager
-def written_by_qemu_img(disk: Disk, path: Path, fd: int) -> Iterator[str]:
-    """The name under which qemu-img can write a file that we have open, durably.
+def written_durably(disk: Disk, path: Path, fd: int) -> Iterator[str]:
+    """While a file is written that we have open; yields a name under which qemu-img can open it.
+
+    Afterwards the content and the name are on the disk.
 
     :param path: the file's name.
     :param fd: our descriptor of the file.

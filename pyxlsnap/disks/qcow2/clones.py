@@ -16,7 +16,7 @@ from pyxlsnap.disks.copy.content import Space, copy_attributes, refuse_no_room, 
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
 from pyxlsnap.disks.qcow2.backing import refuse_broken
-from pyxlsnap.disks.qcow2.chain import written_by_qemu_img
+from pyxlsnap.disks.qcow2.chain import written_durably
 from pyxlsnap.disks.qcow2.qemu import checked_tags, qemu_img
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
@@ -25,6 +25,8 @@ from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import command
 
+_BLOCK = 4096
+
 
 class Qcow2Clones:
     """The clone's side of :class:`~.strategy.Qcow2`."""
@@ -32,8 +34,8 @@ class Qcow2Clones:
     def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
         self._disks, self._task = tuple(disks), task
         self._files: dict[str, ChildFile] = {}
-        #: the vdevs whose overlay was tried
-        self._tried: set[str] = set()
+        #: by vdev: the content of an overlay without data, as the plan has made it
+        self._overlays: dict[str, bytes] = {}
 
     def check(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
         """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.check_clone`."""
@@ -66,7 +68,7 @@ class Qcow2Clones:
         return self._files.setdefault(disk.vdev, ChildFile(disk, path))
 
     def _try_overlay(self, disk: Disk, frozen: Path, file: ChildFile) -> None:
-        """Open the frozen file with all that it stands on, and make an overlay to throw away."""
+        """Open the frozen file with all that it stands on, and make an overlay without a name."""
         if not frozen.is_file():
             raise Refused(
                 f"{disk.vdev}: there is no file {frozen}, the disk snapshot: without it no clone "
@@ -75,7 +77,7 @@ class Qcow2Clones:
         if os.path.exists(disk.target) and frozen.samefile(disk.target):
             raise Refused(f"{disk.vdev}: {frozen} is the disk, not a snapshot of it")
         refuse_broken(disk, frozen)
-        if disk.vdev in self._tried:
+        if disk.vdev in self._overlays:
             return
         with (
             os_errors(disk, file.path, refuse=True),
@@ -83,8 +85,10 @@ class Qcow2Clones:
             trial_file(file.path) as fd,
         ):
             copy_attributes(like.fileno(), fd)
-            _create(disk, f"/proc/{os.getpid()}/fd/{fd}", frozen)
-        self._tried.add(disk.vdev)
+            here = f"/proc/{os.getpid()}/fd/{fd}"
+            backing = ("-b", str(frozen), "-F", "qcow2")
+            qemu_img(disk, "create", "-q", "-f", "qcow2", *backing, here)
+            self._overlays[disk.vdev] = Path(here).read_bytes()
 
     def _check_copy(self, disk: Disk, file: ChildFile) -> None:
         """:raises Refused: the disk snapshot is not there, or its image is in use."""
@@ -109,13 +113,14 @@ class Qcow2Clones:
                 if request.internal:
                     self._copy(disk, file)
                 else:
-                    _write_overlay(disk, file.path, file.fd, base)
+                    with written_durably(disk, file.path, file.fd):
+                        _write(file.fd, self._overlays[disk.vdev])
                 file.finish()
 
     def _copy(self, disk: Disk, file: ChildFile) -> None:
         _refuse_open(disk)
         tell: Callable[[], None] = partial(self._task.waiting, f"qemu-img to copy {disk.vdev}")
-        with written_by_qemu_img(disk, file.path, file.fd) as here:
+        with written_durably(disk, file.path, file.fd) as here:
             source = ["-l", f"snapshot.name={self._task.name}", disk.target]
             words = ["-f", "qcow2", "-O", "qcow2", *source, here]
             qemu_img(disk, "convert", *words, waiting=tell)
@@ -148,10 +153,11 @@ def _refuse_open(disk: Disk) -> None:
         )
 
 
-def _write_overlay(disk: Disk, path: Path, fd: int, frozen: Path) -> None:
-    with written_by_qemu_img(disk, path, fd) as here:
-        _create(disk, here, frozen)
-
-
-def _create(disk: Disk, path: str, frozen: Path) -> None:
-    qemu_img(disk, "create", "-q", "-f", "qcow2", "-b", str(frozen), "-F", "qcow2", path)
+def _write(fd: int, content: bytes) -> None:
+    """Write an empty file, without the blocks of zeros."""
+    with open(fd, "wb", closefd=False) as file:
+        for at in range(0, len(content), _BLOCK):
+            if (piece := content[at : at + _BLOCK]).strip(b"\0"):
+                file.seek(at)
+                file.write(piece)
+        file.truncate(len(content))

@@ -136,6 +136,16 @@ def test_an_overlay_has_the_state_of_the_frozen_file_and_keeps_its_writes(tmp_pa
     assert open_descriptors() == before
 
 
+def test_an_overlay_is_the_file_that_qemu_img_makes(tmp_path: Path) -> None:
+    """The plan has made it; the clone only writes it, without its blocks of zeros."""
+    (made,) = cloned(qcow2(tmp_path))
+    like = str(tmp_path / "like.qcow2")
+    frozen = str(tmp_path / "a.snap")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", frozen, "-F", "qcow2", like)
+    assert Path(made.target).read_bytes() == Path(like).read_bytes()
+    assert Path(made.target).stat().st_blocks <= Path(like).stat().st_blocks
+
+
 def test_the_check_of_an_overlay_leaves_nothing(tmp_path: Path) -> None:
     strategy = qcow2(tmp_path)
     before = listing(tmp_path)
