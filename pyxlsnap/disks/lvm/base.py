@@ -7,7 +7,7 @@ removes what this operation made, and nothing else.
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from pyxlsnap.disks.in_use import users, wait_until_no_users
@@ -80,6 +80,13 @@ class LvmDisks:
         for at in opened:
             wait_until_closed(at)
         return self.volumes_now() if opened else found
+
+    def put_each_back(self, put_back: Callable[[Place], object]) -> None:
+        """Put back the disks of several groups side by side; LVM does one in a group at a time.
+
+        :raises DiskError: the first failure; the others are notes on it.
+        """
+        grouped(self._places, lambda at: at.vg, put_back)
 
     def refuse_unchangeable(self) -> None:
         """:raises Refused: LVM would change nothing in the group of a disk."""

@@ -78,8 +78,8 @@ class LvmThick(LvmDisks):
 
     def revert(self) -> None:
         self.closed_volumes()
-        for at in self._places:
-            _put_back(at, partial(self._waiting, f"the copy back to {at.vdev}"))
+        tell = self._waiting
+        self.put_each_back(lambda at: _put_back(at, partial(tell, f"the copy back to {at.vdev}")))
 
     def finish_revert(self, domid: int) -> list[str]:
         return []

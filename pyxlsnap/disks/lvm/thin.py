@@ -145,8 +145,7 @@ class LvmThin(LvmDisks):
         found = self.closed_volumes()
         for at in self._places:
             self._check_names_again(at, found[at.vg])
-        for at in self._places:
-            _swap(at, found[at.vg], made=self._made.get(at.vdev))
+        self.put_each_back(lambda at: _swap(at, found[at.vg], made=self._made.get(at.vdev)))
 
     def _check_names_again(self, at: Place, found: Mapping[str, Volume]) -> None:
         """:raises DiskError: another program has changed the volumes since the check."""

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from pyxlsnap.cancel import Cancelled, Halt
 from pyxlsnap.disks.abilities import BesideStrategy
 from pyxlsnap.disks.lvm import commands
+from pyxlsnap.disks.lvm.names import Place
 from pyxlsnap.disks.lvm.thick import copy_differences, needed
+from pyxlsnap.disks.lvm.thin import LvmThin
 from pyxlsnap.disks.registry import strategies
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
@@ -476,3 +479,31 @@ class TestCopy:
             DiskError, match=f"xvda: copying {VG}/thick-a-snap to .*run the command"
         ):
             strategy(fake, "thick").revert()
+
+
+def disks_of(*paths: str) -> LvmThin:
+    chosen = [
+        (Disk(f"xvd{letter}", path, "raw"), DiskRequest(f"xvd{letter}"))
+        for letter, path in zip("abcd", paths, strict=False)
+    ]
+    return LvmThin(chosen, DiskTask("snap"))
+
+
+def test_disks_of_two_groups_are_put_back_side_by_side() -> None:
+    both = threading.Barrier(2)
+    disks_of("/dev/vg-0/a", "/dev/vg-1/b").put_each_back(lambda at: both.wait(10))
+
+
+def test_disks_of_one_group_are_put_back_one_after_the_other() -> None:
+    """LVM locks the group."""
+    busy = threading.Lock()
+    done: list[str] = []
+
+    def put_back(at: Place) -> None:
+        assert busy.acquire(blocking=False)
+        time.sleep(0.05)
+        done.append(at.lv)
+        busy.release()
+
+    disks_of("/dev/vg-0/a", "/dev/vg-0/b", "/dev/vg-0/c").put_each_back(put_back)
+    assert done == ["a", "b", "c"]
