@@ -133,6 +133,7 @@ $(VENV)/ready: tests/setup.sh tests/requirements.txt
 	touch $@
 
 $(VENV)/bench-ready: $(VENV)/ready tests/bench/requirements.txt
+	sh tests/setup.sh $(PYTHON) $(VENV) rsync borgbackup
 	@echo "installing what draws the picture"
 	$(PY) -m pip install -q --disable-pip-version-check -r tests/bench/requirements.txt
 	touch $@

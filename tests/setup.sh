@@ -1,10 +1,12 @@
 #!/bin/sh
-# setup.sh PYTHON VENV: install what the tests need, Debian's packages and Python's.
+# setup.sh PYTHON VENV [PACKAGE ...]: install what the tests need, Debian's packages (and these) and
+# Python's.
 # Says what it does; does nothing that is done already.
 set -eu
 python=$1 venv=$2
+shift 2
 packages="gcc libc6-dev python3-dev python3-venv libxen-dev pkg-config \
-qemu-system-x86 qemu-utils mmdebstrap e2fsprogs btrfs-progs xfsprogs zstd zsh"
+qemu-system-x86 qemu-utils mmdebstrap e2fsprogs btrfs-progs xfsprogs zstd zsh $*"
 
 missing=
 for package in $packages; do

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def main() -> int:
     out: Path = wanted.out
     out.parent.mkdir(parents=True, exist_ok=True)
     recorded = out.parent / in_lab.RECORDED
-    recorded.unlink(missing_ok=True)
+    for old in (in_lab.RECORDED, *chain(*map(in_lab.pair, in_lab.PAIRS))):
+        (out.parent / old).unlink(missing_ok=True)
     bench: dict[str, Any] = {"date": str(date.today()), "rounds": wanted.rounds, "lab": {}}
     bench["labs"] = wanted.labs
     jobs = in_lab.jobs(wanted.cells, wanted.rounds, out.parent, clones=wanted.clones)
@@ -62,6 +64,7 @@ def main() -> int:
             keep(bench, out)  # a run that is broken off has what it has measured
     if wanted.native:
         bench["commands"] = native.commands(wanted.rounds, say)
+        bench["backup"] = native.backups(out.parent, say)
         bench["writer"] = native.writer(wanted.rounds, recorded, say)
         keep(bench, out)
     say(f"the figures are in {out}")

@@ -33,6 +33,14 @@ LIMIT_S = 900.0
 CLONES = "clones"
 #: what is recorded for the stream writer: the memory file of the base cell, by `xl save -c`
 RECORDED = "base.save"
+#: how two memory files for backups are made, by the beginning of their names
+PAIRS = {
+    "pyxlsnap": "printf 'memory_path = \"%s\"\n' {path} >{path}.cfg; rm -f {path}; "
+    "pyxlsnap snapshot-create {domain} {path}.cfg --live --name {name}",
+    "xl": "rm -f {path}; xl save -c {domain} {path}",
+}
+#: seconds that the guest runs between them, by its own count
+TICKS_APART = 30
 # How much the dom0 may keep in memory that is not yet on a slow disk; else it would take half of a
 # memory file at once.
 DIRTY_BYTES = 8 << 20
@@ -183,6 +191,7 @@ def of_cell(lab: Lab, cell: Cell, rounds: int, keep: Path, say: cache.Say) -> di
     with slow_disk(lab.machine, cell.disk_mib):
         found = run(lab.dom0, task, say)
     if cell is BASE:
+        record_pairs(guest, keep, say)
         record(guest, keep, say)
     guest.destroy()
     ways = {way: spreads(figures) for way, figures in found.items()}
@@ -234,15 +243,37 @@ def throttle(machine: Machine, bytes_per_second: int) -> None:
     machine.qmp("block_set_io_throttle", device="d0", bps_wr=bytes_per_second, **limits)
 
 
+def record_pairs(guest: BenchGuest, keep: Path, say: cache.Say) -> None:
+    """Keep two memory files of the guest, by each of :data:`PAIRS`: what a backup would get."""
+    for name, command in PAIRS.items():
+        for number in (1, 2):
+            say(f"keeping a memory file for the backups: {name}, {number}")
+            guest.wait_advance(TICKS_APART)
+            path = f"{FILES}/backup.save"
+            text = command.format(domain=guest.name, path=path, name=f"backup{number}")
+            guest.dom0.run(text, timeout=LIMIT_S)
+            fetch(guest.dom0, path, keep / pair(name)[number - 1])
+
+
+def pair(name: str) -> tuple[str, str]:
+    """The names of the two files of one of :data:`PAIRS`."""
+    return f"{name}-1.save", f"{name}-2.save"
+
+
+def fetch(dom0: Dom0, path: str, to: Path) -> None:
+    """Take a file out of the dom0, where it is removed; holes stay holes."""
+    dom0.run(f"zstd -q -1 --rm {path}", timeout=LIMIT_S)
+    with dom0.start(["cat", f"{path}.zst"]) as running:
+        running.end_input()
+        running.wait(LIMIT_S, check=True)
+    unpack = ["zstd", "-q", "-d", "-f", "--sparse", "-o", str(to)]
+    subprocess.run(unpack, input=running.out_bytes, check=True)
+    dom0.run(["rm", f"{path}.zst"])
+
+
 def record(guest: BenchGuest, keep: Path, say: cache.Say) -> None:
     """Save the guest, which ends: its stream is one that the stream writer is measured with."""
     say("keeping a memory file for the stream writer")
     path = f"{FILES}/{RECORDED}"
-    packing = f"xl save {guest.name} {path} && zstd -q -1 --rm {path}"
-    guest.dom0.run(packing, timeout=LIMIT_S)
-    with guest.dom0.start(["cat", f"{path}.zst"]) as running:
-        running.end_input()
-        running.wait(LIMIT_S, check=True)
-    unpack = ["zstd", "-q", "-d", "-f", "-o", str(keep / RECORDED)]
-    subprocess.run(unpack, input=running.out_bytes, check=True)
-    guest.dom0.run(["rm", f"{path}.zst"])
+    guest.dom0.run(["xl", "save", guest.name, path], timeout=LIMIT_S)
+    fetch(guest.dom0, path, keep / RECORDED)

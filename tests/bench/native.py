@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyxlsnap import paths
+from tests.bench.backup import costs
 from tests.bench.figures import Spreads, spreads
+from tests.bench.in_lab import PAIRS, pair
 from tests.bench.measure import timed
 from tests.bench.writer import of_memory
 from tests.lab.harness import cache
@@ -31,6 +33,13 @@ def writer(rounds: int, recorded: Path, say: cache.Say) -> dict[str, Any]:
 
     there = [recorded] if recorded.exists() else []
     return {"gib": GIB, "streams": of_memory(GIB, rounds, recorded.parent, there, told)}
+
+
+def backups(directory: Path, say: cache.Say) -> dict[str, Any]:
+    """What a second memory file costs a backup, for each pair of files that is there."""
+    say("what a second memory file costs a backup")
+    pairs = {name: [directory / file for file in pair(name)] for name in PAIRS}
+    return {name: costs(*files) for name, files in pairs.items() if all(f.exists() for f in files)}
 
 
 def words(cfgfile: Path) -> dict[str, list[str]]:

@@ -99,6 +99,7 @@ def render(bench: Bench) -> str:
         "The first guest, by every way:\n",
         _every_way(Figures(lab.get("base", {}))),
         _clone_table(bench),
+        _backup_table(bench),
         _native(bench).replace("`", "``"),
         "The targets, each with the worst that was found (for sizes and times: of the medians):\n",
         table([["target", "found", "at most"], *([x.what, *x.shown()] for x in must_reach(bench))]),
@@ -167,6 +168,24 @@ def _clone_table(bench: Bench) -> str:
     rows = [[f"seconds until clones count ({CLONED.what})", *COUNTS.values()]]
     rows += [
         [f"``{way}``", *(seconds(found.get(way, {}).get(k)) for k in COUNTS)] for way in CloneWay
+    ]
+    return table(rows)
+
+
+#: the head of what a file takes by itself
+_FILE: Final = "the file itself, on the disk"
+
+
+def _backup_table(bench: Bench) -> str:
+    """What a second memory file of the first guest costs a backup that has the first one."""
+    pairs: Mapping[str, Any] = bench.get("backup", {})
+    if not pairs:
+        return ""
+    ways = list(next(iter(pairs.values())))
+    rows = [["what a second memory file adds to a backup, MiB", *pairs]]
+    rows += [
+        [_FILE if way == "file" else way, *(f"{found[way] / MIB:.1f}" for found in pairs.values())]
+        for way in ways
     ]
     return table(rows)
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 from docs.timeline import Span
 from pyxlsnap.memory import write_header
 from pyxlsnap.xen.xlcfg import parse_cfg
-from tests.bench import clones, in_lab, measure, native
+from tests.bench import backup, clones, in_lab, measure, native
 from tests.bench.__main__ import chosen
 from tests.bench.__main__ import put as put_in
 from tests.bench.cells import BASE, BY_NAME, CELLS, Cell
@@ -590,3 +591,34 @@ def test_the_cells_stay_in_the_order_of_the_tables() -> None:
         put_in(bench, name, {"of": name})
     assert list(bench["lab"]) == ["base", "memory-128", "pv"]
     assert bench[in_lab.CLONES] == {"of": in_lab.CLONES}
+
+
+@pytest.fixture
+def two_files(tmp_path: Path) -> tuple[Path, Path]:
+    """Of 4 MiB, the last of zeros; the second file has one block that the first has not."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    content = random.Random(1).randbytes(3 << 20) + bytes(1 << 20)
+    first.write_bytes(content)
+    second.write_bytes(b"x" * backup.RECORD + content[backup.RECORD :])
+    return first, second
+
+
+@pytest.mark.parametrize("way", backup.WAYS)
+def test_what_a_second_file_costs(two_files: tuple[Path, Path], way: str) -> None:
+    first, second = two_files
+    try:
+        found = {file: backup.WAYS[way](first, file) for file in two_files}
+    except FileNotFoundError as e:
+        pytest.skip(f"{e.filename} is not installed")
+    assert found[first] <= 4096
+    assert backup.RECORD - 4096 <= found[second] <= (4 << 20) + 4096  # borg: pieces of 2 MiB
+
+
+def test_only_what_is_installed_is_asked(
+    two_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = backup.costs(*two_files)
+    assert found.keys() == {"file", "equal blocks of 128 KiB"}
+    bench = made_up() | {"backup": {"pyxlsnap": found, "xl": found}}
+    assert "equal blocks of 128 KiB" in plain(render(bench))
