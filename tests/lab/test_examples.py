@@ -184,53 +184,97 @@ def test_a_daemon(lab: Lab) -> None:
     goes_back(guests[0], mark, later)
 
 
+MAC = "00:16:3e:0a:0b:0c"
+#: uses a pool of two three times; says what is there before, and of each sandbox that runs
+USE_POOL = """
+import asyncio, json, os, subprocess, sys, sandbox
+from pyxlsnap import Toolstack
+
+def read(node):
+    return subprocess.run(["xenstore-read", node], capture_output=True, text=True).stdout.strip()
+
+def look(domid):
+    nic = f"/libxl/{domid}/device/vif/0"
+    return {
+        "time": read(f"/local/domain/{domid}/vm-data/time"),
+        "bridge": os.path.basename(os.path.realpath(f"/sys/class/net/vif{domid}.0/master")),
+        "mac": read(f"{nic}/mac"),
+    }
+
+async def main(cfgfile, bridge):
+    pool = sandbox.Pool(cfgfile, 2, bridge)
+    await pool.fill()
+    with Toolstack() as host:
+        found = [host.find(f"sandbox{n}") for n in (0, 1)]
+        ready = [{"has_run": one.info().has_run, **look(one.domid)} for one in found]
+    seen = []
+    for _ in range(3):
+        async with pool.sandbox() as made:
+            await asyncio.sleep(30)
+            own = {"name": made.domain, "uuid": made.uuid, "domid": made.domid}
+            seen.append({**own, "changes": made.changes, **look(made.domid)})
+    await pool.close()
+    print(json.dumps([ready, seen]))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+class Networked(Guest):
+    """A PVH guest with a NIC on a bridge."""
+
+    def __init__(self, dom0: Dom0) -> None:
+        super().__init__(dom0, "origin", "pvh")
+
+    def config_text(self) -> str:
+        return f'{super().config_text()}\nvif = [ "mac={MAC},bridge=home" ]\n'
+
+
 def test_a_pool_of_sandboxes(spent_lab: Lab) -> None:
     """Each row of the table in examples/README.md."""
-    lab = spent_lab
-    dom0, guest = lab.dom0, lab.guest("pvh")
+    dom0 = spent_lab.dom0
     quicken_hotplug(dom0)
+    for bridge in ("home", "isolated"):
+        dom0.run(f"ip link add {bridge} type bridge; ip link set {bridge} up")
+    for name in STANDARD:  # their memory is needed
+        dom0.run(["xl", "destroy", name], check=False)
+    guest = Networked(dom0)
+    guest.create()
+    guest.wait_first()
     before = guest.assert_healthy()
     made = external(guest)
     push(dom0, SOURCE, DEST)
     files = f"sha256sum {made['memory_path']} /lab/disk/*.base"
     checksums = dom0.run(files).out
-    dom0.run("ip link add isolated type bridge; ip link set isolated up")
-    nothing = dom0.run("ls /lab/disk /var/lib/pyxlsnap; xl list | wc -l").out
-    watch = (
-        "import asyncio, json, subprocess, sandbox\n"
-        "from pyxlsnap import Toolstack\n"
-        "async def main():\n"
-        f"    pool = sandbox.Pool({made['cfgfile']!r}, 2, 'isolated')\n"
-        "    await pool.fill()\n"
-        "    with Toolstack() as host:\n"
-        "        ready = [host.find(f'sandbox{n}').info().has_run for n in (0, 1)]\n"
-        "    seen = []\n"
-        "    for _ in range(3):\n"
-        "        async with pool.sandbox() as made:\n"
-        "            await asyncio.sleep(30)\n"
-        "            node = f'/local/domain/{made.domid}/vm-data/time'\n"
-        "            time = subprocess.check_output(['xenstore-read', node], text=True)\n"
-        "            seen.append([made.domain, made.uuid, made.domid, int(time), made.changes])\n"
-        "    await pool.close()\n"
-        "    print(json.dumps([ready, seen]))\n"
-        "asyncio.run(main())\n"
-    )
+    nothing = dom0.run("ls /lab/disk /var/lib/pyxlsnap /sys/class/net; xl list | wc -l").out
     now = int(dom0.run("date +%s").out)
-    ready, seen = json.loads(dom0.run(["python3", "-c", watch], cwd=DEST, timeout=900).out)
-    assert ready == [False, False]
-    assert {name for name, *_ in seen} == {"sandbox0", "sandbox1"}
-    assert len({domid for _, _, domid, *_ in seen}) == 3
-    assert seen[0][1] == seen[2][1] != seen[1][1]  # the third is the first one, made anew
-    assert all(time >= now for *_, time, _ in seen)
+    command = ["python3", "-c", USE_POOL, made["cfgfile"], "isolated"]
+    ready, seen = json.loads(dom0.run(command, cwd=DEST, timeout=900).out)
+
+    # Kept ready: on the bridge, the clock set by the hook, and no instruction run.
+    for one in (*ready, *seen):
+        assert one["bridge"] == "isolated"
+        assert one["mac"].startswith("00:16:3e:")
+        assert int(one["time"]) >= now
+    assert [one["has_run"] for one in ready] == [False, False]
+    assert len({MAC, *(one["mac"] for one in ready)}) == 3
+    assert {one["name"] for one in seen} == {"sandbox0", "sandbox1"}
+    assert len({one["domid"] for one in seen}) == 3
+    # The third is the first one, made anew.
+    assert seen[0]["uuid"] == seen[2]["uuid"] != seen[1]["uuid"]
+    for one in seen:
+        assert any(one["mac"] in change for change in one["changes"]), one
+        assert int(one["time"]) > int(ready[0]["time"])  # set again when it was handed out
     for name in ("sandbox0", "sandbox1"):
-        log = dom0.run(f"cat {LOGS}/guest-{name}.log").out
-        ticks = parse_ticks(log)
+        ticks = parse_ticks(dom0.run(f"cat {LOGS}/guest-{name}.log").out)
         assert ticks[0].boot == before.boot
         assert ticks[0].n >= before.n - 1
         assert all(tick.ok for tick in ticks)
-    assert dom0.run("ls /lab/disk /var/lib/pyxlsnap; xl list | wc -l").out == nothing
+    left = dom0.run("ls /lab/disk /var/lib/pyxlsnap /sys/class/net; xl list | wc -l").out
+    assert left == nothing
     assert dom0.run(files).out == checksums
     guest.assert_healthy()
+    assert "is ready" in run(dom0, "sandbox.py", made["cfgfile"], "1", "isolated")
 
 
 def external(guest: Guest) -> dict[str, Any]:
