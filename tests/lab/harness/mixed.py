@@ -34,8 +34,9 @@ def attach(guest: Guest, targets: dict[str, str]) -> Tick:
 
 
 def quicken_hotplug(dom0: Dom0) -> None:
-    """Half of a round would else be Xen's script for the disks that come and go."""
-    dom0.write("/etc/xen/scripts/block", (SCRIPTS / "hotplug-block").read_bytes(), 0o755)
+    """Half of a round would else be Xen's scripts for the devices that come and go."""
+    for script, ours in (("block", "hotplug-block"), ("vif-bridge", "hotplug-vif")):
+        dom0.write(f"/etc/xen/scripts/{script}", (SCRIPTS / ours).read_bytes(), 0o755)
 
 
 def write_cfg(guest: Guest, disks: list[str]) -> str:
