@@ -12,7 +12,7 @@ from tests.lab.harness import storage
 from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.guests import FIRST_TICK, LOGS, STANDARD, Guest, Tick
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.mixed import attach, quicken_hotplug, write_cfg
+from tests.lab.harness.mixed import attach, prefer_dom0, quicken_hotplug, write_cfg
 from tests.lab.harness.patience import patient
 from tests.lab.harness.snapshots import create, pyxlsnap
 
@@ -170,8 +170,7 @@ def test_four_clones(spent_lab: Lab, kind: str) -> None:
     dom0 = spent_lab.dom0
     quicken_hotplug(dom0)
     guest = spent_lab.guest(kind)
-    # Else a QEMU that starts beside five guests has no time to answer libxl, which waits for 10 s.
-    dom0.run(["xl", "sched-credit2", "-d", "0", "-w", "4096"])
+    prefer_dom0(dom0)
     for other in STANDARD:  # their memory is needed
         if other != kind:
             dom0.run(["xl", "destroy", other], check=False)

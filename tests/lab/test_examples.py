@@ -13,7 +13,7 @@ from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.guests import LOGS, STANDARD, Guest, parse_ticks
 from tests.lab.harness.install import PROJECT, packages, push
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.mixed import attach, quicken_hotplug, write_cfg
+from tests.lab.harness.mixed import attach, prefer_dom0, quicken_hotplug, write_cfg
 from tests.lab.harness.snapshots import (
     SNAPSHOTS,
     check_reverted,
@@ -234,6 +234,7 @@ def test_a_pool_of_sandboxes(spent_lab: Lab) -> None:
     """Each row of the table in examples/README.md."""
     dom0 = spent_lab.dom0
     quicken_hotplug(dom0)
+    prefer_dom0(dom0)
     for bridge in ("home", "isolated"):
         dom0.run(f"ip link add {bridge} type bridge; ip link set {bridge} up")
     for name in STANDARD:  # their memory is needed
