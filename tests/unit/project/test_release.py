@@ -9,6 +9,7 @@ import sys
 import tarfile
 import tomllib
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, date, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -180,6 +181,34 @@ def test_the_chroot_has_what_the_packages_are_built_with() -> None:
     packages = deb.build_chroot("bookworm").packages
     assert {"debhelper", "dh-python", "libxen-dev", "python3-setuptools-scm"} <= set(packages)
     assert not [name for name in packages if "qemu" in name or not re.fullmatch(r"[\w.+-]+", name)]
+
+
+@pytest.mark.parametrize(
+    ("depends", "tied"),
+    [
+        ("libc6 (>= 2.34), libxenmisc4.17 (>= 4.17.7+13), libxenstore4 (>= 4.16.0)", True),
+        ("libxenmisc4.20 (>= 4.20.4)", False),
+        ("libxenmisc4.17, libxenmisc4.20", False),
+        ("libc6 (>= 2.34), libxenstore4 (>= 4.16.0)", False),
+    ],
+)
+def test_the_library_depends_on_the_libxl_that_it_was_built_for(
+    tmp_path: Path, depends: str, tied: bool
+) -> None:
+    system, tree = tmp_path / "system", tmp_path / "tree"
+    for directory in (info := system / "var/lib/dpkg/info", control := tree / "DEBIAN"):
+        directory.mkdir(parents=True)
+    (info / "libxenmisc4.17:amd64.list").write_text("/.\n/usr/lib/libxenlight.so.4.17\n")
+    (info / "libxenstore4:amd64.list").write_text("/.\n/usr/lib/libxenstore.so.4\n")
+    (info / "libxen-dev:amd64.list").write_text("/.\n/usr/lib/libxenlight.so\n")
+    control.chmod(0o755)
+    (control / "control").write_text(
+        "Package: python3-pyxlsnap\nVersion: 1\nArchitecture: amd64\nMaintainer: a <a@b.example>\n"
+        f"Depends: {depends}\nDescription: x\n"
+    )
+    subprocess.run(["dpkg-deb", "-b", tree, tmp_path], check=True, capture_output=True)
+    with nullcontext() if tied else pytest.raises(deb.Broken, match=r"libxenmisc4\.17"):
+        deb.check_abi(tmp_path, system)
 
 
 def test_one_maintainer_is_named_everywhere() -> None:
