@@ -1,6 +1,7 @@
 """For developers: ``python -m release dist|deb|rest``. All results are in ``dist/``.
 
-The same as ``make dist`` and ``make deb``; ``make release`` ends with ``rest``.
+``make dist`` calls ``dist``; ``make deb`` calls ``dist``, then ``deb``. ``make release`` runs every
+test on each Xen of the lab, ``make fuzz`` and ``make deb``, and ends with ``rest``.
 """
 
 import argparse
@@ -69,8 +70,8 @@ def rest() -> list[str]:
     heading = f"## {VERSION} - YYYY-MM-DD"
     steps = [
         *([] if changelog.release_date() else [f"date CHANGELOG.md ({heading}), and begin again"]),
-        "run `make bench` while nothing else runs; read its report and that of `make soak`, and"
-        " README's tables of them",
+        "run `make bench` while nothing else runs; read its report, those of `make soak` and"
+        " `make fuzz`, and README's tables",
         f"put an address that is read in the place of {changelog.MAINTAINER}, in debian/control,"
         " release/python-qemu-qmp/debian/control, release/changelog.py and pyproject.toml",
         f"sign and push the tag v{VERSION}",

@@ -2,6 +2,7 @@
 
 import configparser
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -295,6 +296,34 @@ def test_the_package_has_the_unit_and_does_not_start_it() -> None:
     unit = configparser.ConfigParser(strict=False)
     unit.read(UNIT)
     assert unit["Install"]["WantedBy"] == "multi-user.target"
+
+
+def dry_make(*words: str) -> list[str]:
+    """The commands that make would run; the settings of a make that runs this test do not count."""
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "SUITES")}
+    run = subprocess.run(
+        ["make", "-n", *words], cwd=PROJECT, env=env, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_a_release_runs_everything_on_each_xen_of_the_lab() -> None:
+    lines = dry_make("release", "MAKE=echo made")  # (make runs these commands also with -n)
+    on_each = [f"made {what} XEN={xen}" for xen in image.RELEASES for what in ("lab", "soak")]
+    assert [line for line in lines if line.startswith("made ")] == [
+        *("made check", "made html", "made unit"),
+        *on_each,
+        *("made fuzz", "made deb"),
+    ]
+    assert lines[-1].endswith(" -m release rest")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_twine_checks_before_the_packages_are_built() -> None:
+    verbs = [line.partition(" -m release ")[2] for line in dry_make("deb")]
+    assert [verb for verb in verbs if verb] == ["dist", f"deb {' '.join(deb.SUITES)}"]
 
 
 def test_what_is_left_to_a_person_begins_with_the_date(monkeypatch: pytest.MonkeyPatch) -> None:
