@@ -23,7 +23,7 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.version import VERSION
 from release import __main__ as release
 from release import changelog, deb, dist, sources
-from tests.lab.harness import image
+from tests.lab.harness import image, support
 from tests.project import PROJECT, UNIT
 
 TOLD = tomllib.loads((PROJECT / "pyproject.toml").read_text())
@@ -333,3 +333,18 @@ def test_what_is_left_to_a_person_begins_with_the_date(monkeypatch: pytest.Monke
     released(monkeypatch, date(2026, 12, 1))
     assert first not in release.rest()
     assert any(f"dist/pyxlsnap-{VERSION}.tar.gz" in line for line in release.rest())
+
+
+def test_each_release_of_the_lab_that_the_readme_lacks_is_left_to_a_person(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    released(monkeypatch, date(2026, 12, 1))
+    seen = support.load()["4.17"]
+    monkeypatch.setattr(support, "load", lambda: {"4.17": seen, "4.20": {}})
+    asked = [line for line in release.rest() if "README's table of what works lacks" in line]
+    assert [(line.split("`")[1], line.rpartition(" lacks results of ")[2]) for line in asked] == [
+        ("make soak XEN=4.20", "Debian 13"),
+        ("make soak XEN=unstable", "Debian unstable"),
+    ]
+    monkeypatch.setattr(support, "load", lambda: dict.fromkeys(image.RELEASES, seen))
+    assert not any("README's table of what works lacks" in line for line in release.rest())
