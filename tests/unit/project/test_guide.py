@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ HERE = {
     ("clones", 0), ("clones", 1), ("clones", 2),
     ("disaster-recovery", 0), ("disaster-recovery", 1),
     ("library", 0), ("library", 4),
-    ("many-hosts", 0), ("many-hosts", 1), ("many-hosts", 2),
+    ("many-hosts", 0), ("many-hosts", 1), ("many-hosts", 2), ("many-hosts", 3),
     ("sandboxes", 0), ("sandboxes", 1),
 }  # fmt: skip
 
@@ -204,7 +205,7 @@ def test_a_damaged_guest(site: Site) -> None:
 def test_many_hosts_with_ssh(site: Site, tmp_path: Path) -> None:
     # Both hosts are this one, and the name that a snapshot gets by itself has the second.
     site.program("ssh", 'shift; sleep 1.1; exec "$@"')
-    assert site.run("many-hosts", 2, cwd=tmp_path) == ""
+    assert site.run("many-hosts", 3, cwd=tmp_path) == ""
     for host in ("xen1", "xen2"):
         document = json.loads((tmp_path / f"{host}.json").read_text())
         assert document["result"]["domain"] == "web1"
@@ -225,6 +226,9 @@ def test_many_hosts_with_ansible(site: Site, tmp_path: Path) -> None:
     assert '"operation": "create"' in site.run("many-hosts", 0, cwd=where)
     site.run("many-hosts", 1, cwd=where)
     assert len(list((site.world.directory / UUID).glob("before-upgrade-*.cfg"))) == 1
+    listed = [{"domid": 5, "config": {"c_info": {"name": "web1"}}}]
+    site.program("xl", f"echo {shlex.quote(json.dumps(listed))}")
+    assert "web1" in site.run("many-hosts", 2, cwd=where).partition("PLAY RECAP")[2]
 
 
 # pyxlsnap(1); those that shorten a chain are run by tests/unit/disks/qcow2/test_man_page.py
