@@ -10,9 +10,10 @@
 # make docs    the documentation, into build/docs/html; what is generated, into docs/share; the README's
 #              time line
 # make dist    the sdist and the wheel, in dist/, checked
-# make deb     the Debian packages, in dist/SUITE/, for each of SUITES (bookworm trixie): built twice in
-#              a clean Debian, compared, checked by lintian, tried
-# make release every test, then dist and deb, and what is left to a person
+# make deb     make dist, then the Debian packages, in dist/SUITE/, for each of SUITES (bookworm trixie):
+#              built twice in a clean Debian, compared, checked by lintian, tried
+# make release everything: make check, html and unit; make lab and make soak on each Xen; make fuzz;
+#              make deb; then what is left to a person
 # make fuzz    the readers of config and memory files and the stream writer (with ASan and UBSan),
 #              SECONDS each (600), with libFuzzer
 #
@@ -106,14 +107,16 @@ bench: $(VENV)/bench-ready $(VENV)/built
 dist: $(VENV)/built
 	$(PY) -m release dist
 
-deb: $(VENV)/built
+deb: dist
 	$(PY) -m release deb $(SUITES)
 
-# One after the other.
+# One after the other. (make test would run the tests of the first Xen, and a few of the others.)
 release:
-	$(MAKE) test
-	for xen in $(XENS); do $(MAKE) soak XEN=$$xen || exit; done
-	$(MAKE) dist
+	$(MAKE) check
+	$(MAKE) html
+	$(MAKE) unit
+	for xen in $(XENS); do $(MAKE) lab XEN=$$xen && $(MAKE) soak XEN=$$xen || exit; done
+	$(MAKE) fuzz
 	$(MAKE) deb
 	$(PY) -m release rest
 

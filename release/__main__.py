@@ -1,6 +1,7 @@
 """For developers: ``python -m release dist|deb|rest``. All results are in ``dist/``.
 
-The same as ``make dist`` and ``make deb``; ``make release`` ends with ``rest``.
+``make dist`` calls ``dist``; ``make deb`` calls ``dist``, then ``deb``. ``make release`` runs every
+test on each Xen of the lab, ``make fuzz`` and ``make deb``, and ends with ``rest``.
 """
 
 import argparse
@@ -10,7 +11,8 @@ from pathlib import Path
 from pyxlsnap.version import VERSION
 from release import changelog, deb, dist
 from release.chroot import CommandFailed
-from tests.lab.harness import cache
+from tests.lab.harness import cache, support
+from tests.lab.harness.image import RELEASES
 from tests.project import PROJECT
 
 DIST = PROJECT / "dist"
@@ -69,8 +71,13 @@ def rest() -> list[str]:
     heading = f"## {VERSION} - YYYY-MM-DD"
     steps = [
         *([] if changelog.release_date() else [f"date CHANGELOG.md ({heading}), and begin again"]),
-        "run `make bench` while nothing else runs; read its report and that of `make soak`, and"
-        " README's tables of them",
+        *(
+            f"run `make soak XEN={name}`, and commit what it writes: README's table of what works"
+            f" lacks results of Debian {RELEASES[name].debian}"
+            for name in support.lacking(support.load())
+        ),
+        "run `make bench` while nothing else runs; read its report, those of `make soak` and"
+        " `make fuzz`, and README's tables",
         f"put an address that is read in the place of {changelog.MAINTAINER}, in debian/control,"
         " release/python-qemu-qmp/debian/control, release/changelog.py and pyproject.toml",
         f"sign and push the tag v{VERSION}",

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def build_and_check(suite: str, dest: Path, say: cache.Say) -> list[Path]:
     """Build the packages for a release, twice, check them, and put them into a directory.
 
     :returns: the binary packages.
-    :raises Broken: the builds differ.
+    :raises Broken: the builds differ, or the library is not tied to the Xen that it was built for.
     :raises CommandFailed: a build or a check failed; the log beside the packages says why.
     """
     first = ensure(suite, say)
@@ -84,6 +85,7 @@ def build_and_check(suite: str, dest: Path, say: cache.Say) -> list[Path]:
         again.mkdir()
         _build(build_chroot(suite), sources, again, say, vary=True)
         _compare(first, again)
+        check_abi(first, build_chroot(suite).root)
         _check(suite, first, sources[-1], work, say)
         shutil.rmtree(dest, ignore_errors=True)
         shutil.copytree(first, dest)
@@ -128,6 +130,29 @@ def _compare(first: Path, again: Path) -> None:
         if (first / name).read_bytes() != (again / name).read_bytes():
             kept = Path(shutil.copy(again / name, cache.home() / name))
             raise Broken(f"a second build made another {name}: diffoscope {first / name} {kept}")
+
+
+def check_abi(packages: Path, root: Path) -> None:
+    """Check that apt installs the library only beside the libxl for which it was built.
+
+    Debian has a package for each ABI of libxl, such as libxenmisc4.17.
+
+    :param root: the system in which the packages were built.
+    :raises Broken: the library does not depend on the libxl of that system, or on another one, too.
+    """
+    lists = (root / "var/lib/dpkg/info").glob("libxen*.list")
+    built_for = {p.name.removesuffix(".list").partition(":")[0] for p in lists if _has_libxl(p)}
+    (library,) = packages.glob("python3-pyxlsnap_*.deb")
+    command = ["dpkg-deb", "--field", str(library), "Depends"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    wanted = set(re.findall(r"\blibxen(?:misc|light)[\d.]+", said))
+    if len(built_for) != 1 or wanted != built_for:
+        raise Broken(f"{library.name} was built for {sorted(built_for)}, and depends on: {said}")
+
+
+def _has_libxl(file_list: Path) -> bool:
+    """Whether a package has the library that programs for libxl are linked to."""
+    return re.search(r"/libxenlight\.so\.[\d.]+$", file_list.read_text(), re.MULTILINE) is not None
 
 
 def _check(suite: str, packages: Path, source: Source, work: Path, say: cache.Say) -> None:

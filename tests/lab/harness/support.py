@@ -132,6 +132,12 @@ def gather(releases: Releases, directory: Path = RECORDS) -> Releases:
     return known
 
 
+def lacking(releases: Releases) -> list[str]:
+    """The releases of the lab on which some cells have not been seen."""
+    cells = set(map(str, CELLS))
+    return [name for name in RELEASES if not cells <= releases.get(name, {}).keys()]
+
+
 def put(readme: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """The README, or another page, with this table in the place of the one that it has.
 

@@ -1,6 +1,8 @@
 """The Ansible module and the playbook, run by Ansible on small worlds in the place of Xen hosts."""
 
 import ast
+import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,22 @@ pytestmark = pytest.mark.skipif(not PLAYBOOK.exists(), reason="there is no Ansib
 
 MODULE = SOURCE / "library" / "xen_snapshot.py"
 UPGRADE = SOURCE / "upgrade.yml"
+ALL_GUESTS = SOURCE / "all-guests.yml"
+
+
+#: Ansible runs the tasks of such a host on this machine
+LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+
+
+def _listed(*names: str) -> list[dict[str, Any]]:
+    """What ``xl list -l`` says of domains, as far as the playbook reads it."""
+    return [{"domid": n, "config": {"c_info": {"name": name}}} for n, name in enumerate(names)]
+
+
+def _program(path: Path, says: str) -> Path:
+    path.write_text(f"#!/bin/sh\necho {shlex.quote(says)}\n")
+    path.chmod(0o755)
+    return path
 
 
 class Site:
@@ -30,23 +48,28 @@ class Site:
         self._monkeypatch = monkeypatch
         self._inventory: dict[str, Any] = {}
 
-    def dom0(self, name: str, scene: Scene = scenes.plain) -> Hosted:
+    def dom0(self, name: str, scene: Scene = scenes.plain, domain: str = "vm1") -> Hosted:
         """Add a Xen host."""
         where = self.here / name
         where.mkdir()
         host = self.hosts[name] = Hosted(where, self._monkeypatch)
-        host.world.guest(host.world.image("xvda", "then")).memory = "then"
-        self._add(name, "xen", pyxlsnap=str(host.script(where / "pyxlsnap", scene)))
+        host.world.guest(host.world.image("xvda", "then"), name=domain).memory = "then"
+        xl = _program(where / "xl", json.dumps(_listed("Domain-0", domain)))
+        command = host.script(where / "pyxlsnap", scene)
+        self._add(name, "xen", pyxlsnap=str(command), xl=str(xl))
         return host
 
     def guest(self, name: str, **variables: object) -> None:
         """Add a guest of the Xen host ``xen-<name>``; its tasks run on this machine."""
-        self._add(name, "guests", dom0=f"xen-{name}", domain="vm1", **variables)
+        self._add(name, "guests", **({"dom0": f"xen-{name}", "domain": "vm1"} | variables))
+
+    def reaches_all(self) -> None:
+        """Run the tasks of guests that are found on this machine, too."""
+        self._inventory["running_guests"] = {"vars": LOCAL}
 
     def _add(self, name: str, group: str, **variables: object) -> None:
-        local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
         hosts = self._inventory.setdefault(group, {"hosts": {}})["hosts"]
-        hosts[name] = local | variables
+        hosts[name] = LOCAL | variables
 
     def play(self, playbook: Path, *options: str) -> Played:
         """Run a playbook."""
@@ -202,11 +225,11 @@ STEPS = """\
 """
 
 
-def upgraded(site: Site, *options: str) -> Played:
+def upgraded(site: Site, *options: str, playbook: Path = UPGRADE) -> Played:
     """Run the playbook with an upgrade that fails on the guest that is ``bad``."""
     steps = site.here / "steps.yml"
     steps.write_text(STEPS)
-    return site.play(UPGRADE, "-e", f"upgrade_tasks={steps}", "-e", "reach_s=1", *options)
+    return site.play(playbook, "-e", f"upgrade_tasks={steps}", "-e", "reach_s=1", *options)
 
 
 def test_a_guest_whose_upgrade_fails_is_reverted(site: Site) -> None:
@@ -246,12 +269,23 @@ def test_a_guest_without_a_snapshot_is_not_upgraded(site: Site) -> None:
 def test_a_guest_that_cannot_be_reached_afterwards_is_reverted(site: Site) -> None:
     host = site.dom0("xen-a")
     before = host.guest.domid
-    site.guest("a", ansible_connection="ansible_dom0", ansible_port=1, dom0_within=0.2)
+    connection = "{{ 'ansible_dom0' if taken is defined else 'local' }}"
+    site.guest("a", ansible_connection=connection, ansible_port=1, dom0_within=0.2)
     played = upgraded(site)
     assert ("The upgrade", "unreachable") in played.tasks("a")
     assert played.of("See whether the guest can be reached", "a").outcome == "failed"
     assert played.of("Revert to the snapshot", "a").outcome == "ok"
     assert host.guest.domid != before
+
+
+def test_a_guest_that_cannot_be_reached_before_is_left_alone(site: Site) -> None:
+    host = site.dom0("xen-a")
+    before = host.guest.domid
+    site.guest("a", ansible_connection="ansible_dom0", ansible_port=1, dom0_within=0.2)
+    played = upgraded(site)
+    assert played.tasks("a")[-1] == ("Reach the guest", "failed")
+    assert not host.world.storage.snapshots
+    assert host.guest.domid == before
 
 
 @pytest.mark.soak
@@ -272,3 +306,36 @@ def test_the_example_inventory_and_upgrade_are_those_of_the_playbook(tmp_path: P
         assert variables["domain"]
     (play_,) = yaml.safe_load(UPGRADE.read_text())
     assert (SOURCE / play_["vars"]["upgrade_tasks"]).exists()
+
+
+def test_every_guest_of_the_xen_hosts_is_upgraded(site: Site) -> None:
+    for name, domain in (("xen-a", "web1"), ("xen-b", "db1"), ("xen-c", "router")):
+        site.dom0(name, domain=domain)
+    domids = {name: host.guest.domid for name, host in site.hosts.items()}
+    # The inventory has one of them, under another name, and thinks that it is on another host.
+    site.guest("web.example", dom0="xen-c", domain="web1")
+    site.reaches_all()
+    options = ("-e", "bad=db1", "--limit", "all:!router")
+    played = upgraded(site, *options, playbook=ALL_GUESTS)
+    taken = [(t.host, t.outcome) for t in played.told if t.task == "Take a snapshot"]
+    assert sorted(taken) == [("db1", "ok"), ("web.example", "ok")]
+    assert played.of("Report the guest as failed", "db1").outcome == "failed"
+    changed = {n for n, host in site.hosts.items() if host.guest.domid != domids[n]}
+    assert changed == {"xen-b"}
+    assert {n for n, host in site.hosts.items() if host.world.storage.snapshots} == {
+        "xen-a",
+        "xen-b",
+    }
+
+
+def test_no_guest_is_upgraded_if_two_have_one_name(site: Site) -> None:
+    site.dom0("xen-a")
+    site.dom0("xen-b")
+    site.reaches_all()
+    played = upgraded(site, playbook=ALL_GUESTS)
+    assert played.status == 2
+    assert {t.task for t in played.told} == {
+        "List the guests",
+        "Keep their names",
+        "See whether each name is that of one guest",
+    }

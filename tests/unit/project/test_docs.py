@@ -18,6 +18,8 @@ from docs import generate, timeline
 from docs.timeline import Span
 from pyxlsnap import aio, cfgfile, paths
 from pyxlsnap.cli.parser import build_parser
+from pyxlsnap.create.sequence import Creation
+from pyxlsnap.revert.sequence import Reversion
 from tests.readme import README
 
 SHARE = Path(generate.__file__).parent / "share"
@@ -167,6 +169,17 @@ def test_the_examples_of_a_cfgfile_can_be_read() -> None:
         ("xvda", "/srv/snap/web1, root.qcow2"),
         ("xvdb", ""),
     ]
+
+
+def test_the_page_about_the_design_has_the_steps_in_order() -> None:
+    text = (SHARE.parent / "design.rst").read_text()
+    for title, steps in (
+        ("A create", Creation.__new__(Creation).steps()),
+        ("A revert", Reversion.__new__(Reversion).steps()),
+    ):
+        section = re.split(r"\n.+\n-+\n", text.partition(f"\n{title}\n")[2])[0]
+        told = re.findall(r"^(\d+)\. \*\*(.+?)\*\*", section, re.MULTILINE)
+        assert told == [(str(n), name) for n, (name, _) in enumerate(steps, 1)]
 
 
 @pytest.mark.parametrize("page", [README, SHARE.parent / "pyxlsnap.1.rst"], ids=lambda p: p.name)

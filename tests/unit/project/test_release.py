@@ -2,6 +2,7 @@
 
 import configparser
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tarfile
 import tomllib
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, date, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,7 +23,7 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.version import VERSION
 from release import __main__ as release
 from release import changelog, deb, dist, sources
-from tests.lab.harness import image
+from tests.lab.harness import image, support
 from tests.project import PROJECT, UNIT
 
 TOLD = tomllib.loads((PROJECT / "pyproject.toml").read_text())
@@ -182,6 +184,34 @@ def test_the_chroot_has_what_the_packages_are_built_with() -> None:
     assert not [name for name in packages if "qemu" in name or not re.fullmatch(r"[\w.+-]+", name)]
 
 
+@pytest.mark.parametrize(
+    ("depends", "tied"),
+    [
+        ("libc6 (>= 2.34), libxenmisc4.17 (>= 4.17.7+13), libxenstore4 (>= 4.16.0)", True),
+        ("libxenmisc4.20 (>= 4.20.4)", False),
+        ("libxenmisc4.17, libxenmisc4.20", False),
+        ("libc6 (>= 2.34), libxenstore4 (>= 4.16.0)", False),
+    ],
+)
+def test_the_library_depends_on_the_libxl_that_it_was_built_for(
+    tmp_path: Path, depends: str, tied: bool
+) -> None:
+    system, tree = tmp_path / "system", tmp_path / "tree"
+    for directory in (info := system / "var/lib/dpkg/info", control := tree / "DEBIAN"):
+        directory.mkdir(parents=True)
+    (info / "libxenmisc4.17:amd64.list").write_text("/.\n/usr/lib/libxenlight.so.4.17\n")
+    (info / "libxenstore4:amd64.list").write_text("/.\n/usr/lib/libxenstore.so.4\n")
+    (info / "libxen-dev:amd64.list").write_text("/.\n/usr/lib/libxenlight.so\n")
+    control.chmod(0o755)
+    (control / "control").write_text(
+        "Package: python3-pyxlsnap\nVersion: 1\nArchitecture: amd64\nMaintainer: a <a@b.example>\n"
+        f"Depends: {depends}\nDescription: x\n"
+    )
+    subprocess.run(["dpkg-deb", "-b", tree, tmp_path], check=True, capture_output=True)
+    with nullcontext() if tied else pytest.raises(deb.Broken, match=r"libxenmisc4\.17"):
+        deb.check_abi(tmp_path, system)
+
+
 def test_one_maintainer_is_named_everywhere() -> None:
     for directory in (sources.DEBIAN, sources.QMP_DEBIAN):
         assert f"Maintainer: {changelog.MAINTAINER}\n" in (directory / "control").read_text()
@@ -268,6 +298,34 @@ def test_the_package_has_the_unit_and_does_not_start_it() -> None:
     assert unit["Install"]["WantedBy"] == "multi-user.target"
 
 
+def dry_make(*words: str) -> list[str]:
+    """The commands that make would run; the settings of a make that runs this test do not count."""
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "SUITES")}
+    run = subprocess.run(
+        ["make", "-n", *words], cwd=PROJECT, env=env, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_a_release_runs_everything_on_each_xen_of_the_lab() -> None:
+    lines = dry_make("release", "MAKE=echo made")  # (make runs these commands also with -n)
+    on_each = [f"made {what} XEN={xen}" for xen in image.RELEASES for what in ("lab", "soak")]
+    assert [line for line in lines if line.startswith("made ")] == [
+        *("made check", "made html", "made unit"),
+        *on_each,
+        *("made fuzz", "made deb"),
+    ]
+    assert lines[-1].endswith(" -m release rest")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_twine_checks_before_the_packages_are_built() -> None:
+    verbs = [line.partition(" -m release ")[2] for line in dry_make("deb")]
+    assert [verb for verb in verbs if verb] == ["dist", f"deb {' '.join(deb.SUITES)}"]
+
+
 def test_what_is_left_to_a_person_begins_with_the_date(monkeypatch: pytest.MonkeyPatch) -> None:
     released(monkeypatch, None)
     first = release.rest()[1]
@@ -275,3 +333,18 @@ def test_what_is_left_to_a_person_begins_with_the_date(monkeypatch: pytest.Monke
     released(monkeypatch, date(2026, 12, 1))
     assert first not in release.rest()
     assert any(f"dist/pyxlsnap-{VERSION}.tar.gz" in line for line in release.rest())
+
+
+def test_each_release_of_the_lab_that_the_readme_lacks_is_left_to_a_person(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    released(monkeypatch, date(2026, 12, 1))
+    seen = support.load()["4.17"]
+    monkeypatch.setattr(support, "load", lambda: {"4.17": seen, "4.20": {}})
+    asked = [line for line in release.rest() if "README's table of what works lacks" in line]
+    assert [(line.split("`")[1], line.rpartition(" lacks results of ")[2]) for line in asked] == [
+        ("make soak XEN=4.20", "Debian 13"),
+        ("make soak XEN=unstable", "Debian unstable"),
+    ]
+    monkeypatch.setattr(support, "load", lambda: dict.fromkeys(image.RELEASES, seen))
+    assert not any("README's table of what works lacks" in line for line in release.rest())

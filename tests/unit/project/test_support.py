@@ -13,6 +13,7 @@ from tests.lab.harness.support import (
     README,
     REFUSED,
     gather,
+    lacking,
     load,
     put,
     render,
@@ -76,6 +77,14 @@ def test_what_a_run_has_left_replaces_what_was_known_of_its_release(tmp_path: Pa
         FIRST: known[FIRST],
         "unstable": {CELL: newer},
     }
+
+
+def test_a_release_is_lacking_until_every_cell_has_been_seen() -> None:
+    records = load()[FIRST]
+    without = {name: record for name, record in records.items() if name != CELL}
+    assert lacking(dict.fromkeys(RELEASES, records)) == []
+    assert lacking({FIRST: records}) == [name for name in RELEASES if name != FIRST]
+    assert lacking(dict.fromkeys(RELEASES, without)) == list(RELEASES)
 
 
 def test_nothing_but_the_table_is_replaced() -> None:
