@@ -12,7 +12,7 @@ from tests.lab.harness import storage
 from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.guests import FIRST_TICK, LOGS, STANDARD, Guest, Tick
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.mixed import attach, quicken_hotplug, write_cfg
+from tests.lab.harness.mixed import attach, generation, quicken_hotplug, write_cfg
 from tests.lab.harness.patience import patient
 from tests.lab.harness.snapshots import create, pyxlsnap
 
@@ -187,6 +187,9 @@ def test_four_clones(spent_lab: Lab, kind: str) -> None:
         found += clones(dom0, made["cfgfile"], *names[2:])
         reverting.wait(900, check=True)
     assert len({guest.uuid, *(clone["uuid"] for clone in found)}) == 5
+    told = ["VM generation ID: a new one" in clone["changes"] for clone in found]
+    assert told == [kind == "hvm"] * 4
+    assert len({generation(one) for one in (guest, *four)}) == (5 if kind == "hvm" else 1)
     for clone in four:
         assert_goes_on(clone, before, after)
     for one in (guest, *four):  # nobody has seen the writes of another

@@ -120,6 +120,19 @@ def test_a_clone_has_the_memory_and_its_own_disks(origin: Origin) -> None:
     assert origin.world.photo().disk_snapshots == origin.before.disk_snapshots
 
 
+def test_a_clone_says_what_it_has_of_its_own(world: World) -> None:
+    """Also the clone that replaces another one, and a plan."""
+    nic = {**NIC, "nictype": "vif"}
+    origin = Origin(world, nics=[nic], emulated={"ms_vm_genid": [*range(16)]})
+    for again in (False, True):
+        with closing(origin.plan(replace=again)) as plan:
+            planned = plan.summary().warnings
+        mac, generation = origin.clone(replace=again).changes
+        assert mac.startswith("network device 0: MAC ")
+        assert generation == "VM generation ID: a new one"
+        assert generation in planned
+
+
 def test_the_destroy_comes_when_the_new_disks_are_there() -> None:
     assert REPLACED.index("disks") + 1 == REPLACED.index("destroy")
     assert set(REPLACED) - set(NEW) == {"destroy", "old disks"}

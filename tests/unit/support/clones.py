@@ -1,9 +1,9 @@
 """A domain with a snapshot in the small world, and clones of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -36,16 +36,15 @@ class Origin:
         *,
         paused: bool = False,
         nics: Sequence[dict[str, Any]] = (),
-        serial: str = "",
+        emulated: Mapping[str, object] = MappingProxyType({}),
         **config: Any,
     ) -> None:
         self.world = world
         self.guest = world.guest(world.image("xvda"), world.image("xvdb"), **config)
-        if nics or serial:
+        if nics or emulated:
             values = json.loads(self.guest.configuration.json)
             values["nics"] = list(nics)
-            if serial:
-                values["b_info"]["type.hvm"]["serial"] = serial
+            values["b_info"]["type.hvm"] |= emulated
             self.guest.configuration = DomainConfig.parse(json.dumps(values))
         self.guest.memory = "then"
         self.guest.paused = paused
