@@ -13,6 +13,7 @@ import pytest
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone import plan as clone_plan
+from pyxlsnap.clone.names import lock_name
 from pyxlsnap.clone.plan import make_plan
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
@@ -732,6 +733,65 @@ def test_the_plan_of_a_clone(origin: Origin) -> None:
     )
     assert [d.how for d in plan.disks] == ["overlay", "overlay"]
     origin.assert_as_before()
+
+
+class TestADryRun:
+    def test_describes_the_run_and_changes_nothing(self, origin: Origin) -> None:
+        plan = origin.preview(paused=True)
+        assert (plan.operation, plan.name, plan.domain, plan.state) == (
+            *("clone", SNAPSHOT, CLONE),
+            RunState.PAUSED,
+        )
+        assert (plan.memory_path, plan.cfgfile) == (str(origin.memory_path), str(origin.cfg))
+        assert (plan.live, plan.seconds_suspended) == (False, None)
+        assert origin.world.events[-2:] == ["close xvda", "close xvdb"]
+        origin.assert_as_before()
+        made = origin.clone(paused=True)  # the locks are free again
+        assert [(d.vdev, d.target, d.how) for d in plan.disks] == [
+            (d.vdev, d.target, d.how) for d in made.disks
+        ]
+        assert plan.state is made.state
+
+    def test_of_a_replacement_leaves_the_clone(self, origin: Origin) -> None:
+        made = origin.clone()
+        old, before = origin.find(), origin.world.photo()
+        plan = origin.preview(replace=True)
+        assert plan.uuid == made.uuid
+        assert {d.target for d in plan.disks}.isdisjoint(d.target for d in made.disks)
+        assert origin.find() is old
+        assert origin.world.photo() == before
+        again = origin.clone(replace=True)
+        assert [d.target for d in plan.disks] == [d.target for d in again.disks]
+
+    def test_is_refused_as_the_run_would_be(self, origin: Origin) -> None:
+        lock = lock_name(CLONE)
+        with pytest.raises(Busy):
+            origin.preview()
+        lock.release()
+        origin.clone()
+        with pytest.raises(AlreadyExists, match="there is a clone vm1-a"):
+            origin.preview()
+        origin.world.kernel.unlink()
+        with pytest.raises(Refused, match="vmlinuz"):
+            origin.preview(replace=True)
+        origin.world.kernel.touch()
+        assert_cloned(origin)
+
+    def test_is_risky_as_the_run_would_be(self, world: World) -> None:
+        origin = Origin(world, nics=[NIC])
+        with pytest.raises(Risky, match="vm1 has the MAC"):
+            origin.preview()
+        (warning,) = origin.preview(force=True).warnings
+        assert "vm1 has the MAC" in warning
+        origin.assert_as_before()
+
+    def test_can_be_cancelled(self, origin: Origin) -> None:
+        cancel = Cancel()
+        cancel.set()
+        with pytest.raises(Interrupted, match="the clone vm1-a was interrupted"):
+            origin.preview(cancel=cancel)
+        origin.clone()
+        assert_cloned(origin)
 
 
 def test_a_delete_that_is_cancelled_before_it_has_begun_changes_nothing(origin: Origin) -> None:

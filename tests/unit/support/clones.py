@@ -16,7 +16,7 @@ from pyxlsnap.clone_file import find_clone
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.request import Callbacks, CloneRequest
-from pyxlsnap.results import Cloned
+from pyxlsnap.results import Cloned, Plan
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create
 from tests.unit.support.values import UUID
@@ -67,6 +67,10 @@ class Origin:
     def clone(self, name: str = CLONE, *, cancel: Cancel | None = None, **words: Any) -> Cloned:
         callbacks = Callbacks(start_monitor=lambda _: None)
         return operation.clone(self.world.host, self.request(name, **words), callbacks, cancel)
+
+    def preview(self, name: str = CLONE, *, cancel: Cancel | None = None, **words: Any) -> Plan:
+        request = self.request(name, **words)
+        return operation.preview(self.world.host, request, Callbacks(), cancel)
 
     def children(self) -> set[str]:
         """The names of the disks of clones that are there."""
