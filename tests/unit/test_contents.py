@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap import cfgfile, contents
+from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.clone_file import CloneFile
 from pyxlsnap.delete import plan as delete_plan
 from pyxlsnap.disks import contents as disk_contents
-from pyxlsnap.disks.contents import look
+from pyxlsnap.disks.contents import Found, look
 from pyxlsnap.errors import ConfigError, Refused
 from pyxlsnap.journal import Journal
 from pyxlsnap.model import Disk, DiskRequest, RunState
@@ -80,6 +81,32 @@ def test_with_half_a_memory_file(world: World) -> None:
     origin.memory_path.write_bytes(data[:-20])
     (why,) = read(origin.cfg).missing
     assert str(origin.memory_path) in why
+
+
+def test_a_read_that_is_cancelled(world: World) -> None:
+    """While the memory file is read: the end of this one is not reached."""
+    origin, cancel = Origin(world), Cancel()
+    cancel.set()
+    origin.memory_path.write_bytes(origin.memory_path.read_bytes()[:-20])
+    with pytest.raises(Cancelled):
+        contents.read(ReadRequest(cfgfile=str(origin.cfg)), cancel)
+
+
+def test_a_read_that_is_cancelled_between_two_disks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, cancel = Origin(world), Cancel()
+    seen: list[str] = []
+
+    def looks(disk: Disk, *_: object) -> Found:
+        seen.append(disk.vdev)
+        cancel.set()
+        return Found("there")
+
+    monkeypatch.setattr(disk_contents, "look", looks)
+    with pytest.raises(Cancelled):
+        contents.read(ReadRequest(cfgfile=str(origin.cfg)), cancel)
+    assert seen == ["xvda"]
 
 
 def test_a_cfgfile_that_is_none(tmp_path: Path) -> None:
