@@ -1,6 +1,7 @@
 """What a cfgfile stands for, as a value: whole, incomplete, and with clones."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,14 +16,16 @@ from pyxlsnap.disks import contents as disk_contents
 from pyxlsnap.disks.contents import Found, look
 from pyxlsnap.errors import ConfigError, Refused
 from pyxlsnap.journal import Journal
-from pyxlsnap.model import Disk, DiskRequest, RunState
+from pyxlsnap.memory import write_header
+from pyxlsnap.model import Disk, DiskRequest, Metadata, RunState, SnapshotConfig
 from pyxlsnap.request import DeleteRequest, ReadRequest
 from pyxlsnap.results import CloneDisk
 from pyxlsnap.serialize import rebuild
-from pyxlsnap.snapshot_info import SnapshotInfo
-from tests.unit.support import operations
+from pyxlsnap.snapshot_info import SnapshotDisk, SnapshotInfo
+from tests.unit.support import operations, streams
 from tests.unit.support.clones import CLONE, SNAPSHOT, Origin
 from tests.unit.support.entries import clone_entry
+from tests.unit.support.guest import config_of
 from tests.unit.support.lvm import FakeLvm, create, install, populate
 from tests.unit.support.qemu import damage, qemu_img
 from tests.unit.support.values import OTHER_UUID, UUID
@@ -45,6 +48,82 @@ def test_a_snapshot_is_described(world: World) -> None:
     assert [(d.vdev, d.kind) for d in found.disks] == [("xvda", "fake"), ("xvdb", "fake")]
     assert (found.left_out, found.clones, found.missing) == ({}, (), ())
     assert rebuild(SnapshotInfo, json.loads(json.dumps(asdict(found)))) == found
+
+
+CREATED = 1_700_000_000
+VERSIONS = {"pyxlsnap": "1.2.3", "xen": "4.17", "qemu": "7.2.9"}
+#: the types of its pages: a restore does not give the guest the last one
+PAGES = (*[0] * 31, 0xF)
+
+
+def sparse(path: Path) -> int:
+    """Make holes where a file has zeros; returns the space that it takes then."""
+    copy = path.with_suffix(".sparse")
+    subprocess.run(["cp", "--sparse=always", path, copy], check=True)
+    copy.rename(path)
+    said = subprocess.run(["du", "-B1", path], check=True, capture_output=True, text=True)
+    return int(said.stdout.split()[0])
+
+
+def described(directory: Path, description: str = "before the upgrade") -> Path:
+    """A snapshot of one disk of four, with its files; returns its cfgfile.
+
+    :param description: in the memory file; the cfgfile has another one.
+    """
+    (directory / "a.snap").write_bytes(b"x" * 8192)
+    requests = (DiskRequest("xvda", str(directory / "a.snap"), "raw"),)
+    saved = config_of(
+        Disk("xvda", "/srv/a", "raw"),
+        Disk("xvdb", "/srv/b", "raw"),
+        Disk("xvdc", "/srv/c", "raw", readwrite=False),
+        Disk("hdc", "/srv/d.iso", "raw", readwrite=False, cdrom=True),
+    )
+    kinds = {"xvda": "raw file"}
+    meta = Metadata("s", description, CREATED, RunState.PAUSED, requests, VERSIONS, kinds)
+    memory = directory / "s.save"
+    with memory.open("xb") as file:
+        write_header(file, config_json=saved.json, metadata=meta)
+        pages = streams.page_data(PAGES, fill=b"\0")
+        after = [streams.emulator(2, b"key\0value\0"), streams.emulator(3)]
+        file.write(streams.stream(2, streams.hvm_records([pages]), after=after))
+    cfg = directory / "s.cfg"
+    cfg.write_text(cfgfile.render(SnapshotConfig("s", "of the cfgfile", str(memory), requests)))
+    return cfg
+
+
+def test_every_value_is_that_of_the_snapshot(tmp_path: Path) -> None:
+    cfg = described(tmp_path)
+    memory, snap = tmp_path / "s.save", tmp_path / "a.snap"
+    size = sparse(memory)
+    assert 0 < size < memory.stat().st_size
+    assert read(cfg) == SnapshotInfo(
+        name="s",
+        description="before the upgrade",
+        cfgfile=str(cfg),
+        memory_path=str(memory),
+        domain="vm1",
+        uuid=UUID,
+        guest_kind="hvm",
+        created=float(CREATED),
+        state=RunState.PAUSED,
+        versions=VERSIONS,
+        memory_kb=31 * 4,
+        size_bytes=size,
+        disks=(SnapshotDisk("xvda", "/srv/a", "raw file", str(snap), 8192, (), ()),),
+        left_out={"xvdb": "not in the snapshot", "xvdc": "read-only", "hdc": "a CD-ROM drive"},
+        clones=(),
+        missing=(),
+    )
+
+
+@pytest.mark.parametrize("memory", ["without a description", "gone"])
+def test_the_description_of_the_cfgfile(tmp_path: Path, memory: str) -> None:
+    cfg = described(tmp_path, "")
+    if memory == "gone":
+        (tmp_path / "s.save").unlink()
+    found = read(cfg)
+    assert found.description == "of the cfgfile"
+    assert bool(found.size_bytes) == (memory != "gone")
 
 
 def test_its_clones_are_named(world: World) -> None:
