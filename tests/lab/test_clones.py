@@ -56,6 +56,15 @@ def delete(dom0: Dom0, name: str) -> None:
     dom0.run(["python3", "-c", script, name], timeout=300)
 
 
+def assert_not_deleted(dom0: Dom0, made: dict[str, Any], clone: str) -> None:
+    """A delete of the snapshot is refused, and names the clone that stands on it."""
+    script = "import pyxlsnap, sys; pyxlsnap.delete_snapshot(sys.argv[1])"
+    done = dom0.run(["python3", "-c", script, made["cfgfile"]], check=False, timeout=300)
+    assert done.rc == 1, done
+    assert f"Refused: the clone {clone} stands on " in done.err, done
+    dom0.run(["ls", made["cfgfile"], made["memory_path"]])
+
+
 def left(guest: Guest) -> str:
     """What a clone may leave: files, volumes, devices, domains, nodes in xenstore, processes.
 
@@ -146,6 +155,7 @@ def test_a_clone(spent_lab: Lab) -> None:
     assert (first.boot, before.n - 1 <= first.n) == (before.boot, True)
     clone.assert_healthy(1)
     guest.assert_healthy(1)
+    assert_not_deleted(dom0, made, "c1")
     delete(dom0, "c1")
     assert_left(guest, nothing)
 
