@@ -375,6 +375,15 @@ def test_an_old_disk_that_was_asked_for_and_is_left(stuck: Origin) -> None:
     }
 
 
+def test_the_names_differ_from_those_in_a_directory_of_the_clone_before(origin: Origin) -> None:
+    """A strategy of another package may make a directory for the disks of each clone."""
+    child = CloneDisk("xvda", f"/srv/x.{CLONE}/disks/a.img", "raw", "snapshot", "rm")
+    label = clone_plan._label(origin.request(), clone_entry(children=(child,)))
+    assert label == f"{CLONE}.r"
+    again = replace(child, target=f"/srv/x.{label}/disks/a.img")
+    assert clone_plan._label(origin.request(), clone_entry(children=(again,))) == CLONE
+
+
 def test_a_clone_that_is_off_is_not_forgotten_with_an_old_disk(stuck: Origin) -> None:
     found, entry = stuck.find(), find_clone(CLONE)
     assert found
@@ -391,6 +400,35 @@ def test_a_clone_of_that_name_is_kept_without_replace(origin: Origin) -> None:
     with pytest.raises(AlreadyExists, match="there is a clone vm1-a"):
         origin.clone()
     assert_cloned(origin)
+
+
+def test_a_strategy_that_cannot_clone_is_refused(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of another package; the others, which can, are closed, too."""
+
+    class CanNot:
+        """As a strategy was before there were clones."""
+
+        kind, vdevs = "elder", ("xvdb",)
+
+        def close(self) -> None:
+            origin.world.events.append("close xvdb")
+
+    def found(*words: Any) -> tuple[object, ...]:
+        return (origin.world.strategies(*words)[0], CanNot())
+
+    monkeypatch.setattr(clone_plan, "strategies", found)
+    for make in (origin.clone, origin.preview):
+        origin.world.events.clear()
+        with pytest.raises(Refused) as caught:
+            make()
+        assert str(caught.value) == (
+            "xvdb: the disk strategy 'elder' cannot make the disks of a clone: use a newer release "
+            "of the strategy"
+        )
+        assert origin.world.events == ["close xvda", "close xvdb"]
+        origin.assert_as_before()
 
 
 def test_a_domain_that_is_no_clone_is_never_replaced(origin: Origin) -> None:
