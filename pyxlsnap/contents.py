@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyxlsnap import cfgfile
+from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone_file import clones_of
 from pyxlsnap.disks import contents
 from pyxlsnap.errors import BadMemoryFile
@@ -22,26 +23,30 @@ _BLOCK = 512  # bytes: the unit of st_blocks
 
 
 @refusing_os_errors()
-def read(request: ReadRequest) -> SnapshotInfo:
+def read(request: ReadRequest, cancel: Cancel | None = None) -> SnapshotInfo:
     """Find what a cfgfile stands for. Changes nothing.
 
     :raises ConfigError: the cfgfile is wrong, or is not that of its memory file.
     :raises Refused: the file of some clone cannot be read, so it is not known what it stands on.
+    :raises Cancelled: ``cancel`` was set.
     """
+    cancel = cancel or Cancel()
     wanted = cfgfile.read(Path(request.cfgfile))
     path = memory_path(wanted, request.cfgfile)
     try:
-        saved = read_memory(wanted, request.cfgfile, lambda: None)
+        saved = read_memory(wanted, request.cfgfile, cancel.check)
     except BadMemoryFile as e:
         return _without_memory(request, wanted, path, str(e))
-    return _Reading(request, wanted, saved).info()
+    return _Reading(request, wanted, saved, cancel).info()
 
 
 class _Reading:
     """The look at one snapshot whose memory file can be read."""
 
-    def __init__(self, request: ReadRequest, wanted: SnapshotConfig, saved: Saved) -> None:
-        self._request, self._wanted, self._saved = request, wanted, saved
+    def __init__(
+        self, request: ReadRequest, wanted: SnapshotConfig, saved: Saved, cancel: Cancel
+    ) -> None:
+        self._request, self._wanted, self._saved, self._cancel = request, wanted, saved, cancel
         meta = saved.metadata
         self._name = snapshot_name(wanted, request.cfgfile, meta)
         self._chosen = choose_disks(wanted, request.cfgfile, meta, saved.config)
@@ -77,6 +82,7 @@ class _Reading:
         )
 
     def _look(self, disk: Disk, request: DiskRequest) -> tuple[SnapshotDisk, str]:
+        self._cancel.check()
         meta = self._saved.metadata
         kind = meta.kinds.get(disk.vdev, "") if meta else ""
         looks_in = [Path(child.target).parent for c in self._clones for child in c.children]

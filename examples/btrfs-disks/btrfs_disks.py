@@ -2,18 +2,29 @@
 
 Let ``/srv/web1`` be a subvolume with ``root.img`` and ``data.img``. Its snapshot ``monday`` is the
 read-only subvolume ``/srv/web1.monday/disks``. A revert replaces the disks with reflinks of the
-files in the snapshot. :class:`pyxlsnap.DiskStrategy` says what each method has to do.
+files in the snapshot. The disks of the clone ``web2`` are in the subvolume
+``/srv/web1.monday.web2/disks``, which is a snapshot of the snapshot. :class:`pyxlsnap.DiskStrategy`
+says what each method has to do, and :class:`pyxlsnap.CloningStrategy` those for clones.
 """
 
 import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyxlsnap import AlreadyExists, Artefact, Disk, DiskError, DiskRequest, DiskTask, Refused
+from pyxlsnap import (
+    AlreadyExists,
+    Artefact,
+    CloneDisk,
+    Disk,
+    DiskError,
+    DiskRequest,
+    DiskTask,
+    Refused,
+)
 
 SUBVOLUME_INODE = 256  # the root of every subvolume has this inode number
 TOKEN = "token"
@@ -52,6 +63,8 @@ class Subvolumes:
         #: the inode of each disk that a revert keeps, by its key in the state
         self._noted: dict[str, str] = {}
         self._of_killed = killed
+        #: those of the clone, each with the volume that it is made from
+        self._clones: list[tuple[Volume, Volume]] = []
         paths = {disk.vdev: Path(os.path.realpath(disk.target)) for disk, _ in disks}
         self._volumes = [
             Volume(
@@ -76,17 +89,20 @@ class Subvolumes:
     # create
 
     def check_create(self, domid: int) -> None:
+        for volume in self._volumes:
+            for file in volume.disks.values():
+                self._probe(volume, file, file)
+            self._check_new(volume)
+
+    def _check_new(self, volume: Volume) -> None:
         if not shutil.which("btrfs"):
             raise Refused(
                 f"{', '.join(self.vdevs)}: there is no btrfs command: install btrfs-progs"
             )
-        for volume in self._volumes:
-            for file in volume.disks.values():
-                self._probe(volume, file, file)
-            if os.path.lexists(volume.snapshot):
-                raise AlreadyExists(
-                    f"{volume.snapshot} exists: choose another name", where=str(volume.snapshot)
-                )
+        if os.path.lexists(volume.snapshot):
+            raise AlreadyExists(
+                f"{volume.snapshot} exists: choose another name", where=str(volume.snapshot)
+            )
 
     def expected_seconds(self) -> float:
         return 0.1 * len(self._volumes)
@@ -96,14 +112,18 @@ class Subvolumes:
 
     def prepare(self) -> None:
         for volume in self._volumes:
-            try:
-                volume.snapshot.mkdir(0o700)  # fails if it exists by now
-                self._made.add(volume.snapshot)
-                (volume.snapshot / TOKEN).write_text(self._token)
-                for file in volume.disks.values():
-                    _sync(file)  # so that little is left for the window
-            except OSError as e:
-                raise _error(volume, f"{e.filename}: {e.strerror}") from e
+            self._make(volume, sync=volume.disks.values())  # little is left for the window
+
+    def _make(self, volume: Volume, sync: Iterable[Path] = ()) -> None:
+        """Make the directory of a snapshot, or of a clone's disks."""
+        try:
+            volume.snapshot.mkdir(0o700)  # fails if it exists by now
+            self._made.add(volume.snapshot)
+            (volume.snapshot / TOKEN).write_text(self._token)
+            for file in sync:
+                _sync(file)
+        except OSError as e:
+            raise _error(volume, f"{e.filename}: {e.strerror}") from e
 
     def create(self) -> None:
         for volume in self._volumes:
@@ -127,6 +147,8 @@ class Subvolumes:
             if said or not volume.snapshot.exists():
                 return False  # not made by this operation
             raise _error(volume, f"{volume.snapshot} may be part of this snapshot: look at it")
+        if others := {file.name for file in volume.snapshot.iterdir()} - {TOKEN, "disks"}:
+            raise _error(volume, f"{volume.snapshot} has {', '.join(others)}: delete that first")
         if (disks := volume.snapshot / "disks").exists():
             _btrfs(volume, "subvolume", "delete", str(disks))
         token.unlink(missing_ok=True)
@@ -141,7 +163,7 @@ class Subvolumes:
             Artefact(
                 kind="disk snapshot",
                 where=f"{v.snapshot} ({', '.join(v.disks)}; btrfs subvolume)",
-                delete=f"btrfs subvolume delete {v.snapshot}/disks && rm -r {v.snapshot}",
+                delete=_by_hand(v),
                 vdev=",".join(v.disks),
             )
             for v in self._volumes
@@ -152,11 +174,7 @@ class Subvolumes:
     def check_revert(self) -> None:
         for volume in self._volumes:
             for vdev, file in volume.disks.items():
-                source = volume.snapshot / "disks" / file.name
-                if source.is_symlink() or not source.is_file():
-                    raise Refused(
-                        f"{vdev}: {volume.snapshot} has no {file.name}: the snapshot is incomplete"
-                    )
+                source = _snapshot_of(volume, vdev)
                 self._check_kept(vdev, file)
                 self._probe(volume, source, file)
 
@@ -243,6 +261,45 @@ class Subvolumes:
             self._delete(volume)
         return [f"deleted {volume.snapshot}" for volume in there]
 
+    # clone
+
+    def check_clone(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
+        found = []
+        self._clones = [
+            (v, replace(v, snapshot=v.snapshot.with_name(f"{v.snapshot.name}.{name}")))
+            for v in self._volumes
+        ]
+        for volume, own in self._clones:
+            self._check_new(own)
+            for vdev in volume.disks:
+                if vdev in wanted:
+                    raise Refused(f"{vdev}: its place is beside the snapshot: do not name it")
+                target = str(own.snapshot / "disks" / _snapshot_of(volume, vdev).name)
+                found.append(CloneDisk(vdev, target, "raw", "btrfs snapshot", _by_hand(own)))
+        return found
+
+    def clone(self) -> None:
+        for volume, own in self._clones:
+            self._make(own)
+            source, target = volume.snapshot / "disks", own.snapshot / "disks"
+            _btrfs(own, "subvolume", "snapshot", str(source), str(target))
+            _btrfs(own, "filesystem", "sync", str(own.snapshot))
+
+    def delete_clone(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
+        self._token = state.get(f"{self.vdevs[0]} token", self._token)
+        files = {disk.vdev: Path(disk.target) for disk in disks}
+        deleted, failed = [], []
+        for place in sorted({file.parent.parent for file in files.values()}):
+            here = {vdev: file for vdev, file in files.items() if place in file.parents}
+            try:
+                if place.exists() and self._delete(Volume(place, place, here)):
+                    deleted.append(f"deleted {place}")
+            except DiskError as e:
+                failed.append(e)
+        if failed:
+            raise DiskError("; ".join(map(str, failed)), vdev=", ".join(e.vdev for e in failed))
+        return deleted
+
     def _new(self, file: Path) -> Path:
         return file.with_name(f".{file.name}.{self._token}.new")
 
@@ -251,6 +308,18 @@ class Subvolumes:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def _snapshot_of(volume: Volume, vdev: str) -> Path:
+    """The file of a disk in the snapshot."""
+    source = volume.snapshot / "disks" / volume.disks[vdev].name
+    if source.is_symlink() or not source.is_file():
+        raise Refused(f"{vdev}: {volume.snapshot} has no {source.name}: the snapshot is incomplete")
+    return source
+
+
+def _by_hand(volume: Volume) -> str:
+    return f"btrfs subvolume delete {volume.snapshot}/disks && rm -r {volume.snapshot}"
 
 
 def _inode(path: Path) -> str:

@@ -1,8 +1,8 @@
 """The configuration of a clone: that of the saved domain, but for what two domains cannot share.
 
 What can be the clone's own is made its own here: name, uuid, disks, MAC addresses, the names of
-network interfaces, VNC displays, sockets and files of serial lines and channels. (The VM generation
-ID is made anew by every restore.) :mod:`.shared` refuses the rest.
+network interfaces, VNC displays, sockets and files of serial lines and channels. A restore makes a
+new VM generation ID, so it is only reported here. :mod:`.shared` refuses the rest.
 """
 
 import json
@@ -52,6 +52,7 @@ def own(saved: DomainConfig, wanted: Wanted) -> tuple[DomainConfig, list[str]]:
         *_network(values, saved, wanted),
         *_displays(values, saved),
         *_lines(values, wanted.name),
+        *_generation(values, saved.kind),
     ]
     return DomainConfig.parse(json.dumps(values)), changes
 
@@ -133,6 +134,16 @@ def _lines(values: _Values, name: str) -> Iterator[str]:
         if isinstance(socket, dict) and socket.get("path"):
             socket["path"] = f"{socket['path']}.{name}"
             yield f"channel {channel.get('name', '')}: {socket['path']}"
+
+
+def _generation(values: _Values, kind: GuestKind) -> Iterator[str]:
+    """The VM generation ID: the restore of the clone makes a new one.
+
+    See :meth:`pyxlsnap.xen.toolstack.Toolstack.restore`. An ID of zeros is none.
+    """
+    found = values.get("b_info", {}).get("type.hvm", {}).get("ms_vm_genid")
+    if kind is GuestKind.HVM and isinstance(found, list) and any(found):
+        yield "VM generation ID: a new one"
 
 
 def _own_line(line: str, name: str) -> str:

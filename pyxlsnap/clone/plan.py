@@ -173,7 +173,11 @@ def _read(request: CloneRequest, cancel: Cancel, waiting: Callable[[str], None])
     checks.refuse_silent(saved.config.disks, [r for _, r in chosen])
     task = DiskTask(name, check=cancel.check, waiting=waiting)
     found = strategies(chosen, task, meta.kinds if meta else {})
-    return _Source(saved, name, chosen, tuple(map(_cloning, found)))
+    try:
+        return _Source(saved, name, chosen, tuple(map(_cloning, found)))
+    except Refused:
+        close_all(found)
+        raise
 
 
 def _plan(
@@ -235,7 +239,6 @@ def _configuration(
 
 def _cloning(strategy: DiskStrategy) -> CloningStrategy:
     if not isinstance(strategy, CloningStrategy):
-        strategy.close()
         raise Refused(
             f"{', '.join(strategy.vdevs)}: the disk strategy {strategy.kind!r} cannot make the "
             f"disks of a clone: use a newer release of the strategy"
@@ -245,8 +248,9 @@ def _cloning(strategy: DiskStrategy) -> CloningStrategy:
 
 def _label(request: CloneRequest, old: CloneEntry | None) -> str:
     """The end of the names of the clone's disks: other names than those of the clones before."""
-    label, taken = request.domain, _taken(old)
-    while any(target.endswith(f".{label}") for target in taken):
+    # (A strategy may make a directory for the disks, under such a name.)
+    label, taken = request.domain, {part for path in _taken(old) for part in Path(path).parts}
+    while any(part.endswith(f".{label}") for part in taken):
         label += SECOND
     return label
 

@@ -143,7 +143,9 @@ class CloningStrategy(DiskStrategy, Protocol):
         everything as it was. Called once more just before :meth:`clone`: it then chooses the same,
         and what takes long need not be tried again.
 
-        :param name: the clone's name; the new names should contain it.
+        :param name: the clone's name, or one like it: it differs from that of the clone that is
+            replaced, whose disks are there yet. The name of each new file, or of a directory that
+            is made for it, ends in a dot and this name.
         :param wanted: by vdev, where the user wants a disk. A disk that is named there may be
             copied if there is no quicker way; any other must take no longer than its metadata do.
         :returns: a disk for each vdev, under names that nothing has yet.

@@ -83,7 +83,7 @@ def serve(request: Request, client: ClientLink, callbacks: Callbacks, cancel: Ca
         if isinstance(request, ReadRequest):  # needs no Xen
             from pyxlsnap import contents
 
-            client.finish(_outcome(request, lambda: contents.read(request)))
+            client.finish(_outcome(request, lambda: contents.read(request, cancel)))
             return
         # First, without libxl: a wrong cfgfile is an error on any host.
         ready = with_cfgfile(request)
@@ -149,7 +149,7 @@ def perform(host: Host, request: Request, callbacks: Callbacks, cancel: Cancel) 
         case ReadRequest():
             from pyxlsnap import contents
 
-            return contents.read(request)
+            return contents.read(request, cancel)
         case CreateRequest():
             from pyxlsnap.create import operation as create
 

@@ -12,7 +12,13 @@ from tests.lab.harness import storage
 from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.guests import FIRST_TICK, LOGS, STANDARD, Guest, Tick
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.mixed import attach, prefer_dom0, quicken_hotplug, write_cfg
+from tests.lab.harness.mixed import (
+    attach,
+    generation,
+    prefer_dom0,
+    quicken_hotplug,
+    write_cfg,
+)
 from tests.lab.harness.patience import patient
 from tests.lab.harness.snapshots import create, pyxlsnap
 
@@ -54,6 +60,15 @@ def clones(dom0: Dom0, cfgfile: str, *names: str, words: str = "") -> list[dict[
 def delete(dom0: Dom0, name: str) -> None:
     script = "import pyxlsnap, sys; pyxlsnap.delete_clone(sys.argv[1])"
     dom0.run(["python3", "-c", script, name], timeout=300)
+
+
+def assert_not_deleted(dom0: Dom0, made: dict[str, Any], clone: str) -> None:
+    """A delete of the snapshot is refused, and names the clone that stands on it."""
+    script = "import pyxlsnap, sys; pyxlsnap.delete_snapshot(sys.argv[1])"
+    done = dom0.run(["python3", "-c", script, made["cfgfile"]], check=False, timeout=300)
+    assert done.rc == 1, done
+    assert f"Refused: the clone {clone} stands on " in done.err, done
+    dom0.run(["ls", made["cfgfile"], made["memory_path"]])
 
 
 def left(guest: Guest) -> str:
@@ -146,6 +161,7 @@ def test_a_clone(spent_lab: Lab) -> None:
     assert (first.boot, before.n - 1 <= first.n) == (before.boot, True)
     clone.assert_healthy(1)
     guest.assert_healthy(1)
+    assert_not_deleted(dom0, made, "c1")
     delete(dom0, "c1")
     assert_left(guest, nothing)
 
@@ -186,6 +202,9 @@ def test_four_clones(spent_lab: Lab, kind: str) -> None:
         found += clones(dom0, made["cfgfile"], *names[2:])
         reverting.wait(900, check=True)
     assert len({guest.uuid, *(clone["uuid"] for clone in found)}) == 5
+    told = ["VM generation ID: a new one" in clone["changes"] for clone in found]
+    assert told == [kind == "hvm"] * 4
+    assert len({generation(one) for one in (guest, *four)}) == (5 if kind == "hvm" else 1)
     for clone in four:
         assert_goes_on(clone, before, after)
     for one in (guest, *four):  # nobody has seen the writes of another

@@ -4,16 +4,14 @@ The guests compare what they keep in memory and on every disk all the time, read
 (see files/guest.c). Each round leaves a record, of which the README's table is made (support.py).
 """
 
-import json
 from typing import Any
 
 import pytest
 
 from tests.lab.harness import storage
 from tests.lab.harness.dom0 import Dom0
-from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.mixed import AROUND, attach, more, quicken_hotplug, words
+from tests.lab.harness.mixed import AROUND, attach, generation, more, quicken_hotplug, words
 from tests.lab.harness.snapshots import (
     check_images,
     check_reverted,
@@ -32,12 +30,6 @@ def users(dom0: Dom0, path: str) -> str:
     ask = "import pathlib, sys; from pyxlsnap.disks.in_use import users"
     script = f"{ask}; print(*users(pathlib.Path(sys.argv[1])))"
     return dom0.run(["python3", "-c", script, path]).out.strip()
-
-
-def generation(guest: Guest) -> str:
-    """The VM generation ID of an HVM guest; "" for others."""
-    (config,) = json.loads(guest.dom0.run(["xl", "list", "-l", guest.name]).out)
-    return str(config["config"]["b_info"].get("type.hvm", {}).get("ms_vm_genid", ""))
 
 
 @pytest.mark.soak

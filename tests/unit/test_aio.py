@@ -23,6 +23,8 @@ from pyxlsnap import aio
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import AlreadyExists, Interrupted, NeedsAttention, OperationFailed
 from pyxlsnap.hooks import Moment
+from pyxlsnap.model import DiskRequest, SnapshotConfig
+from pyxlsnap.request import CloneRequest, ReadRequest
 from pyxlsnap.results import (
     Deleted,
     DomainEvent,
@@ -76,6 +78,25 @@ def cfgfile(tmp_path: Path) -> Path:
     path = tmp_path / "a.cfg"
     path.write_text("memory_path = '/m'\n")
     return path
+
+
+#: what a clone is asked for, and how its request has that
+CLONE_WORDS: dict[str, Any] = {"disks": [DiskRequest("xvda", "/own", "raw")], "bridge": "br1"}
+ASKED: dict[str, Any] = {"disks": (DiskRequest("xvda", "/own", "raw"),), "bridge": "br1"}
+
+
+def clone_request(path: Path, **more: Any) -> CloneRequest:
+    """The request that the worker gets."""
+    config = SnapshotConfig(memory_path="/m")
+    return CloneRequest(domain="c1", cfgfile=str(path), config=config, **more)
+
+
+#: calls that report no progress, or are cancelled in the same way
+CALLS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
+    "clone": lambda cfgfile, **more: aio.clone_snapshot(cfgfile, "c1", **more),
+    "plan": lambda cfgfile, **more: aio.plan_clone(cfgfile, "c1", **more),
+    "read": aio.read_snapshot,
+}
 
 
 def test_every_function_is_there_with_the_same_signature() -> None:
@@ -205,6 +226,67 @@ class TestResult:
         assert (type(deleted), deleted.lines) == (Deleted, ("removed /c",))
         assert worker.said() == repr(str(cfgfile))
 
+    @pytest.mark.parametrize(("state", "word"), [("running", "replace"), ("paused", "force")])
+    def test_of_a_clone(self, worker: StandIn, cfgfile: Path, state: str, word: str) -> None:
+        worker.set(clone=ordinary.clone_says_its_request)
+        seen: list[object] = []
+
+        async def made(moment: Moment) -> None:
+            await asyncio.sleep(0)
+            seen.append(moment.domid)
+
+        async def main() -> None:
+            def edit(values: dict[str, Any]) -> None:
+                seen.append(asyncio.get_running_loop())
+                values["on_reboot"] = "destroy"
+
+            cloned = await aio.clone_snapshot(
+                cfgfile,
+                "c1",
+                **{**CLONE_WORDS, state: True, word: True},
+                edit=edit,
+                monitor=False,
+                hooks=aio.AsyncHooks(after_clone=made),
+                on_progress=lambda progress: seen.append(progress.phase),
+            )
+            assert cloned == ordinary.CLONED
+            assert seen == [asyncio.get_running_loop(), "disks", 9]
+
+        asyncio.run(main())
+        edited = {"edited": '{"on_reboot": "destroy"}', "uuid": UUID}
+        more = {**ASKED, **edited, state: True, word: True, "monitor": False}
+        assert worker.said() == repr(clone_request(cfgfile, **more))
+
+    def test_of_a_clone_with_no_more_words(self, worker: StandIn, cfgfile: Path) -> None:
+        worker.set(clone=ordinary.clone_says_its_request)
+        asyncio.run(aio.clone_snapshot(cfgfile, "c1"))
+        assert worker.said() == repr(clone_request(cfgfile))
+
+    @pytest.mark.parametrize("state", ["running", "paused"])
+    @pytest.mark.parametrize("word", ["replace", "force"])
+    def test_of_the_plan_of_a_clone(
+        self, worker: StandIn, cfgfile: Path, state: str, word: str
+    ) -> None:
+        worker.set(plan=ordinary.plan_says_its_request)
+
+        async def main() -> None:
+            def edit(values: dict[str, Any]) -> None:
+                values["loop"] = asyncio.get_running_loop().is_running()
+
+            words = {**CLONE_WORDS, state: True, word: True}
+            planned = await aio.plan_clone(cfgfile, "c1", **words, edit=edit)
+            assert planned == ordinary.PLAN
+
+        asyncio.run(main())
+        edited = {"edited": '{"loop": true}', "uuid": UUID}
+        more = {**ASKED, **edited, state: True, word: True, "dry_run": True}
+        assert worker.said() == repr(clone_request(cfgfile, **more))
+
+    def test_of_a_read(self, worker: StandIn, cfgfile: Path) -> None:
+        worker.set(read=ordinary.read_says_its_request)
+        assert asyncio.run(aio.read_snapshot(cfgfile)) == ordinary.INFO
+        assert worker.said() == repr(ReadRequest(cfgfile=str(cfgfile)))
+
     def test_of_the_others(self, worker: StandIn, cfgfile: Path) -> None:
         worker.set()
 
@@ -318,8 +400,43 @@ class TestToken:
 
         asyncio.run(main())
 
+    @pytest.mark.parametrize("name", CALLS)
+    def test_cancels_what_is_done_with_a_cfgfile(
+        self, worker: StandIn, cfgfile: Path, name: str
+    ) -> None:
+        worker.set(**{name: ordinary.begins_and_rolls_back})
+
+        async def main() -> None:
+            cancel = Cancel()
+            task = asyncio.create_task(CALLS[name](cfgfile, cancel=cancel))
+            await asyncio.to_thread(eventually, (worker.here / "begun").exists)
+            await asyncio.to_thread(cancel.set)
+            with pytest.raises(Interrupted) as caught:
+                await task
+            assert caught.value.step == "suspend"
+
+        asyncio.run(main())
+        assert (worker.here / "rolled back").exists()
+
 
 class TestCancelledTask:
+    @pytest.mark.parametrize("name", CALLS)
+    def test_with_a_cfgfile_has_rolled_back_when_it_ends(
+        self, worker: StandIn, cfgfile: Path, name: str
+    ) -> None:
+        worker.set(**{name: ordinary.begins_and_rolls_back})
+
+        async def main() -> None:
+            task = asyncio.create_task(CALLS[name](cfgfile))
+            await asyncio.to_thread(eventually, (worker.here / "begun").exists)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert task.cancelled()
+            assert (worker.here / "rolled back").exists()
+
+        asyncio.run(main())
+
     def test_has_rolled_back_when_it_ends(self, worker: StandIn) -> None:
         worker.set(ordinary.rolled_back)
 

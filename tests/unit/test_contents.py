@@ -1,27 +1,32 @@
 """What a cfgfile stands for, as a value: whole, incomplete, and with clones."""
 
 import json
-from collections.abc import Callable
+import subprocess
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from pyxlsnap import cfgfile, contents
+from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.clone_file import CloneFile
 from pyxlsnap.delete import plan as delete_plan
 from pyxlsnap.disks import contents as disk_contents
-from pyxlsnap.disks.contents import look
+from pyxlsnap.disks.contents import Found, look
+from pyxlsnap.disks.qcow2.strategy import Qcow2
+from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import ConfigError, Refused
 from pyxlsnap.journal import Journal
-from pyxlsnap.model import Disk, DiskRequest, RunState
+from pyxlsnap.memory import write_header
+from pyxlsnap.model import Disk, DiskRequest, Metadata, RunState, SnapshotConfig
 from pyxlsnap.request import DeleteRequest, ReadRequest
-from pyxlsnap.results import CloneDisk
 from pyxlsnap.serialize import rebuild
-from pyxlsnap.snapshot_info import SnapshotInfo
-from tests.unit.support import operations
+from pyxlsnap.snapshot_info import SnapshotDisk, SnapshotInfo
+from tests.unit.support import operations, streams
 from tests.unit.support.clones import CLONE, SNAPSHOT, Origin
 from tests.unit.support.entries import clone_entry
+from tests.unit.support.guest import config_of
 from tests.unit.support.lvm import FakeLvm, create, install, populate
 from tests.unit.support.qemu import damage, qemu_img
 from tests.unit.support.values import OTHER_UUID, UUID
@@ -44,6 +49,82 @@ def test_a_snapshot_is_described(world: World) -> None:
     assert [(d.vdev, d.kind) for d in found.disks] == [("xvda", "fake"), ("xvdb", "fake")]
     assert (found.left_out, found.clones, found.missing) == ({}, (), ())
     assert rebuild(SnapshotInfo, json.loads(json.dumps(asdict(found)))) == found
+
+
+CREATED = 1_700_000_000
+VERSIONS = {"pyxlsnap": "1.2.3", "xen": "4.17", "qemu": "7.2.9"}
+#: the types of its pages: a restore does not give the guest the last one
+PAGES = (*[0] * 31, 0xF)
+
+
+def sparse(path: Path) -> int:
+    """Make holes where a file has zeros; returns the space that it takes then."""
+    copy = path.with_suffix(".sparse")
+    subprocess.run(["cp", "--sparse=always", path, copy], check=True)
+    copy.rename(path)
+    said = subprocess.run(["du", "-B1", path], check=True, capture_output=True, text=True)
+    return int(said.stdout.split()[0])
+
+
+def described(directory: Path, description: str = "before the upgrade") -> Path:
+    """A snapshot of one disk of four, with its files; returns its cfgfile.
+
+    :param description: in the memory file; the cfgfile has another one.
+    """
+    (directory / "a.snap").write_bytes(b"x" * 8192)
+    requests = (DiskRequest("xvda", str(directory / "a.snap"), "raw"),)
+    saved = config_of(
+        Disk("xvda", "/srv/a", "raw"),
+        Disk("xvdb", "/srv/b", "raw"),
+        Disk("xvdc", "/srv/c", "raw", readwrite=False),
+        Disk("hdc", "/srv/d.iso", "raw", readwrite=False, cdrom=True),
+    )
+    kinds = {"xvda": "raw file"}
+    meta = Metadata("s", description, CREATED, RunState.PAUSED, requests, VERSIONS, kinds)
+    memory = directory / "s.save"
+    with memory.open("xb") as file:
+        write_header(file, config_json=saved.json, metadata=meta)
+        pages = streams.page_data(PAGES, fill=b"\0")
+        after = [streams.emulator(2, b"key\0value\0"), streams.emulator(3)]
+        file.write(streams.stream(2, streams.hvm_records([pages]), after=after))
+    cfg = directory / "s.cfg"
+    cfg.write_text(cfgfile.render(SnapshotConfig("s", "of the cfgfile", str(memory), requests)))
+    return cfg
+
+
+def test_every_value_is_that_of_the_snapshot(tmp_path: Path) -> None:
+    cfg = described(tmp_path)
+    memory, snap = tmp_path / "s.save", tmp_path / "a.snap"
+    size = sparse(memory)
+    assert 0 < size < memory.stat().st_size
+    assert read(cfg) == SnapshotInfo(
+        name="s",
+        description="before the upgrade",
+        cfgfile=str(cfg),
+        memory_path=str(memory),
+        domain="vm1",
+        uuid=UUID,
+        guest_kind="hvm",
+        created=float(CREATED),
+        state=RunState.PAUSED,
+        versions=VERSIONS,
+        memory_kb=31 * 4,
+        size_bytes=size,
+        disks=(SnapshotDisk("xvda", "/srv/a", "raw file", str(snap), 8192, (), ()),),
+        left_out={"xvdb": "not in the snapshot", "xvdc": "read-only", "hdc": "a CD-ROM drive"},
+        clones=(),
+        missing=(),
+    )
+
+
+@pytest.mark.parametrize("memory", ["without a description", "gone"])
+def test_the_description_of_the_cfgfile(tmp_path: Path, memory: str) -> None:
+    cfg = described(tmp_path, "")
+    if memory == "gone":
+        (tmp_path / "s.save").unlink()
+    found = read(cfg)
+    assert found.description == "of the cfgfile"
+    assert bool(found.size_bytes) == (memory != "gone")
 
 
 def test_its_clones_are_named(world: World) -> None:
@@ -80,6 +161,32 @@ def test_with_half_a_memory_file(world: World) -> None:
     origin.memory_path.write_bytes(data[:-20])
     (why,) = read(origin.cfg).missing
     assert str(origin.memory_path) in why
+
+
+def test_a_read_that_is_cancelled(world: World) -> None:
+    """While the memory file is read: the end of this one is not reached."""
+    origin, cancel = Origin(world), Cancel()
+    cancel.set()
+    origin.memory_path.write_bytes(origin.memory_path.read_bytes()[:-20])
+    with pytest.raises(Cancelled):
+        contents.read(ReadRequest(cfgfile=str(origin.cfg)), cancel)
+
+
+def test_a_read_that_is_cancelled_between_two_disks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, cancel = Origin(world), Cancel()
+    seen: list[str] = []
+
+    def looks(disk: Disk, *_: object) -> Found:
+        seen.append(disk.vdev)
+        cancel.set()
+        return Found("there")
+
+    monkeypatch.setattr(disk_contents, "look", looks)
+    with pytest.raises(Cancelled):
+        contents.read(ReadRequest(cfgfile=str(origin.cfg)), cancel)
+    assert seen == ["xvda"]
 
 
 def test_a_cfgfile_that_is_none(tmp_path: Path) -> None:
@@ -183,44 +290,45 @@ def test_a_look_that_fails_is_a_part_that_is_missing(
 # a delete
 
 
-def stands(world: World, image: Path, *, half_made: bool = False, seen: bool = True) -> None:
-    """A clone of another snapshot whose disk stands on an image.
+def stands(image: Path, *, half_made: bool, seen: bool) -> None:
+    """A clone of another snapshot, with an overlay on an image.
 
-    :param seen: the filesystem of the disk is mounted.
+    :param seen: the filesystem of the overlay is mounted.
     """
-    own = world.root / "images" / "c1"
-    if seen:
-        own.touch()
-    disk = CloneDisk("xvda", str(own), "qcow2", "overlay", "rm", str(image))
-    entry = clone_entry(uuid=OTHER_UUID, domain="c1", children=(disk,))
-    Journal(OTHER_UUID).write(entry)
+    disk = Disk("xvda", f"{image}.active", "qcow2"), DiskRequest("xvda", str(image), "qcow2")
+    with closing(Qcow2([disk], DiskTask("other"))) as strategy:
+        children = strategy.check_clone("c1", {})
+        strategy.clone()
+    Journal(OTHER_UUID).write(clone_entry(uuid=OTHER_UUID, domain="c1", children=tuple(children)))
     if not half_made:
         CloneFile(OTHER_UUID).publish()
+    if not seen:
+        Path(children[0].target).unlink()
 
 
 @pytest.mark.parametrize("seen", [False, True])
 @pytest.mark.parametrize("half_made", [False, True])
 @pytest.mark.parametrize("deep", [False, True])
 def test_a_snapshot_on_which_a_clone_stands_is_not_deleted(
-    world: World, monkeypatch: pytest.MonkeyPatch, deep: bool, half_made: bool, seen: bool
+    world: World, deep: bool, half_made: bool, seen: bool
 ) -> None:
     """Also if a later disk snapshot is between them, if the clone's process was killed, and if the
     filesystem of the clone's disk is not mounted.
     """
     origin = Origin(world)
     frozen, later = (world.root / "images" / n for n in ("frozen", "later"))
-    for path in (frozen, later):
-        path.touch()
-    stands(world, later if deep else frozen, half_made=half_made, seen=seen)
-    chains = {later: [later, frozen], frozen: [frozen]}
-    find: Callable[[Path], list[Path]] = chains.__getitem__
-    monkeypatch.setattr(delete_plan, "chain_files", find)
+    qemu_img("create", "-q", "-f", "qcow2", str(frozen), "1M")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", str(frozen), "-F", "qcow2", str(later))
+    stands(later if deep else frozen, half_made=half_made, seen=seen)
     wanted = DeleteRequest(cfgfile=str(origin.cfg), config=cfgfile.read(origin.cfg))
     parts = delete_plan.read_parts(wanted)
     external = tuple(replace(r, path=str(frozen), format="qcow2") for r in parts.requests)
     way = "snapshot-recover" if half_made else "delete_clone"
-    with pytest.raises(Refused, match=f"the clone c1 stands on .*{way}"):
+    with pytest.raises(Refused, match=f"the clone c1 stands on {frozen}: .*{way}"):
         delete_plan.make_plan(world.host, wanted, replace(parts, requests=external))
+    later_only = tuple(replace(r, path=str(later)) for r in external)
+    if not deep:  # the later one can be deleted
+        delete_plan.make_plan(world.host, wanted, replace(parts, requests=later_only)).close()
 
 
 def test_a_snapshot_whose_clones_stand_on_nothing_is_deleted(world: World) -> None:

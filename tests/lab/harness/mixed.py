@@ -1,5 +1,7 @@
 """Guests with disks of every kind at once: attached, and asked for in a snapshot."""
 
+import json
+
 from . import storage
 from .dom0 import Dom0
 from .guests import Guest, Tick
@@ -31,6 +33,12 @@ def attach(guest: Guest, targets: dict[str, str]) -> Tick:
     while not targets.keys() <= guest.wait_advance(1).disks.keys():
         pass
     return guest.assert_healthy()
+
+
+def generation(guest: Guest) -> str:
+    """The VM generation ID of an HVM guest; "" for others."""
+    (config,) = json.loads(guest.dom0.run(["xl", "list", "-l", guest.name]).out)
+    return str(config["config"]["b_info"].get("type.hvm", {}).get("ms_vm_genid", ""))
 
 
 def quicken_hotplug(dom0: Dom0) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import pyxlsnap
-from pyxlsnap import api
+from pyxlsnap import api, clones
+from pyxlsnap.cancel import Cancel
 from pyxlsnap.cli import app
 from pyxlsnap.errors import (
     Interrupted,
@@ -22,9 +23,9 @@ from pyxlsnap.errors import (
     UsageError,
     XenError,
 )
-from pyxlsnap.model import RunState
-from pyxlsnap.results import OnProgress, Progress, Recovered, Snapshot
-from tests.unit.support.results import PLAN, REVERTED, SNAPSHOT
+from pyxlsnap.model import DiskRequest, RunState
+from pyxlsnap.results import OnProgress, PlannedDisk, Progress, Recovered, Snapshot
+from tests.unit.support.results import CLONED, PLAN, REVERTED, SNAPSHOT
 from tests.unit.support.scenarios import deaths, ordinary
 from tests.unit.support.standin import StandIn
 from tests.unit.support.values import UUID
@@ -275,7 +276,7 @@ def run_with(_: StandIn, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class Api:
-    """Stands in for the functions of pyxlsnap.api."""
+    """Stands in for the functions of pyxlsnap.api and pyxlsnap.clones."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answer: object = SNAPSHOT
@@ -288,6 +289,8 @@ class Api:
             "recover",
         ):
             monkeypatch.setattr(api, name, self)
+        for name in ("clone_snapshot", "plan_clone"):
+            monkeypatch.setattr(clones, name, self)
 
     def __call__(self, *arguments: object, **options: object) -> object:
         self.calls.append((arguments, options))
@@ -347,6 +350,23 @@ def test_a_revert_is_shown(fake: Api, capsys: pytest.CaptureFixture[str]) -> Non
     assert err == "pyxlsnap: warning: careful\n"
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_clone_is_shown_with_what_deletes_it(
+    fake: Api, capsys: pytest.CaptureFixture[str], replaced: bool
+) -> None:
+    fake.answer = replace(CLONED, replaced=replaced)
+    assert app.main(["snapshot-clone", "/c", "vm1-a"]) == 0
+    out, err = capsys.readouterr()
+    again = ", in the place of an older one" if replaced else ""
+    assert out.splitlines() == [
+        f"vm1-a is cloned from snap and running (domid 9{again})",
+        "  domain: vm1-a",
+        "    delete: xl destroy vm1-a",
+        "  its own: network device 0: MAC 00:16:3e:00:00:01",
+    ]
+    assert err == "pyxlsnap: warning: careful\n"
+
+
 @pytest.mark.parametrize(("done", "shown"), [((), "nothing to recover\n"), (("a", "b"), "a\nb\n")])
 def test_a_recovery_is_shown(
     fake: Api, capsys: pytest.CaptureFixture[str], done: tuple[str, ...], shown: str
@@ -361,6 +381,7 @@ def test_a_recovery_is_shown(
     [
         (["snapshot-create", "vm1"], SNAPSHOT),
         (["snapshot-revert", "vm1", "/c"], REVERTED),
+        (["snapshot-clone", "/c", "vm1-a"], CLONED),
         (["snapshot-recover", UUID], Recovered(("a", "b"), rolled_back=True)),
     ],
 )
@@ -498,6 +519,52 @@ def test_a_dry_run_of_a_revert(fake: Api, capsys: pytest.CaptureFixture[str]) ->
     assert told["result"]["operation"] == "revert"
     assert app.main(["snapshot-revert", "vm1", "a.cfg", "--dry-run"]) == 0
     assert "would revert vm1 to snap (afterwards running)\n" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_a_clone(fake: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    disks = (PlannedDisk("xvda", "/a.snap.vm1-a", "overlay", "/a.snap"),)
+    fake.answer = replace(
+        PLAN, operation="clone", domain="vm1-a", live=False, disks=disks, seconds_suspended=None
+    )
+    arguments = ["snapshot-clone", "a.cfg", "vm1-a", "--dry-run", "--bridge", "br1", "--paused"]
+    arguments += ["--disk", "/a.own,qcow2,xvda", "--replace", "--force"]
+    assert app.main(arguments) == 0
+    ((given, options),) = fake.calls
+    assert given == ("a.cfg", "vm1-a")
+    assert isinstance(options.pop("cancel"), Cancel)
+    asked = [DiskRequest("xvda", "/a.own", "qcow2")]
+    assert options == {
+        "disks": asked,
+        "bridge": "br1",
+        "running": False,
+        "paused": True,
+        "replace": True,
+        "force": True,
+    }
+    out, err = capsys.readouterr()
+    assert out == (
+        "would make the clone vm1-a of snap (afterwards running)\n"
+        "  memory file: /m\n"
+        "  xvda: /a.snap.vm1-a (overlay, /a.snap)\n"
+        "  left out: hdc (a CD-ROM drive)\n"
+    )
+    assert err == "pyxlsnap: warning: careful\n"
+    assert app.main(["--json", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["operation"] == "clone"
+
+
+def test_the_options_of_a_clone_reach_the_api(fake: Api) -> None:
+    fake.answer = CLONED
+    for words, given in (
+        ([], {"running": False, "replace": False, "force": False, "monitor": True}),
+        (["--running", "--replace"], {"running": True, "replace": True, "force": False}),
+        (["--force", "--no-monitor"], {"replace": False, "force": True, "monitor": False}),
+    ):
+        fake.calls.clear()
+        assert app.main(["snapshot-clone", "a.cfg", "vm1-a", *words]) == 0
+        ((named, options),) = fake.calls
+        assert named == ("a.cfg", "vm1-a")
+        assert {key: options[key] for key in given} == given
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "x", ""])

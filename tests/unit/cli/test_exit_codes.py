@@ -134,6 +134,7 @@ class Scenario:
 
 CREATE = "snapshot-create vm1 --name other"
 REVERT = "snapshot-revert vm1 CFG"
+CLONE = "snapshot-clone CFG vm1-a"
 AS_BEFORE = "everything is as before"
 SCENARIOS = (
     Scenario("create", 0, CREATE, ("snapshot other of vm1", "revert: pyxlsnap snapshot-revert")),
@@ -141,6 +142,8 @@ SCENARIOS = (
     Scenario("revert", 0, REVERT, ("vm1 is back at snap and running",)),
     Scenario("revert-dry", 0, f"{REVERT} --dry-run", ("would revert vm1 to snap",)),
     Scenario("revert-keeping", 0, f"{REVERT} --keep-current", ("undo this revert: pyxlsnap",)),
+    Scenario("clone", 0, CLONE, ("vm1-a is cloned from snap and running", "delete: xl destroy")),
+    Scenario("clone-dry", 0, f"{CLONE} --dry-run", ("would make the clone vm1-a of snap",)),
     Scenario("recover", 0, "snapshot-recover vm1", ("resumed vm1",), before=killed),
     Scenario("recover-all", 0, "snapshot-recover", ("resumed vm1", UUID), before=killed),
     Scenario("recover-nothing", 0, "snapshot-recover", ("nothing to recover",)),
@@ -255,6 +258,7 @@ def test_a_scenario(host: Hosted, scenario: Scenario) -> None:
         assert found.stderr == ""
         assert [s for s in scenario.says if s not in found.stdout] == []
         assert host.guest.runs
+        assert not (changed and "--dry-run" in scenario.words)
         return
     said = check_stderr(scenario, found.stderr)
     assert found.stdout == ""

@@ -13,6 +13,7 @@ import pytest
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone import plan as clone_plan
+from pyxlsnap.clone.names import lock_name
 from pyxlsnap.clone.plan import make_plan
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
@@ -118,6 +119,19 @@ def test_a_clone_has_the_memory_and_its_own_disks(origin: Origin) -> None:
     assert (made.domid, made.uuid, made.name) == (found.domid, found.uuid, SNAPSHOT)
     assert [a.kind for a in made.artefacts] == ["domain", "disk", "disk", "clone file"]
     assert origin.world.photo().disk_snapshots == origin.before.disk_snapshots
+
+
+def test_a_clone_says_what_it_has_of_its_own(world: World) -> None:
+    """Also the clone that replaces another one, and a plan."""
+    nic = {**NIC, "nictype": "vif"}
+    origin = Origin(world, nics=[nic], emulated={"ms_vm_genid": [*range(16)]})
+    for again in (False, True):
+        with closing(origin.plan(replace=again)) as plan:
+            planned = plan.summary().warnings
+        mac, generation = origin.clone(replace=again).changes
+        assert mac.startswith("network device 0: MAC ")
+        assert generation == "VM generation ID: a new one"
+        assert generation in planned
 
 
 def test_the_destroy_comes_when_the_new_disks_are_there() -> None:
@@ -361,6 +375,15 @@ def test_an_old_disk_that_was_asked_for_and_is_left(stuck: Origin) -> None:
     }
 
 
+def test_the_names_differ_from_those_in_a_directory_of_the_clone_before(origin: Origin) -> None:
+    """A strategy of another package may make a directory for the disks of each clone."""
+    child = CloneDisk("xvda", f"/srv/x.{CLONE}/disks/a.img", "raw", "snapshot", "rm")
+    label = clone_plan._label(origin.request(), clone_entry(children=(child,)))
+    assert label == f"{CLONE}.r"
+    again = replace(child, target=f"/srv/x.{label}/disks/a.img")
+    assert clone_plan._label(origin.request(), clone_entry(children=(again,))) == CLONE
+
+
 def test_a_clone_that_is_off_is_not_forgotten_with_an_old_disk(stuck: Origin) -> None:
     found, entry = stuck.find(), find_clone(CLONE)
     assert found
@@ -377,6 +400,35 @@ def test_a_clone_of_that_name_is_kept_without_replace(origin: Origin) -> None:
     with pytest.raises(AlreadyExists, match="there is a clone vm1-a"):
         origin.clone()
     assert_cloned(origin)
+
+
+def test_a_strategy_that_cannot_clone_is_refused(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of another package; the others, which can, are closed, too."""
+
+    class CanNot:
+        """As a strategy was before there were clones."""
+
+        kind, vdevs = "elder", ("xvdb",)
+
+        def close(self) -> None:
+            origin.world.events.append("close xvdb")
+
+    def found(*words: Any) -> tuple[object, ...]:
+        return (origin.world.strategies(*words)[0], CanNot())
+
+    monkeypatch.setattr(clone_plan, "strategies", found)
+    for make in (origin.clone, origin.preview):
+        origin.world.events.clear()
+        with pytest.raises(Refused) as caught:
+            make()
+        assert str(caught.value) == (
+            "xvdb: the disk strategy 'elder' cannot make the disks of a clone: use a newer release "
+            "of the strategy"
+        )
+        assert origin.world.events == ["close xvda", "close xvdb"]
+        origin.assert_as_before()
 
 
 def test_a_domain_that_is_no_clone_is_never_replaced(origin: Origin) -> None:
@@ -719,6 +771,65 @@ def test_the_plan_of_a_clone(origin: Origin) -> None:
     )
     assert [d.how for d in plan.disks] == ["overlay", "overlay"]
     origin.assert_as_before()
+
+
+class TestADryRun:
+    def test_describes_the_run_and_changes_nothing(self, origin: Origin) -> None:
+        plan = origin.preview(paused=True)
+        assert (plan.operation, plan.name, plan.domain, plan.state) == (
+            *("clone", SNAPSHOT, CLONE),
+            RunState.PAUSED,
+        )
+        assert (plan.memory_path, plan.cfgfile) == (str(origin.memory_path), str(origin.cfg))
+        assert (plan.live, plan.seconds_suspended) == (False, None)
+        assert origin.world.events[-2:] == ["close xvda", "close xvdb"]
+        origin.assert_as_before()
+        made = origin.clone(paused=True)  # the locks are free again
+        assert [(d.vdev, d.target, d.how) for d in plan.disks] == [
+            (d.vdev, d.target, d.how) for d in made.disks
+        ]
+        assert plan.state is made.state
+
+    def test_of_a_replacement_leaves_the_clone(self, origin: Origin) -> None:
+        made = origin.clone()
+        old, before = origin.find(), origin.world.photo()
+        plan = origin.preview(replace=True)
+        assert plan.uuid == made.uuid
+        assert {d.target for d in plan.disks}.isdisjoint(d.target for d in made.disks)
+        assert origin.find() is old
+        assert origin.world.photo() == before
+        again = origin.clone(replace=True)
+        assert [d.target for d in plan.disks] == [d.target for d in again.disks]
+
+    def test_is_refused_as_the_run_would_be(self, origin: Origin) -> None:
+        lock = lock_name(CLONE)
+        with pytest.raises(Busy):
+            origin.preview()
+        lock.release()
+        origin.clone()
+        with pytest.raises(AlreadyExists, match="there is a clone vm1-a"):
+            origin.preview()
+        origin.world.kernel.unlink()
+        with pytest.raises(Refused, match="vmlinuz"):
+            origin.preview(replace=True)
+        origin.world.kernel.touch()
+        assert_cloned(origin)
+
+    def test_is_risky_as_the_run_would_be(self, world: World) -> None:
+        origin = Origin(world, nics=[NIC])
+        with pytest.raises(Risky, match="vm1 has the MAC"):
+            origin.preview()
+        (warning,) = origin.preview(force=True).warnings
+        assert "vm1 has the MAC" in warning
+        origin.assert_as_before()
+
+    def test_can_be_cancelled(self, origin: Origin) -> None:
+        cancel = Cancel()
+        cancel.set()
+        with pytest.raises(Interrupted, match="the clone vm1-a was interrupted"):
+            origin.preview(cancel=cancel)
+        origin.clone()
+        assert_cloned(origin)
 
 
 def test_a_delete_that_is_cancelled_before_it_has_begun_changes_nothing(origin: Origin) -> None:

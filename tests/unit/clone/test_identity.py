@@ -148,6 +148,28 @@ def test_sockets_and_files_of_serial_lines_and_channels_are_its_own() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "generation", "told"),
+    [
+        ("hvm", [*range(16)], ["VM generation ID: a new one"]),
+        ("hvm", [0] * 16, []),  # as libxl takes it: there is none
+        ("hvm", None, []),
+        ("pvh", [*range(16)], []),
+    ],
+)
+def test_a_new_generation_id_is_told_where_the_domain_has_one(
+    kind: str, generation: list[int] | None, told: list[str]
+) -> None:
+    values = json.loads(hvm().json)
+    values["c_info"]["type"], values["nics"] = kind, []
+    if generation is not None:
+        values["b_info"]["type.hvm"]["ms_vm_genid"] = generation
+    config, changes = own(DomainConfig.parse(json.dumps(values)), wanted())
+    assert changes == told
+    # The restore sees from it that there is one to make.
+    assert of_hvm(config).get("ms_vm_genid") == generation
+
+
+@pytest.mark.parametrize(
     ("emulated", "build", "what"),
     [
         ({"serial": "tcp:127.0.0.1:4000,server"}, {}, "serial line tcp"),

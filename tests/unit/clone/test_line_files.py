@@ -41,7 +41,7 @@ def file(world: World, request: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def origin(world: World, file: Path) -> Origin:
-    return Origin(world, serial=f"file:{file.with_suffix('')}")
+    return Origin(world, emulated={"serial": f"file:{file.with_suffix('')}"})
 
 
 def delete(origin: Origin) -> tuple[str, ...]:

@@ -6,6 +6,10 @@ import pytest
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone import plan as clone_plan
+from pyxlsnap.clone import removal as clone_removal
+from pyxlsnap.clone.operation import clone
+from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.delete import plan as delete_plan
 from pyxlsnap.delete.sequence import Deletion
 from pyxlsnap.disks import registry
@@ -13,7 +17,8 @@ from pyxlsnap.errors import Interrupted, Refused
 from pyxlsnap.journal import Journal
 from pyxlsnap.memory import write_header
 from pyxlsnap.model import Disk, DiskRequest, Metadata, RunState, SnapshotConfig
-from tests.unit.support import operations
+from pyxlsnap.request import Callbacks, CloneRequest, DeleteCloneRequest
+from tests.unit.support import operations, streams
 from tests.unit.support.chains import Chains
 from tests.unit.support.faults import run_until
 from tests.unit.support.guest import config_of
@@ -38,16 +43,18 @@ class Case(Chains):
         return self.world.directory / f"{name}.save"
 
     def describe(self, name: str) -> None:
-        """Write the memory file, without memory, and the cfgfile."""
+        """Write the memory file, with a page of memory, and the cfgfile."""
         requests = tuple(
             DiskRequest(d.vdev, str(self.frozen_file(d, name)), "qcow2") for d in self.disks
         )
         kinds = {d.vdev: "qcow2" for d in self.disks}
         metadata = Metadata(name, "", 1, RunState.RUNNING, requests, {"xen": "4.17"}, kinds)
         with self.memory(name).open("xb") as file:
-            write_header(file, config_json=config_of(*self.disks).json, metadata=metadata)
-        config = SnapshotConfig(name, None, str(self.memory(name)), requests)
-        self.cfg(name).write_text(cfgfile.render(config))
+            config = config_of(*self.disks, kernel=str(self.world.kernel))
+            write_header(file, config_json=config.json, metadata=metadata)
+            file.write(streams.hvm_stream())
+        wanted = SnapshotConfig(name, None, str(self.memory(name)), requests)
+        self.cfg(name).write_text(cfgfile.render(wanted))
 
     def stop(self) -> None:
         self.qemu.close()
@@ -69,7 +76,8 @@ class Case(Chains):
 
 @pytest.fixture
 def case(disks: list[Disk], qemu: Qemu, world: World, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setattr(delete_plan, "strategies", registry.strategies)
+    for module in (clone_plan, clone_removal, delete_plan):
+        monkeypatch.setattr(module, "strategies", registry.strategies)
     frozen = world.root / "frozen"
     for directory in (frozen, world.directory):
         directory.mkdir()
@@ -108,6 +116,28 @@ def test_one_that_was_killed_after_any_step(case: Case, step: str, state: str) -
         if state == "off":
             case.check({"s1": 1, "s2": 2, "": 3})
         delete(case.world.host, case.cfg("s1"))
+    case.assert_deleted(3)
+
+
+@pytest.mark.parametrize(("name", "state"), [("s1", "running"), ("s1", "off"), ("s2", "off")])
+def test_one_on_which_a_clone_stands_is_kept_until_that_is_deleted(
+    case: Case, name: str, state: str
+) -> None:
+    """A clone of s2 stands on s1, too."""
+    if state == "off":
+        case.stop()
+    host = case.world.host
+    asked = CloneRequest(domain="c1", cfgfile=str(case.cfg(name)))
+    made = clone(host, asked, Callbacks())
+    assert [disk.how for disk in made.disks] == ["overlay"] * 2
+    before = case.world.photo()
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"the clone c1 stands on .*xvda\.s1: .*delete_clone"):
+            delete(host, case.cfg("s1"))
+        assert case.world.photo() == before
+        host.guests[-1].exists = False  # the clone is off the second time
+    delete_clone(host, DeleteCloneRequest(domain="c1"), Callbacks())
+    delete(host, case.cfg("s1"))
     case.assert_deleted(3)
 
 

@@ -12,15 +12,31 @@ from typing import Any
 
 import pytest
 
-from pyxlsnap import contents
-from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
-from pyxlsnap.model import RunState
-from pyxlsnap.request import ReadRequest
+from pyxlsnap import cfgfile, contents
+from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone.operation import clone, read_cfgfile
+from pyxlsnap.clone.plan import make_plan
+from pyxlsnap.clone.removal import delete_clone
+from pyxlsnap.clone.sequence import Cloning
+from pyxlsnap.disks import plugins, registry
+from pyxlsnap.errors import (
+    AlreadyExists,
+    DomainNotFound,
+    NeedsAttention,
+    OperationFailed,
+    Refused,
+)
+from pyxlsnap.model import Disk, DiskRequest, RunState, SnapshotConfig
+from pyxlsnap.request import Callbacks, CloneRequest, DeleteCloneRequest, ReadRequest
+from pyxlsnap.results import Cloned, Deleted
 from pyxlsnap.snapshot_info import SnapshotDisk, SnapshotInfo
 from tests.project import PROJECT
-from tests.unit.support.clones import Origin
+from tests.unit.support import operations
+from tests.unit.support.clones import CLONE_UUID, Origin, clone_steps
+from tests.unit.support.faults import run_until
+from tests.unit.support.loop_files import mounted
 from tests.unit.support.qemu import qemu_img
-from tests.unit.support.world import World
+from tests.unit.support.world import CHOOSERS, World, make_world
 
 
 def example(name: str) -> ModuleType:
@@ -212,3 +228,137 @@ def test_a_snapshot_that_is_not_whole_is_not_packed(move: ModuleType, world: Wor
     origin.memory_path.unlink()
     with pytest.raises(SystemExit, match="is not whole"):
         move.files_of(contents.read(ReadRequest(cfgfile=str(origin.cfg))))
+
+
+# The disk strategy for btrfs
+
+
+@pytest.fixture(scope="module")
+def filesystem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with mounted("btrfs", tmp_path_factory.mktemp("filesystem")) as where:
+        yield where
+
+
+class OnBtrfs:
+    """A guest with two raw disks in a subvolume, and a snapshot ``base``; all by the strategy."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.volume = world.root / "images" / "vm"
+        subprocess.run(["btrfs", "-q", "subvolume", "create", self.volume], check=True)
+        self.files = [self.volume / name for name in ("a.img", "b.img")]
+        for file in self.files:
+            file.write_bytes(b"then" * 4096)
+        disks = zip(("xvda", "xvdb"), self.files, strict=True)
+        world.guest(*(Disk(vdev, str(file), "raw", "phy") for vdev, file in disks))
+        wanted = SnapshotConfig("base", disks=(DiskRequest("xvda"), DiskRequest("xvdb")))
+        self.made = operations.create(world.host, "vm1", wanted)
+        for file in self.files:
+            file.write_bytes(b"now" * 4096)
+
+    def clone(self, **more: Any) -> Cloned:
+        request = CloneRequest(domain="c1", cfgfile=self.made.cfgfile, **more)
+        return clone(self.world.host, request, Callbacks())
+
+    def delete(self) -> Deleted:
+        return delete_clone(self.world.host, DeleteCloneRequest(domain="c1"), Callbacks())
+
+    def there(self) -> set[str]:
+        """The names of what is beside the subvolume."""
+        return {path.name for path in self.volume.parent.iterdir()} - {"vmlinuz"}
+
+
+@pytest.fixture
+def on_btrfs(
+    filesystem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OnBtrfs]:
+    """The strategy is installed, as pip does it."""
+    info = tmp_path / "btrfs_disks-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: btrfs-disks\nVersion: 1\n")
+    entries = "[pyxlsnap.disks]\nbtrfs = btrfs_disks:Subvolumes\n"
+    (info / "entry_points.txt").write_text(entries)
+    for path in (tmp_path, PROJECT / "examples" / "btrfs-disks"):
+        monkeypatch.syspath_prepend(path)
+    plugins.installed.cache_clear()
+    found = make_world(filesystem / tmp_path.name, monkeypatch)
+    for module in CHOOSERS:
+        monkeypatch.setattr(module, "strategies", registry.strategies)
+    yield OnBtrfs(found)
+    plugins.installed.cache_clear()
+
+
+def test_a_revert_in_a_subvolume_and_a_delete(on_btrfs: OnBtrfs) -> None:
+    host, cfg = on_btrfs.world.host, Path(on_btrfs.made.cfgfile)
+    operations.revert(host, "vm1", cfgfile.read(cfg), cfg)
+    assert {file.read_bytes() for file in on_btrfs.files} == {b"then" * 4096}
+    assert sorted(on_btrfs.volume.iterdir()) == on_btrfs.files
+    operations.delete(host, cfg)
+    assert on_btrfs.there() == {"vm"}
+
+
+def test_a_clone_has_a_subvolume_of_its_own(on_btrfs: OnBtrfs) -> None:
+    made = on_btrfs.clone()
+    assert {d.how for d in made.disks} == {"btrfs snapshot"}
+    assert on_btrfs.there() == {"vm", "vm.base", "vm.base.c1"}
+    for disk, file in zip(made.disks, on_btrfs.files, strict=True):
+        own = Path(disk.target)
+        assert own == on_btrfs.volume.with_name("vm.base.c1") / "disks" / file.name
+        assert own.read_bytes() == b"then" * 4096
+        own.write_bytes(b"its own")
+        snapshot = on_btrfs.volume.with_name("vm.base") / "disks" / file.name
+        assert (snapshot.read_bytes(), file.read_bytes()) == (b"then" * 4096, b"now" * 4096)
+    assert len(on_btrfs.delete().lines) == 2  # the domain, and one subvolume
+    assert on_btrfs.there() == {"vm", "vm.base"}
+
+
+def test_a_clone_in_a_subvolume_is_replaced_again_and_again(on_btrfs: OnBtrfs) -> None:
+    for name in ("c1", "c1.r", "c1"):
+        made = on_btrfs.clone(replace=True)
+        assert on_btrfs.there() == {"vm", "vm.base", f"vm.base.{name}"}
+        assert {Path(d.target).read_bytes() for d in made.disks} == {b"then" * 4096}
+        for disk in made.disks:
+            Path(disk.target).write_bytes(b"used")
+    operations.delete(on_btrfs.world.host, Path(on_btrfs.made.cfgfile))
+    assert on_btrfs.there() == {"vm", "vm.base.c1"}  # it depends on nothing
+    subprocess.run(["sh", "-euc", made.disks[0].delete], check=True, capture_output=True)
+    assert on_btrfs.there() == {"vm"}
+
+
+def test_a_clone_in_a_subvolume_that_is_killed_before_its_restore(on_btrfs: OnBtrfs) -> None:
+    steps = clone_steps(replaces=False)
+    request = read_cfgfile(CloneRequest(domain="c1", cfgfile=on_btrfs.made.cfgfile))
+    for step in steps[: steps.index("restore")]:
+        plan = make_plan(on_btrfs.world.host, request, CLONE_UUID, None, Cancel())
+        run_until(Cloning(on_btrfs.world.host, plan).steps(), step)
+        plan.close()
+        operations.recover(on_btrfs.world.host, CLONE_UUID)
+        assert on_btrfs.there() == {"vm", "vm.base"}, step
+
+
+def test_what_is_not_the_clones_is_left(on_btrfs: OnBtrfs) -> None:
+    taken = on_btrfs.volume.with_name("vm.base.c1")
+    taken.mkdir()
+    with pytest.raises(AlreadyExists, match="choose another name"):
+        on_btrfs.clone()
+    taken.rmdir()
+    made = on_btrfs.clone()
+    above = taken / "disks.mine"  # a snapshot of the clone
+    above.mkdir()
+    with pytest.raises(NeedsAttention, match=r"has disks\.mine: delete that first"):
+        on_btrfs.delete()
+    assert {Path(d.target).exists() for d in made.disks} == {True}
+    above.rmdir()
+    operations.recover(on_btrfs.world.host, made.uuid)
+    assert on_btrfs.there() == {"vm", "vm.base"}
+
+
+def test_a_clone_of_half_a_snapshot_in_a_subvolume(on_btrfs: OnBtrfs) -> None:
+    with pytest.raises(Refused, match="xvda: its place is beside the snapshot"):
+        on_btrfs.clone(disks=(DiskRequest("xvda", "/srv/a", "raw"),))
+    whole = on_btrfs.volume.with_name("vm.base") / "disks"
+    subprocess.run(["btrfs", "property", "set", whole, "ro", "false"], check=True)
+    (whole / "b.img").unlink()
+    with pytest.raises(Refused, match=r"xvdb: .* has no b\.img: the snapshot is incomplete"):
+        on_btrfs.clone()
+    assert on_btrfs.there() == {"vm", "vm.base"}

@@ -1,9 +1,9 @@
 """A domain with a snapshot in the small world, and clones of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -16,7 +16,7 @@ from pyxlsnap.clone_file import find_clone
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.model import DomainConfig, SnapshotConfig
 from pyxlsnap.request import Callbacks, CloneRequest
-from pyxlsnap.results import Cloned
+from pyxlsnap.results import Cloned, Plan
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create
 from tests.unit.support.values import UUID
@@ -36,16 +36,15 @@ class Origin:
         *,
         paused: bool = False,
         nics: Sequence[dict[str, Any]] = (),
-        serial: str = "",
+        emulated: Mapping[str, object] = MappingProxyType({}),
         **config: Any,
     ) -> None:
         self.world = world
         self.guest = world.guest(world.image("xvda"), world.image("xvdb"), **config)
-        if nics or serial:
+        if nics or emulated:
             values = json.loads(self.guest.configuration.json)
             values["nics"] = list(nics)
-            if serial:
-                values["b_info"]["type.hvm"]["serial"] = serial
+            values["b_info"]["type.hvm"] |= emulated
             self.guest.configuration = DomainConfig.parse(json.dumps(values))
         self.guest.memory = "then"
         self.guest.paused = paused
@@ -68,6 +67,10 @@ class Origin:
     def clone(self, name: str = CLONE, *, cancel: Cancel | None = None, **words: Any) -> Cloned:
         callbacks = Callbacks(start_monitor=lambda _: None)
         return operation.clone(self.world.host, self.request(name, **words), callbacks, cancel)
+
+    def preview(self, name: str = CLONE, *, cancel: Cancel | None = None, **words: Any) -> Plan:
+        request = self.request(name, **words)
+        return operation.preview(self.world.host, request, Callbacks(), cancel)
 
     def children(self) -> set[str]:
         """The names of the disks of clones that are there."""

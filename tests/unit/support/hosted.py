@@ -22,6 +22,7 @@ import pytest
 import pyxlsnap.monitor.launch
 import pyxlsnap.worker.supervisor
 import pyxlsnap.xen.toolstack
+from pyxlsnap.clone_file import find_clone
 from pyxlsnap.model import DomainConfig
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.host import FakeHost
@@ -163,6 +164,6 @@ class Hosted:
 
     @property
     def guest(self) -> FakeGuest:
-        """The one that is there."""
-        (found,) = [g for g in self.world.host.guests if g.exists]
+        """The one that is there, beside its clones."""
+        (found,) = [g for g in self.world.host.guests if g.exists and not find_clone(g.name)]
         return found

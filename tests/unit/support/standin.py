@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap.results import Cloned, Deleted, Feasibility, Progress, Recovered, Reverted, Snapshot
+from pyxlsnap.results import (
+    Cloned,
+    Deleted,
+    Feasibility,
+    Plan,
+    Progress,
+    Recovered,
+    Reverted,
+    Snapshot,
+)
+from pyxlsnap.snapshot_info import SnapshotInfo
 from tests.unit.support.scenarios import ordinary
 from tests.unit.support.sites import import_from, write_site
 from tests.unit.support.standin_site import Call
@@ -36,6 +46,8 @@ class StandIn:
         monitor: Callable[[Call], None] = ordinary.nothing,
         revert: Callable[[Call], Reverted] = ordinary.reverted,
         clone: Callable[[Call], Cloned] = ordinary.cloned,
+        plan: Callable[[Call], Plan] = ordinary.planned,
+        read: Callable[[Call], SnapshotInfo] = ordinary.read,
         delete: Callable[[Call], Deleted] = ordinary.deleted,
         watch: Callable[[Call], None] = ordinary.nothing,
         feasibility: Callable[[Call], Feasibility] = ordinary.possible,
@@ -48,6 +60,8 @@ class StandIn:
             "monitor": monitor,
             "revert": revert,
             "clone": clone,
+            "plan": plan,
+            "read": read,
             "delete": delete,
             "watch": watch,
             "feasibility": feasibility,

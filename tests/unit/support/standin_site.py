@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 import pyxlsnap.clone.operation
+import pyxlsnap.contents
 import pyxlsnap.create.feasibility
 import pyxlsnap.create.operation
 import pyxlsnap.delete.operation
@@ -38,7 +39,9 @@ from pyxlsnap.request import (
     DeleteRequest,
     FeasibilityRequest,
     PrepareMonitor,
+    ReadRequest,
     RecoverRequest,
+    Request,
     RevertRequest,
     ShareLock,
     StartMonitor,
@@ -51,28 +54,13 @@ from pyxlsnap.results import (
     OnEvent,
     OnProgress,
     Plan,
-    PlannedDisk,
     Progress,
     Recovered,
     Reverted,
     Snapshot,
 )
+from pyxlsnap.snapshot_info import SnapshotInfo
 from tests.unit.support.values import UUID
-
-PLAN = Plan(
-    operation="create",
-    name="snap",
-    domain="vm1",
-    uuid=UUID,
-    memory_path="/m",
-    cfgfile="/c",
-    live=True,
-    state=RunState.RUNNING,
-    disks=(PlannedDisk("xvda", "/a", "qcow2", ""),),
-    left_out={},
-    warnings=(),
-    seconds_suspended=0.4,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +70,8 @@ class Call:
     #: the directory for traces
     here: Path
     domain: str
+    #: what was asked for: of a create, a revert, a clone, their plans, and a read
+    request: Request | None = None
     wanted: SnapshotConfig = field(default_factory=SnapshotConfig)
     live: bool = False
     max_downtime: float | None = None
@@ -223,6 +213,7 @@ class _Operations:
         return Call(
             here=self._here,
             domain=request.domain,
+            request=request,
             wanted=request.config or SnapshotConfig(),
             on_progress=callbacks.on_progress,
             share_lock=callbacks.share_lock,
@@ -267,8 +258,19 @@ class _Operations:
             (self._here / "not begun").touch()
         return 0
 
-    def preview(self, *_: object, **__: object) -> Plan:
-        return PLAN
+    def preview(
+        self,
+        host: Host,
+        request: CreateRequest | RevertRequest | CloneRequest,
+        callbacks: Callbacks,
+        cancel: Cancel,
+    ) -> Plan:
+        call = replace(self._call(request, callbacks), cancel=cancel)
+        return cast(Plan, self._scenarios["plan"](call))
+
+    def read(self, request: ReadRequest, cancel: Cancel) -> SnapshotInfo:
+        call = Call(here=self._here, domain="", request=request, cancel=cancel)
+        return cast(SnapshotInfo, self._scenarios["read"](call))
 
     @contextmanager
     def toolstack(self, **_: object) -> Iterator[None]:
@@ -283,7 +285,9 @@ def _put_in_place(operations: _Operations) -> None:
         (pyxlsnap.revert.operation, "revert", operations.revert),
         (pyxlsnap.revert.operation, "preview", operations.preview),
         (pyxlsnap.clone.operation, "clone", operations.clone),
+        (pyxlsnap.clone.operation, "preview", operations.preview),
         (pyxlsnap.clone.operation, "configuration", operations.configuration),
+        (pyxlsnap.contents, "read", operations.read),
         (pyxlsnap.delete.operation, "delete", operations.delete),
         (pyxlsnap.recovery.operation, "recover", operations.recover),
         (pyxlsnap.monitor.actions, "monitor", operations.monitor),

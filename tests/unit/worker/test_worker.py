@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyxlsnap import api
+from pyxlsnap import api, clones
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.operation import read_cfgfile
 from pyxlsnap.errors import (
@@ -586,3 +586,4 @@ class TestPlans:
         assert (plan.operation, plan.state, plan.warnings) == ("create", RunState.RUNNING, ())
         assert plan.disks == (PlannedDisk("xvda", "/a", "qcow2", ""),)
         assert api.plan_revert("vm1", worker.here / "c.cfg") == plan
+        assert clones.plan_clone(worker.here / "c.cfg", "c1") == plan

@@ -269,6 +269,28 @@ class TestNewDomain:
             make(self.info(7), destroy=-3)
 
 
+def test_a_generation_id_is_made_before_the_restore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For reverts and clones: the clone only says so."""
+    given: list[tuple[str, Any]] = []
+
+    def renews(_ctx: object, config: Any) -> int:
+        given.append(("renew", config))
+        return 0
+
+    def restores(_ctx: object, config: Any, domid: Any, *_: object) -> int:
+        given.append(("restore", config))
+        domid[0] = 7
+        return 0
+
+    functions = SimpleNamespace(pyxlsnap_renew_genid=renews, libxl_domain_create_restore=restores)
+    monkeypatch.setattr(toolstack, "C", functions)
+    host = Unbound()
+    host._context = Made(DomainInfo(7, UUID, True, False, "", False, 0))
+    host.restore(config_of(), 0)
+    assert [verb for verb, _ in given] == ["renew", "restore"]
+    assert given[0][1] == given[1][1]
+
+
 class TestPlaces:
     def test_are_those_compiled_into_libxl(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("LIBXL_SAVE_HELPER", raising=False)

@@ -12,10 +12,13 @@ from pyxlsnap.results import (
     Cloned,
     Deleted,
     Feasibility,
+    Plan,
+    PlannedDisk,
     Recovered,
     Reverted,
     Snapshot,
 )
+from pyxlsnap.snapshot_info import CloneInfo, SnapshotDisk, SnapshotInfo
 from tests.unit.support.processes import caller
 from tests.unit.support.standin_site import Call
 from tests.unit.support.values import UUID
@@ -36,6 +39,38 @@ SNAPSHOT = Snapshot(
 )
 REVERTED = Reverted("snap", "vm1", 9, UUID, RunState.PAUSED, ("xvda",), ("w",))
 CLONED = Cloned("snap", "c1", 9, UUID, RunState.PAUSED, (), (), (), ("w",))
+PLAN = Plan(
+    operation="create",
+    name="snap",
+    domain="vm1",
+    uuid=UUID,
+    memory_path="/m",
+    cfgfile="/c",
+    live=True,
+    state=RunState.RUNNING,
+    disks=(PlannedDisk("xvda", "/a", "qcow2", ""),),
+    left_out={},
+    warnings=(),
+    seconds_suspended=0.4,
+)
+INFO = SnapshotInfo(
+    name="snap",
+    description="before the upgrade",
+    cfgfile="/c",
+    memory_path="/m",
+    domain="vm1",
+    uuid=UUID,
+    guest_kind="pvh",
+    created=1.0,
+    state=RunState.RUNNING,
+    versions={"xen": "4.17"},
+    memory_kb=1024,
+    size_bytes=4096,
+    disks=(SnapshotDisk("xvda", "/a", "qcow2", "/a.snap", 1, ("/base",), ("/a",)),),
+    left_out={"hdc": "a CD-ROM drive"},
+    clones=(CloneInfo("c1", UUID, {"xvda": "/a.snap.c1"}),),
+    missing=(),
+)
 DELETED = Deleted("snap", "vm1", UUID, "/c", ("removed /c",), ("w",))
 
 
@@ -53,6 +88,14 @@ def reverted(_: Call) -> Reverted:
 
 def cloned(_: Call) -> Cloned:
     return CLONED
+
+
+def planned(_: Call) -> Plan:
+    return PLAN
+
+
+def read(_: Call) -> SnapshotInfo:
+    return INFO
 
 
 def deleted(call: Call) -> Deleted:
@@ -182,6 +225,28 @@ def says_every_argument(call: Call) -> Snapshot:
     limits = (call.max_downtime, call.max_rate)
     call.say((call.domain, call.wanted.name, call.live, *limits, call.start_monitor))
     return SNAPSHOT
+
+
+def clone_says_its_request(call: Call) -> Cloned:
+    call.say(call.request)
+    call.report("disks", 1, 2)
+    return CLONED
+
+
+def plan_says_its_request(call: Call) -> Plan:
+    call.say(call.request)
+    return PLAN
+
+
+def read_says_its_request(call: Call) -> SnapshotInfo:
+    call.say(call.request)
+    return INFO
+
+
+def begins_and_rolls_back(call: Call) -> NoReturn:
+    """As an operation that reports no progress."""
+    call.mark("begun")
+    rolls_back(call)
 
 
 def says_what_is_wanted(call: Call) -> Snapshot:
