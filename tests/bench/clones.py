@@ -3,7 +3,7 @@
 usage: python3 -m tests.bench.clones TASK, which is a :class:`Task` as JSON. Prints a line of JSON
 for each measurement: {"round": 1, "way": "pyxlsnap, clone", "figures": {"one_s": 3.2}}.
 
-See measure.py for what else is copied to the dom0.
+``SCRIPTS`` in in_lab.py names all that is copied to the dom0.
 """
 
 import json
@@ -18,7 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 from uuid import uuid4
 
-from tests.bench.measure import FILES, LIMIT_S, WAIT_S, settle_log, timed
+from tests.bench.measure import FILES
+from tests.bench.running import LIMIT_S, WAIT_S, settle_log, timed
 
 MANY = 8
 _POLL_S = 0.02

@@ -26,7 +26,7 @@ from tests.lab.harness.mixed import quicken_hotplug
 HERE = Path(__file__).parent
 #: where the scripts find each other, as modules
 PACKAGE = "/root/bench"
-SCRIPTS = ("measure.py", "memory_file.py", "clones.py")
+SCRIPTS = ("measure.py", "memory_file.py", "running.py", "clones.py")
 # Of the longest measurement, with what is before and after it.
 LIMIT_S = 900.0
 #: the name of what is measured of clones, beside those of the cells

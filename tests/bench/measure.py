@@ -4,14 +4,13 @@ usage: python3 -m tests.bench.measure TASK, which is a :class:`Task` as JSON. Pr
 for each measurement when it is made: {"round": 1, "way": "pyxlsnap, live", "figures": {...}}. The
 names of the figures have their units; :func:`main` lists them.
 
-This file, memory_file.py and clones.py are all that is copied to the dom0.
+``SCRIPTS`` in in_lab.py names all that is copied to the dom0.
 """
 
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,16 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.memory_file import memory_in
+from tests.bench.running import LIMIT_S, Done, await_end, settle_log, timed
 
 FILES = Path("/var/lib/xen/bench")
 BARE = "/root/bare"
 #: what `xl restore` starts from, and the name of the disk snapshots that belong to it
 PEER_FILE, PEER = FILES / "peer.save", "peer"
-#: a guest must say so many lines that all is well before the next measurement
-TICKS = 2
-WAIT_S = 300.0
-#: limit of anything that is not itself measured
-LIMIT_S = 600.0
 #: a domain that runs again is noticed within 10 ms; this is for one whose suspend was missed
 NOTICE_S = 3.0
 
@@ -59,36 +54,6 @@ class Task:
     lvm: bool
     ways: list[str]
     rounds: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has worked."""
-
-    seconds: float
-    #: of the command and of the children that it has waited for
-    cpu_seconds: float
-    out: str
-
-
-def timed(*words: str, may_fail: bool = False, env: dict[str, str] | None = None) -> Done:
-    """Run a command to its end.
-
-    :raises SystemExit: it failed; what it said.
-    """
-    # Into files: a daemon that the command leaves behind would keep a pipe open.
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        begun = time.monotonic()
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env)
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.monotonic() - begun
-        process.returncode = os.waitstatus_to_exitcode(status)  # else Popen would wait for it
-        out.seek(0)
-        err.seek(0)
-        if process.returncode and not may_fail:
-            sys.exit(f"{' '.join(words)}: status {process.returncode}\n{err.read()}{out.read()}")
-        said = out.read() + (err.read() if may_fail else "")
-    return Done(seconds, used.ru_utime + used.ru_stime, said)
 
 
 def domid(task: Task) -> str:
@@ -265,15 +230,6 @@ def qemu_of(task: Task) -> int | None:
     return int(said) if said.isdigit() else None
 
 
-def await_end(pid: int | None) -> None:
-    """Wait for the end of a QEMU: until then it may write to its images."""
-    end = time.monotonic() + LIMIT_S
-    while pid and Path(f"/proc/{pid}").exists():
-        if time.monotonic() > end:
-            sys.exit(f"the QEMU of the domain, {pid}, does not end")
-        time.sleep(0.02)
-
-
 # Between two measurements
 
 
@@ -284,21 +240,6 @@ def settle(task: Task) -> None:
     """
     os.sync()
     settle_log(task.domain, Path(task.log))
-
-
-def settle_log(domain: str, log: Path) -> None:
-    """Wait until a guest has said some lines that all is well."""
-    mark, end = log.stat().st_size, time.monotonic() + WAIT_S
-    while True:
-        with log.open("rb") as file:
-            file.seek(mark)
-            said = file.read().split(b"\n")[:-1]
-        lines = [line for line in said if b"TICK n=" in line and b" boot=" in line]
-        if any(b" bad=0 " not in line for line in lines) or time.monotonic() > end:
-            sys.exit(f"{domain} is not well, or says nothing: {said[-5:]}")
-        if len(lines) >= TICKS:
-            return
-        time.sleep(0.05)
 
 
 def measurements(task: Task, number: int) -> Iterator[tuple[Way, Callable[[], dict[str, float]]]]:

@@ -11,7 +11,7 @@ from pyxlsnap import paths
 from tests.bench.backup import costs
 from tests.bench.figures import Spreads, spreads
 from tests.bench.in_lab import PAIRS, pair
-from tests.bench.measure import timed
+from tests.bench.running import timed
 from tests.bench.writer import of_memory
 from tests.lab.harness import cache
 from tests.project import PROJECT

@@ -22,7 +22,7 @@ import pytest
 from docs.timeline import Span
 from pyxlsnap.memory import write_header
 from pyxlsnap.xen.xlcfg import parse_cfg
-from tests.bench import backup, clones, in_lab, measure, native
+from tests.bench import backup, clones, in_lab, measure, native, running
 from tests.bench.__main__ import chosen
 from tests.bench.__main__ import put as put_in
 from tests.bench.cells import BASE, BY_NAME, CELLS, Cell
@@ -297,6 +297,15 @@ def test_the_memory_that_is_not_zero_is_counted(tmp_path: Path) -> None:
         assert memory_in(path) == {"memory_bytes": 5 * 4096, "not_zero_bytes": 3 * 4096}
 
 
+def test_the_scripts_find_in_the_dom0_all_that_they_import(tmp_path: Path) -> None:
+    there = tmp_path / "tests" / "bench"
+    there.mkdir(parents=True)
+    for name in in_lab.SCRIPTS:
+        (there / name).write_bytes((HERE / name).read_bytes())
+    words = [sys.executable, "-S", "-c", "import tests.bench.measure, tests.bench.clones"]
+    subprocess.run(words, cwd=tmp_path, check=True, env={})
+
+
 # What stands for the programs of a dom0: it tells no more than measure.py asks.
 PROGRAMS = {
     "xl": """case $1 in domid) echo 5 ;; save) for last; do :; done; cp "$SAVED" "$last" ;; esac""",
@@ -390,14 +399,14 @@ def test_a_guest_that_is_not_well_ends_the_measurement(dom0: Path) -> None:
 
 
 def test_a_command_that_fails_ends_the_measurement() -> None:
-    assert measure.timed("sh", "-c", "echo said").out == "said\n"
+    assert running.timed("sh", "-c", "echo said").out == "said\n"
     with pytest.raises(SystemExit, match=r"status 3\nwhy"):
-        measure.timed("sh", "-c", "echo why >&2; exit 3")
+        running.timed("sh", "-c", "echo why >&2; exit 3")
 
 
 def test_the_processor_time_of_children_counts() -> None:
     busy = "import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
-    done = measure.timed("sh", "-c", '"$0" -c "$1"; true', sys.executable, busy)
+    done = running.timed("sh", "-c", '"$0" -c "$1"; true', sys.executable, busy)
     assert done.cpu_seconds >= 0.2
 
 
