@@ -36,6 +36,7 @@ class Way(StrEnum):
     BARE_STOPPED = "libxl in C, stopped"
     BARE_LIVE = "libxl in C, live"
     STOPPED = "pyxlsnap, stopped"
+    NO_DISKS = "pyxlsnap, stopped, without its disks"
     LIVE = "pyxlsnap, live"
     REVERT = "pyxlsnap, revert"
     REPEATED = "pyxlsnap, repeated revert"
@@ -106,10 +107,10 @@ def bare(task: Task, how: str) -> dict[str, float]:
     return found
 
 
-def create(task: Task, name: str, *words: str) -> tuple[dict[str, float], dict[str, Any]]:
+def create(task: Task, *words: str) -> tuple[dict[str, float], dict[str, Any]]:
     """``pyxlsnap snapshot-create``: memory and disks; the figures, and the result."""
     watch = Watch(domid(task))
-    command = ["pyxlsnap", "--json", "snapshot-create", task.domain, "--name", name, *words]
+    command = ["pyxlsnap", "--json", "snapshot-create", task.domain, *words]
     done = timed(*command)
     result: dict[str, Any] = json.loads(done.out)["result"]
     own = {
@@ -246,9 +247,18 @@ def measurements(task: Task, number: int) -> Iterator[tuple[Way, Callable[[], di
     """What a round measures, in its order."""
     kept: dict[str, Any] = {}
 
+    def of_memory() -> dict[str, float]:
+        """The same snapshot of the same guest, but for its disks; no revert goes back to it."""
+        cfgfile = FILES / "no-disks.cfg"
+        cfgfile.write_text(f"name = 'r{number}-no-disks'\ndisks = []\n")
+        found, result = create(task, str(cfgfile))
+        cfgfile.unlink()
+        forget(result)
+        return found
+
     def snapshot(name: str, *words: str) -> dict[str, float]:
         """The first of a round stays for the reverts."""
-        found, result = create(task, f"r{number}-{name}", *words)
+        found, result = create(task, "--name", f"r{number}-{name}", *words)
         if number == 1:
             found |= memory_in(Path(result["memory_path"]))
         if kept:
@@ -261,6 +271,7 @@ def measurements(task: Task, number: int) -> Iterator[tuple[Way, Callable[[], di
     yield Way.BARE_STOPPED, lambda: bare(task, "suspend")
     yield Way.BARE_LIVE, lambda: bare(task, "live")
     yield Way.STOPPED, lambda: snapshot("stopped")
+    yield Way.NO_DISKS, of_memory
     yield Way.LIVE, lambda: snapshot("live", "--live")
     yield Way.REVERT, lambda: revert(task, kept)
     yield Way.REPEATED, lambda: repeated(task, kept)

@@ -32,6 +32,7 @@ HEADS: Final = {
     Way.BARE_STOPPED: "C on libxl, stopped",
     Way.BARE_LIVE: "C on libxl, live",
     Way.STOPPED: "pyxlsnap, stopped",
+    Way.NO_DISKS: "pyxlsnap, stopped, without its disks",
     Way.LIVE: "pyxlsnap, live",
     Way.REVERT: "pyxlsnap",
     Way.REPEATED: "pyxlsnap, repeated",
