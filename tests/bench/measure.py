@@ -25,6 +25,8 @@ FILES = Path("/var/lib/xen/bench")
 BARE = "/root/bare"
 #: what `xl restore` starts from, and the name of the disk snapshots that belong to it
 PEER_FILE, PEER = FILES / "peer.save", "peer"
+#: how the name of the figure of a step begins
+STEP = "step "
 #: a domain that runs again is noticed within 10 ms; this is for one whose suspend was missed
 NOTICE_S = 3.0
 
@@ -118,6 +120,7 @@ def create(task: Task, *words: str) -> tuple[dict[str, float], dict[str, Any]]:
         "disk_snapshots_s": result["seconds"]["disk snapshots"],
         "after_s": after(result, "resume"),
         "disks_beside_s": result["seconds_beside"],
+        **steps(result["seconds"], done.seconds),
     }
     return _taken(done, watch, Path(result["memory_path"])) | own, result
 
@@ -132,6 +135,12 @@ def _taken(done: Done, watch: Watch, path: Path) -> dict[str, float]:
         "file_bytes": found.st_size,
         "disk_bytes": found.st_blocks * 512,
     }
+
+
+def steps(seconds: dict[str, float], whole_s: float) -> dict[str, float]:
+    """The seconds of each step that pyxlsnap reports, and of the command outside its steps."""
+    found = {f"{STEP}{name}_s": float(taken) for name, taken in seconds.items()}
+    return found | {"outside_steps_s": whole_s - sum(found.values())}
 
 
 def after(result: dict[str, Any], step: str) -> float:
@@ -163,6 +172,7 @@ def revert(task: Task, result: dict[str, Any]) -> dict[str, float]:
         "cpu_s": done.cpu_seconds,
         "off_s": result["seconds_off"],
         "after_s": after(result, "unpause"),
+        **steps(result["seconds"], done.seconds),
     }
 
 
@@ -172,16 +182,18 @@ import json, sys, time, pyxlsnap
 with pyxlsnap.Reverter(*sys.argv[1:]) as reverter:
     reverter.revert()
     begun = time.monotonic()
-    off = reverter.revert().seconds_off
-print(json.dumps({"whole_s": time.monotonic() - begun, "off_s": off}))
+    found = reverter.revert()
+    whole = time.monotonic() - begun
+print(json.dumps({"whole_s": whole, "off_s": found.seconds_off, "seconds": dict(found.seconds)}))
 """
 
 
 def repeated(task: Task, result: dict[str, Any]) -> dict[str, float]:
     """The second revert of a ``pyxlsnap.Reverter``."""
     done = timed("python3", "-c", REPEAT, task.domain, result["cfgfile"])
-    found: dict[str, float] = json.loads(done.out)
-    return found
+    found: dict[str, Any] = json.loads(done.out)
+    seconds = found.pop("seconds")
+    return found | steps(seconds, found["whole_s"])
 
 
 def xl_revert(task: Task) -> dict[str, float]:
@@ -286,9 +298,11 @@ def main() -> None:
     ``whole_s`` and ``cpu_s``: the command; ``suspended_s``: the guest, seen from outside;
     ``reported_suspended_s``: the same as the program reports it; ``disk_snapshots_s``: a part of
     it, after the memory; ``disks_beside_s``: for the disks, beside the memory; ``off_s``: from
-    before the destroy to the guest that runs again; ``file_bytes`` and ``disk_bytes``: the memory
-    file, and what it takes on the disk; ``memory_bytes`` and ``not_zero_bytes``: the guest's memory
-    in the file, in the first round.
+    before the destroy to the guest that runs again; ``step NAME_s``: a step, as the program reports
+    it; ``outside_steps_s``: the rest of the command; ``after_s``: the steps after the one with
+    which the guest runs again; ``file_bytes`` and ``disk_bytes``: the memory file, and what it
+    takes on the disk; ``memory_bytes`` and ``not_zero_bytes``: the guest's memory in the file, in
+    the first round.
     """
     task = Task(**json.loads(sys.argv[1]))
     FILES.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,15 @@ A report, not a test: a slow day fails nothing.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from docs import timeline
 from docs.timeline import Span, Times
-from tests.bench.cells import CLONED
+from tests.bench.cells import BY_NAME, CLONED
 from tests.bench.clones import Way as CloneWay
-from tests.bench.measure import Way
+from tests.bench.measure import STEP, Way
 from tests.bench.targets import COUNTS, MIB, Bench, Figures, must_reach, writer_cpu
 from tests.lab.harness.support import README, put
 
@@ -24,7 +24,18 @@ PICTURE: Final = "docs/how-fast.svg"
 #: the page with all tables, and the comments around them
 PAGE: Final = README.parent / "docs" / "how-fast.rst"
 PAGE_BEGIN, PAGE_END = ".. python -m tests.bench.report\n", ".. end\n"
+#: the ways to revert, and ours among them
 BACK: Final = (Way.XL_REVERT, Way.REVERT, Way.REPEATED)
+AGAIN: Final = (Way.REVERT, Way.REPEATED)
+#: what the disks cost: a way, for how long the guest stands still, and the disks' share of it; and
+#: for how long they are under way beside the memory
+OF_DISKS: Final = (
+    *(
+        (way, "suspended_s", "disk_snapshots_s", "disks_beside_s")
+        for way in (Way.STOPPED, Way.NO_DISKS, Way.LIVE)
+    ),
+    *((way, "off_s", f"{STEP}disks_s", "") for way in AGAIN),
+)
 #: the columns of the tables
 SAVES: Final = (Way.XL_SAVE, Way.BARE_STOPPED, Way.STOPPED, Way.BARE_LIVE, Way.LIVE)
 HEADS: Final = {
@@ -87,6 +98,7 @@ def render(bench: Bench) -> str:
     """What docs/how-fast.rst says of a run: its tables, and how they were made."""
     lab: Mapping[str, Any] = bench.get("lab", {})
     cells = {name: (cell["what"], Figures(cell)) for name, cell in lab.items() if "ways" in cell}
+    base = Figures(lab.get("base", {}))
     parts = [
         f"\n.. image:: {Path(PICTURE).name}\n   :alt: For how long a guest is suspended\n",
         "Seconds for which a snapshot suspended the guest, median (minimum to maximum). Each guest "
@@ -98,7 +110,9 @@ def render(bench: Bench) -> str:
         _table_of(cells, (Way.XL_SAVE, Way.STOPPED, Way.LIVE), "whole_s"),
         _table_of(cells, (Way.XL_REVERT, Way.REVERT), "whole_s"),
         "The first guest, by every way:\n",
-        _every_way(Figures(lab.get("base", {}))),
+        _every_way(base),
+        *_steps(base),
+        *_of_disks(cells),
         _clone_table(bench),
         _backup_table(bench),
         _native(bench).replace("`", "``"),
@@ -160,6 +174,53 @@ def _every_way(base: Figures) -> str:
         shown = ["" if size is None else f"{size / MIB:.1f}" for size in sizes]
         rows.append([name, seconds(whole), seconds(base.spread(way, "cpu_s")), *shown])
     return table(rows) if len(rows) > 1 else ""
+
+
+def _steps(base: Figures) -> Iterator[str]:
+    """The steps of a create and of a revert; nothing if they were not measured (older runs)."""
+    tables = [_step_table(base, ways) for ways in ((Way.STOPPED, Way.LIVE), AGAIN)]
+    if any(tables):
+        yield (
+            "Where the seconds of the first guest go, by step (medians, which need not add up to "
+            "the median of the whole). Outside the steps are the starts of Python and of its "
+            "worker, and the plan:\n"
+        )
+        yield from tables
+
+
+def _step_table(base: Figures, ways: tuple[Way, ...]) -> str:
+    found = [base.steps(way) for way in ways]
+    names = dict.fromkeys(name for steps in found for name in steps)
+    rows = [[name, *(_median(steps.get(name)) for steps in found)] for name in names]
+    for name, key in (("outside the steps", "outside_steps_s"), ("the whole", "whole_s")):
+        rows.append([name, *(_median(base.median(way, key)) for way in ways)])
+    return table([["step, s", *ways], *rows]) if names else ""
+
+
+def _median(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _of_disks(cells: Mapping[str, tuple[str, Figures]]) -> Iterator[str]:
+    """What several disks cost, beside the first guest, which has one."""
+    rows = [
+        [
+            what,
+            str(way),
+            *(seconds(figures.spread(way, key)) for key in (stopped, during, beside)),
+        ]
+        for name, (what, figures) in cells.items()
+        if name == "base" or (name in BY_NAME and BY_NAME[name].disks > 1)
+        for way, stopped, during, beside in OF_DISKS
+        if figures.spread(way, during)
+    ]
+    if rows:
+        yield (
+            'Seconds for the disks. "The disks alone" are a part of the seconds for which the '
+            "guest was suspended (after its memory was written) or off (before its memory was "
+            'restored). "Beside" is while its memory was written:\n'
+        )
+        yield table([["guest", "", "suspended, or off", "the disks alone", "beside"], *rows])
 
 
 def _clone_table(bench: Bench) -> str:

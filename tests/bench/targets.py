@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from tests.bench.clones import Way as CloneWay
-from tests.bench.measure import Way
+from tests.bench.figures import Spread
+from tests.bench.measure import STEP, Way
 
 MIB: Final = 1 << 20
 #: seconds for which a live snapshot suspended the guest of the base cell before there was the
@@ -77,6 +78,15 @@ class Figures:
     def median(self, way: Way, key: str) -> float | None:
         found = self.spread(way, key)
         return found["median"] if found else None
+
+    def steps(self, way: Way) -> dict[str, float]:
+        """The median seconds of each step, in the order of the steps."""
+        found: Mapping[str, Spread] = self._ways.get(way, {})
+        return {
+            key.removeprefix(STEP).removesuffix("_s"): value["median"]
+            for key, value in found.items()
+            if key.startswith(STEP)
+        }
 
 
 def must_reach(bench: Bench) -> list[Line]:

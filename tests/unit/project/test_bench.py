@@ -237,6 +237,50 @@ def test_the_page_gets_all_figures_and_nothing_else_changes() -> None:
     assert problems(render(made_up())) == []
 
 
+STEPS = {
+    "pyxlsnap, stopped": {"journal": 0.1, "suspend": 7.5, "disk snapshots": 0.2},
+    "pyxlsnap, live": {"journal": 0.1, "suspend": 9.25, "disk snapshots": 0.3},
+    "pyxlsnap, revert": {"destroy": 3.0, "disks": 1.0},
+    "pyxlsnap, repeated revert": {"destroy": 2.5, "disks": 0.75},
+}
+
+
+def test_the_page_says_where_the_seconds_go() -> None:
+    bench = made_up()
+    assert "step" not in render(bench)  # an older run has none
+    base = bench["lab"]["base"]["ways"]
+    for way, steps in STEPS.items():
+        base[way] |= {key: spread(value) for key, value in measure.steps(steps, 20.0).items()}
+    for way in ("pyxlsnap, stopped", "pyxlsnap, live"):
+        base[way] |= {"disk_snapshots_s": spread(0.2), "disks_beside_s": spread(1.5)}
+    lvm = {"suspended_s": spread(5.0), "disk_snapshots_s": spread(4.0), "disks_beside_s": spread(0)}
+    bench["lab"]["lvm-4"]["ways"]["pyxlsnap, live"] = lvm
+    text = plain(render(bench))
+    assert [
+        line for line in text.splitlines() if re.match(r"\| (step|suspend|disks) ?\b", line)
+    ] == [
+        "| step, s | pyxlsnap, stopped | pyxlsnap, live |",
+        "| suspend | 7.50 | 9.25 |",
+        "| step, s | pyxlsnap, revert | pyxlsnap, repeated revert |",
+        "| disks | 1.00 | 0.75 |",
+    ]
+    assert "| outside the steps | 12.20 | 10.35 |" in text
+    assert "| outside the steps | 16.00 | 16.75 |" in text
+    assert "| the whole | 18.00 | 13.00 |" in text
+    one = "0.20 (0.10 to 0.30) | 1.5 (1.4 to 1.6)"
+    assert [
+        line for line in text.splitlines() if re.search("pyxlsnap, (stopped|live|r.*) .*to", line)
+    ][-5:] == [
+        f"| {BASE.what} | pyxlsnap, stopped | 8.0 (7.9 to 8.1) | {one} |",
+        f"| {BASE.what} | pyxlsnap, live | 0.33 (0.23 to 0.43) | {one} |",
+        f"| {BASE.what} | pyxlsnap, revert | 12.5 (12.4 to 12.6) | 1.0 (0.9 to 1.1) | |",
+        f"| {BASE.what} | pyxlsnap, repeated revert | 11.0 (10.9 to 11.1) "
+        "| 0.75 (0.65 to 0.85) | |",
+        "| LVM | pyxlsnap, live | 5.0 (4.9 to 5.1) | 4.0 (3.9 to 4.1) | 0.00 (-0.10 to 0.10) |",
+    ]
+    assert problems(render(bench)) == []
+
+
 def problems(text: str) -> list[str]:
     """What docutils says of reStructuredText."""
     stream = io.StringIO()
@@ -336,7 +380,8 @@ def test_the_scripts_find_in_the_dom0_all_that_they_import(tmp_path: Path) -> No
 # What stands for the programs of a dom0: it tells no more than measure.py asks.
 PROGRAMS = {
     "xl": """case $1 in domid) echo 5 ;; save) for last; do :; done; cp "$SAVED" "$last" ;; esac""",
-    "python3": """test -e "$4" && echo '{"whole_s": 7.5, "off_s": 6.0}'""",
+    "python3": """test -e "$4" &&
+echo '{"whole_s": 7.5, "off_s": 6.0, "seconds": {"restore": 4.5, "unpause": 0.5}}'""",
     "xenstore-read": "exit 1",
     "qemu-img": """echo "$@" >>"$CALLS" """,
     "bare": """case $1 in
@@ -409,7 +454,13 @@ def test_each_way_is_measured_in_turn(
     assert found[Way.LIVE]["reported_suspended_s"] == 0.11
     assert found[Way.LIVE]["after_s"] == 0.25
     assert (found[Way.REVERT]["off_s"], found[Way.REVERT]["after_s"]) == (6.5, 0.5)
-    assert found[Way.REPEATED] == {"whole_s": 7.5, "off_s": 6.0}
+    steps = {"step restore_s": 4.5, "step unpause_s": 0.5, "outside_steps_s": 2.5}
+    assert found[Way.REPEATED] == {"whole_s": 7.5, "off_s": 6.0} | steps
+    assert found[Way.LIVE]["step disk snapshots_s"] == 0.05
+    assert found[Way.REVERT]["step monitor_s"] == 0.5
+    whole = found[Way.REVERT]["whole_s"]
+    assert found[Way.REVERT]["outside_steps_s"] == pytest.approx(whole - 1.5)
+    assert in_lab.shown(found[Way.REPEATED]) == "whole_s 7.50, off_s 6.00, outside_steps_s 2.50"
     assert found[Way.XL_REVERT]["off_s"] == found[Way.XL_REVERT]["whole_s"] > 0
     assert {found[way]["not_zero_bytes"] for way in (Way.XL_SAVE, Way.STOPPED, Way.LIVE)} == {4096}
     images = [f"snapshot -{verb} peer {disk}.qcow2" for verb in "caa" for disk in "ab"]
