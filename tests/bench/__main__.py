@@ -64,6 +64,7 @@ def main() -> int:
             keep(bench, out)  # a run that is broken off has what it has measured
     if wanted.native:
         bench["commands"] = native.commands(wanted.rounds, say)
+        bench["command_rounds"] = native.command_rounds(wanted.rounds)
         bench["backup"] = native.backups(out.parent, say)
         bench["writer"] = native.writer(wanted.rounds, recorded, say)
         keep(bench, out)

@@ -16,6 +16,8 @@ from tests.bench.writer import of_memory
 from tests.lab.harness import cache
 from tests.project import PROJECT
 
+#: how often each command is measured at least: it takes a moment, and the figures are small
+_COMMAND_ROUNDS: Final = 9
 #: memory of the made-up guests
 GIB: Final = 2.0
 _CFGFILE: Final = 'name = "before"\nmemory_path = "/nowhere/web1.save"\n'
@@ -47,13 +49,19 @@ def words(cfgfile: Path) -> dict[str, list[str]]:
     commands = {
         "snapshot-create": ["snapshot-create", "web1"],
         "snapshot-revert": ["snapshot-revert", "web1", str(cfgfile)],
+        "snapshot-clone": ["snapshot-clone", str(cfgfile), "web2"],
         "snapshot-recover": ["snapshot-recover", "web1"],
     }
     dry = {
         f"{name} --dry-run": [*commands[name], "--dry-run"]
-        for name in ("snapshot-create", "snapshot-revert")
+        for name in ("snapshot-create", "snapshot-revert", "snapshot-clone")
     }
     return {"--help": ["--help"], **commands, **dry}
+
+
+def command_rounds(rounds: int) -> int:
+    """How often :func:`commands` measures, if all else is measured so often."""
+    return max(rounds, _COMMAND_ROUNDS)
 
 
 def commands(rounds: int, say: cache.Say) -> dict[str, Any]:
@@ -66,6 +74,7 @@ def commands(rounds: int, say: cache.Say) -> dict[str, Any]:
         say("this is a Xen host: the commands are not measured")
         return {}
     say("the commands, until they ask libxl")
+    rounds = command_rounds(rounds)
     with tempfile.TemporaryDirectory() as directory:
         cfgfile = Path(directory, "web1.cfg")
         cfgfile.write_text(_CFGFILE)

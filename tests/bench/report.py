@@ -256,7 +256,9 @@ def _native(bench: Bench) -> str:
     """What was measured without Xen, and so without emulation."""
     commands = bench.get("commands", {})
     cpu = [f"`{name}` {found['cpu_s']['median']:.2f}" for name, found in commands.items()]
-    lines = [f"Processor time of a command until it asks libxl, seconds: {', '.join(cpu)}."]
+    rounds = bench.get("command_rounds", bench["rounds"])
+    what = f"Processor time of a command until it asks libxl, seconds, median of {rounds} rounds"
+    lines = [f"{what}: {', '.join(cpu)}."]
     streams = bench.get("writer", {}).get("streams", {})
     speeds = [found["writer"]["gib_per_second"]["median"] for found in streams.values()]
     ratio = max((value for _, value in writer_cpu(bench) if value), default=0.0)

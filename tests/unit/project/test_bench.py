@@ -20,6 +20,8 @@ import docutils.core
 import pytest
 
 from docs.timeline import Span
+from pyxlsnap import paths
+from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.memory import write_header
 from pyxlsnap.xen.xlcfg import parse_cfg
 from tests.bench import backup, clones, in_lab, measure, native, running
@@ -256,9 +258,7 @@ def test_the_page_says_where_the_seconds_go() -> None:
     lvm = {"suspended_s": spread(5.0), "disk_snapshots_s": spread(4.0), "disks_beside_s": spread(0)}
     bench["lab"]["lvm-4"]["ways"]["pyxlsnap, live"] = lvm
     text = plain(render(bench))
-    assert [
-        line for line in text.splitlines() if re.match(r"\| (step|suspend|disks) ?\b", line)
-    ] == [
+    assert matching(text, r"^\| (step|suspend|disks) ?\b") == [
         "| step, s | pyxlsnap, stopped | pyxlsnap, live |",
         "| suspend | 7.50 | 9.25 |",
         "| step, s | pyxlsnap, revert | pyxlsnap, repeated revert |",
@@ -268,9 +268,7 @@ def test_the_page_says_where_the_seconds_go() -> None:
     assert "| outside the steps | 16.00 | 16.75 |" in text
     assert "| the whole | 18.00 | 13.00 |" in text
     one = "0.20 (0.10 to 0.30) | 1.5 (1.4 to 1.6)"
-    assert [
-        line for line in text.splitlines() if re.search("pyxlsnap, (stopped|live|r.*) .*to", line)
-    ][-5:] == [
+    assert matching(text, r"\| pyxlsnap, (stopped|live|r.*) \|.* to .*to ")[-5:] == [
         f"| {BASE.what} | pyxlsnap, stopped | 8.0 (7.9 to 8.1) | {one} |",
         f"| {BASE.what} | pyxlsnap, live | 0.33 (0.23 to 0.43) | {one} |",
         f"| {BASE.what} | pyxlsnap, revert | 12.5 (12.4 to 12.6) | 1.0 (0.9 to 1.1) | |",
@@ -279,6 +277,10 @@ def test_the_page_says_where_the_seconds_go() -> None:
         "| LVM | pyxlsnap, live | 5.0 (4.9 to 5.1) | 4.0 (3.9 to 4.1) | 0.00 (-0.10 to 0.10) |",
     ]
     assert problems(render(bench)) == []
+
+
+def matching(text: str, pattern: str) -> list[str]:
+    return [line for line in text.splitlines() if re.search(pattern, line)]
 
 
 def problems(text: str) -> list[str]:
@@ -493,7 +495,37 @@ def test_the_processor_time_of_children_counts() -> None:
 def test_every_command_asks_libxl() -> None:
     found = native.commands(1, print)
     assert all(figures["cpu_s"]["median"] > 0 for figures in found.values())
-    assert len(found) == 7
+    assert len(found) == 9
+
+
+def test_every_command_is_measured() -> None:
+    (commands,) = (a for a in build_parser()._actions if a.dest == "command")
+    assert commands.choices
+    assert set(commands.choices) < set(native.words(Path("web1.cfg")))
+
+
+@pytest.mark.parametrize(("rounds", "measured"), [(1, 9), (5, 9), (20, 20)])
+def test_the_commands_are_measured_nine_times_at_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int, measured: int
+) -> None:
+    """Each was run once before that."""
+    calls: list[str] = []
+
+    def run(given: list[str], compiled: str) -> dict[str, float]:
+        calls.append(" ".join(given))
+        return {"cpu_s": 0.1, "whole_s": 0.1}
+
+    def imported(compiled: str) -> dict[str, float]:
+        return run(["import"], compiled)
+
+    monkeypatch.setattr(paths, "PROC", tmp_path)  # no Xen host
+    monkeypatch.setattr(native, "_run", run)
+    monkeypatch.setattr(native, "_import", imported)
+    found = native.commands(rounds, lambda _: None)
+    assert calls.count("--help") == calls.count("snapshot-create web1") == measured + 1
+    assert calls.count("import") == measured == native.command_rounds(rounds)
+    bench = made_up() | {"commands": found, "command_rounds": measured}
+    assert f"until it asks libxl, seconds, median of {measured} rounds: ``--help``" in render(bench)
 
 
 def test_the_c_program_compiles() -> None:
