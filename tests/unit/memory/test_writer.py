@@ -1,7 +1,9 @@
 """The stream writer: its file restores to the same memory as the stream, and has its shape."""
 
 import errno
+import fcntl
 import os
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -41,6 +43,9 @@ BUSY = Case(
         [[(30, 0, 2), (4, 0, 0), (5, XTAB, 0)]],
     ],
 )
+
+#: a page comes again, and has become zero
+ZEROED = Case(pv=False, passes=[[[(n, 0, 1) for n in range(20)]], [[(4, 0, 0)]]])
 
 
 @given(cases(), st.lists(st.integers(1, 9000), min_size=1, max_size=9))
@@ -96,6 +101,29 @@ def test_pages_that_are_zero_or_given_away_are_holes(case: Case) -> None:
                 assert (at in empty) == zero
         assert content(file) == wanted
         assert writer.written.holes == zeros
+
+
+@given(cases())
+def test_zeros_stay_where_no_holes_can_be_made(case: Case) -> None:
+    """A sealed file refuses each of them, as a filesystem does that has no holes."""
+    with writing() as (writer, file):
+        assert writer.feed(case.stream)
+        before, empty = content(file), holes(file)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        writer.punch()
+        assert (content(file), holes(file)) == (before, empty)
+        assert restored_file(file).memory == restored(case.stream).memory
+
+
+def test_a_page_that_has_become_zero_is_a_hole_only_afterwards() -> None:
+    """Until then there are zeros in its place."""
+    with writing() as (writer, file):
+        assert writer.feed(ZEROED.stream)
+        at = restored_file(file).records[0].data_offset + 4 * PAGE
+        assert at not in holes(file)
+        assert content(file)[at : at + PAGE] == ZERO
+        writer.punch()
+        assert at in holes(file)
 
 
 @pytest.mark.parametrize("again", [0, 300])
@@ -236,15 +264,18 @@ def test_a_stream_without_pages() -> None:
         assert restored_file(file).others == restored(stream).others
 
 
-@given(st.data())
-def test_an_error_at_any_byte_is_raised_once_and_the_rest_discarded(data: st.DataObject) -> None:
-    size = len(file_of(BUSY.stream))
+@given(st.one_of(st.sampled_from([BUSY, replace(BUSY, pv=True)]), cases()), st.data())
+def test_an_error_at_any_byte_is_raised_once_and_the_rest_discarded(
+    case: Case, data: st.DataObject
+) -> None:
+    stream = case.stream
+    size = len(file_of(stream))
     room = data.draw(st.one_of(st.integers(0, 2000), st.integers(MIB - 300, size - 1)))
     with writing() as (writer, file):
         with file_size_limit(room), pytest.raises(OSError, match=r"File too large") as caught:
-            writer.feed(BUSY.stream)
+            writer.feed(stream)
         assert caught.value.errno == errno.EFBIG
-        assert not writer.feed(BUSY.stream)
+        assert not writer.feed(stream)
         assert os.fstat(file.fileno()).st_size <= room
 
 

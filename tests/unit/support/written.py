@@ -20,6 +20,9 @@ from tests.unit.support.restores import Restored, restored
 METADATA = Metadata("snap", "", 1, RunState.RUNNING, (), {}, {})
 ZERO = bytes(streams.PAGE)
 
+#: flags of a file in memory that can be sealed against changes
+SEALABLE = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+
 #: a page: its pfn, its type, and the byte that it is full of
 Page = tuple[int, int, int]
 
@@ -27,7 +30,7 @@ Page = tuple[int, int, int]
 @contextmanager
 def writing(path: str = "", *, max_rate: int = 0) -> Iterator[tuple[StreamWriter, BinaryIO]]:
     """A stream writer, and its file (by default without a name)."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT) if path else os.memfd_create("memory file")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT) if path else os.memfd_create("memory file", SEALABLE)
     with open(fd, "r+b") as file:
         name = path or "memory file"
         yield StreamWriter(file.fileno(), header_of(file), name, max_rate=max_rate), file
