@@ -13,7 +13,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -47,7 +46,7 @@ from tests.unit.support.outcomes import check_clear, check_refused, create_and_r
 from tests.unit.support.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write
 from tests.unit.support.trees import names, tree
 from tests.unit.support.values import UUID
-from tests.unit.support.world import World, make_world
+from tests.unit.support.world import World, new_world
 
 PACKAGE = Path(pyxlsnap.__file__).parent
 #: what a program may give, though no command line can
@@ -61,13 +60,6 @@ FILE_NAMES = (
     | st.integers(200, 300).map(lambda length: "x" * length)
     | st.integers(70, 90).map(lambda length: "€" * length)
 )
-
-
-@contextmanager
-def new_world() -> Iterator[World]:
-    """One for each example."""
-    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        yield make_world(Path(directory) / "world", patch)
 
 
 class TestWhatIsAskedFor:

@@ -1,11 +1,9 @@
 """What is done beside the memory: in any order, and with a fault at any point of either."""
 
 import errno
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,7 @@ from tests.unit.support.operations import plan_create
 from tests.unit.support.strategy import FakeBeside
 from tests.unit.support.values import UUID
 from tests.unit.support.waiting import eventually
-from tests.unit.support.world import World, make_world
+from tests.unit.support.world import World, new_world
 
 WANTED = SnapshotConfig(name="snap")
 VDEVS = ("xvda", "xvdb", "xvdc")
@@ -162,12 +160,6 @@ class Case:
         assert Path(snapshot.cfgfile).exists()
 
 
-@contextmanager
-def a_world() -> Iterator[World]:
-    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patches:
-        yield make_world(Path(directory) / "world", patches)
-
-
 @st.composite
 def orders(draw: st.DrawFn) -> tuple[set[str], bool, list[str]]:
     """Which disks are beside the memory, whether libxl's report comes, and an order of all points.
@@ -202,7 +194,7 @@ def test_memory_and_disks_in_any_order_with_a_fault_at_any_point(
     beside, reports, points = drawn
     after = points[points.index("suspended") + 1 :]
     fault_at = data.draw(st.sampled_from(after)) if what != "nothing" else ""
-    with a_world() as world:
+    with new_world() as world:
         case = Case(world, beside, live=live)
         case.guest.reports_suspend = reports
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyxlsnap import cfgfile, paths
 from pyxlsnap.cancel import Cancel
@@ -56,7 +58,7 @@ from tests.unit.support.restores import restored
 from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import UUID
 from tests.unit.support.waiting import eventually
-from tests.unit.support.world import World
+from tests.unit.support.world import World, new_world
 
 STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
 WHEN = ("before", "after")
@@ -584,10 +586,69 @@ def test_a_memory_file_that_cannot_be_written_aborts_libxl(world: World, live: b
     with written.file_size_limit(3 << 20):
         error = case.fails()
     assert error.step == "suspend"
-    assert f"{case.memory_path}: File too large" in str(error)
     assert case.guest.aborts
-    assert "create xvda" not in world.events
     case.assert_as_before()
+
+
+#: a guest of each kind; some pages come again, and some are zero then
+SENT = {
+    pv: written.stream_of(
+        pv, [*written.in_order(1500), written.page_record((n, 0, n % 2) for n in range(99))]
+    )
+    for pv in (False, True)
+}
+SIZES = {pv: len(written.file_of(stream)) for pv, stream in SENT.items()}
+#: a journal is not longer
+JOURNAL_BYTES = 16 << 10
+
+
+@settings(max_examples=60)
+@given(pv=st.booleans(), live=st.booleans(), data=st.data())
+def test_a_disk_that_is_full_at_any_byte_leaves_everything_as_before(
+    pv: bool, live: bool, data: st.DataObject
+) -> None:
+    room = data.draw(st.integers(JOURNAL_BYTES, SIZES[pv] - 1))
+    with new_world() as world:
+        case = Case(world, live=live)
+        case.guest.stream = SENT[pv]
+        with written.file_size_limit(room):
+            error = case.fails()
+        assert error.step == "suspend"
+        assert f"{case.memory_path}: File too large" in str(error)
+        assert "create xvda" not in world.events
+        case.assert_as_before()
+
+
+@pytest.mark.parametrize("pv", [False, True])
+def test_a_disk_with_just_enough_room_has_enough(world: World, pv: bool) -> None:
+    """The test above tries all sizes that are too small."""
+    case = Case(world)
+    case.guest.stream = SENT[pv]
+    with written.file_size_limit(SIZES[pv]):
+        case.run()
+    assert case.memory_path.stat().st_size == SIZES[pv]
+
+
+def test_holes_are_made_when_the_guest_runs_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make them takes long where the file is not yet on the disk."""
+    case, punch, made = Case(world), StreamWriter.punch, 0
+    case.guest.stream = SENT[False]
+
+    def noting(writer: StreamWriter) -> None:
+        nonlocal made
+        assert case.guest.runs
+        (path,) = case.memory_path.parent.iterdir()
+        with path.open("rb") as file:
+            before = written.holes(file)
+            punch(writer)
+            made = len(written.holes(file) - before)
+
+    monkeypatch.setattr(StreamWriter, "punch", noting)
+    case.run()
+    # Pages 0 and 50 were zero from the beginning.
+    assert made == len([n for n in range(0, 99, 2) if n % 50])
 
 
 def test_a_memory_file_that_is_larger_than_it_could_be_is_told(world: World) -> None:

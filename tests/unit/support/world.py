@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
 import pytest
@@ -172,3 +173,10 @@ def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     for module in CHOOSERS:
         monkeypatch.setattr(module, "strategies", found.strategies)
     return found
+
+
+@contextmanager
+def new_world() -> Iterator[World]:
+    """A world of its own, for one example of a property."""
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        yield make_world(Path(directory) / "world", patch)
