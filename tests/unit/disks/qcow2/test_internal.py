@@ -18,6 +18,7 @@ from pyxlsnap.disks import in_use
 from pyxlsnap.disks.qcow2 import internal as internal_module
 from pyxlsnap.disks.qcow2 import qmp
 from pyxlsnap.disks.qcow2 import strategy as strategy_module
+from pyxlsnap.disks.qcow2.inside import in_file
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
@@ -352,6 +353,24 @@ class TestRevert:
         strategy.revert()
         assert [content(d) for d in taken] == [1, 1]
         assert [tags(d) for d in taken] == [["snap", "snap.pre-revert"]] * 2
+
+    def test_two_images_are_put_back_at_the_same_time(
+        self, taken: list[Disk], strategy: Qcow2, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """qemu-img keeps the one, and applies its snapshot, while it does so with the other."""
+        both = threading.Barrier(2, timeout=60)
+        met: list[str] = []
+
+        def meeting(disk: Disk, option: str, *more: Any) -> None:
+            both.wait()
+            met.append(f"{option} {disk.vdev}")
+            in_file(disk, option, *more)
+
+        monkeypatch.setattr(internal_module, "in_file", meeting)
+        strategy.check_revert()
+        strategy.revert()
+        assert sorted(met) == ["-a xvda", "-a xvdb", "-c xvda", "-c xvdb"]
+        assert [content(d) for d in taken] == [1, 1]
 
     @pytest.mark.parametrize(("count", "fits"), [(1, True), (2, False)])
     def test_what_the_disks_write_is_summed(
