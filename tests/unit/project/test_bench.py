@@ -39,6 +39,7 @@ from tests.bench.report import (
     PAGE,
     PAGE_BEGIN,
     PAGE_END,
+    SAVES,
     render,
     seconds,
     summary,
@@ -289,6 +290,23 @@ def problems(text: str) -> list[str]:
     settings = {"warning_stream": stream, "report_level": 2}
     docutils.core.publish_doctree(text, settings_overrides=settings)
     return stream.getvalue().splitlines()
+
+
+def test_the_picture_has_every_guest_and_way(tmp_path: Path) -> None:
+    """Only `make bench` needs what draws it."""
+    pytest.importorskip("matplotlib")
+    from tests.bench.picture import draw
+
+    bench = made_up()
+    bench["lab"]["hvm"] = {"failed": "no ticks"}
+    pictures = [tmp_path / "docs" / name for name in ("one.svg", "two.svg")]
+    for path in pictures:
+        draw(bench, path)
+    text = pictures[0].read_text()
+    for what in (BASE.what, "small", "LVM", *SAVES):
+        assert f"<!-- {what} -->" in text  # (the letters are drawn)
+    assert "no ticks" not in text
+    assert pictures[1].read_text() == text
 
 
 def test_the_time_line_has_the_medians() -> None:

@@ -120,6 +120,9 @@ class TestLogging:
 
 
 HIGH_LEVEL = "pyxlsnap; pyxlsnap.create_snapshot"
+#: what its import may take, in units of what Python's own modules take that a call needs: it takes
+#: 1.4 to 1.8
+MOST = 2.5
 
 
 class TestImport:
@@ -137,14 +140,18 @@ class TestImport:
             done.stdout.split()
         )
 
-    def test_takes_little_time(self, figure: Callable[[str], None]) -> None:
-        """Compare with the time of the modules of Python that a call needs."""
+    def test_takes_little_time(self, figure: Callable[[str], None], tmp_path: Path) -> None:
+        """Less than the modules of Python that a call needs; with its high level not much more.
+
+        The limits are no seconds, because a machine may be slow. All modules are compiled in the
+        first round, as those of an installed package are.
+        """
         python = "dataclasses, enum, json, logging, pathlib, socket, subprocess"
-        nothing, alone, of_python, all_of_it = (
-            min(cpu_seconds(code) for _ in range(5))
-            for code in ("pass", "import pyxlsnap", f"import {python}", f"import {HIGH_LEVEL}")
-        )
-        assert nothing < all_of_it
+        codes = ("pass", "import pyxlsnap", f"import {python}", f"import {HIGH_LEVEL}")
+        rounds = [[cpu_seconds(code, tmp_path) for code in codes] for _ in range(7)]
+        nothing, alone, of_python, all_of_it = map(min, zip(*rounds, strict=True))
+        assert nothing < alone < of_python
+        assert all_of_it - nothing < MOST * (of_python - nothing)
         figure(
             f"import pyxlsnap: {(alone - nothing) * 1000:.0f} ms of CPU time; its high level: "
             f"{(all_of_it - nothing) * 1000:.0f} ms, "
@@ -152,9 +159,13 @@ class TestImport:
         )
 
 
-def cpu_seconds(code: str) -> float:
-    """The CPU time of a separate program."""
-    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)
+def cpu_seconds(code: str, compiled: Path) -> float:
+    """The CPU time of a separate program.
+
+    :param compiled: the directory for its compiled modules.
+    """
+    env = os.environ | {"PYTHONPYCACHEPREFIX": str(compiled), "PYTHONDONTWRITEBYTECODE": ""}
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], env)
     _, status, usage = os.wait4(pid, 0)
     assert status == 0
     return usage.ru_utime + usage.ru_stime
