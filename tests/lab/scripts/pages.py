@@ -3,7 +3,8 @@
 usage: pages.py FILE
 
 Prints JSON: the highest pfn with data, the offset of the first PAGE_DATA record, whether all data
-is at multiples of 4096, and how many aligned runs of 512 pfns have data in more than one record.
+is at multiples of 4096, how many aligned runs of 512 pfns have data in more than one record, and
+how many bytes the pages take that are not zero.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import BinaryIO
 from pyxlsnap.memory import read_header
 
 PAGE = 4096
+ZERO = bytes(PAGE)
 PFN = (1 << 52) - 1
 #: of entries without data: broken, allocated, without a page
 WITHOUT = (0xD, 0xE, 0xF)
@@ -40,15 +42,23 @@ def page_records(file: BinaryIO, at: int) -> Iterator[tuple[int, int, list[int]]
             at, in_image = at + IMAGE_HEADERS, True
 
 
+def not_zero(file: BinaryIO, at: int, count: int) -> int:
+    """How many of some pages are not zero."""
+    file.seek(at)
+    return sum(file.read(PAGE) != ZERO for _ in range(count))
+
+
 def main() -> None:
     with open(sys.argv[1], "rb") as file:
         records = list(page_records(file, read_header(file, sys.argv[1]).stream_offset))
+        full = sum(not_zero(file, data, len(pfns)) for _, data, pfns in records)
     runs = [run for _, _, pfns in records for run in {pfn >> 9 for pfn in pfns}]
     found = {
         "highest": max(pfn for _, _, pfns in records for pfn in pfns),
         "first": records[0][0],
         "aligned": all(data % PAGE == 0 for _, data, pfns in records if pfns),
         "split": len(runs) - len(set(runs)),
+        "not_zero": full * PAGE,
     }
     print(json.dumps(found))
 
