@@ -597,6 +597,7 @@ class TestSource:
         assert {(module, mode) for module, mode in opened if mode != "'rb'"} == {
             ("journal.py", "'xb'"),
             ("create/last_time.py", "'xb'"),
+            ("disks/qcow2/clones.py", "'wb'"),  # the descriptor of a new file
             ("worker/warm_client.py", "'wb'"),  # /dev/null
         }
 
