@@ -5,6 +5,7 @@ test on each Xen of the lab, ``make fuzz`` and ``make deb``, and ends with ``res
 """
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -76,6 +77,11 @@ def rest() -> list[str]:
             f" lacks results of Debian {RELEASES[name].debian}"
             for name in support.lacking(support.load())
         ),
+        *(
+            [f"commit what `make soak` has written ({', '.join(changed)}), and build again"]
+            if (changed := uncommitted())
+            else []
+        ),
         "run `make bench` while nothing else runs; read its report, those of `make soak` and"
         " `make fuzz`, and README's tables",
         f"put an address that is read in the place of {changelog.MAINTAINER}, in debian/control,"
@@ -87,6 +93,13 @@ def rest() -> list[str]:
         "set the next version in pyxlsnap/version.py, with a heading in CHANGELOG.md",
     ]
     return ["left to a person:", *(f"  {n}. {step}" for n, step in enumerate(steps, 1))]
+
+
+def uncommitted() -> list[str]:
+    """The files that differ from the last commit; none in a tree without git."""
+    command = ["git", "-C", str(PROJECT), "diff", "--name-only", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.split() if done.returncode == 0 else []
 
 
 def _name(files: list[Path]) -> None:

@@ -30,11 +30,11 @@ def _way(name: str) -> Callable[[Callable[[Path, Path], int]], Callable[[Path, P
 
 
 def costs(first: Path, second: Path) -> dict[str, int]:
-    """The bytes that the second file adds, by way, and "file": those of it that are on the disk.
+    """The bytes that the second file adds, by way, and "file": its size.
 
     A way whose program is not installed is left out.
     """
-    found = {"file": second.stat().st_blocks * 512}
+    found = {"file": second.stat().st_size}
     for name, way in WAYS.items():
         try:
             found[name] = way(first, second)

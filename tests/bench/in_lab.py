@@ -35,9 +35,9 @@ CLONES = "clones"
 RECORDED = "base.save"
 #: how two memory files for backups are made, by the beginning of their names
 PAIRS = {
-    "pyxlsnap": "printf 'memory_path = \"%s\"\n' {path} >{path}.cfg; rm -f {path}; "
-    "pyxlsnap snapshot-create {domain} {path}.cfg --live --name {name}",
-    "xl": "rm -f {path}; xl save -c {domain} {path}",
+    "pyxlsnap": "printf 'memory_path = \"%s\"\n' {path} >{path}.cfg; "
+    "pyxlsnap snapshot-create {domain} {path}.cfg --live --name backup{number}",
+    "xl": "xl save -c {domain} {path}",
 }
 #: seconds that the guest runs between them, by its own count
 TICKS_APART = 30
@@ -254,13 +254,14 @@ def throttle(machine: Machine, bytes_per_second: int) -> None:
 def record_pairs(guest: BenchGuest, keep: Path, say: cache.Say) -> None:
     """Keep two memory files of the guest, by each of :data:`PAIRS`: what a backup would get."""
     for name, command in PAIRS.items():
-        for number in (1, 2):
-            say(f"keeping a memory file for the backups: {name}, {number}")
+        say(f"keeping memory files for the backups: {name}")
+        paths = [f"{FILES}/{name}-{number}.save" for number in (1, 2)]
+        for number, path in enumerate(paths, 1):
             guest.wait_advance(TICKS_APART)
-            path = f"{FILES}/backup.save"
-            text = command.format(domain=guest.name, path=path, name=f"backup{number}")
+            text = command.format(domain=guest.name, path=path, number=number)
             guest.dom0.run(text, timeout=LIMIT_S)
-            fetch(guest.dom0, path, keep / pair(name)[number - 1])
+        for path, file in zip(paths, pair(name), strict=True):
+            fetch(guest.dom0, path, keep / file)
 
 
 def pair(name: str) -> tuple[str, str]:
@@ -269,12 +270,12 @@ def pair(name: str) -> tuple[str, str]:
 
 
 def fetch(dom0: Dom0, path: str, to: Path) -> None:
-    """Take a file out of the dom0, where it is removed; holes stay holes."""
+    """Take a file out of the dom0, where it is removed."""
     dom0.run(f"zstd -q -1 --rm {path}", timeout=LIMIT_S)
     with dom0.start(["cat", f"{path}.zst"]) as running:
         running.end_input()
         running.wait(LIMIT_S, check=True)
-    unpack = ["zstd", "-q", "-d", "-f", "--sparse", "-o", str(to)]
+    unpack = ["zstd", "-q", "-d", "-f", "-o", str(to)]
     subprocess.run(unpack, input=running.out_bytes, check=True)
     dom0.run(["rm", f"{path}.zst"])
 

@@ -182,8 +182,8 @@ def _steps(base: Figures) -> Iterator[str]:
     if any(tables):
         yield (
             "Where the seconds of the first guest go, by step (medians, which need not add up to "
-            "the median of the whole). Outside the steps are the starts of Python and of its "
-            "worker, and the plan:\n"
+            "the median of the whole). Outside the steps are the plan and, but for a repeated "
+            "revert, the starts of Python and of its worker:\n"
         )
         yield from tables
 
@@ -235,7 +235,7 @@ def _clone_table(bench: Bench) -> str:
 
 
 #: the head of what a file takes by itself
-_FILE: Final = "the file itself, on the disk"
+_FILE: Final = "the file itself"
 
 
 def _backup_table(bench: Bench) -> str:

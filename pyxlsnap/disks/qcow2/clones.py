@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.copy.child import ChildFile
 from pyxlsnap.disks.copy.clones import delete_files, refuse_format, refused_copy
 from pyxlsnap.disks.copy.content import Space, copy_attributes, refuse_no_room, trial_file
@@ -28,14 +29,22 @@ from pyxlsnap.text import command
 _BLOCK = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class _Overlay:
+    """An overlay, and the state of the frozen file of which it is one."""
+
+    of: tuple[int, ...]
+    content: bytes
+
+
 class Qcow2Clones:
     """The clone's side of :class:`~.strategy.Qcow2`."""
 
     def __init__(self, disks: Sequence[tuple[Disk, DiskRequest]], task: DiskTask) -> None:
         self._disks, self._task = tuple(disks), task
         self._files: dict[str, ChildFile] = {}
-        #: by vdev: the content of an overlay without data, as the plan has made it
-        self._overlays: dict[str, bytes] = {}
+        #: by vdev: an overlay without data, as the plan has made it
+        self._overlays: dict[str, _Overlay] = {}
 
     def check(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
         """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.check_clone`."""
@@ -77,7 +86,8 @@ class Qcow2Clones:
         if os.path.exists(disk.target) and frozen.samefile(disk.target):
             raise Refused(f"{disk.vdev}: {frozen} is the disk, not a snapshot of it")
         refuse_broken(disk, frozen)
-        if disk.vdev in self._overlays:
+        made = self._overlays.get(disk.vdev)
+        if made and made.of == _state(frozen):
             return
         with (
             os_errors(disk, file.path, refuse=True),
@@ -88,7 +98,7 @@ class Qcow2Clones:
             here = f"/proc/{os.getpid()}/fd/{fd}"
             backing = ("-b", str(frozen), "-F", "qcow2")
             qemu_img(disk, "create", "-q", "-f", "qcow2", *backing, here)
-            self._overlays[disk.vdev] = Path(here).read_bytes()
+            self._overlays[disk.vdev] = _Overlay(_state(frozen), Path(here).read_bytes())
 
     def _check_copy(self, disk: Disk, file: ChildFile) -> None:
         """:raises Refused: the disk snapshot is not there, or its image is in use."""
@@ -114,7 +124,7 @@ class Qcow2Clones:
                     self._copy(disk, file)
                 else:
                     with written_durably(disk, file.path, file.fd):
-                        _write(file.fd, self._overlays[disk.vdev])
+                        _write(file.fd, self._overlays[disk.vdev].content)
                 file.finish()
 
     def _copy(self, disk: Disk, file: ChildFile) -> None:
@@ -151,6 +161,12 @@ def _refuse_open(disk: Disk) -> None:
             f"snapshot",
             vdev=disk.vdev,
         )
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What differs if a file is replaced or written to."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _write(fd: int, content: bytes) -> None:

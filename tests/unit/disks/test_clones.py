@@ -146,6 +146,16 @@ def test_an_overlay_is_the_file_that_qemu_img_makes(tmp_path: Path) -> None:
     assert Path(made.target).stat().st_blocks <= Path(like).stat().st_blocks
 
 
+def test_a_frozen_file_that_is_replaced_after_the_plan(tmp_path: Path) -> None:
+    """The look just before the clone is made makes the overlay anew."""
+    strategy = qcow2(tmp_path)
+    strategy.check_clone(CLONE, NOTHING)
+    (tmp_path / "a.snap").unlink()
+    qemu_img("create", "-q", "-f", "qcow2", str(tmp_path / "a.snap"), "2M")
+    (made,) = cloned(strategy)
+    assert len(whole(Disk("xvda", made.target, "qcow2"))) == 2 << 20
+
+
 def test_the_check_of_an_overlay_leaves_nothing(tmp_path: Path) -> None:
     strategy = qcow2(tmp_path)
     before = listing(tmp_path)

@@ -328,14 +328,30 @@ def test_every_guest_of_the_xen_hosts_is_upgraded(site: Site) -> None:
     }
 
 
+NOTHING_UPGRADED = {
+    "List the guests",
+    "Keep their names",
+    "See whether each name is that of one guest",
+}
+
+
 def test_no_guest_is_upgraded_if_two_have_one_name(site: Site) -> None:
     site.dom0("xen-a")
     site.dom0("xen-b")
     site.reaches_all()
     played = upgraded(site, playbook=ALL_GUESTS)
     assert played.status == 2
-    assert {t.task for t in played.told} == {
-        "List the guests",
-        "Keep their names",
-        "See whether each name is that of one guest",
-    }
+    assert {t.task for t in played.told} == NOTHING_UPGRADED
+
+
+@pytest.mark.parametrize("domain", ["web1", "xen-a"])
+def test_no_guest_is_upgraded_if_it_would_be_taken_for_another_host(
+    site: Site, domain: str
+) -> None:
+    """Another guest's inventory host has its name, or a Xen host has."""
+    site.dom0("xen-a", domain=domain)
+    site.guest("web1", dom0="xen-a", domain="old")
+    site.reaches_all()
+    played = upgraded(site, playbook=ALL_GUESTS)
+    assert played.status == 2
+    assert {t.task for t in played.told} == NOTHING_UPGRADED

@@ -335,6 +335,17 @@ def test_what_is_left_to_a_person_begins_with_the_date(monkeypatch: pytest.Monke
     assert any(f"dist/pyxlsnap-{VERSION}.tar.gz" in line for line in release.rest())
 
 
+def test_what_the_tests_have_written_is_committed_before_the_tag(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(release, "uncommitted", lambda: ["README.md"])
+    steps = release.rest()
+    (commit,) = [n for n, line in enumerate(steps) if "has written (README.md)" in line]
+    assert commit < next(n for n, line in enumerate(steps) if "push the tag" in line)
+    monkeypatch.setattr(release, "uncommitted", list)
+    assert not any("has written" in line for line in release.rest())
+
+
 def test_each_release_of_the_lab_that_the_readme_lacks_is_left_to_a_person(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
