@@ -17,17 +17,6 @@ from typing import Any, Final
 #: the size of a record of ZFS, if nothing is said, bytes
 RECORD: Final = 128 << 10
 
-#: what takes files, by its name; returns the bytes that the second file adds to the first
-WAYS: Final[dict[str, Callable[[Path, Path], int]]] = {}
-
-
-def _way(name: str) -> Callable[[Callable[[Path, Path], int]], Callable[[Path, Path], int]]:
-    def add(way: Callable[[Path, Path], int]) -> Callable[[Path, Path], int]:
-        WAYS[name] = way
-        return way
-
-    return add
-
 
 def costs(first: Path, second: Path) -> dict[str, int]:
     """The bytes that the second file adds, by way, and "file": its size.
@@ -43,7 +32,6 @@ def costs(first: Path, second: Path) -> dict[str, int]:
     return found
 
 
-@_way("rsync --inplace")
 def rsync(first: Path, second: Path) -> int:
     """What rsync sends to a host that has the first file under the name of the second."""
     with tempfile.TemporaryDirectory(dir=second.parent) as directory:
@@ -55,7 +43,6 @@ def rsync(first: Path, second: Path) -> int:
     return int(literal.replace(",", ""))
 
 
-@_way("borg")
 def borg(first: Path, second: Path) -> int:
     """What borg adds to a repository, not compressed."""
     with tempfile.TemporaryDirectory(dir=second.parent) as directory:
@@ -69,7 +56,6 @@ def borg(first: Path, second: Path) -> int:
     return int(stats["deduplicated_size"])
 
 
-@_way("equal blocks of 128 KiB")
 def records(first: Path, second: Path) -> int:
     """The bytes of the blocks that the first file does not have, at whatever place."""
     known = {_digest(block) for block in _blocks(first)}
@@ -91,3 +77,11 @@ def _blocks(path: Path) -> Iterator[bytes]:
 def _said(*command: str, env: dict[str, str]) -> str:
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | env)
     return done.stdout
+
+
+#: what takes files, by its name; returns the bytes that the second file adds to the first
+WAYS: Final[dict[str, Callable[[Path, Path], int]]] = {
+    "rsync --inplace": rsync,
+    "borg": borg,
+    "equal blocks of 128 KiB": records,
+}

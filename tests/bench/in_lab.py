@@ -164,15 +164,7 @@ def of_clones(lab: Lab, rounds: int, say: cache.Say) -> dict[str, Any]:
     guest.wait_first(FIRST_TICK)
     logs = str(Path(guest.log).parent)
     task = clones_in_dom0.Task(guest.name, guest.config, logs, guest.disks, rounds)
-    words = ["python3", "-u", "-m", "tests.bench.clones", json.dumps(asdict(task))]
-    found: dict[str, list[Round]] = {way: [] for way in clones_in_dom0.Way}
-    with lab.dom0.start(words, cwd=PACKAGE) as running:
-        running.end_input()
-        for line in running.lines(timeout=LIMIT_S):
-            one = json.loads(line)
-            found[one["way"]].append(one["figures"])
-            say(f"{one['round']} of {rounds}, {one['way']}: {one['figures']}")
-        running.wait(check=True)
+    found = run(lab.dom0, task, clones_in_dom0.Way, say)
     guest.destroy()
     return {way: spreads(figures) for way, figures in found.items()}
 
@@ -189,7 +181,7 @@ def of_cell(lab: Lab, cell: Cell, rounds: int, keep: Path, say: cache.Say) -> di
     guest.wait_first(FIRST_TICK)
     task = Task(guest.name, guest.log, guest.names, cell.lvm, list(cell.ways), rounds)
     with slow_disk(lab.machine, cell.disk_mib):
-        found = run(lab.dom0, task, say)
+        found = run(lab.dom0, task, cell.ways, say)
     if cell is BASE:
         record_pairs(guest, keep, say)
         record(guest, keep, say)
@@ -198,13 +190,15 @@ def of_cell(lab: Lab, cell: Cell, rounds: int, keep: Path, say: cache.Say) -> di
     return {"what": cell.what, "xen": xen(lab.dom0), "ways": ways}
 
 
-def run(dom0: Dom0, task: Task, say: cache.Say) -> dict[str, list[Round]]:
-    """Run the script; the figures of each round, by way.
+def run(
+    dom0: Dom0, task: Task | clones_in_dom0.Task, ways: Iterable[str], say: cache.Say
+) -> dict[str, list[Round]]:
+    """Run the script of a task; the figures of each round, by way.
 
     :raises CommandFailed: the script failed.
     """
-    found: dict[str, list[Round]] = {way: [] for way in task.ways}
-    words = ["python3", "-u", "-m", "tests.bench.measure", json.dumps(asdict(task))]
+    found: dict[str, list[Round]] = {way: [] for way in ways}
+    words = ["python3", "-u", "-m", type(task).__module__, json.dumps(asdict(task))]
     with dom0.start(words, cwd=PACKAGE) as running:
         running.end_input()
         for line in running.lines(timeout=LIMIT_S):
