@@ -14,7 +14,7 @@ Only the names in ``pyxlsnap.__all__``, :mod:`pyxlsnap.aio` and :mod:`pyxlsnap.e
 # General layout, from the top to the bottom (an import may only point down):
 #
 #   cli/, aio/        the two front doors: the command line, and the calls as coroutine functions
-#   api.py, clones.py, reverter.py, cloner.py    the calls of the high level
+#   api/              the calls of the high level
 #   worker/           one worker process for each operation, and its connection to the caller
 #   recovery/         finishes or undoes an operation that was killed
 #   revert/, clone/, create/, delete/    the operations: operation.py runs plan.py, then the steps
@@ -46,9 +46,10 @@ if TYPE_CHECKING:
         revert_snapshot,
         start_monitor,
     )
+    from pyxlsnap.api.cloner import Cloner
+    from pyxlsnap.api.clones import clone_snapshot, delete_clone, plan_clone
+    from pyxlsnap.api.reverter import Reverter
     from pyxlsnap.cancel import Cancel
-    from pyxlsnap.cloner import Cloner
-    from pyxlsnap.clones import clone_snapshot, delete_clone, plan_clone
     from pyxlsnap.disks.abilities import (
         AdvisingStrategy,
         BesideStrategy,
@@ -106,7 +107,6 @@ if TYPE_CHECKING:
         Reverted,
         Snapshot,
     )
-    from pyxlsnap.reverter import Reverter
     from pyxlsnap.snapshot_info import CloneInfo, SnapshotDisk, SnapshotInfo
     from pyxlsnap.xen.domain import Domain
     from pyxlsnap.xen.toolstack import Toolstack
@@ -197,7 +197,7 @@ logging.getLogger("pyxlsnap").addHandler(logging.NullHandler())
 # the others. The low level comes last, because it loads libxl.
 _HOMES = (
     *("errors", "cancel", "hooks", "model", "results", "snapshot_info", "disks.protocol"),
-    *("disks.task", "disks.abilities", "api", "clones", "reverter", "cloner"),
+    *("disks.task", "disks.abilities", "api", "api.clones", "api.reverter", "api.cloner"),
     *("xen.toolstack", "xen.domain"),
 )
 

@@ -23,12 +23,12 @@ treats the call as finished in time: there is no :class:`TimeoutError`.
 from collections.abc import Sequence
 from functools import partial
 
-from pyxlsnap import api, clones
+from pyxlsnap import api
 from pyxlsnap.aio.call import Call
 from pyxlsnap.aio.cloner import Cloner
 from pyxlsnap.aio.hooks import AsyncHooks, in_loop
 from pyxlsnap.aio.reverter import Reverter
-from pyxlsnap.api import StrPath
+from pyxlsnap.api import StrPath, clones
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.model import DiskRequest, SnapshotConfig
 from pyxlsnap.results import (

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 
-from pyxlsnap import cloner, clones
 from pyxlsnap.aio.call import Call
 from pyxlsnap.aio.hooks import AsyncHooks, in_loop
 from pyxlsnap.aio.repeated import Repeated
-from pyxlsnap.api import StrPath
+from pyxlsnap.api import StrPath, cloner, clones
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.model import DiskRequest
 from pyxlsnap.results import Cloned, OnProgress

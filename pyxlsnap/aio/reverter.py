@@ -2,11 +2,10 @@
 
 from functools import partial
 
-from pyxlsnap import reverter
 from pyxlsnap.aio.call import Call
 from pyxlsnap.aio.hooks import AsyncHooks, in_loop
 from pyxlsnap.aio.repeated import Repeated
-from pyxlsnap.api import StrPath
+from pyxlsnap.api import StrPath, reverter
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.results import OnProgress, Reverted
 

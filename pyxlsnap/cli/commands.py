@@ -1,9 +1,10 @@
-"""The commands: each calls a function of :mod:`pyxlsnap.api`, or of :mod:`pyxlsnap.clones`."""
+"""The commands: each calls a function of :mod:`pyxlsnap.api`, or of :mod:`pyxlsnap.api.clones`."""
 
 import argparse
 from collections.abc import Callable, Mapping
 
-from pyxlsnap import api, clones
+from pyxlsnap import api
+from pyxlsnap.api import clones
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.cli import render
 from pyxlsnap.results import Cloned, OnProgress, Plan, Recovered, Reverted, Snapshot

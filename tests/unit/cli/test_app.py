@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import pyxlsnap
-from pyxlsnap import api, clones
+from pyxlsnap import api
+from pyxlsnap.api import clones
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.cli import app
 from pyxlsnap.errors import (
@@ -276,7 +277,7 @@ def run_with(_: StandIn, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class Api:
-    """Stands in for the functions of pyxlsnap.api and pyxlsnap.clones."""
+    """Stands in for the functions of pyxlsnap.api and pyxlsnap.api.clones."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answer: object = SNAPSHOT

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from pyxlsnap.api.clones import plan_clone
 from pyxlsnap.clone import operation
 from pyxlsnap.clone.shared import refuse_unbridged
-from pyxlsnap.clones import plan_clone
 from pyxlsnap.errors import NeedsAttention, Refused, UsageError
 from pyxlsnap.request import Callbacks, CloneConfigurationRequest
 from tests.unit.support.clones import Origin

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from configparser import ConfigParser
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.disks import plugins
+from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import SnapshotConfig as Config
 from tests.guide import IN_LAB, blocks, man_blocks, pages
 from tests.playbook import PLAYBOOK, SOURCE
@@ -234,6 +236,12 @@ def test_many_hosts_with_ansible(site: Site, tmp_path: Path) -> None:
 # pyxlsnap(1); those that shorten a chain are run by tests/unit/disks/qcow2/test_man_page.py
 
 
+def next_second() -> None:
+    """Wait until the clock shows another second."""
+    now = int(time.time())
+    assert until(lambda: int(time.time()) != now, within_s=5, poll_s=0.01)
+
+
 def test_the_examples_of_the_man_page(site: Site, tmp_path: Path) -> None:
     before_upgrade, places, in_a_script = man_blocks("EXAMPLES")
     assert "web1 is back at before-upgrade" in site.run_block(before_upgrade)
@@ -242,5 +250,6 @@ def test_the_examples_of_the_man_page(site: Site, tmp_path: Path) -> None:
     chosen = replace(places, text=places.text.replace("/srv", str(srv)))
     assert f"revert: pyxlsnap snapshot-revert web1 {srv}" in site.run_block(chosen, tmp_path)
     if shutil.which("jq"):
+        next_second()  # both snapshots are named after the second they are made in
         asked = replace(in_a_script, text=f'{in_a_script.text}test -s "$cfg"\n')
         site.run_block(asked)

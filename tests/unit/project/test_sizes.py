@@ -1,6 +1,7 @@
-"""Modules and functions stay small enough to be read (CONTRIBUTING.md)."""
+"""Modules and functions stay small enough to be read, and layers few (CONTRIBUTING.md)."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
@@ -12,8 +13,9 @@ from tests.project import PROJECT
 PACKAGE = PROJECT / "pyxlsnap"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 #: the public functions are here; each names all its options
-PUBLIC = ("api.py", "clones.py", "cloner.py", "aio/__init__.py", "aio/cloner.py")
+PUBLIC = ("api/__init__.py", "api/clones.py", "api/cloner.py", "aio/__init__.py", "aio/cloner.py")
 MOST_LINES, MOST_BODY, MOST_MEAN, MOST_PARAMETERS = 350, 45, 9, 6
+MOST_LAYERS = 14
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -53,3 +55,9 @@ def test_most_functions_are_short() -> None:
     found = [body(function) for path in MODULES for function in functions(path)]
     assert len(found) > len(MODULES)
     assert mean(found) < MOST_MEAN
+
+
+def test_the_layers_are_few() -> None:
+    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [one["layers"] for one in contracts["contracts"] if one["type"] == "layers"]
+    assert 10 < len(layers) <= MOST_LAYERS

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyxlsnap import api, clones
+from pyxlsnap import api
+from pyxlsnap.api import clones
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.operation import read_cfgfile
 from pyxlsnap.errors import (

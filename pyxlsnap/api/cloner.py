@@ -3,8 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pyxlsnap import clones
-from pyxlsnap.api import StrPath
+from pyxlsnap.api import StrPath, clones
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.hooks import Hooks
 from pyxlsnap.model import DiskRequest
