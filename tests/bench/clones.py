@@ -21,7 +21,8 @@ from uuid import uuid4
 from tests.bench.measure import FILES
 from tests.bench.running import LIMIT_S, WAIT_S, settle_log, timed
 
-MANY = 8
+#: so many at a time, in so many rounds at most: a round of these takes minutes
+MANY, MANY_ROUNDS = 8, 3
 _POLL_S = 0.02
 
 
@@ -152,6 +153,11 @@ def measurements(
     yield from (*ways[first:], *ways[:first])
 
 
+def counts(number: int) -> list[tuple[str, int]]:
+    """How many clones a round makes at a time, by the name of the figure."""
+    return [("one_s", 1), ("eight_s", MANY)][: 2 if number <= MANY_ROUNDS else 1]
+
+
 def main() -> None:
     """Measure."""
     task = Task(**json.loads(sys.argv[1]))
@@ -160,7 +166,7 @@ def main() -> None:
     cfgfile, memory = snapshot(task)
     for number in range(1, task.rounds + 1):
         for way, do in measurements(task, cfgfile, memory, number):
-            for key, count in (("one_s", 1), ("eight_s", MANY)):
+            for key, count in counts(number):
                 os.sync()
                 names = [f"r{number}-{way.name.lower()}-{n}" for n in range(count)]
                 found = {key: do(names)}

@@ -14,6 +14,7 @@ from typing import Any, Final
 from docs import timeline
 from docs.timeline import Span, Times
 from tests.bench.cells import BY_NAME, CLONED
+from tests.bench.clones import MANY_ROUNDS
 from tests.bench.clones import Way as CloneWay
 from tests.bench.measure import STEP, Way
 from tests.bench.targets import COUNTS, MIB, Bench, Figures, must_reach, writer_cpu
@@ -227,7 +228,8 @@ def _clone_table(bench: Bench) -> str:
     found = bench.get("clones")
     if not found:
         return ""
-    rows = [[f"seconds until clones count ({CLONED.what})", *COUNTS.values()]]
+    few = f"rounds of eight: {min(MANY_ROUNDS, bench['rounds'])}"
+    rows = [[f"seconds until clones count ({CLONED.what}; {few})", *COUNTS.values()]]
     rows += [
         [f"``{way}``", *(seconds(found.get(way, {}).get(k)) for k in COUNTS)] for way in CloneWay
     ]

@@ -585,6 +585,14 @@ def test_clones_are_compared_with_xl_by_hand() -> None:
     assert (pool.found, pool.at_most) == (1.0, 1.0)
     assert "2.0 (2.0 to 2.0)" in (text := render({"clones": figures, "date": "", "rounds": 1}))
     assert "16.0 (16.0 to 16.0)" in text
+    assert "rounds of eight: 1" in text
+
+
+def test_eight_clones_at_once_are_made_in_some_rounds_only() -> None:
+    assert clones.counts(clones.MANY_ROUNDS) == [("one_s", 1), ("eight_s", 8)]
+    assert clones.counts(clones.MANY_ROUNDS + 1) == [("one_s", 1)]
+    text = render({"clones": {"x": {}}, "date": "", "rounds": 5})
+    assert "rounds of eight: 3" in text
 
 
 def test_a_clone_by_hand_has_disks_a_name_and_a_uuid_of_its_own(
