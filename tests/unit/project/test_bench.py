@@ -581,14 +581,14 @@ def test_clones_are_compared_with_xl_by_hand() -> None:
     figures = {way: {"one_s": spread(2.0), "eight_s": spread(8.0)} for way in clones.Way}
     figures[clones.Way.COLD]["eight_s"] = spread(16.0)
     cold, pool = must_reach({"clones": figures})[-2:]
-    assert (cold.found, cold.where, cold.at_most) == (2.0, "eight at once", 1.5)
+    assert (cold.found, cold.where, cold.at_most) == (2.0, "eight, two at a time", 1.5)
     assert (pool.found, pool.at_most) == (1.0, 1.0)
     assert "2.0 (2.0 to 2.0)" in (text := render({"clones": figures, "date": "", "rounds": 1}))
     assert "16.0 (16.0 to 16.0)" in text
     assert "rounds of eight: 1" in text
 
 
-def test_eight_clones_at_once_are_made_in_some_rounds_only() -> None:
+def test_eight_clones_are_made_in_some_rounds_only() -> None:
     assert clones.counts(clones.MANY_ROUNDS) == [("one_s", 1), ("eight_s", 8)]
     assert clones.counts(clones.MANY_ROUNDS + 1) == [("one_s", 1)]
     text = render({"clones": {"x": {}}, "date": "", "rounds": 5})
@@ -618,6 +618,12 @@ def test_clones_are_counted_until_each_of_them_says_so(tmp_path: Path) -> None:
     commands = [["sh", "-c", f"{say}{log}"] for log in logs]
     assert 0 < clones.seconds(task, ["a", "b"], commands) < 60
     assert all("n=2" in log.read_text() for log in logs)
+
+
+def test_a_clone_that_fails_is_not_waited_for(tmp_path: Path) -> None:
+    task = clones.Task("bench", "", str(tmp_path), {}, 1)
+    with pytest.raises(SystemExit, match="status 3"):
+        clones.seconds(task, ["a"], [["sh", "-c", "exit 3"]])
 
 
 class FakeLab:
