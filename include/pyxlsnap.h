@@ -2,6 +2,7 @@
 struct pyxlsnap_bridge {
     int log_fd;
     int child_fd;
+    int min_level;
     unsigned long lost;
     ...;
 };

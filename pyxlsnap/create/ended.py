@@ -28,7 +28,7 @@ from pyxlsnap.monitor.steady import is_steady, may_start
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.05
+_POLL_S = 0.2
 # A monitor that has seen the guest's end acts for some seconds.
 _ACTING_S, _ACTING_POLL_S = 60.0, 0.1
 # How often an undo begins, if the guest ends during the undo.
@@ -91,7 +91,11 @@ class Noticed:
 
 @contextmanager
 def noticing_end(
-    guest: Guest, noticed: Noticed, over: Callable[[], None] = lambda: None
+    guest: Guest,
+    noticed: Noticed,
+    *,
+    over: Callable[[], None] = lambda: None,
+    unhurried: threading.Event | None = None,
 ) -> Iterator[None]:
     """Abort the call of libxl that runs inside, if the guest ends by itself meanwhile.
 
@@ -109,7 +113,9 @@ def noticing_end(
                 noticed.reason = _end(own, left)
                 if noticed.reason is None:
                     over()
-                    unwatched.set()  # to close a context takes a moment
+                    unwatched.set()
+                    if unhurried:
+                        unhurried.wait()  # to close a context takes a moment
                     return
             while not left.wait(_POLL_S) and not guest.abort():
                 pass

@@ -159,7 +159,8 @@ class Creation:
         self._window.begin(self._cancel.check)
         checks.notice_change(self._guest, paused=self._plan.paused)
         unpauser = self._unpauser if self._plan.paused else nullcontext()
-        end = the_end.noticing_end(self._guest, self._noticed, over=self._files.lift_limit)
+        over, unhurried = self._files.lift_limit, self._beside.unhurried
+        end = the_end.noticing_end(self._guest, self._noticed, over=over, unhurried=unhurried)
         receiver = self._files.receiver(self._guest.abort, self._cancel.check)
         try:
             with receiver, unpauser, end, self._cancel.armed(self._guest.abort), self._beside:
@@ -194,6 +195,7 @@ class Creation:
         if self._suspended_at:
             self._seconds_suspended = time.monotonic() - self._suspended_at
         self._resumed = True
+        self._beside.unhurried.set()
         self._window.end()
         self._callbacks.on_progress(Progress("resumed"))
 

@@ -36,6 +36,11 @@ _POLL_MS = 50  # used only if the kernel gave no pidfd
 _private_lock = threading.Lock()
 
 
+def _least() -> int:
+    """The level below which nobody reads what libxl logs: it logs much, and reading takes long."""
+    return _XTL_DEBUG if log.isEnabledFor(logging.INFO) else _XTL_WARN
+
+
 def close_in_children(fd: int) -> None:
     """Close a descriptor in every child that libxl forks, also in a child that never calls exec.
 
@@ -65,7 +70,7 @@ class Bridge:
     """
 
     def __init__(self, *, operation: str = "", domain: str = "") -> None:
-        self._c = C.pyxlsnap_bridge_new(_XTL_DEBUG)
+        self._c = C.pyxlsnap_bridge_new(_least())
         if self._c == ffi.NULL:
             raise XenUnavailable(
                 "cannot make pipes for libxl's messages: check the limit of open files (ulimit -n)"
@@ -118,6 +123,7 @@ class Bridge:
     def begin(self) -> None:
         """Forget the log lines of earlier calls: a new call begins."""
         self.drain()
+        self._c.min_level = _least()
         self._said.clear()
         self._iteration = 0
 

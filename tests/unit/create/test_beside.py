@@ -3,7 +3,8 @@
 import errno
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,10 +210,12 @@ def test_memory_and_disks_in_any_order_with_a_fault_at_any_point(
         order = Order(points, fault_at, fault)
         case.apart()
         case.put(order)
-        try:
-            conclude(case, what)
-        finally:
-            order.release()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(beside_module, "_LOOK_AFTER_S", 0.0)
+            try:
+                conclude(case, what)
+            finally:
+                order.release()
         wanted = points if not fault_at else points[: points.index(fault_at) + 1]
         assert order.passed == wanted
 
@@ -373,6 +376,40 @@ def test_the_undo_waits_for_a_disk_that_is_under_way_and_says_so(
         both.run()
     assert set(told) == {"the disk snapshots that are under way"}
     both.assert_as_before()
+
+
+def test_the_look_lets_the_disks_go_first(both: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What QEMU is told needs the processor that the look would take."""
+    monkeypatch.setattr(beside_module, "_LOOK_AFTER_S", PATIENCE_S)
+    begun: list[str] = []
+    both.world.on_begin = begun.append
+    both.guest.while_suspending = begun.clear
+
+    def suspended() -> None:
+        assert eventually(lambda: "create xvdb" in both.world.events)
+        begun.append("libxl returns")
+
+    both.guest.while_suspended = suspended
+    both.assert_whole(both.run())
+    assert begun.index("create xvda") < begun.index("libxl returns") < begun.index(*LOOK)
+
+
+def test_no_context_is_closed_while_the_guest_waits(
+    both: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To close one takes libxl a moment."""
+    suspended: list[bool] = []
+    own = both.guest.on_its_own
+
+    @contextmanager
+    def noted() -> Iterator[FakeGuest]:
+        with own() as guest:
+            yield guest
+        suspended.append(both.guest.suspended)
+
+    monkeypatch.setattr(both.guest, "on_its_own", noted)
+    both.assert_whole(both.run())
+    assert eventually(lambda: suspended == [False, False])
 
 
 def test_without_a_context_of_its_own_the_look_follows_the_memory(

@@ -21,7 +21,7 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.results import Progress
 from tests.unit.support import operations
-from tests.unit.support.faults import run_until
+from tests.unit.support.faults import kill
 from tests.unit.support.operations import plan_create
 from tests.unit.support.values import UUID
 from tests.unit.support.world import World
@@ -152,7 +152,7 @@ def test_a_domain_that_is_destroyed_while_a_recovery_waits(
     monkeypatch.setattr("pyxlsnap.guest.gone._DESTROY_S", 10.0)
     guest = world.guest(world.image("xvda"))
     plan = plan_create(world.host, guest, SnapshotConfig(name="snap"))
-    run_until(Creation(plan).steps(), "disk snapshots")
+    kill(Creation(plan), "disk snapshots")
 
     def destroyed(_: Callable[[str], None]) -> None:
         threading.Timer(0.3, setattr, (guest, "exists", False)).start()
@@ -169,7 +169,7 @@ def test_a_domain_that_is_destroyed_while_a_recovery_waits(
 
 def test_a_recovery_does_the_same(world: World, told: list[str]) -> None:
     plan = plan_create(world.host, world.host.guests[0], SnapshotConfig(name="snap"))
-    run_until(Creation(plan).steps(), "suspend")
+    kill(Creation(plan), "suspend")
     cancel, left = Cancel(), list[PyxlsnapError]()
     waits(world, 2, cancel.set)
     operations.recover(

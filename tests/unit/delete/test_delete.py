@@ -28,7 +28,7 @@ from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import DiskRequest, SnapshotConfig
 from pyxlsnap.results import Progress, Recovered, Snapshot
 from tests.unit.support import operations
-from tests.unit.support.faults import FailsAtStep, run_until
+from tests.unit.support.faults import FailsAtStep, kill, run_until
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.memory_files import xl_file
 from tests.unit.support.operations import delete, plan_delete
@@ -224,7 +224,7 @@ class TestRefused:
 
     def test_after_a_create_that_was_killed(self, case: Case) -> None:
         plan = operations.plan_create(case.world.host, case.guest, SnapshotConfig(name="third"))
-        run_until(Creation(plan).steps(), "journal")
+        kill(Creation(plan), "journal")
         assert "a create of vm1 (snapshot third) was killed" in self.refusal(case)
 
 

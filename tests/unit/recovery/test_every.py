@@ -13,7 +13,7 @@ from pyxlsnap.journal import Journal, unfinished
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.recovery import every
 from tests.unit.support import operations
-from tests.unit.support.faults import run_until
+from tests.unit.support.faults import kill
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create
 from tests.unit.support.values import OTHER_UUID, UUID
@@ -31,7 +31,7 @@ class Two:
         }
         for guest in guests.values():
             plan = plan_create(world.host, guest, SnapshotConfig(name="snap"))
-            run_until(Creation(plan).steps(), "disk snapshots")
+            kill(Creation(plan), "disk snapshots")
         self.slow, self.quick = (guests[uuid] for uuid in unfinished())
         self.answers: Callable[[], bool] = lambda: self.quick.runs
         world.in_settle = self._settle

@@ -41,7 +41,7 @@ from pyxlsnap.results import Progress, Recovered, Reverted
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations
 from tests.unit.support.entries import killed_revert
-from tests.unit.support.faults import run_until
+from tests.unit.support.faults import kill, run_until
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.memory_files import xl_file
 from tests.unit.support.operations import plan_create, plan_revert
@@ -83,7 +83,7 @@ class Killed:
         wanted = SnapshotConfig(name=name)
         self.plan: CreatePlan = plan_create(world.host, self.guest, wanted)
         self.before = world.photo()
-        run_until(Creation(self.plan).steps(), step)
+        kill(Creation(self.plan), step)
 
     def recover(self) -> tuple[str, ...]:
         return recover(self.world).lines
@@ -240,7 +240,7 @@ def test_without_its_strategies_the_guest_is_left_as_it_is(
     killed = Killed(world, "disk snapshots")
     other = world.guest(world.image("xvdy"), name="vm2", uuid=OTHER_UUID)
     plan = plan_create(world.host, other, SnapshotConfig(name="b"))
-    run_until(Creation(plan).steps(), "disk snapshots")
+    kill(Creation(plan), "disk snapshots")
 
     def strategies(disks: object, task: DiskTask, recorded: object, *, trusted: bool) -> object:
         assert recorded
@@ -921,7 +921,7 @@ class TestEveryDomain:
         killed = Killed(world, "disk snapshots")
         other = world.guest(world.image("xvdc"), name="vm2", uuid=OTHER_UUID)
         plan = plan_create(world.host, other, SnapshotConfig(name="snap"))
-        run_until(Creation(plan).steps(), "suspend")
+        kill(Creation(plan), "suspend")
         return killed, other
 
     def test_all_are_recovered(self, world: World) -> None:

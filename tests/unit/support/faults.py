@@ -8,7 +8,7 @@ from pyxlsnap.results import Step
 
 
 class Stepwise(Protocol):
-    """The part that create and revert share."""
+    """The part that the sequences of all operations share."""
 
     def steps(self) -> list[Step]: ...
 
@@ -21,15 +21,16 @@ def run_until(steps: list[Step], last: str) -> None:
             return
 
 
-def kill(creation: Creation, last: str = "") -> None:
-    """Do the steps of a create up to that one; then the process is dead, with all its threads.
+def kill(sequence: Stepwise, last: str = "") -> None:
+    """Do the steps up to that one; then the process is dead, with all its threads.
 
     Without ``last``, something raises an exception that stands for the kill.
     """
     try:
-        run_until(creation.steps(), last)
+        run_until(sequence.steps(), last)
     finally:
-        creation._beside.stop()
+        if isinstance(sequence, Creation):
+            sequence._beside.stop()
 
 
 class FailsAtStep:

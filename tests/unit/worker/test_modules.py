@@ -39,12 +39,11 @@ from pyxlsnap.request import (
     RevertRequest,
     request_to_plain,
 )
-from pyxlsnap.results import Step
 from pyxlsnap.revert.sequence import Reversion
 from pyxlsnap.worker import modules
 from pyxlsnap.worker.server import perform, with_cfgfile
 from tests.unit.support import operations
-from tests.unit.support.faults import run_until
+from tests.unit.support.faults import Stepwise, kill
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.scenarios import deaths, loads
 from tests.unit.support.standin import StandIn
@@ -211,19 +210,17 @@ def test_only_what_was_loaded_is_imported_under_the_lock(
     assert imports.names <= modules_of(kind)
 
 
-def begun(world: World, kind: str) -> list[Step]:
-    """The steps of an operation; for ``keep_current`` those of its snapshot."""
+def begun(world: World, kind: str) -> Stepwise:
+    """The sequence of an operation; for ``keep_current`` that of its snapshot."""
     first = world.root / "first.cfg"
     config = SnapshotConfig(name="first", memory_path=str(world.root / "first.save"))
     if kind == "revert":
-        return Reversion(
-            world.host, operations.plan_revert(world.host, "vm1", config, first)
-        ).steps()
+        return Reversion(world.host, operations.plan_revert(world.host, "vm1", config, first))
     if kind == "delete":
-        return Deletion(operations.plan_delete(world.host, first)).steps()
+        return Deletion(operations.plan_delete(world.host, first))
     guest = world.host.find("vm1")
     plan = operations.plan_create(world.host, guest, SnapshotConfig(name="second"))
-    return Creation(plan).steps()
+    return Creation(plan)
 
 
 @pytest.mark.parametrize(
@@ -242,10 +239,10 @@ def begun(world: World, kind: str) -> list[Step]:
 def test_neither_by_the_recovery_of_a_supervisor(
     taken: World, imports: Imports, kind: str, last: str
 ) -> None:
-    steps = begun(taken, kind)
-    assert last in [name for name, _ in steps]
+    sequence = begun(taken, kind)
+    assert last in [name for name, _ in sequence.steps()]
     imports.locked = True
-    run_until(steps, last)  # (and is killed)
+    kill(sequence, last)
     assert Journal(UUID).path.exists()
     operations.recover(taken.host, UUID)
     assert any(name.startswith(("pyxlsnap.recovery", "pyxlsnap.delete")) for name in imports.names)

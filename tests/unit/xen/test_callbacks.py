@@ -68,6 +68,25 @@ def test_messages_reach_logging_in_order_with_level_and_extra(
     assert {(vars(x)["operation"], vars(x)["domain"]) for x in lines.records} == {("create", "vm1")}
 
 
+def test_what_nobody_reads_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log level that was changed holds from the next call of libxl on."""
+    logger, passed = logging.getLogger(LOGGER), list[bytes]()
+    monkeypatch.setattr(Bridge, "_record", lambda _, record: passed.append(record))
+    level = logger.level
+    try:
+        with running() as r:
+            for wanted in (logging.DEBUG, logging.WARNING):
+                logger.setLevel(wanted)
+                r.bridge.begin()
+                r.say(1, f"debug while it is {wanted}")
+                r.say(7, f"warning while it is {wanted}")
+    finally:
+        logger.setLevel(level)
+    texts = [record[record.index(b"test") + 4 :] for record in passed]
+    wanted_texts = ["debug while it is 10", "warning while it is 10", "warning while it is 30"]
+    assert texts == [text.encode() for text in wanted_texts]
+
+
 def test_messages_arrive_while_it_runs(lines: pytest.LogCaptureFixture) -> None:
     with running() as r:
         r.say(6, "now")
