@@ -7,8 +7,8 @@ devices are looked at for the last time. What cannot be undone follows when the 
 A report that is lost lets all of this begin when libxl has returned.
 
 The guest waits for what takes longest, which is mostly QEMU's work on the disk snapshots. So what
-QEMU is told comes first: the look at the devices gives it a moment, and contexts are closed when
-the guest runs again.
+QEMU is told comes first: the look at the devices waits a moment, and contexts are closed when the
+guest runs again.
 
 So says Xen's source, from 4.16 to 4.22:
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.05
 _TELL_EVERY_S = 5.0
-#: the look at the devices begins when libxl has returned, after so many seconds at the latest
+#: seconds that the look at the devices waits at most, for the disk snapshots or for libxl's return
 _LOOK_AFTER_S = 0.5
 
 
@@ -96,8 +96,11 @@ class Beside:
         self._lock = threading.Lock()
         self._go = threading.Event()
         #: the call of libxl has returned: an abort would reach the next call
-        self._over = threading.Event()
-        #: set when no suspended guest waits any more: what takes a moment can be done
+        self._over = False
+        #: the lanes that are not done yet; the look waits for them
+        self._lanes_left = len(plan.lanes)
+        self._look_now = threading.Event()
+        #: set when the guest runs again, or an undo is under way: contexts may be closed
         self.unhurried = threading.Event()
         self._began_at = self._ended_at = 0.0
         self._looked = False
@@ -136,9 +139,9 @@ class Beside:
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
-        self._call_is_over()
         if kind is not None:
             self._give_up()
+        self._call_is_over()
 
     def begin(self) -> None:
         """The guest is suspended. Any thread may call this; it does not wait. Idempotent."""
@@ -168,10 +171,12 @@ class Beside:
         The guest may be suspended; the user is told of the wait. Idempotent.
         """
         self._give_up()
-        for thread in self._threads:
-            while not thread.wait(_TELL_EVERY_S):
-                self._plan.waiting("the disk snapshots that are under way")
-        self.unhurried.set()
+        try:
+            for thread in self._threads:
+                while not thread.wait(_TELL_EVERY_S):
+                    self._plan.waiting("the disk snapshots that are under way")
+        finally:
+            self.unhurried.set()
         self._plan.halt.clear()
 
     def close(self) -> None:
@@ -182,11 +187,13 @@ class Beside:
 
     def _call_is_over(self) -> None:
         with self._lock:
-            self._over.set()
+            self._over = True
+        self._look_now.set()
 
     def _give_up(self) -> None:
         self._plan.halt.set()
         self._go.set()
+        self._look_now.set()
 
     def _goes(self) -> bool:
         """Wait for :meth:`begin`; whether there is still something to do."""
@@ -202,8 +209,9 @@ class Beside:
                 log.info("the devices of %s are looked at after its memory: %s", self._guest, e)
                 return
             try:
+                if self._goes() and self._lanes_left:
+                    self._look_now.wait(_LOOK_AFTER_S)
                 if self._goes():
-                    self._over.wait(_LOOK_AFTER_S)
                     look_at(own, self._plan)
                     self._looked = True
             except BaseException as e:
@@ -226,6 +234,14 @@ class Beside:
                     self._note(strategy.kind, begun)
         except BaseException as e:
             self._failed(e)
+        finally:
+            self._lane_is_done()
+
+    def _lane_is_done(self) -> None:
+        with self._lock:
+            self._lanes_left -= 1
+        if not self._lanes_left:
+            self._look_now.set()
 
     def _note(self, kind: str, begun: float) -> None:
         with self._lock:
@@ -243,7 +259,7 @@ class Beside:
 
     def _aborted(self) -> bool:
         with self._lock:  # no abort may begin when the call has returned
-            return self._over.is_set() or self._guest.abort()
+            return self._over or self._guest.abort()
 
 
 def notice_resumed(guest: Guest) -> None:

@@ -28,7 +28,7 @@ from pyxlsnap.monitor.steady import is_steady, may_start
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.2
+_POLL_S = 0.05
 # A monitor that has seen the guest's end acts for some seconds.
 _ACTING_S, _ACTING_POLL_S = 60.0, 0.1
 # How often an undo begins, if the guest ends during the undo.
@@ -104,6 +104,7 @@ def noticing_end(
 
     :param over: called when the watch ends, on another thread, once or twice. (libxl's own report
         of the suspend may come late, or be lost.)
+    :param unhurried: set when the context of the watch may be closed, which takes a moment.
     """
     left, unwatched = threading.Event(), threading.Event()
 
@@ -115,7 +116,7 @@ def noticing_end(
                     over()
                     unwatched.set()
                     if unhurried:
-                        unhurried.wait()  # to close a context takes a moment
+                        unhurried.wait()
                     return
             while not left.wait(_POLL_S) and not guest.abort():
                 pass

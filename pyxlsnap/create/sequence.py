@@ -195,9 +195,9 @@ class Creation:
         if self._suspended_at:
             self._seconds_suspended = time.monotonic() - self._suspended_at
         self._resumed = True
-        self._beside.unhurried.set()
         self._window.end()
         self._callbacks.on_progress(Progress("resumed"))
+        self._beside.unhurried.set()
 
     def _qemu_was_busy(self) -> bool:
         """Whether the guest's QEMU may have given libxl no answer at the end of the memory."""

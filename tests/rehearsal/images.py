@@ -14,16 +14,13 @@ def _moved(what: str, file: str, says: str, *, lab: bool = False) -> Condition:
     )
 
 
-def _unchangeable(
-    what: str, flag: str, file: str, says: str, *, lab: bool = False, harms: bool = False
-) -> Condition:
+def _unchangeable(what: str, flag: str, file: str, says: str, *, harms: bool = False) -> Condition:
     return Condition(
         name=f"{what} {says}",
         do=(f"chattr +{flag} {file}",),
         status=3,
         says=f"{file} is {says}: `chattr -{flag}` it first",
         undo=(f"chattr -{flag} {file}",),
-        lab=lab,
         harms=harms,
     )
 
@@ -111,7 +108,7 @@ CONDITIONS = (
         undo=("rm {internal}.{name} {external}.old {raw}.pre-revert",),
     ),
     _moved("an image", "{internal}", "{internal}"),
-    _moved("the backing file of an image", "{internal_base}", "{internal_base}", lab=True),
+    _moved("the backing file of an image", "{internal_base}", "{internal_base}"),
     _moved("the second backing file of an image", "{internal_bottom}", "{internal_bottom}"),
     _moved("what a frozen file stands on", "{external_base}", "{external_base}"),
     _moved("the lowest file of a chain", "{external_bottom}", "{external_bottom}", lab=True),
@@ -173,7 +170,7 @@ CONDITIONS = (
     _unchangeable("the image of an external snapshot", "i", "{external}", "immutable", harms=True),
     _unchangeable("a raw file", "i", "{raw}", "immutable"),
     _unchangeable("an image", "a", "{internal}", "append-only", harms=True),
-    _unchangeable("the directory of the disks", "i", "{dir}", "immutable", lab=True),
+    _unchangeable("the directory of the disks", "i", "{dir}", "immutable"),
     _unchangeable("the directory of the disks", "a", "{dir}", "append-only"),
     Condition(
         name="a read-only mount over the directory of the disks",

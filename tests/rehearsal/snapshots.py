@@ -45,7 +45,6 @@ CONDITIONS = (
         status=3,
         says="the disk snapshot {raw_copy} is empty",
         undo=("cp -p {spare} {raw_copy}",),
-        lab=True,
     ),
     Condition(
         name="the copy of a block device truncated",
@@ -60,7 +59,6 @@ CONDITIONS = (
         status=3,
         says="{memory}: cannot be read: No such file",
         undo=("mv {spare} {memory}",),
-        lab=True,
     ),
     MEMORY_TRUNCATED,
     MEMORY_IMMUTABLE,

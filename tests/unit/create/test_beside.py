@@ -378,20 +378,62 @@ def test_the_undo_waits_for_a_disk_that_is_under_way_and_says_so(
     both.assert_as_before()
 
 
-def test_the_look_lets_the_disks_go_first(both: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What QEMU is told needs the processor that the look would take."""
+def test_the_look_begins_when_libxl_has_returned(
+    both: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disks may take longer."""
+    monkeypatch.setattr(beside_module, "_LOOK_AFTER_S", PATIENCE_S)
+    looked = threading.Event()
+    seen: list[bool] = []
+
+    def begin(verb: str) -> None:
+        if verb in LOOK and both.guest.suspended:
+            looked.set()
+        if verb == "commit xvda":
+            seen.append(looked.wait(PATIENCE_S))
+
+    both.world.on_begin = begin
+    both.assert_whole(both.run())
+    assert seen == [True]
+
+
+def test_the_look_begins_when_the_disks_are_done(
+    both: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory may take longer. Before that QEMU needs the processor that the look would take."""
     monkeypatch.setattr(beside_module, "_LOOK_AFTER_S", PATIENCE_S)
     begun: list[str] = []
     both.world.on_begin = begun.append
     both.guest.while_suspending = begun.clear
-
-    def suspended() -> None:
-        assert eventually(lambda: "create xvdb" in both.world.events)
-        begun.append("libxl returns")
-
-    both.guest.while_suspended = suspended
+    both.guest.while_suspended = lambda: begun.append(
+        "looked" if eventually(lambda: LOOK[0] in begun) else "not looked"
+    )
     both.assert_whole(both.run())
-    assert begun.index("create xvda") < begun.index("libxl returns") < begun.index(*LOOK)
+    assert begun.index("commit xvdb") < begun.index(*LOOK) < begun.index("looked")
+
+
+def test_nothing_is_looked_at_after_a_failure(both: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look would keep a suspended guest waiting, for nothing."""
+    monkeypatch.setattr(beside_module, "_LOOK_AFTER_S", PATIENCE_S)
+    begun: list[str] = []
+    held = threading.Event()
+
+    def begin(verb: str) -> None:
+        begun.append(verb)
+        if verb == "commit xvda":
+            held.wait(PATIENCE_S)
+
+    def fails() -> None:
+        assert eventually(lambda: "commit xvda" in begun)
+        threading.Timer(0.2, held.set).start()
+        raise XenError("no", rc=-3, operation="libxl_domain_suspend")
+
+    both.world.on_begin, both.guest.while_suspended = begin, fails
+    both.guest.while_suspending = begun.clear
+    with pytest.raises(OperationFailed):
+        both.run()
+    assert LOOK[0] not in begun
+    both.assert_as_before()
 
 
 def test_no_context_is_closed_while_the_guest_waits(

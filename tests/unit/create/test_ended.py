@@ -24,7 +24,7 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.locks import MONITOR, DomainLock
-from pyxlsnap.model import SnapshotConfig
+from pyxlsnap.model import DomainInfo, SnapshotConfig
 from pyxlsnap.monitor import steady
 from pyxlsnap.request import Callbacks
 from pyxlsnap.results import Progress
@@ -34,6 +34,7 @@ from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create
 from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import UUID
+from tests.unit.support.waiting import eventually
 from tests.unit.support.world import World
 
 STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
@@ -260,14 +261,31 @@ def test_a_call_that_is_not_there_yet_is_aborted_when_it_is(world: World) -> Non
             time.sleep(0.01)
 
 
-def test_a_guest_that_lives_is_left_alone(world: World) -> None:
+def test_a_guest_that_lives_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so is one of which libxl cannot tell anything for a moment."""
+    monkeypatch.setattr(module, "_POLL_S", 0.001)
     case = Case(world)
-    with module.noticing_end(case.guest, module.Noticed()):
-        time.sleep(3 * 0.05)
-        case.guest.suspended = True
-        time.sleep(3 * 0.05)
+    looks: list[None] = []
+    look = case.guest.check_same
+
+    def counted(**words: bool) -> DomainInfo:
+        looks.append(None)
+        return look(**words)
+
+    def looked_again() -> bool:
+        looks.clear()
+        return eventually(lambda: len(looks) >= 3)
+
+    monkeypatch.setattr(case.guest, "check_same", counted)
+    over = threading.Event()
+    with module.noticing_end(case.guest, module.Noticed(), over=over.set):
+        assert looked_again()
         world.fail("info", XenError("no", rc=-3, operation="libxl_domain_info"))
-        time.sleep(3 * 0.05)
+        assert looked_again()
+        world.faults.clear()
+        assert not over.is_set()
+        case.guest.suspended = True
+        assert over.wait(60)
     assert case.guest.aborts == 0
 
 

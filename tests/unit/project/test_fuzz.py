@@ -14,7 +14,7 @@ from tests.fuzz import inputs
 from tests.fuzz.targets import TARGETS, bounded
 
 #: the inputs of each target: some seconds on an idle core
-RUNS = {"cfgfile": 3_000, "memory": 2_000, "stream": 200}
+RUNS = {"cfgfile": 1_000, "memory": 700, "stream": 80}
 #: Config files of 64 KiB take ten times as long as short ones, and reach no more of the code.
 LIMITS = {"cfgfile": ["-max_len=4096"], "memory": [], "stream": []}
 #: a run takes seconds; it hangs if it takes as long as this
