@@ -29,6 +29,7 @@ from pyxlsnap.results import DomainEvent
 from pyxlsnap.revert import other_watch
 from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations
+from tests.unit.support.faults import kill
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.operations import plan_create, plan_revert, recover
 from tests.unit.support.values import OTHER_UUID, UUID
@@ -533,10 +534,7 @@ def test_no_monitor_is_started_where_none_ran(world: World) -> None:
 
 def test_the_recovery_of_a_kill_starts_ours(world: World) -> None:
     watched = Watched(world)
-    for name, do in watched.creation().steps():
-        do()
-        if name == "disk snapshots":
-            break
+    kill(watched.creation(), "disk snapshots")
     recovered = recover(world.host, UUID, start_monitor=watched.started.append)
     assert recovered.rolled_back
     assert watched.started == [UUID]
