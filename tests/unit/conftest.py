@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from pyxlsnap import paths
 from pyxlsnap.model import Disk
+from pyxlsnap.monitor import xl
 from tests.unit.support.loop_files import mounted
 from tests.unit.support.qemu import SIZE, VDEVS, Qemu, qemu_img, write
 from tests.unit.support.standin import StandIn
@@ -24,6 +25,9 @@ from tests.unit.support.world import World, make_world
 settings.register_profile("pyxlsnap", deadline=None)
 settings.load_profile("pyxlsnap")
 
+#: the environment variable in which pytest-xdist names a process of tests
+_WORKER = "PYTEST_XDIST_WORKER"
+
 
 @pytest.fixture(autouse=True)
 def _levels() -> Iterator[None]:
@@ -33,6 +37,29 @@ def _levels() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, before, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _only_our_xl() -> Iterator[None]:
+    """What stands for xl in a test that runs side by side with this one is not found."""
+    is_xl, ours = xl._is_xl, os.environ.get(_WORKER, "")
+
+    def is_our_xl(pid: int) -> bool:
+        return is_xl(pid) and _worker_of(pid) in ("", ours)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xl, "_is_xl", is_our_xl)
+        yield
+
+
+def _worker_of(pid: int) -> str:
+    """The process of tests that has started a process; "" if that is not known."""
+    try:
+        words = (paths.PROC / f"{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    found = [word for word in words if word.startswith(f"{_WORKER}=".encode())]
+    return found[0].decode().partition("=")[2] if found else ""
 
 
 @pytest.fixture(autouse=True)
