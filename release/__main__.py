@@ -98,7 +98,10 @@ def rest() -> list[str]:
 def uncommitted() -> list[str]:
     """The files that differ from the last commit; none in a tree without git."""
     command = ["git", "-C", str(PROJECT), "diff", "--name-only", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # there is no git
+        return []
     return done.stdout.split() if done.returncode == 0 else []
 
 

@@ -100,6 +100,8 @@ class Beside:
         #: the lanes that are not done yet; the look waits for them
         self._lanes_left = len(plan.lanes)
         self._look_now = threading.Event()
+        if not plan.lanes:
+            self._look_now.set()
         #: set when the guest runs again, or an undo is under way: contexts may be closed
         self.unhurried = threading.Event()
         self._began_at = self._ended_at = 0.0
@@ -209,8 +211,8 @@ class Beside:
                 log.info("the devices of %s are looked at after its memory: %s", self._guest, e)
                 return
             try:
-                if self._goes() and self._lanes_left:
-                    self._look_now.wait(_LOOK_AFTER_S)
+                self._go.wait()
+                self._look_now.wait(_LOOK_AFTER_S)
                 if self._goes():
                     look_at(own, self._plan)
                     self._looked = True

@@ -12,8 +12,9 @@ from typing import BinaryIO
 
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import PyxlsnapError
-from pyxlsnap.guest.saved import file_version, memory_path, reading
+from pyxlsnap.guest.saved import memory_path, reading
 from pyxlsnap.guest.snapshot import Saved, read_memory
+from pyxlsnap.linux.files import file_version
 from pyxlsnap.model import SnapshotConfig
 
 # A file that was changed so shortly before may be changed again without a sign: the kernel notes
@@ -67,6 +68,8 @@ def keep(wanted: SnapshotConfig, cfgfile: str, check: Callable[[], None]) -> Non
 
 def _kept_of(path: Path, file: BinaryIO) -> Saved | None:
     """What was read of a file, if it is that file still, and unchanged."""
-    if _kept is None or _kept.saved.path != path or _kept.saved.version != file_version(file):
+    if _kept is None or _kept.saved.path != path:
+        return None
+    if _kept.saved.version != file_version(file.fileno()):
         return None
     return _kept.saved if _kept.changed == os.fstat(file.fileno()).st_ctime_ns else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pyxlsnap.errors import BadMemoryFile, ConfigError, OperationFailed
-from pyxlsnap.linux.files import open_regular
+from pyxlsnap.linux.files import file_version, open_regular
 from pyxlsnap.linux.owners import who_can_change
 from pyxlsnap.linux.read_ahead import read_ahead
 from pyxlsnap.memory import Header
@@ -118,13 +118,13 @@ def read_memory_ahead(path: Path, check: Callable[[], None]) -> None:
 def open_stream(path: Path, version: tuple[int, ...], offset: int) -> BinaryIO:
     """Open a memory file at its stream: it is there for the restore whatever becomes of its name.
 
-    :param version: what :func:`file_version` said when the file was checked.
+    :param version: what :func:`~pyxlsnap.linux.files.file_version` said when the file was checked.
     :param offset: where the stream begins, bytes.
     :raises OSError: it cannot be opened.
     :raises OperationFailed: it is not the file that was checked, or has changed since.
     """
     with open_regular(path) as file:
-        if file_version(file) != version:
+        if file_version(file.fileno()) != version:
             raise OperationFailed(
                 f"{path} was changed while the operation was prepared: run the command again",
                 step="check again",
@@ -132,9 +132,3 @@ def open_stream(path: Path, version: tuple[int, ...], offset: int) -> BinaryIO:
         copy = os.fdopen(os.dup(file.fileno()), "rb")
     copy.seek(offset)
     return copy
-
-
-def file_version(file: BinaryIO) -> tuple[int, ...]:
-    """A value that changes when the file is changed, or is another one."""
-    found = os.fstat(file.fileno())
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

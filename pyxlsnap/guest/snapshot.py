@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import ConfigError
-from pyxlsnap.guest.saved import file_version, memory_path, reading, saved_config
+from pyxlsnap.guest.saved import memory_path, reading, saved_config
+from pyxlsnap.linux.files import file_version
 from pyxlsnap.memory import Header, read_header, walk
 from pyxlsnap.model import (
     Disk,
@@ -23,7 +24,7 @@ class Saved:
     """The content of a memory file, without the memory."""
 
     path: Path
-    #: the file as it was when it was read: :func:`pyxlsnap.guest.saved.file_version`
+    #: the file as it was when it was read: :func:`pyxlsnap.linux.files.file_version`
     version: tuple[int, ...]
     header: Header
     config: DomainConfig
@@ -68,7 +69,7 @@ def read_memory(wanted: SnapshotConfig, cfgfile: str, check: Callable[[], None])
     """
     path = memory_path(wanted, cfgfile)
     with reading(path) as file:
-        version = file_version(file)
+        version = file_version(file.fileno())
         header = read_header(file, str(path))
         file.seek(header.stream_offset)
         summary = walk(file, str(path), on_bytes=lambda _: check())

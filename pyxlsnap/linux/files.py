@@ -259,6 +259,16 @@ def open_regular(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
         yield file
 
 
+def file_version(file: Path | int) -> tuple[int, ...]:
+    """A value that differs if a file was changed, or if another one is in its place.
+
+    :param file: its path, or a descriptor.
+    :raises OSError: it is not there.
+    """
+    found = os.stat(file)  # noqa: PTH116 - a descriptor, too
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 def mount_point(directory: Path) -> str:
     """Where the filesystem of a directory is mounted; of its nearest parent if it is not there."""
     path = Path(os.path.realpath(directory))

@@ -28,7 +28,6 @@ _PIDFD = struct.Struct("=i")
 # logging's level for each level of xentoollog, NONE to CRITICAL
 _LEVELS = (10, 10, 10, 10, 10, 10, 20, 30, 40, 50)
 _XTL_DEBUG = 1
-_XTL_NOTICE = 6
 _XTL_WARN = 7
 _KEPT_LINES = 50  # for the error of a call
 _ITERATION = re.compile(r"Frames iteration (\d+)")
@@ -39,9 +38,8 @@ _private_lock = threading.Lock()
 
 def _least() -> int:
     """The level below which nobody reads what libxl logs: it logs much, and reading takes long."""
-    if log.isEnabledFor(logging.DEBUG):
-        return _XTL_DEBUG
-    return _XTL_NOTICE if log.isEnabledFor(logging.INFO) else _XTL_WARN
+    below = range(_XTL_DEBUG, _XTL_WARN)  # an error of ours tells the warnings
+    return next((level for level in below if log.isEnabledFor(_LEVELS[level])), _XTL_WARN)
 
 
 def close_in_children(fd: int) -> None:

@@ -160,7 +160,8 @@ def measurements(
 
 def counts(number: int) -> list[tuple[str, int]]:
     """How many clones a round makes at a time, by the name of the figure."""
-    return [("one_s", 1), ("eight_s", MANY)][: 2 if number <= MANY_ROUNDS else 1]
+    many = [("eight_s", MANY)] if number <= MANY_ROUNDS else []
+    return [("one_s", 1), *many]
 
 
 def main() -> None:

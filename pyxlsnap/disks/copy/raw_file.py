@@ -32,6 +32,7 @@ from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import (
     NewFile,
+    file_version,
     open_regular,
     refuse_existing,
     sync_directory,
@@ -188,9 +189,9 @@ class RawFile(CopyStrategy):
     def prepare_revert(self, check: Callable[[], None]) -> None:
         for file in self._files:
             with os_errors(file.disk, file.target):
-                before = _version(file.path)
+                before = file_version(file.path)
                 self._make_copy(file, like=file.target, check=check)
-                copy = _Copy(before, _version(self._temporary(file)), _owner(file.target))
+                copy = _Copy(before, file_version(self._temporary(file)), _owner(file.target))
             self._copies[file.disk.vdev] = copy
 
     def _is_prepared(self, file: SnapshotFile, *, like: Path) -> bool:
@@ -199,7 +200,7 @@ class RawFile(CopyStrategy):
         :param like: the file with the owner and mode that the disk's file is to have.
         """
         try:
-            now = _Copy(_version(file.path), _version(self._temporary(file)), _owner(like))
+            now = _Copy(file_version(file.path), file_version(self._temporary(file)), _owner(like))
         except OSError:
             return False
         return now == self._copies.get(file.disk.vdev)
@@ -254,11 +255,6 @@ class _Copy:
     copy: tuple[int, ...]
     #: mode and owner of the disk's file
     owner: tuple[int, ...]
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _owner(path: Path) -> tuple[int, ...]:

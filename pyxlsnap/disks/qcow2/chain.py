@@ -15,7 +15,7 @@ from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.qcow2.printed import way_to_delete
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX, image_chain, image_info, qemu_img
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
-from pyxlsnap.linux.files import hidden_name, open_regular, sync_directory
+from pyxlsnap.linux.files import file_version, hidden_name, open_regular, sync_directory
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -177,10 +177,10 @@ class Chain:
             return False
 
     def _material(self) -> "_MadeOf":
-        overlay, frozen, active = self.overlay.lstat(), self.frozen.stat(), self.active.stat()
+        overlay, active = self.overlay.lstat(), self.active.stat()
         return _MadeOf(
             overlay=(overlay.st_dev, overlay.st_ino),
-            frozen=(frozen.st_dev, frozen.st_ino, frozen.st_size, frozen.st_mtime_ns),
+            frozen=file_version(self.frozen),
             attributes=(active.st_mode, active.st_uid, active.st_gid),
         )
 

@@ -21,7 +21,7 @@ from pyxlsnap.disks.qcow2.chain import written_durably
 from pyxlsnap.disks.qcow2.qemu import checked_tags, qemu_img
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
-from pyxlsnap.linux.files import open_regular, refusing_os_errors
+from pyxlsnap.linux.files import file_version, open_regular, refusing_os_errors
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import command
@@ -31,7 +31,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Overlay:
-    """An overlay, and the state of the frozen file of which it is one."""
+    """An overlay, and the version of the frozen file of which it is one."""
 
     of: tuple[int, ...]
     content: bytes
@@ -86,8 +86,8 @@ class Qcow2Clones:
         if os.path.exists(disk.target) and frozen.samefile(disk.target):
             raise Refused(f"{disk.vdev}: {frozen} is the disk, not a snapshot of it")
         refuse_broken(disk, frozen)
-        made = self._overlays.get(disk.vdev)
-        if made and made.of == _state(frozen):
+        made, version = self._overlays.get(disk.vdev), file_version(frozen)
+        if made and made.of == version:
             return
         with (
             os_errors(disk, file.path, refuse=True),
@@ -98,7 +98,7 @@ class Qcow2Clones:
             here = f"/proc/{os.getpid()}/fd/{fd}"
             backing = ("-b", str(frozen), "-F", "qcow2")
             qemu_img(disk, "create", "-q", "-f", "qcow2", *backing, here)
-            self._overlays[disk.vdev] = _Overlay(_state(frozen), Path(here).read_bytes())
+            self._overlays[disk.vdev] = _Overlay(version, Path(here).read_bytes())
 
     def _check_copy(self, disk: Disk, file: ChildFile) -> None:
         """:raises Refused: the disk snapshot is not there, or its image is in use."""
@@ -161,12 +161,6 @@ def _refuse_open(disk: Disk) -> None:
             f"snapshot",
             vdev=disk.vdev,
         )
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    """What differs if a file is replaced or written to."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _write(fd: int, content: bytes) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from pyxlsnap.disks import plugins
-from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import SnapshotConfig as Config
 from tests.guide import IN_LAB, blocks, man_blocks, pages
 from tests.playbook import PLAYBOOK, SOURCE
@@ -25,6 +24,7 @@ from tests.readme import Block
 from tests.unit.support import operations, scenes
 from tests.unit.support.hosted import Hosted, load, save
 from tests.unit.support.values import OTHER_UUID, UUID
+from tests.unit.support.waiting import eventually
 
 #: the blocks that are run here
 HERE = {
@@ -239,7 +239,7 @@ def test_many_hosts_with_ansible(site: Site, tmp_path: Path) -> None:
 def next_second() -> None:
     """Wait until the clock shows another second."""
     now = int(time.time())
-    assert until(lambda: int(time.time()) != now, within_s=5, poll_s=0.01)
+    assert eventually(lambda: int(time.time()) != now)
 
 
 def test_the_examples_of_the_man_page(site: Site, tmp_path: Path) -> None:

@@ -72,16 +72,12 @@ def test_what_nobody_reads_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> 
     """A log level that was changed holds from the next call of libxl on."""
     logger, passed = logging.getLogger(LOGGER), list[bytes]()
     monkeypatch.setattr(Bridge, "_record", lambda _, record: passed.append(record))
-    level = logger.level
-    try:
-        with running() as r:
-            for wanted in (logging.DEBUG, logging.INFO, logging.WARNING):
-                logger.setLevel(wanted)
-                r.bridge.begin()
-                for least in (1, 5, 6, 7):
-                    r.say(least, f"{least} at {wanted}")
-    finally:
-        logger.setLevel(level)
+    with running() as r:
+        for wanted in (logging.DEBUG, logging.INFO, logging.WARNING):
+            logger.setLevel(wanted)
+            r.bridge.begin()
+            for least in (1, 5, 6, 7):
+                r.say(least, f"{least} at {wanted}")
     texts = [record[record.index(b"test") + 4 :] for record in passed]
     assert b", ".join(texts) == b"1 at 10, 5 at 10, 6 at 10, 7 at 10, 6 at 20, 7 at 20, 7 at 30"
 
