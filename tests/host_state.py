@@ -38,9 +38,20 @@ def descriptors() -> dict[int, str]:
 
 def children() -> list[int]:
     """The children, and those that wait to be reaped."""
-    tasks = Path("/proc/self/task").iterdir()
-    pids = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-    return [pid for pid in pids if not _reaped(pid)]
+    return [pid for pid in children_of(os.getpid()) if not _reaped(pid)]
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of a process. A thread that ends meanwhile gives its own to another thread."""
+    while True:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        try:
+            return [
+                int(child) for task in tasks for child in (task / "children").read_text().split()
+            ]
+        except (FileNotFoundError, ProcessLookupError):
+            if not Path(f"/proc/{pid}").exists():
+                raise
 
 
 def _reaped(pid: int) -> bool:

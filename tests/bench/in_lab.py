@@ -40,7 +40,7 @@ PAIRS = {
     "xl": "xl save -c {domain} {path}",
 }
 #: seconds that the guest runs between them, by its own count
-TICKS_APART = 30
+TICKS_APART = 10
 # How much the dom0 may keep in memory that is not yet on a slow disk; else it would take half of a
 # memory file at once.
 DIRTY_BYTES = 8 << 20

@@ -1,12 +1,10 @@
 """A host notices nothing, with libxl in its own process and in workers (unit: test_manners.py)."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import host_state
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.snapshots import run_script
 
@@ -15,7 +13,6 @@ pytestmark = pytest.mark.usefixtures("tidy")
 
 def host(lab: Lab, *words: str) -> dict[str, Any]:
     """What scripts/manners.py says."""
-    lab.dom0.write("/tmp/tests/host_state.py", Path(host_state.__file__).read_bytes())
     done = run_script(lab.dom0, "manners.py", *words)
     assert done.rc == 0, done
     found: dict[str, Any] = json.loads(done.out)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import host_state
+
 from .dom0 import Completed, Dom0
 from .guests import Guest, Tick
 
@@ -35,7 +37,8 @@ def revert(guest: Guest, cfgfile: str, *words: str) -> dict[str, Any]:
 
 
 def run_script(dom0: Dom0, script: str, *words: str, timeout: float = SLOW) -> Completed:
-    """Run one of scripts/ in the dom0."""
+    """Run one of scripts/ in the dom0; it may import tests.host_state."""
+    dom0.write("/tmp/tests/host_state.py", Path(host_state.__file__).read_bytes())
     dom0.write(f"/tmp/{script}", (SCRIPTS / script).read_bytes())
     return dom0.run(["python3", f"/tmp/{script}", *words], check=False, timeout=timeout)
 

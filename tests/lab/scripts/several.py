@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from pyxlsnap import Progress, Reverted, Snapshot, aio
+from tests.host_state import children_of
 
 NAME = "together"
 PATIENCE_S = 300.0
@@ -31,19 +31,14 @@ class Held:
 
     def __call__(self, progress: Progress) -> None:
         if progress.phase == "domain now suspended":
-            (supervisor,) = children(os.getpid())
-            (self._worker,) = children(supervisor)
+            (supervisor,) = children_of(os.getpid())
+            (self._worker,) = children_of(supervisor)
             os.kill(self._worker, signal.SIGSTOP)
             self.stopped.set()
 
     def release(self) -> None:
         if self._worker:
             os.kill(self._worker, signal.SIGCONT)
-
-
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 async def create(held: str, *live: str) -> tuple[float, Results]:

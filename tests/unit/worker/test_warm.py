@@ -27,7 +27,7 @@ from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.linux.processes import Process
 from pyxlsnap.results import Progress
 from pyxlsnap.worker import warm_client
-from tests.host_state import children
+from tests.host_state import children, children_of
 from tests.unit.support.processes import lives
 from tests.unit.support.scenarios import ordinary, warm
 from tests.unit.support.scenarios.ordinary import REVERTED
@@ -68,11 +68,10 @@ class Figures:
     def of(cls, pid: int) -> "Figures":
         here = Path(f"/proc/{pid}")
         status = (here / "status").read_text()
-        tasks = list((here / "task").iterdir())
-        below = sum(len((task / "children").read_text().split()) for task in tasks)
+        threads = len(list((here / "task").iterdir()))
         rss = re.search(r"VmRSS:\s+(\d+)", status)
         assert rss
-        return cls(len(list((here / "fd").iterdir())), len(tasks), below, int(rss[1]))
+        return cls(len(list((here / "fd").iterdir())), threads, len(children_of(pid)), int(rss[1]))
 
     def assert_not_more_than(self, before: "Figures") -> None:
         assert self.descriptors <= before.descriptors
