@@ -81,7 +81,7 @@ def _is_named_in(file: str) -> bool:
     try:
         with open(file, "rb") as found:
             return GROUP.encode() in found.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # .egg-info may be a file, which names nothing
         return False
     except OSError:
         return True

@@ -44,26 +44,28 @@ def read_saved(wanted: SnapshotConfig, cfgfile: str, check: Callable[[], None]) 
     return kept or read_memory(wanted, cfgfile, check)
 
 
-def keep(wanted: SnapshotConfig, cfgfile: str, check: Callable[[], None]) -> None:
+def keep(wanted: SnapshotConfig, cfgfile: str, check: Callable[[], None]) -> Saved | None:
     """Read the memory file now, for the operations of copies of this process.
 
     A file that cannot be read is left to the operation, which says what is wrong.
 
     :param wanted: the content of the cfgfile.
     :param check: called often; an exception of it ends the reading, and is raised.
+    :returns: what is kept now, if anything.
     """
     global _kept
     try:
         path = memory_path(wanted, cfgfile)
         with reading(path) as file:
-            if _kept_of(path, file):
-                return
+            if kept := _kept_of(path, file):
+                return kept
             _kept = None
             changed = os.fstat(file.fileno()).st_ctime_ns
         if abs(time.time() - changed / 1e9) > _SETTLED_S:
             _kept = _Kept(read_memory(wanted, cfgfile, check), changed)
     except PyxlsnapError:
         _kept = None
+    return _kept.saved if _kept else None
 
 
 def _kept_of(path: Path, file: BinaryIO) -> Saved | None:

@@ -230,7 +230,8 @@ def _opened_by(pid: int) -> Iterator[OpenFile]:
         link = f"{process}/fd/{number}"
         try:
             name = os.readlink(link)  # noqa: PTH115
-            info = Path(f"{process}/fdinfo/{number}").read_text(errors="replace")
+            with open(f"{process}/fdinfo/{number}", errors="replace") as file:
+                info = file.read()
             # Only a file on a server can keep us waiting. (A thread for each takes long.)
             on = _MOUNT.search(info)
             near = not name.startswith("/") or (on and int(on[1]) in local)

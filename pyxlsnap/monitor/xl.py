@@ -149,10 +149,12 @@ def _pids_of_xl() -> Iterator[int]:
 
 def _is_xl(pid: int) -> bool:
     try:
-        program = (paths.PROC / f"{pid}/exe").readlink()
+        program = os.readlink(f"{paths.PROC}/{pid}/exe")  # noqa: PTH115 (there are hundreds)
+    except FileNotFoundError:
+        return False  # the kernel's own, or it has ended
     except OSError:
         return process_name(pid) == "xl"
-    return program.name.removesuffix(" (deleted)") == "xl"  # after an upgrade
+    return program.rpartition("/")[2].removesuffix(" (deleted)") == "xl"  # after an upgrade
 
 
 def _words(pid: int) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """The process from which the workers of many reverts, or clones, are copied: it is warm.
 
 A caller starts it as ``python -m pyxlsnap.worker.warm``, with a socket as its standard input. The
-process loads all modules that the operation and its undo need, and reads the memory file once. It
-has one thread, opens no libxl, locks nothing and changes nothing. Each of its copies becomes a
-worker process like one that was started by exec (:mod:`pyxlsnap.worker.server`), with a supervisor
-of its own. The process ends when its caller closes the socket, or ends.
+process loads all modules that the operation and its undo need, and reads the memory file once. If a
+revert will talk to the guest's QEMU, the process loads the modules for that, too. It has one
+thread, opens no libxl, locks nothing and changes nothing. Each of its copies becomes a worker
+process like one that was started by exec (:mod:`pyxlsnap.worker.server`), with a supervisor of its
+own. The process ends when its caller closes the socket, or ends.
 
 The caller sends one ``request`` first. For each worker it sends ``stderr`` and then ``connection``,
 each with a descriptor. The answer is ``forked``, with a pidfd of the worker, or ``error``.
@@ -15,10 +16,11 @@ import select
 import socket
 
 from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.guest.qemu_version import needs_qemu
 from pyxlsnap.guest.read_once import keep
 from pyxlsnap.linux.fork import name_process
 from pyxlsnap.linux.processes import fresh_signals
-from pyxlsnap.request import Repeatable, request_from_plain
+from pyxlsnap.request import Repeatable, RevertRequest, request_from_plain
 from pyxlsnap.serialize import Message
 from pyxlsnap.worker import modules
 from pyxlsnap.worker.channel import Channel
@@ -53,14 +55,16 @@ class Warm:
                 self._copy()
 
     def _keep_memory(self) -> None:
-        """Read the memory file while nothing else is to be done."""
+        """Read the memory file while nothing else is to be done, and load what it calls for."""
         try:
             ready = with_cfgfile(self._request)
             assert isinstance(ready, Repeatable)
             assert ready.config
-            keep(ready.config, ready.cfgfile, self._check_idle)
-        except (_Wanted, PyxlsnapError):
-            pass  # the worker reads the files, and says what is wrong
+            saved = keep(ready.config, ready.cfgfile, self._check_idle)
+            if saved and isinstance(ready, RevertRequest) and needs_qemu(saved.config):
+                modules.load_qmp()
+        except (_Wanted, PyxlsnapError, ImportError):
+            pass  # the worker reads the files and loads the modules, and says what is wrong
 
     def _check_idle(self) -> None:
         if self._channel.pending or select.select([self._channel], [], [], 0)[0]:

@@ -63,6 +63,22 @@ def test_takes_the_disks_that_it_claims_whatever_they_look_like(install: Install
     assert (qcow2.kind, qcow2.vdevs) == ("qcow2", ("xvda",))
 
 
+def test_packages_of_others_are_not_read_again_by_the_library(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library takes long to load; Debian's packages have files, too, where others have
+    directories."""
+    (tmp_path / "with_a_directory-1.dist-info").mkdir()
+    (tmp_path / "with_a_file-1.egg-info").write_text("Metadata-Version: 1.1\nName: with-a-file\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(tmp_path / "nowhere.zip")])
+    monkeypatch.setitem(sys.modules, "importlib.metadata", None)
+    plugins.installed.cache_clear()
+    assert plugins.find(QCOW2) is None
+    install("storage_l", CODE)
+    with pytest.raises(ImportError):
+        plugins.find(QCOW2)
+
+
 def test_goes_before_ours(install: Install) -> None:
     assert choose(QCOW2, DiskRequest("xvda")) is Qcow2
     install("storage_b", CODE.replace('"array/"', '"/a"'))

@@ -1,6 +1,7 @@
 """Many reverts through one warm process on a fake host, where something changes between two."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,9 +9,14 @@ import pytest
 
 from pyxlsnap import Reverter
 from pyxlsnap.errors import BadMemoryFile, Busy, ConfigError, PyxlsnapError, Refused, Risky
+from pyxlsnap.guest import read_once
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Reverted
+from pyxlsnap.worker import modules
+from pyxlsnap.worker.channel import Channel
+from pyxlsnap.worker.warm import Warm
 from tests.unit.support.guest import config_of
 from tests.unit.support.hosted import Hosted, load, save
 from tests.unit.support.values import OTHER_UUID, UUID
@@ -139,6 +145,32 @@ def test_a_world_that_is_as_before_again_is_noticed_too(hosted: Hosted, reverter
     path.with_suffix(".moved").rename(path)
     assert revert(hosted, reverter).name == "snap"
     assert hosted.world.storage.content["xvda"] == "before"
+
+
+@pytest.mark.parametrize(("kind", "is_asked"), [("hvm", True), ("pvh", False)])
+def test_the_modules_that_talk_to_qemu_are_loaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_asked: bool
+) -> None:
+    """By the warm process, and not by each of its copies; only for a guest that has a QEMU."""
+    host = Hosted(tmp_path, monkeypatch)
+    host.world.guest(kind=kind)
+    assert host.run("snapshot-create", "vm1", "--name=snap").returncode == 0
+    monkeypatch.setattr(read_once, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(read_once, "_kept", None)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        request = RevertRequest(domain="vm1", cfgfile=str(snapshot(host).with_suffix(".cfg")))
+        warm = Warm(Channel(theirs), request)
+        loaded: list[bool] = []
+        monkeypatch.setattr(modules, "load_qmp", lambda: loaded.append(True))
+        warm._keep_memory()
+        assert loaded == [True] * is_asked
+        monkeypatch.setattr(modules, "load_qmp", raise_import_error)
+        warm._keep_memory()  # the copies say so
+
+
+def raise_import_error() -> None:
+    raise ImportError
 
 
 def test_other_operations_come_between(hosted: Hosted, reverter: Reverter) -> None:
