@@ -44,7 +44,7 @@ BASE = Cell("base", "PVH, 256 MiB, one qcow2 disk, idle", EVERY)
 CLONED = Cell("clones", "PVH, 96 MiB, one qcow2 disk, idle", (), memory_mib=96)
 
 # The disk of the last is so slow that it is what everybody waits for, though each page costs the
-# emulated processor time, too; with what a guest of 256 MiB has anyway, 100 MiB more leave a third
+# emulated processor time, too; with what a guest of 128 MiB has anyway, 20 MiB more leave a third
 # of its memory zero.
 CELLS = (
     BASE,
@@ -60,9 +60,10 @@ CELLS = (
     Cell("vcpus-2", "two vcpus", GROWTH, vcpus=2),
     Cell(
         "slow-disk",
-        "a third of its memory is zero, disk of 6 MiB/s",
+        "128 MiB, a third of them zero, disk of 6 MiB/s",
         (Way.XL_SAVE, Way.STOPPED),
-        filled_mib=100,
+        memory_mib=128,
+        filled_mib=20,
         disk_mib=6,
     ),
 )
