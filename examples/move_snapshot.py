@@ -35,8 +35,14 @@ def files_of(info: SnapshotInfo) -> list[str]:
 
 
 def commands(info: SnapshotInfo, archive: str) -> Iterator[list[str]]:
-    """What is to be typed on the other host. The revert replaces the content of the disks."""
-    yield ["tar", "-C", "/", "-xSf", archive]
+    """What is to be typed on the other host. The revert replaces the content of the disks.
+
+    No file that is there is replaced: tar fails (-k), and so does the look for a disk.
+    """
+    yield ["tar", "-C", "/", "--xattrs", "-kxSf", archive]
+    for disk in info.disks:
+        if disk.kind != "block device":
+            yield ["test", "!", "-e", disk.target]
     for disk in info.disks:
         yield new_disk(disk)
     for option in (["--dry-run"], []):
@@ -58,14 +64,17 @@ def main() -> None:
     cfgfile, archive = sys.argv[1:]
     info = read_snapshot(cfgfile)
     names = [path.lstrip("/") for path in files_of(info)]
-    subprocess.run(["tar", "-C", "/", "-cSf", archive, "--", *names], check=True)
+    subprocess.run(["tar", "-C", "/", "--xattrs", "-cSf", archive, "--", *names], check=True)
     print("# Copy the archive to the other host, which must have Xen", info.versions["xen"])
     for disk in info.disks:
         if disk.kind == "block device":
             size = Path(disk.where).stat().st_size
             print(f"# There {disk.target} must be a block device of {size} bytes: make it first.")
+    print("# What fails ends the rest: a file may be in the way.")
+    print("(set -e")
     for command in commands(info, archive):
         print(shlex.join(command))
+    print(")")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """A pool of sandboxes: clones of one snapshot, kept ready, handed out, thrown away and made anew.
 
-Usage: sandbox.py CFGFILE NUMBER BRIDGE
+Usage: sandbox.py CFGFILE BRIDGE...
 
-Each sandbox is a clone on an isolated bridge. It is kept paused, and has run no instruction until
-it is handed out: then its clock is set, and it runs. It serves one job and is then replaced, so
-that no job sees what another has left.
+Each sandbox is a clone on an isolated bridge; there are as many as bridges are named. Several may
+be on one bridge, but not those of a guest with an emulated network device: it keeps the MAC address
+of the snapshot. A sandbox is kept paused, and has run no instruction until it is handed out: then
+its clock is set, and it runs. It serves one job and is then replaced, so that no job sees what
+another has left.
 """
 
 import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from pyxlsnap import Cloned, DomainNotFound, Moment, PyxlsnapError, Toolstack, aio
@@ -37,13 +39,13 @@ def start(made: Cloned) -> None:
 
 
 class Pool:
-    """Sandboxes that are ready, as many as were asked for."""
+    """Sandboxes that are ready, one for each bridge."""
 
-    def __init__(self, cfgfile: str, number: int, bridge: str) -> None:
+    def __init__(self, cfgfile: str, bridges: Sequence[str]) -> None:
         # Each makes one sandbox, paused, in the place of the one before.
         self._cloners = {
-            name: aio.Cloner(cfgfile, name, bridge=bridge, paused=True, force=True)
-            for name in (f"sandbox{n}" for n in range(number))
+            f"sandbox{n}": aio.Cloner(cfgfile, f"sandbox{n}", bridge=bridge, paused=True)
+            for n, bridge in enumerate(bridges)
         }
         #: sandboxes; or the name of one that could not be made anew, and why
         self._ready: asyncio.Queue[Cloned | tuple[str, Exception]] = asyncio.Queue()
@@ -108,12 +110,12 @@ class Pool:
             raise ExceptionGroup("sandboxes are left", failed)
 
 
-async def main(cfgfile: str, number: int, bridge: str) -> None:
+async def main(cfgfile: str, *bridges: str) -> None:
     """Use each sandbox once, and show what it was."""
-    pool = Pool(cfgfile, number, bridge)
+    pool = Pool(cfgfile, bridges)
     try:
         await pool.fill()
-        for _ in range(number):
+        for _ in bridges:
             async with pool.sandbox() as made:
                 print(f"{made.domain} (domid {made.domid}) is ready", flush=True)
     finally:
@@ -121,4 +123,4 @@ async def main(cfgfile: str, number: int, bridge: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    asyncio.run(main(*sys.argv[1:]))

@@ -102,15 +102,16 @@ def find_clone(name: str) -> CloneEntry | None:
 
 
 def clones_of(origin: str, name: str, created: int | None) -> list[CloneEntry]:
-    """The clones of one snapshot.
+    """The clones of one snapshot, also those that are half made.
 
     :param origin: the uuid of the snapshot's domain.
     :param name: the snapshot's name.
     :param created: when the snapshot was taken; ``None``: that is not known.
-    :raises Refused: the file of some clone cannot be read.
+    :raises Refused: the file or journal of some clone cannot be read.
     """
-    found = [entry for entry in all_clones() if (entry.origin, entry.name) == (origin, name)]
-    return [entry for entry in found if is_of(entry, created)]
+    known = {entry.uuid: entry for entry in (*unfinished_clones(), *all_clones())}
+    found = [known[uuid] for uuid in sorted(known)]
+    return [e for e in found if (e.origin, e.name) == (origin, name) and is_of(e, created)]
 
 
 def is_of(entry: CloneEntry, created: int | None) -> bool:

@@ -75,7 +75,8 @@ class SnapshotInfo:
     disks: tuple[SnapshotDisk, ...]
     #: disks that are not in the snapshot: the reason for each, by vdev
     left_out: Mapping[str, str]
-    #: the clones that were made from the snapshot
+    #: the clones that were made from the snapshot, or are being made; and those whose process was
+    #: killed, until ``snapshot-recover`` has finished or removed them
     clones: tuple[CloneInfo, ...]
     #: what is missing or damaged, one line each; empty if the snapshot looks whole
     missing: tuple[str, ...]

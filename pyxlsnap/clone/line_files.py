@@ -8,12 +8,14 @@ a filesystem without attributes a file is known by its inode.
 import errno
 import os
 import stat
+from collections.abc import Mapping
 from functools import partial
 
-from pyxlsnap.clone.lines import files_of
+from pyxlsnap.clone.lines import files_of, sockets_of
 from pyxlsnap.disks.copy.content import MARK, set_attribute
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DiskError
+from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.journal import CloneEntry
 from pyxlsnap.model import DomainConfig
 
@@ -28,10 +30,11 @@ class LineFiles:
     """
 
     def __init__(self, config: DomainConfig, old: CloneEntry | None) -> None:
-        self._paths, self._replaces = files_of(config), old is not None
+        self._paths = files_of(config)
+        self._old = old.line_files if old else {}
         fresh = {path: os.urandom(16).hex() for path in self._paths}
         #: what tells each file from others, by path: a token, and the inode of a file that was made
-        self.marks: dict[str, str] = {**fresh, **(old.line_files if old else {})}
+        self.marks: dict[str, str] = {**fresh, **self._old}
 
     def make(self) -> None:
         """Make the files, empty. A file of the clone that is replaced stays.
@@ -39,7 +42,7 @@ class LineFiles:
         :raises OSError: a file cannot be made, or its name has been taken meanwhile.
         """
         for path in self._paths:
-            if self._replaces and os.path.lexists(path):
+            if _is_there(path, self._old.get(path, "")):
                 continue
             token = self.marks[path].partition(" ")[0]
             fd = os.open(path, _NEW, _MODE)
@@ -48,6 +51,16 @@ class LineFiles:
                 set_attribute(fd, MARK, token.encode())
             finally:
                 os.close(fd)
+
+
+def own_lines(marks: Mapping[str, str], replaced: Guest | None) -> list[str]:
+    """The files and sockets that are there for the lines of a clone.
+
+    :param marks: :attr:`LineFiles.marks`.
+    :param replaced: the domain of the clone that is replaced, which listens on its sockets.
+    """
+    files = [path for path, mark in marks.items() if _is_there(path, mark)]
+    return [*files, *(sockets_of(replaced.config()) if replaced else ())]
 
 
 def made_files(entry: CloneEntry) -> list[str]:
@@ -79,6 +92,15 @@ def _delete(path: str, mark: str) -> list[str]:
     if not inode:  # it was not made
         return []
     return [f"left {path}: it is not the file that was made for the clone's serial line"]
+
+
+def _is_there(path: str, mark: str) -> bool:
+    """Whether the file of a mark is at its place."""
+    token, _, inode = mark.partition(" ")
+    try:
+        return bool(inode) and _is_ours(path, token, inode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _is_ours(path: str, token: str, inode: str) -> bool:

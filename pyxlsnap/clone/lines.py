@@ -6,7 +6,7 @@ to write. So a path that somebody else uses is refused.
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pyxlsnap.clone.identity import SOCKET_LIMIT
@@ -39,6 +39,11 @@ def files_of(config: DomainConfig) -> list[str]:
     return list(dict.fromkeys(line.path for line in lines if Path(line.path).is_absolute()))
 
 
+def sockets_of(config: DomainConfig) -> list[str]:
+    """The sockets on which QEMU listens for lines."""
+    return [line.path for line in _with_path(config) if line.is_socket and line.listens]
+
+
 def shared_lines(saved: DomainConfig, own: DomainConfig) -> Iterator[str]:
     """A clause for each line of a clone that it would share with the saved domain."""
     then = set(serial_lines(saved))
@@ -54,22 +59,22 @@ def shared_lines(saved: DomainConfig, own: DomainConfig) -> Iterator[str]:
 
 
 @refusing_os_errors()
-def refuse_taken_lines(own: DomainConfig, *, ours: bool) -> None:
+def refuse_taken_lines(own: DomainConfig, ours: Collection[str] = ()) -> None:
     """Refuse a line whose path another program has, or to which nobody listens.
 
-    :param ours: there is a clone of this name, whose QEMU made these files and sockets.
+    :param ours: files and sockets of the clone that is replaced.
     :raises Refused: the message names the path.
     """
     for line in _with_path(own):
-        if problem := _problem(line, ours=ours):
+        if problem := _problem(line, ours):
             raise Refused(f"the clone {own.name} cannot have {line.what}: {line.path} {problem}")
 
 
-def _problem(line: _Line, *, ours: bool) -> str:
+def _problem(line: _Line, ours: Collection[str]) -> str:
     if line.is_socket and not line.listens:
         heard = _is_socket(line.path) and _is_heard(line.path)
         return "" if heard else "has no program that listens there: start the program first"
-    if ours or not os.path.lexists(line.path):
+    if line.path in ours or not os.path.lexists(line.path):
         return ""
     if line.is_socket and _is_socket(line.path) and not _is_heard(line.path):
         return ""  # a QEMU that ended has left the socket

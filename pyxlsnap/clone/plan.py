@@ -194,8 +194,8 @@ def _plan(
     refuse_unbridged(request.bridge, config)
     guest = find_if_there(host, uuid) if old else None
     source.risks += lock_macs(source.saved.config, config, source.locks)
-    look = Look(host, source.saved, config, guest, old is not None, label, asked, children)
-    found = look.again()
+    look = Look(host, source.saved, config, guest, label, asked, children)
+    found = look.again(old.line_files if old else {})
     source.risks += [*_risks(look, source.chosen), *found.risks]
     return ClonePlan(
         request=request,

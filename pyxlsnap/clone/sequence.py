@@ -163,7 +163,7 @@ class Cloning:
 
     def _look_again(self) -> None:
         """:raises Refused, OperationFailed: what the clone needs of the host has changed."""
-        risks = self._plan.look.again().risks
+        risks = self._plan.look.again(self._lines.marks).risks
         if new := [risk for risk in risks if risk not in self._plan.warnings]:
             raise OperationFailed("; ".join(new), step="check again")
 

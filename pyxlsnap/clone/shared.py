@@ -128,12 +128,15 @@ def check_edited(own: DomainConfig, edited: DomainConfig, made: Collection[str])
     :raises UsageError: something was changed that the memory file or the clone's disks fix.
     """
     wrong = [f"{s}.{k}" for s, k in _FIXED if own.section(s).get(k) != edited.section(s).get(k)]
-    for kind in ("disks", "nics", "vfbs", "vkbs", "channels"):
+    for kind in sorted(_kinds(own) | _kinds(edited)):
         if len(own.devices(kind)) != len(edited.devices(kind)):
             wrong.append(f"the number of {kind}")
     # (The type fits, so that the disks can be read.)
     if not wrong and _all_fixed(own, made) != _all_fixed(edited, made):
-        wrong.append("vdev, format or mode of a disk, or the path of one that is the clone's own")
+        wrong.append(
+            "vdev, format or mode of a disk, or the path, backend or script of one that is the "
+            "clone's own"
+        )
     if wrong:
         raise UsageError(
             f"the configuration of the clone {own.name} was edited, and cannot be changed in: "
@@ -141,10 +144,15 @@ def check_edited(own: DomainConfig, edited: DomainConfig, made: Collection[str])
         )
 
 
-def _all_fixed(config: DomainConfig, made: Collection[str]) -> list[tuple[str, str, bool, str]]:
+def _kinds(config: DomainConfig) -> set[str]:
+    """The kinds of devices, as libxl's JSON names them."""
+    return {key for key, value in config.values.items() if isinstance(value, list)}
+
+
+def _all_fixed(config: DomainConfig, made: Collection[str]) -> list[tuple[object, ...]]:
     return [_fixed(disk, made) for disk in config.disks]
 
 
-def _fixed(disk: Disk, made: Collection[str]) -> tuple[str, str, bool, str]:
-    target = disk.target if disk.vdev in made else ""
-    return (disk.vdev, disk.format, disk.readwrite, target)
+def _fixed(disk: Disk, made: Collection[str]) -> tuple[object, ...]:
+    own = (disk.target, disk.script, disk.backend_domain, disk.specification)
+    return (disk.vdev, disk.format, disk.readwrite, own if disk.vdev in made else ())

@@ -75,7 +75,8 @@ def finish(host: Host, entry: DeleteEntry) -> Recovered:
     if not entry.begun:
         return Recovered((f"nothing was deleted: {what} is whole",), rolled_back=True)
     try:
-        with closing(make_plan(host, entry.request, parts_of(entry))) as plan:
+        parts = parts_of(entry)
+        with _no_new_clones(parts), closing(make_plan(host, entry.request, parts)) as plan:
             deleted = Deletion(plan, entry=entry).run()
     except NeedsAttention:
         raise
@@ -99,15 +100,26 @@ def _locked(
     if guest and guest.device_model_pid() is not None:
         callbacks.will_ask_qemu()
     with ExitStack() as locks:
-        # A clone that is being made reads the snapshot.
-        in_use = DomainLock(parts.uuid, domain=parts.domain, kind=IN_USE)
-        locks.callback(in_use.release)
+        locks.enter_context(_no_new_clones(parts))
         for uuid in sorted({parts.uuid, guest.uuid if guest else parts.uuid}):
             lock = DomainLock(uuid, domain=parts.domain)
             locks.callback(lock.release)
             callbacks.share_lock(uuid, lock.fd)
             Journal(uuid).unfinished_delete(request.cfgfile)
         yield Journal(parts.uuid).unfinished_delete(request.cfgfile)
+
+
+@contextmanager
+def _no_new_clones(parts: Parts) -> Iterator[None]:
+    """Keep clones from being made meanwhile: they read the snapshot.
+
+    :raises Busy: one is being made.
+    """
+    lock = DomainLock(parts.uuid, domain=parts.domain, kind=IN_USE)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _resumed(request: DeleteRequest, entry: DeleteEntry | None) -> tuple[DeleteRequest, Parts]:

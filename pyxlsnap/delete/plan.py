@@ -156,7 +156,8 @@ def _refuse_clones(parts: Parts) -> None:
     :raises Refused: a clone stands on a disk snapshot.
     """
     snapshots = {os.path.realpath(r.path) for r in parts.requests if r.path}
-    for clone in (*all_clones(), *(half_made := unfinished_clones())):
+    # (Read before and after: a recovery that finishes a clone gives its journal another name.)
+    for clone in (*all_clones(), *(half_made := unfinished_clones()), *all_clones()):
         bases = [c.stands_on for c in clone.children if c.stands_on]
         below = {os.path.realpath(p) for base in bases for p in chain_files(Path(base))}
         if found := sorted(snapshots & below):

@@ -16,8 +16,11 @@ from pyxlsnap.model import DomainConfig
 
 log = logging.getLogger(__name__)
 
-#: seconds to wait for xl's lock: xl holds it while it starts a domain
+#: seconds for which a program may hold xl's lock: xl holds it while it starts a domain
 LOCK_S = 60.0
+#: the same for ours, which take turns and cannot be told apart
+OURS_S = 600.0
+_LOOK_S = 0.5
 #: seconds after which the disks of a revert take so long that xl may start domains meanwhile
 LONG_S = 30.0
 
@@ -92,14 +95,22 @@ class Room:
         :param check: called often; an exception from it ends the wait.
         :raises Refused: another program holds the lock for too long, or there is not enough.
         """
-        if not self.lock(within_s=LOCK_S, check=check):
-            pid = self._lock.holder()
-            raise Refused(
-                f"{process_text(pid) if pid else 'another program'} has held xl's lock "
-                f"{self._lock.path} for {LOCK_S:g} s, so it is starting a domain: wait until it has"
-                f" started, then run the command again"
-            )
+        self._wait_for_lock(check)
         self.make(coming_kb=guest.info().memory_kb if guest else 0)
+
+    def _wait_for_lock(self, check: Callable[[], None]) -> None:
+        """:raises Refused: one program has held the lock for too long."""
+        holder, since = None, time.monotonic()
+        while not self.lock(within_s=_LOOK_S, check=check):
+            if (found := self._lock.holder()) != holder:
+                holder, since = found, time.monotonic()
+            limit_s = LOCK_S if holder else OURS_S
+            if time.monotonic() - since >= limit_s:
+                who = process_text(holder) if holder else "pyxlsnap for other domains"
+                raise Refused(
+                    f"{who} has held xl's lock {self._lock.path} for {limit_s:g} s, so it is "
+                    f"starting a domain: wait until it has started, then run the command again"
+                )
 
     @contextmanager
     def lent(self) -> Iterator[None]:

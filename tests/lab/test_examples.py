@@ -184,6 +184,7 @@ def test_a_daemon(lab: Lab) -> None:
     goes_back(guests[0], mark, later)
 
 
+BRIDGES = ("isolated", "apart")
 MAC = "00:16:3e:0a:0b:0c"
 #: uses a pool of two three times; says what is there before, and of each sandbox that runs
 USE_POOL = """
@@ -201,8 +202,8 @@ def look(domid):
         "mac": read(f"{nic}/mac"),
     }
 
-async def main(cfgfile, bridge):
-    pool = sandbox.Pool(cfgfile, 2, bridge)
+async def main(cfgfile, *bridges):
+    pool = sandbox.Pool(cfgfile, bridges)
     await pool.fill()
     with Toolstack() as host:
         found = [host.find(f"sandbox{n}") for n in (0, 1)]
@@ -235,7 +236,7 @@ def test_a_pool_of_sandboxes(spent_lab: Lab) -> None:
     dom0 = spent_lab.dom0
     quicken_hotplug(dom0)
     prefer_dom0(dom0)
-    for bridge in ("home", "isolated"):
+    for bridge in ("home", *BRIDGES):
         dom0.run(f"ip link add {bridge} type bridge; ip link set {bridge} up")
     for name in STANDARD:  # their memory is needed
         dom0.run(["xl", "destroy", name], check=False)
@@ -249,16 +250,17 @@ def test_a_pool_of_sandboxes(spent_lab: Lab) -> None:
     checksums = dom0.run(files).out
     nothing = dom0.run("ls /lab/disk /var/lib/pyxlsnap /sys/class/net; xl list | wc -l").out
     now = int(dom0.run("date +%s").out)
-    command = ["python3", "-c", USE_POOL, made["cfgfile"], "isolated"]
+    command = ["python3", "-c", USE_POOL, made["cfgfile"], *BRIDGES]
     ready, seen = json.loads(dom0.run(command, cwd=DEST, timeout=900).out)
 
     # Kept ready: on the bridge, the clock set by the hook, and no instruction run.
     for one in (*ready, *seen):
-        assert one["bridge"] == "isolated"
+        assert one["bridge"] in BRIDGES
         assert one["mac"].startswith("00:16:3e:")
         assert int(one["time"]) >= now
     assert [one["has_run"] for one in ready] == [False, False]
     assert len({MAC, *(one["mac"] for one in ready)}) == 3
+    assert [one["bridge"] for one in ready] == list(BRIDGES)
     assert {one["name"] for one in seen} == {"sandbox0", "sandbox1"}
     assert len({one["domid"] for one in seen}) == 3
     hooked = {f"sandbox{n}": int(one["time"]) for n, one in enumerate(ready)}
@@ -277,7 +279,7 @@ def test_a_pool_of_sandboxes(spent_lab: Lab) -> None:
     assert left == nothing
     assert dom0.run(files).out == checksums
     guest.assert_healthy()
-    assert "is ready" in run(dom0, "sandbox.py", made["cfgfile"], "1", "isolated")
+    assert "is ready" in run(dom0, "sandbox.py", made["cfgfile"], BRIDGES[0])
 
 
 def external(guest: Guest) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pyxlsnap import cfgfile, contents
+from pyxlsnap import cfgfile, clone_file, contents
 from pyxlsnap.cancel import Cancel, Cancelled
+from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.clone_file import CloneFile
 from pyxlsnap.delete import plan as delete_plan
 from pyxlsnap.disks import contents as disk_contents
@@ -17,7 +18,7 @@ from pyxlsnap.disks.contents import Found, look
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import ConfigError, Refused
-from pyxlsnap.journal import Journal
+from pyxlsnap.journal import CloneEntry, Journal
 from pyxlsnap.memory import write_header
 from pyxlsnap.model import Disk, DiskRequest, Metadata, RunState, SnapshotConfig
 from pyxlsnap.request import DeleteRequest, ReadRequest
@@ -26,6 +27,7 @@ from pyxlsnap.snapshot_info import SnapshotDisk, SnapshotInfo
 from tests.unit.support import operations, streams
 from tests.unit.support.clones import CLONE, SNAPSHOT, Origin
 from tests.unit.support.entries import clone_entry
+from tests.unit.support.faults import run_until
 from tests.unit.support.guest import config_of
 from tests.unit.support.lvm import FakeLvm, create, install, populate
 from tests.unit.support.qemu import damage, qemu_img
@@ -133,6 +135,18 @@ def test_its_clones_are_named(world: World) -> None:
     (clone,) = read(origin.cfg).clones
     assert (clone.domain, clone.uuid) == (CLONE, made.uuid)
     assert clone.disks == {d.vdev: d.target for d in made.disks}
+
+
+def test_a_clone_that_is_half_made_is_named_once(world: World) -> None:
+    """It keeps the snapshot from being deleted."""
+    origin = Origin(world)
+    run_until(Cloning(world.host, origin.plan()).steps(), "disks")
+    (clone,) = read(origin.cfg).clones
+    assert clone.domain == CLONE
+    operations.recover(world.host, None, start_monitor=lambda _: None)
+    origin.clone()
+    run_until(Cloning(world.host, origin.plan(replace=True)).steps(), "journal")
+    assert [c.domain for c in read(origin.cfg).clones] == [CLONE]
 
 
 def test_the_clones_of_an_earlier_snapshot_of_its_name_are_not_its_own(world: World) -> None:
@@ -329,6 +343,28 @@ def test_a_snapshot_on_which_a_clone_stands_is_not_deleted(
     later_only = tuple(replace(r, path=str(later)) for r in external)
     if not deep:  # the later one can be deleted
         delete_plan.make_plan(world.host, wanted, replace(parts, requests=later_only)).close()
+
+
+def test_a_clone_that_is_finished_meanwhile_is_seen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its journal gets another name, just when journals and the files of clones are read."""
+    origin = Origin(world)
+    frozen = world.root / "images" / "frozen"
+    qemu_img("create", "-q", "-f", "qcow2", str(frozen), "1M")
+    stands(frozen, half_made=True, seen=True)
+    unfinished = clone_file.unfinished_clones
+
+    def read_late() -> list[CloneEntry]:
+        CloneFile(OTHER_UUID).publish()
+        return unfinished()
+
+    monkeypatch.setattr(delete_plan, "unfinished_clones", read_late)
+    wanted = DeleteRequest(cfgfile=str(origin.cfg), config=cfgfile.read(origin.cfg))
+    parts = delete_plan.read_parts(wanted)
+    external = tuple(replace(r, path=str(frozen), format="qcow2") for r in parts.requests)
+    with pytest.raises(Refused, match="the clone c1 stands on"):
+        delete_plan.make_plan(world.host, wanted, replace(parts, requests=external))
 
 
 def test_a_snapshot_whose_clones_stand_on_nothing_is_deleted(world: World) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyxlsnap.clone.identity import Wanted, own
-from pyxlsnap.clone.lines import refuse_taken_lines
+from pyxlsnap.clone.lines import refuse_taken_lines, sockets_of
 from pyxlsnap.clone.shared import check_edited, refuse_still_shared
 from pyxlsnap.errors import Refused, UsageError
 from pyxlsnap.model import Disk, DomainConfig
@@ -266,6 +266,25 @@ def test_the_clones_disks_cannot_be_edited_and_other_things_can() -> None:
         check_edited(config, DomainConfig.parse(json.dumps(values)), {"xvda"})
 
 
+@pytest.mark.parametrize("kind", ["disks", "nics", "pcidevs", "usbdevs", "vtpms", "p9s"])
+def test_no_device_can_be_added(kind: str) -> None:
+    config, _ = own(nic("pv", "vif"), wanted())
+    values = json.loads(config.json)
+    values[kind] = [*values.get(kind, []), {}]
+    with pytest.raises(UsageError, match=f"cannot be changed in: the number of {kind}"):
+        check_edited(config, DomainConfig.parse(json.dumps(values)), {"xvda"})
+
+
+@pytest.mark.parametrize("key", ["script", "backend_domname"])
+def test_what_serves_the_clones_disks_cannot_be_edited(key: str) -> None:
+    config, _ = own(nic("pv", "vif"), wanted())
+    values = json.loads(config.json)
+    values["disks"][0][key] = "other"
+    with pytest.raises(UsageError, match="script"):
+        check_edited(config, DomainConfig.parse(json.dumps(values)), {"xvda"})
+    check_edited(config, DomainConfig.parse(json.dumps(values)), ())
+
+
 def listening(path: Path) -> socket.socket:
     found = socket.socket(socket.AF_UNIX)
     found.bind(str(path))
@@ -286,31 +305,33 @@ def with_channel(path: str) -> DomainConfig:
 def test_a_serial_line_to_a_file_that_is_there(tmp_path: Path, line: str, ours: bool) -> None:
     path = tmp_path / "a"
     config = hvm(serial=line.format(path))
-    refuse_taken_lines(config, ours=ours)
+    refuse_taken_lines(config)
     path.write_text("mine")
     if ours:
-        refuse_taken_lines(config, ours=True)
+        refuse_taken_lines(config, [str(path)])
         return
     with pytest.raises(Refused, match=f"{path} exists, and QEMU would replace"):
-        refuse_taken_lines(config, ours=False)
+        refuse_taken_lines(config, [f"{path}.other"])
 
 
 def test_a_channel_whose_socket_another_program_has(tmp_path: Path) -> None:
     path = tmp_path / "a"
     config = with_channel(str(path))
+    assert sockets_of(config) == [str(path)]
     with listening(path), pytest.raises(Refused, match="its channel agent"):
-        refuse_taken_lines(config, ours=False)
-    refuse_taken_lines(config, ours=False)  # a QEMU that ended has left the socket
+        refuse_taken_lines(config)
+    refuse_taken_lines(config)  # a QEMU that ended has left the socket
 
 
 def test_a_serial_line_that_connects(tmp_path: Path) -> None:
     path = tmp_path / "a"
     config = hvm(serial_list=[f"unix:{path}"])
-    for ours in (False, True):
+    assert sockets_of(config) == []
+    for ours in ([], [str(path)]):
         with pytest.raises(Refused, match="has no program that listens"):
-            refuse_taken_lines(config, ours=ours)
+            refuse_taken_lines(config, ours)
     with listening(path):
-        refuse_taken_lines(config, ours=False)
+        refuse_taken_lines(config)
 
 
 def test_a_line_that_is_edited_back_is_shared() -> None:

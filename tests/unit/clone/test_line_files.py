@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from pyxlsnap.clone import line_files, operation
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
-from pyxlsnap.errors import OperationFailed
+from pyxlsnap.errors import OperationFailed, Refused
 from pyxlsnap.request import Callbacks, CloneConfigurationRequest, DeleteCloneRequest
 from tests.unit.support import operations
 from tests.unit.support.clones import CLONE, CLONE_UUID, Origin, clone_steps
@@ -109,20 +110,67 @@ def test_the_file_of_a_clone_that_stays_is_kept(origin: Origin, file: Path, step
     origin.assert_as_before()
 
 
-def test_a_file_that_was_not_made_is_not_listed(origin: Origin, file: Path) -> None:
-    """The user changed the path of a clone that is replaced: QEMU writes to a file of the user."""
+def edited(origin: Origin, path: Path) -> str:
+    """The configuration of the clone with another file for its serial line."""
+    wanted = CloneConfigurationRequest(clone=origin.request(replace=True))
+    found = operation.configuration(origin.world.host, wanted, Callbacks()).json
+    values = json.loads(found)
+    values["b_info"]["type.hvm"]["serial"] = f"file:{path}"
+    return json.dumps(values)
+
+
+def refuse_replace(origin: Origin, mine: Path, **words: Any) -> None:
+    """QEMU would empty the file; the clone before goes on."""
+    with pytest.raises(Refused, match="QEMU would replace its content"):
+        origin.clone(replace=True, **words)
+    assert mine.read_text() == "mine"
+    assert origin.find()
+
+
+def test_a_clone_that_is_replaced_gives_no_right_to_another_file(
+    origin: Origin, file: Path
+) -> None:
     origin.clone()
     mine = file.with_suffix(".mine")
     mine.write_text("mine")
-    wanted = CloneConfigurationRequest(clone=origin.request(replace=True))
-    found = operation.configuration(origin.world.host, wanted, Callbacks()).json
-    edited = json.loads(found)
-    edited["b_info"]["type.hvm"]["serial"] = f"file:{mine}"
-    made = origin.clone(replace=True, edited=json.dumps(edited))
-    assert [a.where for a in made.artefacts if a.kind == "serial line"] == [str(file)]
-    delete(origin)
-    assert mine.exists()
-    assert not file.exists()
+    refuse_replace(origin, mine, edited=edited(origin, mine))
+    mine.unlink()
+    made = origin.clone(replace=True, edited=edited(origin, mine))
+    assert str(mine) in [a.where for a in made.artefacts if a.kind == "serial line"]
+    file.unlink()  # the clone has it no more
+    file.write_text("mine")
+    refuse_replace(origin, file)
+    assert f"removed {mine}" in delete(origin)
+    assert file.read_text() == "mine"
+
+
+def test_a_replaced_clone_whose_file_another_program_has_changed(
+    origin: Origin, file: Path
+) -> None:
+    """It rotates logs, for one."""
+    origin.clone()
+    file.rename(file.with_suffix(".1"))
+    file.write_text("mine")
+    refuse_replace(origin, file)
+
+
+@pytest.mark.parametrize("is_off", [False, True])
+def test_a_socket_of_the_clone_that_is_replaced(world: World, is_off: bool) -> None:
+    path = world.root / "line"
+    origin = Origin(world, emulated={"serial": f"unix:{path},server,nowait"})
+    origin.clone()
+    own = Path(f"{path}.{CLONE}")
+    with socket.socket(socket.AF_UNIX) as of_qemu:
+        of_qemu.bind(str(own))
+        of_qemu.listen()
+        if not is_off:
+            origin.clone(replace=True)
+            return
+        found = origin.find()
+        assert found
+        found.exists = False
+        with pytest.raises(Refused, match="QEMU would replace its content"):  # another program
+            origin.clone(replace=True)
 
 
 def test_another_file_of_that_name_is_not_deleted(origin: Origin, file: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone_file import IN_USE
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.delete import operation
 from pyxlsnap.delete.sequence import Deletion
@@ -24,7 +25,7 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.journal import Journal
-from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.linux.locks import DomainLock, SharedLock
 from pyxlsnap.model import DiskRequest, SnapshotConfig
 from pyxlsnap.results import Progress, Recovered, Snapshot
 from tests.unit.support import operations
@@ -314,6 +315,17 @@ def test_one_that_cannot_be_finished_now(case: Case) -> None:
     with pytest.raises(NeedsAttention, match=r"was not finished: vm1 is suspended: .*; then run"):
         case.recover()
     case.guest.suspended = False
+    case.recover()
+    case.assert_deleted()
+
+
+def test_one_that_is_finished_waits_for_no_clone(case: Case) -> None:
+    """A clone that is being made reads the snapshot."""
+    run_until(Deletion(plan_delete(case.world.host, case.cfg)).steps(), "memory file")
+    lock = SharedLock(UUID, domain=str(case.cfg), kind=IN_USE)
+    with pytest.raises(NeedsAttention, match="was not finished"):
+        case.recover()
+    lock.release()
     case.recover()
     case.assert_deleted()
 

@@ -97,16 +97,27 @@ def test_a_snapshot_is_packed_and_unpacked(
     monkeypatch.setattr(sys, "argv", ["move_snapshot.py", found.cfgfile, str(archive)])
     move.main()
     lines = capsys.readouterr().out.splitlines()
+    unpack = ["sh", "-c", "\n".join([*lines[:-3], ")"])]
+    (here / "a.snap").unlink()
+    (here / "base").write_text("of this host")  # of the same name
+    assert subprocess.run(unpack, check=False).returncode != 0
+    assert (here / "base").read_text() == "of this host"
+    assert not (here / "a").exists()
     for path in here.iterdir():
         path.unlink()
-    subprocess.run(["sh", "-euc", "\n".join(lines[:-2])], check=True)
+    (here / "c").write_text("a disk of this host")
+    assert subprocess.run(unpack, check=False).returncode != 0
+    assert (here / "c").read_text() == "a disk of this host"
+    for path in here.iterdir():
+        path.unlink()
+    subprocess.run(unpack, check=True)
     assert {path.name: path.read_bytes() for path in here.iterdir()}.items() >= was.items()
     assert (here / "c").stat().st_size == len(was["c.snap"])
     check = subprocess.run(
         ["qemu-img", "check", "-q", str(here / "a")], check=False, capture_output=True
     )
     assert check.returncode == 0
-    assert [line.split()[:2] for line in lines[-2:]] == [["pyxlsnap", "snapshot-revert"]] * 2
+    assert [line.split()[:2] for line in lines[-3:-1]] == [["pyxlsnap", "snapshot-revert"]] * 2
 
 
 @pytest.mark.parametrize(("kind", "where"), [("qcow2", "s in /d/a"), ("LVM thin", "vg/a-s")])
@@ -184,7 +195,7 @@ def sandboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandboxes]:
 
 def test_a_sandbox_that_cannot_be_made_anew(sandboxes: Sandboxes) -> None:
     async def use() -> None:
-        pool = sandboxes.example.Pool("/c", 1, "br")
+        pool = sandboxes.example.Pool("/c", ["br"])
         await pool.fill()
         async with pool.sandbox() as made:
             sandboxes.unmade.add(made.domain)
@@ -203,7 +214,7 @@ def test_a_sandbox_that_cannot_be_made_anew(sandboxes: Sandboxes) -> None:
 
 def test_all_sandboxes_are_deleted_that_can_be(sandboxes: Sandboxes) -> None:
     async def use() -> None:
-        pool = sandboxes.example.Pool("/c", 4, "br")
+        pool = sandboxes.example.Pool("/c", ["br"] * 4)
         await pool.fill()
         sandboxes.undeletable = {"sandbox2"}
         async with pool.sandbox() as made:
@@ -219,7 +230,7 @@ def test_all_sandboxes_are_deleted_that_can_be(sandboxes: Sandboxes) -> None:
 def test_a_pool_that_cannot_be_filled_leaves_no_sandbox(sandboxes: Sandboxes) -> None:
     sandboxes.unmade = {"sandbox1"}
     with pytest.raises(ExceptionGroup):
-        asyncio.run(sandboxes.example.main("/c", 2, "br"))
+        asyncio.run(sandboxes.example.main("/c", "br0", "br1"))
     assert sandboxes.there == {}
 
 

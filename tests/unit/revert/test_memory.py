@@ -148,6 +148,29 @@ class TestLock:
             ended.join()
         assert case.seen["restore"] == (False, 1948)
 
+    @pytest.mark.usefixtures("quick")
+    def test_of_ours_is_waited_for_longer(self, case: Case) -> None:
+        """Many clones are made at once: each has the lock in turn, and none can be told apart."""
+        ours = FileLock(paths.XL_LOCK)
+        assert ours.take(within_s=0)
+        ended = threading.Timer(1.5, ours.release)
+        ended.start()
+        case.run()
+        ended.join()
+        assert case.seen["restore"] == (False, 1948)
+
+    @pytest.mark.usefixtures("quick")
+    def test_of_ours_is_not_waited_for_without_end(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dom0_memory, "OURS_S", 0.3)
+        ours = FileLock(paths.XL_LOCK)
+        assert ours.take(within_s=0)
+        with pytest.raises(Refused, match=r"pyxlsnap for other domains has held .* for 0\.3 s"):
+            case.run()
+        ours.release()
+        case.assert_nothing_changed()
+
     def test_can_be_interrupted(self, case: Case) -> None:
         cancel = Cancel()
         begun = time.monotonic()
