@@ -24,7 +24,7 @@ export TZ={zone} "DEB_BUILD_OPTIONS=noautodbgsym parallel={jobs}"
 cd {work}
 for source in {directories}; do
   (cd "$source" && dpkg-buildpackage -us -uc)
-  dpkg -i python3-qemu.qmp_*.deb
+  dpkg -i python3-qemu-qmp_*.deb
 done
 """
 _LINTIAN = """\
@@ -188,7 +188,7 @@ def _build_depends() -> set[str]:
         (field,) = re.findall(r"^Build-Depends:((?:.*\n)(?: .*\n)*)", text, re.MULTILINE)
         names.update(re.sub(r"\(.*?\)|<.*?>", "", word).strip() for word in field.split(","))
     virtual = {"debhelper-compat": "debhelper", "dh-sequence-python3": "dh-python"}
-    return {virtual.get(name, name) for name in names} - {"python3-qemu.qmp"}
+    return {virtual.get(name, name) for name in names} - {"python3-qemu-qmp"}
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The two source packages: pyxlsnap, and qemu.qmp, which Debian 12 and 13 do not have.
 
 qemu.qmp is a package of its own beside pyxlsnap, and not carried in it: Debian's policy (4.13) asks
-for that; the packages of a later Debian take its place without a change here; and its licence is
-another one.
+for that; the package of a later Debian, which has the same name, takes its place without a change
+here; and its licence is another one.
 """
 
 import hashlib

@@ -59,7 +59,7 @@ release() {
 }
 
 apt update
-apt install "$PACKAGES"/pyxlsnap_*.deb "$PACKAGES"/python3-pyxlsnap_*.deb "$PACKAGES"/python3-qemu.qmp_*.deb
+apt install "$PACKAGES"/pyxlsnap_*.deb "$PACKAGES"/python3-pyxlsnap_*.deb "$PACKAGES"/python3-qemu-qmp_*.deb
 pyxlsnap --version
 command -v gcc && fail "this Debian has a compiler: the trial shows nothing"
 unit=/etc/systemd/system/multi-user.target.wants/pyxlsnap-recover.service
@@ -78,6 +78,10 @@ installed pyxlsnap || fail "pyxlsnap was removed"
 installed python3-pyxlsnap || fail "python3-pyxlsnap was removed"
 pyxlsnap --version
 release
+
+says "no unit finishes them at boot any more" 0 apt remove pyxlsnap
+installed python3-pyxlsnap || fail "python3-pyxlsnap was removed"
+apt install /tmp/newer/*.deb
 
 says "unfinished operations are described in /var/lib/pyxlsnap" 0 apt remove python3-pyxlsnap
 test -e "$journal" || fail "the journal was lost"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHIPPED = (
-    *("pyxlsnap", "include", "docs", "build_ffi.py", "pyproject.toml", "MANIFEST.in"),
+    *("pyxlsnap", "include", "docs", "examples", "contrib"),
+    *("build_ffi.py", "pyproject.toml", "MANIFEST.in"),
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "Makefile"),
 )
 SHARE = PROJECT / "docs" / "share"

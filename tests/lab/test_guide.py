@@ -48,13 +48,11 @@ def remove(guest: Guest) -> None:
 def test_a_snapshot_on_another_host(spent_lab: Lab) -> None:
     guest = spent_lab.guest("pvh")
     before = guest.assert_healthy()
-    guest.dom0.run(["mkdir", "-p", FROZEN, COPIES])
     run(guest, "backups", 4)
     after = guest.assert_healthy()
 
     run(guest, "moving", 0)
     remove(guest)
-    guest.dom0.run(["mkdir", "-p", FROZEN])
     run(guest, "moving", 1)
     assert guest.assert_healthy(1).boot == before.boot
     assert before.n < guest.last().n

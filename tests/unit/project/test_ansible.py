@@ -48,7 +48,9 @@ class Site:
         self._monkeypatch = monkeypatch
         self._inventory: dict[str, Any] = {}
 
-    def dom0(self, name: str, scene: Scene = scenes.plain, domain: str = "vm1") -> Hosted:
+    def dom0(
+        self, name: str, scene: Scene = scenes.plain, domain: str = "vm1", **variables: object
+    ) -> Hosted:
         """Add a Xen host."""
         where = self.here / name
         where.mkdir()
@@ -56,7 +58,7 @@ class Site:
         host.world.guest(host.world.image("xvda", "then"), name=domain).memory = "then"
         xl = _program(where / "xl", json.dumps(_listed("Domain-0", domain)))
         command = host.script(where / "pyxlsnap", scene)
-        self._add(name, "xen", pyxlsnap=str(command), xl=str(xl))
+        self._add(name, "xen", pyxlsnap=str(command), xl=str(xl), **variables)
         return host
 
     def guest(self, name: str, **variables: object) -> None:
@@ -276,6 +278,53 @@ def test_a_guest_that_cannot_be_reached_afterwards_is_reverted(site: Site) -> No
     assert played.of("See whether the guest can be reached", "a").outcome == "failed"
     assert played.of("Revert to the snapshot", "a").outcome == "ok"
     assert host.guest.domid != before
+
+
+def test_a_guest_whose_dom0_cannot_be_reached_is_not_said_to_be_back(site: Site) -> None:
+    gone = site.here / "gone"
+    look = f"{{{{ lookup('pipe', 'test -e {gone} && echo ansible_dom0 || echo local') }}}}"
+    host = site.dom0("xen-a", ansible_connection=look, ansible_port=1, dom0_within=0.2)
+    before = host.guest.domid
+    site.guest("a")
+    steps = site.here / "fails.yml"
+    fails = {"ansible.builtin.shell": f"touch {gone}; exit 1"}
+    steps.write_text(yaml.dump([{"name": "The upgrade", **fails}]))
+    played = site.play(UPGRADE, "-e", f"upgrade_tasks={steps}", "-e", "reach_s=1")
+    assert played.status != 0
+    assert played.tasks("a")[-1] == ("Revert to the snapshot", "unreachable")
+    assert host.guest.domid == before
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "state", "outcome"),
+    [
+        ("", "", "running", "ok"),
+        ("old.service", "old.service", "degraded", "ok"),
+        ("", "new.service", "degraded", "failed"),
+        ("old.service", "old.service new.service", "degraded", "failed"),
+        ("old.service", "", "running", "ok"),
+    ],
+)
+def test_only_a_service_that_the_upgrade_has_broken_is_a_failure(
+    site: Site, monkeypatch: pytest.MonkeyPatch, before: str, after: str, state: str, outcome: str
+) -> None:
+    """The tasks of the Debian upgrade that look at services."""
+    fake, seen = site.here / "systemctl", site.here / "seen"
+    fake.write_text(
+        "#!/bin/sh\n"
+        f"if [ $1 = is-system-running ]; then echo {state}; test {state} = running; exit; fi\n"
+        f"units='{before}'; test -e {seen} && units='{after}'; touch {seen}\n"
+        f'for unit in $units; do echo "$unit loaded failed failed A service"; done\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(site.here), prepend=":")
+    site.dom0("xen")
+    listed = yaml.safe_load((SOURCE / "upgrade-debian.yml").read_text())
+    tasks = [t for t in listed if "systemctl" in str(t.get("ansible.builtin.command"))]
+    path = site.here / "tasks.yml"
+    path.write_text(yaml.dump([{"hosts": "xen", "gather_facts": False, "tasks": tasks}]))
+    played = site.play(path)
+    assert [told for _, told in played.tasks("xen")] == ["ok", "ok", outcome]
 
 
 def test_a_guest_that_cannot_be_reached_before_is_left_alone(site: Site) -> None:

@@ -121,7 +121,7 @@ def test_the_units_of_the_timer() -> None:
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
 def test_systemd_takes_the_units_of_the_timer(tmp_path: Path) -> None:
     for number, kind in ((1, "service"), (2, "timer")):
-        text = blocks("backups")[number].text.replace("/opt/pyxlsnap/bin/python3", "/bin/true")
+        text = blocks("backups")[number].text
         (tmp_path / f"pyxlsnap-nightly.{kind}").write_text(text)
     units = list(map(str, tmp_path.iterdir()))
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)

@@ -171,7 +171,7 @@ def test_the_packages_depend_on_what_the_metadata_names() -> None:
     (required,) = [word for word in TOLD["project"]["dependencies"] if word.startswith("qemu.qmp")]
     least, below = re.findall(r"[\d.]+$|[\d.]+(?=,)", required)
     override = (sources.DEBIAN / "py3dist-overrides").read_text().split(maxsplit=1)[1]
-    assert override == f"python3-qemu.qmp (>= {least}), python3-qemu.qmp (<< {below})\n"
+    assert override == f"python3-qemu-qmp (>= {least}), python3-qemu-qmp (<< {below})\n"
     assert not older(sources.QMP_VERSION, least)
     assert older(sources.QMP_VERSION, below)
     assert TOLD["project"]["optional-dependencies"] == {"cli": ["tqdm>=4.60"]}
