@@ -14,9 +14,10 @@ enum { PAGE = 4096, RECORD_HEAD = 8, ENTRY = 8, LIST_AT = 16 };
 enum { PAGE_DATA = 1 };
 enum { NOTAB = 0, UNLISTED = 5, BROKEN = 0xD, XALLOC = 0xE, XTAB = 0xF };
 
-/* A list of 510 entries ends at 4096. The list of a whole block of HVM (1024 pfns: Xen 4.21 can
- * restore pages of 2 MiB only from 512 aligned pfns in one record) ends at 12288. */
-enum { SHORT_LIST = 510, PV_BLOCK = 510, HVM_BLOCK = 1024, LONG_LIST = 1534 };
+/* A list of 510 entries ends at 4096. Xen 4.21 can restore pages of 2 MiB only from 512 aligned pfns
+ * in one record, so a block of HVM is a multiple of that. The list of 2048 pfns ends at 20480, a
+ * quarter of it fillers; that of 1024 would end at 12288, a third of it fillers. */
+enum { SHORT_LIST = 510, PV_BLOCK = 510, HVM_BLOCK = 2048, LONG_LIST = 2558 };
 
 #define KNOWN_TYPES 0xFE1Fu
 #define TYPES_WITH_DATA 0x1E1Fu

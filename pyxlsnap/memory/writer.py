@@ -10,7 +10,7 @@ is one that ``xl save`` could have written: ``xl restore`` reads it. It differs 
   multiple of 1 MiB. So two snapshots of one guest are equal, in blocks of 4096 bytes, where its
   memory is. They are equal at the same offsets as long as the guest has the same pages: one page
   that a balloon has taken or given moves all pages behind it by one place.
-* A record lists all pages of 4 MiB of an HVM or PVH guest's memory, as far as they have data. From
+* A record lists all pages of 8 MiB of an HVM or PVH guest's memory, as far as they have data. From
   Xen 4.21 on, a restore can then give the guest pages of 2 MiB.
 """
 

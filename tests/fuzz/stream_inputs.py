@@ -54,7 +54,7 @@ def seeds() -> list[bytes]:
 
 def _program() -> bytes:
     """A first pass with a page of zeros, and pages that come again, change, and come late."""
-    first = [(0, n, n % 3) for n in (0, 1, 2, 509, 510, 1023, 1024)]
+    first = [(0, n, n % 3) for n in (0, 1, 2, 509, 510, 2047, 2048)]
     lost = [(len(_KINDS) - 1, 1, 0), (_END, 0, 0), (0, 1, 2), (_END, 0, 0)]
     late = [(0, 5, 1), (2, 5, 0), (0, 2, 0), (_END, 0, 0), (0, 6, 1)]
     return b"".join(_STEP.pack(*step) for step in (*first, (_END, 0, 0), *lost, *late))

@@ -129,20 +129,20 @@ def test_a_page_that_has_become_zero_is_a_hole_only_afterwards() -> None:
 @pytest.mark.parametrize("again", [0, 300])
 def test_an_aligned_run_of_512_pfns_is_in_one_record(again: int) -> None:
     """Xen 4.21 gives the guest a page of 2 MiB for such a run."""
-    count = 2500
+    count = 5000
     later = [page_record((n * 7 % count, 0, 9) for n in range(again))] if again else []
     file = file_of(stream_of(False, in_order(count) + later))
     with writing() as (writer, out):
         assert writer.feed(stream_of(False, in_order(count) + later))
         records = restored_file(out).records
         assert writer.written.repeated == again
-    assert [len(record.entries) for record in records] == [1534] * 3
+    assert [len(record.entries) for record in records] == [2558] * 3
     for first in range(0, count - 511, 512):
         (home,) = [r for r in records if first in r.with_data]
         at = home.with_data.index(first)
         assert home.with_data[at : at + 512] == list(range(first, first + 512))
-    assert [r.with_data[0] for r in records] == [0, 1024, 2048]
-    assert [b.offset - a.offset for a, b in pairwise(records)] == [12288 + 1024 * PAGE] * 2
+    assert [r.with_data[0] for r in records] == [0, 2048, 4096]
+    assert [b.offset - a.offset for a, b in pairwise(records)] == [20480 + 2048 * PAGE] * 2
     assert len(file) > count * PAGE
 
 
@@ -182,7 +182,7 @@ def test_two_snapshots_of_a_guest_are_equal_where_its_memory_is() -> None:
     sent = [page_record([(5, 0, 9), (6, 0, 0)]), page_record([(5, 0, 1), (6, 0, 1)])]
     records = streams.hvm_records([*in_order(3000), *sent])
     live = file_of(streams.stream(2, [streams.record(0x80000005, b"more"), *records]))
-    end = MIB + 3 * 12288 + 3000 * PAGE
+    end = MIB + 2 * 20480 + 3000 * PAGE
     assert quiet[MIB:end] == live[MIB:end]
 
 
@@ -213,9 +213,9 @@ def test_a_record_with_too_many_entries_ends_the_order() -> None:
 
 def test_too_many_pages_behind_end_the_order() -> None:
     """The memory that the writer uses for them has a limit."""
-    blocks, limit = 514, 1 << 19
-    first = page_record((n * 1024 + 1023, 0, 1) for n in range(blocks))
-    pfns = [n for n in range(blocks * 1024) if n % 1024 != 1023]
+    blocks, limit = 257, 1 << 19
+    first = page_record((n * 2048 + 2047, 0, 1) for n in range(blocks))
+    pfns = [n for n in range(blocks * 2048) if n % 2048 != 2047]
     late = (
         page_record((n, 0, 0) for n in pfns[at : at + 1023]) for at in range(0, len(pfns), 1023)
     )

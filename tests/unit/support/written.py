@@ -126,7 +126,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 #: pfns at both ends of the writer's blocks, few enough to meet again; one above 4 GiB
-_PFNS = (0, 1, 2, 3, 508, 509, 510, 511, 512, 1019, 1020, 1021, 1023, 1024, 1025, 3000, 1 << 21)
+_PFNS = (0, 1, 2, 3, 508, 509, 510, 511, 512, 1019, 1020, 1021, 2047, 2048, 2049, 5000, 1 << 21)
 _FILLS = st.sampled_from((0, 0, 1, 2, 255))
 
 
