@@ -230,9 +230,7 @@ def _clone_table(bench: Bench) -> str:
         return ""
     few = f"rounds of eight: {min(MANY_ROUNDS, bench['rounds'])}"
     rows = [[f"seconds until clones count ({CLONED.what}; {few})", *COUNTS.values()]]
-    rows += [
-        [f"``{way}``", *(seconds(found.get(way, {}).get(k)) for k in COUNTS)] for way in CloneWay
-    ]
+    rows += [[str(way), *(seconds(found.get(way, {}).get(k)) for k in COUNTS)] for way in CloneWay]
     return table(rows)
 
 

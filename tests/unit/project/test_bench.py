@@ -592,6 +592,7 @@ def test_eight_clones_are_made_in_some_rounds_only() -> None:
     assert clones.counts(clones.MANY_ROUNDS) == [("one_s", 1), ("eight_s", 8)]
     assert clones.counts(clones.MANY_ROUNDS + 1) == [("one_s", 1)]
     text = render({"clones": {"x": {}}, "date": "", "rounds": 5})
+    assert "| pyxlsnap, clone from a pool " in text
     assert f"rounds of eight: {clones.MANY_ROUNDS}" in text
 
 
