@@ -109,9 +109,10 @@ def clones_of(origin: str, name: str, created: int | None) -> list[CloneEntry]:
     :param created: when the snapshot was taken; ``None``: that is not known.
     :raises Refused: the file or journal of some clone cannot be read.
     """
-    known = {entry.uuid: entry for entry in (*unfinished_clones(), *all_clones())}
-    found = [known[uuid] for uuid in sorted(known)]
-    return [e for e in found if (e.origin, e.name) == (origin, name) and is_of(e, created)]
+    listed = (*unfinished_clones(), *all_clones())
+    named = [entry for entry in listed if (entry.origin, entry.name) == (origin, name)]
+    found = {entry.uuid: entry for entry in named if is_of(entry, created)}
+    return [found[uuid] for uuid in sorted(found)]
 
 
 def is_of(entry: CloneEntry, created: int | None) -> bool:

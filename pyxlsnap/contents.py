@@ -27,7 +27,8 @@ def read(request: ReadRequest, cancel: Cancel | None = None) -> SnapshotInfo:
     """Find what a cfgfile stands for. Changes nothing.
 
     :raises ConfigError: the cfgfile is wrong, or is not that of its memory file.
-    :raises Refused: the file of some clone cannot be read, so it is not known what it stands on.
+    :raises Refused: the file of some clone, or a journal, cannot be read, so it is not known what
+        the clone stands on.
     :raises Cancelled: ``cancel`` was set.
     """
     cancel = cancel or Cancel()

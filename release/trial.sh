@@ -83,7 +83,7 @@ says "no unit finishes them at boot any more" 0 apt remove pyxlsnap
 installed python3-pyxlsnap || fail "python3-pyxlsnap was removed"
 apt install /tmp/newer/*.deb
 
-says "unfinished operations are described in /var/lib/pyxlsnap" 0 apt remove python3-pyxlsnap
+says "to finish them, install pyxlsnap again" 0 apt remove python3-pyxlsnap
 test -e "$journal" || fail "the journal was lost"
 test ! -e /usr/bin/pyxlsnap || fail "the command is still there"
 

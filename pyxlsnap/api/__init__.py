@@ -266,7 +266,7 @@ def read_snapshot(cfgfile: StrPath, *, cancel: Cancel | None = None) -> Snapshot
     :param cfgfile: the file that :func:`create_snapshot` wrote.
     :param cancel: a token; setting it ends the call.
     :raises ConfigError: the cfgfile is wrong, or belongs to another memory file.
-    :raises Refused: the file of some clone cannot be read.
+    :raises Refused: the file of some clone cannot be read, or a journal, which may be that of one.
     :raises Interrupted: the call was cancelled.
     """
     return run(ReadRequest(cfgfile=absolute(cfgfile)), SnapshotInfo, cancel=cancel)

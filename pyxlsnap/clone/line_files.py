@@ -14,7 +14,7 @@ from functools import partial
 from pyxlsnap.clone.lines import files_of, sockets_of
 from pyxlsnap.disks.copy.content import MARK, set_attribute
 from pyxlsnap.disks.undo import undo_each
-from pyxlsnap.errors import DiskError
+from pyxlsnap.errors import DiskError, Refused, XenError
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.journal import CloneEntry
 from pyxlsnap.model import DomainConfig
@@ -53,14 +53,19 @@ class LineFiles:
                 os.close(fd)
 
 
-def own_lines(marks: Mapping[str, str], replaced: Guest | None) -> list[str]:
+def own_lines(config: DomainConfig, marks: Mapping[str, str], replaced: Guest | None) -> list[str]:
     """The files and sockets that are there for the lines of a clone.
 
     :param marks: :attr:`LineFiles.marks`.
     :param replaced: the domain of the clone that is replaced, which listens on its sockets.
     """
-    files = [path for path, mark in marks.items() if _is_there(path, mark)]
-    return [*files, *(sockets_of(replaced.config()) if replaced else ())]
+    found = [path for path, mark in marks.items() if _is_there(path, mark)]
+    if replaced and any(map(os.path.lexists, sockets_of(config))):
+        try:
+            found += sockets_of(replaced.config())
+        except (XenError, Refused):  # its QEMU has crashed, for example: nobody listens then
+            pass
+    return found
 
 
 def made_files(entry: CloneEntry) -> list[str]:

@@ -118,7 +118,6 @@ def _own_path(text: str) -> bool:
 
 def _parts(text: str) -> tuple[str, str, str]:
     kind, _, rest = text.partition(":")
-    if kind == "file":  # QEMU reads no options there
-        return kind, rest, ""
-    path, _, options = rest.partition(",")
-    return kind, path, options
+    # (QEMU reads no options of a file.)
+    path, _, options = (rest, "", "") if kind == "file" else rest.partition(",")
+    return kind, path and str(Path("/") / path), options  # a worker's QEMU begins in /

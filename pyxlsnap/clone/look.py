@@ -42,7 +42,7 @@ class Look:
         config, made = self.config, {child.vdev for child in self.children}
         checks.refuse_name_or_uuid_in_use(self.host, config, self.guest)
         refuse_still_shared(self.saved.config, config, made)
-        refuse_taken_lines(config, own_lines(line_files, self.guest))
+        refuse_taken_lines(config, own_lines(config, line_files, self.guest))
         checks.refuse_shared(self.host, self.guest, [d for d in config.disks if not d.left_out])
         found = examine_host(self.host, config, self.guest, besides=made, qemu=self.saved.qemu)
         macs = same_macs(config, other_nics(self.host, config.uuid))

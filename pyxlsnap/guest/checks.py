@@ -25,7 +25,7 @@ from pyxlsnap.version import VERSION
 
 _SLACK_KB = 64 * 1024
 #: the lists of pages in a memory file take one part in so many of the guest's maximum memory at
-#: most: those of an HVM guest one in 341; those behind them, if all pages are there, one in 510
+#: most: those of an HVM guest one in 409; those behind them, if all pages are there, one in 510
 _LISTS = 200
 
 # Keys of libxl's JSON that list devices whose state a memory file cannot hold.
@@ -241,7 +241,7 @@ def memory_file_kb(memory_kb: int, config: DomainConfig) -> int:
     """The largest possible size of a memory file, KiB.
 
     Pages of zeros will take no space, but how many there are is not known beforehand. A list is for
-    all pages that the guest can have in 4 MiB, also if a balloon has taken most of them.
+    all pages that the guest can have in 8 MiB, also if a balloon has taken most of them.
 
     :param memory_kb: the memory that the guest has now.
     """

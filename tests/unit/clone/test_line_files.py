@@ -137,8 +137,9 @@ def test_a_clone_that_is_replaced_gives_no_right_to_another_file(
     mine.unlink()
     made = origin.clone(replace=True, edited=edited(origin, mine))
     assert str(mine) in [a.where for a in made.artefacts if a.kind == "serial line"]
-    file.unlink()  # the clone has it no more
-    file.write_text("mine")
+    other = file.with_suffix(".other")  # with another inode
+    other.write_text("mine")
+    other.replace(file)  # the clone has that file no more
     refuse_replace(origin, file)
     assert f"removed {mine}" in delete(origin)
     assert file.read_text() == "mine"

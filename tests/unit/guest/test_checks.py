@@ -204,8 +204,8 @@ class TestSpace:
 
     @pytest.mark.parametrize("pv", [False, True])
     def test_lists_go_with_the_pages_that_a_guest_can_have(self, pv: bool) -> None:
-        """A balloon has left one page in each 4 MiB (PV: in each 510 pages)."""
-        blocks, pages = 200, 510 if pv else 1024
+        """A balloon has left one page in each 8 MiB (PV: in each 510 pages)."""
+        blocks, pages = 200, 510 if pv else 2048
         most_kb, memory_kb = blocks * pages * 4, blocks * 4
         stream = stream_of(pv, [page_record((n * pages, 0, 1) for n in range(blocks))])
         build = {"max_memkb": most_kb}

@@ -170,7 +170,7 @@ def on_real_host(world: World) -> None:
     host.dom0_kb = host.dom0_target_kb = dom0_memory._DOM0_LEAST_KB
     taken_kb = sum(guest.memory_kb for guest in host.guests if guest.exists)
     host.free_kb = max(0, GIB_KB - taken_kb)
-    dom0_memory.LOCK_S = _PATIENCE_S
+    dom0_memory.LOCK_S = dom0_memory.OURS_S = _PATIENCE_S
 
 
 def device_model(here: Path) -> Path:
