@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyxlsnap.clone.identity import Wanted, own
-from pyxlsnap.clone.lines import refuse_taken_lines, sockets_of
+from pyxlsnap.clone.lines import files_of, refuse_taken_lines, sockets_of
 from pyxlsnap.clone.shared import check_edited, refuse_still_shared
 from pyxlsnap.errors import Refused, UsageError
 from pyxlsnap.model import Disk, DomainConfig
@@ -312,6 +312,11 @@ def test_a_serial_line_to_a_file_that_is_there(tmp_path: Path, line: str, ours: 
         return
     with pytest.raises(Refused, match=f"{path} exists, and QEMU would replace"):
         refuse_taken_lines(config, [f"{path}.other"])
+
+
+def test_a_relative_path_is_one_from_the_root_where_a_worker_starts_qemu() -> None:
+    assert files_of(hvm(serial="file:log")) == ["/log"]
+    assert sockets_of(hvm(serial="unix:line,server,nowait")) == ["/line"]
 
 
 def test_a_channel_whose_socket_another_program_has(tmp_path: Path) -> None:

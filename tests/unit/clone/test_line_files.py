@@ -12,7 +12,7 @@ import pytest
 from pyxlsnap.clone import line_files, operation
 from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
-from pyxlsnap.errors import OperationFailed, Refused
+from pyxlsnap.errors import OperationFailed, Refused, XenError
 from pyxlsnap.request import Callbacks, CloneConfigurationRequest, DeleteCloneRequest
 from tests.unit.support import operations
 from tests.unit.support.clones import CLONE, CLONE_UUID, Origin, clone_steps
@@ -172,6 +172,17 @@ def test_a_socket_of_the_clone_that_is_replaced(world: World, is_off: bool) -> N
         found.exists = False
         with pytest.raises(Refused, match="QEMU would replace its content"):  # another program
             origin.clone(replace=True)
+
+
+def test_a_clone_whose_qemu_has_crashed_is_replaced(world: World) -> None:
+    """Its configuration cannot be read then, and nobody listens on its socket."""
+    path = world.root / "line"
+    origin = Origin(world, emulated={"serial": f"unix:{path},server,nowait"})
+    origin.clone()
+    with socket.socket(socket.AF_UNIX) as of_qemu:
+        of_qemu.bind(f"{path}.{CLONE}")
+    world.fail("config", XenError("no QEMU", rc=-3, operation="retrieve"))
+    origin.clone(replace=True)
 
 
 def test_another_file_of_that_name_is_not_deleted(origin: Origin, file: Path) -> None:
