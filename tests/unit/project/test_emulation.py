@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.harness.guests import has_impossible_flags
+from tests.lab.harness.guests import blames_the_processor
 from tests.project import PROJECT
 
-# Seen in the lab: a silent guest's last message and its idle processor; healthy ones.
-OOPS = "[  558.270770] RSP: 0018:ffffca53801979c0 EFLAGS: c54cc466"
+# Seen in the lab: the last messages and the idle processors of silent guests; healthy ones.
+FLAGS = (
+    "[  558.270770] RSP: 0018:ffffca53801979c0 EFLAGS: c54cc466",
+    "flags: c54c8236 vif ac i nz a p",
+)
+FULL_STACK = "cr2: fffffe0000001ff8"
 ONCE = """
 from pathlib import Path
 from tests.lab.harness.guests import EmulationFault
@@ -21,14 +25,17 @@ def test():
 """
 
 
-@pytest.mark.parametrize("text", [OOPS, "flags: c54c8236 vif ac i nz a p"])
-def test_flags_that_no_processor_has(text: str) -> None:
-    assert has_impossible_flags(f"one line\n{text}\nanother line")
+@pytest.mark.parametrize("text", [*FLAGS, FULL_STACK, FULL_STACK.upper()])
+def test_what_no_processor_does(text: str) -> None:
+    assert blames_the_processor(f"one line\n{text}\nanother line")
 
 
-@pytest.mark.parametrize("text", ["flags: 00000246 i z p", "RSP: 0018:ffff EFLAGS: 00210246", ""])
-def test_flags_of_a_processor(text: str) -> None:
-    assert not has_impossible_flags(text)
+@pytest.mark.parametrize(
+    "text",
+    ["flags: 00000246 i z p", "RSP: 0018:ffff EFLAGS: 00210246", "cr2: 00007f33f7a59cd0", ""],
+)
+def test_what_a_processor_does(text: str) -> None:
+    assert not blames_the_processor(text)
 
 
 @pytest.mark.parametrize(("fault", "status"), [("EmulationFault", 0), ("TimeoutError", 1)])
