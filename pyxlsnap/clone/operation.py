@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.clone.names import check_clone_name, lock_name, refuse_renamed, refuse_unfinished
+from pyxlsnap.clone.names import check_clone_name, lock_name, refuse_unfinished
 from pyxlsnap.clone.plan import ClonePlan, make_plan, own_configuration, read_origin
-from pyxlsnap.clone.removal import refuse_undeletable
 from pyxlsnap.clone.sequence import Cloning
+from pyxlsnap.clone.undeletable import refuse_undeletable
 from pyxlsnap.clone_file import IN_USE, find_clone, is_gone, is_of
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.errors import AlreadyExists, Interrupted, Refused
@@ -112,7 +112,10 @@ def _locked(
             callbacks.share_lock(uuid, lock.fd)
             Journal(uuid).refuse_unfinished()
             callbacks.on_progress(Progress("checking"))
-            yield request, uuid, _replaced(host, request, found, origin, created)
+            old = _replaced(host, request, found, origin, created)
+            if old:
+                refuse_undeletable(host, old, Reports(callbacks))
+            yield request, uuid, old
         except Cancelled:
             raise Interrupted(f"the clone {name} was interrupted", step="plan") from None
 
@@ -129,7 +132,7 @@ def _replaced(
     A clone that is off, and whose disks were deleted by hand, is there no more.
 
     :raises Refused: there is a clone of this name, which is not to be replaced, or is one of
-        another snapshot, or was renamed, or whose disks could not be deleted.
+        another snapshot.
     """
     if found is None or _is_gone(host, found):
         return None
@@ -149,8 +152,6 @@ def _replaced(
             f"the clone {found.domain} was made from an earlier snapshot than that of "
             f"{request.cfgfile}: delete it first (pyxlsnap.delete_clone)"
         )
-    refuse_renamed(find_if_there(host, found.uuid), found.domain)
-    refuse_undeletable(found)
     return found
 
 

@@ -1,154 +1,30 @@
 """Taking a clone apart: its domain, its disks, its file. Nothing else is touched.
 
-A delete, a replacement, the undo of a clone and its recovery do this with the same functions.
+A delete, a replacement, the undo of a clone and its recovery do this with these functions.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.clone.line_files import delete_line_files
-from pyxlsnap.clone.names import lock_name, refuse_renamed, refuse_unfinished
-from pyxlsnap.clone_file import CloneFile, find_clone, not_mounted
-from pyxlsnap.create.waiting import Reports
+from pyxlsnap.clone_file import CloneFile, not_mounted
 from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.registry import close_all, strategies
-from pyxlsnap.disks.standing import has_snapshots_inside, standing_on
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import LeftOver, undo_each
 from pyxlsnap.errors import (
     DiskError,
     DomainNotFound,
-    Interrupted,
     NeedsAttention,
     PyxlsnapError,
     Refused,
 )
 from pyxlsnap.guest.destroy import destroy
-from pyxlsnap.guest.protocols import Guest, Host, find_if_there
-from pyxlsnap.journal import CloneEntry, Journal, boot_id
-from pyxlsnap.linux.files import refusing_os_errors
-from pyxlsnap.linux.locks import DomainLock
+from pyxlsnap.guest.protocols import Guest
+from pyxlsnap.journal import CloneEntry, Journal
 from pyxlsnap.model import DomainInfo
-from pyxlsnap.request import Callbacks, DeleteCloneRequest
-from pyxlsnap.results import CloneDisk, Deleted, Progress
-
-
-def delete_clone(
-    host: Host, request: DeleteCloneRequest, callbacks: Callbacks, cancel: Cancel | None = None
-) -> Deleted:
-    """Destroy a clone and delete its disks, in this process.
-
-    :raises DomainNotFound: there is no clone of this name.
-    :raises Busy, Refused: another operation on it is under way, or was killed; its domain was
-        renamed; or a disk could not be deleted.
-    :raises Interrupted: ``cancel`` was set before anything was done.
-    :raises NeedsAttention: it failed when it had begun; the error lists what is left.
-    """
-    with _locked(request, callbacks) as found:
-        refuse_renamed(find_if_there(host, found.uuid), found.domain)
-        refuse_undeletable(found)
-        try:
-            (cancel or Cancel()).check()
-        except Cancelled:
-            what = f"the delete of the clone {found.domain} was interrupted"
-            raise Interrupted(what, step="plan") from None
-        entry = replace(found, deleting=True, boot=boot_id())
-        Journal(entry.uuid).write(entry)
-        return finish_delete(host, entry, callbacks)
-
-
-@contextmanager
-def _locked(request: DeleteCloneRequest, callbacks: Callbacks) -> Iterator[CloneEntry]:
-    """Hold the locks of a clone.
-
-    :returns: its entry.
-    """
-    name = request.domain
-    with ExitStack() as locks:
-        locks.callback(lock_name(name).release)
-        refuse_unfinished(name)
-        if (found := find_clone(name)) is None:
-            raise DomainNotFound(f"there is no clone {name!r} of pyxlsnap", domain=name)
-        lock = DomainLock(found.uuid, domain=name)
-        locks.callback(lock.release)
-        callbacks.share_lock(found.uuid, lock.fd)
-        Journal(found.uuid).refuse_unfinished()
-        yield found
-
-
-def refuse_undeletable(entry: CloneEntry) -> None:
-    """Find before the destroy of a clone what would keep its disks from being deleted after it.
-
-    :raises Refused: a strategy that made a disk is not there, an image stands on a disk, a disk has
-        disk snapshots inside, or the filesystem of a disk is not mounted.
-    """
-    with _strategies(entry, lambda _: None), refusing_os_errors():
-        for child in entry.children:
-            path = Path(child.target)
-            if where := not_mounted(entry, child):
-                raise Refused(
-                    f"the clone {entry.domain} cannot be deleted: its disk {path} is not there, "
-                    f"and no filesystem is mounted at {where}: mount it first; if it is lost, "
-                    f"destroy the domain and remove {CloneFile(entry.uuid).path}"
-                )
-            if not path.is_file():
-                continue
-            if images := standing_on(path, [path.parent]):
-                raise Refused(
-                    f"the clone {entry.domain} cannot be deleted: {images[0]} stands on its disk "
-                    f"{path}: delete what stands there first"
-                )
-            # (What a guest has written to a raw disk may look like an image.)
-            if child.format == "qcow2" and has_snapshots_inside(path):
-                raise Refused(
-                    f"the clone {entry.domain} cannot be deleted: there are disk snapshots inside "
-                    f"its disk {path}, which would be lost: delete them first, with the commands "
-                    f"that snapshot-create printed (`qemu-img snapshot -l` lists them)"
-                )
-
-
-def finish_delete(host: Host, entry: CloneEntry, callbacks: Callbacks) -> Deleted:
-    """Do the steps of a delete whose entry is in the journal. The caller holds the clone's lock.
-
-    :raises NeedsAttention: a step failed; the journal stays, but for a disk that is not the
-        clone's any more, which only a person can delete.
-    """
-    lines: list[str] = []
-    try:
-        callbacks.on_progress(Progress("destroy"))
-        if guest := find_if_there(host, entry.uuid):
-            lines += destroyed(guest)
-        callbacks.on_progress(Progress("disks"))
-        lines += delete_line_files(entry)
-        lines += remove_disks(entry, Reports(callbacks))
-    except LeftOver as e:
-        _forget(entry)
-        raise _unfinished(entry, e, lines, e.finish) from e
-    except Exception as e:
-        finish = f"pyxlsnap snapshot-recover {entry.uuid}"
-        raise _unfinished(entry, e, lines, finish) from e
-    _forget(entry)
-    return Deleted(entry.name, entry.domain, entry.uuid, entry.cfgfile, tuple(lines))
-
-
-def _forget(entry: CloneEntry) -> None:
-    CloneFile(entry.uuid).clear()
-    Journal(entry.uuid).clear()
-
-
-def _unfinished(
-    entry: CloneEntry, cause: Exception, lines: list[str], finish: str
-) -> NeedsAttention:
-    return NeedsAttention(
-        f"deleting the clone {entry.domain} of {entry.name} failed: {cause}",
-        step="delete",
-        undone=lines,
-        left=[str(cause)],
-        finish=finish,
-    )
+from pyxlsnap.results import CloneDisk
 
 
 def destroyed(guest: Guest) -> list[str]:
@@ -215,7 +91,7 @@ def _tried_alone(
     removed: list[str] = []
     away = _not_seen(entry)
     failed: list[PyxlsnapError] = [*away]
-    with _strategies(entry, waiting) as found:
+    with strategies_of(entry, waiting) as found:
         for strategy in found:
             vdevs = set(strategy.vdevs) - {e.vdev for e in away}
             disks = [child for child in entry.children if child.vdev in vdevs]
@@ -240,7 +116,7 @@ def _not_seen(entry: CloneEntry) -> list[DiskError]:
 
 
 @contextmanager
-def _strategies(
+def strategies_of(
     entry: CloneEntry, waiting: Callable[[str], None]
 ) -> Iterator[list[CloningStrategy]]:
     """The strategies that made the disks of a clone.

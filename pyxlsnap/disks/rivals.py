@@ -1,7 +1,7 @@
-"""Who else uses the disks that a revert puts back, or that the restored guest will have.
+"""Who else uses the disks that a revert puts back, that the restored guest will have, or that go.
 
-A revert waits for such users after the domain is destroyed, and libxl's hotplug script refuses some
-of them. So all of them are looked for while the guest still runs.
+A revert waits for such users after the domain is destroyed, and so does the delete of a clone;
+libxl's hotplug script refuses some of them. So all of them are looked for while the guest runs.
 """
 
 import re
@@ -29,6 +29,7 @@ _LOOKER = re.compile(
     r"(?:(?:lv|vg|pv)[a-z]+|lvm|blkid|udevadm|(?:systemd-)?udevd|\(?udev-worker\)?|\?) \(pid \d+\)"
 )  # ("?" has just ended)
 
+_PUT_BACK = "put back or given to the guest"
 _QEMU_IMG = r"^qemu-img \(pid \d+\)"
 _WAYS = (
     (_QEMU_IMG, "wait until qemu-img has finished: one that is killed may leave a damaged image"),
@@ -45,21 +46,19 @@ _WAYS = (
 def refuse_rivals(
     disks: Sequence[Disk],
     reverted: Sequence[Disk],
-    domid: int | None,
-    device_model: int | None,
+    guest: Servers,
     waiting: Callable[[str], None],
 ) -> None:
     """Refuse disks that somebody uses besides the guest and what serves its disks.
 
     :param disks: all disks that the restored guest will have.
     :param reverted: those of them that are put back: nobody else may have them open.
-    :param domid: the guest that will be destroyed; ``None``: it is off.
-    :param device_model: pid of its QEMU.
+    :param guest: the guest that will be destroyed.
     :param waiting: called again and again with what is waited for; an exception from it ends the
         wait.
     :raises Refused: a disk is in use; the message says by whom.
     """
-    guest, vdevs = Servers(domid, device_model), {disk.vdev for disk in reverted}
+    vdevs = {disk.vdev for disk in reverted}
     end = time.monotonic() + _LOOKERS_S
     for disk in disks:
         target = Path(disk.target)
@@ -67,17 +66,37 @@ def refuse_rivals(
             continue  # the disk's strategy decides about a missing disk
         with os_errors(disk, target, refuse=True):
             if disk.vdev in vdevs:
-                _refuse(disk, partial(users, target, guest), end, waiting)
+                _refuse(disk, partial(users, target, guest), end, waiting, _PUT_BACK)
             if not disk.for_qemu and not disk.script:
                 find = partial(_mounts, target, writable=not disk.readwrite)
-                _refuse(disk, find, end, waiting)
+                _refuse(disk, find, end, waiting, _PUT_BACK)
                 _refuse_write_protected(disk, target)
 
 
+def refuse_users(disks: Sequence[Disk], guest: Servers, waiting: Callable[[str], None]) -> None:
+    """Refuse to delete disks that somebody uses besides their guest: see :func:`refuse_rivals`.
+
+    :param guest: the guest that will be destroyed.
+    """
+    end = time.monotonic() + _LOOKERS_S
+    for disk in disks:
+        target = Path(disk.target)
+        with os_errors(disk, target, refuse=True):
+            if exists_within(target):
+                _refuse(disk, partial(users, target, guest), end, waiting, "deleted")
+
+
 def _refuse(
-    disk: Disk, find: Callable[[], list[str]], end: float, waiting: Callable[[str], None]
+    disk: Disk,
+    find: Callable[[], list[str]],
+    end: float,
+    waiting: Callable[[str], None],
+    what: str,
 ) -> None:
-    """:param end: until when programs are waited for that only look, a ``time.monotonic()``."""
+    """:param end: until when programs are waited for that only look, a ``time.monotonic()``.
+
+    :param what: what the disk could not be, because of its users.
+    """
 
     def look() -> list[str]:
         if found := find():
@@ -91,8 +110,8 @@ def _refuse(
         ends = "end that first" if any(not re.match(_QEMU_IMG, u) for u in found) else "wait first"
         ways = [way for mark, way in _WAYS if any(re.search(mark, user) for user in found)]
         raise Refused(
-            f"{disk.vdev}: {disk.target} is in use by {', '.join(found)}, and could not be put "
-            f"back or given to the guest: {ends} ({'; '.join(ways) or 'see lsblk'})"
+            f"{disk.vdev}: {disk.target} is in use by {', '.join(found)}, and could not be "
+            f"{what}: {ends} ({'; '.join(ways) or 'see lsblk'})"
         )
 
 

@@ -7,11 +7,10 @@ The checks inside a running sequence (``notice_…``) raise
 
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyxlsnap import paths
-from pyxlsnap.disks import rivals
 from pyxlsnap.disks.qcow2.backing import chain_files
 from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
 from pyxlsnap.guest.device_model import not_saved
@@ -224,17 +223,6 @@ def _identity(path: str) -> tuple[str | int, ...]:
     if stat.S_ISBLK(status.st_mode):
         return ("block device", status.st_rdev)
     return (status.st_dev, status.st_ino)
-
-
-def refuse_rivals(
-    guest: Guest | None,
-    disks: Sequence[Disk],
-    reverted: Sequence[Disk],
-    waiting: Callable[[str], None],
-) -> None:
-    """Refuse to revert where somebody besides the guest uses a disk: see :mod:`..disks.rivals`."""
-    domid, device_model = (guest.domid, guest.device_model_pid()) if guest else (None, None)
-    rivals.refuse_rivals(disks, reverted, domid, device_model, waiting)
 
 
 def memory_file_kb(memory_kb: int, config: DomainConfig) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pyxlsnap import paths
 from pyxlsnap.dataclass import dataclass
+from pyxlsnap.disks.in_use import Servers
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX
 from pyxlsnap.errors import QmpError, Refused
 from pyxlsnap.guest.protocols import Guest
@@ -99,6 +100,11 @@ def _usb_devices(hvm: object) -> Iterator[str]:
     for device in (hvm.get("usbdevice"), *(several if isinstance(several, list) else [])):
         if str(device or "").startswith(_USB_OF_THE_HOST):
             yield str(device)
+
+
+def servers(guest: Guest | None) -> Servers:
+    """What serves a guest its disks: nothing if it is off (``None``)."""
+    return Servers(guest.domid, guest.device_model_pid()) if guest else Servers()
 
 
 def examine_device_model(guest: Guest, config: DomainConfig) -> DeviceModel:

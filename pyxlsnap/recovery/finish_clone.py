@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from enum import Enum, auto
 
+from pyxlsnap.clone.delete import finish_delete
 from pyxlsnap.clone.removal import (
     destroyed,
-    finish_delete,
     info_if_there,
     remove_old_disks,
     started_by_others,

@@ -9,7 +9,9 @@ from dataclasses import field
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.answering import refuse_unanswering
 from pyxlsnap.disks.read_only import refuse_written
+from pyxlsnap.disks.rivals import refuse_rivals
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.device_model import servers
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.host_needs import examine_host
 from pyxlsnap.guest.lines import examine_lines
@@ -45,7 +47,7 @@ class Examination:
         checks.refuse_silent(config.disks, [request for _, request in self.chosen])
         refuse_unanswering(config.disks)
         checks.refuse_shared(self.host, guest, [d for d in config.disks if not d.left_out])
-        checks.refuse_rivals(guest, config.disks, disks, self.waiting)
+        refuse_rivals(config.disks, disks, servers(guest), self.waiting)
         refuse_written(config.disks, guest.domid if guest else None)
         vdevs = {disk.vdev for disk in disks}
         stay = [disk for disk in config.disks if disk.vdev not in vdevs]

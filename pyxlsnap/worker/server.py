@@ -163,7 +163,7 @@ def perform(host: Host, request: Request, callbacks: Callbacks, cancel: Cancel) 
         case CloneRequest() | CloneConfigurationRequest():
             return _clone(host, request, callbacks, cancel)
         case DeleteCloneRequest():
-            from pyxlsnap.clone.removal import delete_clone
+            from pyxlsnap.clone.delete import delete_clone
 
             return delete_clone(host, request, callbacks, cancel)
         case DeleteRequest():

@@ -1,7 +1,10 @@
 """What may become of a snapshot, of its domain and of the host between a create and a clone.
 
-The clone is ``{clone}``; the other names are those of :class:`.condition.Condition`. The disks of
-the snapshot are an external qcow2 one, a raw file, and a block device whose copy is copied again.
+And what may become of a clone before another one replaces it.
+
+The clone is ``{clone}``, and its disks are ``{overlay}``, ``{reflink}`` and ``{copy}``; the other
+names are those of :class:`.condition.Condition`. The disks of the snapshot are an external qcow2
+one, a raw file, and a block device whose copy is copied again.
 """
 
 from tests.rehearsal import processes
@@ -87,8 +90,8 @@ CLONE_CONDITIONS = (
         status=0,
         undo=("chmod 0600 {memory}",),
     ),
-    _taken("an overlay", "{frozen}.{clone}"),
-    _taken("a reflink", "{raw_copy}.{clone}", "ln -s /none {}"),
+    _taken("an overlay", "{overlay}"),
+    _taken("a reflink", "{reflink}", "ln -s /none {}"),
     _taken("a disk that was asked for", "{copy}", "mkdir {}"),
     Condition(
         name="the directory of the disks immutable",
@@ -125,4 +128,101 @@ CLONE_CONDITIONS = (
         status=0,
         undo=processes.CONDITIONS[0].undo,
     ),
+)
+
+# The undo of a condition with status 0 looks whether what is not pyxlsnap's is there yet.
+REPLACE_CONDITIONS = (
+    Condition(name="nothing", status=0),
+    Condition(name="the clone paused", do=("xl pause {clone}",), status=0),
+    Condition(name="the clone off", do=("xl destroy {clone}",), status=0),
+    Condition(name="the domain off", do=("xl destroy {domain}",), status=0),
+    Condition(
+        name="the clone renamed",
+        do=("xl rename {clone} kept",),
+        status=3,
+        says="the clone {clone} is called kept now",
+        undo=("xl rename kept {clone}",),
+    ),
+    Condition(
+        name="the name of the clone, which is off, taken by another domain",
+        do=("xl destroy {clone}", "xl rename {other} {clone}"),
+        status=3,
+        says="holds {clone}",
+        undo=("xl rename {clone} {other}",),
+    ),
+    Condition(
+        name="a disk of the clone moved",
+        do=("mv {overlay} {spare}",),
+        status=0,
+        undo=("test -s {spare}",),
+    ),
+    Condition(
+        name="another file in the place of an overlay",
+        do=("rm {overlay}", "echo theirs >{overlay}"),
+        status=0,
+        says="a disk of a clone that was replaced could not be deleted",
+        undo=("grep -q theirs {overlay}",),
+    ),
+    Condition(
+        name="another file in the place of a reflink",
+        do=("rm {reflink}", "echo theirs >{reflink}"),
+        status=0,
+        says="a disk of a clone that was replaced could not be deleted",
+        undo=("grep -q theirs {reflink}",),
+    ),
+    Condition(
+        name="an image stands on a disk of the clone",
+        do=("qemu-img create -q -f qcow2 -b {overlay} -F qcow2 {spare}",),
+        status=3,
+        says="{spare} stands on its disk {overlay}",
+        undo=("rm {spare}",),
+    ),
+    Condition(
+        name="a disk snapshot inside a disk of the clone",
+        do=("qemu-img snapshot -c theirs {overlay}",),
+        status=3,
+        says="there are disk snapshots inside",
+        undo=("qemu-img snapshot -d theirs {overlay}",),
+    ),
+    Condition(
+        name="an overlay used by another domain",
+        do=("xl block-attach {other} format=qcow2,vdev=xvdh,access=rw,target={overlay}",),
+        status=3,
+        says="{other}",
+        undo=("xl block-detach {other} xvdh",),
+    ),
+    Condition(
+        name="a copy used by another domain",
+        do=("xl block-attach {other} format=raw,vdev=xvdh,access=rw,target={copy}",),
+        status=3,
+        says="{other}",
+        undo=("xl block-detach {other} xvdh",),
+    ),
+    Condition(
+        name="a loop device over a disk of the clone",
+        do=("losetup --find --show {reflink} >{spare}",),
+        status=3,
+        says="{reflink}",
+        undo=("losetup -d $(cat {spare})", "rm {spare}"),
+    ),
+    *(
+        Condition(
+            name=f"{what} of the clone immutable",
+            do=(f"chattr +i {path}",),
+            status=3,
+            says=f"{path} is immutable: `chattr -i` it first",
+            undo=(f"chattr -i {path}",),
+        )
+        for what, path in (("an overlay", "{overlay}"), ("a copy", "{copy}"))
+    ),
+    Condition(
+        name="the directory of the disks immutable",
+        do=("chattr +i {dir}",),
+        status=3,
+        says="{dir} is immutable: `chattr -i` it first",
+        undo=("chattr -i {dir}",),
+    ),
+    _moved("the memory file", "{memory}", "{memory}: cannot be read: No such file"),
+    _moved("the frozen file", "{frozen}", "there is no file {frozen}"),
+    MEMORY_TRUNCATED,
 )

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pyxlsnap import cfgfile
-from pyxlsnap.clone import removal, sequence
-from pyxlsnap.clone.removal import delete_clone
+from pyxlsnap.clone import delete as deletion
+from pyxlsnap.clone import sequence
+from pyxlsnap.clone.delete import delete_clone
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.clone_file import find_clone
 from pyxlsnap.errors import NeedsAttention, OperationFailed, PyxlsnapError, Refused, XenError
@@ -117,7 +118,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.world = make_world(Path(self._directory.name) / "world", self._patches)
         self.origin = Origin(self.world)
         self.boots = 0
-        for module in (sequence, removal, finish_clone):
+        for module in (sequence, deletion, finish_clone):
             self._patches.setattr(module, "boot_id", lambda: f"boot {self.boots}")
         #: the clones that were reported, each with whether its domain is there
         self.there: dict[str, bool] = {}

@@ -13,9 +13,9 @@ import pytest
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone import plan as clone_plan
+from pyxlsnap.clone.delete import delete_clone
 from pyxlsnap.clone.names import lock_name
 from pyxlsnap.clone.plan import make_plan
-from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.clone_file import CloneFile, find_clone, is_gone, mounts, not_mounted
 from pyxlsnap.disks.undo import LeftOver
@@ -35,7 +35,7 @@ from pyxlsnap.errors import (
 from pyxlsnap.guest.snapshot import state_after
 from pyxlsnap.journal import CloneEntry, Journal
 from pyxlsnap.linux.locks import DomainLock
-from pyxlsnap.model import DiskRequest, DomainConfig, RunState
+from pyxlsnap.model import Disk, DiskRequest, DomainConfig, RunState
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
 from pyxlsnap.results import CloneDisk, Deleted
 from tests.unit.support import operations
@@ -44,7 +44,7 @@ from tests.unit.support.entries import clone_entry
 from tests.unit.support.faults import FailsAtStep, run_until
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.qemu import qemu_img
-from tests.unit.support.values import BRIDGE, UUID
+from tests.unit.support.values import BRIDGE, OTHER_UUID, UUID
 from tests.unit.support.world import World
 
 NEW = clone_steps(replaces=False)
@@ -850,6 +850,16 @@ def test_a_disk_on_which_an_image_stands_is_found_before_the_destroy(
     below, above = str(images / f"xvda.{CLONE}"), str(images / "above.qcow2")
     qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", below, "-F", "raw", above, "1M")
     with pytest.raises(Refused, match=r"above\.qcow2 stands on its disk"):
+        origin.clone(replace=True) if replace else delete(origin)
+    assert_cloned(origin)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_disk_that_another_domain_uses_is_kept(origin: Origin, replace: bool) -> None:
+    origin.clone()
+    disk = Disk("xvdh", str(origin.world.root / "images" / f"xvda.{CLONE}"), "raw")
+    origin.world.guest(disk, name="vm2", uuid=OTHER_UUID)
+    with pytest.raises(Refused, match=r"xvda: domain vm2 uses .*, too: detach it there"):
         origin.clone(replace=True) if replace else delete(origin)
     assert_cloned(origin)
 

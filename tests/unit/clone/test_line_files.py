@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyxlsnap.clone import line_files, operation
-from pyxlsnap.clone.removal import delete_clone
+from pyxlsnap.clone.delete import delete_clone
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.errors import OperationFailed, Refused, XenError
 from pyxlsnap.request import Callbacks, CloneConfigurationRequest, DeleteCloneRequest

@@ -1,11 +1,12 @@
 """Whatever somebody does between a create and a clone: the clone is refused, or it ends well."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.rehearsal.clones import CLONE_CONDITIONS
+from tests.rehearsal.clones import CLONE_CONDITIONS, REPLACE_CONDITIONS
 from tests.rehearsal.condition import Condition
 from tests.unit.support.rehearsal import CloneStage
 
@@ -19,17 +20,21 @@ def stage(
     found = CloneStage(tmp_path, place, monkeypatch)
     yield found
     found.close()
+    shutil.rmtree(place)  # the filesystem is small, and the lists long
 
 
-def test_the_list() -> None:
-    assert len({c.name for c in CLONE_CONDITIONS}) == len(CLONE_CONDITIONS) >= 25
-    assert all(c.status in (0, 3, 5) for c in CLONE_CONDITIONS)
-    assert all(c.says or c.status == 0 for c in CLONE_CONDITIONS)
+@pytest.mark.parametrize(
+    ("conditions", "least"), [(CLONE_CONDITIONS, 25), (REPLACE_CONDITIONS, 18)]
+)
+def test_the_lists(conditions: tuple[Condition, ...], least: int) -> None:
+    assert len({c.name for c in conditions}) == len(conditions) >= least
+    assert all(c.status in (0, 3, 5) for c in conditions)
+    assert all(c.says or c.status == 0 for c in conditions)
 
 
-def cells() -> Iterator[object]:
+def cells(conditions: tuple[Condition, ...]) -> Iterator[object]:
     """After a refusal and the undo the same clone works: for most, `make soak` sees that."""
-    for number, c in enumerate(CLONE_CONDITIONS):
+    for number, c in enumerate(conditions):
         again = c.status == 3
         seen_now = again and number % 8 == 0
         yield pytest.param(c, seen_now, id=str(c))
@@ -37,12 +42,23 @@ def cells() -> Iterator[object]:
             yield pytest.param(c, True, id=f"{c}, and taken back", marks=pytest.mark.soak)
 
 
-@pytest.mark.parametrize(("condition", "again"), list(cells()))
+@pytest.mark.parametrize(("condition", "again"), list(cells(CLONE_CONDITIONS)))
 def test_condition(stage: CloneStage, condition: Condition, again: bool) -> None:
+    see(stage, condition, again)
+
+
+@pytest.mark.parametrize(("condition", "again"), list(cells(REPLACE_CONDITIONS)))
+def test_condition_of_a_replace(stage: CloneStage, condition: Condition, again: bool) -> None:
+    assert stage.clone(condition).returncode == 0
+    see(stage, condition, again, "--replace")
+
+
+def see(stage: CloneStage, condition: Condition, again: bool, *more: str) -> None:
+    """The condition is there, and a clone is asked for; then the condition is taken back."""
     stage.do(condition.do)
     before = stage.photo()
     stage.begin()
-    done = stage.clone(condition)
+    done = stage.clone(condition, *more)
     said = f"{condition}: {done}"
     try:
         assert done.returncode == condition.status, said
@@ -50,11 +66,11 @@ def test_condition(stage: CloneStage, condition: Condition, again: bool) -> None
         if condition.status:
             assert stage.photo() == before, said
         if condition.status == 5:
-            assert stage.clone(condition, "--force").returncode == 0
+            assert stage.clone(condition, "--force", *more).returncode == 0
     finally:
         stage.do(condition.undo)
     if again:
-        done = stage.clone(condition)
+        done = stage.clone(condition, *more)
         assert done.returncode == 0, done
     assert not stage.was_touched()
     if condition.status != 3 or again:

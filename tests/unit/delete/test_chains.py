@@ -8,8 +8,8 @@ from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone import plan as clone_plan
 from pyxlsnap.clone import removal as clone_removal
+from pyxlsnap.clone.delete import delete_clone
 from pyxlsnap.clone.operation import clone
-from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.delete import plan as delete_plan
 from pyxlsnap.delete.sequence import Deletion
 from pyxlsnap.disks import registry

@@ -73,7 +73,7 @@ def check(
     device_model: int | None = None,
     waiting: Callable[[str], None] = lambda _: None,
 ) -> None:
-    refuse_rivals([disk], [disk] if reverted else [], domid, device_model, waiting)
+    refuse_rivals([disk], [disk] if reverted else [], Servers(domid, device_model), waiting)
 
 
 def refusal(disk: Disk, *, reverted: bool = True) -> str:

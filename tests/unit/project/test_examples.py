@@ -14,9 +14,9 @@ import pytest
 
 from pyxlsnap import cfgfile, contents
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone.delete import delete_clone
 from pyxlsnap.clone.operation import clone, read_cfgfile
 from pyxlsnap.clone.plan import make_plan
-from pyxlsnap.clone.removal import delete_clone
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.disks import plugins, registry
 from pyxlsnap.errors import (

@@ -223,12 +223,18 @@ class CloneStage(Stage):
     def __init__(self, here: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(here, place, monkeypatch)
         self.names |= {"clone": "c1", "copy": str(place / "own copy.img")}
+        for name, below in (("overlay", "frozen"), ("reflink", "raw_copy")):
+            self.names[name] = f"{self.names[below]}.c1"
 
     def _images(self) -> list[Disk]:
         return [disk for disk in super()._images() if disk.vdev == "xvdb"]
 
     def _wanted(self, copies: Mapping[str, DiskRequest]) -> tuple[DiskRequest, ...]:
         return tuple(copies.values())
+
+    def photo(self) -> dict[str, object]:
+        guests = [(g.domid, g.name, g.runs) for g in self.world.host.guests if g.exists]
+        return super().photo() | {"domains": guests}
 
     def clone(self, condition: Condition, *more: str) -> subprocess.CompletedProcess[str]:
         """Run the command as the condition has it."""

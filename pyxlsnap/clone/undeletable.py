@@ -1,0 +1,69 @@
+"""What would keep the disks of a clone from being deleted: found while the clone still runs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pyxlsnap.clone.names import refuse_renamed
+from pyxlsnap.clone.removal import strategies_of
+from pyxlsnap.clone_file import CloneFile, not_mounted
+from pyxlsnap.disks.changeable import refuse_unchangeable
+from pyxlsnap.disks.rivals import refuse_users
+from pyxlsnap.disks.standing import has_snapshots_inside, standing_on
+from pyxlsnap.errors import Refused
+from pyxlsnap.guest import checks
+from pyxlsnap.guest.device_model import servers
+from pyxlsnap.guest.protocols import Host, find_if_there
+from pyxlsnap.journal import CloneEntry
+from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.model import Disk
+from pyxlsnap.results import CloneDisk
+
+
+def refuse_undeletable(host: Host, entry: CloneEntry, waiting: Callable[[str], None]) -> None:
+    """Refuse to take a clone apart whose domain or disks somebody else needs or protects.
+
+    :param waiting: :attr:`pyxlsnap.disks.task.DiskTask.waiting`.
+    :raises Refused: its domain was renamed; a strategy that made a disk is not there; a disk is in
+        use by others, or cannot be deleted; an image stands on a disk; a disk has disk snapshots
+        inside; or the filesystem of a disk is not mounted.
+    """
+    guest = find_if_there(host, entry.uuid)
+    refuse_renamed(guest, entry.domain)
+    with strategies_of(entry, waiting), refusing_os_errors():
+        disks = [_disk(entry, child) for child in entry.children]
+        checks.refuse_shared(host, guest, disks)
+        refuse_users(disks, servers(guest), waiting)
+        for child, disk in zip(entry.children, disks, strict=True):
+            _refuse_kept(entry, child, disk)
+
+
+def _disk(entry: CloneEntry, child: CloneDisk) -> Disk:
+    (disk,) = (disk for disk in entry.devices if disk.vdev == child.vdev)
+    return replace(disk, target=child.target, format=child.format)
+
+
+def _refuse_kept(entry: CloneEntry, child: CloneDisk, disk: Disk) -> None:
+    path = Path(child.target)
+    if where := not_mounted(entry, child):
+        raise Refused(
+            f"the clone {entry.domain} cannot be deleted: its disk {path} is not there, and no "
+            f"filesystem is mounted at {where}: mount it first; if it is lost, destroy the domain "
+            f"and remove {CloneFile(entry.uuid).path}"
+        )
+    if not path.is_file():
+        return
+    refuse_unchangeable(disk, path, write=False)
+    refuse_unchangeable(disk, path.parent)
+    if images := standing_on(path, [path.parent]):
+        raise Refused(
+            f"the clone {entry.domain} cannot be deleted: {images[0]} stands on its disk {path}: "
+            f"delete what stands there first"
+        )
+    # (What a guest has written to a raw disk may look like an image.)
+    if child.format == "qcow2" and has_snapshots_inside(path):
+        raise Refused(
+            f"the clone {entry.domain} cannot be deleted: there are disk snapshots inside its disk "
+            f"{path}, which would be lost: delete them first, with the commands that "
+            f"snapshot-create printed (`qemu-img snapshot -l` lists them)"
+        )
