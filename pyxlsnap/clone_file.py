@@ -142,6 +142,11 @@ def is_gone(entry: CloneEntry, child: CloneDisk) -> bool:
     return not _is_seen(child) and where == mount_point(Path(child.target).parent)
 
 
+def has_no_place(entry: CloneEntry, child: CloneDisk) -> bool:
+    """Whether a disk of a clone is known to be deleted together with its directory."""
+    return is_gone(entry, child) and not Path(child.target).parent.is_dir()
+
+
 def not_mounted(entry: CloneEntry, child: CloneDisk) -> str:
     """Where to mount the filesystem that a disk of a clone was on; "" if that is not missing."""
     where = entry.mounts.get(child.vdev)

@@ -30,12 +30,13 @@ def delete_clone(
 
     :raises DomainNotFound: there is no clone of this name.
     :raises Busy, Refused: another operation on it is under way, or was killed; its domain was
-        renamed; or a disk could not be deleted.
+        renamed; or a disk is in use by others, or could not be deleted.
     :raises Interrupted: ``cancel`` was set before anything was done.
     :raises NeedsAttention: it failed when it had begun; the error lists what is left.
     """
     with _locked(request, callbacks) as found:
-        refuse_undeletable(host, found, Reports(callbacks))
+        for entry in (found, *found.leftovers):
+            refuse_undeletable(host, entry, Reports(callbacks))
         try:
             (cancel or Cancel()).check()
         except Cancelled:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from pyxlsnap.clone.line_files import delete_line_files
-from pyxlsnap.clone_file import CloneFile, not_mounted
+from pyxlsnap.clone_file import CloneFile, has_no_place, not_mounted
 from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
@@ -94,7 +94,7 @@ def _tried_alone(
     with strategies_of(entry, waiting) as found:
         for strategy in found:
             vdevs = set(strategy.vdevs) - {e.vdev for e in away}
-            disks = [child for child in entry.children if child.vdev in vdevs]
+            disks = [c for c in entry.children if c.vdev in vdevs and not has_no_place(entry, c)]
             try:
                 removed += strategy.delete_clone(disks, entry.disk_state)
             except PyxlsnapError as e:

@@ -1,9 +1,11 @@
 """What would keep the disks of a clone from being deleted: found while the clone still runs."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from pyxlsnap.clone.line_files import made_files
 from pyxlsnap.clone.names import refuse_renamed
 from pyxlsnap.clone.removal import strategies_of
 from pyxlsnap.clone_file import CloneFile, not_mounted
@@ -15,6 +17,7 @@ from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import servers
 from pyxlsnap.guest.protocols import Host, find_if_there
 from pyxlsnap.journal import CloneEntry
+from pyxlsnap.linux.changeable import unchangeable
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.model import Disk
 from pyxlsnap.results import CloneDisk
@@ -25,22 +28,30 @@ def refuse_undeletable(host: Host, entry: CloneEntry, waiting: Callable[[str], N
 
     :param waiting: :attr:`pyxlsnap.disks.task.DiskTask.waiting`.
     :raises Refused: its domain was renamed; a strategy that made a disk is not there; a disk is in
-        use by others, or cannot be deleted; an image stands on a disk; a disk has disk snapshots
-        inside; or the filesystem of a disk is not mounted.
+        use by others; a disk or the file of a serial line cannot be deleted; an image stands on a
+        disk; a disk has disk snapshots inside; or the filesystem of a disk is not mounted.
     """
     guest = find_if_there(host, entry.uuid)
     refuse_renamed(guest, entry.domain)
     with strategies_of(entry, waiting), refusing_os_errors():
-        disks = [_disk(entry, child) for child in entry.children]
-        checks.refuse_shared(host, guest, disks)
-        refuse_users(disks, servers(guest), waiting)
-        for child, disk in zip(entry.children, disks, strict=True):
+        devices = {disk.vdev: disk for disk in entry.devices}
+        disks = {
+            child: replace(devices[child.vdev], target=child.target, format=child.format)
+            for child in entry.children
+            if child.vdev in devices  # (a strategy of another package may name more)
+        }
+        checks.refuse_shared(host, guest, [*disks.values()])
+        refuse_users([*disks.values()], servers(guest), waiting)
+        for child, disk in disks.items():
             _refuse_kept(entry, child, disk)
+        for path in filter(os.path.lexists, made_files(entry)):
+            _refuse_protected(entry, Path(path))
 
 
-def _disk(entry: CloneEntry, child: CloneDisk) -> Disk:
-    (disk,) = (disk for disk in entry.devices if disk.vdev == child.vdev)
-    return replace(disk, target=child.target, format=child.format)
+def _refuse_protected(entry: CloneEntry, path: Path) -> None:
+    """Refuse the file of a serial line that could not be deleted."""
+    if why := unchangeable(path, write=False) or unchangeable(path.parent):
+        raise Refused(f"the clone {entry.domain} cannot be deleted: {path} {why}")
 
 
 def _refuse_kept(entry: CloneEntry, child: CloneDisk, disk: Disk) -> None:

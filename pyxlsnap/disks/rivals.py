@@ -1,13 +1,13 @@
-"""Who else uses the disks that a revert puts back, that the restored guest will have, or that go.
+"""Who else uses the disks that are put back, given to a restored guest, or deleted with a clone.
 
-A revert waits for such users after the domain is destroyed, and so does the delete of a clone;
-libxl's hotplug script refuses some of them. So all of them are looked for while the guest runs.
+A revert or a delete waits for such users after the domain is destroyed, and libxl's hotplug script
+refuses some of them. So all of them are looked for while the guest still runs.
 """
 
 import re
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -60,10 +60,8 @@ def refuse_rivals(
     """
     vdevs = {disk.vdev for disk in reverted}
     end = time.monotonic() + _LOOKERS_S
-    for disk in disks:
+    for disk in _present(disks):
         target = Path(disk.target)
-        if not (is_local(disk) and disk.target.startswith("/") and exists_within(target)):
-            continue  # the disk's strategy decides about a missing disk
         with os_errors(disk, target, refuse=True):
             if disk.vdev in vdevs:
                 _refuse(disk, partial(users, target, guest), end, waiting, _PUT_BACK)
@@ -73,17 +71,29 @@ def refuse_rivals(
                 _refuse_write_protected(disk, target)
 
 
+def _present(disks: Sequence[Disk]) -> Iterator[Disk]:
+    """The disks that are files or devices of this host; about missing ones strategies decide."""
+    for disk in disks:
+        with os_errors(disk, Path(disk.target), refuse=True):
+            if is_local(disk) and disk.target.startswith("/") and exists_within(Path(disk.target)):
+                yield disk
+
+
 def refuse_users(disks: Sequence[Disk], guest: Servers, waiting: Callable[[str], None]) -> None:
     """Refuse to delete disks that somebody uses besides their guest: see :func:`refuse_rivals`.
+
+    The QEMU of a guest that was destroyed just now may be ending yet: that one is waited for.
 
     :param guest: the guest that will be destroyed.
     """
     end = time.monotonic() + _LOOKERS_S
-    for disk in disks:
+    for disk in _present(disks):
         target = Path(disk.target)
         with os_errors(disk, target, refuse=True):
-            if exists_within(target):
-                _refuse(disk, partial(users, target, guest), end, waiting, "deleted")
+            find = partial(users, target, guest)
+            if guest.domid is None:
+                remaining(find, within_s=end - time.monotonic(), poll_s=_POLL_S)
+            _refuse(disk, find, end, waiting, "deleted with its clone")
 
 
 def _refuse(

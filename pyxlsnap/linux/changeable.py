@@ -25,7 +25,7 @@ def file_flags(fd: int) -> int:
 def unchangeable(path: Path, *, write: bool = True) -> str | None:
     """Why a file cannot be written, or a directory have its names changed, and the way out.
 
-    :param write: false: a file is to be renamed or linked, and not to be written.
+    :param write: false: a file is to be renamed, linked or deleted, and not to be written.
     :returns: ``None`` if it can.
     :raises OSError: it cannot be opened, for another reason.
     """

@@ -4,6 +4,8 @@
 operation really is under way, with its guest suspended.
 """
 
+import time
+
 import pytest
 
 from release import deb
@@ -45,8 +47,15 @@ def install(lab: Lab) -> Dom0:
     dom0.write("/etc/apt/apt.conf.d/99lab", ANSWERS)
     (line,) = (line for line in shell_lines("Packages") if not line.startswith("make "))
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    begun = time.monotonic()
     dom0.run(line, cwd=FOLDER, env=quiet, timeout=SLOW)
+    tell("to install the packages", begun)
     return dom0
+
+
+def tell(what: str, begun: float) -> None:
+    """Print how long something took, for whoever looks at the log."""
+    print(f"{what}: {time.monotonic() - begun:.0f} s")
 
 
 def revision(dom0: Dom0) -> str:
@@ -64,7 +73,9 @@ def snapshot_into(guest: Guest, name: str, **fault: str) -> Case:
 def test_installed_packages_take_a_snapshot_and_revert(spent_lab: Lab) -> None:
     dom0 = install(spent_lab)
     guest = spent_lab.guest("pvh")
+    begun = time.monotonic()
     taken = take(guest, "--name", "first")
+    tell("the first snapshot", begun)
     mark = goes_on(guest, taken)
     revert(guest, taken.cfgfile)
     check_back(guest, taken, mark)

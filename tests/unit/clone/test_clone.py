@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from pyxlsnap.clone.delete import delete_clone
 from pyxlsnap.clone.names import lock_name
 from pyxlsnap.clone.plan import make_plan
 from pyxlsnap.clone.sequence import Cloning
-from pyxlsnap.clone_file import CloneFile, find_clone, is_gone, mounts, not_mounted
+from pyxlsnap.clone_file import CloneFile, all_clones, find_clone, is_gone, mounts, not_mounted
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import (
     AlreadyExists,
@@ -44,6 +44,7 @@ from tests.unit.support.entries import clone_entry
 from tests.unit.support.faults import FailsAtStep, run_until
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.qemu import qemu_img
+from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import BRIDGE, OTHER_UUID, UUID
 from tests.unit.support.world import World
 
@@ -360,6 +361,17 @@ def test_an_old_disk_that_a_recovery_leaves_is_deleted_with_the_clone(stuck: Ori
     stuck.world.faults.clear()
     delete(stuck)
     stuck.assert_as_before()
+
+
+def test_an_old_disk_that_is_in_use_is_found_before_a_delete(stuck: Origin) -> None:
+    stuck.world.faults.clear()
+    left = Path(stuck.world.root / "images" / "xvda.vm1-a")
+    disk = Disk("xvdh", str(left), "raw")
+    stuck.world.guest(disk, name="vm2", uuid=OTHER_UUID)
+    with pytest.raises(Refused, match=r"domain vm2 uses .*xvda\.vm1-a"):
+        delete(stuck)
+    assert find_clone(CLONE)
+    assert left.exists()
 
 
 def test_an_old_disk_that_was_asked_for_and_is_left(stuck: Origin) -> None:
@@ -877,6 +889,27 @@ def test_a_disk_with_disk_snapshots_inside_is_kept(origin: Origin, replace: bool
     qemu_img("snapshot", "-d", "mine", disk)
     delete(origin)
     origin.assert_as_before()
+
+
+def test_a_disk_that_was_deleted_with_its_directory_is_no_failure(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.clone()
+    (entry,) = all_clones()
+    lost = replace(entry.children[0], target=str(origin.world.root / "lost" / "disk"))
+    children = (lost, *entry.children[1:])
+    there = {lost.vdev: mounts([lost])[lost.vdev]}
+    CloneFile(entry.uuid).rewrite(replace(entry, children=children, mounts=there))
+    asked: list[CloneDisk] = []
+
+    def delete_disks(_: object, disks: Sequence[CloneDisk], __: object) -> list[str]:
+        asked.extend(disks)
+        return []
+
+    monkeypatch.setattr(FakeStrategy, "delete_clone", delete_disks)
+    delete(origin)
+    assert lost not in asked
+    assert asked == [*children[1:]]
 
 
 def test_what_a_guest_writes_to_a_raw_disk_is_no_disk_snapshot(origin: Origin) -> None:

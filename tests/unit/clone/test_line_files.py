@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pyxlsnap.clone import line_files, operation
+from pyxlsnap.clone import line_files, operation, undeletable
 from pyxlsnap.clone.delete import delete_clone
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.errors import OperationFailed, Refused, XenError
@@ -199,4 +199,20 @@ def test_a_file_that_was_there_first_is_not_deleted(origin: Origin, file: Path) 
     run_until(cloning.steps(), "journal")
     file.write_text("")
     operations.recover(origin.world.host, CLONE_UUID, start_monitor=lambda _: None)
+    assert file.exists()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_file_that_cannot_be_deleted_is_found_before_the_destroy(
+    origin: Origin, file: Path, replace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.clone()
+    flags = {"write": False}
+
+    def protected(path: Path, *, write: bool = True) -> str | None:
+        return "is immutable" if (path, {"write": write}) == (file, flags) else None
+
+    monkeypatch.setattr(undeletable, "unchangeable", protected)
+    with pytest.raises(Refused, match=r"cannot be deleted: .*log, 1\.vm1-a is immutable"):
+        origin.clone(replace=True) if replace else delete(origin)
     assert file.exists()

@@ -14,7 +14,7 @@ from pyxlsnap import paths
 from pyxlsnap.cancel import Cancelled
 from pyxlsnap.disks import rivals
 from pyxlsnap.disks.in_use import Servers, users, wait_until_unused
-from pyxlsnap.disks.rivals import refuse_rivals
+from pyxlsnap.disks.rivals import refuse_rivals, refuse_users
 from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk
 from tests.unit.support.loop_files import looped, mount, opened, run, wait_for
@@ -83,6 +83,37 @@ def refusal(disk: Disk, *, reverted: bool = True) -> str:
     assert text.startswith(f"{disk.vdev}: {disk.target} is ")
     assert "\n" not in text
     return text
+
+
+class TestDelete:
+    """Of the disks of a clone."""
+
+    def test_what_serves_the_clone_is_no_other_user(self, disk: Disk, served: Path) -> None:
+        refuse_users([disk], Servers(DOMID), lambda _: None)
+
+    def test_a_process_that_has_the_file(self, disk: Disk) -> None:
+        with opened(Path(disk.target)) as pid:
+            wait_for(lambda: users(Path(disk.target)) != [])
+            text = rf"in use by sleep \(pid {pid}\), and could not be deleted with its clone"
+            with pytest.raises(Refused, match=text):
+                refuse_users([disk], Servers(DOMID), lambda _: None)
+            refuse_users([disk], Servers(DOMID, pid), lambda _: None)
+
+    def test_the_qemu_of_a_clone_that_was_destroyed_just_now(
+        self, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rivals, "_LOOKERS_S", 30.0)
+        with subprocess.Popen(["sh", "-c", 'exec sleep 2 <"$0"', disk.target]):
+            wait_for(lambda: users(Path(disk.target)) != [])
+            refuse_users([disk], Servers(), lambda _: None)
+
+    @pytest.mark.parametrize("target", ["", "disk.raw", "/none/disk.raw"])
+    def test_what_is_no_file_of_this_host(
+        self, disk: Disk, target: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(Path(disk.target).parent)
+        with opened(Path(disk.target)):
+            refuse_users([replace(disk, target=target)], Servers(DOMID), lambda _: None)
 
 
 class TestRawFile:

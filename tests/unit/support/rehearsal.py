@@ -157,7 +157,8 @@ class Stage:
             self._give(guest, [d for d in guest.configuration.disks if d.vdev != more[0]])
         elif verb == "destroy":
             guest.destroy()
-            self.rig.stop()
+            if guest.uuid == UUID:
+                self.rig.stop()
         elif verb == "mem-set":
             guest.memory_kb = int(more[0]) << 10
         else:
@@ -232,9 +233,12 @@ class CloneStage(Stage):
     def _wanted(self, copies: Mapping[str, DiskRequest]) -> tuple[DiskRequest, ...]:
         return tuple(copies.values())
 
+    def domains(self) -> dict[str, tuple[int, bool]]:
+        """What each domain is, by name."""
+        return {g.name: (g.domid, g.runs) for g in self.world.host.guests if g.exists}
+
     def photo(self) -> dict[str, object]:
-        guests = [(g.domid, g.name, g.runs) for g in self.world.host.guests if g.exists]
-        return super().photo() | {"domains": guests}
+        return super().photo() | {"domains": self.domains()}
 
     def clone(self, condition: Condition, *more: str) -> subprocess.CompletedProcess[str]:
         """Run the command as the condition has it."""
