@@ -49,3 +49,5 @@ class Places(NamedTuple):
     save_helper: str = ""
     #: the directory of the scripts
     scripts: str = ""
+    #: another libxl, or none, is now in the place of the one that this process has loaded
+    replaced: bool = False

@@ -34,6 +34,11 @@ def examine_toolstack(host: Host, config: DomainConfig, guest: Guest | None) -> 
     :param guest: the domain that is destroyed before; ``None``: none.
     """
     places = host.places()
+    if places.replaced:
+        yield risky(
+            "libxl was replaced or removed after this process had loaded it, and what it starts "
+            "may not fit: do this in a new process"
+        )
     helper = places.save_helper
     if "/" in helper and not (os.access(helper, os.X_OK) and Path(helper).is_file()):
         yield refused(

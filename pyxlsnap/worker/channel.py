@@ -11,6 +11,7 @@ import array
 import json
 import os
 import socket
+from contextlib import suppress
 
 from pyxlsnap.serialize import Message
 
@@ -83,6 +84,11 @@ class Channel:
         """Close the received descriptors. Idempotent."""
         while self.fds:
             os.close(self.fds.pop())
+
+    def end(self) -> None:
+        """End the stream for the process on the other side, though copies of this one have it."""
+        with suppress(OSError):  # that process has ended
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket and the received descriptors. Idempotent."""

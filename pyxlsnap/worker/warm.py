@@ -5,7 +5,8 @@ process loads all modules that the operation and its undo need, and reads the me
 revert will talk to the guest's QEMU, the process loads the modules for that, too. It has one
 thread, opens no libxl, locks nothing and changes nothing. Each of its copies becomes a worker
 process like one that was started by exec (:mod:`pyxlsnap.worker.server`), with a supervisor of its
-own. The process ends when its caller closes the socket, or ends.
+own. The process ends when its caller closes the socket, or ends; also when it is asked for a worker
+after libxl or pyxlsnap was replaced (an upgrade of the host): the caller then starts another one.
 
 The caller sends one ``request`` first. For each worker it sends ``stderr`` and then ``connection``,
 each with a descriptor. The answer is ``forked``, with a pidfd of the worker, or ``error``.
@@ -14,10 +15,13 @@ each with a descriptor. The answer is ``forked``, with a pidfd of the worker, or
 import os
 import select
 import socket
+from pathlib import Path
 
+from pyxlsnap import version
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.guest.qemu_version import needs_qemu
 from pyxlsnap.guest.read_once import keep
+from pyxlsnap.linux.files import file_version
 from pyxlsnap.linux.fork import name_process
 from pyxlsnap.linux.processes import fresh_signals
 from pyxlsnap.request import Repeatable, RevertRequest, request_from_plain
@@ -26,6 +30,7 @@ from pyxlsnap.worker import modules
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.server import with_cfgfile  # and the whole of it, for the copies
 from pyxlsnap.worker.start import fork_worker
+from pyxlsnap.xen.compiled import libxl_was_replaced
 
 
 class _Wanted(Exception):
@@ -40,6 +45,7 @@ class Warm:
         self._request = request
         #: the pid of each copy, by its pidfd
         self._copies: dict[int, int] = {}
+        self._release = _release()
 
     def run(self) -> None:
         """Serve the caller until it ends."""
@@ -52,6 +58,8 @@ class Warm:
             if message is None:
                 return
             if "connection" in message:
+                if libxl_was_replaced() or _release() != self._release:
+                    return
                 self._copy()
 
     def _keep_memory(self) -> None:
@@ -98,6 +106,14 @@ class Warm:
             self._channel.send(message, fd)
         except OSError:
             pass  # the caller has ended: the next message is the end
+
+
+def _release() -> tuple[int, ...]:
+    """What tells the files of this pyxlsnap from those that an upgrade has put in their place."""
+    try:
+        return file_version(Path(version.__file__))
+    except OSError:
+        return ()
 
 
 def main() -> None:

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import select
 import socket
 import threading
+import weakref
 from contextlib import ExitStack, suppress
 from typing import IO
 
@@ -12,13 +14,15 @@ from pyxlsnap.linux.processes import Process, reap
 from pyxlsnap.request import Repeatable, request_to_plain
 from pyxlsnap.serialize import Message
 from pyxlsnap.worker.channel import Channel
-from pyxlsnap.worker.start import start_python
+from pyxlsnap.worker.start import start_python, start_worker
 
 _EXIT_S = 10.0
+#: the process may have to load all modules first, on a busy host
+_ANSWER_S = 60.0
 
 
 class _Gone(OSError):
-    """The warm process has ended."""
+    """The warm process has ended, or does not answer."""
 
 
 class _WarmProcess:
@@ -47,17 +51,27 @@ class _WarmProcess:
     def start_copy(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
         """Have the process make a worker process.
 
-        :raises _Gone: the process has ended.
+        :raises _Gone: the process has ended, or does not answer.
         :raises OSError: the copy could not be made.
         """
         self._send({"stderr": True}, stderr.fileno())
         self._send({"connection": True}, connection.fileno())
-        answer = self._channel.receive()
-        if answer is None:
-            raise _Gone(errno.ECHILD, "its process has ended")
+        answer = self._answer()
         if "error" in answer:
             raise OSError(answer["error"], os.strerror(answer["error"]))
+        if not self._channel.fds:  # the kernel drops a descriptor for which there is no room
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return Process(None, pidfd=self._channel.fds.pop())
+
+    def _answer(self) -> Message:
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        if not self._channel.pending and not poll.poll(_ANSWER_S * 1000):
+            self._process.kill()  # it must not make the worker later
+            raise _Gone(errno.ETIMEDOUT, "its process does not answer")
+        if (answer := self._channel.receive()) is None:
+            raise _Gone(errno.ECHILD, "its process has ended")
+        return answer
 
     def _send(self, message: Message, fd: int | None = None) -> None:
         try:
@@ -67,19 +81,27 @@ class _WarmProcess:
 
     def close(self) -> None:
         """End the process, and wait for its end. Its workers go on without it."""
+        ours = self.owner == os.getpid()
+        if ours:
+            self._channel.end()
         self._channel.close()
-        if self.owner == os.getpid():
-            if not self._process.ended(within_s=_EXIT_S):
-                self._process.kill()
-                self._process.ended()
+        if ours and self._has_ended():
             self._process.status()
         self._process.close()
+
+    def _has_ended(self) -> bool:
+        """Wait for its end; false if its storage does not answer, so that no signal can end it."""
+        if self._process.ended(within_s=_EXIT_S):
+            return True
+        self._process.kill()
+        return self._process.ended(within_s=_EXIT_S)
 
 
 class WarmWorkers:
     """Starts worker processes as copies of one process, which is started when it is not there.
 
-    In a copy of the calling process (``os.fork()``) it starts a process for that copy.
+    In a copy of the calling process (``os.fork()``) it starts a process for that copy. An object
+    that is dropped ends its process.
 
     :param owner: the name of the class whose object this belongs to, for errors.
     """
@@ -100,17 +122,17 @@ class WarmWorkers:
         with self._lock:
             self._present()
 
-    def start(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
+    def start(self, connection: socket.socket, stderr: IO[bytes]) -> int | Process:
         """Start a worker process: see :data:`pyxlsnap.worker.start.Start`.
 
         :raises OSError: it could not be started.
         :raises ClosedError: :meth:`close` was called.
         """
         with self._lock:
-            try:
-                return self._copy(connection, stderr)
-            except _Gone:  # it was killed: another is started, once
-                return self._copy(connection, stderr)
+            for _ in range(2):  # if the process was killed or is outdated, another one is started
+                with suppress(_Gone):
+                    return self._copy(connection, stderr)
+            return start_worker(connection, stderr)  # which can say what is wrong
 
     def _copy(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
         warm = self._present()
@@ -127,12 +149,16 @@ class WarmWorkers:
         if self._warm and self._warm.owner != os.getpid():
             self._end()
         if self._warm is None:
-            self._warm = _WarmProcess(self._request)
+            warm = _WarmProcess(self._request)
+            self._dropped = weakref.finalize(self, warm.close)
+            self._dropped.atexit = False  # it ends by itself then
+            self._warm = warm
         return self._warm
 
     def _end(self) -> None:
         warm, self._warm = self._warm, None
         if warm:
+            self._dropped.detach()
             warm.close()
 
     def close(self) -> None:

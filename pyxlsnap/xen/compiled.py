@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pyxlsnap import paths
 
-_LIBRARY = re.compile(r"(/\S*/libxenlight\.so\S*)$", re.MULTILINE)
+# (The kernel marks a file that has lost its name: an upgrade has put another one in its place.)
+_LIBRARY = re.compile(r"(/\S*/libxenlight\.so\S*)( \(deleted\))?$", re.MULTILINE)
 _PATH = rb"(/[\x21-\x7e]+)"
 # Each path, with a piece of its text: to look for that piece is faster.
 _DEVICE_MODEL = (rb"qemu-system-", rb"((?:/[\x21-\x7e]+/)?(?:[a-z0-9]+-)*qemu-system-[a-z0-9_]+)")
@@ -20,7 +21,7 @@ _SCRIPTS = (rb"/scripts", rb"(/[\x21-\x7e]+/scripts)")
 
 def compiled_device_model() -> str:
     """The path of the QEMU that libxl starts; "" if not found."""
-    path = _compiled(_library())[0]
+    path = _compiled(_loaded()[0])[0]
     if not path or path.startswith("/"):
         return path
     from shutil import which  # only here: this takes long to load
@@ -30,18 +31,24 @@ def compiled_device_model() -> str:
 
 def compiled_places() -> paths.Places:
     """Where libxl writes, and what else it starts."""
-    places = _compiled(_library())[1]
+    library, replaced = _loaded()
+    places = _compiled(library)[1]._replace(replaced=replaced)
     own = os.environ.get("LIBXL_SAVE_HELPER")  # (libxl takes that first)
     return places._replace(save_helper=own) if own else places
 
 
-def _library() -> str:
-    """The libxl that this process has loaded."""
+def libxl_was_replaced() -> bool:
+    """Whether another libxl, or none, is in the place of the one that this process has loaded."""
+    return _loaded()[1]
+
+
+def _loaded() -> tuple[str, bool]:
+    """The path of the libxl that this process has loaded, and whether it was replaced."""
     try:
         found = _LIBRARY.search((paths.PROC / "self/maps").read_text())
     except OSError:
-        return ""
-    return found[1] if found else ""
+        found = None
+    return (found[1], found[2] is not None) if found else ("", False)
 
 
 @cache
@@ -50,8 +57,13 @@ def _compiled(library: str) -> tuple[str, paths.Places]:
         data = Path(library).read_bytes() if library else b""
     except OSError:
         data = b""
-    found = [_only(data, *each) for each in (_STATE, _LOGS, _SAVE_HELPER, _SCRIPTS)]
-    return _only(data, *_DEVICE_MODEL), paths.Places(*found)
+    places = paths.Places(
+        state=_only(data, *_STATE),
+        logs=_only(data, *_LOGS),
+        save_helper=_only(data, *_SAVE_HELPER),
+        scripts=_only(data, *_SCRIPTS),
+    )
+    return _only(data, *_DEVICE_MODEL), places
 
 
 def _only(data: bytes, piece: bytes, pattern: bytes) -> str:

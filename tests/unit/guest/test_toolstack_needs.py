@@ -50,6 +50,13 @@ def test_a_helper_that_libxl_cannot_start_is_refused(world: World, way: str) -> 
     assert str(helper) in only(examine(world), Grade.REFUSED)
 
 
+def test_a_libxl_that_was_replaced_is_a_risk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than that: a revert that was killed after its destroy is finished all the same."""
+    places = world.host.places()._replace(replaced=True)
+    monkeypatch.setattr(world.host, "places", lambda: places)
+    assert "libxl was replaced or removed" in only(examine(world), Grade.RISKY)
+
+
 def test_without_xenconsoled_libxl_would_wait_in_vain(world: World) -> None:
     (world.root / "no xenconsoled").touch()
     assert "xenconsoled does not run" in only(examine(world), Grade.REFUSED)

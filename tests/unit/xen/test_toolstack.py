@@ -13,6 +13,7 @@ from pyxlsnap.errors import ClosedError, DomainNotFound, XenError
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
 from pyxlsnap.xen import toolstack
+from pyxlsnap.xen.compiled import libxl_was_replaced
 from pyxlsnap.xen.context import Context
 from pyxlsnap.xen.ffi import C, ffi, struct, text
 from pyxlsnap.xen.toolstack import Toolstack
@@ -337,6 +338,21 @@ class TestDeviceModel:
         (tmp_path / "self/maps").write_text(f"7f00-7f01 r--p 00000000 08:01 12  {library}\n")
         monkeypatch.setattr(paths, "PROC", tmp_path)
         assert Unbound().device_model() == found
+
+
+def test_a_libxl_that_was_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "libxenlight.so.4.17"
+    (tmp_path / "self").mkdir()
+    library.write_bytes(b"\0/usr/lib/xen/bin/qemu-system-i386\0")  # that of the new one
+    lines = f"7f00-7f01 r--p 00000000 08:01 12  {library} (deleted)\n"
+    (tmp_path / "self/maps").write_text(lines)
+    monkeypatch.setattr(paths, "PROC", tmp_path)
+    assert libxl_was_replaced()
+    assert Unbound().places().replaced
+    assert Unbound().device_model() == "/usr/lib/xen/bin/qemu-system-i386"
+    (tmp_path / "self/maps").write_text(lines.replace(" (deleted)", ""))
+    assert not libxl_was_replaced()
+    assert not Unbound().places().replaced
 
 
 def test_a_closed_toolstack_does_not_read_xl_conf() -> None:
