@@ -278,8 +278,7 @@ def publish(bench: Bench) -> None:
     README.write_text(put(README.read_text(), summary(bench), BEGIN))
     PAGE.write_text(put(PAGE.read_text(), render(bench), PAGE_BEGIN, PAGE_END))
     if times := times_of(bench):
-        times.write()
-        timeline.PICTURE.write_text(timeline.draw(times))
+        times.publish()
     print(f"wrote README, docs/{PAGE.name}, {PICTURE} and docs/{timeline.PICTURE.name}")
 
 

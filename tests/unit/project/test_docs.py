@@ -218,7 +218,15 @@ def test_the_seconds_of_a_result() -> None:
     assert Span.of_result(revert) == Span(before=1.5, stopped=2.5, after=0.5)
 
 
-def test_the_times_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_the_times_are_read_as_they_were_published(tmp_path: Path) -> None:
     times = timeline.Times("a", "b", Span(1.5, 0.25, 1), Span(0, 61, 0.5))
-    times.write(tmp_path / "times.json")
+    times.publish(tmp_path / "times.json", tmp_path / "times.svg")
     assert timeline.Times.read(tmp_path / "times.json") == times
+
+
+def test_the_picture_that_is_published_is_that_of_the_kept_times(tmp_path: Path) -> None:
+    """They have milliseconds; the measured times have more digits."""
+    times = timeline.Times("a", "b", Span(8.1154449, 0.0444449, 1 / 3), Span(1 / 7, 61, 0.5))
+    kept, picture = tmp_path / "times.json", tmp_path / "times.svg"
+    times.publish(kept, picture)
+    assert picture.read_text() == timeline.draw(timeline.Times.read(kept))
