@@ -130,12 +130,12 @@ CLONE_CONDITIONS = (
     ),
 )
 
-# The undo of a condition with status 0 looks whether what is not pyxlsnap's is there yet.
+# What befalls the snapshot is in the list above. The undo of a condition with status 0 looks
+# whether what is not pyxlsnap's is there yet.
 REPLACE_CONDITIONS = (
     Condition(name="nothing", status=0),
     Condition(name="the clone paused", do=("xl pause {clone}",), status=0),
     Condition(name="the clone off", do=("xl destroy {clone}",), status=0),
-    Condition(name="the domain off", do=("xl destroy {domain}",), status=0),
     Condition(
         name="the clone renamed",
         do=("xl rename {clone} kept",),
@@ -222,14 +222,4 @@ REPLACE_CONDITIONS = (
         )
         for what, path in (("an overlay", "{overlay}"), ("a copy", "{copy}"))
     ),
-    Condition(
-        name="the directory of the disks immutable",
-        do=("chattr +i {dir}",),
-        status=3,
-        says="{dir} is immutable: `chattr -i` it first",
-        undo=("chattr -i {dir}",),
-    ),
-    _moved("the memory file", "{memory}", "{memory}: cannot be read: No such file"),
-    _moved("the frozen file", "{frozen}", "there is no file {frozen}"),
-    MEMORY_TRUNCATED,
 )

@@ -24,7 +24,7 @@ def stage(
 
 
 @pytest.mark.parametrize(
-    ("conditions", "least"), [(CLONE_CONDITIONS, 25), (REPLACE_CONDITIONS, 18)]
+    ("conditions", "least"), [(CLONE_CONDITIONS, 25), (REPLACE_CONDITIONS, 15)]
 )
 def test_the_lists(conditions: tuple[Condition, ...], least: int) -> None:
     assert len({c.name for c in conditions}) == len(conditions) >= least
