@@ -9,7 +9,6 @@ from pyxlsnap.clone.line_files import made_files
 from pyxlsnap.clone.names import refuse_renamed
 from pyxlsnap.clone.removal import strategies_of
 from pyxlsnap.clone_file import CloneFile, not_mounted
-from pyxlsnap.disks.changeable import refuse_unchangeable
 from pyxlsnap.disks.rivals import refuse_users
 from pyxlsnap.disks.standing import has_snapshots_inside, standing_on
 from pyxlsnap.errors import Refused
@@ -19,7 +18,6 @@ from pyxlsnap.guest.protocols import Host, find_if_there
 from pyxlsnap.journal import CloneEntry
 from pyxlsnap.linux.changeable import unchangeable
 from pyxlsnap.linux.files import refusing_os_errors
-from pyxlsnap.model import Disk
 from pyxlsnap.results import CloneDisk
 
 
@@ -42,19 +40,19 @@ def refuse_undeletable(host: Host, entry: CloneEntry, waiting: Callable[[str], N
         }
         checks.refuse_shared(host, guest, [*disks.values()])
         refuse_users([*disks.values()], servers(guest), waiting)
-        for child, disk in disks.items():
-            _refuse_kept(entry, child, disk)
+        for child in disks:
+            _refuse_kept(entry, child)
         for path in filter(os.path.lexists, made_files(entry)):
             _refuse_protected(entry, Path(path))
 
 
 def _refuse_protected(entry: CloneEntry, path: Path) -> None:
-    """Refuse the file of a serial line that could not be deleted."""
+    """Refuse a file that could not be deleted."""
     if why := unchangeable(path, write=False) or unchangeable(path.parent):
         raise Refused(f"the clone {entry.domain} cannot be deleted: {path} {why}")
 
 
-def _refuse_kept(entry: CloneEntry, child: CloneDisk, disk: Disk) -> None:
+def _refuse_kept(entry: CloneEntry, child: CloneDisk) -> None:
     path = Path(child.target)
     if where := not_mounted(entry, child):
         raise Refused(
@@ -64,8 +62,7 @@ def _refuse_kept(entry: CloneEntry, child: CloneDisk, disk: Disk) -> None:
         )
     if not path.is_file():
         return
-    refuse_unchangeable(disk, path, write=False)
-    refuse_unchangeable(disk, path.parent)
+    _refuse_protected(entry, path)
     if images := standing_on(path, [path.parent]):
         raise Refused(
             f"the clone {entry.domain} cannot be deleted: {images[0]} stands on its disk {path}: "

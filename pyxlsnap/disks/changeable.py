@@ -1,4 +1,4 @@
-"""What a revert or a delete must be able to change: a disk's file, the names in its directory."""
+"""What a revert must be able to change: a disk's file, and the names in its directory."""
 
 from pathlib import Path
 

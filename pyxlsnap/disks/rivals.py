@@ -60,8 +60,7 @@ def refuse_rivals(
     """
     vdevs = {disk.vdev for disk in reverted}
     end = time.monotonic() + _LOOKERS_S
-    for disk in _present(disks):
-        target = Path(disk.target)
+    for disk, target in _present(disks):
         with os_errors(disk, target, refuse=True):
             if disk.vdev in vdevs:
                 _refuse(disk, partial(users, target, guest), end, waiting, _PUT_BACK)
@@ -71,12 +70,14 @@ def refuse_rivals(
                 _refuse_write_protected(disk, target)
 
 
-def _present(disks: Sequence[Disk]) -> Iterator[Disk]:
+def _present(disks: Sequence[Disk]) -> Iterator[tuple[Disk, Path]]:
     """The disks that are files or devices of this host; about missing ones strategies decide."""
     for disk in disks:
-        with os_errors(disk, Path(disk.target), refuse=True):
-            if is_local(disk) and disk.target.startswith("/") and exists_within(Path(disk.target)):
-                yield disk
+        target = Path(disk.target)
+        with os_errors(disk, target, refuse=True):
+            there = is_local(disk) and disk.target.startswith("/") and exists_within(target)
+        if there:
+            yield disk, target
 
 
 def refuse_users(disks: Sequence[Disk], guest: Servers, waiting: Callable[[str], None]) -> None:
@@ -87,13 +88,11 @@ def refuse_users(disks: Sequence[Disk], guest: Servers, waiting: Callable[[str],
     :param guest: the guest that will be destroyed.
     """
     end = time.monotonic() + _LOOKERS_S
-    for disk in _present(disks):
-        target = Path(disk.target)
+    looks_s = _LOOKERS_S if guest.domid is None else _LOOKS_S
+    for disk, target in _present(disks):
         with os_errors(disk, target, refuse=True):
             find = partial(users, target, guest)
-            if guest.domid is None:
-                remaining(find, within_s=end - time.monotonic(), poll_s=_POLL_S)
-            _refuse(disk, find, end, waiting, "deleted with its clone")
+            _refuse(disk, find, end, waiting, "deleted with its clone", looks_s)
 
 
 def _refuse(
@@ -102,10 +101,12 @@ def _refuse(
     end: float,
     waiting: Callable[[str], None],
     what: str,
+    looks_s: float | None = None,
 ) -> None:
     """:param end: until when programs are waited for that only look, a ``time.monotonic()``.
 
     :param what: what the disk could not be, because of its users.
+    :param looks_s: for how long any user is waited for; ``None``: as long as a look takes.
     """
 
     def look() -> list[str]:
@@ -113,7 +114,8 @@ def _refuse(
             waiting(f"{', '.join(found)} to leave {disk.vdev} alone")
         return found
 
-    found = remaining(find, within_s=_LOOKS_S, poll_s=_POLL_S)
+    looks_s = _LOOKS_S if looks_s is None else looks_s
+    found = remaining(find, within_s=looks_s, poll_s=_POLL_S)
     if found and all(map(_LOOKER.match, found)):
         found = remaining(look, within_s=end - time.monotonic(), poll_s=_POLL_S)
     if found:

@@ -150,16 +150,15 @@ class WarmWorkers:
             self._end()
         if self._warm is None:
             warm = _WarmProcess(self._request)
-            self._dropped = weakref.finalize(self, warm.close)
-            self._dropped.atexit = False  # it ends by itself then
+            self._close_warm = weakref.finalize(self, warm.close)
+            self._close_warm.atexit = False  # it ends by itself then
             self._warm = warm
         return self._warm
 
     def _end(self) -> None:
         warm, self._warm = self._warm, None
         if warm:
-            self._dropped.detach()
-            warm.close()
+            self._close_warm()
 
     def close(self) -> None:
         """End the process, and wait for its end. Idempotent."""

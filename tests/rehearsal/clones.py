@@ -156,19 +156,15 @@ REPLACE_CONDITIONS = (
         status=0,
         undo=("test -s {spare}",),
     ),
-    Condition(
-        name="another file in the place of an overlay",
-        do=("rm {overlay}", "echo theirs >{overlay}"),
-        status=0,
-        says="a disk of a clone that was replaced could not be deleted",
-        undo=("grep -q theirs {overlay}",),
-    ),
-    Condition(
-        name="another file in the place of a reflink",
-        do=("rm {reflink}", "echo theirs >{reflink}"),
-        status=0,
-        says="a disk of a clone that was replaced could not be deleted",
-        undo=("grep -q theirs {reflink}",),
+    *(
+        Condition(
+            name=f"another file in the place of {what}",
+            do=(f"rm {path}", f"echo theirs >{path}"),
+            status=0,
+            says="a disk of a clone that was replaced could not be deleted",
+            undo=(f"grep -q theirs {path}",),
+        )
+        for what, path in (("an overlay", "{overlay}"), ("a reflink", "{reflink}"))
     ),
     Condition(
         name="an image stands on a disk of the clone",
@@ -184,19 +180,15 @@ REPLACE_CONDITIONS = (
         says="there are disk snapshots inside",
         undo=("qemu-img snapshot -d theirs {overlay}",),
     ),
-    Condition(
-        name="an overlay used by another domain",
-        do=("xl block-attach {other} format=qcow2,vdev=xvdh,access=rw,target={overlay}",),
-        status=3,
-        says="domain {other} uses",
-        undo=("xl block-detach {other} xvdh",),
-    ),
-    Condition(
-        name="a copy used by another domain",
-        do=("xl block-attach {other} format=raw,vdev=xvdh,access=rw,target={copy}",),
-        status=3,
-        says="domain {other} uses",
-        undo=("xl block-detach {other} xvdh",),
+    *(
+        Condition(
+            name=f"{what} used by another domain",
+            do=(f"xl block-attach {{other}} format={form},vdev=xvdh,access=rw,target={path}",),
+            status=3,
+            says="domain {other} uses",
+            undo=("xl block-detach {other} xvdh",),
+        )
+        for what, form, path in (("an overlay", "qcow2", "{overlay}"), ("a copy", "raw", "{copy}"))
     ),
     Condition(
         name="an overlay open in another process",

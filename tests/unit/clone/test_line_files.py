@@ -207,10 +207,9 @@ def test_a_file_that_cannot_be_deleted_is_found_before_the_destroy(
     origin: Origin, file: Path, replace: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     origin.clone()
-    flags = {"write": False}
 
     def protected(path: Path, *, write: bool = True) -> str | None:
-        return "is immutable" if (path, {"write": write}) == (file, flags) else None
+        return "is immutable" if path == file and not write else None
 
     monkeypatch.setattr(undeletable, "unchangeable", protected)
     with pytest.raises(Refused, match=r"cannot be deleted: .*log, 1\.vm1-a is immutable"):

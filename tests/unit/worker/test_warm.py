@@ -347,6 +347,7 @@ def test_a_process_that_ends_at_once(
     with pytest.raises(PyxlsnapError) as cold:
         revert_snapshot("vm1", cfgfile)
     assert (type(caught.value), str(caught.value)) == (type(cold.value), str(cold.value))
+    assert "None" not in str(caught.value)
 
 
 def test_no_more_processes(reverter: Reverter, monkeypatch: pytest.MonkeyPatch) -> None:
