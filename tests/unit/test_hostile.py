@@ -40,13 +40,14 @@ from pyxlsnap.model import Disk, DiskRequest, DomainInfo, Metadata, RunState
 from pyxlsnap.model import SnapshotConfig as Config
 from pyxlsnap.xen.toolstack import Toolstack
 from tests.unit.support import mounts, operations, streams
+from tests.unit.support.example import new_world
 from tests.unit.support.guest import FakeGuest, config_json
 from tests.unit.support.hostile import HOSTILE
 from tests.unit.support.outcomes import check_clear, check_refused, create_and_revert
 from tests.unit.support.qemu import DOMID, SIZE, Qemu, content, qemu_img, tags, write
 from tests.unit.support.trees import names, tree
 from tests.unit.support.values import UUID
-from tests.unit.support.world import World, new_world
+from tests.unit.support.world import World
 
 PACKAGE = Path(pyxlsnap.__file__).parent
 #: what a program may give, though no command line can

@@ -32,13 +32,14 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.model import SnapshotConfig
 from pyxlsnap.results import Snapshot
 from tests.unit.support import operations, written
+from tests.unit.support.example import new_world
 from tests.unit.support.faults import kill
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.operations import plan_create
 from tests.unit.support.strategy import FakeBeside
 from tests.unit.support.values import UUID
 from tests.unit.support.waiting import eventually
-from tests.unit.support.world import World, new_world
+from tests.unit.support.world import World
 
 WANTED = SnapshotConfig(name="snap")
 VDEVS = ("xvda", "xvdb", "xvdc")

@@ -50,6 +50,7 @@ from pyxlsnap.model import DiskRequest, RunState, SnapshotConfig
 from pyxlsnap.results import Plan, Progress, Snapshot
 from tests.unit.support import operations, streams, written
 from tests.unit.support.entries import revert_entry
+from tests.unit.support.example import new_world
 from tests.unit.support.faults import FailsAtStep
 from tests.unit.support.guest import FakeGuest, with_memory
 from tests.unit.support.operations import plan_create, plan_revert
@@ -58,7 +59,7 @@ from tests.unit.support.restores import restored
 from tests.unit.support.strategy import FakeStrategy
 from tests.unit.support.values import UUID
 from tests.unit.support.waiting import eventually
-from tests.unit.support.world import World, new_world
+from tests.unit.support.world import World
 
 STEPS = [name for name, _ in Creation.__new__(Creation).steps()]
 WHEN = ("before", "after")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyxlsnap.errors import BadMemoryFile
 from pyxlsnap.memory import Container, StreamSummary, walk
 from tests.unit.support import streams
-from tests.unit.support.streams import Built
+from tests.unit.support.drawn_streams import Built, valid_streams
 
 
 def walk_bytes(data: bytes) -> StreamSummary:
@@ -41,7 +41,7 @@ def without(records: list[bytes], kind: int) -> list[bytes]:
     return [r for r in records if r[:4] != struct.pack("<I", kind)]
 
 
-@given(streams.valid_streams())
+@given(valid_streams())
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_valid_streams_walk_with_the_right_counts(built: Built) -> None:
     assert walk_bytes(built.data) == StreamSummary(

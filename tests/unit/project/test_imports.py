@@ -1,8 +1,12 @@
-"""The modules of the tests: nothing is imported from a module that has tests in it."""
+"""The modules of the tests: what they may import."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.project import PROJECT
 
@@ -45,3 +49,13 @@ def test_an_import_of_a_name_or_of_the_whole_module_is_seen(tmp_path: Path) -> N
         assert len(of_tests(module)) == 1, text
     module.write_text("from tests.unit.support import trees\nimport tests.project")
     assert of_tests(module) == []
+
+
+@pytest.mark.parametrize("site", ["hosted", "standin_site", "monitor_site", "rig"])
+def test_what_a_worker_loads_is_loaded_quickly(site: str) -> None:
+    """Hundreds of processes load these: pytest and hypothesis would take each of them 0.2 s."""
+    program = f"import sys, tests.unit.support.{site}; print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert {"pytest", "hypothesis"}.isdisjoint(found.stdout.split())

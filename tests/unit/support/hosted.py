@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
-
-import pytest
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyxlsnap.monitor.launch
 import pyxlsnap.worker.supervisor
@@ -26,9 +24,13 @@ from pyxlsnap.clone_file import find_clone
 from pyxlsnap.model import DomainConfig
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.host import FakeHost
+from tests.unit.support.patches import LastingPatch
 from tests.unit.support.scenes import plain
 from tests.unit.support.sites import import_from, write_site
 from tests.unit.support.world import World, make_world
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(pyxlsnap.__file__).parent.parent
 STATE = "host.json"
@@ -78,7 +80,7 @@ def load(world: World) -> None:
 
 def install(here: str) -> None:
     """In the worker: put the world in libxl's place, and let the scene happen."""
-    world = make_world(Path(here) / "world", pytest.MonkeyPatch())
+    world = make_world(Path(here) / "world", LastingPatch())
     module, _, name = os.environ[SCENE].rpartition(":")
     scene: Scene = getattr(import_module(module), name)
 
@@ -101,8 +103,8 @@ def install(here: str) -> None:
     pyxlsnap.xen.toolstack.Toolstack = toolstack  # type: ignore[misc, assignment]
     pyxlsnap.monitor.launch.start_monitor = lambda uuid: None
     link = pyxlsnap.worker.supervisor.SupervisorLink
-    pytest.MonkeyPatch().setattr(link, "start_monitor", lambda self, uuid: None)
-    pytest.MonkeyPatch().setattr(link, "prepare_monitor", _no_process)
+    LastingPatch().setattr(link, "start_monitor", lambda self, uuid: None)
+    LastingPatch().setattr(link, "prepare_monitor", _no_process)
 
 
 def _no_process(_link: object, _uuid: str) -> NoReturn:
@@ -112,7 +114,7 @@ def _no_process(_link: object, _uuid: str) -> NoReturn:
 class Hosted:
     """Commands on one fake host, seen from the test."""
 
-    def __init__(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, here: Path, monkeypatch: "pytest.MonkeyPatch") -> None:
         self.world = make_world(here / "world", monkeypatch)
         self._site = write_site(here, before="pyxlsnap.worker.server", site=__name__)
 
@@ -154,7 +156,7 @@ class Hosted:
             SCENE: f"{scene.__module__}:{scene.__name__}",
         }
 
-    def serve(self, monkeypatch: pytest.MonkeyPatch, scene: Scene = plain) -> None:
+    def serve(self, monkeypatch: "pytest.MonkeyPatch", scene: Scene = plain) -> None:
         """Let the workers that this process starts from now on run on the fake host.
 
         Use :func:`save` before a call of the API, and :func:`load` after it.

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from pyxlsnap import paths
 from pyxlsnap.disks import in_use, registry
 from pyxlsnap.disks.served import _device_id
@@ -21,6 +19,7 @@ from pyxlsnap.errors import QmpError, XenError
 from pyxlsnap.guest import dom0_memory
 from pyxlsnap.linux.processes import Process
 from pyxlsnap.model import Disk
+from tests.unit.support.patches import LastingPatch
 from tests.unit.support.qemu import Qemu
 from tests.unit.support.values import GIB_KB, UUID
 from tests.unit.support.world import CHOOSERS, World
@@ -182,7 +181,7 @@ def on_real_storage(world: World) -> None:
     """A scene of :mod:`.hosted`: the disks are real, and the package handles them itself."""
     here = world.root.parent
     rig = Rig.load(here)
-    patch = pytest.MonkeyPatch()
+    patch = LastingPatch()
     for module in CHOOSERS:
         patch.setattr(module, "strategies", registry.strategies)
     paths.QEMU_SOCKETS, paths.SYS = here, here / SYS

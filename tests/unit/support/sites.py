@@ -2,8 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
+if TYPE_CHECKING:
+    import pytest
 
 _SITE = """
 import sys
@@ -33,7 +35,7 @@ def write_site(here: Path, *, before: str, site: str) -> Path:
     return directory
 
 
-def import_from(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def import_from(directory: Path, monkeypatch: "pytest.MonkeyPatch") -> None:
     """Let processes that are started from now on import from a directory first."""
     monkeypatch.syspath_prepend(directory)
     monkeypatch.setenv("PYTHONPATH", ":".join(p for p in sys.path if p))

@@ -5,10 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
-
-import pytest
 
 import pyxlsnap.clone.plan
 import pyxlsnap.clone.removal
@@ -27,6 +24,7 @@ from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.guest import FakeGuest, config_of
 from tests.unit.support.host import FakeHost
+from tests.unit.support.patches import Patch
 from tests.unit.support.strategy import FakeBeside, FakeStrategy
 from tests.unit.support.values import BRIDGE, UUID
 
@@ -162,21 +160,14 @@ CHOOSERS = (
 )
 
 
-def make_world(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def make_world(root: Path, patch: Patch) -> World:
     """An empty world; the package's directories and disk strategies are its own."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
-    monkeypatch.setattr(pyxlsnap.guest.gone, "_DESTROY_S", 0.0)
+    patch.setattr(os, "fsync", lambda _: None)  # no disk is waited for
+    patch.setattr(pyxlsnap.guest.gone, "_DESTROY_S", 0.0)
     root.mkdir(exist_ok=True)
     found = World(root)
     for name, place in PLACES.items():
-        monkeypatch.setattr(paths, name, root / place)
+        patch.setattr(paths, name, root / place)
     for module in CHOOSERS:
-        monkeypatch.setattr(module, "strategies", found.strategies)
+        patch.setattr(module, "strategies", found.strategies)
     return found
-
-
-@contextmanager
-def new_world() -> Iterator[World]:
-    """A world of its own, for one example of a property."""
-    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        yield make_world(Path(directory) / "world", patch)
