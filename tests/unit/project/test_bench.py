@@ -12,13 +12,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
 import docutils.core
 import pytest
 
+import pyxlsnap
 from docs.timeline import Span
 from pyxlsnap import paths
 from pyxlsnap.cli.parser import build_parser
@@ -580,8 +582,9 @@ def test_clones_are_compared_with_xl_by_hand() -> None:
 
     figures = {way: {"one_s": spread(2.0), "eight_s": spread(8.0)} for way in clones.Way}
     figures[clones.Way.COLD]["eight_s"] = spread(16.0)
-    cold, pool = must_reach({"clones": figures})[-2:]
+    cold, repeated, pool = must_reach({"clones": figures})[-3:]
     assert (cold.found, cold.where, cold.at_most) == (2.0, "eight, two at a time", 1.5)
+    assert (repeated.found, repeated.at_most) == (1.0, 1.5)
     assert (pool.found, pool.at_most) == (1.0, 1.0)
     assert "2.0 (2.0 to 2.0)" in (text := render({"clones": figures, "date": "", "rounds": 1}))
     assert "16.0 (16.0 to 16.0)" in text
@@ -589,8 +592,9 @@ def test_clones_are_compared_with_xl_by_hand() -> None:
 
 
 def test_eight_clones_are_made_in_some_rounds_only() -> None:
-    assert clones.counts(clones.MANY_ROUNDS) == [("one_s", 1), ("eight_s", 8)]
-    assert clones.counts(clones.MANY_ROUNDS + 1) == [("one_s", 1)]
+    assert clones.counts(clones.MANY_ROUNDS, clones.Way.XL) == [("one_s", 1), ("eight_s", 8)]
+    assert clones.counts(clones.MANY_ROUNDS + 1, clones.Way.XL) == [("one_s", 1)]
+    assert clones.counts(1, clones.Way.REPEATED) == [("one_s", 1)]
     text = render({"clones": {"x": {}}, "date": "", "rounds": 5})
     assert "| pyxlsnap, clone from a pool " in text
     assert f"rounds of eight: {clones.MANY_ROUNDS}" in text
@@ -627,16 +631,41 @@ def test_clones_are_counted_until_each_of_them_says_so(
     logs = [task.log(name) for name in ("a", "b")]
     logs[0].write_text("TICK n=1 bad=0 boot=x\n")  # of an earlier clone of that name
     say = "echo 'TICK n=2 mem=ok bad=0 boot=x' >>"
-    commands = [["sh", "-c", f"{say}{log}"] for log in logs]
-    assert 0 < clones.seconds(task, ["a", "b"], commands) < 60
+    makes = [clones.command("sh", "-c", f"{say}{log}") for log in logs]
+    assert 0 < clones.seconds(task, ["a", "b"], makes) < 60
     assert all("n=2" in log.read_text() for log in logs)
     assert paused == ["a", "b"]
+
+
+def test_a_cloner_has_made_a_clone_before_it_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    task = clones.Task("bench", "", str(tmp_path), {}, 1)
+
+    @contextmanager
+    def cloner(cfgfile: str, name: str, *, force: bool) -> Iterator[SimpleNamespace]:
+        assert (cfgfile, force) == ("/s.cfg", True)
+
+        def clone() -> None:
+            done.append(f"clone {name}")
+            task.log(name).write_text(f"{len(done)} TICK n=1 bad=0 boot=x\n" * len(done))
+
+        yield SimpleNamespace(clone=clone)
+        done.append(f"close {name}")
+
+    monkeypatch.setattr(pyxlsnap, "Cloner", cloner)
+    monkeypatch.setattr(clones, "delete", lambda names: done.append(f"delete {' '.join(names)}"))
+    monkeypatch.setattr(clones, "timed", lambda *words: done.append(" ".join(words)))
+    assert 0 < clones.repeated(task, "/s.cfg", ["a"]) < 60
+    before = ["clone a", "delete a"]
+    assert done == [*before, "clone a", "xl pause a", "close a", "delete a"]
 
 
 def test_a_clone_that_fails_is_not_waited_for(tmp_path: Path) -> None:
     task = clones.Task("bench", "", str(tmp_path), {}, 1)
     with pytest.raises(SystemExit, match="status 3"):
-        clones.seconds(task, ["a"], [["sh", "-c", "exit 3"]])
+        clones.seconds(task, ["a"], [clones.command("sh", "-c", "exit 3")])
 
 
 class FakeLab:
