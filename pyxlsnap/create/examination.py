@@ -6,6 +6,7 @@ from pyxlsnap.dataclass import dataclass
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import examine_device_model
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.qemu_version import examine_loading, program
 from pyxlsnap.model import DomainConfig, RunState
 
 
@@ -27,6 +28,8 @@ class Examined:
     measured: bool
     #: versions of the programs that save the domain, by name
     versions: dict[str, str]
+    #: why it could not be restored on this host as it is
+    warnings: list[str]
     #: the disks that its QEMU emulates
     emulated: frozenset[str]
 
@@ -42,6 +45,7 @@ def examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     if live:
         checks.refuse_live(host, config, guest)
     versions = checks.versions(host) | ({"qemu": qemu.version} if qemu.version else {})
+    loading = examine_loading(program(host, config), qemu.version)
     memory_kb = guest.info().memory_kb
     memory_s = recalled(guest.uuid, live, memory_kb)
     measured = memory_s is not None
@@ -56,5 +60,6 @@ def examine(host: Host, guest: Guest, *, live: bool) -> Examined:
         memory_s=memory_s,
         measured=measured,
         versions=versions,
+        warnings=[finding.text for finding in loading],
         emulated=qemu.emulated,
     )

@@ -160,7 +160,7 @@ def make_plan(
     devices, requests = tuple(disk for disk, _ in chosen), tuple(asked for _, asked in chosen)
     checks.refuse_shared(host, guest, devices)
     places = choose_places(guest, wanted, name, requests)
-    warnings += changeable_place(places.memory.parent)
+    warnings += [*examined.warnings, *changeable_place(places.memory.parent)]
     halt, task = Halt(), _task(name, guest, request, examined)
     check = partial(_check_both, cancel, halt)
     task = replace(task, check=check, waiting=waiting, warn=warnings.append)

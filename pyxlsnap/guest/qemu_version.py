@@ -3,6 +3,9 @@
 The memory file of an HVM guest holds the state of its QEMU, and an older QEMU may not be able to
 load the state of a newer one. A create stores the version of the guest's QEMU in the memory file.
 The QEMU of a PV or PVH guest has no state there: it must only start.
+
+libxl opens the file with the state, and gives QEMU its descriptor (``-incoming fd:N`` in
+libxl_dm.c, up to Xen 4.23 at least). QEMU 9.1 deprecates that; QEMU 11.1 does not start with it.
 """
 
 import os
@@ -20,6 +23,9 @@ from pyxlsnap.text import readable, shortened
 
 _START_S = 30.0
 _VERSION = re.compile(r"([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
+# The first release that may not load from a file's descriptor, and what such a QEMU says then.
+_MAY_NOT_LOAD = (9, 1, 0)
+_DOES_NOT_LOAD = "migration to a file is not supported"
 # The status of a shell or loader that cannot start a program, or lacks a library of it.
 _NOT_STARTED = (126, 127)
 
@@ -32,10 +38,9 @@ def examine_qemu(
     """Find what would let a restore fail with this host's QEMU.
 
     :param recorded: the version of the QEMU that saved the guest, "" if it is not known.
-    :param guest: the domain that is destroyed before; ``None``: none.
+    :param guest: a domain whose QEMU may be of the same files; ``None``: none.
     """
-    chosen = str(config.section("b_info").get("device_model") or "")
-    path = chosen or host.device_model()
+    path, chosen = program(host, config), _chosen(config)
     if not path or not needs_qemu(config):
         return
     if not (os.access(path, os.X_OK) and Path(path).is_file()):
@@ -48,6 +53,51 @@ def examine_qemu(
         yield from _compare(path, recorded)
     elif not (guest and _runs(guest.device_model_pid(), path)):
         yield from _start(path)[1]
+
+
+def examine_loading(path: str, version: str) -> Iterator[Finding]:
+    """Find whether a QEMU does not load a saved HVM guest as libxl asks it to.
+
+    :param path: what :func:`program` said.
+    :param version: what it says that it is; nothing is found if that is not known.
+    """
+    known = _version(version)
+    if not known or known < _MAY_NOT_LOAD or not Path(path).is_file():
+        return
+    if _may_be_started(path) and _refuses_files(path):
+        yield risky(
+            f"the device model {shortened(path)} (QEMU {version}) does not load a saved guest from "
+            f"libxl: no HVM guest can be restored on this host, by xl neither: install an older "
+            f"QEMU (10.0 loads them)"
+        )
+
+
+def _chosen(config: DomainConfig) -> str:
+    return str(config.section("b_info").get("device_model") or "")
+
+
+def program(host: Host, config: DomainConfig) -> str:
+    """The QEMU that libxl would start; "" if there is none."""
+    return _chosen(config) or host.device_model()
+
+
+def _refuses_files(path: str) -> bool:
+    """Whether a QEMU says that it does not load from the descriptor of a file."""
+    fd = os.memfd_create("nothing", os.MFD_CLOEXEC)  # (a file, for QEMU)
+    nothing = ["-machine", "none,accel=qtest:xen", "-nodefaults", "-display", "none", "-S"]
+    try:
+        run = subprocess.run(
+            [path, *nothing, "-incoming", f"fd:{fd}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            pass_fds=[fd],
+            timeout=_START_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    finally:
+        os.close(fd)
+    return _DOES_NOT_LOAD in readable(run.stderr)
 
 
 def _runs(pid: int | None, path: str) -> bool:
@@ -83,6 +133,7 @@ def _compare(path: str, recorded: str) -> Iterator[Finding]:
     if problems:
         yield from problems
         return
+    yield from examine_loading(path, present)
     saved, now = _version(recorded), _version(present)
     if now is None:
         yield said(

@@ -28,6 +28,8 @@ class Release:
     xen: str
     #: the process with which xl watches a domain stays when that is suspended
     xl_stays: bool
+    #: its QEMU loads what its libxl has saved of an HVM guest
+    loads_hvm: bool = True
     #: where packages of the release have the kernel's modules
     modules: str = "/lib/modules"
     #: what this release needs besides
@@ -53,6 +55,7 @@ RELEASES = {
             debian="unstable",
             xen="4.20",
             xl_stays=True,
+            loads_hvm=False,
             modules="/usr/lib/modules",
             extra=("initramfs-tools",),  # else the kernel brings dracut, which is much more
             # Linux 7 has renamed the checksum that ext4 asks for.

@@ -7,12 +7,14 @@ from typing import Any
 
 from tests import host_state
 
+from . import image
 from .dom0 import Completed, Dom0
 from .guests import Guest, Tick
 
 SNAPSHOTS = "/var/lib/xen/snapshots"
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SLOW = 480.0
+NOT_LOADED = "does not load a saved guest from libxl"
 
 
 def pyxlsnap(dom0: Dom0, *words: str, timeout: float = SLOW) -> Completed:
@@ -34,6 +36,21 @@ def revert(guest: Guest, cfgfile: str, *words: str) -> dict[str, Any]:
     assert done.rc == 0, done
     result: dict[str, Any] = json.loads(done.out)["result"]
     return result
+
+
+def cannot_go_back(guest: Guest, cfgfile: str) -> bool:
+    """Whether the release cannot restore such a guest.
+
+    Then a create says so, and a revert is refused before the guest has missed a tick.
+    """
+    if guest.name != "hvm" or image.wanted().loads_hvm:
+        return False
+    before = Before.of(guest)
+    done = pyxlsnap(guest.dom0, "snapshot-revert", guest.name, cfgfile)
+    assert done.rc == 5, done
+    assert NOT_LOADED in done.err
+    unchanged(guest, before)
+    return True
 
 
 def run_script(dom0: Dom0, script: str, *words: str, timeout: float = SLOW) -> Completed:

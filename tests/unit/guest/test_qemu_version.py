@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyxlsnap.create import examination
 from pyxlsnap.guest import qemu_version
+from pyxlsnap.guest.device_model import DeviceModel
 from pyxlsnap.guest.findings import Finding, Grade
-from pyxlsnap.guest.qemu_version import examine_qemu
-from pyxlsnap.model import Disk
+from pyxlsnap.guest.qemu_version import examine_loading, examine_qemu
+from pyxlsnap.model import Disk, SnapshotConfig
 from tests.unit.support.guest import config_of
+from tests.unit.support.operations import plan_create
 from tests.unit.support.world import World
 
 Examine = Callable[..., list[Finding]]
@@ -94,6 +97,51 @@ class TestVersion:
     def test_of_any_text_is_one_line(self, recorded: str) -> None:
         found = list(qemu_version._compare(REAL, recorded))
         assert all("\n" not in f.text for f in found)
+
+
+class TestLoading:
+    """libxl gives QEMU the descriptor of a file: a QEMU may not load a saved guest from that."""
+
+    REFUSES = "-incoming fd:3: fd: migration to a file is not supported. Use file: instead."
+
+    def program(self, world: World, version: str, says: str) -> str:
+        text = f"test $1 = -version && exec echo QEMU emulator version {version}\n"
+        text += f"echo $@ >{world.root}/asked; echo 'own-qemu: {says}' >&2; exit 1"
+        return qemu(world, text)
+
+    def test_a_qemu_that_refuses_is_risky(self, examine: Examine, world: World) -> None:
+        world.host.device_model_path = self.program(world, "11.1.3", self.REFUSES)
+        text = only(examine("11.1.3"), Grade.RISKY)
+        assert "own-qemu (QEMU 11.1.3) does not load a saved guest from libxl" in text
+        assert "-incoming fd:" in (world.root / "asked").read_text()
+
+    def test_a_qemu_that_only_finds_nothing_to_load(self, examine: Examine, world: World) -> None:
+        world.host.device_model_path = self.program(world, "11.1.3", "Not a migration stream")
+        assert examine("11.1.3") == []
+        assert (world.root / "asked").exists()
+
+    def test_an_old_one_is_not_asked(self, examine: Examine, world: World) -> None:
+        world.host.device_model_path = self.program(world, "9.0.4", self.REFUSES)
+        assert examine("9.0.4") == []
+        assert not (world.root / "asked").exists()
+
+    def test_a_pvh_guest_has_nothing_to_load(self, examine: Examine, world: World) -> None:
+        world.host.device_model_path = self.program(world, "11.1.3", self.REFUSES)
+        assert examine("", QCOW2, kind="pvh") == []
+
+    def test_what_cannot_be_asked(self, world: World) -> None:
+        assert list(examine_loading("", "11.1.3")) == []
+        assert list(examine_loading(str(world.root / "qemu"), "11.1.3")) == []
+        assert list(examine_loading(self.program(world, "11.1.3", self.REFUSES), "")) == []
+
+    def test_a_create_says_so(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        world.host.device_model_path = self.program(world, "11.1.3", self.REFUSES)
+        own = DeviceModel("11.1.3")
+        monkeypatch.setattr(examination, "examine_device_model", lambda *_: own)
+        guest = world.guest(world.image("xvda"))
+        plan = plan_create(world.host, guest, SnapshotConfig("s"))
+        (warning,) = plan.warnings
+        assert "no HVM guest can be restored on this host" in warning
 
 
 class TestMissing:
