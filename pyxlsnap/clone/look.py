@@ -11,7 +11,7 @@ from pyxlsnap.dataclass import dataclass
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.host_needs import examine_host
-from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.protocols import Guest, Host, find_if_there
 from pyxlsnap.guest.snapshot import Saved
 from pyxlsnap.model import DiskRequest, DomainConfig
 from pyxlsnap.results import CloneDisk
@@ -44,6 +44,13 @@ class Look:
         refuse_still_shared(self.saved.config, config, made)
         refuse_taken_lines(config, own_lines(config, line_files, self.guest))
         checks.refuse_shared(self.host, self.guest, [d for d in config.disks if not d.left_out])
-        found = examine_host(self.host, config, self.guest, besides=made, qemu=self.saved.qemu)
+        found = examine_host(
+            self.host,
+            config,
+            self.guest,
+            besides=made,
+            qemu=self.saved.qemu,
+            like=find_if_there(self.host, self.saved.config.uuid),
+        )
         macs = same_macs(config, other_nics(self.host, config.uuid))
         return Findings((*found.risks, *macs), found.warnings)

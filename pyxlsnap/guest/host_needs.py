@@ -31,17 +31,19 @@ def examine_host(
     *,
     besides: Collection[str] = (),
     qemu: str = "",
+    like: Guest | None = None,
 ) -> Findings:
     """Find what would let a restore fail.
 
     :param guest: the domain that is destroyed before; ``None``: none.
     :param besides: disks that are reverted: their strategies check the files that they need.
     :param qemu: the version of the QEMU that saved the guest; "" if it is not known.
+    :param like: a domain whose QEMU may be of the same files, if ``guest`` is ``None``.
     :raises Refused: the restore would fail.
     """
 
     def found() -> Iterator[Finding]:
-        yield from examine_qemu(host, config, qemu, guest)
+        yield from examine_qemu(host, config, qemu, guest or like)
         yield from examine_toolstack(host, config, guest)
         yield from _boot_files(config)
         yield from examine_cpus(host, config)

@@ -1,7 +1,6 @@
 """Reading a file ahead, so that a later reader finds it in memory."""
 
 import errno
-import mmap
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -23,16 +22,19 @@ def read_ahead(fd: int, check: Callable[[], None]) -> int:
     :returns: how many bytes were read.
     :raises OSError: the file cannot be read.
     """
-    left, buffer = _available() // _SHARE, mmap.mmap(-1, _PIECE)
-    read = 0
-    with buffer, memoryview(buffer) as view:
+    left, read = _available() // _SHARE, 0
+    # Nothing is copied on this way: for a file that is in the page cache it takes next to no time.
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
         for start, end in _data(fd):
             while start < end and left > 0:
                 check()
-                count = os.preadv(fd, [view[: min(_PIECE, end - start, left)]], start)
+                count = os.sendfile(nowhere, fd, start, min(_PIECE, end - start, left))
                 if not count:
                     return read
                 start, left, read = start + count, left - count, read + count
+    finally:
+        os.close(nowhere)
     return read
 
 

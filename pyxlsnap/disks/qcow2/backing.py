@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyxlsnap import paths
@@ -61,12 +62,21 @@ def _is_file(path: Path) -> bool:
 def refuse_broken(disk: Disk, image: Path) -> Chain:
     """Open an image and all that it stands on, in the formats that QEMU would take them for.
 
-    Another process may have the disk's own file locked: the guest's QEMU does not look at such
-    locks there, but does so at the files below.
-
     :returns: qemu-img's information on the image and on each file that it stands on.
     :raises Refused: a file is not there, is not of its format, or another process may write to a
         file that the disk stands on; the message names it.
+    """
+    files = present_files(disk, image)
+    with refusing_os_errors():
+        chain = image_chain(disk, str(image))
+    refuse_written(disk, files)
+    return chain
+
+
+def present_files(disk: Disk, image: Path) -> list[Path]:
+    """The files that an image stands on, from itself down to the lowest.
+
+    :raises Refused: one of them is not there.
     """
     with os_errors(disk, image, refuse=True):
         files = chain_files(image)
@@ -79,15 +89,22 @@ def refuse_broken(disk: Disk, image: Path) -> Chain:
             f"{disk.vdev}: {image} stands on {files[-1]}, and there is no such file: put it back, "
             f"or restore it from a backup"
         )
-    with refusing_os_errors():
-        chain = image_chain(disk, str(image))
+    return files
+
+
+def refuse_written(disk: Disk, files: Sequence[Path]) -> None:
+    """:raises Refused: another process may write to a file that a disk stands on.
+
+    Another process may have the disk's own file locked: the guest's QEMU does not look at such
+    locks there, but does so at the files below.
+    """
+    own = Path(os.path.realpath(disk.target))
     for file in files:
-        if file != Path(os.path.realpath(disk.target)):
-            _refuse_written(disk, file)
-    return chain
+        if file != own:
+            _refuse_writers(disk, file)
 
 
-def _refuse_written(disk: Disk, file: Path) -> None:
+def _refuse_writers(disk: Disk, file: Path) -> None:
     """:raises Refused: a qemu-nbd, qemu-img or the like may write to a file below a disk.
 
     A device model does not count. That of the guest may keep the lock of a file that it has frozen,

@@ -16,9 +16,10 @@ from pyxlsnap.disks.copy.clones import delete_files, refuse_format, refused_copy
 from pyxlsnap.disks.copy.content import Space, copy_attributes, refuse_no_room, trial_file
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
-from pyxlsnap.disks.qcow2.backing import refuse_broken
+from pyxlsnap.disks.qcow2.backing import present_files, refuse_written
 from pyxlsnap.disks.qcow2.chain import written_durably
 from pyxlsnap.disks.qcow2.qemu import checked_tags, qemu_img
+from pyxlsnap.disks.standing import backing_name
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import file_version, open_regular, refusing_os_errors
@@ -31,9 +32,9 @@ _BLOCK = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Overlay:
-    """An overlay, and the version of the frozen file of which it is one."""
+    """An overlay, and what it stands on: the version of the frozen file and of each file below."""
 
-    of: tuple[int, ...]
+    of: tuple[tuple[int, ...], ...]
     content: bytes
 
 
@@ -85,9 +86,12 @@ class Qcow2Clones:
             )
         if os.path.exists(disk.target) and frozen.samefile(disk.target):
             raise Refused(f"{disk.vdev}: {frozen} is the disk, not a snapshot of it")
-        refuse_broken(disk, frozen)
-        made, version = self._overlays.get(disk.vdev), file_version(frozen)
-        if made and made.of == version:
+        files = present_files(disk, frozen)
+        refuse_written(disk, files)
+        versions = tuple(map(file_version, files))
+        made = self._overlays.get(disk.vdev)
+        # (qemu-img takes long. Of what stands on a name that only QEMU understands it must ask.)
+        if made and made.of == versions and not backing_name(files[-1]):
             return
         with (
             os_errors(disk, file.path, refuse=True),
@@ -97,8 +101,8 @@ class Qcow2Clones:
             copy_attributes(like.fileno(), fd)
             here = f"/proc/{os.getpid()}/fd/{fd}"
             backing = ("-b", str(frozen), "-F", "qcow2")
-            qemu_img(disk, "create", "-q", "-f", "qcow2", *backing, here)
-            self._overlays[disk.vdev] = _Overlay(version, Path(here).read_bytes())
+            qemu_img(disk, "create", "-q", "-f", "qcow2", *backing, here)  # opens them all
+            self._overlays[disk.vdev] = _Overlay(versions, Path(here).read_bytes())
 
     def _check_copy(self, disk: Disk, file: ChildFile) -> None:
         """:raises Refused: the disk snapshot is not there, or its image is in use."""

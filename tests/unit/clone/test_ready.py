@@ -13,8 +13,8 @@ import pytest
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone import operation
-from pyxlsnap.errors import BadMemoryFile, Interrupted, OperationFailed, XenError
-from pyxlsnap.guest import read_once
+from pyxlsnap.errors import BadMemoryFile, Interrupted, OperationFailed, Refused, XenError
+from pyxlsnap.guest import qemu_version, read_once
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.read_ahead import read_ahead
 from pyxlsnap.request import Callbacks, PrepareMonitor
@@ -192,3 +192,22 @@ def test_the_watch_of_a_clone_that_is_cancelled_ends(watched: Watched, origin: O
         watched.clone(watched.fake(), cancel)
     assert watched.order == ["watch waits", "watch closed"]
     assert origin.world.photo() == origin.before
+
+
+def test_the_qemu_of_the_original_need_not_be_started(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it runs from the same files; a start takes long."""
+    program = world.root / "own-qemu"
+    program.write_text("#!/bin/sh\nexit 127\n")
+    program.chmod(0o755)
+    world.host.device_model_path = str(program)
+    origin = Origin(world, kind="pvh")
+    origin.guest.device_model = os.getpid()
+    with pytest.raises(Refused, match="cannot be started"):
+        origin.clone()
+    monkeypatch.setattr(
+        qemu_version, "_runs", lambda pid, path: (pid, path) == (os.getpid(), str(program))
+    )
+    origin.clone()
+    assert origin.find()

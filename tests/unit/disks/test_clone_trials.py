@@ -9,9 +9,11 @@ import pytest
 from pyxlsnap.disks.copy import clones as copy_clones
 from pyxlsnap.disks.copy.content import copy_attributes
 from pyxlsnap.disks.copy.raw_file import RawFile
+from pyxlsnap.disks.qcow2 import backing, qemu
 from pyxlsnap.disks.qcow2 import clones as qcow2_clones
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.task import DiskTask
+from pyxlsnap.errors import Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.qemu import qemu_img
 
@@ -55,3 +57,47 @@ def test_the_file_of_a_try_has_no_name(
     made.close()
     assert tried == [before]
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_has_not_changed_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowest, frozen = tmp_path / "lowest", tmp_path / "frozen"
+    qemu_img("create", "-q", "-f", "qcow2", str(lowest), "1M")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", str(lowest), "-F", "qcow2", str(frozen))
+    asked: list[str] = []
+    real = qemu.qemu_img
+
+    def asks(disk: Disk, *words: str) -> None:
+        asked.append(words[0])
+        real(disk, *words)
+
+    monkeypatch.setattr(qcow2_clones, "qemu_img", asks)
+    chosen = Disk("xvda", str(tmp_path / "a"), "qcow2"), DiskRequest("xvda", str(frozen), "qcow2")
+    made = Qcow2([chosen], DiskTask("snap"))
+
+    def check() -> int:
+        made.check_clone("c1", {})
+        return len(asked)
+
+    assert (check(), check()) == (1, 1)
+    os.utime(lowest)
+    assert (check(), check()) == (2, 2)
+    lowest.rename(tmp_path / "away")
+    with pytest.raises(Refused, match=f"stands on {lowest}, and there is no such file"):
+        check()
+    made.close()
+    assert {*asked} == {"create"}
+
+
+def test_a_writer_of_what_has_not_changed_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = strategy(tmp_path, "qcow2")
+    made.check_clone("c1", {})
+    monkeypatch.setattr(backing, "_LOOKS_S", 0.0)
+    monkeypatch.setattr(backing, "_is_locked", lambda file: file == tmp_path / "a.snap")
+    monkeypatch.setattr(backing, "_writers", lambda _: [os.getpid()])
+    with pytest.raises(Refused, match=rf"{tmp_path}/a\.snap is in use by .*may write to it"):
+        made.check_clone("c1", {})
+    made.close()

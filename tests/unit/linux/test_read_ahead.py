@@ -21,14 +21,14 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def reads(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[tuple[int, int]]]:
     """What the function returns, and start and end of each of its reads."""
     found: list[tuple[int, int]] = []
-    real = os.preadv
+    real = os.sendfile
 
-    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
-        count = real(fd, buffers, offset)
-        found.append((offset, offset + count))
-        return count
+    def sendfile(out: int, fd: int, offset: int, count: int) -> int:
+        sent = real(out, fd, offset, count)
+        found.append((offset, offset + sent))
+        return sent
 
-    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(os, "sendfile", sendfile)
     with path.open("rb") as file:
         return read_ahead(file.fileno(), lambda: None), found
 
