@@ -45,7 +45,8 @@ def examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     if live:
         checks.refuse_live(host, config, guest)
     versions = checks.versions(host) | ({"qemu": qemu.version} if qemu.version else {})
-    loading = examine_loading(program(host, config), qemu.version)
+    # Its QEMU may be one from before an upgrade: ask that which a restore would start.
+    loading = examine_loading(program(host, config)) if qemu.version else ()
     memory_kb = guest.info().memory_kb
     memory_s = recalled(guest.uuid, live, memory_kb)
     measured = memory_s is not None

@@ -5,7 +5,7 @@ load the state of a newer one. A create stores the version of the guest's QEMU i
 The QEMU of a PV or PVH guest has no state there: it must only start.
 
 libxl opens the file with the state, and gives QEMU its descriptor (``-incoming fd:N`` in
-libxl_dm.c, up to Xen 4.23 at least). QEMU 9.1 deprecates that; QEMU 11.1 does not start with it.
+libxl_dm.c, up to Xen 4.23 at least). QEMU 9.1 deprecates that; QEMU 11.1 does not load it.
 """
 
 import os
@@ -23,8 +23,8 @@ from pyxlsnap.text import readable, shortened
 
 _START_S = 30.0
 _VERSION = re.compile(r"([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
-# The first release that may not load from a file's descriptor, and what such a QEMU says then.
-_MAY_NOT_LOAD = (9, 1, 0)
+# The releases before this one load from a file's descriptor. What a QEMU says that does not.
+_MAY_NOT_LOAD = (11, 0, 0)
 _DOES_NOT_LOAD = "migration to a file is not supported"
 # The status of a shell or loader that cannot start a program, or lacks a library of it.
 _NOT_STARTED = (126, 127)
@@ -55,20 +55,21 @@ def examine_qemu(
         yield from _start(path)[1]
 
 
-def examine_loading(path: str, version: str) -> Iterator[Finding]:
+def examine_loading(path: str, version: str = "") -> Iterator[Finding]:
     """Find whether a QEMU does not load a saved HVM guest as libxl asks it to.
 
     :param path: what :func:`program` said.
-    :param version: what it says that it is; nothing is found if that is not known.
+    :param version: what it says that it is; "" to ask it.
     """
-    known = _version(version)
-    if not known or known < _MAY_NOT_LOAD or not Path(path).is_file():
+    if not Path(path).is_file() or not _may_be_started(path):
         return
-    if _may_be_started(path) and _refuses_files(path):
+    version = version or _start(path)[0]
+    known = _version(version)
+    if known and known >= _MAY_NOT_LOAD and _refuses_files(path):
         yield risky(
             f"the device model {shortened(path)} (QEMU {version}) does not load a saved guest from "
-            f"libxl: no HVM guest can be restored on this host, by xl neither: install an older "
-            f"QEMU (10.0 loads them)"
+            f"libxl: no HVM guest can be restored with it, by xl neither: use another QEMU (10.0 "
+            f"loads them)"
         )
 
 
@@ -171,7 +172,7 @@ class _StartError(Exception):
 
 
 def _may_be_started(path: str) -> bool:
-    """Whether it is safe to start a program that a memory file names, just to ask its version.
+    """Whether it is safe to start a program that a memory file names, just to ask it something.
 
     It must look like a QEMU, and nobody but its owner, root, can have written it.
     """

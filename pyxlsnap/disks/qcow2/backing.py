@@ -69,7 +69,7 @@ def refuse_broken(disk: Disk, image: Path) -> Chain:
     files = present_files(disk, image)
     with refusing_os_errors():
         chain = image_chain(disk, str(image))
-    refuse_written(disk, files)
+    refuse_writers(disk, files)
     return chain
 
 
@@ -92,7 +92,7 @@ def present_files(disk: Disk, image: Path) -> list[Path]:
     return files
 
 
-def refuse_written(disk: Disk, files: Sequence[Path]) -> None:
+def refuse_writers(disk: Disk, files: Sequence[Path]) -> None:
     """:raises Refused: another process may write to a file that a disk stands on.
 
     Another process may have the disk's own file locked: the guest's QEMU does not look at such
@@ -101,10 +101,10 @@ def refuse_written(disk: Disk, files: Sequence[Path]) -> None:
     own = Path(os.path.realpath(disk.target))
     for file in files:
         if file != own:
-            _refuse_writers(disk, file)
+            _refuse_writers_of(disk, file)
 
 
-def _refuse_writers(disk: Disk, file: Path) -> None:
+def _refuse_writers_of(disk: Disk, file: Path) -> None:
     """:raises Refused: a qemu-nbd, qemu-img or the like may write to a file below a disk.
 
     A device model does not count. That of the guest may keep the lock of a file that it has frozen,

@@ -16,7 +16,7 @@ from pyxlsnap.disks.copy.clones import delete_files, refuse_format, refused_copy
 from pyxlsnap.disks.copy.content import Space, copy_attributes, refuse_no_room, trial_file
 from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
-from pyxlsnap.disks.qcow2.backing import present_files, refuse_written
+from pyxlsnap.disks.qcow2.backing import present_files, refuse_broken, refuse_writers
 from pyxlsnap.disks.qcow2.chain import written_durably
 from pyxlsnap.disks.qcow2.qemu import checked_tags, qemu_img
 from pyxlsnap.disks.standing import backing_name
@@ -86,13 +86,14 @@ class Qcow2Clones:
             )
         if os.path.exists(disk.target) and frozen.samefile(disk.target):
             raise Refused(f"{disk.vdev}: {frozen} is the disk, not a snapshot of it")
-        files = present_files(disk, frozen)
-        refuse_written(disk, files)
-        versions = tuple(map(file_version, files))
-        made = self._overlays.get(disk.vdev)
-        # (qemu-img takes long. Of what stands on a name that only QEMU understands it must ask.)
-        if made and made.of == versions and not backing_name(files[-1]):
-            return
+        files, made = present_files(disk, frozen), self._overlays.get(disk.vdev)
+        versions = tuple(map(_version, files))
+        if not files[-1].is_file() or backing_name(files[-1]):
+            refuse_broken(disk, frozen)  # more than the names tell; or it is a loop
+        else:
+            refuse_writers(disk, files)
+            if made and made.of == versions:  # qemu-img takes long
+                return
         with (
             os_errors(disk, file.path, refuse=True),
             open_regular(frozen) as like,
@@ -101,7 +102,11 @@ class Qcow2Clones:
             copy_attributes(like.fileno(), fd)
             here = f"/proc/{os.getpid()}/fd/{fd}"
             backing = ("-b", str(frozen), "-F", "qcow2")
-            qemu_img(disk, "create", "-q", "-f", "qcow2", *backing, here)  # opens them all
+            try:
+                qemu_img(disk, "create", "-q", "-f", "qcow2", *backing, here)  # opens them all
+            except DiskError:
+                refuse_broken(disk, frozen)  # tells which of them
+                raise
             self._overlays[disk.vdev] = _Overlay(versions, Path(here).read_bytes())
 
     def _check_copy(self, disk: Disk, file: ChildFile) -> None:
@@ -151,6 +156,11 @@ class Qcow2Clones:
         """Close the files. Idempotent."""
         for file in self._files.values():
             file.close()
+
+
+def _version(file: Path) -> tuple[int, ...]:
+    """As :func:`file_version`, and also other if the old time of change was put back."""
+    return *file_version(file), file.stat().st_ctime_ns
 
 
 def _refuse_open(disk: Disk) -> None:

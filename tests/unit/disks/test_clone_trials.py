@@ -13,8 +13,9 @@ from pyxlsnap.disks.qcow2 import backing, qemu
 from pyxlsnap.disks.qcow2 import clones as qcow2_clones
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.task import DiskTask
-from pyxlsnap.errors import Refused
+from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.model import Disk, DiskRequest
+from tests.unit.support.loop_files import looped
 from tests.unit.support.qemu import qemu_img
 
 
@@ -73,6 +74,7 @@ def test_what_has_not_changed_is_not_read_again(
         real(disk, *words)
 
     monkeypatch.setattr(qcow2_clones, "qemu_img", asks)
+    monkeypatch.setattr(qemu, "qemu_img", asks)
     chosen = Disk("xvda", str(tmp_path / "a"), "qcow2"), DiskRequest("xvda", str(frozen), "qcow2")
     made = Qcow2([chosen], DiskTask("snap"))
 
@@ -99,5 +101,33 @@ def test_a_writer_of_what_has_not_changed_is_noticed(
     monkeypatch.setattr(backing, "_is_locked", lambda file: file == tmp_path / "a.snap")
     monkeypatch.setattr(backing, "_writers", lambda _: [os.getpid()])
     with pytest.raises(Refused, match=rf"{tmp_path}/a\.snap is in use by .*may write to it"):
+        made.check_clone("c1", {})
+    made.close()
+
+
+@pytest.mark.parametrize("which", ["broken", "loop"])
+def test_a_chain_that_cannot_be_opened_is_refused_by_the_name_of_a_file(
+    tmp_path: Path, which: str
+) -> None:
+    lowest, frozen = tmp_path / "lowest", tmp_path / "a.snap"
+    made = strategy(tmp_path, "qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", str(lowest), "1M")
+    qemu_img("rebase", "-u", "-f", "qcow2", "-b", str(lowest), "-F", "qcow2", str(frozen))
+    if which == "loop":
+        qemu_img("rebase", "-u", "-f", "qcow2", "-b", str(frozen), "-F", "qcow2", str(lowest))
+    else:
+        lowest.write_bytes(b"no image" * 512)
+    with pytest.raises((DiskError, Refused), match="a.snap" if which == "loop" else "lowest"):
+        made.check_clone("c1", {})
+    made.close()
+
+
+def test_a_chain_on_a_block_device_is_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "low.img").write_bytes(bytes(1 << 20))
+    made = strategy(tmp_path, "qcow2")
+    with looped(tmp_path / "low.img") as device:
+        backing_file = ("-b", str(device), "-F", "raw")
+        qemu_img("rebase", "-u", "-f", "qcow2", *backing_file, str(tmp_path / "a.snap"))
+        made.check_clone("c1", {})
         made.check_clone("c1", {})
     made.close()

@@ -13,4 +13,5 @@ class LastingPatch:
     """In a process that ends with its scenario: nothing is put back."""
 
     def setattr(self, target: object, name: str, value: object) -> None:
+        getattr(target, name)  # (it has been renamed, else)
         setattr(target, name, value)
