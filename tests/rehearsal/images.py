@@ -199,6 +199,7 @@ CONDITIONS = (
         status=3,
         says="{external}.{name}.pre-revert exists",
         undo=("rm {external}.{name}.pre-revert",),
+        lab=True,
     ),
     Condition(
         name="somebody took the name to keep a raw file",

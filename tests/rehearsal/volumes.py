@@ -3,14 +3,14 @@
 from tests.rehearsal.condition import Condition
 
 
-def _renamed(what: str, volume: str, says: str, *, lab: bool = False) -> Condition:
+def _renamed(what: str, volume: str, says: str) -> Condition:
     return Condition(
         name=f"{what} renamed",
         do=(f"lvrename {{group}}/{volume} {{group}}/spare",),
         status=3,
         says=says,
         undo=(f"lvrename {{group}}/spare {{group}}/{volume}",),
-        lab=lab,
+        lab=True,
         xen_only=True,
     )
 
@@ -23,7 +23,7 @@ CONDITIONS = (
         says="{block} is read-only: `blockdev --setrw` it first",
         undo=("blockdev --setrw {block}",),
     ),
-    _renamed("the snapshot of a thin volume", "{thin_snapshot}", "there is no volume", lab=True),
+    _renamed("the snapshot of a thin volume", "{thin_snapshot}", "there is no volume"),
     _renamed("the snapshot of a thick volume", "{thick_snapshot}", "there is no volume"),
     Condition(
         name="the snapshot of a thin volume active",
