@@ -50,7 +50,7 @@ class Look:
             self.guest,
             besides=made,
             qemu=self.saved.qemu,
-            like=find_if_there(self.host, self.saved.config.uuid),
+            like=None if self.guest else find_if_there(self.host, self.saved.config.uuid),
         )
         macs = same_macs(config, other_nics(self.host, config.uuid))
         return Findings((*found.risks, *macs), found.warnings)

@@ -6,7 +6,7 @@ from pyxlsnap.dataclass import dataclass
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import examine_device_model
 from pyxlsnap.guest.protocols import Guest, Host
-from pyxlsnap.guest.qemu_version import examine_loading, program
+from pyxlsnap.guest.qemu_version import examine_loading, program, runs
 from pyxlsnap.model import DomainConfig, RunState
 
 
@@ -45,8 +45,6 @@ def examine(host: Host, guest: Guest, *, live: bool) -> Examined:
     if live:
         checks.refuse_live(host, config, guest)
     versions = checks.versions(host) | ({"qemu": qemu.version} if qemu.version else {})
-    # Its QEMU may be one from before an upgrade: ask that which a restore would start.
-    loading = examine_loading(program(host, config)) if qemu.version else ()
     memory_kb = guest.info().memory_kb
     memory_s = recalled(guest.uuid, live, memory_kb)
     measured = memory_s is not None
@@ -61,6 +59,16 @@ def examine(host: Host, guest: Guest, *, live: bool) -> Examined:
         memory_s=memory_s,
         measured=measured,
         versions=versions,
-        warnings=[finding.text for finding in loading],
+        warnings=_warnings(host, guest, config, qemu.version),
         emulated=qemu.emulated,
     )
+
+
+def _warnings(host: Host, guest: Guest, config: DomainConfig, version: str) -> list[str]:
+    """:param version: of the guest's QEMU; "" if it has no state there."""
+    if not version:
+        return []
+    path = program(host, config)
+    # It may be one from before an upgrade: then that is asked which a restore would start.
+    known = version if runs(guest.device_model_pid(), path) else ""
+    return [finding.text for finding in examine_loading(path, known)]

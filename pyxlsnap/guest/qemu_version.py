@@ -51,7 +51,7 @@ def examine_qemu(
         )
     elif config.kind is GuestKind.HVM:
         yield from _compare(path, recorded)
-    elif not (guest and _runs(guest.device_model_pid(), path)):
+    elif not (guest and runs(guest.device_model_pid(), path)):
         yield from _start(path)[1]
 
 
@@ -101,7 +101,7 @@ def _refuses_files(path: str) -> bool:
     return _DOES_NOT_LOAD in readable(run.stderr)
 
 
-def _runs(pid: int | None, path: str) -> bool:
+def runs(pid: int | None, path: str) -> bool:
     """Whether a process runs a program, and all files that it was loaded from are still there.
 
     Then the program starts, and this is known much sooner than by a start.

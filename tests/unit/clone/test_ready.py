@@ -207,7 +207,7 @@ def test_the_qemu_of_the_original_need_not_be_started(
     with pytest.raises(Refused, match="cannot be started"):
         origin.clone()
     monkeypatch.setattr(
-        qemu_version, "_runs", lambda pid, path: (pid, path) == (os.getpid(), str(program))
+        qemu_version, "runs", lambda pid, path: (pid, path) == (os.getpid(), str(program))
     )
     origin.clone()
     assert origin.find()

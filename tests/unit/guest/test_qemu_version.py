@@ -134,6 +134,16 @@ class TestLoading:
         assert list(examine_loading(str(world.root / "qemu"), "11.1.3")) == []
         assert list(examine_loading(self.program(world, "of my own", self.REFUSES))) == []
 
+    def test_a_create_asks_no_qemu_whose_version_it_knows(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.host.device_model_path = qemu(world, f"touch {world.root}/started")
+        own = DeviceModel("10.0.13")
+        monkeypatch.setattr(examination, "examine_device_model", lambda *_: own)
+        monkeypatch.setattr(examination, "runs", lambda *_: True)
+        assert plan_create(world.host, world.guest(world.image("xvda")), SnapshotConfig("s"))
+        assert not (world.root / "started").exists()
+
     def test_a_create_says_so(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         world.host.device_model_path = self.program(world, "11.1.3", self.REFUSES)
         own = DeviceModel("7.2.22")  # it has been upgraded since
@@ -250,18 +260,18 @@ class TestOfPvAndPvh:
         with running:
             assert running.stdout
             assert running.stdout.readline() == b"\n"
-            assert not qemu_version._runs(os.getpid(), str(own))
-            assert qemu_version._runs(running.pid, str(own))
+            assert not qemu_version.runs(os.getpid(), str(own))
+            assert qemu_version.runs(running.pid, str(own))
             assert problems() == []
             own.unlink()  # an upgrade
             own.write_text(f"#!/bin/sh\ntouch {started}; exit 127\n")
             own.chmod(0o755)
-            assert not qemu_version._runs(running.pid, str(own))
+            assert not qemu_version.runs(running.pid, str(own))
             assert [f.grade for f in problems()] == [Grade.REFUSED]
             assert started.exists()
             running.communicate(b"\n")
-        assert not qemu_version._runs(running.pid, str(own))
-        assert not qemu_version._runs(None, str(own))
+        assert not qemu_version.runs(running.pid, str(own))
+        assert not qemu_version.runs(None, str(own))
 
 
 class TestUnknown:
