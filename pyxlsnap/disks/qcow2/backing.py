@@ -18,7 +18,7 @@ from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.processes import holders, identity, open_files, process_text
 from pyxlsnap.linux.stalled import stat_within
-from pyxlsnap.linux.waiting import until
+from pyxlsnap.linux.waiting import remaining
 from pyxlsnap.model import Disk
 
 # A qemu-img that is just ending.
@@ -110,9 +110,13 @@ def _refuse_writers_of(disk: Disk, file: Path) -> None:
     A device model does not count. That of the guest may keep the lock of a file that it has frozen,
     and ends with the domain; that of another domain is looked for elsewhere.
     """
-    if until(lambda: not _is_locked(file), within_s=_LOOKS_S, poll_s=_POLL_S):
-        return
-    if not (pids := [pid for pid in _writers(file) if not _is_device_model(pid)]):
+
+    def look() -> list[int]:
+        if not _is_locked(file):
+            return []
+        return [pid for pid in _writers(file) if not _is_device_model(pid)]
+
+    if not (pids := remaining(look, within_s=_LOOKS_S, poll_s=_POLL_S)):
         return
     raise Refused(
         f"{disk.vdev}: {file} is in use by {', '.join(map(process_text, pids))}, which "

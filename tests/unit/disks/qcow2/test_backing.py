@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -105,7 +106,7 @@ def served(file: Path, *options: str) -> Iterator[int]:
     try:
         yield pid
     finally:
-        with Process(pid) as process:
+        with Process(pid) as process, suppress(ProcessLookupError):  # it may have ended
             os.kill(pid, signal.SIGTERM)
             assert process.ended(within_s=20)
 
@@ -139,10 +140,21 @@ class TestWritten:
         with served(standing[0], "-r"), standing[1].open("r+b"):
             refuse_broken(Disk("xvda", str(standing[2]), "qcow2"), standing[2])
 
+    def test_one_that_is_just_ending(
+        self, standing: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(backing, "_LOOKS_S", 60.0)
+        with served(standing[1]) as pid:
+            ending = threading.Timer(0.2, os.kill, [pid, signal.SIGTERM])
+            ending.start()
+            refuse_broken(Disk("xvda", str(standing[2]), "qcow2"), standing[2])
+            ending.join()
+
     def test_the_qemu_of_a_domain(
         self, standing: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It may keep the lock of a file that it has frozen; it ends before the restore."""
+        monkeypatch.setattr(backing, "_LOOKS_S", 3600.0)  # nobody waits for it
         with served(standing[1]) as pid:
             monkeypatch.setattr(backing, "_is_device_model", pid.__eq__)
             refuse_broken(Disk("xvda", str(standing[2]), "qcow2"), standing[2])
