@@ -55,9 +55,13 @@ ROUNDS ?= 5
 PY := $(VENV)/bin/python
 SOURCES := pyxlsnap build_ffi.py contrib docs release tests examples
 
-.PHONY: demo test check format docs html unit lab smoke soak bench dist deb release fuzz newest clean prune
+.PHONY: demo test check check-and-html format docs html unit lab smoke soak bench dist deb release fuzz newest clean prune
 
-test: check html unit lab $(SMOKED:%=smoke-%)
+test: check-and-html unit lab $(SMOKED:%=smoke-%)
+
+# Both at a time: each needs one core.
+check-and-html: $(VENV)/built
+	$(MAKE) --no-print-directory --output-sync=target -j2 check html
 
 check: $(VENV)/built
 	$(PY) -m ruff format --check $(SOURCES)
