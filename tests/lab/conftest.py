@@ -4,11 +4,13 @@ import re
 import shutil
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from tests.lab.harness import cache, image, patience
+from tests.lab.harness.emulation import blaming_the_processor
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.patience import patient
 from tests.lab.harness.snapshots import forget
@@ -55,6 +57,13 @@ def wait_longer(item: pytest.Item) -> None:
     else:
         seconds = float(item.config.getini("timeout"))
     item.add_marker(pytest.mark.timeout(patient(seconds)), append=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    lab = getattr(item, "funcargs", {}).get("lab")
+    with blaming_the_processor(lab.dom0) if lab else nullcontext():
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

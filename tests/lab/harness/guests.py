@@ -9,6 +9,7 @@ from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
 from .dom0 import CommandTimeout, Dom0
+from .emulation import EmulationFault, blames_the_processor
 from .patience import patient
 
 # Everything is in the lab's own directories in the dom0.
@@ -101,26 +102,6 @@ def parse_ticks(log: str) -> list[Tick]:
             states = {name: (int(n), ok == "ok") for name, n, ok in DISK.findall(disks)}
             ticks.append(Tick(int(n), int(up), mem == "ok", states, int(bad), boot))
     return ticks
-
-
-class EmulationFault(TimeoutError):
-    """A guest is silent because its emulated processor did what no processor does.
-
-    The test is run once more (Makefile). Seen on Xen 4.20 alone: twice an HVM guest, once after a
-    plain ``xl restore``, whose flags had reserved bits; once a PVH guest beside its clone, whose
-    kernel took one fault inside the other until the 4 KiB stack of its entry code was full.
-    """
-
-
-def blames_the_processor(text: str) -> bool:
-    """Whether a kernel's message or a look at a processor shows what no kernel's code does.
-
-    Reserved bits in the flags; or a push below the entry stack of the first processor, which lies
-    at one address in a Linux without KASLR: the entry code uses a small part of it.
-    """
-    flags = re.findall(r"\bE?flags: ([0-9a-f]{8})\b", text, re.IGNORECASE)
-    below_entry_stack = re.search(r"\bcr2: fffffe0000001[0-9a-f]{3}\b", text, re.IGNORECASE)
-    return below_entry_stack is not None or any(int(found, 16) >> 22 for found in flags)
 
 
 class Guest:

@@ -3,21 +3,30 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from tests.lab.harness.guests import blames_the_processor
+from tests.lab.harness.dom0 import CommandTimeout, Completed, Dom0
+from tests.lab.harness.emulation import (
+    EmulationFault,
+    blames_the_processor,
+    blaming_the_processor,
+)
 from tests.project import PROJECT
 
 # Seen in the lab: the last messages and the idle processors of silent guests; healthy ones.
 FLAGS = (
     "[  558.270770] RSP: 0018:ffffca53801979c0 EFLAGS: c54cc466",
     "flags: c54c8236 vif ac i nz a p",
+    "[  274.922171] RSP: 0018:ffffc9000001b8c8 EFLAGS: 066cd446",
+    "RSP: 0018:ffffc9000001b8c8 EFLAGS: 0000d446",
+    "RSP: 0018:ffffc9000001b8c8 EFLAGS: 00000244",
 )
 FULL_STACK = "cr2: fffffe0000001ff8"
 ONCE = """
 from pathlib import Path
-from tests.lab.harness.guests import EmulationFault
+from tests.lab.harness.emulation import EmulationFault
 def test():
     if not Path("seen").exists():
         Path("seen").touch()
@@ -36,6 +45,38 @@ def test_what_no_processor_does(text: str) -> None:
 )
 def test_what_a_processor_does(text: str) -> None:
     assert not blames_the_processor(text)
+
+
+DEAD = Completed(-9, "", "")
+
+
+def _dom0(said: str | Exception) -> Dom0:
+    """A dom0 whose guests have said that."""
+    outcome = said if isinstance(said, Exception) else Completed(0, said, "")
+    return Mock(spec=Dom0, run=Mock(side_effect=[outcome]))
+
+
+class TestBlaming:
+    """A test that has failed for another reason than a silent guest."""
+
+    @pytest.mark.parametrize("failure", [AssertionError, pytest.fail.Exception])  # (a timeout)
+    def test_a_guest_that_was_harmed(self, failure: type[BaseException]) -> None:
+        fault = pytest.raises(EmulationFault, match="the guest crashed")
+        with fault as caught, blaming_the_processor(_dom0(FLAGS[0])):
+            raise failure("the guest crashed")
+        assert isinstance(caught.value.__cause__, failure)
+
+    @pytest.mark.parametrize(
+        "said", ["", "EFLAGS: 00000246", CommandTimeout("grep", DEAD), OSError("no machine")]
+    )
+    def test_another_failure_stays(self, said: str | Exception) -> None:
+        failure = pytest.raises(AssertionError, match="the guest crashed")
+        with failure, blaming_the_processor(_dom0(said)):
+            raise AssertionError("the guest crashed")
+
+    def test_a_test_that_passes_looks_at_nothing(self) -> None:
+        with blaming_the_processor(Mock(spec=[])):
+            pass
 
 
 @pytest.mark.parametrize(("fault", "status"), [("EmulationFault", 0), ("TimeoutError", 1)])
