@@ -69,6 +69,7 @@ PACKAGES = [
     *("qemu-system-xen", "qemu-utils", "libxen-dev", "gcc", "libc6-dev", "pkg-config"),
     *("python3", "python3-dev", "python3-cffi", "python3-setuptools", "python3-pytest"),
     *("python3-tqdm", "python3-venv", "systemd"),  # the last two as README's way needs them
+    *("bash-completion", "man-db"),  # what an admin has
     *("lvm2", "thin-provisioning-tools", "e2fsprogs", "btrfs-progs", "xfsprogs", "zstd"),
 ]
 # Kernel modules that nothing in an emulated machine can use: half of the image, if they stayed.

@@ -16,8 +16,6 @@ from .install import uninstall
 #: where the packages are in the dom0; those of a later revision are in ``NEWER``
 FOLDER, NEWER = "/srv/packages", "/srv/newer"
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends"
-#: what an admin has, and the lab's dom0 has not
-COMFORT = ("bash-completion", "man-db")
 SLOW = 600.0
 
 _COMPILERS = (
@@ -34,7 +32,7 @@ _FETCH = """\
 mkdir -p /packages/extra/partial
 apt-get update -q
 apt-get install -qy --no-install-recommends --download-only -o Dir::State::status=/packages/status \
-  -o Dir::Cache::archives=/packages/extra /packages/*.deb {comfort}
+  -o Dir::Cache::archives=/packages/extra /packages/*.deb
 rm -rf /packages/extra/partial /packages/extra/lock
 """
 _REVISE = rf"""
@@ -67,9 +65,8 @@ def deliver(dom0: Dom0, say: cache.Say) -> None:
         (new / "status").write_bytes(status)
         chroot = deb.check_chroot(suite)
         chroot.ensure(say)
-        say(f"fetching {' and '.join(COMFORT)} for the dom0")
-        script = _FETCH.format(comfort=" ".join(COMFORT))
-        chroot.run(script, log=new / "apt.log", binds={new: "/packages"}, network=True)
+        say("fetching what the dom0 does not have")
+        chroot.run(_FETCH, log=new / "apt.log", binds={new: "/packages"}, network=True)
         for path in (new / "extra").glob("*.deb"):
             shutil.copy(path, new)
         cache.remove(new / "extra")
@@ -77,7 +74,7 @@ def deliver(dom0: Dom0, say: cache.Say) -> None:
             if path.suffix != ".deb":
                 path.unlink()
 
-    key = cache.digest(ours.name, status, _FETCH, *COMFORT)
+    key = cache.digest(ours.name, status, _FETCH)
     dom0.push(cache.built("folder", key, fetch, say), FOLDER)
 
 
