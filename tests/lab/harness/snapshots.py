@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests import host_state
 
 from . import image
@@ -33,6 +35,7 @@ def create(guest: Guest, *words: str) -> dict[str, Any]:
 def revert(guest: Guest, cfgfile: str, *words: str) -> dict[str, Any]:
     """``snapshot-revert`` of a guest, which must work; its result."""
     done = pyxlsnap(guest.dom0, "--json", "snapshot-revert", guest.name, cfgfile, *words)
+    leave_if_not_loaded(done.rc, done.err)
     assert done.rc == 0, done
     result: dict[str, Any] = json.loads(done.out)["result"]
     return result
@@ -43,7 +46,7 @@ def cannot_go_back(guest: Guest, cfgfile: str) -> bool:
 
     Then a create says so, and a revert is refused before the guest has missed a tick.
     """
-    if guest.name != "hvm" or image.wanted().loads_hvm:
+    if guest.kind.type != "hvm" or image.wanted().loads_hvm:
         return False
     before = Before.of(guest)
     done = pyxlsnap(guest.dom0, "snapshot-revert", guest.name, cfgfile)
@@ -51,6 +54,17 @@ def cannot_go_back(guest: Guest, cfgfile: str) -> bool:
     assert NOT_LOADED in done.err
     unchanged(guest, before)
     return True
+
+
+def leave_if_not_loaded(rc: int, err: str) -> None:
+    """End a test whose guest the release cannot restore: the command was refused, and said so.
+
+    That such a refusal leaves the guest as it was, :func:`cannot_go_back` shows.
+    """
+    if rc == 5 and NOT_LOADED in err and not image.wanted().loads_hvm:
+        pytest.skip(
+            "this release cannot restore a guest of this kind: refused, and the rest left out"
+        )
 
 
 def run_script(dom0: Dom0, script: str, *words: str, timeout: float = SLOW) -> Completed:
