@@ -48,7 +48,7 @@ PATIENCE ?= 1
 export PATIENCE
 # How long each reader is fuzzed.
 SECONDS ?= 600
-# A fault of the emulated processor (tests/lab/harness/guests.py) is none of ours.
+# A fault of the emulated processor (tests/lab/harness/emulation.py) is none of ours.
 AGAIN := --reruns 1 --only-rerun EmulationFault
 # How often each is measured by make bench.
 ROUNDS ?= 5

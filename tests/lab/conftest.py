@@ -71,6 +71,8 @@ def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    if report.when == "setup":
+        item.stash[failed] = False  # if it is run once more
     if report.failed:
         item.stash[failed] = True
     return report
@@ -100,6 +102,8 @@ def lab(_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     yield _lab
     if request.node.stash.get(failed, False):
         name = re.sub(r"[^\w.-]+", "-", request.node.name)
+        if (run := getattr(request.node, "execution_count", 1)) > 1:  # (Makefile: AGAIN)
+            name += f"-{run}"
         _lab.collect_logs(request.config.rootpath / ".lab-logs" / name)
         _lab.reset()
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.harness import image, storage
+from tests.lab.harness import storage
 from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.guests import FIRST_TICK, LOGS, STANDARD, Guest, Tick
 from tests.lab.harness.lab import Lab
@@ -20,7 +20,7 @@ from tests.lab.harness.mixed import (
     write_cfg,
 )
 from tests.lab.harness.patience import patient
-from tests.lab.harness.snapshots import create, pyxlsnap
+from tests.lab.harness.snapshots import create, needs_restore, pyxlsnap
 
 DISKS = f"/lab/disk {storage.BTRFS}"
 #: what stays of a domain that has ended: its logs, as those of any domain; and xenstored's
@@ -183,8 +183,7 @@ def asleep(*clones: Guest) -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["pvh", "pv", "hvm"])
 def test_four_clones(spent_lab: Lab, kind: str) -> None:
     """Made two at a time, the second two while the original is reverted."""
-    if kind == "hvm" and not image.wanted().loads_hvm:
-        pytest.skip("this release cannot restore a guest of this kind")
+    needs_restore(kind)
     dom0 = spent_lab.dom0
     quicken_hotplug(dom0)
     guest = spent_lab.guest(kind)

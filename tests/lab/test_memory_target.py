@@ -4,7 +4,7 @@ import pytest
 
 from tests.lab.harness.guests import MEMORY_MIB, Guest
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.snapshots import create, goes_back, revert, run_script
+from tests.lab.harness.snapshots import create, goes_back, needs_restore, revert, run_script
 
 pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("tidy")]
 
@@ -39,6 +39,7 @@ def held_kb(guest: Guest, memory_file: str) -> int:
 
 @pytest.mark.parametrize(("kind", "words"), CELLS)
 def test_a_guest_that_holds_more_than_its_target(lab: Lab, kind: str, words: list[str]) -> None:
+    needs_restore(kind)
     guest = lab.guest(kind)
     guest.assert_healthy()
     guest.pause()

@@ -7,7 +7,7 @@ import pytest
 from tests.lab.harness import image
 from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.snapshots import create, goes_back, revert
+from tests.lab.harness.snapshots import create, goes_back, needs_restore, revert
 
 WATCHER = "[p]yxlsnap.monitor"
 
@@ -48,6 +48,7 @@ def reboot(guest: Guest) -> None:
 )
 def test_a_guest_that_reboots_comes_up_again(fresh_lab: Lab, kind: str) -> None:
     """After a snapshot, whether xl's process stays at the suspend or not; and after a revert."""
+    needs_restore(kind)
     xl_stays = image.wanted().xl_stays
     fresh_lab.spend()
     guest = fresh_lab.guest(kind)

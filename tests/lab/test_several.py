@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.lab.harness.lab import Lab
-from tests.lab.harness.snapshots import check_reverted, run_script
+from tests.lab.harness.snapshots import check_reverted, needs_restore, run_script
 
 pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("tidy")]
 
@@ -25,6 +25,8 @@ def several(lab: Lab, *words: str) -> dict[str, Any]:
 def test_snapshots_and_reverts_at_once(
     lab: Lab, names: tuple[str, ...], figure: Callable[[str], None]
 ) -> None:
+    for name in names:
+        needs_restore(name)
     guests = [lab.guest(name) for name in names]
     before = [guest.assert_healthy() for guest in guests]
     made = several(lab, "create", *names)

@@ -20,9 +20,9 @@ FLAGS = (
     "[  558.270770] RSP: 0018:ffffca53801979c0 EFLAGS: c54cc466",
     "flags: c54c8236 vif ac i nz a p",
     "[  274.922171] RSP: 0018:ffffc9000001b8c8 EFLAGS: 066cd446",
-    "RSP: 0018:ffffc9000001b8c8 EFLAGS: 0000d446",
-    "RSP: 0018:ffffc9000001b8c8 EFLAGS: 00000244",
 )
+#: each with a bit below the sixteenth that is reserved
+LOW_FLAGS = ("EFLAGS: 00008246", "EFLAGS: 0000024e", "EFLAGS: 00000266")
 FULL_STACK = "cr2: fffffe0000001ff8"
 ONCE = """
 from pathlib import Path
@@ -32,16 +32,37 @@ def test():
         Path("seen").touch()
         raise {}("no ticks")
 """
+#: with a dom0 whose guests have said something
+IN_A_LAB = """
+from pathlib import Path
+from types import SimpleNamespace
+import pytest
+@pytest.fixture
+def lab():
+    said = SimpleNamespace(out="{}")
+    return SimpleNamespace(dom0=SimpleNamespace(run=lambda *_, **__: said))
+def test(lab):
+    first = not Path("seen").exists()
+    Path("seen").touch()
+    assert not first, "the guest crashed"
+"""
 
 
-@pytest.mark.parametrize("text", [*FLAGS, FULL_STACK, FULL_STACK.upper()])
+@pytest.mark.parametrize("text", [*FLAGS, *LOW_FLAGS, FULL_STACK, FULL_STACK.upper()])
 def test_what_no_processor_does(text: str) -> None:
     assert blames_the_processor(f"one line\n{text}\nanother line")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["flags: 00000246 i z p", "RSP: 0018:ffff EFLAGS: 00210246", "cr2: 00007f33f7a59cd0", ""],
+    [
+        "flags: 00000246 i z p",
+        "RSP: 0018:ffff EFLAGS: 00210246",
+        # At the end of a kernel thread's trace, or of a page that was restored as zeros.
+        "RIP: 0000:0x0 EFLAGS: 00000000",
+        "cr2: 00007f33f7a59cd0",
+        "",
+    ],
 )
 def test_what_a_processor_does(text: str) -> None:
     assert not blames_the_processor(text)
@@ -59,10 +80,11 @@ def _dom0(said: str | Exception) -> Dom0:
 class TestBlaming:
     """A test that has failed for another reason than a silent guest."""
 
+    @pytest.mark.parametrize("said", [FLAGS[0], FULL_STACK])
     @pytest.mark.parametrize("failure", [AssertionError, pytest.fail.Exception])  # (a timeout)
-    def test_a_guest_that_was_harmed(self, failure: type[BaseException]) -> None:
+    def test_a_guest_that_was_harmed(self, failure: type[BaseException], said: str) -> None:
         fault = pytest.raises(EmulationFault, match="the guest crashed")
-        with fault as caught, blaming_the_processor(_dom0(FLAGS[0])):
+        with fault as caught, blaming_the_processor(_dom0(said)):
             raise failure("the guest crashed")
         assert isinstance(caught.value.__cause__, failure)
 
@@ -79,14 +101,22 @@ class TestBlaming:
             pass
 
 
-@pytest.mark.parametrize(("fault", "status"), [("EmulationFault", 0), ("TimeoutError", 1)])
-def test_only_a_test_with_such_a_fault_is_run_again(
-    tmp_path: Path, fault: str, status: int
-) -> None:
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (ONCE.format("EmulationFault"), 0),
+        (ONCE.format("TimeoutError"), 1),
+        (IN_A_LAB.format("EFLAGS: 066cd446"), 0),
+        (IN_A_LAB.format("EFLAGS: 00000246"), 1),
+    ],
+    ids=["told", "silent", "harmed", "well"],
+)
+def test_only_a_test_with_such_a_fault_is_run_again(tmp_path: Path, text: str, status: int) -> None:
     (line,) = (
         line for line in (PROJECT / "Makefile").read_text().splitlines() if line[:5] == "AGAIN"
     )
-    (tmp_path / "test_it.py").write_text(ONCE.format(fault))
+    (tmp_path / "test_it.py").write_text(text)
+    (tmp_path / "conftest.py").write_text("from tests.lab.conftest import pytest_runtest_call\n")
     options = line.partition(":=")[2].split()
     command = [sys.executable, "-m", "pytest", "-q", "-o", f"pythonpath={PROJECT}", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

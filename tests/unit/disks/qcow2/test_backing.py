@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -143,21 +144,32 @@ class TestWritten:
     def test_one_that_is_just_ending(
         self, standing: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        looks: list[list[int]] = []
+
+        def seen(file: Path) -> list[int]:
+            looks.append(found := _writers(file))
+            for pid in found:
+                os.kill(pid, signal.SIGTERM)
+            return found
+
+        _writers = backing._writers
         monkeypatch.setattr(backing, "_LOOKS_S", 60.0)
+        monkeypatch.setattr(backing, "_writers", seen)
         with served(standing[1]) as pid:
-            ending = threading.Timer(0.2, os.kill, [pid, signal.SIGTERM])
-            ending.start()
             refuse_broken(Disk("xvda", str(standing[2]), "qcow2"), standing[2])
-            ending.join()
+        assert looks[0] == [pid]
 
     def test_the_qemu_of_a_domain(
         self, standing: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It may keep the lock of a file that it has frozen; it ends before the restore."""
-        monkeypatch.setattr(backing, "_LOOKS_S", 3600.0)  # nobody waits for it
+        waits = Mock()
+        monkeypatch.setattr(time, "sleep", waits)
+        monkeypatch.setattr(backing, "_LOOKS_S", 2.0)
         with served(standing[1]) as pid:
             monkeypatch.setattr(backing, "_is_device_model", pid.__eq__)
             refuse_broken(Disk("xvda", str(standing[2]), "qcow2"), standing[2])
+        waits.assert_not_called()
 
 
 def test_the_qemu_of_a_domain_is_known_by_its_command_line() -> None:
