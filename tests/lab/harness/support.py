@@ -94,14 +94,16 @@ def load(table: Path = TABLE) -> Releases:
 
 
 def render(releases: Releases) -> str:
-    """The table, as Markdown, with a line below for each release."""
+    """The table, as Markdown: a row for those on which the same was seen; a line for each below."""
     ways = [cell.way for cell in CELLS if cell.guest == STANDARD[0]]
     rows = [["host", "guest", *(way.replace("-", ", ") for way in ways)]]
     rows.append(["---"] * len(rows[0]))
-    for release, records in releases.items():
-        for guest in STANDARD:
-            cells = [str(records.get(str(c), "not seen yet")) for c in CELLS if c.guest == guest]
-            rows.append([f"Debian {RELEASES[release].debian}", guest.upper(), *cells])
+    for guest in STANDARD:
+        hosts: dict[tuple[str, ...], list[str]] = {}
+        for release, records in releases.items():
+            cells = (str(records.get(str(c), "not seen yet")) for c in CELLS if c.guest == guest)
+            hosts.setdefault(tuple(cells), []).append(RELEASES[release].debian)
+        rows += [[f"Debian {', '.join(h)}", guest.upper(), *cells] for cells, h in hosts.items()]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     seen = [f"- Debian {RELEASES[r].debian}: {_when(records)}" for r, records in releases.items()]
     return "\n".join([*lines, "", *seen]) + "\n"
