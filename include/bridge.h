@@ -30,6 +30,8 @@
 
 enum { PYXLSNAP_LOG = 'L', PYXLSNAP_PROGRESS = 'P', PYXLSNAP_DISASTER = 'D' };
 
+enum { PYXLSNAP_PROGRESS_MS = 500 }; /* between two reports of progress at least */
+
 struct pyxlsnap_record {
     uint32_t size; /* of the whole record: this header, context, text */
     int32_t kind, level, errnoval;
@@ -92,10 +94,11 @@ static void pyxlsnap__progress(xentoollog_logger *logger, const char *context,
     struct timespec t;
     (void)percent;
 
-    /* libxc reports every 4 MiB. Pass on ten reports a second, and each first and last one. */
+    /* libxc reports every 4 MiB. Pass on some, and each first and last one: each takes processor
+     * time in two of our processes, while the guest may be suspended. */
     clock_gettime(CLOCK_MONOTONIC, &t);
     uint64_t now_ms = t.tv_sec * 1000ull + t.tv_nsec / 1000000;
-    if (done && done < total && now_ms < b->progress_ms + 100)
+    if (done && done < total && now_ms < b->progress_ms + PYXLSNAP_PROGRESS_MS)
         return;
     b->progress_ms = now_ms;
     pyxlsnap__send(b, head, context, doing_what);
