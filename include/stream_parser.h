@@ -297,12 +297,19 @@ static bool writer__entries(struct writer *w)
     return true;
 }
 
+typedef uint64_t pair __attribute__((vector_size(16)));
+
+/* (As quick as memcmp() on a processor, and twice as quick as that in an emulator.) */
 static bool is_zero(const uint8_t *page)
 {
-    uint64_t first;
-
-    memcpy(&first, page, sizeof first);
-    return !first && !memcmp(page, page + sizeof first, PAGE - sizeof first);
+    for (const uint8_t *at = page; at < page + PAGE; at += 8 * sizeof(pair)) {
+        pair p[8];
+        memcpy(p, at, sizeof p);
+        pair any = (p[0] | p[1] | p[2] | p[3]) | (p[4] | p[5] | p[6] | p[7]);
+        if (any[0] | any[1])
+            return false;
+    }
+    return true;
 }
 
 static bool writer__page(struct writer *w, uint64_t entry, const uint8_t *data)

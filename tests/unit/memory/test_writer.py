@@ -103,6 +103,21 @@ def test_pages_that_are_zero_or_given_away_are_holes(case: Case) -> None:
         assert writer.written.holes == zeros
 
 
+def test_a_page_with_one_byte_that_is_not_zero_is_no_hole() -> None:
+    """Wherever the byte is."""
+    pages = [bytes(n) + b"\1" + bytes(PAGE - n - 1) for n in range(PAGE)]
+    records = []
+    for first in range(0, PAGE, 1024):
+        pfns = range(first, first + 1024)
+        head = len(pfns).to_bytes(8, "little") + streams.entries((pfn, 0) for pfn in pfns)
+        records.append(streams.record(1, head + b"".join(pages[n] for n in pfns)))
+    with writing() as (writer, file):
+        assert writer.feed(stream_of(False, records))
+        assert writer.written.holes == 0
+        found = restored_file(file).memory
+        assert [found[pfn] == (0, page) for pfn, page in enumerate(pages)] == [True] * PAGE
+
+
 @given(cases())
 def test_zeros_stay_where_no_holes_can_be_made(case: Case) -> None:
     """A sealed file refuses each of them, as a filesystem does that has no holes."""
