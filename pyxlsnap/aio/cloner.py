@@ -1,4 +1,4 @@
-"""Making one clone of a snapshot anew, as coroutine functions."""
+"""Making clones of one snapshot, again and again, as coroutine functions."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -43,16 +43,19 @@ class Cloner(Repeated):
 
     async def clone(
         self,
+        name: str | None = None,
         *,
         hooks: AsyncHooks | None = None,
         on_progress: OnProgress | None = None,
         cancel: Cancel | None = None,
     ) -> Cloned:
         """See :meth:`pyxlsnap.Cloner.clone`."""
-        call = Call(*self._about, cancel)
+        operation, domain = self._about
+        call = Call(operation, domain if name is None else name, cancel)
         return await call.run(
             partial(
                 self._cloner.clone_with,
+                name,
                 call.in_loop(self._edit),
                 hooks=in_loop(call, hooks),
                 on_progress=call.in_loop(on_progress),

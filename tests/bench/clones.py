@@ -128,17 +128,16 @@ def cold(task: Task, cfgfile: str, names: Sequence[str]) -> float:
 
 
 def repeated(task: Task, cfgfile: str, names: Sequence[str]) -> float:
-    """Make a clone from nothing by a ``Cloner`` that has made one before, deleted since.
+    """Make clones from nothing by a ``Cloner`` that has made one before, deleted since.
 
     The first clone of a ``Cloner`` does all that is done once.
     """
     import pyxlsnap  # (for the dom0: the other scripts do without)
 
-    (name,) = names
-    with pyxlsnap.Cloner(cfgfile, name, force=True) as cloner:
+    with pyxlsnap.Cloner(cfgfile, names[0], force=True) as cloner:
         cloner.clone()
-        delete(names)
-        taken = seconds(task, names, [cloner.clone])
+        delete(names[:1])
+        taken = seconds(task, names, [partial(cloner.clone, name) for name in names])
     delete(names)
     return taken
 
@@ -189,13 +188,9 @@ def measurements(
     yield from (*ways[first:], *ways[:first])
 
 
-def counts(number: int, way: Way) -> list[tuple[str, int]]:
-    """How many clones a round makes at a time, by the name of the figure.
-
-    A ``Cloner`` makes one: eight of them would make sixteen clones.
-    """
-    many = [("eight_s", MANY)] if number <= MANY_ROUNDS and way is not Way.REPEATED else []
-    return [("one_s", 1), *many]
+def counts(number: int) -> list[tuple[str, int]]:
+    """How many clones a round makes at a time, by the name of the figure."""
+    return [("one_s", 1), *([("eight_s", MANY)] if number <= MANY_ROUNDS else [])]
 
 
 def main() -> None:
@@ -206,7 +201,7 @@ def main() -> None:
     cfgfile, memory = snapshot(task)
     for number in range(1, task.rounds + 1):
         for way, do in measurements(task, cfgfile, memory, number):
-            for key, count in counts(number, way):
+            for key, count in counts(number):
                 os.sync()
                 names = [f"r{number}-{way.name.lower()}-{n}" for n in range(count)]
                 found = {key: do(names)}

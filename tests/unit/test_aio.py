@@ -188,6 +188,19 @@ class TestCloner:
 
         asyncio.run(go())
 
+    def test_clones_of_several_names_are_made_at_a_time(
+        self, worker: StandIn, cfgfile: Path
+    ) -> None:
+        worker.set(clone=warm.clone_waits_for_the_other)
+
+        async def go() -> list[str]:
+            async with aio.Cloner(cfgfile, "c1") as cloner:
+                made = await asyncio.gather(cloner.clone(), cloner.clone("c2"))
+                assert len(children()) == 1
+            return [one.domain for one in made]
+
+        assert asyncio.run(go()) == ["c1", "c2"]
+
     def test_a_cancelled_task_leaves_no_process(self, worker: StandIn, cfgfile: Path) -> None:
         worker.set(clone=warm.clone_waits_and_is_cancelled)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,22 @@ def test_each_replaces_the_one_before(worker: StandIn, cfgfile: Path) -> None:
     with Cloner(cfgfile, "c1") as cloner:
         cloner.clone()
     assert ast.literal_eval(worker.said()) == {"uuid": "", "replace": True, "edited": ""}
+
+
+def test_clones_of_several_names_are_made_at_a_time(worker: StandIn, cfgfile: Path) -> None:
+    """Each call waits for the other, and both workers are copies of one process."""
+    worker.set(clone=warm.clone_waits_for_the_other)
+    with Cloner(cfgfile, "c1") as cloner, ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(cloner.clone), pool.submit(cloner.clone, "c2")]
+        assert [one.result(timeout=60).domain for one in made] == ["c1", "c2"]
+        assert len(children()) == 1
+
+
+@pytest.mark.parametrize(("name", "says"), [("", "cannot be that of a clone"), (5, "domain")])
+def test_a_wrong_name_is_refused(cloner: Cloner, name: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        cloner.clone(name)
+    assert cloner.clone() == CLONED
 
 
 def test_each_configuration_is_edited(worker: StandIn, cfgfile: Path) -> None:

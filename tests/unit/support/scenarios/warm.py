@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -68,6 +69,13 @@ def clone_locks_and_ends(call: Call) -> Cloned:
 def clone_says_its_options(call: Call) -> Cloned:
     call.say(call.options)
     return CLONED
+
+
+def clone_waits_for_the_other(call: Call) -> Cloned:
+    """Of the clones c1 and c2."""
+    call.mark(f"making {call.domain}")
+    call.wait_for(f"making {({'c1', 'c2'} - {call.domain}).pop()}")
+    return replace(CLONED, domain=call.domain)
 
 
 def clone_dies(call: Call) -> Cloned:
