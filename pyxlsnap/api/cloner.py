@@ -1,12 +1,17 @@
 """Making clones of one snapshot, again and again."""
 
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from pyxlsnap.api import StrPath, clones
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.clone.names import check_clone_name
+from pyxlsnap.errors import Busy, UsageError
 from pyxlsnap.hooks import Hooks
 from pyxlsnap.model import DiskRequest
+from pyxlsnap.request import CloneRequest, check_request
 from pyxlsnap.results import Cloned, OnProgress
 from pyxlsnap.worker.repeated import Repeated
 
@@ -21,12 +26,13 @@ class Cloner(Repeated):
     Between two clones nothing is locked or opened: other operations may come between.
 
     Several threads may use one object, each for a clone with a name of its own; of two calls for
-    one name at a time, one raises :class:`Busy`.
+    one name at a time, one raises :class:`Busy`. Clones with an emulated network device keep its
+    MAC address: for those, make an object for each bridge.
 
     A new release of the package, or of a disk strategy, is used from the next object on.
 
-    The arguments are those of :func:`clone_snapshot`, for each of the clones: ``edit`` is called
-    for each. With a path in ``disks``, only one of them can be made.
+    The arguments are those of :func:`clone_snapshot`, for each of the clones. ``edit`` is called
+    for each, on the thread of the call.
 
     :raises UsageError: a value is of the wrong type, or wrong.
     """
@@ -48,6 +54,10 @@ class Cloner(Repeated):
         self._request = dataclasses.replace(request, force=force, replace=True, monitor=monitor)
         self._edit = edit
         super().__init__(self._request)
+        check_clone_name(name)
+        #: the names of the clones that are made now
+        self._making: set[str] = set()
+        self._lock = threading.Lock()
 
     def clone(
         self,
@@ -59,7 +69,8 @@ class Cloner(Repeated):
     ) -> Cloned:
         """Make the clone; if it is there, destroy it first: see :func:`clone_snapshot`.
 
-        :param name: the name of the clone. ``None``: that of the object.
+        :param name: the name of the clone. ``None``: that of the object. With a path in ``disks``
+            there can be no other one.
         :raises ClosedError: the object was closed.
         :raises PyxlsnapError: as with :func:`clone_snapshot`. The object can still be used.
         """
@@ -80,11 +91,36 @@ class Cloner(Repeated):
 
         :meta private:
         """
-        request = self._request
-        if name is not None:
-            request = dataclasses.replace(request, domain=name)
-        request = clones.edited(request, edit, self._run, cancel)
-        return self._run(request, Cloned, on_progress=on_progress, cancel=cancel, hooks=hooks)
+        request = self._named(name)
+        with self._alone(request.domain):
+            request = clones.edited(request, edit, self._run, cancel)
+            return self._run(request, Cloned, on_progress=on_progress, cancel=cancel, hooks=hooks)
+
+    def _named(self, name: str | None) -> CloneRequest:
+        if name is None or name == self._request.domain:
+            return self._request
+        request = dataclasses.replace(self._request, domain=name)
+        check_request(request)
+        check_clone_name(name)
+        if paths := [disk.path for disk in request.disks if disk.path]:
+            raise UsageError(
+                f"{name}: the disks of this Cloner are for {self._request.domain} ({paths[0]}): "
+                f"make another Cloner"
+            )
+        return request
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Make one clone of a name at a time: what is found for ``edit`` must still hold then."""
+        with self._lock:
+            if name in self._making:
+                raise Busy(f"{name}: this Cloner is making it: wait for that", domain=name)
+            self._making.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._making.discard(name)
 
     def close(self) -> None:
         """End the process, and wait for its end. Idempotent. The clones stay.

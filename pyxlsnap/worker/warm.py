@@ -21,6 +21,7 @@ from pyxlsnap import version
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.guest.qemu_version import needs_qemu
 from pyxlsnap.guest.read_once import keep
+from pyxlsnap.journal import unfinished
 from pyxlsnap.linux.files import file_version
 from pyxlsnap.linux.fork import name_process
 from pyxlsnap.linux.processes import fresh_signals
@@ -49,10 +50,10 @@ class Warm:
 
     def run(self) -> None:
         """Serve the caller until it ends."""
+        self._keep_memory()
         while True:
-            if not self._copies:
-                self._keep_memory()
             if not self._wait():
+                self._keep_memory()  # a copy has ended, and read the file, too
                 continue
             message = self._channel.receive()
             if message is None:
@@ -90,6 +91,11 @@ class Warm:
 
     def _copy(self) -> None:
         stderr, connection = self._channel.fds[-2:]
+        try:
+            if unfinished():  # else each copy would load it while another is at work
+                modules.load_any_recovery()
+        except ImportError:
+            pass  # the copy says so
         try:
             pid = fork_worker(connection, stderr)
             pidfd = os.pidfd_open(pid)

@@ -9,7 +9,14 @@ from tests.lab.harness.dom0 import Dom0
 from tests.lab.harness.guests import Guest
 from tests.lab.harness.lab import Lab
 from tests.lab.harness.reverts import check_back, goes_on, take
-from tests.lab.harness.snapshots import Before, pyxlsnap, revert, run_script, unchanged
+from tests.lab.harness.snapshots import (
+    Before,
+    needs_restore,
+    pyxlsnap,
+    revert,
+    run_script,
+    unchanged,
+)
 
 pytestmark = pytest.mark.usefixtures("tidy")
 
@@ -57,6 +64,7 @@ def test_a_kernel_that_only_a_reboot_needs(lab: Lab, kind: str) -> None:
 @pytest.mark.soak
 def test_what_the_qemu_of_an_hvm_guest_opens(lab: Lab) -> None:
     """The kernel; and the version of QEMU, which is in the memory file."""
+    needs_restore("hvm")
     guest = lab.guest("hvm")
     taken = take(guest, "--name", "qemu")
     mark = goes_on(guest, taken)

@@ -14,7 +14,7 @@ import pytest
 
 from pyxlsnap import Cloner
 from pyxlsnap.cancel import Cancel
-from pyxlsnap.errors import ClosedError, Interrupted, OperationFailed, Refused, UsageError
+from pyxlsnap.errors import Busy, ClosedError, Interrupted, OperationFailed, Refused, UsageError
 from pyxlsnap.hooks import Hooks, Moment
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import DiskRequest
@@ -68,10 +68,38 @@ def test_each_replaces_the_one_before(worker: StandIn, cfgfile: Path) -> None:
 def test_clones_of_several_names_are_made_at_a_time(worker: StandIn, cfgfile: Path) -> None:
     """Each call waits for the other, and both workers are copies of one process."""
     worker.set(clone=warm.clone_waits_for_the_other)
+    copied_from: list[int] = []
+
+    def note(progress: Progress) -> None:
+        copied_from.append(progress.bytes_done)
+
     with Cloner(cfgfile, "c1") as cloner, ThreadPoolExecutor(2) as pool:
-        made = [pool.submit(cloner.clone), pool.submit(cloner.clone, "c2")]
+        made = [pool.submit(cloner.clone, name, on_progress=note) for name in (None, "c2")]
         assert [one.result(timeout=60).domain for one in made] == ["c1", "c2"]
-        assert len(children()) == 1
+        assert copied_from == children() * 2
+
+
+def test_one_of_two_calls_for_one_name_is_told_at_once(worker: StandIn, cfgfile: Path) -> None:
+    """Else ``edit`` would change what the other call has found, too."""
+    worker.set(clone=warm.clone_says_its_options)
+    refused: list[Busy] = []
+
+    def edit(_: dict[str, Any]) -> None:
+        with pytest.raises(Busy, match=r"^c1: this Cloner is making it") as caught:
+            made_by.clone("c1")
+        refused.append(caught.value)
+
+    with Cloner(cfgfile, "c1", edit=edit) as made_by:
+        assert made_by.clone() == made_by.clone() == CLONED
+    assert [error.domain for error in refused] == ["c1", "c1"]
+
+
+def test_disks_with_paths_are_for_one_name(worker: StandIn, cfgfile: Path) -> None:
+    worker.set(clone=warm.clone_says_its_options)
+    with Cloner(cfgfile, "c1", disks=[DiskRequest("xvda", "/x/a", "qcow2")]) as cloner:
+        with pytest.raises(UsageError, match=r"^c2: the disks of this Cloner are for c1 \(/x/a\)"):
+            cloner.clone("c2")
+        assert cloner.clone("c1") == CLONED
 
 
 @pytest.mark.parametrize(("name", "says"), [("", "cannot be that of a clone"), (5, "domain")])
@@ -193,6 +221,7 @@ def test_of_one_that_was_never_opened(worker: StandIn, cfgfile: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"name": ".c1"}, "cannot be that of a clone"),
         ({"paused": "yes"}, "paused"),
         ({"running": True, "paused": True}, "exclude each other"),
         ({"bridge": " "}, "the name of the bridge is empty"),
@@ -203,7 +232,7 @@ def test_a_wrong_value_is_refused_at_once(
     cfgfile: Path, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        Cloner(cfgfile, "c1", **options)
+        Cloner(cfgfile, **{"name": "c1"} | options)
 
 
 def test_a_process_that_cannot_be_started(cfgfile: Path, monkeypatch: pytest.MonkeyPatch) -> None:

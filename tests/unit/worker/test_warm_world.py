@@ -14,7 +14,7 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Reverted
-from pyxlsnap.worker import modules
+from pyxlsnap.worker import modules, warm
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.warm import Warm
 from tests.unit.support.guest import config_of
@@ -160,13 +160,43 @@ def test_the_modules_that_talk_to_qemu_are_loaded_once(
     ours, theirs = socket.socketpair()
     with ours, theirs:
         request = RevertRequest(domain="vm1", cfgfile=str(snapshot(host).with_suffix(".cfg")))
-        warm = Warm(Channel(theirs), request)
+        process = Warm(Channel(theirs), request)
         loaded: list[bool] = []
         monkeypatch.setattr(modules, "load_qmp", lambda: loaded.append(True))
-        warm._keep_memory()
+        process._keep_memory()
         assert loaded == [True] * is_asked
         monkeypatch.setattr(modules, "load_qmp", raise_import_error)
-        warm._keep_memory()  # the copies say so
+        process._keep_memory()  # the copies say so
+
+
+def test_what_a_recovery_needs_is_loaded_before_a_copy_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If there is a journal. Each of many copies at a time would load it else."""
+    done: list[str] = []
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = Warm(Channel(theirs), RevertRequest(domain="vm1", cfgfile="/x"))
+
+        def copied(journals: list[str]) -> list[str]:
+            done.clear()
+            monkeypatch.setattr(warm, "unfinished", lambda: journals)
+            process._channel.fds += [os.dup(theirs.fileno()), os.dup(theirs.fileno())]
+            process._copy()
+            return done
+
+        def fork(*_: int) -> int:
+            done.append("fork")
+            return os.getpid()
+
+        monkeypatch.setattr(warm, "fork_worker", fork)
+        monkeypatch.setattr(modules, "load_any_recovery", lambda: done.append("load"))
+        assert copied([]) == ["fork"]
+        assert copied(["j"]) == ["load", "fork"]
+        monkeypatch.setattr(modules, "load_any_recovery", raise_import_error)
+        assert copied(["j"]) == ["fork"]  # the copy says so
+        for pidfd in process._copies:
+            os.close(pidfd)
 
 
 def raise_import_error() -> None:

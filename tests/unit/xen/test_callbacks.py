@@ -256,18 +256,19 @@ def test_a_child_that_forks_in_turn_tells_the_owner_nothing() -> None:
     C.pyxlsnap_bridge_free(c)
 
 
-def test_progress_is_reported_twice_a_second_and_at_both_ends() -> None:
+def test_progress_is_reported_twice_a_second_at_most_and_at_both_ends() -> None:
     seen: list[Progress] = []
     with running() as r:
         r.bridge.on_progress = seen.append
         begun, done, total = time.monotonic(), 0, 1 << 30
-        while time.monotonic() < begun + 1.2:
+        while len(seen) < 3 and time.monotonic() < begun + 60:
             C.pyxlsnap_bridge_test_progress(r.c, b"Frames iteration 0", done, total)
             done += 1
+        took = time.monotonic() - begun
         C.pyxlsnap_bridge_test_progress(r.c, b"Frames iteration 0", total, total)
         assert eventually(lambda: bool(seen) and seen[-1].bytes_done == total * 4096)
     assert seen[0].bytes_done == 0
-    assert 3 <= len(seen) <= 4
+    assert 4 <= len(seen) <= 2 + took / 0.5
 
 
 def test_a_child_that_stays_has_no_private_descriptor() -> None:

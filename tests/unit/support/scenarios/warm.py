@@ -73,6 +73,7 @@ def clone_says_its_options(call: Call) -> Cloned:
 
 def clone_waits_for_the_other(call: Call) -> Cloned:
     """Of the clones c1 and c2."""
+    call.report("warm", _warm())
     call.mark(f"making {call.domain}")
     call.wait_for(f"making {({'c1', 'c2'} - {call.domain}).pop()}")
     return replace(CLONED, domain=call.domain)
