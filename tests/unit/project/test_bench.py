@@ -656,8 +656,12 @@ def test_a_cloner_has_made_a_clone_before_it_is_measured(
     monkeypatch.setattr(pyxlsnap, "Cloner", cloner)
     monkeypatch.setattr(clones, "delete", lambda names: done.append(f"delete {' '.join(names)}"))
     monkeypatch.setattr(clones, "timed", lambda *words: done.append(" ".join(words)))
+    assert 0 < clones.repeated(task, "/s.cfg", ["a"]) < 60
+    before = ["clone a", "delete a"]
+    assert done == [*before, "clone a", "xl pause a", "close", "delete a"]
+    done.clear()
     assert 0 < clones.repeated(task, "/s.cfg", ["a", "b"]) < 60
-    assert done[:2] == ["clone a", "delete a"]
+    assert done[:2] == before
     made = ["clone a", "clone b", "xl pause a", "xl pause b"]
     assert sorted(done[2:-2]) == made
     assert done[-2:] == ["close", "delete a b"]

@@ -65,6 +65,9 @@ def test_each_release_has_a_date_of_its_own() -> None:
     table = render({FIRST: {CELL: record}, "unstable": {CELL: newer}})
     assert "- Debian 12: Xen 4.17.7; 2026-11-23.\n" in table
     assert "- Debian unstable: Xen 4.20.4, QEMU 11.1.3, Linux 7.2.13; 2026-11-29.\n" in table
+    assert [line for line in table.splitlines() if "unstable | PV |" in line] == [
+        "| Debian 12, unstable | PV | works, 5 disks | not seen yet | not seen yet | not seen yet |"
+    ]
 
 
 def test_releases_have_one_row_where_the_same_was_seen_on_them() -> None:
