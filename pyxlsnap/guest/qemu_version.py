@@ -18,6 +18,7 @@ from pathlib import Path
 from pyxlsnap import paths
 from pyxlsnap.guest.findings import Finding, refused, risky, said
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.linux.owners import who_can_change
 from pyxlsnap.model import DomainConfig, GuestKind
 from pyxlsnap.text import readable, shortened
 
@@ -174,13 +175,13 @@ class _StartError(Exception):
 def _may_be_started(path: str) -> bool:
     """Whether it is safe to start a program that a memory file names, just to ask it something.
 
-    It must look like a QEMU, and nobody but its owner, root, can have written it.
+    It must look like a QEMU, and nobody but root can have written it or put it there.
     """
-    found = Path(path).stat()
+    found = Path(path).stat()  # itself, too: who_can_change() stops where nobody else can enter
     trusted = found.st_uid in (0, os.geteuid()) and not found.st_mode & (
         stat.S_IWGRP | stat.S_IWOTH
     )
-    return trusted and "qemu" in Path(path).name
+    return trusted and "qemu" in Path(path).name and who_can_change(Path(path)) is None
 
 
 def _ask(path: str) -> str:

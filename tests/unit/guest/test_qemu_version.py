@@ -289,6 +289,17 @@ class TestUnknown:
         only(examine("7.2.22", b_info={"device_model": path}), Grade.SAID)
         assert not started.exists()
 
+    def test_of_a_program_in_a_directory_of_others(
+        self, examine: Examine, world: World, public: Path
+    ) -> None:
+        """They can put another program in its place, also by a link that they change later."""
+        started, link = world.root / "started", public / "theirs" / "own-qemu"
+        link.parent.mkdir()
+        link.parent.chmod(0o777)
+        link.symlink_to(qemu(world, f"touch {started}"))
+        only(examine("7.2.22", b_info={"device_model": str(link)}), Grade.SAID)
+        assert not started.exists()
+
     def test_of_a_strangers_program(
         self, examine: Examine, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
