@@ -71,7 +71,11 @@ def rest() -> list[str]:
     """What is left to a person, in order."""
     heading = f"## {VERSION} - YYYY-MM-DD"
     steps = [
-        *([] if changelog.release_date() else [f"date CHANGELOG.md ({heading}), and begin again"]),
+        *(
+            []
+            if changelog.release_date()
+            else [f"date CHANGELOG.md ({heading}), `make docs`, commit, and begin again"]
+        ),
         *(
             f"run `make soak XEN={name}`, and commit what it writes: README's table of what works"
             f" lacks results of Debian {RELEASES[name].debian}"
@@ -86,6 +90,7 @@ def rest() -> list[str]:
         " `make fuzz`, and README's tables",
         f"put an address that is read in the place of {changelog.MAINTAINER}, in debian/control,"
         " release/python-qemu-qmp/debian/control, release/changelog.py and pyproject.toml",
+        "name the project's site: [project.urls] in pyproject.toml, Homepage in debian/control",
         f"sign and push the tag v{VERSION}",
         f"upload dist/pyxlsnap-{VERSION}.tar.gz to PyPI (twine upload); not the wheel: it works"
         " only with the Xen and the C library that it was built against",

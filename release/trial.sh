@@ -94,7 +94,7 @@ test -e "$journal" || fail "the journal was lost"
 test -e "$snapshot" || fail "a snapshot was lost"
 test ! -e /var/log/xen/pyxlsnap-web1.log || fail "a log was left"
 test -e /var/log/xen/xl-web1.log || fail "a log of xl was lost"
-test ! -e /etc/logrotate.d/pyxlsnap || fail "a configuration file was left"
+test ! -e /etc/logrotate.d/python3-pyxlsnap || fail "a configuration file was left"
 
 apt install /tmp/newer/*.deb
 rm "$journal"

@@ -12,7 +12,7 @@ _BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n\n((?: {3}.*\n|\n)+)", re.MULTIL
 #: the blocks that need a real Xen: page and number. tests/lab/test_guide.py runs them, and those of
 #: the page "library" tests/lab/test_readme.py
 IN_LAB = {
-    ("backups", 4),
+    ("backups", 5),
     ("moving", 0),
     ("moving", 1),
     ("disaster-recovery", 2),

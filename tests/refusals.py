@@ -20,6 +20,8 @@ CLASSES = {
     for name, cls in vars(errors).items()
     if isinstance(cls, type) and issubclass(cls, Refused | Risky | UsageError)
 }
+#: the modules that run qemu-img and LVM: what they say in a check is a refusal, too
+TOOLS = ("disks/qcow2/qemu.py", "disks/lvm/commands.py")
 _TERM = re.compile(r"^``(.+)``\n {4}\S", re.MULTILINE)
 
 
@@ -59,7 +61,8 @@ def _of_function(module: str, function: ast.FunctionDef) -> Iterator[Refusal]:
     for node in ast.walk(function):
         if not isinstance(node, ast.Call) or id(node) in inner or not node.args:
             continue
-        if isinstance(node.func, ast.Name) and node.func.id in CLASSES:
+        classes = CLASSES | {"DiskError"} if module in TOOLS else CLASSES
+        if isinstance(node.func, ast.Name) and node.func.id in classes:
             value = node.args[0]
             if isinstance(value, ast.Name):
                 value = named.get(value.id, value)

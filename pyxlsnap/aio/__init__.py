@@ -13,8 +13,8 @@ task is cancelled until then. There are two exceptions:
   ``TaskGroup``.)
 - If the operation succeeds, its result is returned. This happens when the cancellation comes too
   late. A revert cannot be cancelled after the domain was destroyed, a clone not after its memory
-  was restored, a delete not after a part of the snapshot was deleted, and a recovery never, once it
-  has begun.
+  was restored or the clone that it replaces was destroyed, a delete not after a part of the
+  snapshot was deleted, and a recovery never, once it has begun.
 
 In both cases the cancellation is delivered at the task's next ``await``. ``asyncio.timeout`` then
 treats the call as finished in time: there is no :class:`TimeoutError`.

@@ -122,9 +122,12 @@ def unlock(fd: int) -> None:
 def under_way() -> list[str]:
     """The uuids of the domains on which an operation is under way. Takes no lock.
 
+    An operation that only begins may have no domain yet: then the names of the locks that it has.
+
     :raises OSError: a lock's file cannot be opened: this process is not root.
     """
-    return sorted(path.stem for path in paths.LOCKS.glob("*.lock") if _is_held(path))
+    held = sorted(path.stem for path in paths.LOCKS.glob("*.lock") if _is_held(path))
+    return [name for name in held if "." not in name] or held
 
 
 def _is_held(path: Path) -> bool:

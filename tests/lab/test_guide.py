@@ -48,7 +48,7 @@ def remove(guest: Guest) -> None:
 def test_a_snapshot_on_another_host(spent_lab: Lab) -> None:
     guest = spent_lab.guest("pvh")
     before = guest.assert_healthy()
-    run(guest, "backups", 4)
+    run(guest, "backups", 5)
     after = guest.assert_healthy()
 
     run(guest, "moving", 0)

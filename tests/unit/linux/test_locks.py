@@ -71,6 +71,14 @@ class TestUnderWay:
         watching.release()
         acting.release()
 
+    def test_the_other_locks_of_a_clone_are_no_domains(self, locks: Path) -> None:
+        name = DomainLock("0" * 32, domain="c1", directory=locks, kind="name.lock")
+        assert under_way() == [f"{'0' * 32}.name"]  # it has no domain yet
+        clone = lock(locks)
+        assert under_way() == [UUID]
+        clone.release()
+        name.release()
+
     def test_no_directory_is_no_operation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(paths, "LOCKS", Path("/nonexistent"))
         assert under_way() == []

@@ -28,7 +28,7 @@ from tests.unit.support.waiting import eventually
 
 #: the blocks that are run here
 HERE = {
-    ("backups", 0), ("backups", 1), ("backups", 2), ("backups", 3),
+    ("backups", 0), ("backups", 1), ("backups", 2), ("backups", 3), ("backups", 4),
     ("clones", 0), ("clones", 1), ("clones", 2),
     ("disaster-recovery", 0), ("disaster-recovery", 1),
     ("library", 0), ("library", 4),
@@ -68,6 +68,7 @@ class Site:
         for theirs, here in (
             ("/var/lib/xen/snapshots", self.world.directory),
             ("/var/lib/pyxlsnap", self.world.root / "journals"),
+            ("/usr/local/sbin", self.bin),
             ("<uuid>", UUID),
         ):
             text = text.replace(theirs, str(here))
@@ -118,6 +119,14 @@ def test_the_units_of_the_timer() -> None:
     assert timer["Install"]["WantedBy"] == "timers.target"
 
 
+def test_the_timer_is_enabled(site: Site) -> None:
+    site.program("systemctl", 'echo "$*"')
+    assert site.run("backups", 3).splitlines() == [
+        "daemon-reload",
+        "enable --now pyxlsnap-nightly.timer",
+    ]
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
 def test_systemd_takes_the_units_of_the_timer(tmp_path: Path) -> None:
     for number, kind in ((1, "service"), (2, "timer")):
@@ -130,7 +139,7 @@ def test_systemd_takes_the_units_of_the_timer(tmp_path: Path) -> None:
 
 def test_a_snapshot_is_deleted(site: Site) -> None:
     operations.create(site.world.host, "web1", Config("before-upgrade"))
-    site.run("backups", 3)
+    site.run("backups", 4)
     assert not list((site.world.directory / UUID).iterdir())
 
 

@@ -232,7 +232,7 @@ def test_the_scripts_name_the_places_of_the_library() -> None:
     assert f"rm -f {paths.XEN_LOGS}/pyxlsnap-*.log " in script
     assert fnmatch(Journal("some-uuid").path.name, "*.journal")
     assert fnmatch(CloneFile("some-uuid").path.name, "*.clone")
-    rotated = (sources.DEBIAN / "pyxlsnap.logrotate").read_text()
+    rotated = (sources.DEBIAN / "python3-pyxlsnap.logrotate").read_text()
     assert f"{paths.XEN_LOGS}/pyxlsnap-*.log {{" in rotated
 
 
