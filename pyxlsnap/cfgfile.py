@@ -27,6 +27,7 @@ from typing import Final
 
 from pyxlsnap import disk_item
 from pyxlsnap.errors import ConfigError, UsageError
+from pyxlsnap.linux.stalled import stat_within
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig, check_name
 from pyxlsnap.text import readable, shortened
 from pyxlsnap.xen import xlcfg
@@ -138,7 +139,7 @@ def scan(data: bytes) -> Iterator[tuple[str, bool]]:
 
 def _content(file: Path) -> bytes:
     # Checked before opening: to open a device may have an effect, and to open a fifo blocks.
-    _check_regular(file.stat())
+    _check_regular(stat_within(file))
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     with open(fd, "rb") as f:
         _check_regular(os.fstat(fd))

@@ -13,10 +13,10 @@ from pyxlsnap.clone.names import lock_name, refuse_unfinished
 from pyxlsnap.clone.removal import destroyed, remove_disks
 from pyxlsnap.clone.undeletable import refuse_undeletable
 from pyxlsnap.clone_file import CloneFile, find_clone
-from pyxlsnap.create.waiting import Reports
+from pyxlsnap.create.waiting import Reports, heard
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import DomainNotFound, Interrupted, NeedsAttention
-from pyxlsnap.guest.protocols import Host, find_if_there
+from pyxlsnap.guest.protocols import Host
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.request import Callbacks, DeleteCloneRequest
@@ -34,11 +34,12 @@ def delete_clone(
     :raises Interrupted: ``cancel`` was set before anything was done.
     :raises NeedsAttention: it failed when it had begun; the error lists what is left.
     """
+    cancel = cancel or Cancel()
     with _locked(request, callbacks) as found:
-        for entry in (found, *found.leftovers):
-            refuse_undeletable(host, entry, Reports(callbacks))
         try:
-            (cancel or Cancel()).check()
+            for entry in (found, *found.leftovers):
+                refuse_undeletable(host, entry, heard(cancel, Reports(callbacks)))
+            cancel.check()
         except Cancelled:
             what = f"the delete of the clone {found.domain} was interrupted"
             raise Interrupted(what, step="plan") from None
@@ -75,7 +76,7 @@ def finish_delete(host: Host, entry: CloneEntry, callbacks: Callbacks) -> Delete
     lines: list[str] = []
     try:
         callbacks.on_progress(Progress("destroy"))
-        if guest := find_if_there(host, entry.uuid):
+        if guest := host.find_if_there(entry.uuid):
             lines += destroyed(guest)
         callbacks.on_progress(Progress("disks"))
         lines += delete_line_files(entry)

@@ -11,7 +11,7 @@ from pyxlsnap.dataclass import dataclass
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.findings import Findings
 from pyxlsnap.guest.host_needs import examine_host
-from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.snapshot import Saved
 from pyxlsnap.model import DiskRequest, DomainConfig
 from pyxlsnap.results import CloneDisk
@@ -50,7 +50,7 @@ class Look:
             self.guest,
             besides=made,
             qemu=self.saved.qemu,
-            like=None if self.guest else find_if_there(self.host, self.saved.config.uuid),
+            like=None if self.guest else self.host.find_if_there(self.saved.config.uuid),
         )
         macs = same_macs(config, other_nics(self.host, config.uuid))
         return Findings((*found.risks, *macs), found.warnings)

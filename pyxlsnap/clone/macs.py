@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from hashlib import sha256
 
-from pyxlsnap.errors import Busy, DomainNotFound
+from pyxlsnap.errors import Busy
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import DomainConfig
@@ -23,16 +23,13 @@ def other_nics(host: Host, besides: str) -> list[tuple[str, str, str]]:
 
     :param besides: the uuid of the domain that is left out.
     """
-    found = []
-    for info in host.domains():
-        if info.domid == 0 or info.uuid == besides:
-            continue
-        try:
-            other = host.find(str(info.domid))
-            found += [(other.name, mac.lower(), bridge) for mac, bridge in other.nics() if mac]
-        except DomainNotFound:
-            continue  # it ended after the list was made
-    return found
+    return [
+        (other.name, mac.lower(), bridge)
+        for other in host.list_guests()
+        if other.uuid != besides
+        for mac, bridge in other.nics()
+        if mac
+    ]
 
 
 def same_macs(config: DomainConfig, others: Iterable[tuple[str, str, str]]) -> list[str]:

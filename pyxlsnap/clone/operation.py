@@ -12,9 +12,9 @@ from pyxlsnap.clone.plan import ClonePlan, make_plan, own_configuration, read_or
 from pyxlsnap.clone.sequence import Cloning
 from pyxlsnap.clone.undeletable import refuse_undeletable
 from pyxlsnap.clone_file import IN_USE, find_clone, is_gone, is_of
-from pyxlsnap.create.waiting import Reports
+from pyxlsnap.create.waiting import Reports, heard
 from pyxlsnap.errors import AlreadyExists, Interrupted, Refused
-from pyxlsnap.guest.protocols import Host, find_if_there
+from pyxlsnap.guest.protocols import Host
 from pyxlsnap.journal import CloneEntry, Journal
 from pyxlsnap.linux.locks import DomainLock, SharedLock
 from pyxlsnap.request import Callbacks, CloneConfigurationRequest, CloneRequest
@@ -114,7 +114,7 @@ def _locked(
             callbacks.on_progress(Progress("checking"))
             old = _replaced(host, request, found, origin, created)
             if old:
-                refuse_undeletable(host, old, Reports(callbacks))
+                refuse_undeletable(host, old, heard(cancel, Reports(callbacks)))
             yield request, uuid, old
         except Cancelled:
             raise Interrupted(f"the clone {name} was interrupted", step="plan") from None
@@ -158,7 +158,7 @@ def _replaced(
 def _is_gone(host: Host, found: CloneEntry) -> bool:
     entries = (found, *found.leftovers)
     gone = all(is_gone(entry, child) for entry in entries for child in entry.children)
-    return gone and find_if_there(host, found.uuid) is None
+    return gone and host.find_if_there(found.uuid) is None
 
 
 def _same_file(a: str, b: str) -> bool:

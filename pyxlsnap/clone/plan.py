@@ -22,7 +22,7 @@ from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import ConfigError, Refused, Risky, UsageError
 from pyxlsnap.guest import checks, snapshot
 from pyxlsnap.guest.held_memory import with_room
-from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.read_once import read_saved
 from pyxlsnap.guest.risks import find_risks
 from pyxlsnap.guest.snapshot import Saved
@@ -192,7 +192,7 @@ def _plan(
     children = tuple(c for s in source.strategies for c in s.check_clone(label, asked))
     config, changes = _configuration(host, source.saved, request, uuid, children)
     refuse_unbridged(request.bridge, config)
-    guest = find_if_there(host, uuid) if old else None
+    guest = host.find_if_there(uuid) if old else None
     source.risks += lock_macs(source.saved.config, config, source.locks)
     look = Look(host, source.saved, config, guest, label, asked, children)
     found = look.again(old.line_files if old else {})

@@ -33,7 +33,7 @@ from pyxlsnap.errors import (
 )
 from pyxlsnap.guest.dom0_memory import Room
 from pyxlsnap.guest.held_memory import set_target_back
-from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.guest.saved import open_stream, read_memory_ahead
 from pyxlsnap.journal import CloneEntry, Journal, boot_id
@@ -284,7 +284,7 @@ class Cloning:
         """
         if self._plan.old and not self._entry.replace_begun:
             return None  # that is the clone which was not replaced
-        guest = find_if_there(self._host, self._plan.uuid)
+        guest = self._host.find_if_there(self._plan.uuid)
         now = info_if_there(guest)
         if guest is None or now is None:
             return None

@@ -14,7 +14,7 @@ from pyxlsnap.disks.standing import has_snapshots_inside, standing_on
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.device_model import servers
-from pyxlsnap.guest.protocols import Host, find_if_there
+from pyxlsnap.guest.protocols import Host
 from pyxlsnap.journal import CloneEntry
 from pyxlsnap.linux.changeable import unchangeable
 from pyxlsnap.linux.files import refusing_os_errors
@@ -29,7 +29,7 @@ def refuse_undeletable(host: Host, entry: CloneEntry, waiting: Callable[[str], N
         use by others; a disk or the file of a serial line cannot be deleted; an image stands on a
         disk; a disk has disk snapshots inside; or the filesystem of a disk is not mounted.
     """
-    guest = find_if_there(host, entry.uuid)
+    guest = host.find_if_there(entry.uuid)
     refuse_renamed(guest, entry.domain)
     with strategies_of(entry, waiting), refusing_os_errors():
         devices = {disk.vdev: disk for disk in entry.devices}

@@ -19,7 +19,7 @@ from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DomainNotFound, GuestEnded, OperationFailed, PyxlsnapError, XenError
 from pyxlsnap.guest.checks import attached
-from pyxlsnap.guest.protocols import Guest, find_if_there
+from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.journal import CreateEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.linux.waiting import until
@@ -228,7 +228,7 @@ def _undo_anew(
     plan: CreatePlan, strategy: DiskStrategy, entry: CreateEntry, domid: int | None
 ) -> list[str]:
     """Undo with new strategies: the disks are in another QEMU, or in none."""
-    now = find_if_there(plan.host, plan.guest.uuid) if domid is not None else None
+    now = plan.host.find_if_there(plan.guest.uuid) if domid is not None else None
     chosen = [
         (disk, request)
         for disk, request in zip(entry.devices, entry.disks, strict=True)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import NeedsAttention
@@ -33,6 +34,16 @@ class Reports:
             self._callbacks.on_progress(Progress(f"waiting for {what}"))
         except Exception:
             log.exception("the progress callback failed")
+
+
+def heard(cancel: Cancel, waiting: Callable[[str], None]) -> Callable[[str], None]:
+    """The same for a wait that a cancel ends: what is called then raises :class:`Cancelled`."""
+
+    def tell(what: str) -> None:
+        cancel.check()
+        waiting(what)
+
+    return tell
 
 
 class Waiting:

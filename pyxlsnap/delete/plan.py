@@ -18,7 +18,7 @@ from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import ConfigError, Refused
 from pyxlsnap.guest import checks
-from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import memory_path, reading, saved_config
 from pyxlsnap.journal import DeleteEntry
 from pyxlsnap.linux.files import refusing_os_errors
@@ -109,10 +109,10 @@ def find_guest(host: Host, parts: Parts) -> Guest | None:
 
     A domain that has got another uuid since (its configuration has none) is found by its name.
     """
-    if guest := find_if_there(host, parts.uuid):
+    if guest := host.find_if_there(parts.uuid):
         return guest
     # (find() would read digits as a domid.)
-    return None if parts.domain.isdigit() else find_if_there(host, parts.domain)
+    return None if parts.domain.isdigit() else host.find_if_there(parts.domain)
 
 
 @refusing_os_errors()

@@ -115,7 +115,8 @@ def _refuse(
         return found
 
     looks_s = _LOOKS_S if looks_s is None else looks_s
-    found = remaining(find, within_s=looks_s, poll_s=_POLL_S)
+    first = find if looks_s == _LOOKS_S else look
+    found = remaining(first, within_s=looks_s, poll_s=_POLL_S)
     if found and all(map(_LOOKER.match, found)):
         found = remaining(look, within_s=end - time.monotonic(), poll_s=_POLL_S)
     if found:

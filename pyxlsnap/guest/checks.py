@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyxlsnap import paths
 from pyxlsnap.disks.qcow2.backing import chain_files
-from pyxlsnap.errors import DomainNotFound, OperationFailed, Refused
+from pyxlsnap.errors import OperationFailed, Refused
 from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
@@ -173,15 +173,10 @@ def libvirt_reason(guest: Guest) -> list[str]:
 def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> None:
     """Refuse a disk that another domain has, too, under whatever name."""
     ours = {_identity(d.target): d.vdev for d in disks}
-    for info in host.domains():
-        if info.domid == 0 or (guest and info.domid == guest.domid):
+    for other in host.list_guests():
+        if guest and other.domid == guest.domid:
             continue
-        try:
-            other = host.find(str(info.domid))
-            shared = [t for t in other.disk_targets() if _identity(t) in ours]
-        except DomainNotFound:
-            continue  # it ended after the list was made
-        if shared:
+        if shared := [t for t in other.disk_targets() if _identity(t) in ours]:
             vdev = ours[_identity(shared[0])]
             raise Refused(f"{vdev}: domain {other.name} uses {shared[0]}, too: detach it there")
 
@@ -264,11 +259,8 @@ def refuse_name_or_uuid_in_use(host: Host, config: DomainConfig, guest: Guest | 
     for key in (config.name, config.uuid):
         if key.isascii() and key.isdigit():
             continue  # find() would read it as a domid
-        try:
-            holder = host.find(key)
-        except DomainNotFound:
-            continue
-        if guest is None or holder.domid != guest.domid:
+        holder = host.find_if_there(key)
+        if holder and (guest is None or holder.domid != guest.domid):
             raise Refused(
                 f"another domain ({holder.name}, domid {holder.domid}) holds {key}, which the "
                 f"restored domain needs: rename or destroy that other domain"

@@ -11,7 +11,7 @@ from pyxlsnap.guest.block_script import examine_block_script, is_served_by_kerne
 from pyxlsnap.guest.cpus import examine_cpus
 from pyxlsnap.guest.findings import Finding, Findings, refused, said
 from pyxlsnap.guest.networks import examine_nic, missing_script
-from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.qemu_version import examine_qemu
 from pyxlsnap.guest.toolstack_needs import examine_toolstack
 from pyxlsnap.guest.vnc import examine_vnc
@@ -110,7 +110,7 @@ def _missing_file(path: str) -> Finding:
 
 
 def _driver_domain(host: Host, backend: str) -> Iterator[Finding]:
-    if find_if_there(host, backend) is None:
+    if host.find_if_there(backend) is None:
         yield refused(
             f"the domain needs the driver domain {backend} (backend), which does not run: start it"
         )

@@ -12,6 +12,7 @@ from pyxlsnap.errors import BadMemoryFile, ConfigError, OperationFailed
 from pyxlsnap.linux.files import file_version, open_regular
 from pyxlsnap.linux.owners import who_can_change
 from pyxlsnap.linux.read_ahead import read_ahead
+from pyxlsnap.linux.stalled import stat_within
 from pyxlsnap.memory import Header
 from pyxlsnap.model import DomainConfig, SnapshotConfig, check_uuid
 
@@ -70,6 +71,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         :class:`BadMemoryFile`, an :class:`OSError` or a :class:`ValueError`.
     """
     try:
+        stat_within(path)  # its server may be dead: then an open would wait, and hear no cancel
         with open_regular(path) as file:
             yield file
     except BadMemoryFile as e:

@@ -14,7 +14,7 @@ from pyxlsnap.clone.removal import (
 from pyxlsnap.clone.report import cloned
 from pyxlsnap.clone_file import CloneFile
 from pyxlsnap.errors import NeedsAttention, PyxlsnapError
-from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import CloneEntry, boot_id
 from pyxlsnap.linux.waiting import until
@@ -88,7 +88,7 @@ def finish_clone(
     """
     # Without a replacement, the file may be that of a clone whose parts were deleted by hand.
     old = CloneFile(entry.uuid).entry() if entry.replaces else None
-    guest = find_if_there(host, entry.uuid)
+    guest = host.find_if_there(entry.uuid)
     now, same_boot = info_if_there(guest), entry.boot == boot_id()
     decided = decide(entry, now, same_boot=same_boot)
     what = f"the clone {entry.domain} of {entry.name}"
@@ -109,7 +109,7 @@ def finish_clone(
         if guest and decided is Decision.DESTROY:
             lines += destroyed(guest)
             until(
-                lambda: find_if_there(host, entry.uuid) is None,
+                lambda: host.find_if_there(entry.uuid) is None,
                 within_s=_DYING_S,
                 poll_s=_DYING_POLL_S,
             )

@@ -12,7 +12,7 @@ from pyxlsnap.disks.kept import drop_kept
 from pyxlsnap.disks.registry import strategies
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DomainNotFound, NeedsAttention, PyxlsnapError
-from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import Journal, RevertEntry, boot_id
 from pyxlsnap.linux.locks import RIVAL_S
@@ -114,7 +114,7 @@ def stranger(host: Host, entry: RevertEntry) -> Guest | None:
 
     A user or program has started it since. It is not the domain that the revert was to destroy.
     """
-    holder = find_if_there(host, entry.domain)
+    holder = host.find_if_there(entry.domain)
     if holder is None or holder.name != entry.domain:  # (a name of digits is read as a domid)
         return None
     return None if holder.uuid in (entry.uuid, entry.replaced_uuid) else holder
@@ -198,8 +198,8 @@ def _leave(guest: Guest, entry: RevertEntry) -> Recovered:
 
 def find_guest(host: Host, entry: RevertEntry) -> Guest | None:
     """The domain of a revert: restored by the revert, or not yet destroyed."""
-    return find_if_there(host, entry.uuid) or (
-        find_if_there(host, entry.replaced_uuid) if entry.replaced_uuid else None
+    return host.find_if_there(entry.uuid) or (
+        host.find_if_there(entry.replaced_uuid) if entry.replaced_uuid else None
     )
 
 

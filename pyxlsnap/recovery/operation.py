@@ -12,7 +12,7 @@ from functools import partial
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create.waiting import Waiting
 from pyxlsnap.errors import Busy, DomainNotFound, Refused, UsageError
-from pyxlsnap.guest.protocols import Host, find_if_there
+from pyxlsnap.guest.protocols import Host
 from pyxlsnap.journal import (
     CloneEntry,
     CreateEntry,
@@ -169,7 +169,7 @@ def _with_lines(recovered: Recovered, more: list[str]) -> Recovered:
 def _keep_watched(host: Host, entry: Entry, callbacks: Callbacks) -> list[str]:
     """Start the monitor that the killed operation would have started."""
     wanted = entry.monitor and callbacks.start_monitor
-    guest = find_if_there(host, entry.uuid) if wanted else None
+    guest = host.find_if_there(entry.uuid) if wanted else None
     if guest is None or xl_monitor(guest.name, guest.domid):
         return []
     return keep_watched(callbacks.start_monitor, guest.name, guest.uuid)

@@ -17,7 +17,7 @@ from pyxlsnap.errors import DomainNotFound, GuestTimeout, NeedsAttention
 from pyxlsnap.guest import dirty_log
 from pyxlsnap.guest.checks import attached
 from pyxlsnap.guest.gone import is_gone, is_gone_soon
-from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import CreateEntry, Journal, boot_id, way_back_command
 from pyxlsnap.linux.files import remove_directories
@@ -58,7 +58,7 @@ def undo_create(
         could not be removed, and the others were.
     """
     may_start = _wait_until_started(host, entry)
-    guest = find_if_there(host, entry.uuid)
+    guest = host.find_if_there(entry.uuid)
     anew = guest is not None and not _is_same_run(guest, entry)
     ran_s = _pause_again(guest, entry) if guest and not anew else 0.0
     task = DiskTask(

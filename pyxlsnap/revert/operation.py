@@ -10,7 +10,7 @@ from pyxlsnap.cancel import Cancel, Cancelled
 from pyxlsnap.create.waiting import Reports
 from pyxlsnap.disks.in_use import wait_for_qemu_img
 from pyxlsnap.errors import DomainNotFound, Interrupted, Refused
-from pyxlsnap.guest.protocols import Guest, Host, find_if_there
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.journal import Journal, RevertEntry
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.request import Callbacks, RevertRequest
@@ -137,7 +137,7 @@ def _uuids(host: Host, request: RevertRequest, callbacks: Callbacks) -> list[str
     """The uuids of the saved domain and of the domain that exists now."""
     uuids = {saved_uuid(request)}
     # Without a domain, it is off, or the name is wrong: the plan finds out.
-    if guest := find_if_there(host, request.domain):
+    if guest := host.find_if_there(request.domain):
         uuids.add(guest.uuid)
         if guest.device_model_pid() is not None:  # the restored domain will have one, too
             callbacks.will_ask_qemu()

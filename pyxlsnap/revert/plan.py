@@ -5,10 +5,10 @@ All checks that are possible beforehand are here: nothing has been changed yet.
 
 from collections.abc import Callable, Sequence
 from dataclasses import field
-from functools import partial
 from pathlib import Path
 
 from pyxlsnap.cancel import Cancel
+from pyxlsnap.create.waiting import heard
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.registry import close_all, strategies
@@ -126,7 +126,7 @@ def make_plan(
     guest, config = _domain(host, request, saved.config, half_way)
     name = snapshot.snapshot_name(wanted, request.cfgfile, meta)
     chosen = snapshot.choose_disks(wanted, request.cfgfile, meta, config)
-    tell = partial(_tell, cancel, waiting)
+    tell = heard(cancel, waiting)
     examination = Examination(host, config, guest, chosen, saved.qemu, tell)
     found = _look(examination, saved)
     task = _task(config, name, request.cfgfile, waiting)
@@ -145,13 +145,8 @@ def make_plan(
         warnings=(*found.risks, *found.warnings),
         waiting=waiting,
     )
-    _check(host, plan, () if request.force or half_way else found.risks)
+    _check(host, plan, () if request.force or half_way else found.risks, cancel)
     return plan
-
-
-def _tell(cancel: Cancel, waiting: Callable[[str], None], what: str) -> None:
-    cancel.check()
-    waiting(what)
 
 
 def _domain(
@@ -174,11 +169,12 @@ def _look(examination: Examination, saved: snapshot.Saved) -> Findings:
     return Findings((*risks, *found.risks), (*found.warnings, *foreground))
 
 
-def _check(host: Host, plan: RevertPlan, risks: Sequence[str]) -> None:
+def _check(host: Host, plan: RevertPlan, risks: Sequence[str], cancel: Cancel) -> None:
     """Look at the memory of the host and at the disks; on failure close all connections."""
     try:
         checks.refuse_memory(host, plan.restored, plan.guest)
         for strategy in plan.strategies:
+            cancel.check()
             strategy.check_revert()
         # After all that --force cannot help with.
         if risks:
@@ -216,18 +212,14 @@ def _risky(domain: str, risks: Sequence[str]) -> Risky:
 
 def _current(host: Host, domain: str, config: DomainConfig) -> Guest | None:
     """The domain to be reverted; ``None`` if it is off."""
-    try:
-        return host.find(domain)
-    except DomainNotFound:
-        pass
+    if guest := host.find_if_there(domain):
+        return guest
     if domain not in (config.name, config.uuid):
         raise DomainNotFound(
             f"there is no domain {domain!r}, and the snapshot is of {config.name!r}: use this name",
             domain=domain,
             nearest=(config.name,),
         )
-    try:
-        renamed = host.find(config.uuid)
-    except DomainNotFound:
-        return None
-    raise Refused(f"{domain!r} is called {renamed.name!r} now: use this name")
+    if renamed := host.find_if_there(config.uuid):
+        raise Refused(f"{domain!r} is called {renamed.name!r} now: use this name")
+    return None

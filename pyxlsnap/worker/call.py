@@ -83,6 +83,8 @@ def run_in(
         worker = WorkerClient(request, callbacks, calls, start)
     except OSError as e:
         raise Refused(f"the worker process cannot be started: {e.strerror}") from e
+    except Cancelled:
+        raise _cancelled(request) from None
     try:
         values = _run(request, worker, cancel or Cancel())
     except BaseException as e:
@@ -114,9 +116,7 @@ def _run(request: Request, worker: WorkerClient, cancel: Cancel) -> Any:
         with cancel.armed(worker.cancel):
             return worker.result()
     except Cancelled:
-        raise Interrupted(
-            f"{in_words(request)} was cancelled before it began", step="start"
-        ) from None
+        raise _cancelled(request) from None
     except WorkerDied as died:
         worker.release_locks()  # the recovery takes them again
         if isinstance(request, RecoverRequest):
@@ -126,6 +126,11 @@ def _run(request: Request, worker: WorkerClient, cancel: Cancel) -> Any:
         return _after(died, worker)
     finally:
         worker.close()
+
+
+def _cancelled(request: Request) -> Interrupted:
+    """The error if the operation was cancelled while there was no worker yet."""
+    return Interrupted(f"{in_words(request)} was cancelled before it began", step="start")
 
 
 def _with_failures(error: BaseException, failures: list[str]) -> BaseException:

@@ -37,6 +37,7 @@ class WorkerClient:
     """The caller's end of a worker process.
 
     :raises OSError: the process could not be started.
+    :raises Cancelled: ``start`` has raised it.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """Many calls of one operation, in workers that are copies of a process that is kept ready."""
 
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -65,7 +66,8 @@ class Repeated:
         :raises ClosedError: :meth:`close` was called.
         """
         callbacks = Callbacks(on_progress=on_progress) if on_progress else Callbacks()
-        start = self._workers.start
+        cancel = cancel or Cancel()
+        start = partial(self._workers.start, cancel=cancel)
         return run_in(start, request, returns, callbacks, cancel=cancel, hooks=hooks)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ each with a descriptor. The answer is ``forked``, with a pidfd of the worker, or
 import os
 import select
 import socket
+from importlib import import_module
 from pathlib import Path
 
 from pyxlsnap import version
@@ -25,7 +26,7 @@ from pyxlsnap.journal import unfinished
 from pyxlsnap.linux.files import file_version
 from pyxlsnap.linux.fork import name_process
 from pyxlsnap.linux.processes import fresh_signals
-from pyxlsnap.request import Repeatable, RevertRequest, request_from_plain
+from pyxlsnap.request import CloneRequest, Repeatable, RevertRequest, request_from_plain
 from pyxlsnap.serialize import Message
 from pyxlsnap.worker import modules
 from pyxlsnap.worker.channel import Channel
@@ -136,6 +137,8 @@ def main() -> None:
     request = request_from_plain(message["request"])
     assert isinstance(request, Repeatable)
     modules.load(request)
+    if isinstance(request, CloneRequest):
+        import_module("uuid")  # each new clone needs one; a process for one clone loads it later
     Warm(channel, request).run()
 
 

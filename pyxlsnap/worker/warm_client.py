@@ -5,10 +5,13 @@ import os
 import select
 import socket
 import threading
+import time
 import weakref
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO
 
+from pyxlsnap.cancel import Cancel
 from pyxlsnap.errors import ClosedError
 from pyxlsnap.linux.processes import Process, reap
 from pyxlsnap.request import Repeatable, request_to_plain
@@ -19,6 +22,8 @@ from pyxlsnap.worker.start import start_python, start_worker
 _EXIT_S = 10.0
 #: the process may have to load all modules first, on a busy host
 _ANSWER_S = 60.0
+#: how often a call that waits looks whether it is cancelled
+_LOOK_S = 0.1
 
 
 class _Gone(OSError):
@@ -48,30 +53,40 @@ class _WarmProcess:
         with suppress(_Gone):  # start_copy() finds out
             self._send({"request": request_to_plain(request)})
 
-    def start_copy(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
+    def start_copy(self, connection: socket.socket, stderr: IO[bytes], cancel: Cancel) -> Process:
         """Have the process make a worker process.
 
         :raises _Gone: the process has ended, or does not answer.
         :raises OSError: the copy could not be made.
+        :raises Cancelled: ``cancel`` was set before the process has answered.
         """
         self._send({"stderr": True}, stderr.fileno())
         self._send({"connection": True}, connection.fileno())
-        answer = self._answer()
+        answer = self._answer(cancel)
         if "error" in answer:
             raise OSError(answer["error"], os.strerror(answer["error"]))
         if not self._channel.fds:  # the kernel drops a descriptor for which there is no room
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return Process(None, pidfd=self._channel.fds.pop())
 
-    def _answer(self) -> Message:
-        poll = select.poll()
-        poll.register(self._channel, select.POLLIN)
-        if not self._channel.pending and not poll.poll(_ANSWER_S * 1000):
+    def _answer(self, cancel: Cancel) -> Message:
+        try:
+            self._await_answer(cancel)
+        except BaseException:
             self._process.kill()  # it must not make the worker later
-            raise _Gone(errno.ETIMEDOUT, "its process does not answer")
+            raise
         if (answer := self._channel.receive()) is None:
             raise _Gone(errno.ECHILD, "its process has ended")
         return answer
+
+    def _await_answer(self, cancel: Cancel) -> None:
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        end = time.monotonic() + _ANSWER_S
+        while not (self._channel.pending or poll.poll(_LOOK_S * 1000)):
+            cancel.check()
+            if time.monotonic() > end:
+                raise _Gone(errno.ETIMEDOUT, "its process does not answer")
 
     def _send(self, message: Message, fd: int | None = None) -> None:
         try:
@@ -110,7 +125,8 @@ class WarmWorkers:
         self._request = request
         self._owner = owner
         self._warm: _WarmProcess | None = None
-        self._lock = threading.Lock()
+        self._free = threading.Condition()
+        self._in_use = False
         self._closed = False
 
     def warm_up(self) -> None:
@@ -119,25 +135,46 @@ class WarmWorkers:
         :raises OSError: it could not be started.
         :raises ClosedError: :meth:`close` was called.
         """
-        with self._lock:
+        with self._turn():
             self._present()
 
-    def start(self, connection: socket.socket, stderr: IO[bytes]) -> int | Process:
+    def start(
+        self, connection: socket.socket, stderr: IO[bytes], *, cancel: Cancel
+    ) -> int | Process:
         """Start a worker process: see :data:`pyxlsnap.worker.start.Start`.
 
         :raises OSError: it could not be started.
         :raises ClosedError: :meth:`close` was called.
+        :raises Cancelled: ``cancel`` was set before there was a worker.
         """
-        with self._lock:
+        with self._turn(cancel):
             for _ in range(2):  # if the process was killed or is outdated, another one is started
                 with suppress(_Gone):
-                    return self._copy(connection, stderr)
+                    return self._copy(connection, stderr, cancel)
             return start_worker(connection, stderr)  # which can say what is wrong
 
-    def _copy(self, connection: socket.socket, stderr: IO[bytes]) -> Process:
+    @contextmanager
+    def _turn(self, cancel: Cancel | None = None) -> Iterator[None]:
+        """Wait until no other call uses the process."""
+        cancel, ours = cancel or Cancel(), False
+        cancel.check()
+        try:
+            with self._free:
+                while self._in_use:
+                    self._free.wait(_LOOK_S)
+                    cancel.check()
+                ours = self._in_use = True
+            yield
+        finally:
+            if ours:
+                with self._free:
+                    self._in_use = False
+                    self._free.notify()
+
+    def _copy(self, connection: socket.socket, stderr: IO[bytes], cancel: Cancel) -> Process:
         warm = self._present()
         try:
-            return warm.start_copy(connection, stderr)
+            return warm.start_copy(connection, stderr, cancel)
         except BaseException:
             # Its next answer might be that to this message.
             self._end()
@@ -162,6 +199,6 @@ class WarmWorkers:
 
     def close(self) -> None:
         """End the process, and wait for its end. Idempotent."""
-        with self._lock:
-            self._closed = True
+        self._closed = True  # at once: a call that waits starts no other process
+        with self._turn():
             self._end()

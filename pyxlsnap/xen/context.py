@@ -170,6 +170,13 @@ class Context:
         with self.calling() as ctx:
             return take_string(C.libxl_domid_to_name(ctx, domid))
 
+    def domid_of(self, name: str) -> int | None:
+        """The domid of a name (``libxl_name_to_domid``); ``None`` if no domain has the name."""
+        with self.calling() as ctx:
+            domid = ffi.new("uint32_t *")
+            rc = C.libxl_name_to_domid(ctx, c_string(name), domid)
+            return int(domid[0]) if rc == 0 else None
+
     def xenstore_read(self, path: str) -> str | None:
         """A xenstore node's value; ``None`` if there is no such node.
 

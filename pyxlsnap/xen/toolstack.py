@@ -207,25 +207,28 @@ class Toolstack:
         :raises DomainNotFound: there is no such domain; the error has similar names.
         :raises XenError: libxl could not look it up.
         """
+        if found := self.find_if_there(domain):
+            return found
+        raise DomainNotFound.among(domain, [guest.name for guest in self.list_guests()])
+
+    def find_if_there(self, domain: str) -> Domain | None:
+        """The same; ``None`` if there is no such domain."""
         if domain.isascii() and domain.isdigit():  # "²" is a digit for Python, but not a number
             number = domain.lstrip("0") or "0"
             found = [d for d in self.domains() if str(d.domid) == number]
         elif _UUID.fullmatch(domain):
             found = [d for d in self.domains() if d.uuid == domain.lower()]
         else:
-            domid = self._domid_of(domain)
+            domid = self._context.domid_of(domain)
             found = [d for d in self.domains() if d.domid == domid]
-        if not found:
-            guests = [d.domid for d in self.domains() if d.domid]
-            raise DomainNotFound.among(domain, filter(None, map(self.name_of, guests)))
-        domid, uuid = found[0].domid, found[0].uuid
-        return Domain(self._context, domid, uuid, self.name_of(domid))
+        return self._domain(found[0]) if found else None
 
-    def _domid_of(self, name: str) -> int | None:
-        with self._context.calling() as ctx:
-            domid = ffi.new("uint32_t *")
-            rc = C.libxl_name_to_domid(ctx, c_string(name), domid)
-            return int(domid[0]) if rc == 0 else None
+    def list_guests(self) -> list[Domain]:
+        """All domains but dom0; the name of one that has ended since they were listed is ""."""
+        return [self._domain(info) for info in self.domains() if info.domid]
+
+    def _domain(self, info: DomainInfo) -> Domain:
+        return Domain(self._context, info.domid, info.uuid, self.name_of(info.domid))
 
     def name_of(self, domid: int) -> str:
         """A domain's name (``libxl_domid_to_name``); "" if there is no name or no such domain."""

@@ -558,7 +558,7 @@ class TestSource:
         assert runs == {
             "disks/lvm/commands.py",
             "disks/qcow2/qemu.py",
-            "disks/qcow2/rebase.py",
+            "disks/qcow2/killable.py",
             "disks/qcow2/trial.py",
             "guest/networks.py",
             "guest/qemu_version.py",

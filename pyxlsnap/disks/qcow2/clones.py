@@ -6,8 +6,7 @@ user has named the disk with a path, and while nobody has the image open.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyxlsnap.dataclass import dataclass
@@ -18,6 +17,7 @@ from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
 from pyxlsnap.disks.qcow2.backing import present_files, refuse_broken, refuse_writers
 from pyxlsnap.disks.qcow2.chain import written_durably
+from pyxlsnap.disks.qcow2.killable import killable_qemu_img
 from pyxlsnap.disks.qcow2.qemu import checked_tags, qemu_img
 from pyxlsnap.disks.standing import backing_name
 from pyxlsnap.disks.task import DiskTask
@@ -138,11 +138,16 @@ class Qcow2Clones:
 
     def _copy(self, disk: Disk, file: ChildFile) -> None:
         _refuse_open(disk)
-        tell: Callable[[], None] = partial(self._task.waiting, f"qemu-img to copy {disk.vdev}")
+        """Copy a disk snapshot; if it is cut off, the undo deletes the new file."""
+
+        def check() -> None:
+            self._task.check()
+            self._task.waiting(f"qemu-img to copy {disk.vdev}")
+
         with written_durably(disk, file.path, file.fd) as here:
             source = ["-l", f"snapshot.name={self._task.name}", disk.target]
-            words = ["-f", "qcow2", "-O", "qcow2", *source, here]
-            qemu_img(disk, "convert", *words, waiting=tell)
+            words = ["convert", "-f", "qcow2", "-O", "qcow2", *source, here]
+            killable_qemu_img(disk, words, what="convert", check=check)
 
     def delete(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
         """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.delete_clone`."""

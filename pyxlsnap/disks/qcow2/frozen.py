@@ -13,9 +13,9 @@ from pyxlsnap.disks.failures import os_errors
 from pyxlsnap.disks.in_use import users
 from pyxlsnap.disks.qcow2 import stream
 from pyxlsnap.disks.qcow2.chain import Chain
+from pyxlsnap.disks.qcow2.killable import rebase
 from pyxlsnap.disks.qcow2.printed import below
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, image_chain, image_info
-from pyxlsnap.disks.qcow2.rebase import rebase
 from pyxlsnap.disks.standing import has_snapshots_inside, standing_on
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused

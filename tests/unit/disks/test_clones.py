@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import pytest
 
+from pyxlsnap.cancel import Cancelled
 from pyxlsnap.disks import in_use
 from pyxlsnap.disks.abilities import CloningStrategy
 from pyxlsnap.disks.copy import child
@@ -173,14 +174,14 @@ def test_a_frozen_file_that_is_not_there_or_broken(tmp_path: Path) -> None:
         strategy.check_clone(CLONE, NOTHING)
 
 
-def inside(directory: Path) -> Qcow2:
+def inside(directory: Path, check: Callable[[], None] = lambda: None) -> Qcow2:
     active = directory / "i.qcow2"
     disk = Disk("xvda", str(active), "qcow2")
     qemu_img("create", "-q", "-f", "qcow2", str(active), "1M")
     write(disk, 1)
     qemu_img("snapshot", "-c", NAME, str(active))
     write(disk, 2)
-    return Qcow2([(disk, DiskRequest("xvda"))], DiskTask(NAME))
+    return Qcow2([(disk, DiskRequest("xvda"))], DiskTask(NAME, check=check))
 
 
 def test_a_disk_snapshot_inside_an_image_is_copied_on_request(tmp_path: Path) -> None:
@@ -192,6 +193,33 @@ def test_a_disk_snapshot_inside_an_image_is_copied_on_request(tmp_path: Path) ->
     assert whole(Disk("xvda", made.target, "qcow2"))[0] == 1
     strategy.delete_clone([made], strategy.state())
     assert listing(tmp_path) <= {"i.qcow2", "own.raw"}
+
+
+def test_a_copy_that_is_cancelled_is_ended_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real qemu-img, and one that takes long to convert."""
+    programs, real = tmp_path / "bin", shutil.which("qemu-img")
+    programs.mkdir()
+    (programs / "qemu-img").write_text(
+        f'#!/bin/sh\n[ "$1" != convert ] || exec sleep 60\nexec {real} "$@"\n'
+    )
+    (programs / "qemu-img").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    looks: list[int] = []
+
+    def check() -> None:
+        looks.append(0)
+        if len(looks) > 3:
+            raise Cancelled
+
+    strategy = inside(tmp_path, check)
+    made = strategy.check_clone(CLONE, to(tmp_path, "own.qcow2", "qcow2"))
+    with pytest.raises(Cancelled):
+        strategy.clone()
+    strategy.delete_clone(made, strategy.state())
+    strategy.close()
+    assert not (tmp_path / "own.qcow2").exists()
 
 
 def test_an_image_that_is_in_use_is_not_copied(

@@ -107,6 +107,21 @@ class TestDelete:
             wait_for(lambda: users(Path(disk.target)) != [])
             refuse_users([disk], Servers(), lambda _: None)
 
+    def test_the_wait_for_it_can_be_cancelled(
+        self, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rivals, "_LOOKERS_S", 30.0)
+
+        def cancelled(_: str) -> NoReturn:
+            raise Cancelled
+
+        with opened(Path(disk.target)):
+            wait_for(lambda: users(Path(disk.target)) != [])
+            begun = time.monotonic()
+            with pytest.raises(Cancelled):
+                refuse_users([disk], Servers(), cancelled)
+            assert time.monotonic() - begun < 10
+
     @pytest.mark.parametrize("target", ["", "disk.raw", "/none/disk.raw"])
     def test_what_is_no_file_of_this_host(
         self, disk: Disk, target: str, monkeypatch: pytest.MonkeyPatch

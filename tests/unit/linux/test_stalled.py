@@ -5,21 +5,22 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pyxlsnap import paths
+from pyxlsnap import cfgfile, paths
 from pyxlsnap.disks import in_use
 from pyxlsnap.disks.qcow2.backing import refuse_broken
-from pyxlsnap.errors import Refused
+from pyxlsnap.errors import PyxlsnapError, Refused
 from pyxlsnap.guest import checks
+from pyxlsnap.guest.snapshot import saved_origin
 from pyxlsnap.linux import loop, stalled
 from pyxlsnap.linux.block_devices import mounts
 from pyxlsnap.linux.processes import holders, links_of, open_files
 from pyxlsnap.linux.stalled import exists_within, served_mounts, stat_within
-from pyxlsnap.model import Disk, DiskRequest
+from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
 from tests.unit.support.dead_server import dead_server
 from tests.unit.support.loop_files import wait_for
 from tests.unit.support.qemu import qemu_img
@@ -51,6 +52,18 @@ def test_it_really_does_not_answer(dead: Path) -> None:
     with pytest.raises(TimeoutError, match="no answer within"):
         stat_within(dead, within_s=0.3)
     assert 0.3 <= time.monotonic() - begun < 5
+
+
+def origin(path: Path) -> object:
+    return saved_origin(SnapshotConfig(memory_path=str(path)), "/nowhere/snap.cfg")
+
+
+@pytest.mark.parametrize("read", [cfgfile.read, origin], ids=["cfgfile", "memory file"])
+def test_a_file_of_a_snapshot(dead: Path, read: Callable[[Path], object]) -> None:
+    begun = time.monotonic()
+    with pytest.raises(PyxlsnapError, match=r"cannot be read: no answer within"):
+        read(dead)
+    assert time.monotonic() - begun < 5
 
 
 def test_who_has_a_file_open_is_found_beside_it(user: int, tmp_path: Path) -> None:

@@ -132,12 +132,19 @@ class FakeHost:
         with self._world.doing("domains"):
             return [dom0, *(g.info() for g in self._there())]
 
+    def list_guests(self) -> list[FakeGuest]:
+        with self._world.doing("domains"):
+            return self._there()
+
     def find(self, domain: str) -> FakeGuest:
+        if guest := self.find_if_there(domain):
+            return guest
+        raise DomainNotFound.among(domain, [g.name for g in self._there()])
+
+    def find_if_there(self, domain: str) -> FakeGuest | None:
         with self._world.doing("find"):
-            for guest in self._there():
-                if domain in (guest.name, guest.uuid, str(guest.domid)):
-                    return guest
-            raise DomainNotFound.among(domain, [g.name for g in self._there()])
+            known = [g for g in self._there() if domain in (g.name, g.uuid, str(g.domid))]
+        return next(iter(known), None)
 
     def restore(self, config: DomainConfig, fd: int) -> FakeGuest:
         before = list(self.guests)

@@ -79,6 +79,38 @@ def test_clones_of_several_names_are_made_at_a_time(worker: StandIn, cfgfile: Pa
         assert copied_from == children() * 2
 
 
+def test_a_cancel_of_one_of_several_leaves_the_others(worker: StandIn, cfgfile: Path) -> None:
+    worker.set(clone=warm.clone_c1_waits_for_cancel)
+    cancel = Cancel()
+    with Cloner(cfgfile, "c1") as cloner, ThreadPoolExecutor(2) as pool:
+        one = pool.submit(cloner.clone, cancel=cancel)
+        other = pool.submit(cloner.clone, "c2")
+        assert eventually(lambda: have_begun(worker, "c1", "c2"))
+        cancel.set()
+        with pytest.raises(Interrupted):
+            one.result(timeout=60)
+        assert other.result(timeout=60).domain == "c2"
+
+
+def test_close_waits_for_none_of_several(worker: StandIn, cfgfile: Path) -> None:
+    """Each is made to its end by its own worker."""
+    worker.set(clone=warm.clone_waits_for_close)
+    with Cloner(cfgfile, "c1") as cloner, ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(cloner.clone, name) for name in ("c1", "c2")]
+        assert eventually(lambda: have_begun(worker, "c1", "c2"))
+        cloner.close()
+        assert not any(one.done() for one in made)
+        (worker.here / "closed").touch()
+        assert [one.result(timeout=60).domain for one in made] == ["c1", "c2"]
+        with pytest.raises(ClosedError):
+            cloner.clone("c3")
+
+
+def have_begun(worker: StandIn, *names: str) -> bool:
+    """Whether the workers of these clones are at work."""
+    return all((worker.here / f"making {name}").exists() for name in names)
+
+
 def test_one_of_two_calls_for_one_name_is_told_at_once(worker: StandIn, cfgfile: Path) -> None:
     """Else ``edit`` would change what the other call has found, too."""
     worker.set(clone=warm.clone_says_its_options)
@@ -166,14 +198,14 @@ def test_a_clone_that_is_killed_is_recovered_from(worker: StandIn, cfgfile: Path
 
 
 def test_a_cancelled_clone_leaves_the_process_warm(worker: StandIn, cfgfile: Path) -> None:
-    worker.set(clone=warm.clone_waits_and_is_cancelled)
+    worker.set(clone=warm.clone_tells_all_and_rolls_back)
     with Cloner(cfgfile, "c1") as cloner:
         before = children()
         for _ in range(2):
             cancel = Cancel()
-            cancel.set()
             with pytest.raises(Interrupted):
-                cloner.clone(cancel=cancel)
+                cloner.clone(cancel=cancel, on_progress=lambda _, cancel=cancel: cancel.set())  # type: ignore[misc]
+            (worker.here / "rolled back").unlink()
         assert children() == before
 
 

@@ -8,7 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,15 +163,14 @@ def test_a_revert_that_is_killed_is_recovered_from(
 
 
 def test_a_cancelled_revert_leaves_the_process_warm(worker: StandIn, cfgfile: Path) -> None:
-    worker.set(revert=warm.is_cancelled)
+    worker.set(revert=warm.tells_all_and_rolls_back)
     with Reverter("vm1", cfgfile) as reverter:
-        reverter.open()
         before = children()
         for _ in range(2):
             cancel = Cancel()
-            cancel.set()
             with pytest.raises(Interrupted):
-                reverter.revert(cancel=cancel)
+                reverter.revert(cancel=cancel, on_progress=lambda _, cancel=cancel: cancel.set())  # type: ignore[misc]
+            (worker.here / "rolled back").unlink()
         assert children() == before
 
 
@@ -221,13 +223,66 @@ def test_a_process_that_does_not_answer_is_replaced(
     with monkeypatch.context() as patch:
         answer = warm_client._WarmProcess._answer
 
-        def soon(process: warm_client._WarmProcess) -> Any:
+        def soon(process: warm_client._WarmProcess, cancel: Cancel) -> Any:
             patch.setattr(warm_client, "_ANSWER_S", 0.5 if lives(pid) else 60.0)
-            return answer(process)
+            return answer(process, cancel)
 
         patch.setattr(warm_client._WarmProcess, "_answer", soon)
         assert reverter.revert() == REVERTED
     assert pid not in children()
+
+
+class LookedAt(Cancel):
+    """Tells when a call has looked whether it is cancelled, and waits now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looked_at = threading.Event()
+
+    def check(self) -> None:
+        super().check()
+        self.looked_at.set()
+
+
+@pytest.fixture
+def stopped(reverter: Reverter) -> Iterator[int]:
+    """A warm process that does not answer: its pid."""
+    reverter.revert()
+    (pid,) = children()
+    os.kill(pid, signal.SIGSTOP)
+    yield pid
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_call_that_waits_for_an_answer_can_be_cancelled(reverter: Reverter, stopped: int) -> None:
+    """The process is killed: it must not make the worker later."""
+    cancel = Cancel()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(reverter.revert, cancel=cancel)
+        assert eventually(lambda: reverter._workers._in_use)
+        cancel.set()
+        with pytest.raises(Interrupted, match="was cancelled before it began"):
+            call.result(timeout=20)
+    assert not lives(stopped)
+    assert reverter.revert() == REVERTED
+
+
+def test_a_call_that_waits_for_another_one_can_be_cancelled(
+    reverter: Reverter, stopped: int
+) -> None:
+    cancel = LookedAt()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(reverter.revert)
+        assert eventually(lambda: reverter._workers._in_use)
+        second = pool.submit(reverter.revert, cancel=cancel)
+        assert cancel.looked_at.wait(10)
+        cancel.set()
+        with pytest.raises(Interrupted, match="was cancelled before it began"):
+            second.result(timeout=20)
+        os.kill(stopped, signal.SIGCONT)
+        assert first.result(timeout=60) == REVERTED
+    assert children() == [stopped]
 
 
 @pytest.mark.parametrize("what", ["libxl_was_replaced", "_release"])
@@ -254,8 +309,8 @@ def test_a_descriptor_for_which_there_is_no_room(
     """The kernel drops the descriptor, and says nothing."""
     answer = warm_client._WarmProcess._answer
 
-    def dropped(process: warm_client._WarmProcess) -> Any:
-        found = answer(process)
+    def dropped(process: warm_client._WarmProcess, cancel: Cancel) -> Any:
+        found = answer(process, cancel)
         process._channel.close_fds()
         return found
 
@@ -306,9 +361,11 @@ class TestEnd:
         reverter = Reverter("vm1", cfgfile)
         start = warm_client.WarmWorkers.start
 
-        def closed_meanwhile(workers: warm_client.WarmWorkers, *words: Any) -> int | Process:
+        def closed_meanwhile(
+            workers: warm_client.WarmWorkers, *words: Any, cancel: Cancel
+        ) -> int | Process:
             reverter.close()
-            return start(workers, *words)
+            return start(workers, *words, cancel=cancel)
 
         monkeypatch.setattr(warm_client.WarmWorkers, "start", closed_meanwhile)
         with pytest.raises(ClosedError, match="this Reverter was closed"):

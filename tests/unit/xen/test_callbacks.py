@@ -268,7 +268,7 @@ def test_progress_is_reported_twice_a_second_at_most_and_at_both_ends() -> None:
         C.pyxlsnap_bridge_test_progress(r.c, b"Frames iteration 0", total, total)
         assert eventually(lambda: bool(seen) and seen[-1].bytes_done == total * 4096)
     assert seen[0].bytes_done == 0
-    assert 4 <= len(seen) <= 2 + took / 0.5
+    assert 4 <= len(seen) <= 2 + (took + 0.01) / 0.5  # (C counts whole milliseconds)
 
 
 def test_a_child_that_stays_has_no_private_descriptor() -> None:

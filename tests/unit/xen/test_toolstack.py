@@ -22,11 +22,12 @@ from tests.unit.support.values import OTHER_UUID, UUID
 
 
 class Names(Toolstack):
-    """Domains that have names, and no Xen."""
+    """Domains that have names, and no Xen. It is its own context, which knows the names."""
 
-    _context: Any = None
+    _context: Any
 
     def __init__(self, *names: str) -> None:
+        self._context = self
         self._names = names
 
     def domains(self) -> list[DomainInfo]:
@@ -35,7 +36,7 @@ class Names(Toolstack):
     def name_of(self, domid: int) -> str:
         return self._names[domid]
 
-    def _domid_of(self, name: str) -> int | None:
+    def domid_of(self, name: str) -> int | None:
         return self._names.index(name) if name in self._names else None
 
 

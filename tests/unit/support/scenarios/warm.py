@@ -53,10 +53,6 @@ def tells_all_and_rolls_back(call: Call) -> NoReturn:
     raise Interrupted("interrupted", step="plan")
 
 
-def is_cancelled(call: Call) -> Reverted:
-    ordinary.interrupted(call)
-
-
 def waits_and_is_cancelled(call: Call) -> Reverted:
     ordinary.rolled_back(call)
 
@@ -76,6 +72,24 @@ def clone_waits_for_the_other(call: Call) -> Cloned:
     call.report("warm", _warm())
     call.mark(f"making {call.domain}")
     call.wait_for(f"making {({'c1', 'c2'} - {call.domain}).pop()}")
+    return replace(CLONED, domain=call.domain)
+
+
+def clone_c1_waits_for_cancel(call: Call) -> Cloned:
+    """The clone c1 is made until it is cancelled, and c2 until c1 is rolled back."""
+    call.mark(f"making {call.domain}")
+    if call.domain != "c1":
+        call.wait_for("rolled back")
+        return replace(CLONED, domain=call.domain)
+    call.wait_for_cancel()
+    call.mark("rolled back")
+    raise Interrupted("interrupted", step="plan")
+
+
+def clone_waits_for_close(call: Call) -> Cloned:
+    """Until the test has closed the Cloner."""
+    call.mark(f"making {call.domain}")
+    call.wait_for("closed")
     return replace(CLONED, domain=call.domain)
 
 

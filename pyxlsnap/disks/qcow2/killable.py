@@ -1,8 +1,8 @@
-"""qemu-img rebase: makes an image that nobody has open independent of its backing file."""
+"""qemu-img where it may be killed at any moment: no image that anybody needs is damaged by that."""
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyxlsnap.errors import DiskError
@@ -16,10 +16,10 @@ _ENDING_S = 10.0
 def rebase(
     disk: Disk, image: Path, under: str, form: str, *, check: Callable[[], None] = lambda: None
 ) -> None:
-    """Let an image stand on another file; its content stays the same. May take long.
+    """Let an image that nobody has open stand on another file; its content stays the same.
 
-    If this is cut off, the image stands on its old backing file or on the new one, with the same
-    content.
+    May take long. If this is cut off, the image stands on its old backing file or on the new one,
+    with the same content.
 
     :param under: the new backing file; "" for none.
     :param form: the format of ``under``.
@@ -27,11 +27,26 @@ def rebase(
     :raises DiskError: it failed.
     """
     to = ["-b", under, *(["-F", form] if under else [])]
-    command = ["qemu-img", "rebase", "-q", "-f", "qcow2", *to, str(image)]
+    words = ["rebase", "-q", "-f", "qcow2", *to, str(image)]
+    killable_qemu_img(disk, words, what=f"rebase of {image}", check=check)
+
+
+def killable_qemu_img(
+    disk: Disk, words: Sequence[str], *, what: str, check: Callable[[], None]
+) -> None:
+    """Run qemu-img; what it prints is not read.
+
+    :param what: what it does, for the error.
+    :param check: called often; an exception from it ends qemu-img.
+    :raises DiskError: it failed.
+    """
     with scratch_file() as err:
         try:
             running = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err
+                ["qemu-img", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=err,
             )
         except FileNotFoundError as e:
             raise DiskError("qemu-img is missing: install qemu-utils", vdev=disk.vdev) from e
@@ -45,7 +60,7 @@ def rebase(
         if status:
             said = scratch_text(err).strip().splitlines()
             why = said[-1] if said else f"status {status}"
-            raise DiskError(f"qemu-img rebase of {image} failed: {why}", vdev=disk.vdev)
+            raise DiskError(f"qemu-img {what} failed: {why}", vdev=disk.vdev)
 
 
 def _end(running: "subprocess.Popen[bytes]") -> None:
