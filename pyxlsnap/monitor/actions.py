@@ -25,6 +25,8 @@ from pyxlsnap.results import DomainEvent, OnEvent
 log = logging.getLogger(__name__)
 
 _LOCK_POLL_S = 0.05
+#: seconds in which a guest that begins to run needs the processor more than the monitor does
+_SETTLING_S = 2.0
 #: attempts to create a domain, and the seconds between two attempts
 _ATTEMPTS = 3
 _AGAIN_S = 2.0
@@ -75,6 +77,7 @@ class ShutdownWatch:
         self._on_event = on_event
         self._cancel = cancel or Cancel()
         self._config: DomainConfig | None = None
+        self._settled = time.monotonic() + _SETTLING_S
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """See :func:`monitor`."""
@@ -82,8 +85,12 @@ class ShutdownWatch:
             ours = self._take_turn()
             on_ready()
             while ours and self._look():
-                watch.wait()
+                watch.wait(within_s=self._settling_s() or None)
                 self._cancel.check()
+
+    def _settling_s(self) -> float:
+        """The seconds until the guest has settled; 0 if it has."""
+        return max(0.0, self._settled - time.monotonic())
 
     def _take_turn(self) -> bool:
         if not self._turn(self._guest.domid):
@@ -107,8 +114,11 @@ class ShutdownWatch:
             return False
 
     def _remember_config(self) -> None:
-        """Keep the configuration for the case that it cannot be read when the domain shuts down."""
-        if self._config is None:
+        """Keep the configuration for the case that it cannot be read when the domain shuts down.
+
+        To read it takes long, so not while the guest begins to run.
+        """
+        if self._config is None and not self._settling_s():
             try:
                 self._config = self._guest.config()
             except (XenError, Refused) as e:  # for example suspended: try again later

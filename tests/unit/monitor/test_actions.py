@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +32,7 @@ from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations
 from tests.unit.support.faults import kill
 from tests.unit.support.guest import FakeGuest, config_of
+from tests.unit.support.host import FakeChanges
 from tests.unit.support.operations import plan_create, plan_revert, recover
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World
@@ -372,7 +374,10 @@ def test_a_core_dump_that_fails_does_not_keep_it_down(world: World) -> None:
     assert watch.summary() == [(1, "crash", "coredump_restart", 2)]
 
 
-def test_the_configuration_of_the_beginning_serves_if_there_is_none_now(world: World) -> None:
+def test_the_configuration_of_the_beginning_serves_if_there_is_none_now(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SETTLING_S", 0.0)
     watch = Watch(world, on_reboot="restart")
 
     def qemu_dies() -> None:
@@ -380,6 +385,35 @@ def test_the_configuration_of_the_beginning_serves_if_there_is_none_now(world: W
 
     watch.run(qemu_dies, "reboot", watch.destroyed)
     assert watch.summary() == [(1, "reboot", "restart", 2)]
+
+
+def test_the_configuration_is_read_when_the_guest_has_settled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(The reading takes processor time that the guest needs to come up.)"""
+    monkeypatch.setattr(module, "_SETTLING_S", 0.3)
+    watch, limits, read = Watch(world), list[float | None](), list[str]()
+    wait, config = FakeChanges.wait, FakeGuest.config
+
+    def waits(changes: FakeChanges, *, within_s: float | None = None) -> None:
+        limits.append(within_s)
+        wait(changes)
+
+    def reads(guest: FakeGuest) -> DomainConfig:
+        read.append(guest.name)
+        return config(guest)
+
+    def settled() -> None:
+        assert not read
+        time.sleep(0.3)
+
+    monkeypatch.setattr(FakeChanges, "wait", waits)
+    monkeypatch.setattr(FakeGuest, "config", reads)
+    watch.run(settled, lambda: None, watch.destroyed)
+    assert read == ["vm1"]
+    assert limits[0] is not None
+    assert 0 < limits[0] <= 0.3
+    assert limits[1:] == [None, None]
 
 
 def test_without_any_configuration_it_is_not_touched(world: World) -> None:
