@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from hashlib import sha256
 
 from pyxlsnap.errors import Busy
-from pyxlsnap.guest.protocols import Host
+from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import DomainConfig
 
@@ -18,13 +18,13 @@ _BRIDGE = "xenbr0"  # libxl's default
 Nic = tuple[str, str]
 
 
-def other_nics(host: Host, besides: str) -> list[tuple[str, str, str]]:
-    """The network devices of all domains but one: the domain's name, the MAC, and the bridge.
+def other_nics(host: Host, besides: str) -> list[tuple[Guest, str, str]]:
+    """The network devices of all domains but one: the domain, the MAC, and the bridge.
 
     :param besides: the uuid of the domain that is left out.
     """
     return [
-        (other.name, mac.lower(), bridge)
+        (other, mac.lower(), bridge)
         for other in host.list_guests()
         if other.uuid != besides
         for mac, bridge in other.nics()
@@ -32,13 +32,14 @@ def other_nics(host: Host, besides: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def same_macs(config: DomainConfig, others: Iterable[tuple[str, str, str]]) -> list[str]:
+def same_macs(config: DomainConfig, others: Iterable[tuple[Guest, str, str]]) -> list[str]:
     """A reason for each network device whose MAC another domain has on the same bridge."""
-    holders = {(mac, bridge or _BRIDGE): name for name, mac, bridge in others}
+    holders = {(mac, bridge or _BRIDGE): other for other, mac, bridge in others}
     return [
-        f"{holders[nic]} has the MAC {nic[0]} on the bridge {nic[1]}, too: {_WAY_OUT}"
-        for nic in _nics(config)
-        if nic in holders
+        f"{holders[mac, bridge].present_name()} has the MAC {mac} on the bridge {bridge}, too: "
+        f"{_WAY_OUT}"
+        for mac, bridge in _nics(config)
+        if (mac, bridge) in holders
     ]
 
 

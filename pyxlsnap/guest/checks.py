@@ -17,7 +17,7 @@ from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.room import Claim
-from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.linux.stalled import stat_within, stats_within
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig, GuestKind, RunState
 from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
@@ -172,13 +172,14 @@ def libvirt_reason(guest: Guest) -> list[str]:
 
 def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> None:
     """Refuse a disk that another domain has, too, under whatever name."""
-    ours = {_identity(d.target): d.vdev for d in disks}
-    for other in host.list_guests():
-        if guest and other.domid == guest.domid:
-            continue
-        if shared := [t for t in other.disk_targets() if _identity(t) in ours]:
-            vdev = ours[_identity(shared[0])]
-            raise Refused(f"{vdev}: domain {other.name} uses {shared[0]}, too: detach it there")
+    others = [g for g in host.list_guests() if guest is None or g.domid != guest.domid]
+    theirs = [(other, target) for other in others for target in other.disk_targets()]
+    found = _identities([*(disk.target for disk in disks), *(target for _, target in theirs)])
+    ours = {identity: disk.vdev for disk, identity in zip(disks, found, strict=False)}
+    for (other, target), identity in zip(theirs, found[len(disks) :], strict=True):
+        if vdev := ours.get(identity):
+            name = other.present_name()
+            raise Refused(f"{vdev}: domain {name} uses {target}, too: detach it there")
 
 
 def refuse_silent(disks: Sequence[Disk], snapshots: Sequence[DiskRequest] = ()) -> None:
@@ -207,13 +208,15 @@ def refuse_silent(disks: Sequence[Disk], snapshots: Sequence[DiskRequest] = ()) 
             pass  # who needs the file says so
 
 
-def _identity(path: str) -> tuple[str | int, ...]:
+def _identities(paths: Sequence[str]) -> list[tuple[str | int, ...]]:
     """The same for all names of a file or block device; for a missing one, its real path."""
-    try:
-        status = stat_within(path)
-    except TimeoutError:
+    return [_identity(p, status) for p, status in zip(paths, stats_within(paths), strict=True)]
+
+
+def _identity(path: str, status: os.stat_result | OSError) -> tuple[str | int, ...]:
+    if isinstance(status, TimeoutError):
         return (path,)
-    except OSError:
+    if isinstance(status, OSError):
         return (os.path.realpath(path),)
     if stat.S_ISBLK(status.st_mode):
         return ("block device", status.st_rdev)

@@ -7,7 +7,7 @@ disk. Whoever only compares files must not wait for it.
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +35,21 @@ def stat_within(path: str | Path, *, within_s: float | None = None) -> os.stat_r
     if found is None:
         raise TimeoutError(errno.ETIMEDOUT, f"no answer within {limit_s:g} s", str(path))
     return found
+
+
+def stats_within(paths: Sequence[str]) -> list[os.stat_result | OSError]:
+    """Like :func:`stat_within` for each of many paths, or its error; quicker, if all answer."""
+    found = answer_within(lambda: [_stat(path, os.stat) for path in paths])
+    return [_stat(path, stat_within) for path in paths] if found is None else found
+
+
+def _stat(path: str, ask: Callable[[str], os.stat_result]) -> os.stat_result | OSError:
+    try:
+        return ask(path)
+    except OSError as e:
+        return e
+    except ValueError as e:
+        return OSError(errno.EINVAL, str(e), path)
 
 
 def answer_within(ask: Callable[[], _T], *, within_s: float | None = None) -> _T | None:

@@ -209,7 +209,8 @@ class Toolstack:
         """
         if found := self.find_if_there(domain):
             return found
-        raise DomainNotFound.among(domain, [guest.name for guest in self.list_guests()])
+        names = [guest.present_name() for guest in self.list_guests()]
+        raise DomainNotFound.among(domain, names)
 
     def find_if_there(self, domain: str) -> Domain | None:
         """The same; ``None`` if there is no such domain."""
@@ -221,14 +222,14 @@ class Toolstack:
         else:
             domid = self._context.domid_of(domain)
             found = [d for d in self.domains() if d.domid == domid]
-        return self._domain(found[0]) if found else None
+        if not found:
+            return None
+        domid, uuid = found[0].domid, found[0].uuid
+        return Domain(self._context, domid, uuid, self.name_of(domid))
 
     def list_guests(self) -> list[Domain]:
-        """All domains but dom0; the name of one that has ended since they were listed is ""."""
-        return [self._domain(info) for info in self.domains() if info.domid]
-
-    def _domain(self, info: DomainInfo) -> Domain:
-        return Domain(self._context, info.domid, info.uuid, self.name_of(info.domid))
+        """All domains but dom0. Their names are "": :meth:`Domain.present_name` asks for one."""
+        return [Domain(self._context, d.domid, d.uuid, "") for d in self.domains() if d.domid]
 
     def name_of(self, domid: int) -> str:
         """A domain's name (``libxl_domid_to_name``); "" if there is no name or no such domain."""

@@ -19,7 +19,7 @@ from pyxlsnap.guest.snapshot import saved_origin
 from pyxlsnap.linux import loop, stalled
 from pyxlsnap.linux.block_devices import mounts
 from pyxlsnap.linux.processes import holders, links_of, open_files
-from pyxlsnap.linux.stalled import exists_within, served_mounts, stat_within
+from pyxlsnap.linux.stalled import exists_within, served_mounts, stat_within, stats_within
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig
 from tests.unit.support.dead_server import dead_server
 from tests.unit.support.loop_files import wait_for
@@ -138,7 +138,18 @@ def test_a_loop_device_over_a_file_there_is_passed_over(
     assert loop.loop_file(device) is None  # a regular file
 
 
+def test_many_files_of_which_one_does_not_answer(dead: Path, tmp_path: Path) -> None:
+    here, none, silent = stats_within([str(tmp_path), str(tmp_path / "none"), str(dead)])
+    assert here == tmp_path.stat()
+    assert isinstance(none, FileNotFoundError)
+    assert isinstance(silent, TimeoutError)
+
+
 def test_other_files_are_as_ever(tmp_path: Path) -> None:
+    found = stats_within([str(tmp_path), str(tmp_path / "none"), "a\0b"])
+    assert found[0] == tmp_path.stat()
+    assert isinstance(found[1], FileNotFoundError)
+    assert isinstance(found[2], OSError)
     assert stat_within(tmp_path) == tmp_path.stat()
     assert exists_within(tmp_path)
     assert not exists_within(tmp_path / "none")
