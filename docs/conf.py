@@ -8,15 +8,14 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from pyxlsnap.version import VERSION
-from release.changelog import release_date
 
 project = "pyxlsnap"
 version = release = VERSION
 copyright = "the authors of pyxlsnap; LGPL-2.1-only"  # noqa: A001
 
-# The date of the man pages: that of the release. Before it they have a fixed one, because they are
-# in the repository, and must not change every day.
-today = str(release_date() or "2026-11-25")
+# The date of the man pages, that of the release (a unit test compares them). They are in the
+# repository, and must not change every day before it.
+today = "2026-11-25"
 
 extensions = ["sphinx.ext.autodoc", "docs.directives"]
 smartquotes = False

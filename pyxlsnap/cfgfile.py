@@ -27,7 +27,7 @@ from typing import Final
 
 from pyxlsnap import disk_item
 from pyxlsnap.errors import ConfigError, UsageError
-from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.linux.stalled import refuse_silent_file
 from pyxlsnap.model import Disk, DiskRequest, SnapshotConfig, check_name
 from pyxlsnap.text import readable, shortened
 from pyxlsnap.xen import xlcfg
@@ -68,8 +68,10 @@ def read(path: str | os.PathLike[str]) -> SnapshotConfig:
     :param path: a regular file, or a symbolic link to one.
     :raises ConfigError: the file cannot be read, is not a regular file, is longer than
         :data:`SIZE_LIMIT`, or has content that :func:`parse` refuses.
+    :raises Refused: its server does not answer.
     """
     file = os.fspath(path)
+    refuse_silent_file(Path(file))
     try:
         data = _content(Path(file))
     except OSError as e:
@@ -139,7 +141,7 @@ def scan(data: bytes) -> Iterator[tuple[str, bool]]:
 
 def _content(file: Path) -> bytes:
     # Checked before opening: to open a device may have an effect, and to open a fifo blocks.
-    _check_regular(stat_within(file))
+    _check_regular(file.stat())
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     with open(fd, "rb") as f:
         _check_regular(os.fstat(fd))

@@ -69,13 +69,12 @@ def build_debs(suites: list[str] | tuple[str, ...]) -> int:
 
 def rest() -> list[str]:
     """What is left to a person, in order."""
-    heading = f"## {VERSION} - YYYY-MM-DD"
+    undated = (
+        f"date CHANGELOG.md (## {VERSION} - YYYY-MM-DD) and the man pages (docs/conf.py, `make "
+        f"docs`), commit, and begin again"
+    )
     steps = [
-        *(
-            []
-            if changelog.release_date()
-            else [f"date CHANGELOG.md ({heading}), `make docs`, commit, and begin again"]
-        ),
+        *([] if changelog.release_date() else [undated]),
         *(
             f"run `make soak XEN={name}`, and commit what it writes: README's table of what works"
             f" lacks results of Debian {RELEASES[name].debian}"

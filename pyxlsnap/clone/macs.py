@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from hashlib import sha256
 
 from pyxlsnap.errors import Busy
-from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.guest.protocols import Host, ListedGuest
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.model import DomainConfig
 
@@ -18,7 +18,7 @@ _BRIDGE = "xenbr0"  # libxl's default
 Nic = tuple[str, str]
 
 
-def other_nics(host: Host, besides: str) -> list[tuple[Guest, str, str]]:
+def other_nics(host: Host, besides: str) -> list[tuple[ListedGuest, str, str]]:
     """The network devices of all domains but one: the domain, the MAC, and the bridge.
 
     :param besides: the uuid of the domain that is left out.
@@ -32,7 +32,7 @@ def other_nics(host: Host, besides: str) -> list[tuple[Guest, str, str]]:
     ]
 
 
-def same_macs(config: DomainConfig, others: Iterable[tuple[Guest, str, str]]) -> list[str]:
+def same_macs(config: DomainConfig, others: Iterable[tuple[ListedGuest, str, str]]) -> list[str]:
     """A reason for each network device whose MAC another domain has on the same bridge."""
     holders = {(mac, bridge or _BRIDGE): other for other, mac, bridge in others}
     return [

@@ -24,7 +24,7 @@ from pyxlsnap.results import CloneDisk
 def refuse_undeletable(host: Host, entry: CloneEntry, waiting: Callable[[str], None]) -> None:
     """Refuse to take a clone apart whose domain or disks somebody else needs or protects.
 
-    :param waiting: :attr:`pyxlsnap.disks.task.DiskTask.waiting`.
+    :param waiting: called again and again while others use a disk; what it raises ends the wait.
     :raises Refused: its domain was renamed; a strategy that made a disk is not there; a disk is in
         use by others; a disk or the file of a serial line cannot be deleted; an image stands on a
         disk; a disk has disk snapshots inside; or the filesystem of a disk is not mounted.

@@ -37,7 +37,7 @@ class Reports:
 
 
 def heard(cancel: Cancel, waiting: Callable[[str], None]) -> Callable[[str], None]:
-    """The same for a wait that a cancel ends: what is called then raises :class:`Cancelled`."""
+    """Make ``waiting`` end a wait if ``cancel`` is set: it raises :class:`Cancelled` then."""
 
     def tell(what: str) -> None:
         cancel.check()

@@ -88,7 +88,7 @@ def refuse_users(disks: Sequence[Disk], guest: Servers, waiting: Callable[[str],
     :param guest: the guest that will be destroyed.
     """
     end = time.monotonic() + _LOOKERS_S
-    looks_s = _LOOKERS_S if guest.domid is None else _LOOKS_S
+    looks_s = _LOOKERS_S if guest.domid is None else None
     for disk, target in _present(disks):
         with os_errors(disk, target, refuse=True):
             find = partial(users, target, guest)
@@ -114,9 +114,10 @@ def _refuse(
             waiting(f"{', '.join(found)} to leave {disk.vdev} alone")
         return found
 
-    looks_s = _LOOKS_S if looks_s is None else looks_s
-    first = find if looks_s == _LOOKS_S else look
-    found = remaining(first, within_s=looks_s, poll_s=_POLL_S)
+    if looks_s is None:
+        found = remaining(find, within_s=_LOOKS_S, poll_s=_POLL_S)
+    else:
+        found = remaining(look, within_s=looks_s, poll_s=_POLL_S)
     if found and all(map(_LOOKER.match, found)):
         found = remaining(look, within_s=end - time.monotonic(), poll_s=_POLL_S)
     if found:

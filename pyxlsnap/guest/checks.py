@@ -178,7 +178,7 @@ def refuse_shared(host: Host, guest: Guest | None, disks: Sequence[Disk]) -> Non
     ours = {identity: disk.vdev for disk, identity in zip(disks, found, strict=False)}
     for (other, target), identity in zip(theirs, found[len(disks) :], strict=True):
         if vdev := ours.get(identity):
-            name = other.present_name()
+            name = other.present_name() or other.uuid  # it may have ended
             raise Refused(f"{vdev}: domain {name} uses {target}, too: detach it there")
 
 

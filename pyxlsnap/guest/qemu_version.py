@@ -51,20 +51,21 @@ def examine_qemu(
             f"executable: {way_out}"
         )
     elif config.kind is GuestKind.HVM:
-        yield from _compare(path, recorded)
+        yield from _compare(path, recorded, named=bool(chosen))
     elif not (guest and runs(guest.device_model_pid(), path)):
-        yield from _start(path)[1]
+        yield from _start(path, named=bool(chosen))[1]
 
 
-def examine_loading(path: str, version: str = "") -> Iterator[Finding]:
+def examine_loading(path: str, version: str = "", *, named: bool = False) -> Iterator[Finding]:
     """Find whether a QEMU does not load a saved HVM guest as libxl asks it to.
 
     :param path: what :func:`program` said.
     :param version: what it says that it is; "" to ask it.
+    :param named: a memory file names it (``device_model_override``).
     """
-    if not Path(path).is_file() or not _may_be_started(path):
+    if not Path(path).is_file() or not _may_be_started(path, named=named):
         return
-    version = version or _start(path)[0]
+    version = version or _start(path, named=named)[0]
     known = _version(version)
     if known and known >= _MAY_NOT_LOAD and _refuses_files(path):
         yield risky(
@@ -130,12 +131,12 @@ def needs_qemu(config: DomainConfig) -> bool:
     return any(disk.for_qemu and not disk.backend_domain for disk in config.disks)
 
 
-def _compare(path: str, recorded: str) -> Iterator[Finding]:
-    present, problems = _start(path)
+def _compare(path: str, recorded: str, *, named: bool) -> Iterator[Finding]:
+    present, problems = _start(path, named=named)
     if problems:
         yield from problems
         return
-    yield from examine_loading(path, present)
+    yield from examine_loading(path, present, named=named)
     saved, now = _version(recorded), _version(present)
     if now is None:
         yield said(
@@ -154,13 +155,13 @@ def _compare(path: str, recorded: str) -> Iterator[Finding]:
         )
 
 
-def _start(path: str) -> tuple[str, list[Finding]]:
+def _start(path: str, *, named: bool) -> tuple[str, list[Finding]]:
     """Start a QEMU: the version that it says it is, "" if it says none; and why it does not start.
 
     What is no program of root's is not started.
     """
     try:
-        return (_ask(path) if _may_be_started(path) else ""), []
+        return (_ask(path) if _may_be_started(path, named=named) else ""), []
     except _StartError as e:
         return "", [e.finding]
 
@@ -172,16 +173,18 @@ class _StartError(Exception):
         self.finding = finding
 
 
-def _may_be_started(path: str) -> bool:
-    """Whether it is safe to start a program that a memory file names, just to ask it something.
+def _may_be_started(path: str, *, named: bool) -> bool:
+    """Whether it is safe to start a program, just to ask it something.
 
-    It must look like a QEMU, and nobody but root can have written it or put it there.
+    It must look like a QEMU, and nobody but root can have written it. If a memory file names it,
+    nobody else can have put it there either.
     """
     found = Path(path).stat()  # itself, too: who_can_change() stops where nobody else can enter
     trusted = found.st_uid in (0, os.geteuid()) and not found.st_mode & (
         stat.S_IWGRP | stat.S_IWOTH
     )
-    return trusted and "qemu" in Path(path).name and who_can_change(Path(path)) is None
+    safe = trusted and "qemu" in Path(path).name
+    return safe and not (named and who_can_change(Path(path)))
 
 
 def _ask(path: str) -> str:

@@ -12,7 +12,7 @@ from pyxlsnap.errors import BadMemoryFile, ConfigError, OperationFailed
 from pyxlsnap.linux.files import file_version, open_regular
 from pyxlsnap.linux.owners import who_can_change
 from pyxlsnap.linux.read_ahead import read_ahead
-from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.linux.stalled import refuse_silent_file
 from pyxlsnap.memory import Header
 from pyxlsnap.model import DomainConfig, SnapshotConfig, check_uuid
 
@@ -67,11 +67,12 @@ def changeable_place(directory: Path) -> list[str]:
 def reading(path: Path) -> Iterator[BinaryIO]:
     """Open a memory file for reading.
 
+    :raises Refused: its server does not answer.
     :raises BadMemoryFile: the file cannot be opened; or what the body raises of it as a
         :class:`BadMemoryFile`, an :class:`OSError` or a :class:`ValueError`.
     """
+    refuse_silent_file(path)
     try:
-        stat_within(path)  # its server may be dead: then an open would wait, and hear no cancel
         with open_regular(path) as file:
             yield file
     except BadMemoryFile as e:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from pyxlsnap.errors import Refused
+
 _T = TypeVar("_T")
 _ANSWER_S = 5.0
 _SERVED = (
@@ -35,6 +37,21 @@ def stat_within(path: str | Path, *, within_s: float | None = None) -> os.stat_r
     if found is None:
         raise TimeoutError(errno.ETIMEDOUT, f"no answer within {limit_s:g} s", str(path))
     return found
+
+
+def refuse_silent_file(path: Path) -> None:
+    """Refuse a file whose server does not answer: to open it would wait, and hear no cancel.
+
+    :raises Refused: there is no answer. Any other error is left to the open.
+    """
+    try:
+        stat_within(path)
+    except TimeoutError as e:
+        raise Refused(
+            f"{path}: {e.strerror}: see whether its server runs, and whether the mount is well"
+        ) from e
+    except OSError:
+        pass
 
 
 def stats_within(paths: Sequence[str]) -> list[os.stat_result | OSError]:

@@ -25,8 +25,9 @@ from pyxlsnap.results import DomainEvent, OnEvent
 log = logging.getLogger(__name__)
 
 _LOCK_POLL_S = 0.05
-#: seconds in which a guest that begins to run needs the processor more than the monitor does
-_SETTLING_S = 2.0
+#: seconds in which a guest that begins to run needs the processor more than the monitor does; the
+#: guest of a sandbox does not live longer
+_SETTLING_S = 50.0
 #: attempts to create a domain, and the seconds between two attempts
 _ATTEMPTS = 3
 _AGAIN_S = 2.0
@@ -85,12 +86,8 @@ class ShutdownWatch:
             ours = self._take_turn()
             on_ready()
             while ours and self._look():
-                watch.wait(within_s=self._settling_s() or None)
+                watch.wait()  # for a minute at most
                 self._cancel.check()
-
-    def _settling_s(self) -> float:
-        """The seconds until the guest has settled; 0 if it has."""
-        return max(0.0, self._settled - time.monotonic())
 
     def _take_turn(self) -> bool:
         if not self._turn(self._guest.domid):
@@ -101,8 +98,10 @@ class ShutdownWatch:
     def _look(self) -> bool:
         """Act if the domain has shut down; false if there is no domain to watch any more."""
         try:
-            if not _has_shut_down(self._guest.check_same()):
-                self._remember_config()
+            info = self._guest.check_same()
+            if not _has_shut_down(info):
+                if not info.suspended:
+                    self._remember_config()
                 return True
             log.info("%s has shut down", self._guest)
             with self._locked():
@@ -118,7 +117,7 @@ class ShutdownWatch:
 
         To read it takes long, so not while the guest begins to run.
         """
-        if self._config is None and not self._settling_s():
+        if self._config is None and time.monotonic() >= self._settled:
             try:
                 self._config = self._guest.config()
             except (XenError, Refused) as e:  # for example suspended: try again later

@@ -3,10 +3,11 @@
 A caller starts it as ``python -m pyxlsnap.worker.warm``, with a socket as its standard input. The
 process loads all modules that the operation and its undo need, and reads the memory file once. If a
 revert will talk to the guest's QEMU, the process loads the modules for that, too. It has one
-thread, opens no libxl, locks nothing and changes nothing. Each of its copies becomes a worker
-process like one that was started by exec (:mod:`pyxlsnap.worker.server`), with a supervisor of its
-own. The process ends when its caller closes the socket, or ends; also when it is asked for a worker
-after libxl or pyxlsnap was replaced (an upgrade of the host): the caller then starts another one.
+thread, beside those that wait for a file whose server does not answer. It opens no libxl, locks
+nothing and changes nothing. Each of its copies becomes a worker process like one that was started
+by exec (:mod:`pyxlsnap.worker.server`), with a supervisor of its own. The process ends when its
+caller closes the socket, or ends; also when it is asked for a worker after libxl or pyxlsnap was
+replaced (an upgrade of the host): the caller then starts another one.
 
 The caller sends one ``request`` first. For each worker it sends ``stderr`` and then ``connection``,
 each with a descriptor. The answer is ``forked``, with a pidfd of the worker, or ``error``.

@@ -125,8 +125,7 @@ class WarmWorkers:
         self._request = request
         self._owner = owner
         self._warm: _WarmProcess | None = None
-        self._free = threading.Condition()
-        self._in_use = False
+        self._lock = threading.Lock()
         self._closed = False
 
     def warm_up(self) -> None:
@@ -156,20 +155,14 @@ class WarmWorkers:
     @contextmanager
     def _turn(self, cancel: Cancel | None = None) -> Iterator[None]:
         """Wait until no other call uses the process."""
-        cancel, ours = cancel or Cancel(), False
+        cancel = cancel or Cancel()
         cancel.check()
+        while not self._lock.acquire(timeout=_LOOK_S):
+            cancel.check()
         try:
-            with self._free:
-                while self._in_use:
-                    self._free.wait(_LOOK_S)
-                    cancel.check()
-                ours = self._in_use = True
             yield
         finally:
-            if ours:
-                with self._free:
-                    self._in_use = False
-                    self._free.notify()
+            self._lock.release()
 
     def _copy(self, connection: socket.socket, stderr: IO[bytes], cancel: Cancel) -> Process:
         warm = self._present()

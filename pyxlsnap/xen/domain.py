@@ -34,7 +34,7 @@ class Domain:
         self.domid = domid
         #: its uuid, in lower case
         self.uuid = uuid
-        #: its name when it was looked up: see :meth:`present_name`
+        #: its name when it was looked up, "" if it was listed: see :meth:`present_name`
         self.name = name
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ import threading
 from pyxlsnap.errors import XenError
 from pyxlsnap.xen.ffi import C, CData, c_string, ffi, take_string, text
 
-_LOOK_S = 60.0
+_LOOK_MS = 60_000
 
 
 def _open(flags: int) -> CData:
@@ -108,17 +108,17 @@ class DomainWatch:
             self.close()
             raise XenError(f"cannot watch xenstore: {error}", operation="xs_watch")
 
-    def wait(self, *, within_s: float | None = None) -> None:
+    def wait(self) -> None:
         """Wait until a domain may have changed since the last call, or until :meth:`wake`.
 
-        :param within_s: seconds to wait at most; ``None``: a minute, because a broken connection is
-            not always noticed.
+        It also returns after a minute, because a broken connection is not always noticed.
+
         :raises XenError: the connection to xenstored is lost.
         """
         poll = select.poll()
         poll.register(C.xs_fileno(self._xs), select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        poll.poll((_LOOK_S if within_s is None else within_s) * 1000)
+        poll.poll(_LOOK_MS)
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:

@@ -6,7 +6,8 @@ user has named the disk with a path, and while nobody has the image open.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pyxlsnap.dataclass import dataclass
@@ -137,17 +138,13 @@ class Qcow2Clones:
                 file.finish()
 
     def _copy(self, disk: Disk, file: ChildFile) -> None:
-        _refuse_open(disk)
         """Copy a disk snapshot; if it is cut off, the undo deletes the new file."""
-
-        def check() -> None:
-            self._task.check()
-            self._task.waiting(f"qemu-img to copy {disk.vdev}")
-
+        _refuse_open(disk)
+        tell: Callable[[], None] = partial(self._task.waiting, f"qemu-img to copy {disk.vdev}")
         with written_durably(disk, file.path, file.fd) as here:
             source = ["-l", f"snapshot.name={self._task.name}", disk.target]
             words = ["convert", "-f", "qcow2", "-O", "qcow2", *source, here]
-            killable_qemu_img(disk, words, what="convert", check=check)
+            killable_qemu_img(disk, words, "convert", check=self._task.check, waiting=tell)
 
     def delete(self, disks: Sequence[CloneDisk], state: Mapping[str, str]) -> list[str]:
         """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.delete_clone`."""

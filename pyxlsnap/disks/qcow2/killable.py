@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pyxlsnap.errors import DiskError
+from pyxlsnap.disks.qcow2.qemu import TELL_EVERY_S, failure, missing
 from pyxlsnap.linux.files import scratch_file, scratch_text
 from pyxlsnap.model import Disk
 
@@ -28,16 +28,22 @@ def rebase(
     """
     to = ["-b", under, *(["-F", form] if under else [])]
     words = ["rebase", "-q", "-f", "qcow2", *to, str(image)]
-    killable_qemu_img(disk, words, what=f"rebase of {image}", check=check)
+    killable_qemu_img(disk, words, f"rebase of {image}", check=check)
 
 
 def killable_qemu_img(
-    disk: Disk, words: Sequence[str], *, what: str, check: Callable[[], None]
+    disk: Disk,
+    words: Sequence[str],
+    what: str,
+    *,
+    check: Callable[[], None],
+    waiting: Callable[[], None] = lambda: None,
 ) -> None:
     """Run qemu-img; what it prints is not read.
 
     :param what: what it does, for the error.
     :param check: called often; an exception from it ends qemu-img.
+    :param waiting: called every few seconds.
     :raises DiskError: it failed.
     """
     with scratch_file() as err:
@@ -49,18 +55,20 @@ def killable_qemu_img(
                 stderr=err,
             )
         except FileNotFoundError as e:
-            raise DiskError("qemu-img is missing: install qemu-utils", vdev=disk.vdev) from e
+            raise missing(disk) from e
+        told = time.monotonic()
         try:
             while (status := running.poll()) is None:
                 check()
                 time.sleep(_POLL_S)
+                if time.monotonic() - told >= TELL_EVERY_S:
+                    told = time.monotonic()
+                    waiting()
         except BaseException:
             _end(running)
             raise
         if status:
-            said = scratch_text(err).strip().splitlines()
-            why = said[-1] if said else f"status {status}"
-            raise DiskError(f"qemu-img {what} failed: {why}", vdev=disk.vdev)
+            raise failure(disk, what, scratch_text(err) or f"status {status}")
 
 
 def _end(running: "subprocess.Popen[bytes]") -> None:

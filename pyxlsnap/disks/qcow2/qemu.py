@@ -20,7 +20,7 @@ from pyxlsnap.model import Disk
 if TYPE_CHECKING:
     from pyxlsnap.disks.qcow2 import qmp
 
-_TELL_EVERY_S = 5.0
+TELL_EVERY_S = 5.0
 _ASK_EVERY_S = 1.0
 _CONNECT_S, _RECONNECT_S = 5.0, 0.1
 #: prefix of the nodes that we make, before the vdev: QEMU does not tell which disk a node is of
@@ -253,21 +253,28 @@ def qemu_img(disk: Disk, *arguments: str, waiting: Callable[[], None] = lambda: 
                 start_new_session=True,
             )
         except FileNotFoundError as e:
-            raise DiskError("qemu-img is missing: install qemu-utils", vdev=disk.vdev) from e
+            raise missing(disk) from e
         try:
             _wait(running, waiting)
         finally:
             status = running.wait()
         said, complaint = scratch_text(out), scratch_text(err)
     if status:
-        lines = complaint.strip().splitlines()
-        raise DiskError(
-            f"qemu-img {arguments[0]} failed: {lines[-1] if lines else status}", vdev=disk.vdev
-        )
+        raise failure(disk, arguments[0], complaint or f"status {status}")
     return said
+
+
+def missing(disk: Disk) -> DiskError:
+    """Make (not raise) the error for a host without qemu-img."""
+    return DiskError("qemu-img is missing: install qemu-utils", vdev=disk.vdev)
+
+
+def failure(disk: Disk, what: str, said: str) -> DiskError:
+    """Make (not raise) the error for a qemu-img that failed: it has the last line that was said."""
+    return DiskError(f"qemu-img {what} failed: {said.strip().splitlines()[-1]}", vdev=disk.vdev)
 
 
 def _wait(running: "subprocess.Popen[bytes]", waiting: Callable[[], None]) -> None:
     with Process(running.pid) as process:
-        while not process.ended(within_s=_TELL_EVERY_S):
+        while not process.ended(within_s=TELL_EVERY_S):
             waiting()

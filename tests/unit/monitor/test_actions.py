@@ -4,11 +4,11 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +32,6 @@ from pyxlsnap.revert.sequence import Reversion
 from tests.unit.support import operations
 from tests.unit.support.faults import kill
 from tests.unit.support.guest import FakeGuest, config_of
-from tests.unit.support.host import FakeChanges
 from tests.unit.support.operations import plan_create, plan_revert, recover
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World
@@ -391,29 +390,23 @@ def test_the_configuration_is_read_when_the_guest_has_settled(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(The reading takes processor time that the guest needs to come up.)"""
-    monkeypatch.setattr(module, "_SETTLING_S", 0.3)
-    watch, limits, read = Watch(world), list[float | None](), list[str]()
-    wait, config = FakeChanges.wait, FakeGuest.config
-
-    def waits(changes: FakeChanges, *, within_s: float | None = None) -> None:
-        limits.append(within_s)
-        wait(changes)
+    clock = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    watch, read, config = Watch(world), list[float](), FakeGuest.config
 
     def reads(guest: FakeGuest) -> DomainConfig:
-        read.append(guest.name)
+        read.append(clock[0])
         return config(guest)
 
-    def settled() -> None:
-        assert not read
-        time.sleep(0.3)
+    def another_ends() -> None:
+        clock[0] += 10
 
-    monkeypatch.setattr(FakeChanges, "wait", waits)
+    def a_minute_has_passed() -> None:
+        clock[0] += 60
+
     monkeypatch.setattr(FakeGuest, "config", reads)
-    watch.run(settled, lambda: None, watch.destroyed)
-    assert read == ["vm1"]
-    assert limits[0] is not None
-    assert 0 < limits[0] <= 0.3
-    assert limits[1:] == [None, None]
+    watch.run(another_ends, a_minute_has_passed, a_minute_has_passed, watch.destroyed)
+    assert read == [170.0]
 
 
 def test_without_any_configuration_it_is_not_touched(world: World) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import conf
 from pyxlsnap import paths
 from pyxlsnap.clone_file import CloneFile
 from pyxlsnap.journal import Journal
@@ -61,6 +62,11 @@ def released(monkeypatch: pytest.MonkeyPatch, on: date | None) -> None:
 def test_the_date_of_a_release_is_that_of_its_heading(heading: str, found: date | None) -> None:
     text = f"# Changelog\n\n{heading}\n\n### Added\n\n## 0.0.1 - 2020-01-01\n"
     assert changelog.release_date(text) == found
+
+
+def test_the_man_pages_have_the_date_of_the_release() -> None:
+    found = changelog.release_date()
+    assert found is None or conf.today == str(found)
 
 
 def test_a_package_is_newer_than_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:

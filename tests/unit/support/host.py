@@ -27,7 +27,7 @@ class FakeChanges:
     def __init__(self, changes: list[Callable[[], object]]) -> None:
         self._changes = changes
 
-    def wait(self, *, within_s: float | None = None) -> None:
+    def wait(self) -> None:
         assert self._changes, "it would wait for ever"
         self._changes.pop(0)()
 

@@ -260,7 +260,7 @@ def test_a_call_that_waits_for_an_answer_can_be_cancelled(reverter: Reverter, st
     cancel = Cancel()
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(reverter.revert, cancel=cancel)
-        assert eventually(lambda: reverter._workers._in_use)
+        assert eventually(reverter._workers._lock.locked)
         cancel.set()
         with pytest.raises(Interrupted, match="was cancelled before it began"):
             call.result(timeout=20)
@@ -274,7 +274,7 @@ def test_a_call_that_waits_for_another_one_can_be_cancelled(
     cancel = LookedAt()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(reverter.revert)
-        assert eventually(lambda: reverter._workers._in_use)
+        assert eventually(reverter._workers._lock.locked)
         second = pool.submit(reverter.revert, cancel=cancel)
         assert cancel.looked_at.wait(10)
         cancel.set()
