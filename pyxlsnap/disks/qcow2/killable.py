@@ -68,7 +68,7 @@ def killable_qemu_img(
             _end(running)
             raise
         if status:
-            raise failure(disk, what, scratch_text(err) or f"status {status}")
+            raise failure(disk, what, scratch_text(err), status)
 
 
 def _end(running: "subprocess.Popen[bytes]") -> None:

@@ -260,7 +260,7 @@ def qemu_img(disk: Disk, *arguments: str, waiting: Callable[[], None] = lambda: 
             status = running.wait()
         said, complaint = scratch_text(out), scratch_text(err)
     if status:
-        raise failure(disk, arguments[0], complaint or f"status {status}")
+        raise failure(disk, arguments[0], complaint, status)
     return said
 
 
@@ -269,9 +269,10 @@ def missing(disk: Disk) -> DiskError:
     return DiskError("qemu-img is missing: install qemu-utils", vdev=disk.vdev)
 
 
-def failure(disk: Disk, what: str, said: str) -> DiskError:
-    """Make (not raise) the error for a qemu-img that failed: it has the last line that was said."""
-    return DiskError(f"qemu-img {what} failed: {said.strip().splitlines()[-1]}", vdev=disk.vdev)
+def failure(disk: Disk, what: str, complaint: str, status: int) -> DiskError:
+    """Make (not raise) the error for a qemu-img that failed: it has the last line it printed."""
+    lines = complaint.strip().splitlines() or [f"status {status}"]
+    return DiskError(f"qemu-img {what} failed: {lines[-1]}", vdev=disk.vdev)
 
 
 def _wait(running: "subprocess.Popen[bytes]", waiting: Callable[[], None]) -> None:

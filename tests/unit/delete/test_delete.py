@@ -1,5 +1,6 @@
 """Deleting a snapshot: exactly what its cfgfile names, whatever fails or is killed on the way."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from pyxlsnap.errors import (
     XenError,
 )
 from pyxlsnap.journal import Journal
+from pyxlsnap.linux import stalled
 from pyxlsnap.linux.locks import DomainLock, SharedLock
 from pyxlsnap.model import DiskRequest, SnapshotConfig
 from pyxlsnap.results import Progress, Recovered, Snapshot
@@ -305,6 +307,24 @@ def test_it_fails_again_and_is_finished_later(case: Case) -> None:
     with pytest.raises(Refused, match="snapshot-recover"):
         delete(case.world.host, second)
     case.world.faults.clear()
+    case.recover()
+    case.assert_deleted()
+
+
+@pytest.mark.parametrize("what", ["cfgfile", "memory_path"])
+def test_a_file_whose_server_falls_silent_does_not_count_as_deleted(
+    case: Case, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def no_answer(path: Path) -> None:
+        if path == Path(getattr(case.first, what)):
+            raise TimeoutError(errno.ETIMEDOUT, "no answer within 5 s", str(path))
+
+    deletion = Deletion(plan_delete(case.world.host, case.cfg))
+    with monkeypatch.context() as patch:
+        patch.setattr(stalled, "stat_within", no_answer)
+        with pytest.raises(NeedsAttention, match="see whether its server runs"):
+            deletion.run()
+    assert Path(case.first.memory_path).exists()
     case.recover()
     case.assert_deleted()
 
