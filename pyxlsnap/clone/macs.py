@@ -36,10 +36,10 @@ def same_macs(config: DomainConfig, others: Iterable[tuple[ListedGuest, str, str
     """A reason for each network device whose MAC another domain has on the same bridge."""
     holders = {(mac, bridge or _BRIDGE): other for other, mac, bridge in others}
     return [
-        f"{holders[mac, bridge].present_name()} has the MAC {mac} on the bridge {bridge}, too: "
+        f"{other.present_name() or other.uuid} has the MAC {mac} on the bridge {bridge}, too: "
         f"{_WAY_OUT}"
         for mac, bridge in _nics(config)
-        if (mac, bridge) in holders
+        if (other := holders.get((mac, bridge)))
     ]
 
 

@@ -16,6 +16,7 @@ from pyxlsnap.guest.protocols import Host
 from pyxlsnap.journal import DeleteEntry, Journal, unfinished
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.linux.processes import holders, process_name
+from pyxlsnap.linux.stalled import refuse_silent_file
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.request import Callbacks, DeleteRequest
 from pyxlsnap.results import Deleted, Progress, Recovered
@@ -57,9 +58,11 @@ def read_cfgfile(request: DeleteRequest) -> DeleteRequest:
     content, and ``config`` stays ``None``.
 
     :raises ConfigError: the cfgfile is wrong, or not there.
+    :raises Refused: its server does not answer.
     """
     if request.config is not None:
         return request
+    refuse_silent_file(Path(request.cfgfile))
     if not os.path.lexists(request.cfgfile) and _find_entry(request.cfgfile):
         return request
     return replace(request, config=cfgfile.read(Path(request.cfgfile)))

@@ -22,6 +22,7 @@ from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import memory_path, reading, saved_config
 from pyxlsnap.journal import DeleteEntry
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.stalled import refuse_silent_file
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig, Metadata, SnapshotConfig
 from pyxlsnap.request import DeleteRequest
@@ -217,6 +218,8 @@ def _choose_disks(
 def _directories(request: DeleteRequest, parts: Parts) -> tuple[Path, ...]:
     """Where other disk snapshots of the domain are, as the cfgfiles in the usual places say."""
     beside = dict.fromkeys((Path(request.cfgfile).parent, paths.SNAPSHOTS / parts.uuid))
+    for directory in beside:
+        refuse_silent_file(directory)
     files = [file for directory in beside for file in sorted(directory.glob("*.cfg"))]
     named: Sequence[Path] = [path for file in files for path in _paths_in(file)]
     return tuple(dict.fromkeys(path.parent for path in named))

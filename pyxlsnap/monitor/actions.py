@@ -180,7 +180,8 @@ class ShutdownWatch:
     def _present_config(self) -> DomainConfig:
         """The current configuration, with the devices added or removed since the creation."""
         try:
-            return self._guest.config()
+            self._config = self._guest.config()
+            return self._config
         except (XenError, Refused) as e:
             if self._config is None:
                 raise

@@ -73,6 +73,7 @@ class Repeated:
     def close(self) -> None:
         """End the process, and wait for its end. Idempotent.
 
-        A call that is under way in another thread goes on to its end.
+        A call that is under way in another thread goes on to its end; one that still waits for its
+        worker may raise :class:`ClosedError`.
         """
         self._workers.close()

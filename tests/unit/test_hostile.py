@@ -110,10 +110,10 @@ class TestWhatIsAskedFor:
     @pytest.mark.parametrize("digits", ["²", "٣", "9" * 5000, "1²"])
     def test_digits_that_are_no_domid_are_a_name(self, digits: str) -> None:
         class Domains(Toolstack):
-            _context: Any = None
+            _context: Any
 
             def __init__(self) -> None:
-                pass
+                self._context = self
 
             def domains(self) -> list[DomainInfo]:
                 return [DomainInfo(3, UUID, False, False, "", False, 1)]
@@ -121,7 +121,7 @@ class TestWhatIsAskedFor:
             def name_of(self, domid: int) -> str:
                 return "vm1"
 
-            def _domid_of(self, name: str) -> int | None:
+            def domid_of(self, name: str) -> int | None:
                 return None
 
         with pytest.raises(DomainNotFound):

@@ -1,6 +1,7 @@
 """Deleting a snapshot: exactly what its cfgfile names, whatever fails or is killed on the way."""
 
 import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from pyxlsnap.errors import (
     Refused,
     XenError,
 )
+from pyxlsnap.guest import saved
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux import stalled
 from pyxlsnap.linux.locks import DomainLock, SharedLock
@@ -307,6 +309,27 @@ def test_it_fails_again_and_is_finished_later(case: Case) -> None:
     with pytest.raises(Refused, match="snapshot-recover"):
         delete(case.world.host, second)
     case.world.faults.clear()
+    case.recover()
+    case.assert_deleted()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+@pytest.mark.parametrize("what", ["cfgfile", "memory_path"])
+def test_a_file_whose_storage_fails_does_not_count_as_deleted(
+    case: Case, monkeypatch: pytest.MonkeyPatch, what: str, number: int
+) -> None:
+    def fails(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    deletion = Deletion(plan_delete(case.world.host, case.cfg))
+    with monkeypatch.context() as patch:
+        if what == "cfgfile":
+            patch.setattr(cfgfile, "_content", fails)
+        else:
+            patch.setattr(saved, "open_regular", fails)
+        with pytest.raises(NeedsAttention, match="cannot be read"):
+            deletion.run()
+    assert Path(case.first.memory_path).exists()
     case.recover()
     case.assert_deleted()
 

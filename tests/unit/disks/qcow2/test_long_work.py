@@ -212,7 +212,7 @@ class TestQemuImg:
         (tools / "qemu-img").write_text(f'{text}exec {real} "$@"\n')
         (tools / "qemu-img").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-        monkeypatch.setattr(qemu, "_TELL_EVERY_S", 0.1)
+        monkeypatch.setattr(qemu, "TELL_EVERY_S", 0.1)
         return go_on
 
     def test_it_is_left_to_finish_and_that_is_said(self, disk: Disk, slow_qemu_img: Path) -> None:
