@@ -129,7 +129,7 @@ def _run(request: Request, worker: WorkerClient, cancel: Cancel) -> Any:
 
 
 def _cancelled(request: Request) -> Interrupted:
-    """The error if the operation was cancelled while there was no worker yet."""
+    """Make (not raise) the error of an operation that was cancelled before it began."""
     return Interrupted(f"{in_words(request)} was cancelled before it began", step="start")
 
 

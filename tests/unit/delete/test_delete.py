@@ -313,6 +313,20 @@ def test_it_fails_again_and_is_finished_later(case: Case) -> None:
     case.assert_deleted()
 
 
+def assert_finished_when_it_is_back(
+    case: Case, monkeypatch: pytest.MonkeyPatch, fake: tuple[object, str, object], says: str
+) -> None:
+    """A delete fails while ``fake`` is in the place of a module's function, and loses nothing."""
+    deletion = Deletion(plan_delete(case.world.host, case.cfg))
+    with monkeypatch.context() as patch:
+        patch.setattr(*fake)
+        with pytest.raises(NeedsAttention, match=says):
+            deletion.run()
+    assert Path(case.first.memory_path).exists()
+    case.recover()
+    case.assert_deleted()
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
 @pytest.mark.parametrize("what", ["cfgfile", "memory_path"])
 def test_a_file_whose_storage_fails_does_not_count_as_deleted(
@@ -321,17 +335,8 @@ def test_a_file_whose_storage_fails_does_not_count_as_deleted(
     def fails(path: Path) -> bytes:
         raise OSError(number, os.strerror(number), str(path))
 
-    deletion = Deletion(plan_delete(case.world.host, case.cfg))
-    with monkeypatch.context() as patch:
-        if what == "cfgfile":
-            patch.setattr(cfgfile, "_content", fails)
-        else:
-            patch.setattr(saved, "open_regular", fails)
-        with pytest.raises(NeedsAttention, match="cannot be read"):
-            deletion.run()
-    assert Path(case.first.memory_path).exists()
-    case.recover()
-    case.assert_deleted()
+    reads = {"cfgfile": (cfgfile, "_content", fails), "memory_path": (saved, "open_regular", fails)}
+    assert_finished_when_it_is_back(case, monkeypatch, reads[what], "cannot be read")
 
 
 @pytest.mark.parametrize("what", ["cfgfile", "memory_path"])
@@ -342,14 +347,8 @@ def test_a_file_whose_server_falls_silent_does_not_count_as_deleted(
         if path == Path(getattr(case.first, what)):
             raise TimeoutError(errno.ETIMEDOUT, "no answer within 5 s", str(path))
 
-    deletion = Deletion(plan_delete(case.world.host, case.cfg))
-    with monkeypatch.context() as patch:
-        patch.setattr(stalled, "stat_within", no_answer)
-        with pytest.raises(NeedsAttention, match="see whether its server runs"):
-            deletion.run()
-    assert Path(case.first.memory_path).exists()
-    case.recover()
-    case.assert_deleted()
+    silent = (stalled, "stat_within", no_answer)
+    assert_finished_when_it_is_back(case, monkeypatch, silent, "see whether its server runs")
 
 
 def test_one_that_cannot_be_finished_now(case: Case) -> None:
