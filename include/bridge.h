@@ -94,6 +94,9 @@ static void pyxlsnap__progress(xentoollog_logger *logger, const char *context,
     struct timespec t;
     (void)percent;
 
+    /* Nobody needs these, and the guest is suspended. */
+    if (!strcmp(doing_what, "End of stream") || !strcmp(doing_what, "Complete"))
+        return;
     /* libxc reports every 4 MiB. Pass on some, and each first and last one: each takes processor
      * time in two of our processes, while the guest may be suspended. */
     clock_gettime(CLOCK_MONOTONIC, &t);

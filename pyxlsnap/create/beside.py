@@ -8,7 +8,8 @@ A report that is lost lets all of this begin when libxl has returned.
 
 The guest waits for what takes longest, which is mostly QEMU's work on the disk snapshots. So what
 QEMU is told comes first: the look at the devices waits a moment, and contexts are closed when the
-guest runs again.
+guest runs again. On a single processor two things at a time take longer than one after the other:
+there the disk snapshots of a live guest wait for the rest of its memory, if that comes in a moment.
 
 So says Xen's source, from 4.16 to 4.22:
 
@@ -23,6 +24,7 @@ anything was made, and a recovery takes each disk snapshot for one that may have
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +45,9 @@ _RETRY_S = 0.05
 _TELL_EVERY_S = 5.0
 #: seconds that the look at the devices waits at most, for the disk snapshots or for libxl's return
 _LOOK_AFTER_S = 0.5
+#: on a single processor, of a live guest: seconds that the disk snapshots wait at most for the rest
+#: of the memory, and that the look then waits for them, until QEMU has been told of them
+_REST_S, _TELL_FIRST_S = 0.1, 0.05
 
 
 class _Thread:
@@ -97,11 +102,14 @@ class Beside:
         self._go = threading.Event()
         #: the call of libxl has returned: an abort would reach the next call
         self._over = False
-        #: the lanes that are not done yet; the look waits for them
+        #: the same; also set if nobody is to wait for that
+        self._rest_over = threading.Event()
+        self._in_turn = plan.live and os.cpu_count() == 1
         self._lanes_left = len(plan.lanes)
-        self._look_now = threading.Event()
+        #: no lane is at work any more, or nobody is to wait for that
+        self._lanes_over = threading.Event()
         if not plan.lanes:
-            self._look_now.set()
+            self._wait_no_more()
         #: set when the guest runs again, or an undo is under way: contexts may be closed
         self.unhurried = threading.Event()
         self._began_at = self._ended_at = 0.0
@@ -122,7 +130,7 @@ class Beside:
 
     @property
     def seconds(self) -> float:
-        """For how long the disk snapshots were under way."""
+        """How long after the suspend the last of the disk snapshots was there."""
         return max(0.0, self._ended_at - self._began_at)
 
     def seconds_of(self, kind: str) -> float:
@@ -141,7 +149,9 @@ class Beside:
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
-        if kind is not None:
+        if kind is None:
+            self._plan.memory_read.set()
+        else:
             self._give_up()
         self._call_is_over()
 
@@ -190,17 +200,17 @@ class Beside:
     def _call_is_over(self) -> None:
         with self._lock:
             self._over = True
-        self._look_now.set()
+        self._rest_over.set()
 
     def _give_up(self) -> None:
         self._plan.halt.set()
         self._go.set()
-        self._look_now.set()
+        self._wait_no_more()
 
-    def _goes(self) -> bool:
-        """Wait for :meth:`begin`; whether there is still something to do."""
-        self._go.wait()
-        return not self._plan.halt.is_set()
+    def _wait_no_more(self) -> None:
+        """Let look and disks wait for each other, and for libxl, no more."""
+        self._lanes_over.set()
+        self._rest_over.set()
 
     def _look(self, done: Callable[[], None]) -> None:
         """Look at the devices. (Without a context of its own it is done by :meth:`finish`.)"""
@@ -212,8 +222,10 @@ class Beside:
                 return
             try:
                 self._go.wait()
-                self._look_now.wait(_LOOK_AFTER_S)
-                if self._goes():
+                self._rest_over.wait(_LOOK_AFTER_S)
+                if self._in_turn:
+                    self._lanes_over.wait(_TELL_FIRST_S)
+                if not self._plan.halt.is_set():
                     look_at(own, self._plan)
                     self._looked = True
             except BaseException as e:
@@ -224,7 +236,10 @@ class Beside:
 
     def _take(self, lane: Sequence[BesideStrategy], _: Callable[[], None]) -> None:
         try:
-            if not self._goes():
+            self._go.wait()
+            if self._in_turn:
+                self._rest_over.wait(_REST_S)
+            if self._plan.halt.is_set():
                 return
             for strategy in lane:
                 self._plan.halt.check()
@@ -243,7 +258,7 @@ class Beside:
         with self._lock:
             self._lanes_left -= 1
         if not self._lanes_left:
-            self._look_now.set()
+            self._wait_no_more()
 
     def _note(self, kind: str, begun: float) -> None:
         with self._lock:

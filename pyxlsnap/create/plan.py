@@ -4,6 +4,7 @@ All checks that are possible beforehand are here: the guest runs, and nothing ha
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
@@ -72,6 +73,8 @@ class CreatePlan:
     beside: frozenset[str] = frozenset()
     #: set if the memory has failed: ends slow work on the disks
     halt: Halt = field(default_factory=Halt, repr=False)
+    #: set when libxl has read all of the memory: see :attr:`.DiskTask.memory_read`
+    memory_read: threading.Event = field(default_factory=threading.Event, repr=False)
     #: xl's process, which acts on the guest's shutdowns, will end when the guest is suspended
     loses_monitor: bool = False
     #: :attr:`pyxlsnap.disks.task.DiskTask.waiting`
@@ -161,9 +164,12 @@ def make_plan(
     checks.refuse_shared(host, guest, devices)
     places = choose_places(guest, wanted, name, requests)
     warnings += [*examined.warnings, *changeable_place(places.memory.parent)]
-    halt, task = Halt(), _task(name, guest, request, examined)
+    halt, memory_read = Halt(), threading.Event()
+    task = _task(name, guest, request, examined)
     check = partial(_check_both, cancel, halt)
-    task = replace(task, check=check, waiting=waiting, warn=warnings.append)
+    task = replace(
+        task, check=check, waiting=waiting, warn=warnings.append, memory_read=memory_read.is_set
+    )
     need_kb = checks.memory_file_kb(examined.memory_kb, examined.config)
     checks.refuse_full(places.memory.parent, need_kb, task.claim)
     found, ending = strategies(chosen, task), ending_monitor(host, guest)
@@ -181,6 +187,7 @@ def make_plan(
         loses_monitor=ending is not None,
         waiting=waiting,
         halt=halt,
+        memory_read=memory_read,
     )
     return _with_warnings(_connected(plan, cancel), ending, warnings)
 

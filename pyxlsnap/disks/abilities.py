@@ -40,8 +40,9 @@ class BesideStrategy(DiskStrategy, Protocol):
     def create_beside(self) -> None:
         """Take the disk snapshots of the disks that :meth:`beside` named, all or none.
 
-        The guest is suspended. Called on another thread than the methods before, while strategies
-        of pyxlsnap may be at work on others. If the guest's QEMU is its device model
+        The guest is suspended, and :attr:`DiskTask.memory_read` says whether its memory is read.
+        Called on another thread than the methods before, while strategies of pyxlsnap may be at
+        work on others. If the guest's QEMU is its device model
         (:attr:`DiskTask.device_model`), do not keep it busy for longer than five seconds, and do
         not let it continue. If the memory fails meanwhile, :attr:`DiskTask.check` raises an
         exception.

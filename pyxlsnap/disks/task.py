@@ -19,6 +19,9 @@ class DiskTask:
     #: the QEMU of the domain's disks is its device model (HVM). libxl needs an answer of it at the
     #: end of the memory, and waits for that for ten seconds
     device_model: bool = False
+    #: a create: whether all of the guest's memory has been read. Before that, the guest's QEMU may
+    #: still write to it: the end of a request that the disk snapshot does not have
+    memory_read: Callable[[], bool] = lambda: False
     #: the user named the disks; if false, every writable disk was chosen
     asked: bool = True
     #: what ``DiskStrategy.state`` of a killed revert returned, which this revert finishes;

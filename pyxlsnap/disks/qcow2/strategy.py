@@ -58,6 +58,7 @@ class Qcow2:
         self._inactive, self._device_model = task.inactive, task.device_model
         self._started_anew = task.started_anew
         self._attached = task.attached
+        self._memory_read = task.memory_read
         self._tell = task.waiting
         self._waiting = partial(task.waiting, "QEMU to answer")
         self._gone = task.gone
@@ -124,7 +125,8 @@ class Qcow2:
     def create_beside(self) -> None:
         # The guest may have told QEMU of requests just before it was suspended. QEMU has seen that
         # when it answers, and a transaction waits for all requests that QEMU has taken.
-        self._qemu.execute("query-status")
+        if not self._memory_read():
+            self._qemu.execute("query-status")
         self._take(internal=True, external=False)
         self._internal_done = True
         if self._external.disks:

@@ -1,6 +1,7 @@
 """What is done beside the memory: in any order, and with a fault at any point of either."""
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -188,9 +189,14 @@ def orders(draw: st.DrawFn) -> tuple[set[str], bool, list[str]]:
     what=st.sampled_from(["nothing", "cancel", "resumed", *FAULTS]),
     data=st.data(),
     live=st.booleans(),
+    processors=st.sampled_from([1, 2]),
 )
 def test_memory_and_disks_in_any_order_with_a_fault_at_any_point(
-    drawn: tuple[set[str], bool, list[str]], what: str, data: st.DataObject, live: bool
+    drawn: tuple[set[str], bool, list[str]],
+    what: str,
+    data: st.DataObject,
+    live: bool,
+    processors: int,
 ) -> None:
     """The guest runs at the end, and there is a whole snapshot or nothing of it."""
     beside, reports, points = drawn
@@ -212,7 +218,9 @@ def test_memory_and_disks_in_any_order_with_a_fault_at_any_point(
         case.apart()
         case.put(order)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(beside_module, "_LOOK_AFTER_S", 0.0)
+            for wait in ("_LOOK_AFTER_S", "_REST_S", "_TELL_FIRST_S"):
+                patch.setattr(beside_module, wait, 0.0)
+            patch.setattr(os, "cpu_count", lambda: processors)
             try:
                 conclude(case, what)
             finally:
@@ -411,6 +419,83 @@ def test_the_look_begins_when_the_disks_are_done(
     )
     both.assert_whole(both.run())
     assert begun.index("commit xvdb") < begun.index(*LOOK) < begun.index("looked")
+
+
+def test_on_a_single_processor_the_look_waits_for_the_disks_of_a_live_guest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU is told of them only when libxl has returned."""
+    both = Case(world, {"xvda", "xvdb"}, live=True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(beside_module, "_TELL_FIRST_S", PATIENCE_S)
+    begun: list[str] = []
+    returned = threading.Event()
+    leave = Beside.__exit__
+
+    def over(beside: Beside, *error: Any) -> None:
+        leave(beside, *error)
+        returned.set()
+
+    def begin(verb: str) -> None:
+        begun.append(verb)
+        if verb == "commit xvda":
+            assert returned.wait(PATIENCE_S)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(Beside, "__exit__", over)
+    both.world.on_begin = begin
+    both.guest.while_suspending = begun.clear
+    both.assert_whole(both.run())
+    assert begun.index("commit xvda") < begun.index("commit xvdb") < begun.index(*LOOK)
+
+
+@pytest.mark.parametrize(("live", "processors"), [(True, 1), (True, 2), (False, 1)])
+def test_on_a_single_processor_the_rest_of_a_live_guests_memory_comes_first(
+    world: World, monkeypatch: pytest.MonkeyPatch, live: bool, processors: int
+) -> None:
+    """The memory of a guest that is not live takes long: then the disks do not wait."""
+    case = Case(world, {"xvda", "xvdb"}, live=live)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(beside_module, "_REST_S", PATIENCE_S)
+    waits = live and processors == 1
+    read: list[bool] = []
+    seen: list[bool] = []
+
+    def begin(verb: str) -> None:
+        if verb == "commit xvda":
+            (strategy,) = [s for s in case.plan.strategies if "xvda" in s.vdevs]
+            assert isinstance(strategy, FakeBeside)
+            read.append(strategy.task.memory_read())
+
+    def rest_of_the_memory() -> None:
+        if waits:
+            time.sleep(0.2)
+        else:
+            eventually(lambda: bool(read))
+        seen.append(bool(read))
+
+    case.world.on_begin = begin
+    case.guest.while_suspended = rest_of_the_memory
+    case.assert_whole(case.run())
+    assert (seen, read) == ([not waits], [waits])
+
+
+def test_a_disk_that_waits_for_the_memory_is_let_go_when_that_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(world, {"xvda", "xvdb"}, live=True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(beside_module, "_REST_S", PATIENCE_S)
+
+    def fails() -> None:
+        raise XenError("no", rc=-3, operation="libxl_domain_suspend")
+
+    case.guest.while_suspended = fails
+    with pytest.raises(OperationFailed):
+        case.run()
+    assert not case.plan.memory_read.is_set()
+    assert not any(event.startswith("create") for event in world.events)
+    case.assert_as_before()
 
 
 def test_nothing_is_looked_at_after_a_failure(both: Case, monkeypatch: pytest.MonkeyPatch) -> None:

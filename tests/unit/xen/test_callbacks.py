@@ -271,6 +271,17 @@ def test_progress_is_reported_twice_a_second_at_most_and_at_both_ends() -> None:
     assert 4 <= len(seen) <= 2 + (took + 0.01) / 0.5  # (C counts whole milliseconds)
 
 
+def test_what_libxc_says_at_its_end_is_not_passed_on() -> None:
+    """A guest may be suspended, and waits for whoever reads it."""
+    seen: list[Progress] = []
+    with running() as r:
+        r.bridge.on_progress = seen.append
+        for what in (b"Domain now suspended", b"End of stream", b"Complete", b"Frames"):
+            C.pyxlsnap_bridge_test_progress(r.c, what, 0, 0)
+        assert eventually(lambda: bool(seen) and seen[-1].phase == "memory")
+    assert [progress.phase for progress in seen] == ["domain now suspended", "memory"]
+
+
 def test_a_child_that_stays_has_no_private_descriptor() -> None:
     """libxl's middle process lives as long as a QEMU; a lock or socket in it would, too."""
     reader, writer = os.pipe()

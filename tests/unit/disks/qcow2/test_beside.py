@@ -67,6 +67,15 @@ def test_internal_snapshots_are_taken_beside_and_not_again(
     assert [tags(disk) for disk in disks] == [["snap"], ["snap"]]
 
 
+def test_qemu_writes_to_no_memory_that_is_read_already(make: Make, told: list[str]) -> None:
+    """So nothing need be asked of it first."""
+    strategy = make(external=False, memory_read=lambda: True)
+    strategy.prepare()
+    told.clear()
+    strategy.create_beside()
+    assert told == ["transaction"]
+
+
 def test_an_external_snapshot_is_taken_last(make: Make, disks: list[Disk], qemu: Qemu) -> None:
     """It cannot be undone."""
     strategy = make()
