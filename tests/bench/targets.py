@@ -10,10 +10,10 @@ from tests.bench.measure import STEP, Way
 
 MIB: Final = 1 << 20
 #: for how long a live snapshot suspended the guest of the base cell before there was the stream
-#: writer, in parts of what `xl save -c` takes: 0.27 s, side by side with 0.34 s for this release
-#: (2026-11-30, 8 rounds in turn, commit 991ed66), on a machine where `xl save -c` takes 4.2 s.
-#: Seconds would tell how fast the machine is.
-BEFORE: Final = 0.064
+#: writer, in parts of what `xl save -c` takes: 0.24 s (the median of 45 rounds of commit 991ed66,
+#: in turn with this release, which took 0.28 s; 2026-11-30), on a machine where `xl save -c` takes
+#: 4.0 s. Seconds would tell how fast the machine is.
+BEFORE: Final = 0.060
 #: how much longer a live snapshot may suspend a guest that has four times the memory ("flat"). The
 #: spread of five rounds would allow nearly twice as long; the medians of guests that are much alike
 #: (128 MiB, 256 MiB, two vcpus) were within 1.1x of each other in the run of 2026-11-29.
