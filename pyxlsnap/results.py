@@ -149,8 +149,8 @@ class Snapshot:
     seconds_unpaused: float = 0.0
     #: seconds of each step; the guest was suspended during "disk snapshots" and "resume"
     seconds: Mapping[str, float] = field(default_factory=dict)
-    #: seconds from the suspend until the disk snapshots were there that are taken beside the memory;
-    #: as far as they took longer than the memory, the step "disk snapshots" has that time, too
+    #: seconds from the suspend until the disk snapshots were there that are taken beside the
+    #: memory; as far as they took longer than the memory, the step "disk snapshots" has that, too
     seconds_beside: float = 0.0
 
     @property
