@@ -255,6 +255,13 @@ def both(world: World) -> Case:
     return Case(world, {"xvda", "xvdb"})
 
 
+@pytest.fixture
+def in_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> Case:
+    """The same of a live guest, on a single processor."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    return Case(world, {"xvda", "xvdb"}, live=True)
+
+
 def test_disks_at_the_same_time_as_the_memory_and_as_each_other(both: Case) -> None:
     """Each of the three waits for the others."""
     together = threading.Barrier(3, timeout=PATIENCE_S)
@@ -422,11 +429,9 @@ def test_the_look_begins_when_the_disks_are_done(
 
 
 def test_on_a_single_processor_the_look_waits_for_the_disks_of_a_live_guest(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    in_turn: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """QEMU is told of them only when libxl has returned."""
-    both = Case(world, {"xvda", "xvdb"}, live=True)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setattr(beside_module, "_TELL_FIRST_S", PATIENCE_S)
     begun: list[str] = []
     returned = threading.Event()
@@ -443,9 +448,9 @@ def test_on_a_single_processor_the_look_waits_for_the_disks_of_a_live_guest(
             time.sleep(0.2)
 
     monkeypatch.setattr(Beside, "__exit__", over)
-    both.world.on_begin = begin
-    both.guest.while_suspending = begun.clear
-    both.assert_whole(both.run())
+    in_turn.world.on_begin = begin
+    in_turn.guest.while_suspending = begun.clear
+    in_turn.assert_whole(in_turn.run())
     assert begun.index("commit xvda") < begun.index("commit xvdb") < begun.index(*LOOK)
 
 
@@ -481,21 +486,19 @@ def test_on_a_single_processor_the_rest_of_a_live_guests_memory_comes_first(
 
 
 def test_a_disk_that_waits_for_the_memory_is_let_go_when_that_fails(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    in_turn: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Case(world, {"xvda", "xvdb"}, live=True)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setattr(beside_module, "_REST_S", PATIENCE_S)
 
     def fails() -> None:
         raise XenError("no", rc=-3, operation="libxl_domain_suspend")
 
-    case.guest.while_suspended = fails
+    in_turn.guest.while_suspended = fails
     with pytest.raises(OperationFailed):
-        case.run()
-    assert not case.plan.memory_read.is_set()
-    assert not any(event.startswith("create") for event in world.events)
-    case.assert_as_before()
+        in_turn.run()
+    assert not in_turn.plan.memory_read.is_set()
+    assert not any(event.startswith("create") for event in in_turn.world.events)
+    in_turn.assert_as_before()
 
 
 def test_nothing_is_looked_at_after_a_failure(both: Case, monkeypatch: pytest.MonkeyPatch) -> None:
