@@ -28,8 +28,13 @@ RAW = Disk("xvda", "/images/a", "raw")
 
 
 @pytest.fixture
-def examine(world: World) -> Examine:
-    """Examine the host's QEMU, a real one, for a guest that a QEMU saved."""
+def examine(world: World, monkeypatch: pytest.MonkeyPatch) -> Examine:
+    """Examine the host's QEMU, a real one, for a guest that a QEMU saved.
+
+    A new one may refuse to load a guest from a file: TestLoading has that.
+    """
+    refuses = qemu_version._refuses_files
+    monkeypatch.setattr(qemu_version, "_refuses_files", lambda p: p != REAL and refuses(p))
     world.host.device_model_path = REAL
 
     def found(recorded: str = "", *disks: Disk, kind: str = "hvm", **more: object) -> list[Finding]:
@@ -101,6 +106,11 @@ class TestVersion:
 
 class TestLoading:
     """libxl gives QEMU the descriptor of a file: a QEMU may not load a saved guest from that."""
+
+    def test_the_real_one_says_what_its_release_does(self) -> None:
+        version = qemu_version._version(qemu_version._start(REAL, named=False)[0])
+        assert version
+        assert bool(list(examine_loading(REAL))) is (version >= (11, 1, 0))
 
     REFUSES = "-incoming fd:3: fd: migration to a file is not supported. Use file: instead."
 

@@ -33,7 +33,7 @@ from pyxlsnap.errors import (
     Risky,
     XenError,
 )
-from pyxlsnap.guest import destroy
+from pyxlsnap.guest import destroy, qemu_version
 from pyxlsnap.guest.device_model import DeviceModel
 from pyxlsnap.journal import Journal
 from pyxlsnap.linux.locks import DomainLock
@@ -593,6 +593,7 @@ class TestHost:
     def saved_by(self, world: World, monkeypatch: pytest.MonkeyPatch, version: str) -> Case:
         model = DeviceModel(version)
         monkeypatch.setattr(create_examination, "examine_device_model", lambda *_: model)
+        monkeypatch.setattr(qemu_version, "_refuses_files", lambda _: False)  # an 11.1 refuses
         world.host.device_model_path = shutil.which("qemu-system-i386") or ""
         return Case(world)
 

@@ -194,8 +194,9 @@ def test_the_qemu_of_an_hvm_guest_must_answer_libxl_and_must_not_run(
 
 
 def test_what_is_not_beside_is_taken_in_one_transaction(
-    make: Make, disks: list[Disk], told: list[str]
+    make: Make, disks: list[Disk], told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(GuestQemu, "version", lambda _: (9, 2))
     strategy = make(device_model=True, inactive=True)
     assert list(strategy.beside()) == []
     strategy.prepare()
