@@ -5,6 +5,8 @@ import re
 from pyxlsnap.xen.context import Context
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
+#: names beside the kinds of devices: below is the event channel by which libxl suspends the guest
+_NO_DEVICES = ("suspend",)
 
 
 def number(text: str) -> int | None:
@@ -19,13 +21,13 @@ def frontend_states(context: Context, domid: int) -> dict[str, int]:
     """See :meth:`pyxlsnap.xen.domain.Domain.frontend_states`."""
     read = context.xenstore_read
     base = f"/local/domain/{domid}/device"
-    kinds = context.xenstore_list(base)
+    kinds = [kind for kind in context.xenstore_list(base) if kind not in _NO_DEVICES]
     devices = [f"{k}/{d}" for k in kinds for d in context.xenstore_list(f"{base}/{k}")]
     found = [(device, read(f"{base}/{device}/state")) for device in devices]
     return {
         device: number(state or "") or 0
         for device, state in found
-        # (device/suspend/event-channel, for one, is no device.)
+        # (Only a node with one of them is a device.)
         if state is not None or read(f"{base}/{device}/backend") is not None
     }
 
