@@ -15,6 +15,7 @@ from pyxlsnap import paths
 from pyxlsnap.errors import Refused
 from pyxlsnap.journal import CloneEntry, Journal
 from pyxlsnap.linux.files import mount_point, sync_directory
+from pyxlsnap.linux.there import is_dir, lexists
 from pyxlsnap.results import CloneDisk
 
 log = logging.getLogger(__name__)
@@ -137,18 +138,27 @@ def mounts(children: Sequence[CloneDisk]) -> dict[str, str]:
 
 
 def is_gone(entry: CloneEntry, child: CloneDisk) -> bool:
-    """Whether a disk of a clone is known to be deleted: its filesystem is mounted as it was."""
+    """Whether a disk of a clone is known to be deleted: its filesystem is mounted as it was.
+
+    :raises OSError: that cannot be told.
+    """
     where = entry.mounts.get(child.vdev)
     return not _is_seen(child) and where == mount_point(Path(child.target).parent)
 
 
 def has_no_place(entry: CloneEntry, child: CloneDisk) -> bool:
-    """Whether a disk of a clone is known to be deleted together with its directory."""
-    return is_gone(entry, child) and not Path(child.target).parent.is_dir()
+    """Whether a disk of a clone is known to be deleted together with its directory.
+
+    :raises OSError: that cannot be told.
+    """
+    return is_gone(entry, child) and not is_dir(Path(child.target).parent)
 
 
 def not_mounted(entry: CloneEntry, child: CloneDisk) -> str:
-    """Where to mount the filesystem that a disk of a clone was on; "" if that is not missing."""
+    """Where to mount the filesystem that a disk of a clone was on; "" if that is not missing.
+
+    :raises OSError: that cannot be told.
+    """
     where = entry.mounts.get(child.vdev)
     if where is None or _is_seen(child) or is_gone(entry, child):
         return ""
@@ -156,4 +166,4 @@ def not_mounted(entry: CloneEntry, child: CloneDisk) -> str:
 
 
 def _is_seen(child: CloneDisk) -> bool:
-    return os.path.lexists(child.target)
+    return lexists(child.target)

@@ -17,6 +17,7 @@ from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DiskError, Refused, XenError
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.journal import CloneEntry
+from pyxlsnap.linux.there import lexists
 from pyxlsnap.model import DomainConfig
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -60,7 +61,7 @@ def own_lines(config: DomainConfig, marks: Mapping[str, str], replaced: Guest | 
     :param replaced: the domain of the clone that is replaced, which listens on its sockets.
     """
     found = [path for path, mark in marks.items() if _is_there(path, mark)]
-    if replaced and any(map(os.path.lexists, sockets_of(config))):
+    if replaced and any(map(lexists, sockets_of(config))):
         try:
             found += sockets_of(replaced.config())
         except (XenError, Refused):  # its QEMU has crashed, for example: nobody listens then

@@ -14,6 +14,7 @@ from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import Refused
 from pyxlsnap.guest.lines import listens, serial_lines
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.there import lexists
 from pyxlsnap.model import DomainConfig
 from pyxlsnap.text import shortened
 
@@ -74,7 +75,7 @@ def _problem(line: _Line, ours: Collection[str]) -> str:
     if line.is_socket and not line.listens:
         heard = _is_socket(line.path) and _is_heard(line.path)
         return "" if heard else "has no program that listens there: start the program first"
-    if line.path in ours or not os.path.lexists(line.path):
+    if line.path in ours or not lexists(line.path):
         return ""
     if line.is_socket and _is_socket(line.path) and not _is_heard(line.path):
         return ""  # a QEMU that ended has left the socket

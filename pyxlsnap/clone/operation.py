@@ -16,6 +16,7 @@ from pyxlsnap.create.waiting import Reports, heard
 from pyxlsnap.errors import AlreadyExists, Interrupted, Refused
 from pyxlsnap.guest.protocols import Host
 from pyxlsnap.journal import CloneEntry, Journal
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.locks import DomainLock, SharedLock
 from pyxlsnap.request import Callbacks, CloneConfigurationRequest, CloneRequest
 from pyxlsnap.results import CloneConfiguration, Cloned, Plan, Progress
@@ -134,8 +135,9 @@ def _replaced(
     :raises Refused: there is a clone of this name, which is not to be replaced, or is one of
         another snapshot.
     """
-    if found is None or _is_gone(host, found):
-        return None
+    with refusing_os_errors():
+        if found is None or _is_gone(host, found):
+            return None
     if not request.replace:
         raise AlreadyExists(
             f"there is a clone {found.domain} of the snapshot {found.name}: choose another name, "

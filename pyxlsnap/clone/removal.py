@@ -89,12 +89,11 @@ def _tried_alone(
 ) -> tuple[list[str], list[PyxlsnapError]]:
     """As :func:`_tried`, without the disks of earlier clones."""
     removed: list[str] = []
-    away = _not_seen(entry)
+    away, there = _look(entry)
     failed: list[PyxlsnapError] = [*away]
     with strategies_of(entry, waiting) as found:
         for strategy in found:
-            vdevs = set(strategy.vdevs) - {e.vdev for e in away}
-            disks = [c for c in entry.children if c.vdev in vdevs and not has_no_place(entry, c)]
+            disks = [child for child in there if child.vdev in strategy.vdevs]
             try:
                 removed += strategy.delete_clone(disks, entry.disk_state)
             except PyxlsnapError as e:
@@ -102,17 +101,26 @@ def _tried_alone(
     return removed, failed
 
 
-def _not_seen(entry: CloneEntry) -> list[DiskError]:
-    """The errors for the disks whose filesystem is not mounted: they are not deleted."""
-    return [
-        DiskError(
-            f"{child.target} is not there, and no filesystem is mounted at {where}: mount it, then "
-            f"run the command again",
-            vdev=child.vdev,
-        )
-        for child in entry.children
-        if (where := not_mounted(entry, child))
-    ]
+def _look(entry: CloneEntry) -> tuple[list[DiskError], list[CloneDisk]]:
+    """Look where the disks of a clone are.
+
+    :returns: the errors for those that cannot be looked at, or whose filesystem is not mounted,
+        which are not deleted; and the disks that are to be deleted.
+    """
+    away, there = [], []
+    for child in entry.children:
+        try:
+            if where := not_mounted(entry, child):
+                why = (
+                    f"{child.target} is not there, and no filesystem is mounted at {where}: mount "
+                    f"it, then run the command again"
+                )
+                away.append(DiskError(why, vdev=child.vdev))
+            elif not has_no_place(entry, child):
+                there.append(child)
+        except OSError as e:
+            away.append(DiskError(f"{child.target}: {e.strerror}", vdev=child.vdev))
+    return away, there
 
 
 @contextmanager

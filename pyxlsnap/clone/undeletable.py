@@ -1,6 +1,5 @@
 """What would keep the disks of a clone from being deleted: found while the clone still runs."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pyxlsnap.guest.protocols import Host
 from pyxlsnap.journal import CloneEntry
 from pyxlsnap.linux.changeable import unchangeable
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.there import is_file, lexists
 from pyxlsnap.results import CloneDisk
 
 
@@ -42,7 +42,7 @@ def refuse_undeletable(host: Host, entry: CloneEntry, waiting: Callable[[str], N
         refuse_users([*disks.values()], servers(guest), waiting)
         for child in disks:
             _refuse_kept(entry, child)
-        for path in filter(os.path.lexists, made_files(entry)):
+        for path in filter(lexists, made_files(entry)):
             _refuse_protected(entry, Path(path))
 
 
@@ -60,7 +60,7 @@ def _refuse_kept(entry: CloneEntry, child: CloneDisk) -> None:
             f"filesystem is mounted at {where}: mount it first; if it is lost, destroy the domain "
             f"and remove {CloneFile(entry.uuid).path}"
         )
-    if not path.is_file():
+    if not is_file(path):
         return
     _refuse_protected(entry, path)
     if images := standing_on(path, [path.parent]):

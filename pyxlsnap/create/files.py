@@ -20,6 +20,7 @@ from pyxlsnap.linux.files import (
     temporary_name,
 )
 from pyxlsnap.linux.stalled import answer_within
+from pyxlsnap.linux.there import may_exist
 from pyxlsnap.memory import read_header, walk, write_header
 from pyxlsnap.memory.receiver import Receiver
 from pyxlsnap.memory.writer import StreamWriter
@@ -103,7 +104,7 @@ class SnapshotFiles:
     def memory(self) -> Path:
         """The present path of the memory file: temporary or final."""
         here = self.temporary
-        return here if here.exists() else self._plan.memory_path
+        return here if may_exist(here) else self._plan.memory_path
 
     def withdraw(self) -> list[str]:
         """Remove the published files, the cfgfile first: a cfgfile means that a snapshot exists."""
@@ -132,7 +133,7 @@ class SnapshotFiles:
             self._receiver.ended()  # the number of a file that is written must not be closed
         undone = []
         if self._memory:
-            if self.temporary.exists():
+            if may_exist(self.temporary):
                 undone.append("removed the unfinished memory file")
             self._memory.discard()
         return undone + remove_directories(self._made)

@@ -10,6 +10,7 @@ from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import AlreadyExists, Refused, UsageError
 from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.linux.files import refuse_existing
+from pyxlsnap.linux.there import is_dir
 from pyxlsnap.model import DiskRequest, SnapshotConfig
 
 _MEMORY_SUFFIX = ".save"
@@ -40,14 +41,14 @@ def choose_places(
     """
     memory = _memory_path(wanted, paths.SNAPSHOTS / guest.uuid, name)
     cfg = cfgfile_path(memory)
-    refuse_existing(memory)
-    if os.path.lexists(cfg):
+    try:
+        refuse_existing(cfg)
+    except AlreadyExists:
         raise AlreadyExists(
             f"{cfg} exists already, and the snapshot's cfgfile, which is named after the memory "
             f"file, would have the same path: choose another name, or another memory_path",
             where=str(cfg),
-        )
-    refuse_existing(cfg)  # a name that is too long
+        ) from None
     _refuse_same_place(requests, memory, cfg)
     complete = SnapshotConfig(name, wanted.description, str(memory), tuple(requests))
     return Places(memory, cfg, cfgfile.render(complete))
@@ -80,6 +81,7 @@ def _memory_path(wanted: SnapshotConfig, directory: Path, name: str) -> Path:
     path = Path(wanted.memory_path) if wanted.memory_path else directory / f"{name}{_MEMORY_SUFFIX}"
     if not path.is_absolute():
         path = Path.cwd() / path
-    if wanted.memory_path and not path.parent.is_dir():
+    refuse_existing(path)
+    if wanted.memory_path and not is_dir(path.parent):
         raise Refused(f"memory_path {path}: there is no directory {path.parent}: make it first")
     return path

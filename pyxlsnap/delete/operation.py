@@ -17,6 +17,7 @@ from pyxlsnap.journal import DeleteEntry, Journal, unfinished
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.linux.processes import holders, process_name
 from pyxlsnap.linux.stalled import refuse_silent_file
+from pyxlsnap.linux.there import may_exist
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.request import Callbacks, DeleteRequest
 from pyxlsnap.results import Deleted, Progress, Recovered
@@ -63,7 +64,7 @@ def read_cfgfile(request: DeleteRequest) -> DeleteRequest:
     if request.config is not None:
         return request
     refuse_silent_file(Path(request.cfgfile))
-    if not os.path.lexists(request.cfgfile) and _find_entry(request.cfgfile):
+    if not may_exist(request.cfgfile) and _find_entry(request.cfgfile):
         return request
     return replace(request, config=cfgfile.read(Path(request.cfgfile)))
 

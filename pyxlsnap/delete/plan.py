@@ -3,6 +3,7 @@
 All checks that are possible beforehand are here: nothing has been changed yet.
 """
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,16 +17,20 @@ from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.qcow2.backing import chain_files
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
-from pyxlsnap.errors import ConfigError, Refused
+from pyxlsnap.errors import ConfigError, PyxlsnapError, Refused
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import memory_path, reading, saved_config
 from pyxlsnap.journal import DeleteEntry
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.stalled import refuse_silent_file
+from pyxlsnap.linux.there import names_in
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig, Metadata, SnapshotConfig
 from pyxlsnap.request import DeleteRequest
+
+#: errors of a file that was deleted, or whose name something else has by now
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENXIO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,17 +225,30 @@ def _directories(request: DeleteRequest, parts: Parts) -> tuple[Path, ...]:
     beside = dict.fromkeys((Path(request.cfgfile).parent, paths.SNAPSHOTS / parts.uuid))
     for directory in beside:
         refuse_silent_file(directory)
-    files = [file for directory in beside for file in sorted(directory.glob("*.cfg"))]
-    named: Sequence[Path] = [path for file in files for path in _paths_in(file)]
+    with refusing_os_errors():
+        files = [directory / name for directory in beside for name in names_in(directory)]
+    cfgfiles = [file for file in files if file.suffix == ".cfg"]
+    named: Sequence[Path] = [path for file in cfgfiles for path in _paths_in(file)]
     return tuple(dict.fromkeys(path.parent for path in named))
 
 
 def _paths_in(file: Path) -> list[Path]:
-    """The external disk snapshots that a file names; none if it is no cfgfile of a snapshot."""
+    """The external disk snapshots that a file names; none if it is no cfgfile of a snapshot.
+
+    :raises ConfigError: its storage fails, so that it may name some.
+    """
     try:
         return [Path(disk.path) for disk in cfgfile.read(file).disks or () if disk.path]
-    except ConfigError:
+    except ConfigError as e:
+        refuse_unread(e)
         return []
+
+
+def refuse_unread(error: PyxlsnapError) -> None:
+    """Raise an error that says nothing of the file: its storage has failed, and may come back."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno not in _NOT_THERE:
+        raise error
 
 
 def _config(request: DeleteRequest) -> SnapshotConfig:

@@ -7,7 +7,6 @@ wherever the delete is cut off. The journal has what the cfgfile said, so that t
 finished without it.
 """
 
-import errno
 import logging
 import os
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from pyxlsnap import cfgfile
 from pyxlsnap.cancel import Cancel, Cancelled
-from pyxlsnap.delete.plan import DeletePlan
+from pyxlsnap.delete.plan import DeletePlan, refuse_unread
 from pyxlsnap.errors import (
     BadMemoryFile,
     ConfigError,
@@ -33,9 +32,6 @@ from pyxlsnap.request import Callbacks
 from pyxlsnap.results import Deleted, Progress, Step
 
 log = logging.getLogger(__name__)
-
-#: errors of a file that was deleted, or whose name something else has by now
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENXIO)
 
 
 class Deletion:
@@ -145,7 +141,7 @@ class Deletion:
         try:
             return cfgfile.read(self._plan.cfgfile) == self._plan.request.config
         except ConfigError as e:
-            _refuse_unread(e)
+            refuse_unread(e)
             return False  # deleted already, or another file has its name by now
 
     @property
@@ -157,7 +153,7 @@ class Deletion:
                 header = read_header(file, str(path))
                 uuid = saved_config(header).uuid
         except BadMemoryFile as e:
-            _refuse_unread(e)
+            refuse_unread(e)
             return False  # the same
         name = header.metadata and header.metadata.name
         return (name, uuid) == (self._parts.name, self._parts.uuid)
@@ -197,10 +193,3 @@ def _text(cause: BaseException) -> str:
     if isinstance(cause, OSError) and not isinstance(cause, PyxlsnapError):
         return f"{cause.filename or ''}: {cause.strerror or cause}".removeprefix(": ")
     return str(cause) or type(cause).__name__
-
-
-def _refuse_unread(error: PyxlsnapError) -> None:
-    """Raise an error that says nothing of the file: its storage has failed, and may come back."""
-    cause = error.__cause__
-    if isinstance(cause, OSError) and cause.errno not in _NOT_THERE:
-        raise error

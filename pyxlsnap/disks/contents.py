@@ -21,6 +21,7 @@ from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.standing import standing_on
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.linux.there import exists
 from pyxlsnap.model import Disk, DiskRequest
 
 _BLOCK = 512  # bytes: the unit of st_blocks
@@ -64,7 +65,7 @@ def _qcow2(disk: Disk, request: DiskRequest, name: str, looks_in: Iterable[Path]
     if size is None:
         return Found(str(path), missing=f"{disk.vdev}: there is no file {path}")
     chain = chain_files(path)
-    lost = "" if chain[-1].exists() else f"{disk.vdev}: {path} stands on {chain[-1]}, which is gone"
+    lost = "" if exists(chain[-1]) else f"{disk.vdev}: {path} stands on {chain[-1]}, which is gone"
     beside = (path.parent, Path(os.path.realpath(disk.target)).parent, *looks_in)
     standing = standing_on(path, beside)
     return Found(

@@ -1,11 +1,11 @@
 """What the operating system says of a disk's files, as the error of that disk."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pyxlsnap.errors import DiskError, Refused
+from pyxlsnap.linux.there import lexists
 from pyxlsnap.model import Disk
 
 
@@ -29,9 +29,11 @@ def refuse_missing(disk: Disk, path: Path, what: str) -> None:
     """Make sure that a recovery sees the storage of a disk, and does not take it for empty.
 
     :param what: what may be left there, for the message.
-    :raises DiskError: there is no such file or directory.
+    :raises DiskError: there is no such file or directory, or that cannot be told.
     """
-    if not os.path.lexists(path):
+    with os_errors(disk, path):
+        is_there = lexists(path)
+    if not is_there:
         raise DiskError(
             f"{path} is not there: mount its filesystem, then run the command again; {what} may be "
             f"left there",

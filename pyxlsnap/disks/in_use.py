@@ -23,6 +23,7 @@ from pyxlsnap.linux.block_devices import (
 from pyxlsnap.linux.loop import loop_file
 from pyxlsnap.linux.processes import holders, identity, process_name, process_text
 from pyxlsnap.linux.stalled import exists_within, stat_within
+from pyxlsnap.linux.there import exists, is_block_device
 from pyxlsnap.linux.waiting import remaining, until
 from pyxlsnap.model import Disk
 
@@ -58,7 +59,7 @@ def users(target: Path, besides: Servers = _NOBODY) -> list[str]:
     :param besides: what serves a guest that will be destroyed.
     :raises OSError: there is no such file.
     """
-    device = target.stat().st_rdev if target.is_block_device() else None
+    device = target.stat().st_rdev if is_block_device(target) else None
     serving = {besides.device_model, None if device is None else server(device)}
     found = [process_text(pid) for pid in holders(target) if pid not in serving]
     found += ["swap"] * is_swap(target)
@@ -171,7 +172,7 @@ def request_queues(target: Path) -> list[Path]:
 
     :raises OSError: there is no such disk.
     """
-    if target.is_block_device():
+    if is_block_device(target):
         return [sys_directory(target.stat().st_rdev).resolve()]
     return [(paths.SYS / "block" / name).resolve() for name in loops_over(target)]
 
@@ -203,9 +204,9 @@ def _users_of_loop(name: str, besides: Servers) -> list[str]:
     """A loop device, with what is on it; or what is on it, if it was made for the guest."""
     number, node = attribute(paths.SYS / "block" / name / "dev"), paths.DEV / name
     backends = _backends(number)
-    if any(map(besides.has_blkback, backends)) and node.exists():
+    if any(map(besides.has_blkback, backends)) and exists(node):
         return [f"{user} (on {name})" for user in users(node, besides)]
-    on_it = [*backends, *(kernel_uses(node.stat().st_rdev) if node.exists() else ())]
+    on_it = [*backends, *(kernel_uses(node.stat().st_rdev) if exists(node) else ())]
     return [f"{name} ({', '.join(on_it)})" if on_it else name]
 
 

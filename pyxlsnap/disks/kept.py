@@ -8,6 +8,7 @@ from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import NAME_LIMIT, NO_LINKS, sync_directory
+from pyxlsnap.linux.there import lexists
 from pyxlsnap.model import KEPT_SUFFIX, Disk
 
 
@@ -77,7 +78,7 @@ class KeptFiles:
 
         :raises OSError: it cannot be looked for.
         """
-        if os.path.lexists(target):
+        if lexists(target):
             return target
         kept = self.path(target)
         key = kept_key(disk.vdev)
@@ -96,7 +97,7 @@ class KeptFiles:
         if kept_key(disk.vdev) not in self._noted:
             self.check(disk, target)
         kept, made = self.path(target), False
-        if os.path.lexists(target) or not os.path.lexists(kept):
+        if lexists(target) or not lexists(kept):
             made = _second_name(target, kept)
         if _inode(kept) == self._noted[kept_key(disk.vdev)]:
             return
@@ -141,7 +142,7 @@ def _second_name(target: Path, kept: Path) -> bool:
     except OSError as e:
         if e.errno not in NO_LINKS:
             raise
-        if os.path.lexists(kept):
+        if lexists(kept):
             return False
         os.rename(target, kept)
     sync_directory(kept.parent)
@@ -149,7 +150,7 @@ def _second_name(target: Path, kept: Path) -> bool:
 
 
 def _take_back(target: Path, kept: Path) -> None:
-    if os.path.lexists(target):
+    if lexists(target):
         kept.unlink()
     else:
         os.rename(kept, target)

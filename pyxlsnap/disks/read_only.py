@@ -13,6 +13,7 @@ from pyxlsnap import paths
 from pyxlsnap.disks.served import is_local
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.linux.there import is_block_device
 from pyxlsnap.linux.waiting import remaining
 from pyxlsnap.model import Disk
 
@@ -53,9 +54,7 @@ def _number(target: str) -> str:
     try:
         if not Path(target).is_absolute() or not (number := stat_within(target).st_rdev):
             return ""
-        return (
-            f"{os.major(number):x}:{os.minor(number):x}" if Path(target).is_block_device() else ""
-        )
+        return f"{os.major(number):x}:{os.minor(number):x}" if is_block_device(target) else ""
     except OSError:
         return ""
 

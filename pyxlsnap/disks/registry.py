@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
 from pyxlsnap.disks import plugins
@@ -20,6 +19,7 @@ from pyxlsnap.disks.side_by_side import side_by_side
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.there import is_block_device, is_file
 from pyxlsnap.model import Disk, DiskRequest
 
 log = logging.getLogger(__name__)
@@ -70,13 +70,13 @@ def choose(disk: Disk, request: DiskRequest, kind: str = "") -> Factory:
     with refusing_os_errors():
         if is_lvm(disk.target):
             return LvmThin if is_thin(disk.target, vdev=disk.vdev) else LvmThick
-    return BlockCopy if Path(disk.target).is_block_device() else RawFile
+    return BlockCopy if is_block_device(disk.target) else RawFile
 
 
 def default_request(disk: Disk, name: str) -> DiskRequest:
     """The request for a disk that the user has not named: inside, or beside a raw file."""
     ours = plugins.find(disk) is None
-    if ours and disk.format == "raw" and Path(disk.target).is_file():
+    if ours and disk.format == "raw" and is_file(disk.target):
         return raw_file.default_request(disk, name)
     return DiskRequest(disk.vdev)
 

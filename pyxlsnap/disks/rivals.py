@@ -18,6 +18,7 @@ from pyxlsnap.disks.served import is_local
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.block_devices import mounts
 from pyxlsnap.linux.stalled import exists_within
+from pyxlsnap.linux.there import exists, is_block_device
 from pyxlsnap.linux.waiting import remaining
 from pyxlsnap.model import Disk
 
@@ -131,8 +132,8 @@ def _refuse(
 
 def _mounts(target: Path, *, writable: bool) -> list[str]:
     """The mounts of a disk for which libxl's hotplug script does not give it to a guest."""
-    nodes = [target] if target.is_block_device() else [paths.DEV / n for n in loops_over(target)]
-    devices = [node.stat().st_rdev for node in nodes if node.exists()]
+    nodes = [target] if is_block_device(target) else [paths.DEV / n for n in loops_over(target)]
+    devices = [node.stat().st_rdev for node in nodes if exists(node)]
     return [f"a mount on {m}" for d in devices for m in mounts(d, writable=writable)]
 
 

@@ -17,6 +17,7 @@ from pyxlsnap.disks.in_use import is_over
 from pyxlsnap.disks.qcow2.qemu import image_chain
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.processes import Opened, identity, leads_to, open_files, process_text
+from pyxlsnap.linux.there import is_block_device
 from pyxlsnap.model import Disk
 
 _VDEV = re.compile(r"(xvd|hd|sd)([a-z]+)([0-9]*)")
@@ -144,7 +145,7 @@ def _block_device_of(domid: int, vdev: str) -> str | None:
 def _leads_to_device(target: str, device: Path, number: str) -> bool:
     """Whether a path leads to a block device, or to the file under that loop device."""
     try:
-        if Path(target).is_block_device():
+        if is_block_device(target):
             found = Path(target).stat().st_rdev
             return f"{os.major(found)}:{os.minor(found)}" == number
     except OSError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pyxlsnap.linux.files import open_regular
+from pyxlsnap.linux.there import is_file
 
 _MAGIC = b"QFI\xfb"
 #: magic, version, offset and length of the backing file's name, …, number of snapshots inside
@@ -40,7 +41,7 @@ def standing_on(file: Path, directories: Iterable[Path]) -> list[Path]:
 def _images(directories: Iterable[Path]) -> Iterator[Path]:
     for directory in dict.fromkeys(Path(os.path.realpath(d)) for d in directories):
         try:
-            yield from sorted(p for p in directory.iterdir() if p.is_file())
+            yield from sorted(p for p in directory.iterdir() if is_file(p))
         except FileNotFoundError:
             continue
 

@@ -15,6 +15,7 @@ from pyxlsnap.guest.findings import Finding, risky
 from pyxlsnap.guest.networks import missing_script
 from pyxlsnap.linux.processes import holders, process_text
 from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.linux.there import is_dir
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
 from pyxlsnap.text import shortened
@@ -45,7 +46,7 @@ def examine_block_script(scripts: str, disks: Sequence[Disk]) -> Iterator[Findin
         yield missing
         return
     directory = Path(scripts or paths.XEN_SCRIPTS)
-    if directory.is_dir():
+    if is_dir(directory):
         yield from _tools(directory, disks)
     yield from _lock(paths.SCRIPT_LOCKS / _SCRIPT)
 

@@ -16,8 +16,10 @@ from pyxlsnap.errors import OperationFailed, Refused
 from pyxlsnap.guest.device_model import not_saved
 from pyxlsnap.guest.dom0_memory import spare_dom0_kb
 from pyxlsnap.guest.protocols import Guest, Host
+from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.room import Claim
 from pyxlsnap.linux.stalled import stat_within, stats_within
+from pyxlsnap.linux.there import is_dir, lexists
 from pyxlsnap.model import Disk, DiskRequest, DomainConfig, GuestKind, RunState
 from pyxlsnap.text import quote
 from pyxlsnap.version import VERSION
@@ -165,7 +167,7 @@ def refuse_live(host: Host, config: DomainConfig, guest: Guest) -> None:
 
 def libvirt_reason(guest: Guest) -> list[str]:
     """Whether libvirt manages the domain: libvirt's Xen driver keeps a status file for each."""
-    # (os.path, because Path.exists raises an error for a name that is too long.)
+    # (A name that is too long for a file is not managed by it.)
     managed = os.path.exists(paths.LIBVIRT_DOMAINS / f"{guest.name}.xml")
     return [f"{guest.name} is managed by libvirt"] if managed else []
 
@@ -236,14 +238,15 @@ def memory_file_kb(memory_kb: int, config: DomainConfig) -> int:
     return memory_kb + most_kb // _LISTS + _SLACK_KB
 
 
+@refusing_os_errors()
 def refuse_full(directory: Path, need_kb: int, claim: Claim) -> None:
     """Refuse a directory without space for the memory file, and claim that space.
 
     :param need_kb: see :func:`memory_file_kb`.
     """
-    while not os.path.lexists(directory):
+    while not lexists(directory):
         directory = directory.parent
-    if not directory.is_dir():
+    if not is_dir(directory):
         raise Refused(f"{directory} is not a directory: name another place with memory_path")
     if not os.access(directory, os.W_OK | os.X_OK):
         read_only = os.statvfs(directory).f_flag & os.ST_RDONLY

@@ -18,6 +18,7 @@ from pyxlsnap.disks.in_use import Servers
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX
 from pyxlsnap.errors import QmpError, Refused
 from pyxlsnap.guest.protocols import Guest
+from pyxlsnap.linux.there import is_block_device
 from pyxlsnap.model import Disk, DomainConfig, GuestKind
 from pyxlsnap.text import one_line, quote
 
@@ -172,7 +173,7 @@ def _serves(inserted: Mapping[str, Any], disk: Disk) -> bool:
         return True
     file = str(inserted["file"])
     if disk.script:  # it names the block device for QEMU
-        return Path(file).is_block_device()
+        return is_block_device(file)
     if not disk.target.startswith("/"):  # libxl's text, or JSON of QEMU's
         return bool(disk.target) and not file.startswith("/")
     try:

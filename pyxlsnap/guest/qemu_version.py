@@ -19,6 +19,7 @@ from pyxlsnap import paths
 from pyxlsnap.guest.findings import Finding, refused, risky, said
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.linux.owners import who_can_change
+from pyxlsnap.linux.there import is_file
 from pyxlsnap.model import DomainConfig, GuestKind
 from pyxlsnap.text import readable, shortened
 
@@ -44,7 +45,7 @@ def examine_qemu(
     path, chosen = program(host, config), _chosen(config)
     if not path or not needs_qemu(config):
         return
-    if not (os.access(path, os.X_OK) and Path(path).is_file()):
+    if not (os.access(path, os.X_OK) and is_file(path)):
         way_out = "put the file back (device_model_override)" if chosen else "install QEMU for Xen"
         yield refused(
             f"the device model {shortened(path)}, which libxl would start, is missing or not "
@@ -63,7 +64,7 @@ def examine_loading(path: str, version: str = "", *, named: bool = False) -> Ite
     :param version: what it says that it is; "" to ask it.
     :param named: a memory file names it (``device_model_override``).
     """
-    if not Path(path).is_file() or not _may_be_started(path, named=named):
+    if not is_file(path) or not _may_be_started(path, named=named):
         return
     version = version or _start(path, named=named)[0]
     known = _version(version)

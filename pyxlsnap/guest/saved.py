@@ -13,6 +13,7 @@ from pyxlsnap.linux.files import file_version, open_regular
 from pyxlsnap.linux.owners import who_can_change
 from pyxlsnap.linux.read_ahead import read_ahead
 from pyxlsnap.linux.stalled import refuse_silent_file
+from pyxlsnap.linux.there import exists
 from pyxlsnap.memory import Header
 from pyxlsnap.model import DomainConfig, SnapshotConfig, check_uuid
 
@@ -56,7 +57,7 @@ def changeable(path: Path) -> list[str]:
 
 def changeable_place(directory: Path) -> list[str]:
     """A warning, if others than root could change a memory file in a directory (or a new one)."""
-    while not directory.exists():
+    while not exists(directory):
         directory = directory.parent
     found = who_can_change(directory)
     what = "others than root could change the memory file: a revert to it will be risky"

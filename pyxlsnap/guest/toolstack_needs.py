@@ -13,6 +13,7 @@ from pathlib import Path
 from pyxlsnap.guest.findings import Finding, refused, risky
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.qemu_version import needs_qemu
+from pyxlsnap.linux.there import is_dir, is_file
 from pyxlsnap.model import DomainConfig, GuestKind
 from pyxlsnap.text import shortened
 
@@ -40,7 +41,7 @@ def examine_toolstack(host: Host, config: DomainConfig, guest: Guest | None) -> 
             "may not fit: do this in a new process"
         )
     helper = places.save_helper
-    if "/" in helper and not (os.access(helper, os.X_OK) and Path(helper).is_file()):
+    if "/" in helper and not (os.access(helper, os.X_OK) and is_file(helper)):
         yield refused(
             f"{shortened(helper)}, which reads the memory file for libxl, is missing or not "
             f"executable: install the tools of this Xen anew"
@@ -102,7 +103,7 @@ def _try_to_write(directory: str, size: int) -> tuple[int, int]:
 
 def _logs(directory: str, config: DomainConfig) -> Iterator[Finding]:
     """The directory of logs: libxl and the scripts end if they cannot open theirs."""
-    if os.access(directory, os.W_OK | os.X_OK) and Path(directory).is_dir():
+    if os.access(directory, os.W_OK | os.X_OK) and is_dir(directory):
         return
     text = f"{shortened(directory)} is missing or cannot be written to: make the directory"
     if needs_qemu(config):

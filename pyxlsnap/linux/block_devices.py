@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyxlsnap import paths
+from pyxlsnap.linux.there import exists, is_block_device
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 # The mounts of this process, and of the host: a service may have a view of its own.
@@ -77,7 +78,7 @@ def server(device: int) -> int | None:
     """
     here = sys_directory(device).resolve()
     thread = attribute(here / "pid") or (
-        attribute(here.parent / "pid") if (here / "partition").exists() else ""
+        attribute(here.parent / "pid") if exists(here / "partition") else ""
     )
     status = paths.PROC / thread / "status"  # the kernel names a thread of the process
     try:
@@ -94,7 +95,7 @@ def _number(device: int) -> str:
 def _number_of(path: str) -> str:
     try:
         found = Path(path)
-        return _number(found.stat().st_rdev) if found.is_block_device() else ""
+        return _number(found.stat().st_rdev) if is_block_device(found) else ""
     except OSError:
         return ""
 

@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from pyxlsnap.linux.there import is_dir
+
 _GETFLAGS = 0x80086601  # linux/fs.h
 _IMMUTABLE, _APPEND = 0x10, 0x20
 _FLAGS = {_IMMUTABLE: ("immutable", "i"), _APPEND: ("append-only", "a")}
@@ -29,7 +31,7 @@ def unchangeable(path: Path, *, write: bool = True) -> str | None:
     :returns: ``None`` if it can.
     :raises OSError: it cannot be opened, for another reason.
     """
-    writing = write and not path.is_dir()
+    writing = write and not is_dir(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

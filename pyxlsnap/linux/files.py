@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from pyxlsnap.errors import AlreadyExists, DiskError, PyxlsnapError, Refused
 from pyxlsnap.linux.stalled import answer_within
+from pyxlsnap.linux.there import exists, is_dir, lexists
 from pyxlsnap.text import readable
 
 #: longest file name in bytes, on the usual filesystems of a dom0
@@ -177,7 +178,7 @@ def sync_directory(directory: Path) -> None:
 
 def missing_directories(directory: Path) -> list[Path]:
     """The directories that :func:`make_directory` would create, parents first."""
-    return [d for d in (*reversed(directory.parents), directory) if not d.exists()]
+    return [d for d in (*reversed(directory.parents), directory) if not exists(d)]
 
 
 def make_directory(directory: Path) -> list[Path]:
@@ -191,7 +192,7 @@ def make_directory(directory: Path) -> list[Path]:
     try:
         for attempt in range(_ATTEMPTS):
             _make_directories(missing_directories(directory), made, last=attempt == _ATTEMPTS - 1)
-            if directory.exists():
+            if exists(directory):
                 break
     except OSError as e:
         remove_directories(made)
@@ -199,7 +200,7 @@ def make_directory(directory: Path) -> list[Path]:
             f"cannot create the directory {e.filename or directory}: {e.strerror}: make its parent "
             f"writable, or choose another path"
         ) from e
-    if not directory.is_dir():
+    if not is_dir(directory):
         raise Refused(
             f"{directory} is not a directory: move that file away, or choose another path"
         )
@@ -218,7 +219,7 @@ def _make_directories(missing: Sequence[Path], made: list[Path], *, last: bool) 
         try:
             path.mkdir(_PRIVATE_DIRECTORY)
         except FileExistsError:
-            if os.path.lexists(path) and not path.is_dir():
+            if lexists(path) and not is_dir(path):
                 raise
             continue
         except FileNotFoundError:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pyxlsnap.errors import BadMemoryFile, NeedsAttention
 from pyxlsnap.journal import CreateEntry, Journal
 from pyxlsnap.linux.files import open_regular
+from pyxlsnap.linux.there import exists, is_file, may_exist
 from pyxlsnap.memory import read_header
 from pyxlsnap.model import DomainConfig
 
@@ -14,13 +15,24 @@ def why_unreadable(entry: CreateEntry) -> str:
 
     Another file may have its name by now, and its filesystem may not be mounted.
     """
+    try:
+        return _why_not(entry)
+    except OSError as e:
+        return f"{entry.memory_path}: {e.strerror or e}"
+
+
+def _why_not(entry: CreateEntry) -> str:
+    """The same.
+
+    :raises OSError: that cannot be told.
+    """
     path = Path(entry.memory_path)
+    if not is_file(path):
+        return f"{path}: there is no such file"
     try:
         with open_regular(path) as file:
             header = read_header(file, str(path))
         uuid = DomainConfig.parse(header.config_json).uuid
-    except OSError as e:
-        return f"{path}: {e.strerror or e}"
     except BadMemoryFile as e:
         return str(e)
     except ValueError as e:
@@ -32,8 +44,11 @@ def why_unreadable(entry: CreateEntry) -> str:
 
 
 def is_whole(entry: CreateEntry) -> bool:
-    """Whether memory file and cfgfile are in their places."""
-    return Path(entry.cfgfile).exists() and not why_unreadable(entry)
+    """Whether memory file and cfgfile are in their places.
+
+    :raises OSError: that cannot be told: their storage may come back.
+    """
+    return exists(entry.cfgfile) and not _why_not(entry)
 
 
 def published(entry: CreateEntry) -> list[str]:
@@ -46,7 +61,7 @@ def published(entry: CreateEntry) -> list[str]:
 def out_of_reach(entry: CreateEntry) -> NeedsAttention:
     """Make (not raise) the error for a way back that cannot be read; nothing was deleted."""
     why = why_unreadable(entry) or f"{entry.cfgfile}: there is no such file"
-    left = [why, *(f"its memory may be in {t}" for t in entry.temporary[:1] if Path(t).exists())]
+    left = [why, *(f"its memory may be in {t}" for t in entry.temporary[:1] if may_exist(t))]
     return NeedsAttention(
         f"{entry.domain} could not be resumed, and what was kept of it may be its only copy, but "
         f"cannot be read ({'; '.join(left)}); nothing was deleted: mount its filesystem, or put "

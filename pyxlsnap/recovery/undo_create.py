@@ -22,6 +22,7 @@ from pyxlsnap.guest.resume import patiently
 from pyxlsnap.journal import CreateEntry, Journal, boot_id, way_back_command
 from pyxlsnap.linux.files import remove_directories
 from pyxlsnap.linux.stalled import answer_within, stat_within
+from pyxlsnap.linux.there import exists, may_exist
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.monitor.steady import is_steady_on
 from pyxlsnap.recovery import kept
@@ -76,7 +77,7 @@ def undo_create(
             done.insert(0, f"resumed {guest.name}")
             entry = _without_way_back(entry)
         _notice_silent(entry, done)
-        whole = kept.is_whole(entry)
+        whole = _is_whole(entry, done)
         if entry.way_back and not whole:
             raise kept.out_of_reach(entry)
         if whole and entry.has_disks:
@@ -125,6 +126,19 @@ def _notice_silent(entry: CreateEntry, done: Sequence[str]) -> None:
         raise _silent(entry, done, "does not answer") from None
     except OSError:
         pass  # what is missing is told by file
+
+
+def _is_whole(entry: CreateEntry, done: Sequence[str]) -> bool:
+    """Whether the snapshot is complete.
+
+    :raises NeedsAttention: that cannot be told, and nothing was deleted.
+    """
+    try:
+        return kept.is_whole(entry)
+    except OSError as e:
+        if entry.way_back:
+            raise kept.out_of_reach(entry) from e
+        raise _silent(entry, done, f"cannot be read ({e.strerror})") from e
 
 
 def _silent(entry: CreateEntry, done: Sequence[str], how: str) -> NeedsAttention:
@@ -228,7 +242,7 @@ def _remove_files(names: Sequence[str], made: Sequence[str]) -> _Outcome:
             outcome.done.append(f"removed {name}")
         except FileNotFoundError:
             parent = Path(name).parent
-            if str(parent) not in made and not parent.exists():
+            if str(parent) not in made and not exists(parent):
                 outcome.left.append(
                     f"{parent} is not there: mount its filesystem; {name} may be left there"
                 )
@@ -280,9 +294,9 @@ def _resume(
 
 def _not_back(what: str, entry: CreateEntry) -> NeedsAttention:
     """Make (not raise) the error for a guest that is not as it was; nothing was deleted."""
-    left = [what, *(f"its memory may be in {t}" for t in entry.temporary if Path(t).exists())]
+    left = [what, *(f"its memory may be in {t}" for t in entry.temporary if may_exist(t))]
     said, finish = "", f"pyxlsnap snapshot-recover {entry.uuid}"
-    if entry.way_back and kept.is_whole(entry):
+    if entry.way_back and may_exist(entry.cfgfile) and not kept.why_unreadable(entry):
         finish = way_back_command(entry)
         said = f"; `{finish}` restores {entry.domain} from what was kept"
     return NeedsAttention(

@@ -22,6 +22,7 @@ from pyxlsnap.guest.protocols import Guest
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.processes import OpenFile, identity, links_of, open_files, process_text
 from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.linux.there import exists, is_file
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.text import quote
 
@@ -43,7 +44,7 @@ def refuse_lost(guest: Guest | None, chosen: Chosen, stay: Sequence[Disk] = ()) 
         return
     found_files = [*_files(chosen), *_files_of(stay)]
     everything = {path for _, files in found_files for path in files}
-    missing = [path for path in everything if not path.exists()]
+    missing = [path for path in everything if not exists(path)]
     known = _identities([*map(Path, guest.disk_targets()), *everything])
     server = _Server(guest.name, pid, known, tuple(path.name for path in missing))
     for disk, files in found_files:
@@ -63,7 +64,7 @@ def refuse_unopenable(stay: Sequence[Disk]) -> None:
     :raises Refused: a restored guest's QEMU could not open one.
     """
     for disk, (active, *_) in _files_of(stay):
-        if disk.format == "qcow2" and active.exists():
+        if disk.format == "qcow2" and exists(active):
             refuse_broken(disk, active)
 
 
@@ -164,12 +165,12 @@ def _chain_of(target: str) -> list[Path]:
     except OSError:
         pass
     active = Path(os.path.realpath(target))
-    return chain_files(active) if active.is_file() else [active]
+    return chain_files(active) if is_file(active) else [active]
 
 
 def _is_cut(last: Path) -> bool:
     """Whether a chain goes on below its last known file: it has a name that only QEMU reads."""
-    return not last.exists() or (last.is_file() and bool(backing_name(last)))
+    return not exists(last) or (is_file(last) and bool(backing_name(last)))
 
 
 def _files(chosen: Chosen) -> Iterator[tuple[Disk, list[Path]]]:
@@ -221,7 +222,7 @@ def _where(server: _Server, files: Sequence[Path], number: int) -> str | None:
     QEMU opened a file that was frozen since under the name that the disk has.
     """
     links, path = links_of(server.pid), files[number]
-    names = (path, files[0]) if number == 1 and files[0].exists() else (path,)
+    names = (path, files[0]) if number == 1 and exists(files[0]) else (path,)
     deleted = [f"{name}{_DELETED}" for name in names]
     for link in links:
         if link.name in deleted and not link.has_name:

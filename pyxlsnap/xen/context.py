@@ -9,6 +9,7 @@ from typing import Self
 
 from pyxlsnap import paths
 from pyxlsnap.errors import ClosedError, ForkedError, XenUnavailable
+from pyxlsnap.linux.there import exists
 from pyxlsnap.model import DomainConfig, DomainInfo
 from pyxlsnap.results import OnProgress
 from pyxlsnap.xen.callbacks import Bridge
@@ -207,11 +208,11 @@ class Context:
 
 def why_no_xen(root: Path = Path("/")) -> str | None:
     """Why libxl cannot be used on this machine, and what to do; ``None`` if no reason is found."""
-    device = next((d for d in _DEVICES if (root / d).exists()), None)
-    if device is None and not any((root / sign).exists() for sign in _SIGNS):
+    device = next((d for d in _DEVICES if exists(root / d)), None)
+    if device is None and not any(exists(root / sign) for sign in _SIGNS):
         return "this machine does not run under Xen: run pyxlsnap in the dom0 of a Xen host"
     capabilities = root / "proc/xen/capabilities"
-    if capabilities.exists() and "control_d" not in capabilities.read_text():
+    if exists(capabilities) and "control_d" not in capabilities.read_text():
         return "this is a guest of Xen: run pyxlsnap in dom0"
     if device is not None and not os.access(root / device, os.R_OK | os.W_OK):
         return f"no permission to use /{device}: run pyxlsnap as root"

@@ -20,6 +20,7 @@ from pyxlsnap.disks.standing import standing_on
 from pyxlsnap.disks.undo import LeftOver
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import NAME_LIMIT, refuse_existing, sync_directory
+from pyxlsnap.linux.there import is_dir, lexists
 from pyxlsnap.model import KEPT_SUFFIX, Disk
 from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import command
@@ -59,7 +60,7 @@ class ChildFile:
         if len(os.fsencode(path.name)) > NAME_LIMIT:
             raise Refused(f"{vdev}: {path} is too long for a file's name: name another path")
         refuse_existing(path)
-        if not path.parent.is_dir():
+        if not is_dir(path.parent):
             raise Refused(f"{vdev}: there is no directory {path.parent}: make it first")
         refuse_unchangeable(self.disk, path.parent)
 
@@ -117,7 +118,7 @@ class ChildFile:
         if not self._token:
             return []
         with os_errors(self.disk, self.path):
-            if not os.path.lexists(self.path):
+            if not lexists(self.path):
                 refuse_missing(self.disk, self.path.parent, self.path.name)
                 return []
             self._refuse_other()

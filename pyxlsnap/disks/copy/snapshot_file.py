@@ -28,6 +28,7 @@ from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import sync_directory
+from pyxlsnap.linux.there import exists, lexists
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
 from pyxlsnap.results import Artefact, CloneDisk
 from pyxlsnap.text import command
@@ -143,7 +144,7 @@ class SnapshotFile:
         :raises Refused: it was not made by pyxlsnap, or is in use.
         """
         with os_errors(self.disk, self.path, refuse=True):
-            if not os.path.lexists(self.path):
+            if not lexists(self.path):
                 return False
             if not self._is_marked():
                 raise Refused(
@@ -171,7 +172,7 @@ class SnapshotFile:
         found = os.lstat(self.path)
         if not stat.S_ISREG(found.st_mode):
             return False
-        if self.target.exists() and os.path.samestat(found, self.target.stat()):
+        if exists(self.target) and os.path.samestat(found, self.target.stat()):
             return False
         try:
             return bool(os.getxattr(self.path, MARK, follow_symlinks=False))

@@ -9,6 +9,7 @@ from pyxlsnap import paths
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.block_devices import attribute, sys_directory
+from pyxlsnap.linux.there import is_symlink
 from pyxlsnap.model import KEPT_SUFFIX, Disk, DiskRequest
 
 _LINKS = 40  # as many as the kernel follows
@@ -143,7 +144,7 @@ def _named_on_the_way(path: str) -> list[tuple[str, str]]:
         here = Path(os.path.realpath(here.parent)) / here.name
         if names := _by_form(here):
             found.append(names)
-        if not here.is_symlink():
+        if not is_symlink(here):
             break
         here = here.parent / here.readlink()
     return found

@@ -18,6 +18,7 @@ from pyxlsnap.errors import Refused
 from pyxlsnap.linux.files import refusing_os_errors
 from pyxlsnap.linux.processes import holders, identity, open_files, process_text
 from pyxlsnap.linux.stalled import stat_within
+from pyxlsnap.linux.there import exists
 from pyxlsnap.linux.waiting import remaining
 from pyxlsnap.model import Disk
 
@@ -80,11 +81,11 @@ def present_files(disk: Disk, image: Path) -> list[Path]:
     """
     with os_errors(disk, image, refuse=True):
         files = chain_files(image)
-    if not files[0].exists():
+    if not exists(files[0]):
         raise Refused(
             f"{disk.vdev}: there is no image {image}: put it back, or restore it from a backup"
         )
-    if not files[-1].exists():
+    if not exists(files[-1]):
         raise Refused(
             f"{disk.vdev}: {image} stands on {files[-1]}, and there is no such file: put it back, "
             f"or restore it from a backup"

@@ -3,6 +3,7 @@
 See :mod:`.external` for the order in which these things happen, and why.
 """
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ from pyxlsnap.disks.qcow2.printed import way_to_delete
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX, image_chain, image_info, qemu_img
 from pyxlsnap.errors import AlreadyExists, DiskError, Refused
 from pyxlsnap.linux.files import file_version, hidden_name, open_regular, sync_directory
+from pyxlsnap.linux.there import exists, lexists
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
+
+log = logging.getLogger(__name__)
 
 #: the end of an overlay's name, until its rename
 OVERLAY_SUFFIX = ".overlay"
@@ -38,6 +42,8 @@ class Chain:
     node: str | None
     #: what :meth:`prepare_back` made the overlay of; ``None``: nothing is prepared
     _made_of: "_MadeOf | None" = None
+    #: the overlay, which QEMU does not use, could not be removed
+    _is_unsettled: bool = False
 
     @classmethod
     def of(cls, disk: Disk, request: DiskRequest) -> "Chain":
@@ -87,26 +93,41 @@ class Chain:
 
     @property
     def waiting_overlay(self) -> Path | None:
-        """The overlay, under the name that it has now; ``None``: it has the disk's, or is gone."""
-        names = (self.overlay, self._withdrawn)
-        return next((name for name in names if os.path.lexists(name)), None)
+        """The overlay, under the name that it has now; ``None``: it has the disk's, or is gone.
+
+        :raises DiskError: that cannot be told.
+        """
+        with os_errors(self.disk, self.overlay):
+            names = (self.overlay, self._withdrawn)
+            return next((name for name in names if lexists(name)), None)
 
     def withdraw(self) -> None:
         """Take away the overlay's name: a QEMU that comes to open it later must not find it."""
         with os_errors(self.disk, self.overlay):
-            if os.path.lexists(self.overlay):
+            if lexists(self.overlay):
                 os.rename(self.overlay, self._withdrawn)
 
     def settle(self, *, switched: bool) -> list[str]:
         """Give the overlay the disk's name if QEMU has switched to it, or else remove it.
 
+        An overlay that QEMU has not switched to is of no use to the guest, which must not wait for
+        it: if it cannot be removed, :meth:`undo` tries again.
+
         :returns: what was removed.
         """
-        overlay = self.waiting_overlay
-        if overlay is None:
-            return []
         if switched:
-            self._take_name(overlay)
+            if (overlay := self.waiting_overlay) is not None:
+                self._take_name(overlay)
+            return []
+        try:
+            return self._remove_overlay()
+        except DiskError as e:
+            log.warning("%s; trying again later", e)
+            self._is_unsettled = True
+            return []
+
+    def _remove_overlay(self) -> list[str]:
+        if (overlay := self.waiting_overlay) is None:
             return []
         with os_errors(self.disk, overlay):
             overlay.unlink()
@@ -123,12 +144,13 @@ class Chain:
         :returns: what was removed.
         :raises DiskError: QEMU has switched; the disk is whole, on its chain, and stays so.
         """
+        removed = self._remove_overlay() if self._is_unsettled else []
         with os_errors(self.disk, self.frozen):
-            if self.waiting_overlay or not self.frozen.exists():
-                return []
+            if self.waiting_overlay or not exists(self.frozen):
+                return removed
             if self.frozen.samefile(self.active):  # our second name of the disk, and nothing more
                 self.frozen.unlink()
-                return [f"removed {self.frozen}"]
+                return [*removed, f"removed {self.frozen}"]
         if self._stands_on_frozen(self.active):
             self.protect()
             chain = image_chain(self.disk, str(self.frozen))
@@ -191,7 +213,7 @@ class Chain:
         """
         with os_errors(self.disk, self.active):
             try:
-                if not kept.exists():
+                if not exists(kept):
                     os.link(self.active, kept, follow_symlinks=False)
                 if not self._is_prepared():
                     self.overlay.unlink(missing_ok=True)

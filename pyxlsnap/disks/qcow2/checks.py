@@ -12,12 +12,13 @@ from pyxlsnap.disks.qcow2.chain import Chain
 from pyxlsnap.disks.qcow2.qemu import GuestQemu, checked_tags, image_info
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import hidden_name, refuse_existing
+from pyxlsnap.linux.there import exists, is_file
 
 
 def check_create(chain: Chain, qemu: GuestQemu, name: str) -> None:
     """:raises Refused: an external snapshot of the disk would not work."""
     vdev = chain.disk.vdev
-    if not chain.active.is_file():
+    if not is_file(chain.active):
         raise Refused(
             f"{vdev}: {chain.active} is no regular file, and only a regular file can be frozen: "
             f"write ',,{vdev}' for an internal snapshot"
@@ -55,7 +56,7 @@ def _refuse_other_backing_file(chain: Chain) -> None:
     if not backing or Path(backing).is_absolute() or ":" in backing.split("/")[0]:
         return
     here, there = chain.active.parent / backing, chain.frozen.parent / backing
-    if not (there.exists() and there.samefile(here)):
+    if not (exists(there) and there.samefile(here)):
         raise Refused(
             f"{chain.disk.vdev}: {chain.active} stands on {backing}, by a relative name that leads "
             f"elsewhere from {chain.frozen.parent}: choose an external path beside the disk"
@@ -78,7 +79,7 @@ def _refuse_no_link(chain: Chain) -> None:
 def check_revert(chain: Chain) -> None:
     """:raises Refused: the frozen file is not there, or no image; or more would be lost."""
     vdev = chain.disk.vdev
-    if not chain.frozen.is_file():
+    if not is_file(chain.frozen):
         raise Refused(
             f"{vdev}: there is no file {chain.frozen}, the disk snapshot: without it the disk "
             f"cannot be reverted"

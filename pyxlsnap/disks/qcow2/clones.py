@@ -24,6 +24,7 @@ from pyxlsnap.disks.standing import backing_name
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import file_version, open_regular, refusing_os_errors
+from pyxlsnap.linux.there import is_file
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import command
@@ -80,7 +81,7 @@ class Qcow2Clones:
 
     def _try_overlay(self, disk: Disk, frozen: Path, file: ChildFile) -> None:
         """Open the frozen file with all that it stands on, and make an overlay without a name."""
-        if not frozen.is_file():
+        if not is_file(frozen):
             raise Refused(
                 f"{disk.vdev}: there is no file {frozen}, the disk snapshot: without it no clone "
                 f"can be made"
@@ -89,7 +90,7 @@ class Qcow2Clones:
             raise Refused(f"{disk.vdev}: {frozen} is the disk, not a snapshot of it")
         files, made = present_files(disk, frozen), self._overlays.get(disk.vdev)
         versions = tuple(map(_version, files))
-        if not files[-1].is_file() or backing_name(files[-1]):
+        if not is_file(files[-1]) or backing_name(files[-1]):
             refuse_broken(disk, frozen)  # more than the names tell; or it is a loop
         else:
             refuse_writers(disk, files)

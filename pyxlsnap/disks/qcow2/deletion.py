@@ -19,6 +19,7 @@ from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import undo_each
 from pyxlsnap.errors import DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.there import exists
 from pyxlsnap.model import Disk, DiskRequest
 
 
@@ -98,7 +99,7 @@ class Deletion:
         """The names of the snapshots inside an image; none if there is no image any more."""
         if disk.vdev in self._served:
             return [tag.name for tag in self._qemu.tags(disk.vdev)]
-        return [tag.name for tag in checked_tags(disk)] if Path(disk.target).exists() else []
+        return [tag.name for tag in checked_tags(disk)] if exists(disk.target) else []
 
     def free(self) -> list[str]:
         """See :meth:`pyxlsnap.disks.abilities.DeletingStrategy.prepare_delete`."""
@@ -128,7 +129,7 @@ def in_use(disk: Disk) -> bool:
     """
     target = Path(disk.target)
     with os_errors(disk, target):
-        return target.exists() and bool(users(target))
+        return exists(target) and bool(users(target))
 
 
 def _in_use_elsewhere(disk: Disk) -> Refused:

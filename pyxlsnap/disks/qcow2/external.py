@@ -33,6 +33,7 @@ from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import DiskError
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.there import exists
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import Artefact
 
@@ -113,9 +114,18 @@ class External:
             chain.protect()
 
     def withdraw(self) -> None:
-        """Take away the names of all overlays: from now on QEMU cannot begin to switch."""
+        """Take away the names of all overlays: from now on QEMU cannot begin to switch.
+
+        :raises DiskError: a name is left; the others were taken away.
+        """
+        failed = []
         for chain in self._chains:
-            chain.withdraw()
+            try:
+                chain.withdraw()
+            except DiskError as e:
+                failed.append(e)
+        if failed:
+            raise failed[0]
 
     def settle(self, switched: Collection[str]) -> list[str]:
         """Finish the rename of each disk that QEMU has switched; remove the other overlays.
@@ -172,7 +182,7 @@ class External:
             with refusing_os_errors():
                 chain.rehearse()
             # An overlay that is made already takes no more.
-            need = 0 if chain.overlay.exists() else _OVERLAY
+            need = 0 if exists(chain.overlay) else _OVERLAY
             refuse_full(chain.disk, chain.active.parent, need, self._claim, spare=SLACK)
 
     def prepare_revert(self, check: Callable[[], None]) -> None:

@@ -20,6 +20,7 @@ from pyxlsnap.disks.standing import has_snapshots_inside, standing_on
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
 from pyxlsnap.linux.files import sync_directory
+from pyxlsnap.linux.there import exists, is_file, is_symlink, lexists
 from pyxlsnap.text import mib
 
 
@@ -41,7 +42,7 @@ class Frozen:
         :raises Refused, DiskError, OSError: it cannot, or what stands on it is in use by others.
         """
         self._served = served
-        if not os.path.lexists(self._path):
+        if not lexists(self._path):
             return
         self._refuse_other_file()
         chain = [Path(image["filename"]) for image in self._chain()]
@@ -53,16 +54,16 @@ class Frozen:
         self._refuse_no_room(self._standing())
 
     def _chain(self) -> list[dict[str, Any]]:
-        return image_chain(self.disk, str(self._active)) if self._active.exists() else []
+        return image_chain(self.disk, str(self._active)) if exists(self._active) else []
 
     def _standing(self) -> list[Path]:
         return standing_on(self._path, self._directories)
 
     def _refuse_other_file(self) -> None:
         vdev = self.disk.vdev
-        if self._path.is_symlink() or not self._path.is_file():
+        if is_symlink(self._path) or not is_file(self._path):
             raise Refused(f"{vdev}: {self._path} is no regular file, so it is no frozen file")
-        if self._active.exists() and self._path.samefile(self._active):
+        if exists(self._active) and self._path.samefile(self._active):
             raise Refused(f"{vdev}: {self._path} is the disk itself, and not a snapshot of it")
         image_info(self.disk, str(self._path))
 
@@ -113,7 +114,7 @@ class Frozen:
         :returns: what was changed, a line each.
         :raises PyxlsnapError: it failed; the images still stand on the file, and are whole.
         """
-        if not os.path.lexists(self._path):
+        if not self._is_there():
             return []
         changed = []
         under, form = below(self.disk, self._path, image_chain(self.disk, str(self._path)))
@@ -130,12 +131,16 @@ class Frozen:
             self._notice_users()
         return changed
 
+    def _is_there(self) -> bool:
+        with os_errors(self.disk, self._path):
+            return lexists(self._path)
+
     def delete(self) -> list[str]:
         """Delete the frozen file.
 
         :raises DiskError: something stands on it, or somebody has it open.
         """
-        if not os.path.lexists(self._path):
+        if not self._is_there():
             return []
         with os_errors(self.disk, self._path):
             self._notice_users()

@@ -17,6 +17,7 @@ from pyxlsnap.disks.qcow2.qemu import GuestQemu, qemu_img
 from pyxlsnap.disks.qcow2.tables import Work, work_of
 from pyxlsnap.disks.qcow2.tags import Tag
 from pyxlsnap.disks.undo import LeftOver
+from pyxlsnap.linux.there import is_block_device
 from pyxlsnap.model import Disk
 from pyxlsnap.text import bytes_of, command
 
@@ -113,7 +114,7 @@ def in_file(
 def _with_cache(disk: Disk) -> list[str]:
     """The words that name the image to qemu-img, and the cache to use."""
     work = work_in(disk)
-    protocol = "host_device" if Path(disk.target).is_block_device() else "file"
+    protocol = "host_device" if is_block_device(disk.target) else "file"
     options = {
         "driver": "qcow2",
         **({"refcount-cache-size": str(work.cache)} if work.cache else {}),

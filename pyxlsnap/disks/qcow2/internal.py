@@ -30,6 +30,7 @@ from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.disks.undo import Undo
 from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.linux.files import refusing_os_errors
+from pyxlsnap.linux.there import is_file
 from pyxlsnap.model import KEPT_SUFFIX, Disk
 from pyxlsnap.results import Artefact
 from pyxlsnap.text import quote
@@ -204,7 +205,7 @@ class Internal:
             steps = ["-a", self._name] if kept else ["-c", self._kept_name, "-a", self._name]
             size, cluster = image["virtual-size"], image["cluster-size"]
             self._needed[disk.vdev] = refuse_inapplicable(disk, size, cluster, steps)
-        if path.is_file():
+        if is_file(path):
             need = self._needed[disk.vdev]
             refuse_full(disk, path.parent, need, self._claim, spare=SLACK)
 

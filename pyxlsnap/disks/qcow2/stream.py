@@ -20,6 +20,7 @@ from pyxlsnap.disks.qcow2.chain import OVERLAY_SUFFIX
 from pyxlsnap.disks.qcow2.qemu import NODE_PREFIX, GuestQemu, image_chain
 from pyxlsnap.disks.standing import stands_on
 from pyxlsnap.errors import DiskError, PyxlsnapError, Refused
+from pyxlsnap.linux.there import exists, lexists
 from pyxlsnap.linux.waiting import until
 from pyxlsnap.model import Disk
 
@@ -61,8 +62,8 @@ def find(qemu: GuestQemu, disk: Disk, image: Path, frozen: Path) -> Place:
     base = nodes[at + 2]["node-name"] if at + 2 < len(nodes) else ""
     name = Path(_file_name(nodes[at]["file"])) if at else None
     place = Place(image, frozen, nodes[at]["node-name"], name, base)
-    there = name is None or os.path.lexists(name)
-    if name and not (name.exists() and name.samefile(image) if there else place.is_overlay):
+    there = name is None or lexists(name)
+    if name and not (exists(name) and name.samefile(image) if there else place.is_overlay):
         raise _refused(disk, image, f"QEMU knows the file as {name}, which is another file now")
     return place
 
@@ -157,7 +158,7 @@ def _named(place: Place) -> Iterator[None]:
     if place.name is None or not place.is_overlay:
         yield
         return
-    if not os.path.lexists(place.name):  # else a delete that was killed has left it
+    if not lexists(place.name):  # else a delete that was killed has left it
         os.link(place.image, place.name, follow_symlinks=False)
     try:
         yield

@@ -17,11 +17,11 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import Refused
 from pyxlsnap.linux.extents import space_to_write
+from pyxlsnap.linux.there import is_block_device
 from pyxlsnap.model import Disk
 from pyxlsnap.text import quote
 
@@ -66,7 +66,7 @@ def refuse_inapplicable(disk: Disk, virtual_size: int, cluster: int, tags: list[
 
 
 def _refusal(disk: Disk, said: list[str]) -> Refused:
-    if os.strerror(errno.ENOSPC) in said[-1] and Path(disk.target).is_block_device():
+    if os.strerror(errno.ENOSPC) in said[-1] and is_block_device(disk.target):
         return Refused(
             f"{disk.vdev}: {disk.target} has no room for what the revert writes there: make the "
             f"device larger (lvextend), and run the command again"

@@ -13,6 +13,7 @@ import pytest
 from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone import plan as clone_plan
+from pyxlsnap.clone import removal
 from pyxlsnap.clone.delete import delete_clone
 from pyxlsnap.clone.names import lock_name
 from pyxlsnap.clone.plan import make_plan
@@ -45,6 +46,7 @@ from tests.unit.support.faults import FailsAtStep, run_until
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.qemu import qemu_img
 from tests.unit.support.strategy import FakeStrategy
+from tests.unit.support.unreadable import unreadable
 from tests.unit.support.values import BRIDGE, OTHER_UUID, UUID
 from tests.unit.support.world import World
 
@@ -551,6 +553,51 @@ def test_a_clone_whose_disks_are_not_mounted_is_not_forgotten(
     mount()
     assert len(origin.children()) == 2
     delete(origin)
+    origin.assert_as_before()
+
+
+@pytest.mark.parametrize("replace", [None, False, True])
+def test_a_clone_whose_disk_cannot_be_looked_at_is_not_forgotten(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, replace: bool | None
+) -> None:
+    disk, found = origin.clone().disks[0], origin.find()
+    assert found
+    found.exists = False
+    with monkeypatch.context() as patch:
+        unreadable(patch, disk.target)
+        with pytest.raises(Refused, match=f"{disk.target}: Input/output error"):
+            delete(origin) if replace is None else origin.clone(replace=replace)
+        assert find_clone(CLONE)
+    delete(origin)
+    origin.assert_as_before()
+
+
+def test_an_old_disk_that_cannot_be_looked_at_does_not_cost_the_new_clone(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    origin.clone()
+    with monkeypatch.context() as patch:
+        patch.setattr(removal, "not_mounted", fails)
+        made = origin.clone(replace=True)
+    assert "Input/output error" in str(made.warnings)
+    assert origin.find()
+    delete(origin)
+    origin.assert_as_before()
+
+
+def test_a_recovery_does_not_take_a_disk_that_cannot_be_looked_at_for_a_deleted_one(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_until(Cloning(origin.world.host, (plan := origin.plan())).steps(), "disks")
+    with monkeypatch.context() as patch:
+        unreadable(patch, plan.children[0].target)
+        with pytest.raises(NeedsAttention, match="Input/output error"):
+            recover(origin)
+    assert len(origin.children()) == 1
+    recover(origin)
     origin.assert_as_before()
 
 

@@ -13,6 +13,7 @@ from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone_file import IN_USE
 from pyxlsnap.create.sequence import Creation
 from pyxlsnap.delete import operation
+from pyxlsnap.delete.operation import read_cfgfile
 from pyxlsnap.delete.sequence import Deletion
 from pyxlsnap.errors import (
     BadMemoryFile,
@@ -31,12 +32,14 @@ from pyxlsnap.journal import Journal
 from pyxlsnap.linux import stalled
 from pyxlsnap.linux.locks import DomainLock, SharedLock
 from pyxlsnap.model import DiskRequest, SnapshotConfig
+from pyxlsnap.request import DeleteRequest
 from pyxlsnap.results import Progress, Recovered, Snapshot
 from tests.unit.support import operations
 from tests.unit.support.faults import FailsAtStep, kill, run_until
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.memory_files import xl_file
 from tests.unit.support.operations import delete, plan_delete
+from tests.unit.support.unreadable import failing, unreadable
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World
 
@@ -121,6 +124,27 @@ def test_the_other_snapshot_can_be_reverted_to(case: Case) -> None:
     delete(case.world.host, case.cfg)
     second = Path(case.second.cfgfile)
     operations.revert(case.world.host, "vm1", cfgfile.read(second), second)
+
+
+def test_a_cfgfile_that_cannot_be_looked_at(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (errno.EACCES, errno.EIO):
+        with monkeypatch.context() as patch:
+            unreadable(patch, case.cfg, number)
+            with pytest.raises(ConfigError, match=f"cannot be read: {os.strerror(number)}"):
+                read_cfgfile(DeleteRequest(cfgfile=str(case.cfg)))
+
+
+def test_another_cfgfile_that_cannot_be_read_may_name_what_stands_on_a_disk_snapshot(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = case.world.photo()
+    for path in (Path(case.second.cfgfile), case.cfg.parent):
+        with monkeypatch.context() as patch:
+            unreadable(patch, path)
+            patch.setattr(os, "listdir", failing(os.listdir, str(case.cfg.parent), errno.EIO))
+            with pytest.raises((ConfigError, Refused), match="Input/output error"):
+                delete(case.world.host, case.cfg)
+    assert case.world.photo() == before
 
 
 def test_it_is_the_cfgfile_that_goes_first(case: Case) -> None:

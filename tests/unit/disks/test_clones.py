@@ -40,6 +40,7 @@ from tests.unit.support.lvm import strategy as of_lvm
 from tests.unit.support.qemu import damage, qemu_img, whole, write
 from tests.unit.support.system_calls import Fault
 from tests.unit.support.system_calls import Killed as Dead
+from tests.unit.support.unreadable import unreadable
 from tests.unit.support.waiting import eventually, open_descriptors
 
 NAME, CLONE = "snap", "c1"
@@ -345,6 +346,21 @@ def test_a_delete_on_a_new_object(place: Path) -> None:
     assert done == [f"removed {made.target}"]
     assert raw(place, make=False).delete_clone([made], first.state()) == []
     assert listing(place) == {"a.raw", "a.raw.snap"}
+
+
+@pytest.mark.parametrize("make", [raw, qcow2])
+def test_a_file_that_cannot_be_looked_at_does_not_count_as_deleted(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], RawFile | Qcow2],
+) -> None:
+    strategy = make(place)
+    (made,) = cloned(strategy)
+    with monkeypatch.context() as patch:
+        unreadable(patch, made.target)
+        with pytest.raises(DiskError, match="Input/output error"):
+            strategy.delete_clone([made], strategy.state())
+    assert strategy.delete_clone([made], strategy.state()) == [f"removed {made.target}"]
 
 
 def test_a_file_that_has_replaced_the_disk_is_left(place: Path) -> None:

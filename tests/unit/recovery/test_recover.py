@@ -47,6 +47,7 @@ from tests.unit.support.memory_files import xl_file
 from tests.unit.support.operations import plan_create, plan_revert
 from tests.unit.support.qmp_server import recording
 from tests.unit.support.strategy import FakeStrategy
+from tests.unit.support.unreadable import unreadable
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World
 
@@ -153,6 +154,20 @@ def test_a_create_killed_after_its_last_step_stays(world: World) -> None:
     assert killed.plan.cfgfile.exists()
     assert len(world.storage.snapshots) == 2
     assert Journal(UUID).read() is None
+
+
+@pytest.mark.parametrize("which", ["memory_path", "cfgfile"])
+def test_storage_that_fails_does_not_make_a_snapshot_incomplete(
+    world: World, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Killed(world, CREATE[-1])
+    path = {"memory_path": killed.plan.memory_path, "cfgfile": killed.plan.cfgfile}[which]
+    with monkeypatch.context() as patch:
+        unreadable(patch, path)
+        with pytest.raises(NeedsAttention, match=r"cannot be read \(Input/output error\)"):
+            killed.recover()
+    assert len(world.storage.snapshots) == 2
+    assert "complete" in recover(world).lines[0]
 
 
 class TestAPausedGuest:

@@ -21,6 +21,7 @@ from pyxlsnap.errors import DiskError, PyxlsnapError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.chains import Chains
 from tests.unit.support.qemu import DOMID, SIZE, Qemu, damage, qemu_img, tags, write
+from tests.unit.support.unreadable import unreadable
 from tests.unit.support.waiting import eventually
 
 
@@ -137,6 +138,27 @@ class TestFrozenWhileOff:
         off.frozen_file(off.disks[0], "s3").unlink()
         assert len(delete(off.strategy("s3"), None)) == 1
         off.check({"s1": 1, "s2": 2, "": 2})
+
+    @pytest.mark.parametrize("after", ["", "check_delete", "prepare_delete"])
+    def test_a_part_that_cannot_be_looked_at_does_not(
+        self, off: Chains, monkeypatch: pytest.MonkeyPatch, after: str
+    ) -> None:
+        strategy, frozen = off.strategy("s3"), off.frozen_file(off.disks[0], "s3")
+        if after:
+            strategy.check_delete(None)
+        if after == "prepare_delete":
+            strategy.prepare_delete()
+        with monkeypatch.context() as patch:
+            unreadable(patch, frozen)
+            with pytest.raises(PyxlsnapError, match="Input/output error"):
+                delete(strategy, None) if not after else (
+                    strategy.prepare_delete() if after == "check_delete" else strategy.delete()
+                )
+        strategy.close()
+        assert frozen.exists()
+        again = delete(off.strategy("s3"), None)
+        assert f"removed {frozen}" in again
+        off.check(without("s3"))
 
     def refusal(self, off: Chains, name: str = "s1") -> str:
         before = {path: path.read_bytes() for path in files(off)}

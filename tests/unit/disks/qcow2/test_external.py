@@ -19,6 +19,7 @@ from pyxlsnap.errors import AlreadyExists, DiskError, QmpError, Refused
 from pyxlsnap.model import Disk, DiskRequest
 from tests.unit.support.chains import take
 from tests.unit.support.qemu import DOMID, SIZE, VDEVS, Qemu, content, qemu_img, tags
+from tests.unit.support.unreadable import unreadable
 
 
 def external(
@@ -247,6 +248,22 @@ class TestUndo:
         assert case.files() == before
         assert strategy.undo_create() == []
 
+    def test_an_overlay_that_cannot_be_looked_at_does_not_keep_the_guest_suspended(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """QEMU was never told of it."""
+        before = case.files()
+        strategy = case.strategy()
+        strategy.check_create(DOMID)
+        strategy.prepare()
+        with monkeypatch.context() as patch:
+            unreadable(patch, strategy.state()["xvdb overlay"])
+            strategy.settle()
+            with pytest.raises(DiskError, match="Input/output error"):
+                strategy.undo_create()
+        strategy.undo_create()
+        assert case.files() == before
+
     def test_of_a_transaction_that_qemu_refused_leaves_nothing(self, case: Case) -> None:
         before = case.files()
         strategy = case.strategy()
@@ -327,6 +344,18 @@ class TestSettle:
         cut_off.settle()
         cut_off.settle()
         self.check(case)
+
+    def test_not_while_its_storage_fails(
+        self, case: Case, cut_off: Qcow2, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The guest must not run: QEMU writes to files that have not the disks' names."""
+        with monkeypatch.context() as patch:
+            for vdev in VDEVS:
+                unreadable(patch, cut_off.state()[f"{vdev} overlay"])
+            with pytest.raises(DiskError, match="Input/output error"):
+                cut_off.settle()
+        cut_off.settle()
+        assert not case.leftovers()
 
     def test_by_another_process(self, case: Case, cut_off: Qcow2) -> None:
         cut_off.close()
