@@ -5,7 +5,6 @@ copies do not read an unchanged file to its end again.
 """
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -14,12 +13,8 @@ from pyxlsnap.dataclass import dataclass
 from pyxlsnap.errors import PyxlsnapError
 from pyxlsnap.guest.saved import memory_path, reading
 from pyxlsnap.guest.snapshot import Saved, read_memory
-from pyxlsnap.linux.files import file_version
+from pyxlsnap.linux.files import file_version, is_settled
 from pyxlsnap.model import SnapshotConfig
-
-# A file that was changed so shortly before may be changed again without a sign: the kernel notes
-# the time of a change in steps of some milliseconds.
-_SETTLED_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +56,7 @@ def keep(wanted: SnapshotConfig, cfgfile: str, check: Callable[[], None]) -> Sav
                 return kept
             _kept = None
             changed = os.fstat(file.fileno()).st_ctime_ns
-        if abs(time.time() - changed / 1e9) > _SETTLED_S:
+        if is_settled(changed):
             _kept = _Kept(read_memory(wanted, cfgfile, check), changed)
     except PyxlsnapError:
         _kept = None

@@ -6,6 +6,7 @@ No function here follows a symbolic link at the final name, or replaces an exist
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 #: a filesystem with less free space than this, in bytes, counts as full
 _NO_ROOM = 1 << 16
 _AT_ONCE_S = 0.5
+_SETTLED_S = 2.0
 #: mode of a directory that only pyxlsnap uses
 _PRIVATE_DIRECTORY = 0o700
 _ATTEMPTS = 100
@@ -268,6 +270,16 @@ def file_version(file: Path | int) -> tuple[int, ...]:
     """
     found = os.stat(file)  # noqa: PTH116 - a descriptor, too
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def is_settled(changed_ns: int) -> bool:
+    """Whether a file was changed so long ago that a change after now will show in its times.
+
+    The kernel notes the time of a change in steps of some milliseconds.
+
+    :param changed_ns: its ``st_ctime_ns``.
+    """
+    return abs(time.time() - changed_ns / 1e9) > _SETTLED_S
 
 
 def mount_point(directory: Path) -> str:

@@ -2,12 +2,13 @@
 
 A caller starts it as ``python -m pyxlsnap.worker.warm``, with a socket as its standard input. The
 process loads all modules that the operation and its undo need, and reads the memory file once. If a
-revert will talk to the guest's QEMU, the process loads the modules for that, too. It has one
-thread, beside those that wait for a file whose server does not answer. It opens no libxl, locks
-nothing and changes nothing. Each of its copies becomes a worker process like one that was started
-by exec (:mod:`pyxlsnap.worker.server`), with a supervisor of its own. The process ends when its
-caller closes the socket, or ends; also when it is asked for a worker after libxl or pyxlsnap was
-replaced (an upgrade of the host): the caller then starts another one.
+revert will talk to the guest's QEMU, the process loads the modules for that, too; for a clone it
+makes the overlays of qcow2 files, in memory. It has one thread, beside those that wait for a file
+whose server does not answer. It opens no libxl, locks nothing and changes nothing. Each of its
+copies becomes a worker process like one that was started by exec (:mod:`pyxlsnap.worker.server`),
+with a supervisor of its own. The process ends when its caller closes the socket, or ends; also when
+it is asked for a worker after libxl or pyxlsnap was replaced (an upgrade of the host): the caller
+then starts another one.
 
 The caller sends one ``request`` first. For each worker it sends ``stderr`` and then ``connection``,
 each with a descriptor. The answer is ``forked``, with a pidfd of the worker, or ``error``.
@@ -16,13 +17,17 @@ each with a descriptor. The answer is ``forked``, with a pidfd of the worker, or
 import os
 import select
 import socket
+import time
 from importlib import import_module
 from pathlib import Path
 
 from pyxlsnap import version
+from pyxlsnap.disks.qcow2.overlays import make_ahead
 from pyxlsnap.errors import PyxlsnapError
+from pyxlsnap.guest import checks
 from pyxlsnap.guest.qemu_version import needs_qemu
 from pyxlsnap.guest.read_once import keep
+from pyxlsnap.guest.snapshot import Saved, choose_disks
 from pyxlsnap.journal import unfinished
 from pyxlsnap.linux.files import file_version
 from pyxlsnap.linux.fork import name_process
@@ -35,9 +40,12 @@ from pyxlsnap.worker.server import with_cfgfile  # and the whole of it, for the 
 from pyxlsnap.worker.start import fork_worker
 from pyxlsnap.xen.compiled import libxl_was_replaced
 
+#: how long after the end of a copy files that were read are looked at again, if all was kept
+_QUIET_S = 2.0
+
 
 class _Wanted(Exception):
-    """Ends the reading of the memory file: the caller has sent something, or has ended."""
+    """Ends what is read and made ahead: the caller has sent something, or has ended."""
 
 
 class Warm:
@@ -49,13 +57,17 @@ class Warm:
         #: the pid of each copy, by its pidfd
         self._copies: dict[int, int] = {}
         self._release = _release()
+        #: all that the copies need has been read and made; it may have changed since
+        self._has_kept = False
+        #: when to look whether it has changed, by the monotonic clock; ``None``: no copy has ended
+        self._look_at: float | None = None
 
     def run(self) -> None:
         """Serve the caller until it ends."""
         self._keep_memory()
         while True:
             if not self._wait():
-                self._keep_memory()  # a copy has ended, and read the file, too
+                self._keep_memory()  # the file may be another one by now
                 continue
             message = self._channel.receive()
             if message is None:
@@ -66,7 +78,8 @@ class Warm:
                 self._copy()
 
     def _keep_memory(self) -> None:
-        """Read the memory file while nothing else is to be done, and load what it calls for."""
+        """Read the memory file, and load and make what it calls for, while nobody asks."""
+        self._has_kept = False
         try:
             ready = with_cfgfile(self._request)
             assert isinstance(ready, Repeatable)
@@ -74,22 +87,51 @@ class Warm:
             saved = keep(ready.config, ready.cfgfile, self._check_idle)
             if saved and isinstance(ready, RevertRequest) and needs_qemu(saved.config):
                 modules.load_qmp()
+            is_made = True
+            if saved and isinstance(ready, CloneRequest):
+                is_made = self._make_overlays(ready, saved)
+            self._has_kept = saved is not None and is_made
         except (_Wanted, PyxlsnapError, ImportError):
             pass  # the worker reads the files and loads the modules, and says what is wrong
+
+    def _make_overlays(self, request: CloneRequest, saved: Saved) -> bool:
+        """Make the overlays of the disks' frozen files; false: one cannot be made, or not yet."""
+        assert request.config
+        meta = saved.metadata
+        chosen = choose_disks(request.config, request.cfgfile, meta, saved.config)
+        checks.refuse_silent(saved.config.disks, [asked for _, asked in chosen])
+        kinds = meta.kinds if meta else {}
+        made = [
+            make_ahead(disk, Path(asked.path), self._check_idle)
+            for disk, asked in chosen
+            if kinds.get(disk.vdev) == "qcow2" and not asked.internal
+        ]
+        return all(made)
 
     def _check_idle(self) -> None:
         if self._channel.pending or select.select([self._channel], [], [], 0)[0]:
             raise _Wanted
 
     def _wait(self) -> bool:
-        """Wait for a message, or for the end of a copy: is there a message?"""
-        if self._channel.pending:
-            return True
-        ready = select.select([self._channel.fileno(), *self._copies], [], [])[0]
-        for pidfd in [fd for fd in self._copies if fd in ready]:
-            os.waitpid(self._copies.pop(pidfd), 0)
-            os.close(pidfd)
-        return self._channel.fileno() in ready
+        """Wait for a message; false: there is none, and :meth:`_keep_memory` is to be called.
+
+        If all was kept, that is some seconds after a copy has ended: its domain has just begun to
+        run, and needs the processors.
+        """
+        while not self._channel.pending:
+            quiet_s = None if self._look_at is None else max(0.0, self._look_at - time.monotonic())
+            ready = select.select([self._channel.fileno(), *self._copies], [], [], quiet_s)[0]
+            for pidfd in [fd for fd in self._copies if fd in ready]:
+                os.waitpid(self._copies.pop(pidfd), 0)
+                os.close(pidfd)
+                if self._look_at is None:
+                    self._look_at = time.monotonic() + (_QUIET_S if self._has_kept else 0.0)
+            if self._channel.fileno() in ready:
+                break
+            if not ready:
+                self._look_at = None
+                return False
+        return True
 
     def _copy(self) -> None:
         stderr, connection = self._channel.fds[-2:]

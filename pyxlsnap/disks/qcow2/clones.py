@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from pyxlsnap.dataclass import dataclass
 from pyxlsnap.disks.copy.child import ChildFile
 from pyxlsnap.disks.copy.clones import delete_files, refuse_format, refused_copy
 from pyxlsnap.disks.copy.content import Space, copy_attributes, refuse_no_room, trial_file
@@ -19,25 +18,17 @@ from pyxlsnap.disks.in_use import users
 from pyxlsnap.disks.qcow2.backing import present_files, refuse_broken, refuse_writers
 from pyxlsnap.disks.qcow2.chain import written_durably
 from pyxlsnap.disks.qcow2.killable import killable_qemu_img
-from pyxlsnap.disks.qcow2.qemu import checked_tags, qemu_img
-from pyxlsnap.disks.standing import backing_name
+from pyxlsnap.disks.qcow2.overlays import Overlay, is_whole, made_ahead, make, versions
+from pyxlsnap.disks.qcow2.qemu import checked_tags
 from pyxlsnap.disks.task import DiskTask
 from pyxlsnap.errors import DiskError, Refused
-from pyxlsnap.linux.files import file_version, open_regular, refusing_os_errors
+from pyxlsnap.linux.files import open_regular, refusing_os_errors
 from pyxlsnap.linux.there import is_file
 from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.results import CloneDisk
 from pyxlsnap.text import command
 
 _BLOCK = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class _Overlay:
-    """An overlay, and what it stands on: the version of the frozen file and of each file below."""
-
-    of: tuple[tuple[int, ...], ...]
-    content: bytes
 
 
 class Qcow2Clones:
@@ -47,7 +38,7 @@ class Qcow2Clones:
         self._disks, self._task = tuple(disks), task
         self._files: dict[str, ChildFile] = {}
         #: by vdev: an overlay without data, as the plan has made it
-        self._overlays: dict[str, _Overlay] = {}
+        self._overlays: dict[str, Overlay] = {}
 
     def check(self, name: str, wanted: Mapping[str, DiskRequest]) -> list[CloneDisk]:
         """See :meth:`pyxlsnap.disks.abilities.CloningStrategy.check_clone`."""
@@ -89,27 +80,32 @@ class Qcow2Clones:
         if os.path.exists(disk.target) and frozen.samefile(disk.target):
             raise Refused(f"{disk.vdev}: {frozen} is the disk, not a snapshot of it")
         files, made = present_files(disk, frozen), self._overlays.get(disk.vdev)
-        versions = tuple(map(_version, files))
-        if not is_file(files[-1]) or backing_name(files[-1]):
-            refuse_broken(disk, frozen)  # more than the names tell; or it is a loop
-        else:
+        standing = versions(files)
+        if is_whole(files):
             refuse_writers(disk, files)
-            if made and made.of == versions:  # qemu-img takes long
+            if made and made.of == standing:
                 return
+        else:
+            refuse_broken(disk, frozen)  # more than the names tell; or it is a loop
         with (
             os_errors(disk, file.path, refuse=True),
             open_regular(frozen) as like,
             trial_file(file.path) as fd,
         ):
             copy_attributes(like.fileno(), fd)
-            here = f"/proc/{os.getpid()}/fd/{fd}"
-            backing = ("-b", str(frozen), "-F", "qcow2")
-            try:
-                qemu_img(disk, "create", "-q", "-f", "qcow2", *backing, here)  # opens them all
-            except DiskError:
-                refuse_broken(disk, frozen)  # tells which of them
-                raise
-            self._overlays[disk.vdev] = _Overlay(versions, Path(here).read_bytes())
+            if ahead := made_ahead(frozen, standing):
+                _write(fd, ahead.content)
+            self._overlays[disk.vdev] = ahead or self._make_overlay(disk, frozen, standing, fd)
+
+    @staticmethod
+    def _make_overlay(
+        disk: Disk, frozen: Path, standing: tuple[tuple[int, ...], ...], fd: int
+    ) -> Overlay:
+        try:
+            return make(disk, frozen, standing, fd)
+        except DiskError:
+            refuse_broken(disk, frozen)  # tells which of them
+            raise
 
     def _check_copy(self, disk: Disk, file: ChildFile) -> None:
         """:raises Refused: the disk snapshot is not there, or its image is in use."""
@@ -159,11 +155,6 @@ class Qcow2Clones:
         """Close the files. Idempotent."""
         for file in self._files.values():
             file.close()
-
-
-def _version(file: Path) -> tuple[int, ...]:
-    """As :func:`file_version`, and also other if the old time of change was put back."""
-    return *file_version(file), file.stat().st_ctime_ns
 
 
 def _refuse_open(disk: Disk) -> None:

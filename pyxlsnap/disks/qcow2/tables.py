@@ -134,6 +134,15 @@ def is_cut_off(path: Path) -> bool:
     return False
 
 
+def has_data_file(path: Path) -> bool:
+    """Whether an image has its data in a file of their own, which its header names.
+
+    :raises OSError: the file cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        return _image(file) is not None and _has_data_file(file)
+
+
 def _has_data_file(file: BinaryIO) -> bool:
     version, features = struct.unpack(">4xI64xQ", os.pread(file.fileno(), 80, 0))
     return version > 2 and bool(features & _DATA_FILE)

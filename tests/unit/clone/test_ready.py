@@ -14,11 +14,14 @@ from pyxlsnap import paths
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.clone import operation
 from pyxlsnap.errors import BadMemoryFile, Interrupted, OperationFailed, Refused, XenError
-from pyxlsnap.guest import qemu_version, read_once
+from pyxlsnap.guest import qemu_version, read_once, snapshot
 from pyxlsnap.journal import Journal
+from pyxlsnap.linux import files
 from pyxlsnap.linux.read_ahead import read_ahead
+from pyxlsnap.model import Disk, DiskRequest
 from pyxlsnap.request import Callbacks, PrepareMonitor
 from pyxlsnap.results import Cloned
+from pyxlsnap.worker import warm
 from pyxlsnap.worker.channel import Channel
 from pyxlsnap.worker.warm import Warm
 from tests.unit.support.clones import CLONE_UUID, Origin
@@ -100,7 +103,7 @@ def test_a_process_that_is_kept_ready_reads_it_once(
     origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read_once, "_kept", None)
-    monkeypatch.setattr(read_once, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(files, "_SETTLED_S", -1.0)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         Warm(Channel(ours), replace(origin.request(), config=None))._keep_memory()
@@ -111,6 +114,38 @@ def test_a_process_that_is_kept_ready_reads_it_once(
     monkeypatch.setattr("pyxlsnap.guest.snapshot.walk", walk)
     origin.clone(replace=True)
     assert origin.find()
+
+
+def test_a_process_that_is_kept_ready_makes_the_overlays(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the frozen files of the disks that are qcow2 for pyxlsnap."""
+    asked = {"xvda": "/images/xvda.snap", "xvdb": "", "xvdc": "/images/xvdc.snap"}
+    kinds = {"xvda": "qcow2", "xvdb": "qcow2", "xvdc": "another"}
+    chosen = [
+        (Disk(v, f"/images/{v}", "qcow2"), DiskRequest(v, p, p and "qcow2"))
+        for v, p in asked.items()
+    ]
+    request = origin.request()
+    assert request.config
+    saved = snapshot.read_memory(request.config, request.cfgfile, lambda: None)
+    assert saved.metadata
+    monkeypatch.setattr(warm, "choose_disks", lambda *_: chosen)
+    header = replace(saved.header, metadata=replace(saved.metadata, kinds=kinds))
+    made: list[tuple[str, Path]] = []
+
+    def make(disk: Disk, frozen: Path, _check: object) -> bool:
+        made.append((disk.vdev, frozen))
+        return is_made
+
+    monkeypatch.setattr(warm, "make_ahead", make)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = Warm(Channel(ours), request)
+        for is_made in (True, False):
+            made.clear()
+            assert process._make_overlays(request, replace(saved, header=header)) is is_made
+            assert made == [("xvda", Path("/images/xvda.snap"))]
 
 
 class Watched:

@@ -9,7 +9,7 @@ import pytest
 from pyxlsnap.disks.copy import clones as copy_clones
 from pyxlsnap.disks.copy.content import copy_attributes
 from pyxlsnap.disks.copy.raw_file import RawFile
-from pyxlsnap.disks.qcow2 import backing, qemu
+from pyxlsnap.disks.qcow2 import backing, overlays, qemu
 from pyxlsnap.disks.qcow2 import clones as qcow2_clones
 from pyxlsnap.disks.qcow2.strategy import Qcow2
 from pyxlsnap.disks.task import DiskTask
@@ -73,7 +73,7 @@ def test_what_has_not_changed_is_not_read_again(
         asked.append(words[0])
         real(disk, *words)
 
-    monkeypatch.setattr(qcow2_clones, "qemu_img", asks)
+    monkeypatch.setattr(overlays, "qemu_img", asks)
     monkeypatch.setattr(qemu, "qemu_img", asks)
     chosen = Disk("xvda", str(tmp_path / "a"), "qcow2"), DiskRequest("xvda", str(frozen), "qcow2")
     made = Qcow2([chosen], DiskTask("snap"))

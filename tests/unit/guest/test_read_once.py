@@ -13,6 +13,7 @@ from pyxlsnap import cfgfile, memory
 from pyxlsnap.errors import BadMemoryFile
 from pyxlsnap.guest import read_once, snapshot
 from pyxlsnap.guest.snapshot import Saved
+from pyxlsnap.linux import files
 from pyxlsnap.model import SnapshotConfig
 from tests.unit.support import operations
 from tests.unit.support.world import World
@@ -29,7 +30,7 @@ class Wanted(Exception):
 @pytest.fixture(autouse=True)
 def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_once, "_kept", None)
-    monkeypatch.setattr(read_once, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(files, "_SETTLED_S", -1.0)
 
 
 @dataclass
@@ -137,7 +138,7 @@ def test_a_damaged_file_is_not_kept(taken: Snapshot, walks: list[str]) -> None:
 def test_a_file_that_was_just_changed_is_not_kept(
     taken: Snapshot, walks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_once, "_SETTLED_S", 3600.0)
+    monkeypatch.setattr(files, "_SETTLED_S", 3600.0)
     taken.keep()
     assert walks == []
     taken.read()

@@ -1,6 +1,7 @@
 """Many reverts through one warm process on a fake host, where something changes between two."""
 
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pyxlsnap import Reverter
 from pyxlsnap.errors import BadMemoryFile, Busy, ConfigError, PyxlsnapError, Refused, Risky
 from pyxlsnap.guest import read_once
 from pyxlsnap.journal import Journal
+from pyxlsnap.linux import files
 from pyxlsnap.linux.locks import DomainLock
 from pyxlsnap.request import RevertRequest
 from pyxlsnap.results import Reverted
@@ -155,7 +157,7 @@ def test_the_modules_that_talk_to_qemu_are_loaded_once(
     host = Hosted(tmp_path, monkeypatch)
     host.world.guest(kind=kind)
     assert host.run("snapshot-create", "vm1", "--name=snap").returncode == 0
-    monkeypatch.setattr(read_once, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(files, "_SETTLED_S", -1.0)
     monkeypatch.setattr(read_once, "_kept", None)
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -167,6 +169,58 @@ def test_the_modules_that_talk_to_qemu_are_loaded_once(
         assert loaded == [True] * is_asked
         monkeypatch.setattr(modules, "load_qmp", raise_import_error)
         process._keep_memory()  # the copies say so
+
+
+@pytest.mark.parametrize("has_kept", [True, False])
+def test_nothing_is_looked_at_again_while_a_domain_begins_to_run(
+    monkeypatch: pytest.MonkeyPatch, has_kept: bool
+) -> None:
+    """A copy ends when its domain was unpaused: the domain has the use of the processors.
+
+    What could not be read yet is read at once: the next copy needs it.
+    """
+    waits: list[float | None] = []
+    real = select.select
+
+    def asks(r: list[int], w: list[int], x: list[int], quiet_s: float | None) -> object:
+        waits.append(quiet_s)
+        return real(r, w, x, quiet_s and 0.01)
+
+    monkeypatch.setattr(select, "select", asks)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = Warm(Channel(ours), RevertRequest(domain="vm1", cfgfile="/x"))
+        process._has_kept = has_kept
+        ended(process)
+        assert not process._wait()
+        assert waits[0] is None
+        assert waits[1] is not None
+        assert (waits[1] > 1.5) is has_kept
+        assert not process._copies
+        Channel(theirs).send({"connection": True})
+        assert process._wait()
+
+
+def test_a_call_meanwhile_does_not_put_that_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller may never rest for so long: the files are looked at while a copy is at work."""
+    monkeypatch.setattr(warm, "_QUIET_S", 0.2)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = Warm(Channel(ours), RevertRequest(domain="vm1", cfgfile="/x"))
+        process._has_kept = True
+        ended(process)
+        while process._copies:
+            Channel(theirs).send({"stderr": True})
+            assert process._wait()
+            process._channel.receive()
+        assert not process._wait()
+
+
+def ended(process: Warm) -> None:
+    """Give the process a copy that has ended."""
+    if not (pid := os.fork()):
+        os._exit(0)
+    process._copies[os.pidfd_open(pid)] = pid
 
 
 def test_what_a_recovery_needs_is_loaded_before_a_copy_is_made(
