@@ -17,7 +17,7 @@ from pyxlsnap.disks.protocol import DiskStrategy
 from pyxlsnap.disks.qcow2.backing import chain_files
 from pyxlsnap.disks.registry import close_all, strategies
 from pyxlsnap.disks.task import DiskTask
-from pyxlsnap.errors import ConfigError, PyxlsnapError, Refused
+from pyxlsnap.errors import BadMemoryFile, ConfigError, PyxlsnapError, Refused
 from pyxlsnap.guest import checks
 from pyxlsnap.guest.protocols import Guest, Host
 from pyxlsnap.guest.saved import memory_path, reading, saved_config
@@ -30,7 +30,10 @@ from pyxlsnap.model import Disk, DiskRequest, DomainConfig, Metadata, SnapshotCo
 from pyxlsnap.request import DeleteRequest
 
 #: errors of a file that was deleted, or whose name something else has by now
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENXIO)
+_NOT_THERE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL),
+    *(errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +230,7 @@ def _directories(request: DeleteRequest, parts: Parts) -> tuple[Path, ...]:
         refuse_silent_file(directory)
     with refusing_os_errors():
         files = [directory / name for directory in beside for name in names_in(directory)]
-    cfgfiles = [file for file in files if file.suffix == ".cfg"]
+    cfgfiles = [file for file in files if file.name.endswith(".cfg")]
     named: Sequence[Path] = [path for file in cfgfiles for path in _paths_in(file)]
     return tuple(dict.fromkeys(path.parent for path in named))
 
@@ -247,6 +250,8 @@ def _paths_in(file: Path) -> list[Path]:
 def refuse_unread(error: PyxlsnapError) -> None:
     """Raise an error that says nothing of the file: its storage has failed, and may come back."""
     cause = error.__cause__
+    if isinstance(cause, BadMemoryFile):  # one error of the file, told with more words
+        cause = cause.__cause__
     if isinstance(cause, OSError) and cause.errno not in _NOT_THERE:
         raise error
 

@@ -34,6 +34,8 @@ def _why_not(entry: CreateEntry) -> str:
             header = read_header(file, str(path))
         uuid = DomainConfig.parse(header.config_json).uuid
     except BadMemoryFile as e:
+        if isinstance(e.__cause__, OSError):
+            raise e.__cause__ from e
         return str(e)
     except ValueError as e:
         return f"{path}: {e}"
@@ -58,9 +60,13 @@ def published(entry: CreateEntry) -> list[str]:
     return [*[entry.cfgfile] * (not entry.has_disks), entry.memory_path]
 
 
-def out_of_reach(entry: CreateEntry) -> NeedsAttention:
-    """Make (not raise) the error for a way back that cannot be read; nothing was deleted."""
-    why = why_unreadable(entry) or f"{entry.cfgfile}: there is no such file"
+def out_of_reach(entry: CreateEntry, failed: OSError | None = None) -> NeedsAttention:
+    """Make (not raise) the error for a way back that cannot be read; nothing was deleted.
+
+    :param failed: what the storage of the cfgfile says, if it fails.
+    """
+    missing = f"{failed.strerror}" if failed else "there is no such file"
+    why = why_unreadable(entry) or f"{entry.cfgfile}: {missing}"
     left = [why, *(f"its memory may be in {t}" for t in entry.temporary[:1] if may_exist(t))]
     return NeedsAttention(
         f"{entry.domain} could not be resumed, and what was kept of it may be its only copy, but "

@@ -137,7 +137,7 @@ def _is_whole(entry: CreateEntry, done: Sequence[str]) -> bool:
         return kept.is_whole(entry)
     except OSError as e:
         if entry.way_back:
-            raise kept.out_of_reach(entry) from e
+            raise kept.out_of_reach(entry, e) from e
         raise _silent(entry, done, f"cannot be read ({e.strerror})") from e
 
 

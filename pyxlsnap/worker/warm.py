@@ -115,8 +115,8 @@ class Warm:
     def _wait(self) -> bool:
         """Wait for a message; false: there is none, and :meth:`_keep_memory` is to be called.
 
-        If all was kept, that is some seconds after a copy has ended: its domain has just begun to
-        run, and needs the processors.
+        If all was kept, that is some seconds after the first of the copies has ended that ended
+        since the last look: its domain has just begun to run, and needs the processors.
         """
         while not self._channel.pending:
             quiet_s = None if self._look_at is None else max(0.0, self._look_at - time.monotonic())

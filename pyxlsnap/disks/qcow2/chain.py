@@ -159,7 +159,7 @@ class Chain:
                 f"{way_to_delete(self.disk, self.active, self.frozen, chain)}",
                 vdev=self.disk.vdev,
             )
-        return []
+        return removed
 
     def artefact(self) -> Artefact:
         """The frozen file, and how to delete it.

@@ -69,6 +69,8 @@ class Qcow2:
         self._clones = Qcow2Clones(disks, task)
         self._activate: tuple[tuple[str, dict[str, object]], ...] = ()
         self._adopted = self._internal_done = False
+        #: QEMU may have been told of the overlays
+        self._told = False
 
     # create
 
@@ -144,6 +146,7 @@ class Qcow2:
         :raises QmpError: QEMU refused it, or did not answer in time (then the outcome is unknown).
         """
         self._outcome = _Outcome.UNKNOWN
+        self._told = self._told or external
         try:
             for command, arguments in self._activate if internal else ():
                 self._qemu.execute(command, arguments)
@@ -189,8 +192,9 @@ class Qcow2:
             return None
         switched: Sequence[str] = self.vdevs if self._outcome is _Outcome.DONE else ()
         if self._outcome is _Outcome.UNKNOWN:
-            self._external.refuse_unknown()
-            self._external.withdraw()
+            if self._told:
+                self._external.refuse_unknown()
+                self._external.withdraw()
             nodes = self._qemu.ask_nodes(
                 self._disks, waiting=self._waiting, unheld=self._unheld, gone=self._gone
             )
@@ -235,7 +239,7 @@ class Qcow2:
             refuse_missing(disk, Path(disk.target), "files of the disk snapshot")
 
     def adopt_create(self, domid: int | None, *, began: float, state: Mapping[str, str]) -> None:
-        self._adopted = True
+        self._adopted = self._told = True
         ended = domid is None or self._started_anew
         self._outcome = _Outcome.ENDED if ended else _Outcome.UNKNOWN
         self._external.adopt(state)

@@ -144,7 +144,8 @@ def has_data_file(path: Path) -> bool:
 
 
 def _has_data_file(file: BinaryIO) -> bool:
-    version, features = struct.unpack(">4xI64xQ", os.pread(file.fileno(), 80, 0))
+    header = os.pread(file.fileno(), 80, 0).ljust(80, b"\0")
+    version, features = struct.unpack(">4xI64xQ", header)
     return version > 2 and bool(features & _DATA_FILE)
 
 

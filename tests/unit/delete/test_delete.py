@@ -39,7 +39,7 @@ from tests.unit.support.faults import FailsAtStep, kill, run_until
 from tests.unit.support.guest import FakeGuest
 from tests.unit.support.memory_files import xl_file
 from tests.unit.support.operations import delete, plan_delete
-from tests.unit.support.unreadable import failing, unreadable
+from tests.unit.support.unreadable import failing, reads_fail, unreadable
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World
 
@@ -361,6 +361,18 @@ def test_a_file_whose_storage_fails_does_not_count_as_deleted(
 
     reads = {"cfgfile": (cfgfile, "_content", fails), "memory_path": (saved, "open_regular", fails)}
     assert_finished_when_it_is_back(case, monkeypatch, reads[what], "cannot be read")
+
+
+def test_a_memory_file_of_which_a_read_fails_does_not_either(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deletion = Deletion(plan_delete(case.world.host, case.cfg))
+    with monkeypatch.context() as patch:
+        reads_fail(patch, Path(case.first.memory_path))
+        with pytest.raises(NeedsAttention, match="cannot be read"):
+            deletion.run()
+    case.recover()
+    case.assert_deleted()
 
 
 @pytest.mark.parametrize("what", ["cfgfile", "memory_path"])

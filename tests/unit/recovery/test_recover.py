@@ -47,7 +47,7 @@ from tests.unit.support.memory_files import xl_file
 from tests.unit.support.operations import plan_create, plan_revert
 from tests.unit.support.qmp_server import recording
 from tests.unit.support.strategy import FakeStrategy
-from tests.unit.support.unreadable import unreadable
+from tests.unit.support.unreadable import reads_fail, unreadable
 from tests.unit.support.values import OTHER_UUID, UUID
 from tests.unit.support.world import World
 
@@ -154,6 +154,18 @@ def test_a_create_killed_after_its_last_step_stays(world: World) -> None:
     assert killed.plan.cfgfile.exists()
     assert len(world.storage.snapshots) == 2
     assert Journal(UUID).read() is None
+
+
+def test_a_memory_file_of_which_a_read_fails_is_not_a_damaged_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Killed(world, CREATE[-1])
+    with monkeypatch.context() as patch:
+        reads_fail(patch, killed.plan.memory_path)
+        with pytest.raises(NeedsAttention, match=r"cannot be read \(Input/output error\)"):
+            killed.recover()
+    assert len(world.storage.snapshots) == 2
+    assert "complete" in recover(world).lines[0]
 
 
 @pytest.mark.parametrize("which", ["memory_path", "cfgfile"])

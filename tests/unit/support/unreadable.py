@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pyxlsnap.memory.reader import Reader
+
 
 def unreadable(patch: pytest.MonkeyPatch, path: str | Path, number: int = errno.EIO) -> None:
     """From now on no look at a path succeeds. A process that has the file open can go on.
@@ -26,3 +28,16 @@ def failing(call: Any, path: str, number: int) -> Any:
         return call(asked, *arguments, **options)
 
     return maybe
+
+
+def reads_fail(patch: pytest.MonkeyPatch, path: Path) -> None:
+    """From now on a memory file can be opened, and not be read."""
+    real = Reader._read_some
+
+    def fails(self: Reader, length: int) -> bytes:
+        if not os.path.samestat(os.fstat(self._f.fileno()), path.stat()):
+            return real(self, length)
+        error = OSError(errno.EIO, os.strerror(errno.EIO))
+        raise self.unreadable(error) from error
+
+    patch.setattr(Reader, "_read_some", fails)
