@@ -34,7 +34,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cells", type=chosen, default=CELLS, help=", ".join(BY_NAME))
     parser.add_argument("--no-clones", dest="clones", action="store_false", help="no clones")
     parser.add_argument("--no-native", dest="native", action="store_false", help="the lab only")
-    parser.add_argument("--labs", type=int, default=2, help="machines of the lab at a time")
+    parser.add_argument("--labs", type=int, default=2, help="machines of the lab, for the cells")
     parser.add_argument("--out", type=Path, default=PROJECT / "build" / "bench.json")
     return parser.parse_args(words)
 
@@ -57,11 +57,11 @@ def main() -> int:
         (out.parent / old).unlink(missing_ok=True)
     bench: dict[str, Any] = {"date": str(date.today()), "rounds": wanted.rounds, "lab": {}}
     bench["labs"] = wanted.labs
-    jobs = in_lab.jobs(wanted.cells, wanted.rounds, out.parent, clones=wanted.clones)
-    with closing(in_lab.Run(jobs, out.parent, say).on(wanted.labs)) as measured:
-        for name, found in measured:
-            put(bench, name, found)
-            keep(bench, out)  # a run that is broken off has what it has measured
+    for jobs, labs in runs(wanted):
+        with closing(in_lab.Run(jobs, out.parent, say).on(labs)) as measured:
+            for name, found in measured:
+                put(bench, name, found)
+                keep(bench, out)  # a run that is broken off has what it has measured
     if wanted.native:
         bench["commands"] = native.commands(wanted.rounds, say)
         bench["command_rounds"] = native.command_rounds(wanted.rounds)
@@ -72,6 +72,14 @@ def main() -> int:
     for line in must_reach(bench):
         print(line)
     return finish(bench, out, whole=wanted.cells == CELLS and wanted.clones and wanted.native)
+
+
+def runs(wanted: argparse.Namespace) -> list[tuple[list[in_lab.Job], int]]:
+    """The jobs of the lab, and on how many machines; those of a list end before the next begin."""
+    found = [(in_lab.jobs(wanted.cells, wanted.rounds, wanted.out.parent), wanted.labs)]
+    if wanted.clones:  # eight at a time need all processors
+        found.append((in_lab.clone_jobs(wanted.rounds), 1))
+    return found
 
 
 def put(bench: dict[str, Any], name: str, found: dict[str, Any]) -> None:

@@ -55,8 +55,8 @@ class Job:
     measure: Callable[[Lab, cache.Say], dict[str, Any]]
 
 
-def jobs(cells: Iterable[Cell], rounds: int, keep: Path, *, clones: bool) -> list[Job]:
-    """What is to be measured; clones, which take longest, come first.
+def jobs(cells: Iterable[Cell], rounds: int, keep: Path) -> list[Job]:
+    """What is to be measured of the cells.
 
     :param keep: the directory for :data:`RECORDED`.
     """
@@ -64,10 +64,12 @@ def jobs(cells: Iterable[Cell], rounds: int, keep: Path, *, clones: bool) -> lis
     def of(cell: Cell) -> Job:
         return Job(cell.name, cell.what, lambda lab, say: of_cell(lab, cell, rounds, keep, say))
 
-    found = [of(cell) for cell in cells]
-    if clones:
-        found.insert(0, Job(CLONES, CLONED.what, lambda lab, say: of_clones(lab, rounds, say)))
-    return found
+    return [of(cell) for cell in cells]
+
+
+def clone_jobs(rounds: int) -> list[Job]:
+    """What is to be measured of clones."""
+    return [Job(CLONES, CLONED.what, lambda lab, say: of_clones(lab, rounds, say))]
 
 
 #: the name of a job, and its figures

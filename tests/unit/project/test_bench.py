@@ -27,7 +27,7 @@ from pyxlsnap.cli.parser import build_parser
 from pyxlsnap.memory import write_header
 from pyxlsnap.xen.xlcfg import parse_cfg
 from tests.bench import backup, clones, in_lab, measure, native, running
-from tests.bench.__main__ import chosen
+from tests.bench.__main__ import chosen, parsed, runs
 from tests.bench.__main__ import put as put_in
 from tests.bench.cells import BASE, BY_NAME, CELLS, Cell
 from tests.bench.figures import spreads
@@ -783,6 +783,13 @@ def test_a_machine_that_cannot_be_prepared_ends_the_run(
     with pytest.raises(RuntimeError, match="no"):
         list(of_run([job("a"), job("b")], 2))
     assert all(lab.ended.is_set() for lab in machines)
+
+
+def test_clones_are_measured_after_the_cells_and_with_nothing_beside_them() -> None:
+    cells, clones = runs(parsed(["--labs", "2"]))
+    assert ([job.name for job in cells[0]], cells[1]) == ([cell.name for cell in CELLS], 2)
+    assert ([job.name for job in clones[0]], clones[1]) == ([in_lab.CLONES], 1)
+    assert runs(parsed(["--no-clones", "--cells", ""])) == [([], 2)]
 
 
 def test_the_cells_stay_in_the_order_of_the_tables() -> None:
