@@ -32,12 +32,10 @@ from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 
+from pyxlsnap.create.last_look import look_at, looking
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.disks.abilities import BesideStrategy
-from pyxlsnap.errors import OperationFailed, PyxlsnapError
-from pyxlsnap.guest import checks
-from pyxlsnap.guest.boot import notice_unready
-from pyxlsnap.guest.protocols import Guest
+from pyxlsnap.errors import PyxlsnapError
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +215,7 @@ class Beside:
         with ExitStack() as closing:
             try:
                 own = closing.enter_context(self._guest.on_its_own())
+                look = closing.enter_context(looking(own, self._plan))
             except PyxlsnapError as e:
                 log.info("the devices of %s are looked at after its memory: %s", self._guest, e)
                 return
@@ -226,7 +225,7 @@ class Beside:
                 if self._in_turn:
                     self._lanes_over.wait(_TELL_FIRST_S)
                 if not self._plan.halt.is_set():
-                    look_at(own, self._plan)
+                    look()
                     self._looked = True
             except BaseException as e:
                 self._failed(e)
@@ -277,26 +276,3 @@ class Beside:
     def _aborted(self) -> bool:
         with self._lock:  # no abort may begin when the call has returned
             return self._over or self._guest.abort()
-
-
-def notice_resumed(guest: Guest) -> None:
-    """Make sure that the guest is still suspended: else it may have written to its disks.
-
-    :raises OperationFailed: another program has resumed it.
-    :raises DomainNotFound: it is gone.
-    """
-    if not guest.check_same().suspended:
-        what = f"another program has resumed {guest.name}"
-        raise OperationFailed(f"{what}: memory and disks do not match", step="suspended")
-
-
-def look_at(guest: Guest, plan: CreatePlan) -> None:
-    """Make sure that a suspended guest can be restored with its devices as they are.
-
-    And that its disks, and what their paths lead to, are those of the plan.
-
-    :raises OperationFailed, DiskError, Refused: it cannot, or they are not.
-    """
-    notice_unready(guest, plan.examined.config, plan.frontends)
-    checks.notice_disks(guest, plan.examined.targets)
-    plan.served.notice_replaced(plan.beside)

@@ -14,10 +14,11 @@ from functools import partial
 from pyxlsnap.cancel import Cancel
 from pyxlsnap.create import ended as the_end
 from pyxlsnap.create import failures, way_back
-from pyxlsnap.create.beside import Beside, notice_resumed
+from pyxlsnap.create.beside import Beside
 from pyxlsnap.create.bring_back import bring_back
 from pyxlsnap.create.entry import entry_of
 from pyxlsnap.create.files import SnapshotFiles
+from pyxlsnap.create.last_look import notice_resumed
 from pyxlsnap.create.paused import Unpauser
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.report import snapshot_of

@@ -51,7 +51,6 @@ class Receiver:
         self._writer = writer
         self._abort_call = abort
         self._check = check
-        self._lock = threading.Lock()
         #: the call of libxl has returned
         self._over = threading.Event()
         self._error: BaseException | None = None
@@ -95,15 +94,17 @@ class Receiver:
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         os.close(self._write)
-        with self._lock:  # no abort may begin any more: it would reach the next call of libxl
-            self._over.set()
-            self._failed.set()  # let the thread for it end
-        self._aborter.join()
+        self._over.set()  # from now on no abort begins: it would reach the next call of libxl
+        if self._failed.is_set():
+            self._aborter.join()
         os.eventfd_write(self._stop, 1)
         os.close(self._stop)
         os.close(self._read)
-        while kind is None and not self._error and not self.ended(within_s=_CHECK_S):
-            self._check()
+        try:
+            while kind is None and not self._error and not self.ended(within_s=_CHECK_S):
+                self._check()
+        finally:
+            self._failed.set()  # let the thread for the abort end; nobody waits for that
         if self._error and _reported(kind, self._error):
             raise self._error
 

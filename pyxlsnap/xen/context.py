@@ -24,7 +24,7 @@ from pyxlsnap.xen.ffi import (
     struct,
     take_string,
 )
-from pyxlsnap.xen.xenstore import Xenstore, empty_node
+from pyxlsnap.xen.xenstore import NodeWatch, Xenstore, empty_node
 
 # The device nodes through which libxenctrl reaches Xen.
 _DEVICES = ("dev/xen/privcmd", "proc/xen/privcmd")
@@ -204,6 +204,14 @@ class Context:
         with self._lock:
             self.check_usable()
             return self._xenstore.list(path)
+
+    def xenstore_watch(self, *paths: str) -> NodeWatch:
+        """Notice changes at these nodes and below, in a ``with``. It has its own connection.
+
+        :raises XenError: xenstore cannot be watched.
+        """
+        self.check_usable()
+        return NodeWatch(paths)
 
 
 def why_no_xen(root: Path = Path("/")) -> str | None:

@@ -11,12 +11,14 @@ from pyxlsnap.results import OnProgress
 from pyxlsnap.xen import nodes
 from pyxlsnap.xen.context import Context
 from pyxlsnap.xen.ffi import C, c_string, domain_info, ffi, struct, take_string
+from pyxlsnap.xen.xenstore import NodeWatch
 
 #: a guest may suspend after its suspend has failed: seconds to watch it once no request stands
 SETTLE_S = 4.0
 #: seconds to watch it at the most while the request stands in xenstore
 REQUEST_S = 90.0
 _POLL_S = 0.02
+_REQUEST = "/local/domain/{}/control/shutdown"
 
 
 class Domain:
@@ -95,9 +97,8 @@ class Domain:
         try:
             return DomainConfig.parse(json)
         except ValueError as e:
-            raise Refused(
-                f"libxl's configuration of {self} cannot be read: {e}: see `xl list -l`"
-            ) from e
+            what = f"libxl's configuration of {self} cannot be read: {e}: see `xl list -l`"
+            raise Refused(what) from e
 
     def suspend(self, fd: int, *, live: bool, on_progress: OnProgress | None = None) -> None:
         """Write memory and device state to ``fd`` and leave the domain suspended.
@@ -198,8 +199,7 @@ class Domain:
             the guest has taken it and suspends soon.
         :raises XenError: xenstore cannot be reached or written to.
         """
-        path = f"/local/domain/{self.domid}/control/shutdown"
-        return self._context.xenstore_empty(path, "suspend")
+        return self._context.xenstore_empty(_REQUEST.format(self.domid), "suspend")
 
     def pause(self) -> None:
         """``libxl_domain_pause``. Pauses are counted.
@@ -234,8 +234,7 @@ class Domain:
         :raises XenError: libxl could not; the domain may be half destroyed. Try again.
         """
         with self._context.calling() as ctx:
-            rc = C.libxl_domain_destroy(ctx, self.domid, ffi.NULL)
-            self._check(rc, "libxl_domain_destroy")
+            self._check(C.libxl_domain_destroy(ctx, self.domid, ffi.NULL), "libxl_domain_destroy")
 
     def core_dump(self, path: str) -> None:
         """Write its memory to a file for a debugger (``libxl_domain_core_dump``).
@@ -258,9 +257,8 @@ class Domain:
 
         with self._context.calling() as ctx, self._context.parsed(config) as parsed:
             new = ffi.new("libxl_uuid *", [uuid4().bytes])
-            rc = C.libxl_domain_preserve(
-                ctx, self.domid, ffi.addressof(parsed, "c_info"), c_string(suffix), new[0]
-            )
+            info = ffi.addressof(parsed, "c_info")
+            rc = C.libxl_domain_preserve(ctx, self.domid, info, c_string(suffix), new[0])
             self._check(rc, "libxl_domain_preserve")
 
     def soft_reset(self, config: DomainConfig) -> None:
@@ -278,11 +276,8 @@ class Domain:
         :raises XenError: it still exists after ``timeout_s`` seconds.
         """
         if not until(self._is_gone, within_s=timeout_s, poll_s=_POLL_S):
-            raise XenError(
-                f"domain {self} still exists {timeout_s:g} s after it was destroyed "
-                f"(see `xl list`)",
-                domain=str(self),
-            )
+            what = f"domain {self} still exists {timeout_s:g} s after it was destroyed"
+            raise XenError(f"{what} (see `xl list`)", domain=str(self))
 
     def _is_gone(self) -> bool:
         try:
@@ -300,6 +295,13 @@ class Domain:
         with self._context.sibling(operation="watch", domain=self.name) as context:
             yield Domain(context, self.domid, self.uuid, self.name)
 
+    def watching_devices(self) -> NodeWatch:
+        """Notice changes of :meth:`frontend_states` and :meth:`disk_targets`.
+
+        :meta private:
+        """
+        return self._context.xenstore_watch(*nodes.devices(self.domid))
+
     # Read from xenstore, because libxl does not report it
 
     def device_model_pid(self) -> int | None:
@@ -313,8 +315,7 @@ class Domain:
 
     def suspend_requested(self) -> bool:
         """Whether a suspend request stands that the guest has not answered."""
-        path = f"/local/domain/{self.domid}/control/shutdown"
-        return self._context.xenstore_read(path) == "suspend"
+        return self._context.xenstore_read(_REQUEST.format(self.domid)) == "suspend"
 
     def takes_requests(self) -> bool:
         """Whether the guest has said that it takes suspend requests (Linux 4.11 and later do).

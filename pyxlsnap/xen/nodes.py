@@ -17,10 +17,23 @@ def number(text: str) -> int | None:
     return int(text) if _NUMBER.fullmatch(text) else None
 
 
+def devices(domid: int) -> tuple[str, str]:
+    """Above all nodes of which frontend_states and disk_targets tell."""
+    return _frontends(domid), _libxls(domid)
+
+
+def _frontends(domid: int) -> str:
+    return f"/local/domain/{domid}/device"
+
+
+def _libxls(domid: int) -> str:
+    return f"/libxl/{domid}/device"
+
+
 def frontend_states(context: Context, domid: int) -> dict[str, int]:
     """See :meth:`pyxlsnap.xen.domain.Domain.frontend_states`."""
     read = context.xenstore_read
-    base = f"/local/domain/{domid}/device"
+    base = _frontends(domid)
     kinds = [kind for kind in context.xenstore_list(base) if kind not in _NO_DEVICES]
     devices = [f"{k}/{d}" for k in kinds for d in context.xenstore_list(f"{base}/{k}")]
     found = [(device, read(f"{base}/{device}/state")) for device in devices]
@@ -34,7 +47,7 @@ def frontend_states(context: Context, domid: int) -> dict[str, int]:
 
 def disk_targets(context: Context, domid: int) -> tuple[str, ...]:
     """See :meth:`pyxlsnap.xen.domain.Domain.disk_targets`."""
-    base = f"/libxl/{domid}/device"
+    base = _libxls(domid)
     disks = [
         f"{base}/{kind}/{device}"
         for kind in ("vbd", "virtio_disk")
@@ -45,7 +58,7 @@ def disk_targets(context: Context, domid: int) -> tuple[str, ...]:
 
 def nics(context: Context, domid: int) -> tuple[tuple[str, str], ...]:
     """See :meth:`pyxlsnap.xen.domain.Domain.nics`."""
-    base = f"/libxl/{domid}/device/vif"
+    base = f"{_libxls(domid)}/vif"
     read = context.xenstore_read
     devices = [f"{base}/{device}" for device in context.xenstore_list(base)]
     return tuple((read(f"{d}/mac") or "", read(f"{d}/bridge") or "") for d in devices)

@@ -1,9 +1,10 @@
-"""xenstore: what libxl does not report, a watch for domains that shut down, a request withdrawn."""
+"""xenstore: what libxl does not report, watches, and a request withdrawn."""
 
 import errno
 import os
 import select
 import threading
+from collections.abc import Iterable
 
 from pyxlsnap.errors import XenError
 from pyxlsnap.xen.ffi import C, CData, c_string, ffi, take_string, text
@@ -83,8 +84,79 @@ def empty_node(path: str, value: str) -> bool:
         C.xs_close(xs)
 
 
+def _watch(xs: CData, path: str) -> None:
+    """:raises XenError: the path cannot be watched."""
+    if not C.xs_watch(xs, c_string(path), c_string("")):
+        error = os.strerror(ffi.errno)
+        raise XenError(f"cannot watch xenstore: {error}", operation="xs_watch")
+
+
+def _take_reports(xs: CData) -> bool:
+    """Take the reports of watches that have come; whether there were any.
+
+    :raises XenError: the connection to xenstored is lost.
+    """
+    some = False
+    while (found := C.xs_check_watch(xs)) != ffi.NULL:
+        C.free(found)
+        some = True
+    if ffi.errno != errno.EAGAIN:
+        raise _lost("xs_check_watch")
+    return some
+
+
+def _lost(operation: str) -> XenError:
+    error = os.strerror(ffi.errno)
+    what = f"the connection to xenstore is lost: {error}: check that xenstored runs"
+    return XenError(what, operation=operation)
+
+
 def _cannot_write(operation: str) -> XenError:
     return XenError(f"cannot write to xenstore: {os.strerror(ffi.errno)}", operation=operation)
+
+
+class NodeWatch:
+    """Notices changes of nodes, and of what is below them, from now on. For one thread at a time.
+
+    For use as a context manager. libxenstore runs a thread for the watch until :meth:`close`.
+
+    :raises XenError: xenstore cannot be reached or watched.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._xs = _open(0)
+        try:
+            for path in paths:
+                _watch(self._xs, path)
+            self.changed()  # (xenstored reports each watch once when it is set)
+        except XenError:
+            self.close()
+            raise
+
+    def changed(self) -> bool:
+        """Whether one has changed since the last call. This is a single request to xenstored.
+
+        xenstored reports a change before it answers a request that comes after the change.
+
+        :raises XenError: the connection to xenstored is lost.
+        """
+        answer = C.xs_read(self._xs, 0, c_string("domid"), ffi.new("unsigned int *"))
+        if answer == ffi.NULL and ffi.errno != errno.ENOENT:
+            raise _lost("xs_read")
+        C.free(answer)
+        return _take_reports(self._xs)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._xs != ffi.NULL:
+            C.xs_close(self._xs)
+            self._xs = ffi.NULL
+
+    def __enter__(self) -> "NodeWatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class DomainWatch:
@@ -103,10 +175,11 @@ class DomainWatch:
         except XenError:
             os.close(self._wake)
             raise
-        if not C.xs_watch(self._xs, c_string("@releaseDomain"), c_string("")):
-            error = os.strerror(ffi.errno)
+        try:
+            _watch(self._xs, "@releaseDomain")
+        except XenError:
             self.close()
-            raise XenError(f"cannot watch xenstore: {error}", operation="xs_watch")
+            raise
 
     def wait(self) -> None:
         """Wait until a domain may have changed since the last call, or until :meth:`wake`.
@@ -123,14 +196,7 @@ class DomainWatch:
             os.eventfd_read(self._wake)
         except BlockingIOError:
             pass
-        while (found := C.xs_check_watch(self._xs)) != ffi.NULL:
-            C.free(found)
-        if ffi.errno != errno.EAGAIN:
-            error = os.strerror(ffi.errno)
-            raise XenError(
-                f"the connection to xenstore is lost: {error}: check that xenstored runs",
-                operation="xs_check_watch",
-            )
+        _take_reports(self._xs)
 
     def wake(self) -> bool:
         """End the :meth:`wait` under way, or the next one. Any thread may call it. Always true."""

@@ -1,5 +1,6 @@
 """A guest in every state of life: no snapshot, and the guest unharmed; or one that comes back."""
 
+import json
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from tests.lab.harness.snapshots import (
     pyxlsnap,
     restores,
     revert,
+    run_script,
 )
 
 SOAK = pytest.mark.soak
@@ -153,6 +155,18 @@ def test_one_whose_kernel_has_unplugged_its_emulated_disks(spent_lab: Lab) -> No
         guest.start()
     assert_lives(guest)
     print(outcomes)
+
+
+@pytest.mark.usefixtures("tidy")
+def test_xenstore_reports_a_change_of_devices_before_it_answers_what_comes_later(lab: Lab) -> None:
+    """So one answer without a report says that nothing has changed."""
+    guest = lab.guest("pvh")
+    done = run_script(lab.dom0, "devices_watched.py", guest.name)
+    assert done.rc == 0, done
+    found = json.loads(done.out)
+    assert set(found["changed"]) == {True}
+    assert set(found["first"] + found["again"]) == {False}
+    guest.assert_healthy()
 
 
 @SOAK

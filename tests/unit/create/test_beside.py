@@ -47,7 +47,8 @@ VDEVS = ("xvda", "xvdb", "xvdc")
 PATIENCE_S = 300.0
 #: of the thread that writes the memory; the last one is when libxl has returned
 MEMORY = ("suspended", "memory 1", "memory 2", "suspend")
-LOOK = ("frontend_states",)
+#: the last look, if no device has changed
+LOOK = ("devices changed",)
 
 
 class Killed(BaseException):

@@ -134,6 +134,8 @@ class FakeGuest:
         self.resumes = 0
         self.aborts = 0
         self.frontends: list[dict[str, int]] = [{"vbd/51712": 4, "vif/0": 4}]
+        #: changes of devices that left all as it was
+        self.brief_changes = 0
         self.device_model: int | None = None
         self.says_it_takes_requests = True
         self.stub_domain = False
@@ -291,6 +293,10 @@ class FakeGuest:
     def on_its_own(self) -> Iterator["FakeGuest"]:
         yield self
 
+    @contextmanager
+    def watching_devices(self) -> Iterator["FakeDevices"]:
+        yield FakeDevices(self._world, self)
+
     def suspend_requested(self) -> bool:
         return self.requested
 
@@ -360,6 +366,25 @@ class FakeGuest:
     def nics(self) -> tuple[tuple[str, str], ...]:
         found = self.configuration.devices("nics")
         return tuple((str(n.get("mac", "")), str(n.get("bridge", ""))) for n in found)
+
+
+class FakeDevices:
+    """xenstore's reports of changes of a guest's devices."""
+
+    def __init__(self, world: "World", guest: FakeGuest) -> None:
+        self._world, self._guest = world, guest
+        self._seen = self._present()
+
+    def _present(self) -> tuple[object, ...]:
+        guest = self._guest
+        disks = [d.target for d in guest.configuration.disks]
+        states = dict(guest.frontends[0])
+        return guest.exists, states, disks, guest.attached, guest.brief_changes
+
+    def changed(self) -> bool:
+        with self._world.doing("devices changed"):
+            seen, self._seen = self._seen, self._present()
+            return self._seen != seen
 
 
 if TYPE_CHECKING:

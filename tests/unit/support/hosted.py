@@ -37,6 +37,8 @@ STATE = "host.json"
 #: how the worker is told what happens in it
 SCENE = "PYXLSNAP_SCENE"
 _FLAGS = ("exists", "suspended", "dying", "paused", "shutdown_reason", "memory_kb", "memory")
+#: threads may be at work: the last one to save has the newest state
+_saving = threading.Lock()
 #: changes the world that a worker runs in
 Scene = Callable[[World], None]
 
@@ -57,10 +59,10 @@ def state(world: World) -> dict[str, Any]:
 
 def save(world: World) -> None:
     """Let the next process see this world."""
-    text = json.dumps(state(world))
-    new = world.root.parent / f"{STATE}.{threading.get_native_id()}"  # threads may be at work
-    new.write_text(text)
-    new.rename(world.root.parent / STATE)
+    new = world.root.parent / f"{STATE}.new"
+    with _saving:
+        new.write_text(json.dumps(state(world)))
+        new.rename(world.root.parent / STATE)
 
 
 def load(world: World) -> None:

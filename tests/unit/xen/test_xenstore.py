@@ -7,8 +7,8 @@ import pytest
 
 from pyxlsnap.errors import XenError
 from pyxlsnap.xen import xenstore
-from pyxlsnap.xen.ffi import ffi, text
-from pyxlsnap.xen.xenstore import DomainWatch, Xenstore, empty_node
+from pyxlsnap.xen.ffi import CData, ffi, text
+from pyxlsnap.xen.xenstore import DomainWatch, NodeWatch, Xenstore, empty_node
 from tests.unit.support.resources import Resources
 from tests.unit.support.waiting import on_xen
 
@@ -16,7 +16,7 @@ from tests.unit.support.waiting import on_xen
 @on_xen
 def test_no_xenstore_is_an_error_of_no_libxl_call_and_leaves_nothing() -> None:
     before = Resources()
-    for connect in (lambda: Xenstore().read("domid"), DomainWatch):
+    for connect in (lambda: Xenstore().read("domid"), DomainWatch, lambda: NodeWatch(["/a"])):
         with pytest.raises(XenError, match="cannot connect to xenstore: ") as caught:
             connect()
         assert (caught.value.rc, caught.value.operation) == (None, "xs_open")
@@ -101,3 +101,99 @@ class TestEmpty:
         with pytest.raises(XenError, match="cannot write to xenstore") as caught:
             empty_node("/control/shutdown", "suspend")
         assert caught.value.operation == call
+
+
+class Watched:
+    """xenstored with watches, in the place of libxenstore's functions.
+
+    Reports are there to be taken when a request that came after them is answered.
+    """
+
+    def __init__(self) -> None:
+        self.watched: list[str] = []
+        #: reports that are on their way, and those that are there
+        self.coming = self.there = 0
+        #: the errno with which a function fails
+        self.fails: dict[str, int] = {}
+        self.open = 0
+
+    def xs_open(self, flags: int) -> object:
+        self.open += 1
+        return ffi.cast("void *", 1)
+
+    def xs_close(self, xs: object) -> None:
+        self.open -= 1
+
+    def xs_watch(self, xs: object, path: CData, token: CData) -> bool:
+        self.watched.append(text(path))
+        self.coming += 1
+        ffi.errno = self.fails.get("xs_watch", 0)
+        return "xs_watch" not in self.fails
+
+    def xs_read(self, xs: object, t: int, path: bytes, length: object) -> object:
+        if "xs_read" in self.fails:
+            ffi.errno = self.fails["xs_read"]
+            return ffi.NULL
+        self.there, self.coming = self.there + self.coming, 0
+        return ffi.cast("void *", 1)
+
+    def xs_check_watch(self, xs: object) -> object:
+        if self.there:
+            self.there -= 1
+            return ffi.cast("void *", 1)
+        ffi.errno = self.fails.get("xs_check_watch", errno.EAGAIN)
+        return ffi.NULL
+
+    def free(self, pointer: object) -> None: ...
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    found = Watched()
+    monkeypatch.setattr(xenstore, "C", found)
+    yield found
+    assert found.open == 0
+
+
+class TestNodes:
+    """Changes of nodes are noticed."""
+
+    def test_each_path_is_watched_and_the_first_reports_are_no_changes(
+        self, watched: Watched
+    ) -> None:
+        nodes = NodeWatch(["/a", "/b"])
+        assert watched.watched == ["/a", "/b"]
+        assert not nodes.changed()
+        nodes.close()
+        nodes.close()
+
+    def test_a_report_that_is_on_its_way_is_waited_for_and_told_once(
+        self, watched: Watched
+    ) -> None:
+        nodes = NodeWatch(["/a"])
+        watched.coming = 2
+        assert (nodes.changed(), nodes.changed()) == (True, False)
+        nodes.close()
+
+    @pytest.mark.parametrize("call", ["xs_watch", "xs_read", "xs_check_watch"])
+    def test_a_failure_is_named_and_leaves_no_connection(self, watched: Watched, call: str) -> None:
+        watched.fails[call] = errno.EPIPE
+        with pytest.raises(XenError, match="Broken pipe") as caught:
+            NodeWatch(["/a"])
+        assert caught.value.operation == call
+
+    @pytest.mark.parametrize("call", ["xs_read", "xs_check_watch"])
+    def test_a_connection_that_is_lost_later_is_no_absence_of_changes(
+        self, watched: Watched, call: str
+    ) -> None:
+        nodes = NodeWatch(["/a"])
+        watched.fails[call] = errno.EBADF
+        with pytest.raises(XenError, match="the connection to xenstore is lost"):
+            nodes.changed()
+        nodes.close()
+
+    def test_any_answer_will_do(self, watched: Watched) -> None:
+        nodes = NodeWatch(["/a"])
+        watched.fails["xs_read"] = errno.ENOENT
+        assert not nodes.changed()
+        nodes.close()
