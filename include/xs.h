@@ -1,4 +1,4 @@
-/* xenstore.h: what libxl does not report (device states, the device model's pid), a watch, and a transaction that
+/* xenstore.h: what libxl does not report (device states, the device model's pid), watches, and a transaction that
    withdraws a suspend request. */
 #define XS_OPEN_READONLY ...
 struct xs_handle;
@@ -12,3 +12,4 @@ bool xs_write(struct xs_handle *h, uint32_t t, const char *path, const void *dat
 bool xs_watch(struct xs_handle *h, const char *path, const char *token);
 int xs_fileno(struct xs_handle *h);
 char **xs_check_watch(struct xs_handle *h);
+char **xs_read_watch(struct xs_handle *h, unsigned int *num);

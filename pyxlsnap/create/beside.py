@@ -3,7 +3,8 @@
 libxl reports that the guest is suspended, and goes on with the memory: in a live snapshot with what
 has changed last, else with all of it. The guest's disks are at rest from then on. So the disk
 snapshots that can be undone are taken at the same time, on threads of their own, and on another the
-devices are looked at for the last time. What cannot be undone follows when the memory is complete.
+devices are looked at for the last time (:mod:`.last_look`). What cannot be undone follows when the
+memory is complete.
 A report that is lost lets all of this begin when libxl has returned.
 
 The guest waits for what takes longest, which is mostly QEMU's work on the disk snapshots. So what
@@ -41,6 +42,10 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.05
 _TELL_EVERY_S = 5.0
+#: seconds that the suspend waits at most for the first look at the devices
+_FIRST_LOOK_S = 5.0
+#: every so many seconds the reports of changes of devices are taken
+_REPORTS_S = 1.0
 #: seconds that the look at the devices waits at most, for the disk snapshots or for libxl's return
 _LOOK_AFTER_S = 0.5
 #: on a single processor, of a live guest: seconds that the disk snapshots wait at most for the rest
@@ -111,6 +116,8 @@ class Beside:
         #: set when the guest runs again, or an undo is under way: contexts may be closed
         self.unhurried = threading.Event()
         self._began_at = self._ended_at = 0.0
+        #: the first look at the devices is over
+        self._looked_first = threading.Event()
         self._looked = False
         self._took: dict[str, float] = {}
         self._threads = [_Thread("devices", self._look)]
@@ -142,6 +149,7 @@ class Beside:
         except BaseException:
             self._call_is_over()
             raise
+        self._looked_first.wait(_FIRST_LOOK_S)
         return self
 
     def __exit__(
@@ -215,17 +223,20 @@ class Beside:
         with ExitStack() as closing:
             try:
                 own = closing.enter_context(self._guest.on_its_own())
-                look = closing.enter_context(looking(own, self._plan))
+                last = closing.enter_context(looking(own, self._plan))
             except PyxlsnapError as e:
                 log.info("the devices of %s are looked at after its memory: %s", self._guest, e)
                 return
+            finally:
+                self._looked_first.set()
             try:
-                self._go.wait()
+                while not self._go.wait(_REPORTS_S):
+                    last.take_reports()
                 self._rest_over.wait(_LOOK_AFTER_S)
                 if self._in_turn:
                     self._lanes_over.wait(_TELL_FIRST_S)
                 if not self._plan.halt.is_set():
-                    look()
+                    last.look()
                     self._looked = True
             except BaseException as e:
                 self._failed(e)

@@ -18,7 +18,6 @@ from pyxlsnap.create.beside import Beside
 from pyxlsnap.create.bring_back import bring_back
 from pyxlsnap.create.entry import entry_of
 from pyxlsnap.create.files import SnapshotFiles
-from pyxlsnap.create.last_look import notice_resumed
 from pyxlsnap.create.paused import Unpauser
 from pyxlsnap.create.plan import CreatePlan
 from pyxlsnap.create.report import snapshot_of
@@ -183,14 +182,14 @@ class Creation:
         for strategy in self._plan.strategies:
             if self._plan.beside.issuperset(strategy.vdevs):
                 continue
-            notice_resumed(self._guest)
+            checks.notice_resumed(self._guest)
             self._plan.served.notice_replaced(set(strategy.vdevs) - self._plan.beside)
             self._begun.append(strategy)
             strategy.create()
         self._disks_done = True
 
     def _resume(self) -> None:
-        notice_resumed(self._guest)
+        checks.notice_resumed(self._guest)
         resume = partial(self._guest.resume, paused=self._plan.paused)
         patiently(self._guest, resume, self._plan.waiting)
         if self._suspended_at:

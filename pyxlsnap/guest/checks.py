@@ -97,6 +97,17 @@ def notice_change(guest: Guest, *, paused: bool) -> None:
     notice_rename(guest)
 
 
+def notice_resumed(guest: Guest) -> None:
+    """Make sure that the guest is still suspended: else it may have written to its disks.
+
+    :raises OperationFailed: another program has resumed it.
+    :raises DomainNotFound: it is gone.
+    """
+    if not guest.check_same().suspended:
+        what = f"another program has resumed {guest.name}"
+        raise OperationFailed(f"{what}: memory and disks do not match", step="suspended")
+
+
 def notice_rename(guest: Guest) -> None:
     """:raises OperationFailed: the domain was renamed since it was looked up."""
     if (name := guest.present_name()) not in (guest.name, ""):

@@ -2,7 +2,7 @@
 
 A memory file in which a driver is connecting, or has not noticed yet that the guest was restored,
 cannot be restored: the guest's kernel crashes in the driver (xen-lab.md, E8). So the devices are
-looked at twice: until they are steady, while the guest runs, and when the guest is suspended.
+looked at until they are steady, while the guest runs, and again for the moment of the suspend.
 """
 
 import time
@@ -59,7 +59,7 @@ def wait_until_steady(
 
 
 def notice_devices(guest: Guest, before: Mapping[str, int]) -> dict[str, int]:
-    """Make sure that a suspended guest can be restored with its devices as they are.
+    """Make sure that a guest could be restored if it was suspended with its devices as they are.
 
     :param before: what :func:`wait_until_steady` returned.
     :returns: the state of each device now.

@@ -50,9 +50,10 @@ class Guest(Protocol):
 
 
 class DeviceChanges(Protocol):
-    """A watch on the devices of a domain."""
+    """A watch on a domain's devices; documented in :class:`pyxlsnap.xen.xenstore.NodeWatch`."""
 
     def changed(self) -> bool: ...
+    def reported(self) -> bool: ...
 
 
 class ListedGuest(Protocol):

@@ -93,14 +93,14 @@ class Receiver:
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
-        os.close(self._write)
         self._over.set()  # from now on no abort begins: it would reach the next call of libxl
-        if self._failed.is_set():
-            self._aborter.join()
-        os.eventfd_write(self._stop, 1)
-        os.close(self._stop)
-        os.close(self._read)
         try:
+            if self._failed.is_set():
+                self._aborter.join()
+            os.close(self._write)
+            os.eventfd_write(self._stop, 1)
+            os.close(self._stop)
+            os.close(self._read)
             while kind is None and not self._error and not self.ended(within_s=_CHECK_S):
                 self._check()
         finally:

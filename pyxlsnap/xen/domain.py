@@ -296,7 +296,7 @@ class Domain:
             yield Domain(context, self.domid, self.uuid, self.name)
 
     def watching_devices(self) -> NodeWatch:
-        """Notice changes of :meth:`frontend_states` and :meth:`disk_targets`.
+        """Notice changes of :meth:`frontend_states` and :meth:`disk_targets`, in a ``with``.
 
         :meta private:
         """

@@ -18,7 +18,7 @@ def number(text: str) -> int | None:
 
 
 def devices(domid: int) -> tuple[str, str]:
-    """Above all nodes of which frontend_states and disk_targets tell."""
+    """The two nodes below which is all that frontend_states and disk_targets read."""
     return _frontends(domid), _libxls(domid)
 
 

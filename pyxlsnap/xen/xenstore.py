@@ -10,6 +10,8 @@ from pyxlsnap.errors import XenError
 from pyxlsnap.xen.ffi import C, CData, c_string, ffi, take_string, text
 
 _LOOK_MS = 60_000
+#: a node that nobody changes
+_STAYS = "domid"
 
 
 def _open(flags: int) -> CData:
@@ -84,9 +86,9 @@ def empty_node(path: str, value: str) -> bool:
         C.xs_close(xs)
 
 
-def _watch(xs: CData, path: str) -> None:
+def _watch(xs: CData, path: str, token: str = "") -> None:
     """:raises XenError: the path cannot be watched."""
-    if not C.xs_watch(xs, c_string(path), c_string("")):
+    if not C.xs_watch(xs, c_string(path), c_string(token)):
         error = os.strerror(ffi.errno)
         raise XenError(f"cannot watch xenstore: {error}", operation="xs_watch")
 
@@ -118,33 +120,53 @@ def _cannot_write(operation: str) -> XenError:
 class NodeWatch:
     """Notices changes of nodes, and of what is below them, from now on. For one thread at a time.
 
-    For use as a context manager. libxenstore runs a thread for the watch until :meth:`close`.
+    For use as a context manager. libxenstore runs a thread for the watch until :meth:`close`, and
+    keeps the reports that are not taken.
 
     :raises XenError: xenstore cannot be reached or watched.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
+        self._asked = 0
         self._xs = _open(0)
         try:
             for path in paths:
                 _watch(self._xs, path)
             self.changed()  # (xenstored reports each watch once when it is set)
-        except XenError:
+        except BaseException:
             self.close()
             raise
 
     def changed(self) -> bool:
         """Whether one has changed since the last call. This is a single request to xenstored.
 
-        xenstored reports a change before it answers a request that comes after the change.
+        The request sets one more watch, and waits for the report of that: it comes after those of
+        earlier changes. (Answers may overtake reports, where xenstore is in a domain of its own.)
 
         :raises XenError: the connection to xenstored is lost.
         """
-        answer = C.xs_read(self._xs, 0, c_string("domid"), ffi.new("unsigned int *"))
-        if answer == ffi.NULL and ffi.errno != errno.ENOENT:
-            raise _lost("xs_read")
-        C.free(answer)
+        self._asked += 1
+        _watch(self._xs, _STAYS, str(self._asked))
+        changed = False
+        while self._next_report() != str(self._asked):
+            changed = True
+        return changed
+
+    def reported(self) -> bool:
+        """Whether a change has been reported since the last call. This asks nobody.
+
+        :raises XenError: the connection to xenstored is lost.
+        """
         return _take_reports(self._xs)
+
+    def _next_report(self) -> str:
+        """Wait for a report; the token of its watch."""
+        found = C.xs_read_watch(self._xs, ffi.new("unsigned int *"))
+        if found == ffi.NULL:
+            raise _lost("xs_read_watch")
+        token = text(found[1])
+        C.free(found)
+        return token
 
     def close(self) -> None:
         """Idempotent."""

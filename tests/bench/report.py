@@ -128,7 +128,8 @@ def _when(bench: Bench) -> str:
     lab: Mapping[str, Any] = bench.get("lab", {})
     xens = ", ".join(sorted({cell["xen"] for cell in lab.values() if "xen" in cell}))
     labs = bench.get("labs", 1)
-    machines = f"; {labs} machines of the lab at a time, for clones one" if labs > 1 else ""
+    alone = ", for clones one" if bench.get("clones") else ""
+    machines = f"; {labs} machines of the lab at a time{alone}" if labs > 1 else ""
     return f"Xen {xens}; {bench['date']}; {bench['rounds']} rounds, in turn{machines}.\n"
 
 

@@ -22,10 +22,14 @@ def main() -> None:
         found: dict[str, list[bool]] = {"changed": [], "again": []}
         with guest.watching_devices() as devices:
             found["first"] = [devices.changed()]
-            for change in changes:
-                subprocess.run(change, check=True)
-                found["changed"].append(devices.changed())
-                found["again"].append(devices.changed())
+            try:
+                for change in changes:
+                    subprocess.run(change, check=True)
+                    found["changed"].append(devices.changed())
+                    found["again"].append(devices.changed())
+            finally:
+                for node in nodes:
+                    subprocess.run(["xenstore-rm", node], stderr=subprocess.DEVNULL)
         print(json.dumps(found))
 
 

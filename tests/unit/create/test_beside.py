@@ -215,6 +215,8 @@ def test_memory_and_disks_in_any_order_with_a_fault_at_any_point(
             else:
                 raise FAULTS[what]()
 
+        # Without xenstore's answer the look is thorough.
+        harmless = (what, fault_at) == ("xen", *LOOK)
         order = Order(points, fault_at, fault)
         case.apart()
         case.put(order)
@@ -223,7 +225,7 @@ def test_memory_and_disks_in_any_order_with_a_fault_at_any_point(
                 patch.setattr(beside_module, wait, 0.0)
             patch.setattr(os, "cpu_count", lambda: processors)
             try:
-                conclude(case, what)
+                conclude(case, "nothing" if harmless else what)
             finally:
                 order.release()
         wanted = points if not fault_at else points[: points.index(fault_at) + 1]

@@ -749,7 +749,7 @@ class TestSuccess:
         start, end = events.index("suspend"), events.index("resume")
         disks = ["commit xvda", "create xvda", "commit xvdb", "create xvdb"]
         assert [e for e in events[start:end] if e not in looks] == ["suspend", *disks]
-        # The first of the two looks may come late; the last one comes beside the memory.
+        # The devices are looked at before the suspend; the last look comes beside the memory.
         prepared = max(i for i, event in enumerate(events) if event.startswith("prepare"))
         begun = events.index("commit xvda")
         assert [e for e in events[prepared:begun] if e in looks] == looks

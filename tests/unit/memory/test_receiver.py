@@ -68,12 +68,12 @@ class Libxl:
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
-    def state() -> tuple[int, set[str]]:
-        return threading.active_count(), set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    def state() -> set[object]:
+        return {*threading.enumerate(), *os.listdir("/proc/self/fd")}  # noqa: PTH208
 
     before = state()
     yield
-    assert eventually(lambda: state() == before)
+    assert eventually(lambda: state() <= before)
 
 
 def received(libxl: Libxl, then: Callable[[Receiver], None] = lambda _: None) -> None:
@@ -127,6 +127,32 @@ def test_a_failure_is_reported_though_libxl_did_not_notice() -> None:
         Receiver(writer, lambda: False) as receiver,
     ):
         Libxl().suspend(receiver.fileno())
+
+
+def write_and_wait(fd: int, begun: threading.Event) -> None:
+    write_all(fd, STREAM[:MIB])
+    assert begun.wait(60)
+
+
+def test_an_abort_that_has_begun_ends_before_it_leaves() -> None:
+    """It would reach the next call of libxl."""
+    begun = threading.Event()
+    ended: list[bool] = []
+
+    def abort() -> bool:
+        begun.set()
+        time.sleep(0.2)
+        ended.append(True)
+        return True
+
+    with (
+        writing() as (writer, _),
+        file_size_limit(100),
+        pytest.raises(OSError, match="File too large"),
+        Receiver(writer, abort) as receiver,
+    ):
+        write_and_wait(receiver.fileno(), begun)
+    assert ended == [True]
 
 
 def fails(fd: int) -> None:

@@ -383,8 +383,11 @@ class FakeDevices:
 
     def changed(self) -> bool:
         with self._world.doing("devices changed"):
-            seen, self._seen = self._seen, self._present()
-            return self._seen != seen
+            return self.reported()
+
+    def reported(self) -> bool:
+        seen, self._seen = self._seen, self._present()
+        return self._seen != seen
 
 
 if TYPE_CHECKING:

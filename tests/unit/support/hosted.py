@@ -59,7 +59,7 @@ def state(world: World) -> dict[str, Any]:
 
 def save(world: World) -> None:
     """Let the next process see this world."""
-    new = world.root.parent / f"{STATE}.new"
+    new = world.root.parent / f"{STATE}.{os.getpid()}"
     with _saving:
         new.write_text(json.dumps(state(world)))
         new.rename(world.root.parent / STATE)

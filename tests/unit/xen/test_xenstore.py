@@ -106,16 +106,20 @@ class TestEmpty:
 class Watched:
     """xenstored with watches, in the place of libxenstore's functions.
 
-    Reports are there to be taken when a request that came after them is answered.
+    A report is there only when one is waited for; an answer comes at once.
     """
 
     def __init__(self) -> None:
         self.watched: list[str] = []
-        #: reports that are on their way, and those that are there
-        self.coming = self.there = 0
-        #: the errno with which a function fails
-        self.fails: dict[str, int] = {}
+        #: the tokens of reports that are on their way, and of those that are there
+        self.coming: list[str] = []
+        self.there: list[str] = []
+        #: the functions that fail
+        self.fails: set[str] = set()
         self.open = 0
+
+    def changes(self, *, arrived: bool = False) -> None:
+        (self.there if arrived else self.coming).append("")
 
     def xs_open(self, flags: int) -> object:
         self.open += 1
@@ -126,22 +130,25 @@ class Watched:
 
     def xs_watch(self, xs: object, path: CData, token: CData) -> bool:
         self.watched.append(text(path))
-        self.coming += 1
-        ffi.errno = self.fails.get("xs_watch", 0)
+        self.coming.append(text(token))
+        ffi.errno = errno.EPIPE
         return "xs_watch" not in self.fails
 
-    def xs_read(self, xs: object, t: int, path: bytes, length: object) -> object:
-        if "xs_read" in self.fails:
-            ffi.errno = self.fails["xs_read"]
+    def xs_read_watch(self, xs: object, count: object) -> object:
+        self.there, self.coming = self.there + self.coming, []
+        if "xs_read_watch" in self.fails:
+            ffi.errno = errno.EPIPE
             return ffi.NULL
-        self.there, self.coming = self.there + self.coming, 0
-        return ffi.cast("void *", 1)
+        assert self.there, "it would wait for ever"
+        self.token = ffi.new("char[]", self.there.pop(0).encode())
+        self.report = ffi.new("char *[]", [ffi.NULL, self.token])
+        return self.report
 
     def xs_check_watch(self, xs: object) -> object:
         if self.there:
-            self.there -= 1
+            self.there.pop(0)
             return ffi.cast("void *", 1)
-        ffi.errno = self.fails.get("xs_check_watch", errno.EAGAIN)
+        ffi.errno = errno.EPIPE if "xs_check_watch" in self.fails else errno.EAGAIN
         return ffi.NULL
 
     def free(self, pointer: object) -> None: ...
@@ -161,39 +168,59 @@ class TestNodes:
     def test_each_path_is_watched_and_the_first_reports_are_no_changes(
         self, watched: Watched
     ) -> None:
-        nodes = NodeWatch(["/a", "/b"])
-        assert watched.watched == ["/a", "/b"]
-        assert not nodes.changed()
-        nodes.close()
+        with NodeWatch(["/a", "/b"]) as nodes:
+            assert watched.watched[:2] == ["/a", "/b"]
+            assert not nodes.changed()
+            assert not nodes.reported()
         nodes.close()
 
     def test_a_report_that_is_on_its_way_is_waited_for_and_told_once(
         self, watched: Watched
     ) -> None:
-        nodes = NodeWatch(["/a"])
-        watched.coming = 2
-        assert (nodes.changed(), nodes.changed()) == (True, False)
-        nodes.close()
+        with NodeWatch(["/a"]) as nodes:
+            watched.changes(arrived=True)
+            watched.changes()
+            assert (nodes.changed(), nodes.changed()) == (True, False)
 
-    @pytest.mark.parametrize("call", ["xs_watch", "xs_read", "xs_check_watch"])
+    def test_only_reports_that_are_there_can_be_told_without_a_question(
+        self, watched: Watched
+    ) -> None:
+        with NodeWatch(["/a"]) as nodes:
+            watched.changes()
+            assert not nodes.reported()
+            watched.changes(arrived=True)
+            watched.changes(arrived=True)
+            assert (nodes.reported(), nodes.reported()) == (True, False)
+
+    @pytest.mark.parametrize("call", ["xs_watch", "xs_read_watch"])
     def test_a_failure_is_named_and_leaves_no_connection(self, watched: Watched, call: str) -> None:
-        watched.fails[call] = errno.EPIPE
+        watched.fails.add(call)
         with pytest.raises(XenError, match="Broken pipe") as caught:
             NodeWatch(["/a"])
         assert caught.value.operation == call
 
-    @pytest.mark.parametrize("call", ["xs_read", "xs_check_watch"])
+    def test_ctrl_c_leaves_no_connection(
+        self, watched: Watched, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(watched, "xs_read_watch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            NodeWatch(["/a"])
+
+    @pytest.mark.parametrize("call", ["xs_watch", "xs_read_watch"])
     def test_a_connection_that_is_lost_later_is_no_absence_of_changes(
         self, watched: Watched, call: str
     ) -> None:
-        nodes = NodeWatch(["/a"])
-        watched.fails[call] = errno.EBADF
-        with pytest.raises(XenError, match="the connection to xenstore is lost"):
-            nodes.changed()
-        nodes.close()
+        with NodeWatch(["/a"]) as nodes:
+            watched.fails.add(call)
+            with pytest.raises(XenError, match="xenstore"):
+                nodes.changed()
 
-    def test_any_answer_will_do(self, watched: Watched) -> None:
-        nodes = NodeWatch(["/a"])
-        watched.fails["xs_read"] = errno.ENOENT
-        assert not nodes.changed()
-        nodes.close()
+    def test_nor_is_it_if_nothing_is_asked(self, watched: Watched) -> None:
+        with NodeWatch(["/a"]) as nodes:
+            watched.fails.add("xs_check_watch")
+            with pytest.raises(XenError, match="the connection to xenstore is lost"):
+                nodes.reported()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
