@@ -3,8 +3,11 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+_T = TypeVar("_T")
 
 on_xen = pytest.mark.skipif(Path("/proc/xen/privcmd").exists(), reason="there is a Xen here")
 
@@ -14,9 +17,9 @@ def open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def eventually(true: Callable[[], bool]) -> bool:
-    """Whether something comes true in the next seconds."""
+def eventually(ask: Callable[[], _T]) -> _T:
+    """The first true answer in the next seconds, else the last one."""
     end = time.monotonic() + 10
-    while not true() and time.monotonic() < end:
+    while not (answer := ask()) and time.monotonic() < end:
         time.sleep(0.01)
-    return true()
+    return answer

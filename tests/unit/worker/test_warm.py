@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,13 @@ class Figures:
         assert self.rss_kib - before.rss_kib <= GROWTH_KIB
 
 
-def at_rest(pid: int) -> bool:
-    """Its child has ended, and so has each thread with which it looks at a file."""
+def at_rest(pid: int) -> Figures | None:
+    """What a process has that waits; ``None``: it runs, or had run before all was counted."""
+    status = Path(f"/proc/{pid}/status")  # it counts how often the process has waited
+    before = status.read_text()
     now = Figures.of(pid)
-    return (now.children, now.threads) == (0, 1)
+    waits = "State:\tS" in before and (now.children, now.threads) == (0, 1)
+    return now if waits and status.read_text() == before else None
 
 
 def test_fifty_reverts_grow_by_nothing(reverter: Reverter) -> None:
@@ -104,8 +108,9 @@ def test_fifty_reverts_grow_by_nothing(reverter: Reverter) -> None:
     for _ in range(REVERTS):
         assert reverter.revert(on_progress=note) == REVERTED
         (pid,) = children()
-        assert eventually(lambda pid=pid: at_rest(pid))  # type: ignore[misc]
-        figures.append((Figures.of(os.getpid()), Figures.of(pid)))
+        warm_one = eventually(partial(at_rest, pid))
+        assert warm_one
+        figures.append((Figures.of(os.getpid()), warm_one))
     assert warm_pids == set(children())
     for last, first in zip(figures[-1], figures[FIRST - 1], strict=True):
         last.assert_not_more_than(first)
